@@ -1,0 +1,1 @@
+"""What the commands do: who runs what. The command line, and the one place where configuration becomes objects."""

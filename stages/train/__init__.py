@@ -1,0 +1,1 @@
+"""Stage two: the one training loop, its objectives and its run folder."""
