@@ -1,0 +1,60 @@
+"""Random numbers that are a function of what they are for: Philox, addressed by key and counter.
+
+The key is the seed; the counter says which row of which plane of which domain is drawn, so that views, order and
+schedule never share a stream, and any row can be drawn without the ones before it. Only the bit generator's raw
+stream is used: numpy keeps that stable across versions, while the methods of its distributions may change.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+RAW_PER_COUNTER = 4  # one step of Philox4x64's counter gives four 64-bit numbers
+
+
+class Domain(IntEnum):
+    """What a draw is for; without the tag, keys (seed, view) and (seed, epoch) would give one and the same stream."""
+
+    VIEW = 1
+    SCHEDULE = 2
+    ORDER = 3
+    DROPOUT = 4
+    SPOT_CHECK = 5
+
+
+def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:
+    """Rows `start` to `stop` of the plane's endless table of raw 64-bit draws, uint64 (stop - start, width).
+
+    A row is the same whichever range it is asked for in. A plane is an epoch, a step, or 0 where there is none.
+    """
+    assert 0 <= start <= stop
+    if width == 1:  # four rows a step, so that long single columns (an epoch's order) don't waste three of four
+        first = start // RAW_PER_COUNTER
+        steps = -(-stop // RAW_PER_COUNTER) - first
+        flat = _raw(seed, domain, plane, first, steps)
+        offset = start - first * RAW_PER_COUNTER
+        return flat[offset : offset + stop - start, None]
+    steps_per_row = -(-width // RAW_PER_COUNTER)
+    flat = _raw(seed, domain, plane, start * steps_per_row, (stop - start) * steps_per_row)
+    return flat.reshape(stop - start, steps_per_row * RAW_PER_COUNTER)[:, :width]
+
+
+def _raw(seed: int, domain: Domain, plane: int, counter: int, steps: int) -> NDArray[np.uint64]:
+    words = np.array([counter, plane, domain, 0], dtype=np.uint64)
+    key = np.array([seed, 0], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=words).random_raw(steps * RAW_PER_COUNTER)
+
+
+def below(raw: NDArray[np.uint64], limit: int) -> NDArray[np.int64]:
+    """Each raw draw as an integer in [0, limit), by multiplying its upper 32 bits; `limit` at most 2³².
+
+    The probabilities differ from uniform by less than limit / 2³².
+    """
+    assert 0 < limit <= 1 << 32
+    return (((raw >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
+
+
+def permutations(raw: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The permutation that sorts each row of raw draws, int64 of the same shape; equal draws keep their order."""
+    return np.argsort(raw, axis=-1, kind="stable")

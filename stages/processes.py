@@ -1,0 +1,102 @@
+"""Which process am I, on which device, and how do processes agree: the one wrapper around Accelerate's `Accelerator`.
+
+Accelerate finds out how it was started (alone, `accelerate launch`, `torchrun`), prepares model and optimizer, and
+tracks. It does not shard data here: its loader would repeat samples to even batches out.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
+from torch import Tensor, nn
+
+from dhkd.data.errors import ConfigError
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+
+def resolve_precision(precision: str, cpu: bool) -> Precision:
+    """What `auto` means here: bf16 where the hardware computes it natively, else float32.
+
+    Emulated bf16 is slower than float32, on CPUs without such instructions by more than ten times.
+    """
+    on_gpu = torch.cuda.is_available() and not cpu
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
+        return "bf16" if native else "float32"
+    if precision == "fp16" and not on_gpu:
+        raise ConfigError("precision fp16: expected a GPU, found none; use --precision bf16 or float32")
+    if precision not in ("float32", "bf16", "fp16"):
+        raise ConfigError(f"precision: expected auto, float32, bf16 or fp16, got {precision!r}")
+    return cast(Precision, precision)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+class Processes:
+    """The processes that run one command together."""
+
+    def __init__(self, precision: Precision, cpu: bool = False, track_into: Path | None = None) -> None:
+        trackers = ["tensorboard"] if track_into is not None and find_spec("tensorboard") else None
+        self.precision = precision
+        self.accelerator = Accelerator(
+            mixed_precision="no" if precision == "float32" else precision,
+            cpu=cpu,
+            log_with=trackers,
+            project_dir=str(track_into) if track_into else None,
+            dataloader_config=DataLoaderConfiguration(),
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.is_first: bool = self.accelerator.is_main_process
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Model and optimizer as Accelerate runs them: on the device, under autocast, averaged over the processes."""
+        prepared, optimizer = self.accelerator.prepare(model, optimizer)
+        return prepared, optimizer
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which a network computes in this run's precision."""
+        return cast(AbstractContextManager[Any], self.accelerator.autocast())
+
+    def unsynchronized(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which gradients are not averaged as they arise."""
+        if self.world_size == 1:
+            return nullcontext()
+        return cast(AbstractContextManager[Any], self.accelerator.no_sync(model))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor of one shape."""
+        return cast(Tensor, self.accelerator.reduce(values, reduction="sum")) if self.world_size > 1 else values
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes, in place."""
+        if self.world_size == 1:
+            return
+        # One message: many small ones cost more than the copy.
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world_size
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view(tensor.shape))
+
+    def broadcast(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+        return broadcast_object_list([value])[0] if self.world_size > 1 else value
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        """Close trackers and the process group."""
+        self.accelerator.end_training()
