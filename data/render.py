@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from dhkd.data.image_set import ImageSet
 from dhkd.data.views import CropFlip
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 class Normalization:
@@ -57,4 +56,4 @@ class Renderer:
 def witnesses(pixels_BCHW: Tensor) -> NDArray[np.uint32]:
     """zlib.crc32 of each image's pixels as bytes in (C, H, W) order, uint32 (B,): what a cache remembers of a view."""
     rows = pixels_BCHW.contiguous().cpu().numpy().reshape(len(pixels_BCHW), -1)
-    return np.fromiter((zlib.crc32(row) for row in rows), dtype=np.uint32, count=len(rows))
+    return np.fromiter((zlib.crc32(row.data) for row in rows), dtype=np.uint32, count=len(rows))

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from dhkd.data.philox import Domain, below, permutations, raw_rows
+from torch import Tensor
 
 
 def independent(seed: int, epoch: int, num_samples: int, num_views: int) -> Tensor:

@@ -10,13 +10,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from dhkd.data.cache.contract import WITNESS, LogitReader, read_view
 from dhkd.data.errors import CacheMismatch, ConfigError, one_of
 from dhkd.data.philox import Domain, below, raw_rows
 from dhkd.data.render import Normalization, Renderer, witnesses
 from dhkd.data.schedule import SCHEDULES, order_of_epoch
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from dhkd.data.errors import ConfigError
 from dhkd.data.philox import Domain, permutations, raw_rows
+from torch import Tensor
 
 
 @dataclass(frozen=True)

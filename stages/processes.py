@@ -4,7 +4,7 @@ Accelerate finds out how it was started (alone, `accelerate launch`, `torchrun`)
 tracks. It does not shard data here: its loader would repeat samples to even batches out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
-from torch import Tensor, nn
-
 from dhkd.data.errors import ConfigError
+from torch import Tensor, nn
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -89,6 +89,25 @@ class Processes:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's buffers: batch norm's running statistics differ between processes."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss as it is differentiated: times the gradient scaler's factor under fp16, else unchanged."""
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else cast(Tensor, scaler.scale(loss))
+
+    def clip(self, model: nn.Module, max_norm: float) -> None:
+        """Clip the norm of all gradients together, undoing fp16's scale first."""
+        self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
+
+    def step_was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the last step was left out because a gradient overflowed under fp16."""
+        return bool(getattr(optimizer, "step_was_skipped", False))
+
     def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
@@ -97,6 +116,27 @@ class Processes:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
+    def start_tracking(self, config: Mapping[str, Any]) -> None:
+        """Open the trackers for a run with these settings (nested plain values)."""
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("tracking", config=_flat(config))
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Give every tracker these values."""
+        self.accelerator.log(dict(values), step=step)
+
     def end(self) -> None:
-        """Close trackers and the process group."""
+        """Close trackers and the process group, so that another `Processes` may follow in this interpreter."""
         self.accelerator.end_training()
+        self.accelerator.free_memory()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

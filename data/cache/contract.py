@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.errors import NonFiniteLoss
+from numpy.typing import NDArray
 
 WITNESS = "witness"  # the array beside the signals: a checksum of each row's rendered pixels
 
@@ -108,7 +107,7 @@ class LogitReader(Protocol):
     def plan(self) -> Plan: ...
 
     def read(self, block: Block, name: str) -> NDArray[np.generic]:
-        """One block of one signal or of the witness, as stored: (rows, …). Raises `CacheDamaged`, never gives fill values."""
+        """One block of one array, as stored: (rows, …). Raises `CacheDamaged`, never gives fill values."""
 
 
 def read_view(reader: LogitReader, view: int, name: str) -> NDArray[np.generic]:

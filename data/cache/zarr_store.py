@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
-
 from dhkd.data.cache.contract import WITNESS, Block, Plan, encode
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from dhkd.data.files import sync_folder, write_atomically
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 MANIFEST_ATTRIBUTE = "dhkd"
 INDEX_NAME = "index.json"
@@ -116,9 +115,9 @@ class ZarrWriter(_ZarrCache):
         assert set(rows) == set(self.names)
         for name, values in rows.items():
             assert len(values) == len(block)
-            if name != WITNESS:
-                values = encode(name, block, np.asarray(values, dtype=np.float32), _row_of(self.manifest, name)[1])
-            self._arrays[name][block.view, block.start : block.stop] = values
+            _, dtype = _row_of(self.manifest, name)
+            stored = values if name == WITNESS else encode(name, block, np.asarray(values, dtype=np.float32), dtype)
+            self._arrays[name][block.view, block.start : block.stop] = stored
             # Zarr renames a finished file into place; flushing it makes the rename survive a loss of power.
             _flush(self.path / self._key(name, block))
 
@@ -143,7 +142,9 @@ class ZarrReader(_ZarrCache):
             raise CacheIncomplete(f"cache at {path}: nothing is there; make it with 'dhkd cache-teacher'")
         manifest = read_manifest(path)
         if manifest is None:
-            raise CacheIncomplete(f"cache at {path}: expected a dhkd cache, found no manifest; make it with 'dhkd cache-teacher'")
+            raise CacheIncomplete(
+                f"cache at {path}: expected a dhkd cache, found no manifest; make it with 'dhkd cache-teacher'"
+            )
         super().__init__(path, manifest)
 
     @property
@@ -157,22 +158,30 @@ class ZarrReader(_ZarrCache):
         if not self.complete:
             raise CacheIncomplete(f"cache at {self.path}: it was never finished; {_RESUME}")
         if self._structure_digest() != self._index["structure"]:
-            raise CacheDamaged(f"cache at {self.path}: a zarr.json was changed after the cache was finished; rebuild it")
+            raise CacheDamaged(
+                f"cache at {self.path}: a zarr.json was changed after the cache was finished; rebuild it"
+            )
 
     def read(self, block: Block, name: str) -> NDArray[np.generic]:
-        """One block of one signal or of the witness, as stored: (rows, …). Raises `CacheDamaged`, never gives fill values."""
+        """One block of one array, as stored: (rows, …). Raises `CacheDamaged`, never gives fill values."""
         key = self._key(name, block)
         expected = self._index["chunks"].get(key)
         got = self._size(name, block)
         if expected is None or got != expected[0]:
-            raise CacheDamaged(f"cache at {self.path}: {key} ({block}) expected {expected and expected[0]} bytes, got {got}; {_RESUME}")
+            raise CacheDamaged(
+                f"cache at {self.path}: {key} ({block}) expected {expected and expected[0]} bytes, got {got}; {_RESUME}"
+            )
         # A chunk copied to another place passes its own checksum, but not the index's.
         if _stored_checksum(self.path / key) != expected[1]:
-            raise CacheDamaged(f"cache at {self.path}: {key} ({block}) is not the chunk that was written; delete it, then {_RESUME}")
+            raise CacheDamaged(
+                f"cache at {self.path}: {key} ({block}) is not the chunk that was written; delete it, then {_RESUME}"
+            )
         try:
             values = self._arrays[name][block.view, block.start : block.stop]
         except ValueError as error:
-            raise CacheDamaged(f"cache at {self.path}: {key} ({block}): {_line(error)}; delete it, then {_RESUME}") from error
+            raise CacheDamaged(
+                f"cache at {self.path}: {key} ({block}): {_line(error)}; delete it, then {_RESUME}"
+            ) from error
         return np.asarray(values)
 
     def stored_bytes(self) -> int:
@@ -205,7 +214,9 @@ def read_manifest(path: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheDamaged(f"{metadata}: expected a Zarr group's metadata ({_line(error)}); rebuild the cache") from error
+        raise CacheDamaged(
+            f"{metadata}: expected a Zarr group's metadata ({_line(error)}); rebuild the cache"
+        ) from error
     if not isinstance(attributes, dict) or MANIFEST_ATTRIBUTE not in attributes:
         return None
     return Manifest.from_json(attributes[MANIFEST_ATTRIBUTE], f"cache at {path}")
@@ -242,11 +253,15 @@ def _require_empty(path: Path) -> None:
     if not path.is_dir():
         raise CacheMismatch(f"cache at {path}: expected a folder, got a file; choose another --out")
     leftovers = {"signals", WITNESS, "zarr.json"}
-    foreign = [entry.name for entry in path.iterdir() if entry.name not in leftovers and not entry.name.endswith(".partial")]
+    foreign = [
+        entry.name for entry in path.iterdir() if entry.name not in leftovers and not entry.name.endswith(".partial")
+    ]
     chunks = [chunk for folder in leftovers for chunk in (path / folder).glob("**/c/**/*") if chunk.is_file()]
     if foreign or chunks:
         found = foreign or [str(chunks[0].relative_to(path))]
-        raise CacheMismatch(f"cache at {path}: expected an empty folder or a dhkd cache, found {found[0]}; choose another --out")
+        raise CacheMismatch(
+            f"cache at {path}: expected an empty folder or a dhkd cache, found {found[0]}; choose another --out"
+        )
 
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
@@ -273,7 +288,8 @@ def _require_complete(path: Path, missing: list[Block], plan: Plan) -> None:
     if missing:
         total = plan.num_views * plan.blocks_per_view
         raise CacheIncomplete(
-            f"cache at {path}: {total - len(missing)} of {total} blocks are there, the first missing is {missing[0]}; {_RESUME}"
+            f"cache at {path}: {total - len(missing)} of {total} blocks are there,"
+            f" the first missing is {missing[0]}; {_RESUME}"
         )
 
 

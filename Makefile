@@ -1,0 +1,39 @@
+# Everything sets itself up: `make demo` and `make test` need only Python 3.11 or newer and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# uv installs the same packages several times faster; without it pip does.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
+ARGS ?=
+
+.PHONY: setup demo test check bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/dhkd demo $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+# mypy needs to find the root folders under their import name, without a root package.
+check: setup
+	mkdir -p .types/dhkd
+	for folder in pipeline stages data configs; do ln -sfn ../../$$folder .types/dhkd/$$folder; done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=.types $(BIN)/mypy -p dhkd
+	$(BIN)/pytest -q tests/test_imports.py
+
+bench: setup
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info

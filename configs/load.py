@@ -1,0 +1,139 @@
+"""Presets: finding them, reading them, and overriding their values from the command line."""
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from dhkd.configs.schema import Experiment, Section
+from dhkd.data.errors import ConfigError, unknown  # the one thing that configuration takes from `data`
+from pydantic import BaseModel, ValidationError
+
+SUFFIX = ".yaml"
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that come with the program, sorted."""
+    return sorted(_walk(files("dhkd.configs") / "presets", ""))
+
+
+def preset_text(name: str) -> str:
+    """The YAML text of a preset: a name from `preset_names`, the path of a YAML file, or a run's folder.
+
+    Raises `ConfigError` for a name or path that doesn't exist.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path /= "config.yaml"
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"preset file {path}: {reason}") from error
+    names = preset_names()
+    if name not in names:
+        raise ConfigError(unknown("preset", name, names))
+    return (files("dhkd.configs") / "presets").joinpath(*f"{name}{SUFFIX}".split("/")).read_text(encoding="utf-8")
+
+
+def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = False) -> Experiment:
+    """The experiment that a preset and `key=value` overrides describe; dots reach into sections.
+
+    A value is read as YAML, so `limit=null` and `milestones=[30,60]` mean what they say. Raises `ConfigError` in one
+    line, with the nearest valid name for an unknown key.
+    """
+    try:
+        tree = yaml.safe_load(preset_text(name))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"preset {name}: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"preset {name}: expected a mapping of keys to values, got {type(tree).__name__}")
+    if smoke:
+        settings = tree.get("smoke") or {}
+        if not isinstance(settings, dict):
+            raise ConfigError(f"preset {name}: smoke expected a mapping of keys to values, got {settings!r}")
+        for key, value in settings.items():
+            _assign(tree, str(key), value)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override}: expected key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is no YAML ({' '.join(str(error).split())})") from error
+        _assign(tree, key.strip(), _number(value))
+    return parse_experiment(tree, f"preset {name}")
+
+
+def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
+    """The experiment of a tree of plain values; `where` begins the line of a `ConfigError`."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+
+
+def _walk(folder: Traversable, prefix: str) -> Iterable[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(SUFFIX):
+            yield prefix + entry.name.removesuffix(SUFFIX)
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a bare word for a section sets its main field and leaves the rest."""
+    *sections, last = key.split(".")
+    model: type[BaseModel] | None = Experiment
+    node = tree
+    for name in sections:
+        model = _require_field(model, name, key)
+        child = node.get(name)
+        if isinstance(child, str) and model is not None and issubclass(model, Section) and model.main_field:
+            child = {model.main_field: child}
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {name} is a single value, not a section")
+        node[name] = dict(child or {})
+        node = node[name]
+    section = _require_field(model, last, key)
+    if section is not None and issubclass(section, Section) and section.main_field and isinstance(value, str):
+        existing = node.get(last)
+        node[last] = {**(existing if isinstance(existing, dict) else {}), section.main_field: value}
+    else:
+        node[last] = value
+
+
+def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[BaseModel] | None:
+    """The section that the field holds, None when it holds a value or free keys."""
+    if model is None:
+        return None
+    if name not in model.model_fields:
+        raise ConfigError(f"--set {key}: {unknown('key', name, model.model_fields)}")
+    annotation = model.model_fields[name].annotation
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a word; people mean the number."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def _explain(problem: Any) -> str:
+    place = [part for part in problem["loc"] if not str(part).startswith("literal[") and part != "int"]
+    name = ".".join(str(part) for part in place) or "the file"
+    if problem["type"] == "extra_forbidden":
+        model: type[BaseModel] | None = Experiment
+        for part in place[:-1]:
+            model = _require_field(model, str(part), name)
+        valid = model.model_fields if model is not None else ()
+        return f"{'.'.join(map(str, place[:-1])) or 'top level'}: {unknown('key', str(place[-1]), valid)}"
+    got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{got}"

@@ -1,0 +1,103 @@
+"""What a preset says: frozen, validated models. Names of sources, networks and objectives are looked up by the builder.
+
+A section given as a bare word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+MAX_SEED = 2**63 - 1
+
+
+class Section(BaseModel):
+    """A part of a preset; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    main_field: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_word(cls, value: Any) -> Any:
+        return {cls.main_field: value} if cls.main_field and isinstance(value, str) else value
+
+
+class Data(Section):
+    """Which data set."""
+
+    main_field = "source"
+    source: str
+    limit: int | None = Field(None, ge=2, description="keep only the first so many training samples")
+
+
+class Views(Section):
+    """How a view is drawn; part of a cache's identity."""
+
+    kind: Literal["crop-flip"] = "crop-flip"
+    padding: int = Field(ge=0, le=64, description="pixels of zeros on each side")
+    flip: bool
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="belongs to the cache; the experiment has its own")
+
+
+class Training(Section):
+    """How one network is trained: SGD and its schedule. The batch size is that of all processes together."""
+
+    main_field = "architecture"
+    architecture: str
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(64, ge=2)
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle"] = "multistep"
+    milestones: tuple[int, ...] = Field((), description="epochs, from 0, that begin with the rate × gamma")
+    gamma: float = Field(0.1, gt=0)
+    warmup_epochs: float = Field(0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Precision = "auto"
+
+
+class Teacher(Training):
+    """The network that is cached."""
+
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="accept only a cache of this teacher")
+
+
+class Student(Training):
+    """The network that learns from the cache."""
+
+    view_schedule: Literal["independent", "cycle"] = Field(
+        "independent", description="independent needs the whole cache in memory, cycle one view at a time"
+    )
+
+
+class Cache(Section):
+    """What stage one writes."""
+
+    views: int | Literal["all"] = "all"
+    signals: tuple[Literal["logits"], ...] = ("logits",)
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "auto"
+    batch_size: int = Field(256, ge=1)
+    block_mb: float = Field(4, gt=0, le=64, description="largest block of the largest signal, in MiB")
+
+
+class Experiment(Section):
+    """One preset: data set, views, teacher, cache and student, with the record of what is known of them."""
+
+    description: str
+    data: Data
+    views: Views
+    teacher: Teacher
+    cache: Cache = Cache()
+    student: Student
+    objective: str = "dhkd"
+    objectives: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, description="each objective's options where they differ from its own defaults"
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    smoke: Mapping[str, Any] = Field(default_factory=dict, description="what --smoke sets, to run in seconds")
+    record: Mapping[str, Any] = Field(default_factory=dict, description="commands, published and measured results")

@@ -1,0 +1,60 @@
+"""Tables for people, of what the commands return as plain values."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def cache_table(result: Mapping[str, Any]) -> str:
+    """What `inspect` says of a cache."""
+    identity, provenance = result["identity"], result["provenance"]
+    recipe = ", ".join(f"{key} {value}" for key, value in identity["recipe"].items() if key != "kind")
+    progress = "complete" if result["complete"] else "not finished"
+    rows = {
+        "cache": f"{result['path']} ({result['digest'][:12]})",
+        "state": f"{progress}, {result['blocks_done']} of {result['blocks']} blocks",
+        "size": f"{result['bytes'] / 1e6:,.1f} MB in blocks of {result['rows_per_block']:,} rows",
+        "data set": f"{identity['dataset']['name']}, {identity['dataset']['split']}: {result['samples']:,} samples,"
+        f" {result['classes']} classes ({identity['dataset']['fingerprint'][:12]})",
+        "views": f"{result['views']} of {identity['recipe']['kind']} ({recipe})",
+        "signals": ", ".join(f"{name} {dtype}" for name, dtype in result["signals"].items()),
+        "teacher": f"{result['teacher']} ({result['teacher_sha256'][:12]}),"
+        f" test top-1 {provenance.get('teacher_test_top1', float('nan')):.2f} %",
+        "computed in": identity["precision"],
+        "made with": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
+        "made on": str(provenance.get("hardware", "unknown")),
+        "command": str(provenance.get("command", "unknown")),
+    }
+    return plain_table(["", ""], list(rows.items()), header=False)
+
+
+def demo_table(result: Mapping[str, Any]) -> str:
+    """What the demo measured, with its own honest reading."""
+    rows = [
+        (
+            run["name"],
+            run["architecture"],
+            f"{run['last_top1']:.2f}",
+            f"{run['best_top1']:.2f}",
+            f"{run['seconds']:.1f}",
+            f"{run['teacher_seconds_saved']:.1f}" if run["teacher_seconds_saved"] else "–",
+        )
+        for run in result["runs"]
+    ]
+    header = ["run", "network", "top-1 %", "best", "seconds", "teacher's forwards saved, s"]
+    return "\n".join([plain_table(header, rows), *result["reading"]])
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
+    """Rows of text under `columns`; the first column to the left, numbers to the right, nothing wrapped."""
+    table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for position, name in enumerate(columns):
+        table.add_column(name, justify="left" if position < 2 else "right", overflow="fold", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    stream = io.StringIO()
+    Console(file=stream, width=1000, highlight=False, markup=False).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

@@ -1,0 +1,59 @@
+"""`binary-kl` and `binary-kl-norm`: a logit-level loss beside cross-entropy on a SINGLE head.
+
+This is the combination that the paper reports as collapsing (Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge
+Distillation", KDD 2025, arXiv 2411.08937): it is here to be compared with `dhkd`, which gives each loss its own head.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from dhkd.stages.models.student import StudentLogits
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import require_temperature, require_weights
+
+LogitLoss = Literal["binary-kl", "binary-kl-norm"]
+
+# (student_BK, teacher_BK, temperature) → a scalar; the name is also the term's.
+LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "binary-kl": losses.binary_kl,
+    "binary-kl-norm": losses.binary_kl_norm,
+}
+
+
+@dataclass(frozen=True)
+class BinaryKL:
+    """ce_weight · CE + alpha · BinaryKL, both of the task head."""
+
+    alpha: float = 1.0
+    temperature: float = 2.0
+    ce_weight: float = 1.0
+
+    loss: ClassVar[LogitLoss] = "binary-kl"
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    auxiliary: ClassVar[None] = None
+    protected: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        require_temperature(self.loss, self.temperature)
+        require_weights(self.loss, alpha=self.alpha, ce_weight=self.ce_weight)
+
+    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` and the logit-level loss under its own name."""
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            self.loss: LOGIT_LOSSES[self.loss](student.task, teacher["logits"], self.temperature),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, self.loss: self.alpha}
+
+
+@dataclass(frozen=True)
+class BinaryKLNorm(BinaryKL):
+    """ce_weight · CE + alpha · BinaryKL-Norm, both of the task head."""
+
+    loss: ClassVar[LogitLoss] = "binary-kl-norm"

@@ -1,0 +1,66 @@
+"""`dhkd`: cross-entropy on the task head, a logit-level loss on an auxiliary one, and their gradients aligned.
+
+Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head",
+KDD 2025, arXiv 2411.08937. The head itself is in `stages/models/`, the alignment in `gradients.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dhkd.data.errors import ConfigError, one_of
+from dhkd.stages.models.student import StudentLogits
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.binary_kl import LOGIT_LOSSES, LogitLoss
+from dhkd.stages.train.objectives.contract import AuxiliaryHead, require_temperature, require_weights
+
+
+@dataclass(frozen=True)
+class DHKD:
+    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head), CE's gradient protected if `align`.
+
+    The defaults are the published settings of CIFAR-100; ce_weight is the paper's γ. `alpha_epochs`: alpha is 0 from
+    that epoch (from 0) on, None: never; the published ImageNet run uses 50, with alpha 0.1, a linear head, unaligned.
+    """
+
+    alpha: float = 1.0
+    temperature: float = 2.0
+    ce_weight: float = 1.0
+    head: AuxiliaryHead = "nonlinear"
+    align: bool = True
+    loss: LogitLoss = "binary-kl-norm"
+    alpha_epochs: int | None = None
+
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+
+    def __post_init__(self) -> None:
+        require_temperature("dhkd", self.temperature)
+        require_weights("dhkd", alpha=self.alpha, ce_weight=self.ce_weight)
+        one_of("auxiliary head of objective 'dhkd'", self.head, dict.fromkeys(("linear", "nonlinear")))
+        one_of("loss of objective 'dhkd'", self.loss, {str(name): None for name in LOGIT_LOSSES})
+        if self.alpha_epochs is not None and self.alpha_epochs < 0:
+            raise ConfigError(f"objective 'dhkd': alpha_epochs: expected an epoch >= 0, got {self.alpha_epochs!r}")
+
+    @property
+    def auxiliary(self) -> AuxiliaryHead:
+        """The head that the student needs."""
+        return self.head
+
+    @property
+    def protected(self) -> str | None:
+        """`ce` where gradients are aligned."""
+        return "ce" if self.align else None
+
+    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` of the task head and the logit-level loss, under its own name, of the auxiliary head."""
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            self.loss: LOGIT_LOSSES[self.loss](student.distill, teacher["logits"], self.temperature),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """alpha until `alpha_epochs`, then 0; the cross-entropy's weight stays."""
+        ended = self.alpha_epochs is not None and epoch >= self.alpha_epochs
+        return {"ce": self.ce_weight, self.loss: 0.0 if ended else self.alpha}

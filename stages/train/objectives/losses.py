@@ -1,0 +1,73 @@
+"""The losses as pure functions of tensors: no model, no epoch, no weight and no configuration in here.
+
+Each computes in float32 whatever comes in and whatever autocast says (float64 stays float64): inputs are widened
+before anything else, because a difference of two fp16 logits may already overflow. Values and gradients are finite for
+|student − teacher| up to 1e4. The transcription of the equations with clamped probabilities is left out on purpose: in
+float32 a clamp at 1 − 1e-8 clamps nothing, and such a loss is infinite from a difference of about 33 on.
+
+B is the batch, K the classes, N the batch's size, s and t the student's and teacher's logits, τ the temperature, σ the
+logistic function.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# From here on log cosh x = |x| − log 2 to the last digit of a float64: exp(−2·20) is 4e-18.
+LOG_COSH_IS_LINEAR = 20.0
+
+
+def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Cross-entropy with the labels (int64), mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i]."""
+    return F.cross_entropy(_widened(logits_BK), labels_B)
+
+
+def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """Classical distillation: τ²/N · Σ KL( softmax(t/τ) ‖ softmax(s/τ) ), sum over classes, mean over the batch.
+
+    Its gradient in s is τ/N · (softmax(s/τ) − softmax(t/τ)). Hinton, Vinyals, Dean, "Distilling the Knowledge in a
+    Neural Network", 2015, arXiv 1503.02531, section 2; the factor τ² keeps the gradient's size independent of τ.
+    """
+    log_student_BK = F.log_softmax(_widened(student_BK) / temperature, dim=1)
+    log_teacher_BK = F.log_softmax(_widened(teacher_BK) / temperature, dim=1)
+    divergence = F.kl_div(log_student_BK, log_teacher_BK, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """BinaryKL: τ²/N · Σ KL( Bernoulli(σ(t/τ)) ‖ Bernoulli(σ(s/τ)) ), sum over classes, mean over the batch.
+
+    Its gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
+    2025, arXiv 2411.08937; the paper's equation sums over the batch, its published code divides by N as here. In
+    float32 an entry's value is exact to about 1e-7 · τ² (and may be that far below 0), its gradient to 1e-7 · τ/N.
+    """
+    student_BK, teacher_BK = _widened(student_BK) / temperature, _widened(teacher_BK) / temperature
+    # log σ(x) = −softplus(−x), and 1 − σ(x) is taken as σ(−x): no probability is ever rounded to 0 or 1 and then logged.
+    yes_BK = teacher_BK.sigmoid() * (F.logsigmoid(teacher_BK) - F.logsigmoid(student_BK))
+    no_BK = (-teacher_BK).sigmoid() * (F.logsigmoid(-teacher_BK) - F.logsigmoid(-student_BK))
+    return temperature**2 * _summed_over_classes(yes_BK + no_BK)
+
+
+def binary_kl_norm(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """BinaryKL-Norm: τ²/N · Σ KL( [½, ½] ‖ [σ(d), 1 − σ(d)] ), d = (s − t)/τ; sum over classes, mean over the batch.
+
+    That is τ²/N · Σ log cosh((s − t)/(2τ)); its gradient in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An,
+    "Dual-Head Knowledge Distillation", KDD 2025, arXiv 2411.08937: what its published figures were trained with.
+    """
+    difference_BK = _widened(student_BK) - _widened(teacher_BK)
+    return temperature**2 * _summed_over_classes(_log_cosh(difference_BK / (2 * temperature)))
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _summed_over_classes(loss_BK: Tensor) -> Tensor:
+    return loss_BK.sum(dim=1).mean()
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    # log1p(2 sinh²(x/2)) keeps every digit near 0, in value and gradient, where |x| + softplus(−2|x|) − log 2 is the
+    # difference of numbers near log 2. The bound keeps sinh from overflowing.
+    bounded = x.clamp(-LOG_COSH_IS_LINEAR, LOG_COSH_IS_LINEAR)
+    return torch.log1p(2 * torch.sinh(bounded / 2).square()) + F.relu(x.abs() - LOG_COSH_IS_LINEAR)

@@ -1,0 +1,127 @@
+"""A run's folder: what was asked (config.yaml), what happened (metrics.jsonl), where it stands (checkpoint/), what came
+out (result.json and the weights). Every file is finished or absent."""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from dhkd.data.cache.manifest import differences
+from dhkd.data.errors import RunExists, RunMismatch
+from dhkd.data.files import write_atomically
+
+CONFIG, METRICS, RESULT, CHECKPOINT = "config.yaml", "metrics.jsonl", "result.json", "checkpoint/state.pt"
+
+
+class RunFolder:
+    """Opens a folder for one run, or for its continuation."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Claim `path` for the run that `config` (plain values) describes.
+
+        Raises `RunExists` when a run is there and `resume` was not asked for, `RunMismatch` when `resume` finds
+        a run of another configuration. Resuming where nothing is starts afresh.
+        """
+        self.path = path
+        self.config = dict(config)
+        if path.exists() and not path.is_dir():
+            raise RunExists(f"output folder {path}: expected a folder, got a file; choose another --out")
+        existing = read_config(path)
+        if existing is None:
+            return
+        if not resume:
+            raise RunExists(
+                f"output folder {path} already holds a run; continue it with --resume or choose another --out"
+            )
+        changed = differences(existing, self.config)
+        changed += [f"{key} expected nothing, got {self.config[key]}" for key in self.config.keys() - existing.keys()]
+        if changed:
+            raise RunMismatch(
+                f"run at {path}: {'; '.join(changed)}; resume it with its own settings or choose another --out"
+            )
+
+    def begin(self) -> None:
+        """Write the configuration, which marks the folder as taken; call it in the first process only."""
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode()
+        write_atomically(self.path / CONFIG, lambda stream: stream.write(text))
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result; None while there is none."""
+        path = self.path / RESULT
+        if not path.exists():
+            return None
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise RunMismatch(
+                f"{path}: expected a result in JSON ({error}); delete it and run again with --resume"
+            ) from error
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> int:
+        """Add a line to metrics.jsonl; its length in bytes afterwards."""
+        with (self.path / METRICS).open("ab") as stream:
+            stream.write(json.dumps(metrics).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+            return stream.tell()
+
+    def cut_metrics(self, length: int) -> None:
+        """Drop what was written to metrics.jsonl after it was `length` bytes long."""
+        path = self.path / METRICS
+        if path.exists():
+            os.truncate(path, min(length, path.stat().st_size))
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        write_atomically(self.path / CHECKPOINT, lambda stream: torch.save(dict(state), stream))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint, on the CPU; None when no epoch has been finished yet."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        except (
+            RuntimeError,
+            ValueError,
+            EOFError,
+            OSError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
+            reason = str(error).splitlines()[0]
+            raise RunMismatch(
+                f"checkpoint {path} can't be read ({reason}); delete it to train from the start"
+            ) from error
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which marks the run as finished."""
+        text = json.dumps(result, indent=2).encode() + b"\n"
+        write_atomically(self.path / RESULT, lambda stream: stream.write(text))
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The configuration of the run at `path`; None when no run is there. Raises `RunMismatch` when it is damaged."""
+    file = path / CONFIG
+    try:
+        config = yaml.safe_load(file.read_bytes())
+        assert isinstance(config, dict)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
+        raise RunMismatch(
+            f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
+        ) from error
+    return config
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, an epoch each."""
+    return [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
