@@ -104,9 +104,9 @@ class CropFlip:
         # A mirrored crop is a crop of the mirrored image, counted from the other side.
         dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
         batch = windows[row_B, flip_B, dy_B, dx_B]
-        height = batch.shape[1]
+        _, height, row_bytes = batch.shape
         channels = windows.stride(3)
-        return batch.view(len(row_B), height, -1, channels).permute(0, 3, 1, 2)
+        return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
     def apply(self, images_BCHW: Tensor, draws: Tensor) -> Tensor:
         """The pixels that `draws` make of the images: uint8 (B, C, H, W), a crop each and no arithmetic on levels."""

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+# A gradient over all parameters: tensors by their parameter's position. A parameter that the loss doesn't reach is
+# absent, and counts as zero.
+Gradient = dict[int, Tensor]
+
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """How the two gradients stood to each other, as scalars on their device: reading one waits for the device.
+    """How g1 and g2 stood to each other, as scalars on their device: reading one waits for the device.
 
-    They are of the gradients as computed, so with the square of any factor that `scale` applied; `cosine` and
-    `conflict` are free of it.
+    They are of the gradients as computed, hence times the square of what `scale` multiplied by; `cosine` and `conflict`
+    are free of that.
     """
 
     dot: Tensor
@@ -33,7 +37,7 @@ class AlignmentReport:
 
     @property
     def conflict(self) -> Tensor:
-        """Whether the gradients opposed each other, so that the second one was projected: a bool scalar."""
+        """Whether the gradients opposed each other, so that g2 was projected: a bool scalar."""
         return self.dot < 0
 
 
@@ -49,67 +53,72 @@ def backward(
     """Put the gradient of the weighted terms into the `grad` of `parameters`, which the caller has cleared.
 
     `parameters` are all trainable ones, in an order that all processes share. With `protected` None this is one
-    `backward()` of the weighted sum, which DDP's hooks average, and None comes back. Otherwise `protected` names the
-    term whose gradient g1 is kept, g2 is the gradient of all others, and `grad` becomes
-    (1 − c)·g1 + g2 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², c = 0 where g1 = 0. A parameter that a loss doesn't reach counts
-    as zero there; one that neither reaches keeps its `grad`, as after `backward()`.
+    `backward()` of the weighted sum, which DDP's hooks average, and None comes back. Otherwise g1 is the gradient of
+    the term `protected`, g2 that of all others together, and `grad` becomes (1 − c)·g1 + g2 with
+    c = min(0, ⟨g1, g2⟩) / ‖g1‖², c = 0 where g1 = 0. A parameter that neither reaches keeps its `grad`, as after
+    `backward()`.
 
-    `scale` multiplies each loss (fp16's GradScaler). A common factor cancels in c, so scaled gradients are aligned like
-    true ones; what overflowed stays non-finite, for the scaler to see. `average` replaces each tensor of a list by its
-    mean over the processes, in place; it is applied to g1 and g2 before they are projected, for autograd.grad bypasses
-    DDP, and projecting first would be another algorithm. All processes pass it lists of the same tensors: which
-    parameters a loss reaches is a property of the graph, and that is the same everywhere.
+    `scale` multiplies each loss (fp16's GradScaler). A common factor cancels in c, so scaled gradients are aligned as
+    the true ones would be, and one that overflowed stays non-finite for the scaler to see. `average` replaces each
+    tensor of a list by its mean over the processes, in place. It is given g1 and g2 before they are projected:
+    autograd.grad bypasses DDP, and projecting first would be another algorithm. Every process gives it the same list:
+    which parameters a loss reaches is a property of the graph, and that is the same in all.
     """
     assert terms.keys() == weights.keys(), f"terms {sorted(terms)}, weights {sorted(weights)}"
     weighted = {name: weights[name] * term for name, term in terms.items()}
     if protected is None:
-        torch.autograd.backward([scale(_sum(weighted.values()))])
+        torch.autograd.backward(scale(_sum(weighted.values())))
         return None
 
-    first = scale(weighted.pop(protected))
-    second = scale(_sum(weighted.values()))
-    gradients1 = _gradients(first, parameters, retain_graph=True)
-    gradients2 = _gradients(second, parameters, retain_graph=False)
-    reached1 = [g1 for g1 in gradients1 if g1 is not None]
-    reached2 = [g2 for g2 in gradients2 if g2 is not None]
+    kept = scale(weighted.pop(protected))
+    rest = scale(_sum(weighted.values()))
+    g1 = _gradient(kept, parameters, retain_graph=True)
+    g2 = _gradient(rest, parameters, retain_graph=False)
     if average is not None:
-        average(reached1)
-        average(reached2)
+        average(list(g1.values()))
+        average(list(g2.values()))
 
-    # What only one loss reaches adds nothing to the dot product; the network's body is what both reach.
-    both = [(g1, g2) for g1, g2 in zip(gradients1, gradients2, strict=True) if g1 is not None and g2 is not None]
-    products = torch._foreach_mul([g1 for g1, _ in both], [g2 for _, g2 in both])
-    dot = torch.stack([product.sum() for product in products]).sum()
-    report = AlignmentReport(dot, _norm_squared(reached1), _norm_squared(reached2))
-    # clamp hands a NaN on, so that a gradient that overflowed is NaN after the projection too.
-    c = torch.where(report.norm1_squared == 0, 0.0, dot.clamp(max=0) / report.norm1_squared)
+    shared = [i for i in g1 if i in g2]  # what only one loss reaches adds nothing to the product
+    report = AlignmentReport(
+        dot=_dot([g1[i] for i in shared], [g2[i] for i in shared], like=kept),
+        norm1_squared=_norm_squared(g1),
+        norm2_squared=_norm_squared(g2),
+    )
+    # clamp hands a NaN on, so a gradient that overflowed is not finite after the projection either.
+    c = torch.where(report.norm1_squared == 0, 0.0, report.dot.clamp(max=0) / report.norm1_squared)
 
-    # All of g1 is multiplied, the part that g2 doesn't reach too: the projection's direction is g1 as a whole.
-    torch._foreach_mul_(reached1, 1 - c)
-    torch._foreach_add_([g1 for g1, _ in both], [g2 for _, g2 in both])
-    for parameter, g1, g2 in zip(parameters, gradients1, gradients2, strict=True):
-        merged = g2 if g1 is None else g1
-        if merged is not None:
-            parameter.grad = merged
+    # All of g1 is multiplied, the part that g2 doesn't reach too: the projection is along g1 as a whole. Not in place,
+    # for autograd may hand out one tensor for two parameters.
+    merged = dict(zip(g1, torch._foreach_mul(list(g1.values()), 1 - c), strict=True))
+    if shared:
+        torch._foreach_add_([merged[i] for i in shared], [g2[i] for i in shared])
+    for i, gradient in (g2 | merged).items():
+        parameters[i].grad = gradient
     return report
 
 
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum()
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).sum()
 
 
-def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> list[Tensor | None]:
-    gradients = torch.autograd.grad(loss, list(parameters), retain_graph=retain_graph, allow_unused=True)
-    return [None if g is None else _owned(g, p) for g, p in zip(gradients, parameters, strict=True)]
+def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> Gradient:
+    tensors = torch.autograd.grad(loss, list(parameters), retain_graph=retain_graph, allow_unused=True)
+    return {i: _laid_out_like(parameters[i], g) for i, g in enumerate(tensors) if g is not None}
 
 
-def _owned(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
-    # backward() gives grad the layout of its parameter; autograd.grad hands out what the last operation made, which may
-    # be an expanded view that nobody can write to. Differing layouts also throw _foreach and optimizers off their fast path.
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    # backward() gives `grad` its parameter's layout. autograd.grad hands out what the last operation made, which may be
+    # an expanded view that can't be written to, or of another memory format, which _foreach and optimizers run slowly.
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
-def _norm_squared(gradients: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+def _dot(first: list[Tensor], second: list[Tensor], *, like: Tensor) -> Tensor:
+    if not first:
+        return torch.zeros_like(like)
+    return _sum(product.sum() for product in torch._foreach_mul(first, second))
+
+
+def _norm_squared(gradient: Gradient) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(gradient.values()))).square().sum()

@@ -3,14 +3,13 @@
 import inspect
 from collections.abc import Callable, Mapping
 
-from pydantic import TypeAdapter, ValidationError
-
 from dhkd.data.errors import ConfigError, one_of, unknown
 from dhkd.stages.train.objectives.binary_kl import BinaryKL, BinaryKLNorm
 from dhkd.stages.train.objectives.contract import Objective
 from dhkd.stages.train.objectives.cross_entropy import CrossEntropy
 from dhkd.stages.train.objectives.dhkd import DHKD
 from dhkd.stages.train.objectives.kd import KD
+from pydantic import TypeAdapter, ValidationError
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "ce": CrossEntropy,

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from dhkd.stages.models.student import StudentLogits
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import require_temperature, require_weights
+from torch import Tensor
 
 LogitLoss = Literal["binary-kl", "binary-kl-norm"]
 

@@ -8,10 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from torch import Tensor
-
 from dhkd.data.errors import ConfigError
 from dhkd.stages.models.student import StudentLogits
+from torch import Tensor
 
 AuxiliaryHead = Literal["linear", "nonlinear"]
 

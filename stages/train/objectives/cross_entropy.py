@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from dhkd.stages.models.student import StudentLogits
 from dhkd.stages.train.objectives import losses
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from dhkd.data.errors import ConfigError, one_of
 from dhkd.stages.models.student import StudentLogits
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.binary_kl import LOGIT_LOSSES, LogitLoss
 from dhkd.stages.train.objectives.contract import AuxiliaryHead, require_temperature, require_weights
+from torch import Tensor
 
 
 @dataclass(frozen=True)

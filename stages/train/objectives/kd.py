@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from dhkd.stages.models.student import StudentLogits
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import require_temperature, require_weights
+from torch import Tensor
 
 
 @dataclass(frozen=True)

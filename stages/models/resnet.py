@@ -1,0 +1,70 @@
+"""ResNets for small images: three stages of basic blocks, with the published CIFAR-100 checkpoints' parameter names.
+
+He et al., 2016, section 4.2: depth 6n + 2, n blocks a stage. The widened ones (8x4, 32x4) have four times the channels,
+in the stem too twice as many. Global average pooling makes any input size work.
+"""
+
+import torch.nn.functional as F
+from dhkd.stages.models.network import Network
+from torch import Tensor, nn
+
+NARROW = (16, 16, 32, 64)  # channels of the stem and of the three stages
+WIDE = (32, 64, 128, 256)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's map after its last activation."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet(Network):
+    """A ResNet of `depth` layers over (B, 3, H, W), H and W at least 4."""
+
+    def __init__(self, depth: int, channels: tuple[int, int, int, int], num_classes: int) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        assert rest == 0, f"depth {depth} is not 6n + 2"
+        stem, *stages = channels
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = _stage(stem, stages[0], blocks, stride=1)
+        self.layer2 = _stage(stages[0], stages[1], blocks, stride=2)
+        self.layer3 = _stage(stages[1], stages[2], blocks, stride=2)
+        self.embedding_dim = stages[2]
+        self.fc = nn.Linear(self.embedding_dim, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """The pooled feature (B, embedding_dim) of images (B, 3, H, W)."""
+        x = F.relu(self.bn1(self.conv1(images_BCHW)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x.mean(dim=(2, 3))
+
+    def classify(self, embedding_BD: Tensor) -> Tensor:
+        """Logits (B, K) of pooled features."""
+        logits_BK: Tensor = self.fc(embedding_BD)
+        return logits_BK
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, channels, stride)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))

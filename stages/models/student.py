@@ -1,0 +1,45 @@
+"""The student: a network with its task head and, in training, perhaps an auxiliary head beside it."""
+
+from typing import Literal, NamedTuple
+
+from dhkd.stages.models.network import Network
+from torch import Tensor, nn
+
+
+class StudentLogits(NamedTuple):
+    """Logits of the task head and of the head that imitates the teacher, (B, K) each."""
+
+    task: Tensor
+    distill: Tensor
+
+
+class Student(nn.Module):
+    """`backbone` alone is what inference uses; `auxiliary` maps the pooled feature to a second set of logits."""
+
+    def __init__(self, backbone: Network, auxiliary: nn.Module | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.auxiliary = auxiliary
+
+    def forward(self, images_BCHW: Tensor) -> StudentLogits:
+        """Both heads' logits from one forward; without an auxiliary head the same tensor twice."""
+        embedding_BD = self.backbone.features(images_BCHW)
+        task_BK = self.backbone.classify(embedding_BD)
+        return StudentLogits(task_BK, task_BK if self.auxiliary is None else self.auxiliary(embedding_BD))
+
+
+def auxiliary_head(kind: Literal["linear", "nonlinear"], embedding_dim: int, num_classes: int) -> nn.Module:
+    """The head for the logit-level loss, (B, embedding_dim) to (B, num_classes).
+
+    Yang et al., "Dual-Head Knowledge Distillation", arXiv 2411.08937; `nonlinear` is the one of its CIFAR-100 runs.
+    """
+    if kind == "linear":
+        return nn.Linear(embedding_dim, num_classes)
+    hidden = 200
+    return nn.Sequential(
+        nn.Linear(embedding_dim, hidden),
+        nn.Dropout(0.1),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )

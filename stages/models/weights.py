@@ -1,0 +1,119 @@
+"""Files of weights: reading every published layout without running any code in them, fitting, hashing, writing."""
+
+import argparse
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from dhkd.data.errors import WeightsError
+from dhkd.data.files import write_atomically
+from torch import Tensor, nn
+
+# Counts steps since initialisation; published files may lack it and no output depends on it.
+IGNORED = "num_batches_tracked"
+NAMES_LISTED = 3  # how many differing names an error lists
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors by name of a .safetensors or torch file, on the CPU.
+
+    Weights may be nested under `model` or `state_dict` and carry a `module.` prefix. Nothing in the file is executed;
+    of types other than tensors and plain values only `argparse.Namespace` is let through. Raises `WeightsError` for a
+    file that is missing, damaged, holds other code, or no weights.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"weights {path}: expected a file, found none") from error
+    except IsADirectoryError as error:
+        raise WeightsError(f"weights {path}: expected a file, got a folder") from error
+    except pickle.UnpicklingError as error:
+        reason = str(error).split(".")[0]
+        raise WeightsError(
+            f"weights {path}: expected tensors and plain values only, refused the file: {reason}"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
+        raise WeightsError(f"weights {path}: the file is damaged or no file of weights ({_line(error)})") from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"weights {path}: expected tensors by name, bare or under model or state_dict, found none")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load `state` into `network`, all of it or nothing; `origin` names the file in errors.
+
+    Raises `WeightsError`, listing the first names and shapes that differ, or the tensor that is not finite.
+    """
+    expected = network.state_dict()
+    differing = [
+        f"{name} expected {_shape(expected.get(name))}, got {_shape(state.get(name))}"
+        for name in [*expected, *(name for name in state if name not in expected)]
+        if not name.endswith(IGNORED) and _shape(expected.get(name)) != _shape(state.get(name))
+    ]
+    if differing:
+        more = f" and {len(differing) - NAMES_LISTED} more" if len(differing) > NAMES_LISTED else ""
+        listed = "; ".join(differing[:NAMES_LISTED])
+        raise WeightsError(
+            f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name"
+        )
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(
+                f"weights {origin}: {name} has values that are not finite; the file is of a failed training"
+            )
+    complete = {name: state.get(name, value) for name, value in expected.items()}
+    network.load_state_dict(complete)
+
+
+def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write the network's state as .safetensors, the same bytes whatever its memory format or device."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content = safetensors.torch.save(tensors, metadata=dict(metadata))
+    write_atomically(path, lambda stream: stream.write(content))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `save_weights` was told beside the tensors; empty where the file says nothing."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"weights {path}: expected a .safetensors file ({_line(error)})") from error
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 (hexadecimal) over the sorted names, dtypes, shapes and bytes of parameters and buffers.
+
+    Independent of memory format, device and of the file's layout; leaves `num_batches_tracked` out.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.endswith(IGNORED):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else "×".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

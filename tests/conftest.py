@@ -1,0 +1,47 @@
+"""What several test files need: tiny data, tiny caches, and where the real data is."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dhkd.data.image_set import ImageSet
+
+torch.set_num_threads(2)
+
+
+def make_images(num_samples: int = 37, size: int = 8, num_classes: int = 5, seed: int = 0) -> ImageSet:
+    """A data set of random pixels, in which no two images are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (num_samples, 3, size, size), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num_samples) % num_classes
+    return ImageSet("random", "train", pixels, labels, num_classes, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    return make_images()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with real CIFAR-100 in torchvision's layout."""
+    folder = os.environ.get("DHKD_TEST_DATA")
+    if not folder or not (Path(folder) / "cifar-100-python").is_dir():
+        pytest.skip("needs real CIFAR-100: set DHKD_TEST_DATA to a folder that holds cifar-100-python/")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_teacher() -> Path:
+    """A real resnet56 checkpoint for CIFAR-100 in the published layout."""
+    folder = os.environ.get("DHKD_TEST_TEACHERS")
+    if not folder or not (Path(folder) / "resnet56_cifar100.pth").is_file():
+        pytest.skip("needs a real teacher: set DHKD_TEST_TEACHERS to a folder that holds resnet56_cifar100.pth")
+    return Path(folder) / "resnet56_cifar100.pth"
