@@ -1,11 +1,15 @@
 """CIFAR-100, from torchvision's layout on disk: ROOT/cifar-100-python/{train,test}.
 
 The files are pickles, so their md5 is checked before anything is unpickled: a damaged one would give garbage, a
-forged one could run code.
+forged one could run code. The names of the classes (the file `meta`) are of no use here and stay unread.
 """
 
+import contextlib
 import hashlib
+import http.client
 import pickle
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +33,16 @@ def load(split: str, root: Path | None, download: bool) -> ImageSet:
         _download(root)
     try:
         content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except OSError as error:
         raise DataError(
-            f"cifar100: expected {FOLDER}/{split} under {root}, found none;"
-            f" name its folder with --data-root, or fetch it with --download"
+            f"cifar100: expected {FOLDER}/{split} under {root}, got: {error.strerror};"
+            f" name the folder that holds {FOLDER} with --data-root DIR, or fetch it with --download"
         ) from error
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if digest != MD5[split]:
         raise DataError(
             f"cifar100: {path}: md5 expected {MD5[split]}, got {digest} ({len(content):,} bytes);"
-            f" the file is damaged, remove it and fetch it again"
+            f" the file is damaged, remove it and fetch it again with --download"
         )
     batch = pickle.loads(content, encoding="latin1")
     pixels_NCHW = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
@@ -50,9 +54,11 @@ def _download(root: Path) -> None:
     from torchvision.datasets import CIFAR100
 
     try:
-        CIFAR100(str(root), download=True)
-    except (OSError, RuntimeError) as error:
+        # Standard output is for a command's result alone, and torchvision may print there.
+        with contextlib.redirect_stdout(sys.stderr):
+            CIFAR100(str(root), download=True)
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(
-            f"cifar100: the download failed ({' '.join(str(error).split())});"
-            f" fetch it elsewhere and name its folder with --data-root"
+            f"cifar100: the download to {root} failed ({' '.join(str(error).split()) or type(error).__name__});"
+            f" fetch it elsewhere and name the folder that holds {FOLDER} with --data-root DIR"
         ) from error

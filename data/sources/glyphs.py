@@ -1,49 +1,57 @@
 """The embedded data set: 100 printed characters, drawn by this program from the fonts that matplotlib ships.
 
 16×16 RGB, 200 training and 40 test images of each character, with small rotation, shear, scale and shift, random
-colours, noise and an occluding stroke. Never mirrored: a mirrored b is a d. Everything after the outlines is integer
-arithmetic on Philox draws; the outlines come from FreeType, whose versions may differ by a grey level, and then the
-data set's fingerprint differs too. It is drawn once and kept in the user's cache folder.
+colours, noise and an occluding stroke. Its views are never mirrored: a mirrored b is a d.
+
+An image is a function of its split and its position, in integer arithmetic on Philox draws. Only the outlines come
+from elsewhere, from FreeType through Pillow, whose versions may differ by a grey level. That is accepted: the data
+set's fingerprint then differs too, and a cache's manifest holds it. The set is drawn once and kept in the user's
+cache folder.
 """
 
 import hashlib
-import zipfile
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from dhkd.data.errors import DataError
 from dhkd.data.files import user_cache_folder, write_atomically
 from dhkd.data.image_set import ImageSet
 from dhkd.data.philox import Domain, below, raw_rows
 from numpy.typing import NDArray
 
-VERSION = 1  # whoever changes a pixel raises it
+log = logging.getLogger("dhkd")
+
+GLYPHS_VERSION = 1  # whoever changes a pixel raises it
 
 # No two that can't be told apart at this size: of 0 O o one, of 1 I l one, of C c one, no Σ beside ∑, no η beside n.
 CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789abdefghijmnqrtyΓΔΘΛΞΠΣΦΨΩαβγδεζλμξπσφψ!?&%#@$+=*/<>[]{}~€£¥§¶÷±√∞∫"
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono")
 PER_CLASS = {"train": 200, "test": 40}
-SEED = 20_240_101
+SEED = (1 << 63) + 1  # above every seed that a preset can name, so that no recipe's views share this stream
 
 SIZE = 16
-SAMPLES = 4  # an image pixel is the mean of 4×4 samples of the outline
-OUTLINE = 96  # outlines are drawn once at this size and then only looked up
-FONT_SIZE = 72  # of the outline, in its own pixels: a capital letter is a little more than half of the outline high
-ONE = 1 << 12  # fixed-point unit of the affine maps
+SAMPLES = 4  # a pixel is the mean of 4×4 samples of the outline
+OUTLINE = 2 * SIZE * SAMPLES  # outlines are drawn once, this large: two of their pixels from sample to sample
+FONT_SIZE = 96  # in the outline's pixels; a capital letter is a little more than half of the outline high
+FRACTION = 12  # bits after the point of fixed-point numbers
+ONE = 1 << FRACTION
 
+# Of the train split, all pixels of a channel together.
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
 
 
 def load(split: str, root: Path | None, download: bool) -> ImageSet:
     """One split; `root` and `download` have no meaning here."""
-    path = user_cache_folder() / f"glyphs-v{VERSION}-{split}.npz"
-    pixels_NCHW = _read(path, split)
-    if pixels_NCHW is None:
-        pixels_NCHW = draw(split, 0, num_images(split))
-        digest = np.array(_digest(pixels_NCHW))
-        write_atomically(path, lambda stream: np.savez(stream, pixels=pixels_NCHW, sha256=digest))
+    path = user_cache_folder() / f"glyphs-v{GLYPHS_VERSION}.npz"
+    pixels = _read(path)
+    if pixels is None:
+        pixels = {name: draw(name, 0, num_images(name)) for name in PER_CLASS}
+        _keep(path, pixels)
     labels_N = torch.from_numpy(labels(0, num_images(split)))
-    return ImageSet("glyphs", split, torch.from_numpy(pixels_NCHW), labels_N, len(CHARACTERS), MEAN, STD)
+    return ImageSet("glyphs", split, torch.from_numpy(pixels[split]), labels_N, len(CHARACTERS), MEAN, STD)
 
 
 def num_images(split: str) -> int:
@@ -57,71 +65,74 @@ def labels(start: int, stop: int) -> NDArray[np.int64]:
 
 
 def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """Images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16); each depends on its own position alone."""
+    """Images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16); each depends on its own position alone.
+
+    Raises `DataError` where matplotlib's fonts lack a character.
+    """
     outlines = _outlines()
-    parts = [
-        _draw(outlines, split, first, min(first + 500, stop))  # 500 at a time: some 100 MB of scratch memory
-        for first in range(start, stop, 500)
-    ]
-    return np.concatenate(parts)
+    bounds = [*range(start, stop, 250), stop]  # 250 at a time: some 20 MB of scratch memory
+    return np.concatenate([_draw(outlines, split, *pair) for pair in zip(bounds, bounds[1:], strict=False)])
 
 
 def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    num, grid = stop - start, SIZE * SAMPLES
-    plane = list(PER_CLASS).index(split)
-    raw = iter(raw_rows(SEED, Domain.VIEW, plane, start, stop, 32 + SIZE * SIZE).T)
+    # 32 columns are more than the draws below; then one draw for each pixel's noise.
+    raw = raw_rows(SEED, Domain.VIEW, list(PER_CLASS).index(split), start, stop, 32 + SIZE * SIZE)
+    columns = iter(raw[:, :32].T)
 
     def uniform(low: int, high: int) -> NDArray[np.int64]:
-        """One draw an image, in [low, high]."""
-        return low + below(next(raw), high - low + 1)
+        """One draw for each image, in [low, high]."""
+        return low + below(next(columns), high - low + 1)
 
-    font = uniform(0, len(FONTS) - 1)
+    # The affine map from a sample's position, seen from the image's centre, to the outline's pixel under it: a turn,
+    # then a shear, then a scale, then a shift.
+    which = uniform(0, len(FONTS) - 1) * len(CHARACTERS) + labels(start, stop)
     cos, sin = _turn(uniform(-14, 14))
     shear, scale = uniform(-ONE // 6, ONE // 6), uniform(ONE * 84 // 100, ONE * 116 // 100)
-    shift_x, shift_y = uniform(-ONE * 6, ONE * 6), uniform(-ONE * 6, ONE * 6)
+    shift_x, shift_y = uniform(-8 * ONE, 8 * ONE), uniform(-8 * ONE, 8 * ONE)
+    centre = ONE * OUTLINE // 2
+    sheared_x, sheared_y = cos - (shear * sin >> FRACTION), sin + (shear * cos >> FRACTION)
+    column = _plane(sheared_x * scale >> FRACTION, sheared_y * scale >> FRACTION, shift_x + centre) >> FRACTION
+    row = _plane(-sin * scale >> FRACTION, cos * scale >> FRACTION, shift_y + centre) >> FRACTION
+    # An outline's edge is blank, so it stands for everything outside.
+    column, row = column.clip(0, OUTLINE - 1), row.clip(0, OUTLINE - 1)
+    place = (which * OUTLINE**2).astype(np.int32)[:, None, None] + row * OUTLINE + column
+    ink_NHW = _sum_of_samples(outlines.take(place)) // SAMPLES**2
 
-    # Sample positions as seen from the image's centre, in the outline's pixels (fixed point).
-    axis = (2 * np.arange(grid, dtype=np.int64) - grid + 1) * (ONE * OUTLINE // (2 * grid))
-    x, y = axis[None, None, :], axis[None, :, None]
-    wide = (slice(None), None, None)
-    turned_x, turned_y = (cos[wide] * x + sin[wide] * y) // ONE, (cos[wide] * y - sin[wide] * x) // ONE
-    turned_x = turned_x + shear[wide] * turned_y // ONE
-    column = (turned_x * scale[wide] // ONE + shift_x[wide]) // ONE + OUTLINE // 2
-    row = (turned_y * scale[wide] // ONE + shift_y[wide]) // ONE + OUTLINE // 2
-    inside = (column >= 0) & (column < OUTLINE) & (row >= 0) & (row < OUTLINE)
-    which = font * len(CHARACTERS) + labels(start, stop)
-    ink = np.where(inside, outlines[which[wide], row.clip(0, OUTLINE - 1), column.clip(0, OUTLINE - 1)], 0)
-    ink_NHW = _pooled(ink)
-
-    # A stroke: a segment of a line through a random point.
+    # A stroke: a piece of a line, somewhere near the centre, in any direction.
     cos, sin = _turn(uniform(0, 179))
-    centre_x, centre_y = uniform(-ONE * 24, ONE * 24), uniform(-ONE * 24, ONE * 24)
-    half_length, half_width = uniform(ONE * 10, ONE * 26), uniform(ONE * 2, ONE * 4)
-    from_x, from_y = x - centre_x[wide], y - centre_y[wide]
-    along, across = (cos[wide] * from_x + sin[wide] * from_y) // ONE, (cos[wide] * from_y - sin[wide] * from_x) // ONE
-    stroke_NHW = _pooled(((abs(along) < half_length[wide]) & (abs(across) < half_width[wide])) * 255)
+    along = _plane(cos, sin, uniform(-32 * ONE, 32 * ONE))
+    across = _plane(-sin, cos, uniform(-32 * ONE, 32 * ONE))
+    half_length, half_width = uniform(13 * ONE, 35 * ONE), uniform(ONE * 8 // 3, ONE * 16 // 3)
+    covered = (abs(along) < half_length[:, None, None]) & (abs(across) < half_width[:, None, None])
+    stroke_NHW = _sum_of_samples(covered) * 255 // SAMPLES**2
 
     # Paper and ink differ by 80 to 176 of 256 levels, around the circle, in every channel.
     paper = np.stack([uniform(0, 255) for _ in range(3)], axis=1)
     glyph = (paper + np.stack([uniform(80, 176) for _ in range(3)], axis=1)) % 256
     pencil = np.stack([uniform(0, 255) for _ in range(3)], axis=1)
-    image = _blend(paper[:, :, None, None], glyph[:, :, None, None], ink_NHW[:, None])
-    image = _blend(image, pencil[:, :, None, None], stroke_NHW[:, None])
+    image_NCHW = _blend(paper[:, :, None, None], glyph[:, :, None, None], ink_NHW[:, None])
+    image_NCHW = _blend(image_NCHW, pencil[:, :, None, None], stroke_NHW[:, None])
 
     # One 64-bit draw a pixel gives a byte of noise for each channel; its spread is an image's own.
-    strength = uniform(6, 40)
-    bits = np.stack([next(raw) for _ in range(SIZE * SIZE)], axis=1).reshape(num, SIZE, SIZE)
+    strength = uniform(4, 28)
+    bits = raw[:, 32:].reshape(-1, SIZE, SIZE)
     noise = np.stack([(bits >> np.uint64(8 * c)).astype(np.int64) % 256 - 128 for c in range(3)], axis=1)
-    return (image + noise * strength[:, None, None, None] // 128).clip(0, 255).astype(np.uint8)
+    return (image_NCHW + noise * strength[:, None, None, None] // 128).clip(0, 255).astype(np.uint8)
+
+
+def _plane(a: NDArray[np.int64], b: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int32]:
+    """a·x + b·y + c at every sample, (N, 64, 64), x and y counted from the image's centre in the outline's pixels."""
+    axis = 2 * np.arange(SIZE * SAMPLES) - SIZE * SAMPLES + 1
+    x_terms, y_terms = a[:, None] * axis, b[:, None] * axis + c[:, None]
+    return x_terms.astype(np.int32)[:, None, :] + y_terms.astype(np.int32)[:, :, None]
+
+
+def _sum_of_samples(samples: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    return samples.reshape(-1, SIZE, SAMPLES, SIZE, SAMPLES).sum(axis=(2, 4), dtype=np.int64)
 
 
 def _blend(under: NDArray[np.int64], over: NDArray[np.int64], cover: NDArray[np.int64]) -> NDArray[np.int64]:
     return (under * (255 - cover) + over * cover + 127) // 255
-
-
-def _pooled(samples: NDArray[np.int64]) -> NDArray[np.int64]:
-    pooled = samples.reshape(len(samples), SIZE, SAMPLES, SIZE, SAMPLES).sum(axis=(2, 4), dtype=np.int64)
-    return pooled // SAMPLES**2
 
 
 def _turn(degrees: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -132,33 +143,54 @@ def _turn(degrees: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
 def _outlines() -> NDArray[np.uint8]:
     """Every character in every font, uint8 (fonts · characters, OUTLINE, OUTLINE), centred, 0 paper to 255 ink."""
     import matplotlib
+    from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     outlines = []
     for font in FONTS:
-        face = ImageFont.truetype(str(folder / f"{font}.ttf"), FONT_SIZE)
+        path = str(folder / f"{font}.ttf")
+        known = FT2Font(path).get_charmap()
+        lacking = [character for character in CHARACTERS if ord(character) not in known]
+        if lacking:  # it would be drawn as an empty box
+            raise DataError(
+                f"glyphs: {path}: expected all {len(CHARACTERS)} characters, got none of {' '.join(lacking)};"
+                f" install matplotlib anew, with the fonts of its own"
+            )
+        face = ImageFont.truetype(path, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for character in CHARACTERS:
             canvas = Image.new("L", (OUTLINE, OUTLINE))
-            middle = (OUTLINE // 2, OUTLINE // 2)
-            left, top, right, bottom = face.getbbox(character, anchor="mm")
+            left, top, right, bottom = face.getbbox(character)
             # Centred by what is drawn, so that a glyph's place on its line says nothing.
-            place = (middle[0] - round((left + right) / 2), middle[1] - round((top + bottom) / 2))
-            ImageDraw.Draw(canvas).text(place, character, fill=255, font=face, anchor="mm")
+            place = (OUTLINE - round(left + right)) // 2, (OUTLINE - round(top + bottom)) // 2
+            ImageDraw.Draw(canvas).text(place, character, fill=255, font=face)
             outlines.append(np.asarray(canvas))
     return np.stack(outlines)
 
 
-def _read(path: Path, split: str) -> NDArray[np.uint8] | None:
-    """The kept images; None when there are none or they are damaged, since they can be drawn again."""
+def _keep(path: Path, pixels: Mapping[str, NDArray[np.uint8]]) -> None:
+    content = {**pixels, "sha256": np.array(_digest(pixels))}
+    try:
+        write_atomically(path, lambda stream: np.savez(stream, **content))
+    except OSError as error:
+        log.warning("glyphs: %s can't be written (%s); until it can, every run draws them again", path, error.strerror)
+
+
+def _read(path: Path) -> dict[str, NDArray[np.uint8]] | None:
+    """The kept images of both splits, or None where they have to be drawn."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            pixels, digest = content["pixels"], str(content["sha256"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pixels = {name: content[name] for name in PER_CLASS}
+            digest = str(content["sha256"])
+    except Exception:  # whatever a missing, damaged or foreign file makes zipfile and numpy raise: it can be made anew
         return None
-    expected = (num_images(split), 3, SIZE, SIZE)
-    return pixels if pixels.shape == expected and digest == _digest(pixels) else None
+    expected = [(np.uint8, (num_images(name), 3, SIZE, SIZE)) for name in PER_CLASS]
+    got = [(array.dtype, array.shape) for array in pixels.values()]
+    return pixels if got == expected and digest == _digest(pixels) else None
 
 
-def _digest(pixels: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+def _digest(pixels: Mapping[str, NDArray[np.uint8]]) -> str:
+    digest = hashlib.sha256()
+    for name in PER_CLASS:
+        digest.update(np.ascontiguousarray(pixels[name]).data)
+    return digest.hexdigest()

@@ -1,19 +1,28 @@
-"""The learning rate as a pure function of epoch and step: no state, so nothing to save and nothing to resume."""
+"""The learning rate as a pure function of where the run stands: no state, so nothing to save and nothing to resume."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-RISE = 0.3  # one-cycle: the share of all steps in which the rate rises
-START, END = 1 / 25, 1e-4  # one-cycle: where it starts and ends, relative to its peak
+from dhkd.data.errors import ConfigError
+
+ONE_CYCLE_RISE = 0.3  # the share of all steps in which the rate rises
+ONE_CYCLE_START = 1 / 25  # what it starts from, relative to its peak
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A schedule over `epochs`; `base` is the peak, `milestones` are 0-based epochs that begin with rate · gamma.
+    """The settings of a schedule over `epochs`, whose highest rate is `base`; `at` gives the rate of a step.
 
-    `multistep` changes between epochs only; `cosine` and `one-cycle` change with every step. `warmup_epochs` raises the
-    rate linearly from 0 (not reached) at the start of any kind but `one-cycle`, which has its own rise.
+    `kind`:
+    - "constant": `base`.
+    - "multistep": `base`, times `gamma` from the start of each of `milestones` on. They count epochs from 0: with
+      (150, 180, 210) the 151st, 181st and 211th are the first at a lower rate. One after the end does nothing.
+    - "cosine": from `base` to 0 along half a cosine, step by step.
+    - "one-cycle": linearly from `base`/25 to `base` over the first 30 % of the steps, then to 0 along half a cosine.
+
+    Over the first `warmup_epochs` the rate rises linearly, step by step, from 0 (not reached) to what it would be
+    otherwise; a cosine starts after that. "one-cycle" has a rise of its own and raises `ConfigError` for another.
     """
 
     base: float
@@ -23,23 +32,33 @@ class LearningRate:
     gamma: float = 0.1
     warmup_epochs: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.kind == "one-cycle" and self.warmup_epochs > 0:
+            raise ConfigError(f"one-cycle has its own rise: warmup_epochs: expected 0, got {self.warmup_epochs}")
+
     def at(self, epoch: int, step: int, steps_per_epoch: int) -> float:
-        """The rate of step `step` (from 0) in epoch `epoch` (from 0)."""
+        """The rate of the update at `step` of `epoch`, both from 0."""
+        assert 0 <= epoch < self.epochs, f"epoch {epoch} of {self.epochs}"
+        assert 0 <= step < steps_per_epoch, f"step {step} of {steps_per_epoch}"
         done = epoch + step / steps_per_epoch
-        share = done / self.epochs
         if self.kind == "one-cycle":
-            if share < RISE:
-                return self.base * (START + (1 - START) * share / RISE)
-            return self.base * (END + (1 - END) * _falling((share - RISE) / (1 - RISE)))
+            return self.base * _one_cycle(done / self.epochs)
+        if self.kind == "cosine" and done >= self.warmup_epochs:
+            return self.base * _half_cosine((done - self.warmup_epochs) / (self.epochs - self.warmup_epochs))
         rate = self.base
-        if self.kind == "cosine":
-            rate *= _falling(share)
-        elif self.kind == "multistep":
-            rate *= self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.kind == "multistep":
+            rate *= self.gamma ** sum(milestone <= epoch for milestone in self.milestones)
         if done < self.warmup_epochs:
-            rate *= (done + 1 / steps_per_epoch) / self.warmup_epochs
+            rate *= min(1.0, (done + 1 / steps_per_epoch) / self.warmup_epochs)
         return rate
 
 
-def _falling(share: float) -> float:
-    return (1 + math.cos(math.pi * share)) / 2
+def _one_cycle(progress: float) -> float:
+    if progress < ONE_CYCLE_RISE:
+        return ONE_CYCLE_START + (1 - ONE_CYCLE_START) * progress / ONE_CYCLE_RISE
+    return _half_cosine((progress - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -28,14 +28,15 @@ def build_objective(name: str, options: Mapping[str, object]) -> Objective:
     """
     factory = one_of("objective", name, OBJECTIVES)
     valid = inspect.signature(factory).parameters
+    checked: dict[str, object] = {}
     for option, value in options.items():
         if option not in valid:
             if not valid:
                 raise ConfigError(f"objective {name!r}: unknown option {option!r}: it has none")
             raise ConfigError(f"objective {name!r}: {unknown('option', option, valid)}")
         try:
-            TypeAdapter(valid[option].annotation).validate_python(value, strict=True)
+            checked[option] = TypeAdapter(valid[option].annotation).validate_python(value, strict=True)
         except ValidationError as error:
             expected = error.errors()[0]["msg"].removeprefix("Input should be ")
             raise ConfigError(f"objective {name!r}: {option}: expected {expected}, got {value!r}") from None
-    return factory(**options)
+    return factory(**checked)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.errors import ConfigError
 from dhkd.stages.models.student import StudentLogits
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.binary_kl import LOGIT_LOSSES, LogitLoss
@@ -37,8 +37,6 @@ class DHKD:
     def __post_init__(self) -> None:
         require_temperature("dhkd", self.temperature)
         require_weights("dhkd", alpha=self.alpha, ce_weight=self.ce_weight)
-        one_of("auxiliary head of objective 'dhkd'", self.head, dict.fromkeys(("linear", "nonlinear")))
-        one_of("loss of objective 'dhkd'", self.loss, {str(name): None for name in LOGIT_LOSSES})
         if self.alpha_epochs is not None and self.alpha_epochs < 0:
             raise ConfigError(f"objective 'dhkd': alpha_epochs: expected an epoch >= 0, got {self.alpha_epochs!r}")
 

@@ -42,7 +42,7 @@ def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
     float32 an entry's value is exact to about 1e-7 · τ² (and may be that far below 0), its gradient to 1e-7 · τ/N.
     """
     student_BK, teacher_BK = _widened(student_BK) / temperature, _widened(teacher_BK) / temperature
-    # log σ(x) = −softplus(−x), and 1 − σ(x) is taken as σ(−x): no probability is ever rounded to 0 or 1 and then logged.
+    # log σ(x) = −softplus(−x), and 1 − σ(x) is taken as σ(−x): no probability is rounded to 0 or 1 and then logged.
     yes_BK = teacher_BK.sigmoid() * (F.logsigmoid(teacher_BK) - F.logsigmoid(student_BK))
     no_BK = (-teacher_BK).sigmoid() * (F.logsigmoid(-teacher_BK) - F.logsigmoid(-student_BK))
     return temperature**2 * _summed_over_classes(yes_BK + no_BK)

@@ -1,0 +1,429 @@
+"""Summed and aligned gradients, against a float64 reference that flattens everything and projects as the paper says."""
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from dhkd.stages.train.gradients import AlignmentReport, backward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+WEIGHTS = {"ce": 0.8, "kl": 1.7}
+
+
+class TwoHeads(nn.Module):
+    """A body, two heads and a parameter that no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Conv2d(3, 6, 3)
+        self.pointwise = nn.Conv2d(6, 6, 1)
+        self.task = nn.Linear(6, 5)
+        self.auxiliary = nn.Linear(6, 5)
+        self.unused = nn.Parameter(torch.ones(4))
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        pooled_BD = self.pointwise(F.relu(self.body(images_BCHW))).mean((2, 3))
+        return self.task(pooled_BD), self.auxiliary(pooled_BD)
+
+
+def batch(size: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, 6, 6, generator=generator), torch.randint(5, (size,), generator=generator)
+
+
+def two_terms(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor, *, opposed: bool) -> dict[str, Tensor]:
+    """Cross-entropies of both heads; opposed, the auxiliary one is asked to be wrong, against the task's interest."""
+    task_BK, auxiliary_BK = model(images_BCHW)
+    sign = -1 if opposed else 1
+    return {"ce": F.cross_entropy(task_BK, labels_B), "kl": sign * F.cross_entropy(auxiliary_BK, labels_B)}
+
+
+def agreeing_heads(model: TwoHeads) -> TwoHeads:
+    """With one and the same head twice, whether the terms conflict is decided by their sign alone."""
+    model.auxiliary.load_state_dict(model.task.state_dict())
+    return model
+
+
+def vector(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> np.ndarray:
+    """One float64 vector of all parameters' gradients, zeros where there is none."""
+    return np.concatenate(
+        [
+            (torch.zeros_like(parameter) if tensor is None else tensor).detach().double().numpy().ravel()
+            for tensor, parameter in zip(tensors, parameters, strict=True)
+        ]
+    )
+
+
+def gradient_of(parameters: Sequence[nn.Parameter]) -> np.ndarray:
+    return vector([parameter.grad for parameter in parameters], parameters)
+
+
+def alone(make_terms: Callable[[], dict[str, Tensor]], parameters: Sequence[nn.Parameter], name: str) -> np.ndarray:
+    """One weighted term's own gradient, by plain `backward()`."""
+    for parameter in parameters:
+        parameter.grad = None
+    (WEIGHTS[name] * make_terms()[name]).backward()
+    gradient = gradient_of(parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    return gradient
+
+
+def textbook(g1: np.ndarray, g2: np.ndarray) -> np.ndarray:
+    """g2 loses its component along g1 where they conflict; then both are added."""
+    if g1 @ g2 < 0:
+        g2 = g2 - (g1 @ g2) / (g1 @ g1) * g1
+    return g1 + g2
+
+
+def linear_terms(
+    coefficients1: Sequence[float | None], coefficients2: Sequence[float | None], parameters: Sequence[nn.Parameter]
+) -> dict[str, Tensor]:
+    """Terms whose gradients are the coefficients themselves; None: the parameter is not part of the term."""
+    anchor = parameters[-1].sum() * 0  # keeps a term without coefficients in the graph
+    return {
+        name: sum(
+            (c * parameter.sum() for c, parameter in zip(coefficients, parameters, strict=False) if c is not None),
+            anchor,
+        )
+        for name, coefficients in (("ce", coefficients1), ("kl", coefficients2))
+    }
+
+
+def scalars(count: int) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(count)]
+
+
+ONE = {"ce": 1.0, "kl": 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("opposed", [True, False])
+def test_aligned_gradient_is_the_textbook_projection(opposed: bool, dtype: torch.dtype) -> None:
+    model = agreeing_heads(TwoHeads()).to(dtype)
+    images_BCHW, labels_B = batch()
+    parameters = list(model.parameters())
+
+    def make_terms() -> dict[str, Tensor]:
+        return two_terms(model, images_BCHW.to(dtype), labels_B, opposed=opposed)
+
+    g1, g2 = alone(make_terms, parameters, "ce"), alone(make_terms, parameters, "kl")
+    assert (g1 @ g2 < 0) == opposed
+    report = backward(make_terms(), WEIGHTS, parameters, protected="ce")
+
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    merged = gradient_of(parameters)
+    np.testing.assert_allclose(merged, textbook(g1, g2), rtol=0, atol=tolerance * np.abs(merged).max())
+    assert model.unused.grad is None
+    assert report is not None
+    assert bool(report.conflict) == opposed
+    assert report.dot.item() == pytest.approx(g1 @ g2, rel=tolerance)
+    assert report.norm1_squared.item() == pytest.approx(g1 @ g1, rel=tolerance)
+    assert report.norm2_squared.item() == pytest.approx(g2 @ g2, rel=tolerance)
+    expected_cosine = g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2)
+    assert report.cosine.item() == pytest.approx(expected_cosine, rel=tolerance)
+    # Nothing is left that opposes the protected term, and g1 itself is in there unaltered.
+    assert (merged - g1) @ g1 >= -tolerance * (g1 @ g1)
+
+
+def test_the_other_term_can_be_protected() -> None:
+    model = agreeing_heads(TwoHeads()).double()
+    images_BCHW, labels_B = batch()
+    parameters = list(model.parameters())
+
+    def make_terms() -> dict[str, Tensor]:
+        return two_terms(model, images_BCHW.double(), labels_B, opposed=True)
+
+    g1, g2 = alone(make_terms, parameters, "ce"), alone(make_terms, parameters, "kl")
+    backward(make_terms(), WEIGHTS, parameters, protected="kl")
+    np.testing.assert_allclose(gradient_of(parameters), textbook(g2, g1), rtol=1e-10, atol=1e-14)
+    assert not np.allclose(textbook(g2, g1), textbook(g1, g2), rtol=1e-2)
+
+
+def test_unprotected_is_one_backward_of_the_weighted_sum() -> None:
+    model = agreeing_heads(TwoHeads())
+    twin = copy.deepcopy(model)
+    images_BCHW, labels_B = batch()
+    terms = two_terms(twin, images_BCHW, labels_B, opposed=True)
+    (3.0 * (WEIGHTS["ce"] * terms["ce"] + WEIGHTS["kl"] * terms["kl"])).backward()
+    terms = two_terms(model, images_BCHW, labels_B, opposed=True)
+    calls: list[list[Tensor]] = []
+    report = backward(
+        terms, WEIGHTS, list(model.parameters()), protected=None, scale=lambda loss: 3.0 * loss, average=calls.append
+    )
+    assert report is None
+    assert calls == []  # DDP's hooks average what backward() leaves
+    for parameter, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        if expected.grad is None:
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-6, atol=1e-8)
+
+
+coefficient_lists = st.lists(st.one_of(st.none(), st.integers(-50, 50)), min_size=4, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(first=coefficient_lists, second=coefficient_lists)
+def test_any_reach_and_any_sign(first: list[int | None], second: list[int | None]) -> None:
+    parameters = scalars(5)
+    g1, g2 = (np.array([c or 0 for c in coefficients] + [0], dtype=float) for coefficients in (first, second))
+    report = backward(linear_terms(first, second, parameters), ONE, parameters, protected="ce")
+    merged = gradient_of(parameters)
+    np.testing.assert_allclose(merged, textbook(g1, g2), rtol=1e-12, atol=1e-12)
+    assert (merged - g1) @ g1 >= -1e-12 * (1 + g1 @ g1)
+    assert report is not None
+    assert report.dot == g1 @ g2
+    assert bool(report.conflict) == (g1 @ g2 < 0)
+    if g1 @ g2 >= 0:  # one-sided: without a conflict it is the plain sum, to the bit
+        twins = scalars(5)
+        backward(linear_terms(first, second, twins), ONE, twins, protected=None)
+        assert (merged == gradient_of(twins)).all()
+
+
+def test_a_zero_gradient_leaves_the_other_alone() -> None:
+    for first, second in (([0.0, 0.0], [3.0, -4.0]), ([3.0, -4.0], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])):
+        parameters = scalars(2)
+        report = backward(linear_terms(first, second, parameters), ONE, parameters, protected="ce")
+        assert gradient_of(parameters).tolist() == [a + b for a, b in zip(first, second, strict=True)]
+        assert report is not None
+        assert report.cosine == 0
+        assert not report.conflict
+
+
+def test_a_term_of_weight_zero_neither_aligns_nor_is_aligned() -> None:
+    for name, left in (("ce", [-3.0, -1.0]), ("kl", [2.0, 5.0])):
+        parameters = scalars(2)
+        terms = linear_terms([2.0, 5.0], [-3.0, -1.0], parameters)
+        backward(terms, {**ONE, name: 0.0}, parameters, protected="ce")
+        assert gradient_of(parameters).tolist() == left
+
+
+def test_heads_over_a_frozen_body_share_no_parameter() -> None:
+    parameters = scalars(2)
+    report = backward({"ce": 2 * parameters[0].sum(), "kl": -3 * parameters[1].sum()}, ONE, parameters, protected="ce")
+    assert gradient_of(parameters).tolist() == [2, -3]
+    assert report is not None
+    assert report.dot == 0
+
+
+def test_several_other_terms_are_projected_as_one() -> None:
+    parameters = scalars(2)
+    terms = linear_terms([1.0, 0.0], [-5.0, 1.0], parameters)
+    terms["third"] = linear_terms([], [4.0, 2.0], parameters)["kl"]
+    backward(terms, {**ONE, "third": 1.0}, parameters, protected="ce")
+    assert gradient_of(parameters).tolist() == [1, 3]  # (−5, 1) + (4, 2) = (−1, 3), projected: (0, 3)
+
+
+@pytest.mark.parametrize("opposed", [True, False])
+def test_a_common_scale_passes_through(opposed: bool) -> None:
+    images_BCHW, labels_B = batch()
+    gradients, reports = [], []
+    for factor in (1.0, 65536.0):
+        model = agreeing_heads(TwoHeads())
+        parameters = list(model.parameters())
+        terms = two_terms(model, images_BCHW, labels_B, opposed=opposed)
+        report = backward(terms, WEIGHTS, parameters, protected="ce", scale=lambda loss, f=factor: f * loss)  # type: ignore[misc]
+        assert isinstance(report, AlignmentReport)
+        gradients.append(gradient_of(parameters) / factor)
+        reports.append(report)
+    assert (gradients[0] == gradients[1]).all()  # a power of two changes no digit
+    assert reports[0].cosine == reports[1].cosine
+    assert reports[0].conflict == reports[1].conflict == opposed
+
+
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("second", [[1.0, 2.0], [-1.0, -2.0]], ids=["agreeing", "opposed"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("which", ["ce", "kl"])
+def test_what_is_not_finite_stays_so(which: str, position: int, second: list[float], bad: float) -> None:
+    parameters = scalars(5)
+    coefficients: dict[str, list[float | None]] = {"ce": [1.0, 2.0, None], "kl": [*second, None]}
+    coefficients[which][position] = bad  # the third is reached by this term alone
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    terms = linear_terms(coefficients["ce"], coefficients["kl"], parameters)
+    backward(terms, ONE, parameters, protected="ce", scale=scaler.scale)
+    assert not np.isfinite(gradient_of(parameters)).all()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 1.0
+    assert all(torch.equal(parameter, old) for parameter, old in zip(parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("weights_last", [True, False])
+@pytest.mark.parametrize("opposed", [True, False])
+def test_memory_format_changes_nothing_but_the_layout(opposed: bool, weights_last: bool) -> None:
+    images_BCHW, labels_B = batch()
+    plain, strided = agreeing_heads(TwoHeads()), agreeing_heads(TwoHeads())
+    if weights_last:
+        strided.to(memory_format=torch.channels_last)
+    for model, images in ((plain, images_BCHW), (strided, images_BCHW.to(memory_format=torch.channels_last))):
+        terms = two_terms(model, images, labels_B, opposed=opposed)
+        backward(terms, WEIGHTS, list(model.parameters()), protected="ce")
+    for one, other in zip(plain.parameters(), strided.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+        if other.grad is not None:
+            assert other.grad.stride() == other.stride()
+
+
+def test_gradients_that_share_memory_or_are_views() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x_DE = torch.randn(3, 4, generator=generator)
+    first, second, third = (nn.Parameter(torch.zeros(3, 4)) for _ in range(3))
+
+    def average(gradients: list[Tensor]) -> None:
+        for gradient in gradients:
+            gradient.copy_(gradient.clone())  # in place, as over one process
+
+    # autograd gives `first` and `second` one tensor, and `third` an expanded one.
+    terms = {"ce": ((first + second) * x_DE).sum() + third.sum(), "kl": -third.sum() - (first * x_DE).sum()}
+    parameters = [first, second, third]
+    backward(terms, ONE, parameters, protected="ce", average=average)
+    x, zero, one = x_DE.double().numpy().ravel(), np.zeros(12), np.ones(12)
+    expected = textbook(np.concatenate([x, x, one]), np.concatenate([-x, zero, -one]))
+    np.testing.assert_allclose(gradient_of(parameters), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_averaging_sees_what_each_term_reaches_and_comes_before_the_projection() -> None:
+    parameters = scalars(3)
+    seen: list[list[float]] = []
+
+    def average(gradients: list[Tensor]) -> None:
+        seen.append([gradient.item() for gradient in gradients])
+        for gradient in gradients:
+            gradient.add_(2.0 * len(seen))
+
+    terms = {
+        "ce": parameters[0].sum() + 3 * parameters[1].sum(),
+        "kl": -9 * parameters[0].sum() + 7 * parameters[2].sum(),
+    }
+    backward(terms, ONE, parameters, protected="ce", average=average)
+    assert seen == [[1.0, 3.0], [-9.0, 7.0]]
+    expected = textbook(np.array([3.0, 5.0, 0.0]), np.array([-5.0, 0.0, 11.0]))
+    np.testing.assert_allclose(gradient_of(parameters), expected, rtol=1e-12)
+
+
+def test_weights_must_name_the_terms() -> None:
+    parameters = scalars(2)
+    with pytest.raises(AssertionError, match="kl"):
+        backward(linear_terms([1.0], [1.0], parameters), {"ce": 1.0}, parameters, protected="ce")
+
+
+IN_EVERY_PROCESS = """
+import importlib.util, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from dhkd.stages.train.gradients import backward
+
+spec = importlib.util.spec_from_file_location("tests_of_gradients", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+
+def average(gradients):
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+images_BCHW, labels_B = tests.uneven_batch()
+mine = slice(4 * rank, 4 * rank + 4)
+results = {}
+for way in ("average, then project", "project, then average", "summed by DDP"):
+    model = tests.agreeing_heads(tests.TwoHeads()).double()
+    model.unused.requires_grad_(False)
+    parallel = DistributedDataParallel(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    summed = way == "summed by DDP"
+    with parallel.no_sync() if not summed else torch.enable_grad():
+        terms = tests.two_terms(parallel, images_BCHW[mine], labels_B[mine], opposed=True)
+        backward(
+            terms, tests.WEIGHTS, parameters,
+            protected=None if summed else "ce", average=average if way.startswith("average") else None,
+        )
+    if way.startswith("project"):
+        average([parameter.grad for parameter in parameters])
+    results[way] = [parameter.grad for parameter in parameters]
+torch.save(results, f"{sys.argv[2]}/rank{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def uneven_batch() -> tuple[Tensor, Tensor]:
+    """Eight rows whose halves differ so much that projecting each half's gradients isn't projecting their means."""
+    images_BCHW, labels_B = batch(8)
+    images_BCHW = images_BCHW.double()
+    images_BCHW[4:] *= 3
+    images_BCHW[4:] += 2
+    return images_BCHW, labels_B
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
+    """What two real processes computed, each from its half of the batch."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    script = folder / "in_every_process.py"
+    script.write_text(IN_EVERY_PROCESS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, str(script), str(Path(__file__)), str(folder)],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def joint_gradient(protected: str | None) -> tuple[np.ndarray, AlignmentReport | None]:
+    """One process's result on the whole batch."""
+    model = agreeing_heads(TwoHeads()).double()
+    model.unused.requires_grad_(False)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    terms = two_terms(model, *uneven_batch(), opposed=True)
+    report = backward(terms, WEIGHTS, parameters, protected=protected)
+    return gradient_of(parameters), report
+
+
+def flat(tensors: Sequence[Tensor]) -> np.ndarray:
+    return vector(tensors, tensors)
+
+
+@pytest.mark.slow
+def test_two_processes_align_as_one_on_the_joint_batch(two_processes: list[dict[str, list[Tensor]]]) -> None:
+    joint, report = joint_gradient("ce")
+    assert report is not None
+    assert report.conflict
+    for result in two_processes:
+        np.testing.assert_allclose(flat(result["average, then project"]), joint, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_projecting_before_averaging_is_another_algorithm(two_processes: list[dict[str, list[Tensor]]]) -> None:
+    joint, _ = joint_gradient("ce")
+    other = flat(two_processes[0]["project, then average"])
+    assert np.linalg.norm(other - joint) > 0.01 * np.linalg.norm(joint)
+
+
+@pytest.mark.slow
+def test_two_processes_sum_as_one_on_the_joint_batch(two_processes: list[dict[str, list[Tensor]]]) -> None:
+    joint, _ = joint_gradient(None)
+    for result in two_processes:
+        np.testing.assert_allclose(flat(result["summed by DDP"]), joint, rtol=1e-9, atol=1e-12)
