@@ -67,7 +67,7 @@ class CropFlip:
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
         """The raw draws of each key: int64 (B, 3) of (dy, dx, flip), offsets in [0, 2·padding], flip 0 or 1."""
-        rows = {index: self.orders(index, index + 1)[0] for index in index_B.unique().tolist()}
+        rows = {index: self.orders(index, index + 1)[0] for index in set(index_B.tolist())}
         element_B = torch.tensor(
             [int(rows[index][view]) for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)],
             dtype=torch.int64,

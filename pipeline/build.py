@@ -16,7 +16,7 @@ from dhkd.data.sources import load_source
 from dhkd.data.stream import NoSignals, ResidentSignals, Signals, StreamedSignals
 from dhkd.data.views import CropFlip
 from dhkd.stages.models import build_network
-from dhkd.stages.models.student import Student, auxiliary_head
+from dhkd.stages.models.student import AuxiliaryHead, Student, auxiliary_head
 from dhkd.stages.models.weights import fit_weights, read_weights, weights_sha256
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives import build_objective
@@ -63,7 +63,7 @@ def objective_of(experiment: Experiment) -> Objective:
     return build_objective(experiment.objective, experiment.objectives.get(experiment.objective, {}))
 
 
-def student_of(training: Training, num_classes: int, auxiliary: str | None, seed: int) -> Student:
+def student_of(training: Training, num_classes: int, auxiliary: AuxiliaryHead | None, seed: int) -> Student:
     """A freshly initialised student, a function of the seed, channels last in memory."""
     torch.manual_seed(seed)
     backbone = build_network(training.architecture, num_classes)

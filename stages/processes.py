@@ -4,6 +4,7 @@ Accelerate finds out how it was started (alone, `accelerate launch`, `torchrun`)
 tracks. It does not shard data here: its loader would repeat samples to even batches out.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -47,9 +48,13 @@ class Processes:
     def __init__(self, precision: Precision, cpu: bool = False, track_into: Path | None = None) -> None:
         trackers = ["tensorboard"] if track_into is not None and find_spec("tensorboard") else None
         self.precision = precision
+        if precision == "float32":  # and no less: TF32 keeps ten bits of a factor
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        # Without a GPU, Accelerate has to be told so: else each process that `torchrun` starts takes itself for the
+        # only one, and does all the work.
         self.accelerator = Accelerator(
             mixed_precision="no" if precision == "float32" else precision,
-            cpu=cpu,
+            cpu=cpu or not torch.accelerator.is_available(),
             log_with=trackers,
             project_dir=str(track_into) if track_into else None,
             dataloader_config=DataLoaderConfiguration(),
@@ -58,6 +63,12 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.is_first: bool = self.accelerator.is_main_process
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.world_size:
+            raise ConfigError(
+                f"processes: expected {started} to work together, as WORLD_SIZE says, found {self.world_size};"
+                f" start them with 'torchrun' or 'accelerate launch'"
+            )
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Model and optimizer as Accelerate runs them: on the device, under autocast, averaged over the processes."""
@@ -86,7 +97,7 @@ class Processes:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.world_size
-        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
     def share_buffers(self, module: nn.Module) -> None:

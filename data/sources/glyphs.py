@@ -12,6 +12,7 @@ cache folder.
 import hashlib
 import logging
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
     """
     outlines = _outlines()
     bounds = [*range(start, stop, 250), stop]  # 250 at a time: some 20 MB of scratch memory
-    return np.concatenate([_draw(outlines, split, *pair) for pair in zip(bounds, bounds[1:], strict=False)])
+    return np.concatenate([_draw(outlines, split, *pair) for pair in pairwise(bounds)])
 
 
 def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDArray[np.uint8]:
@@ -128,7 +129,8 @@ def _plane(a: NDArray[np.int64], b: NDArray[np.int64], c: NDArray[np.int64]) -> 
 
 
 def _sum_of_samples(samples: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.int64]:
-    return samples.reshape(-1, SIZE, SAMPLES, SIZE, SAMPLES).sum(axis=(2, 4), dtype=np.int64)
+    sums: NDArray[np.int64] = samples.reshape(-1, SIZE, SAMPLES, SIZE, SAMPLES).sum(axis=(2, 4), dtype=np.int64)
+    return sums
 
 
 def _blend(under: NDArray[np.int64], over: NDArray[np.int64], cover: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -169,9 +171,9 @@ def _outlines() -> NDArray[np.uint8]:
 
 
 def _keep(path: Path, pixels: Mapping[str, NDArray[np.uint8]]) -> None:
-    content = {**pixels, "sha256": np.array(_digest(pixels))}
+    digest = np.array(_digest(pixels))
     try:
-        write_atomically(path, lambda stream: np.savez(stream, **content))
+        write_atomically(path, lambda stream: np.savez(stream, allow_pickle=False, sha256=digest, **pixels))
     except OSError as error:
         log.warning("glyphs: %s can't be written (%s); until it can, every run draws them again", path, error.strerror)
 

@@ -57,7 +57,8 @@ class ResNet(Network):
         """The pooled feature (B, embedding_dim) of images (B, 3, H, W)."""
         x = F.relu(self.bn1(self.conv1(images_BCHW)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return x.mean(dim=(2, 3))
+        pooled_BD: Tensor = x.mean(dim=(2, 3))
+        return pooled_BD
 
     def classify(self, embedding_BD: Tensor) -> Tensor:
         """Logits (B, K) of pooled features."""

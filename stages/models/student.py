@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 from dhkd.stages.models.network import Network
 from torch import Tensor, nn
 
+AuxiliaryHead = Literal["linear", "nonlinear"]
+
 
 class StudentLogits(NamedTuple):
     """Logits of the task head and of the head that imitates the teacher, (B, K) each."""
@@ -28,7 +30,7 @@ class Student(nn.Module):
         return StudentLogits(task_BK, task_BK if self.auxiliary is None else self.auxiliary(embedding_BD))
 
 
-def auxiliary_head(kind: Literal["linear", "nonlinear"], embedding_dim: int, num_classes: int) -> nn.Module:
+def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:
     """The head for the logit-level loss, (B, embedding_dim) to (B, num_classes).
 
     Yang et al., "Dual-Head Knowledge Distillation", arXiv 2411.08937; `nonlinear` is the one of its CIFAR-100 runs.

@@ -62,7 +62,7 @@ def test_what_was_written_is_read(store, tmp_path: Path, dtype: str) -> None:
 
 
 def test_blocks_may_be_written_in_any_order_and_by_several_writers(store, tmp_path: Path) -> None:
-    create, open_reader = store
+    create, _ = store
     first, second = (create(tmp_path / "c", manifest_of()) for _ in range(2))
     blocks = first.missing()
     mixed = [blocks[i] for i in np.random.default_rng(0).permutation(len(blocks))]
@@ -162,9 +162,8 @@ def test_a_truncated_or_lost_chunk_is_missing_again(store, tmp_path: Path) -> No
         reader = open_reader(tmp_path / "c")
         with pytest.raises(CacheIncomplete, match="8 of 9 blocks"):
             reader.require_complete()
-        with pytest.raises(CacheDamaged, match="expected .* bytes, got"):
-            for block in reader.plan.blocks():
-                reader.read(block, "logits")
+        with pytest.raises(CacheDamaged, match=r"expected .* bytes, got"):
+            read_all(reader)
         writer = create(tmp_path / "c", manifest_of())
         assert len(writer.missing()) == 1
         write_all(writer)
@@ -180,8 +179,7 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(store, tmp_path: Path) -> None:
         chunk.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
         reader = open_reader(tmp_path / "c")
         with pytest.raises(CacheDamaged):
-            for block in reader.plan.blocks():
-                reader.read(block, "logits")
+            read_all(reader)
 
 
 def test_a_chunk_copied_to_another_view_is_noticed(store, tmp_path: Path) -> None:
@@ -191,8 +189,7 @@ def test_a_chunk_copied_to_another_view_is_noticed(store, tmp_path: Path) -> Non
     second.write_bytes(first.read_bytes())
     reader = open_reader(tmp_path / "c")
     with pytest.raises(CacheDamaged, match="not the chunk that was written"):
-        for block in reader.plan.blocks():
-            reader.read(block, "logits")
+        read_all(reader)
 
 
 def test_litter_of_kills_is_ignored(store, tmp_path: Path) -> None:
@@ -262,6 +259,11 @@ def test_blocks_are_balanced(rows: int, bytes_: int, expected: tuple[int, int]) 
     assert (plan.blocks_per_view, plan.block_rows) == expected
     covered = [i for block in plan.blocks_of_view(1) for i in range(block.start, block.stop)]
     assert covered == list(range(rows))
+
+
+def read_all(reader: LogitReader) -> None:
+    for block in reader.plan.blocks():
+        reader.read(block, "logits")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -6,13 +6,11 @@ job. A method is one file beside this one and one line in `OBJECTIVES`; there is
 
 import math
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 from dhkd.data.errors import ConfigError
-from dhkd.stages.models.student import StudentLogits
+from dhkd.stages.models.student import AuxiliaryHead, StudentLogits
 from torch import Tensor
-
-AuxiliaryHead = Literal["linear", "nonlinear"]
 
 
 class Objective(Protocol):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dhkd.data.errors import ConfigError
-from dhkd.stages.models.student import StudentLogits
+from dhkd.stages.models.student import AuxiliaryHead, StudentLogits
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.binary_kl import LOGIT_LOSSES, LogitLoss
-from dhkd.stages.train.objectives.contract import AuxiliaryHead, require_temperature, require_weights
+from dhkd.stages.train.objectives.contract import require_temperature, require_weights
 from torch import Tensor
 
 
