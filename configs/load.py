@@ -13,6 +13,7 @@ from dhkd.data.errors import ConfigError, unknown  # the one thing that configur
 from pydantic import BaseModel, ValidationError
 
 SUFFIX = ".yaml"
+RUN_CONFIG = "config.yaml"  # in the folder of a run
 
 
 def preset_names() -> list[str]:
@@ -26,14 +27,10 @@ def preset_text(name: str) -> str:
     Raises `ConfigError` for a name or path that doesn't exist.
     """
     path = Path(name)
-    if path.is_dir() and (path / "config.yaml").is_file():
-        path /= "config.yaml"
+    if (path / RUN_CONFIG).is_file():
+        return _experiment_of_run(path / RUN_CONFIG)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise ConfigError(f"preset file {path}: {reason}") from error
+        return _read(path)
     names = preset_names()
     if name not in names:
         raise ConfigError(unknown("preset", name, names))
@@ -76,6 +73,22 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
         return Experiment.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"preset file {path}: {reason}") from error
+
+
+def _experiment_of_run(path: Path) -> str:
+    """A run keeps facts of its own beside the experiment that it was asked for."""
+    try:
+        return yaml.safe_dump(yaml.safe_load(_read(path))["experiment"], sort_keys=False, allow_unicode=True)
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: expected a run's settings, found something else") from error
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterable[str]:

@@ -106,6 +106,9 @@ class LogitReader(Protocol):
     @property
     def plan(self) -> Plan: ...
 
+    def require_complete(self) -> None:
+        """Raise `CacheIncomplete` unless every block is there, `CacheDamaged` when the cache was changed since."""
+
     def read(self, block: Block, name: str) -> NDArray[np.generic]:
         """One block of one array, as stored: (rows, …). Raises `CacheDamaged`, never gives fill values."""
 
