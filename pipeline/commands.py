@@ -218,10 +218,12 @@ def verify(
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
+        _require_cache(experiment, reader, images, recipe, None)
         network = None
         if teacher is not None:
             network = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-        _require_cache(experiment, reader, images, recipe, network)
+            expected = build.expected_identity(experiment, images, recipe, network)
+            require_identity(expected, reader.manifest, f"{cache}: weights differ", _REBUILD)
         renderer = Renderer(images, recipe, processes.device)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
         result: dict[str, Any] = {

@@ -85,7 +85,8 @@ class LogitWriter(Protocol):
     """Puts blocks into a cache; any number of writers may work on different blocks of one cache."""
 
     @property
-    def plan(self) -> Plan: ...
+    def plan(self) -> Plan:
+        """How the cache is cut into blocks."""
 
     def missing(self) -> list[Block]:
         """The blocks that are not finished, by listing what is stored."""
@@ -101,10 +102,12 @@ class LogitReader(Protocol):
     """Reads a complete cache."""
 
     @property
-    def manifest(self) -> Manifest: ...
+    def manifest(self) -> Manifest:
+        """What is cached."""
 
     @property
-    def plan(self) -> Plan: ...
+    def plan(self) -> Plan:
+        """How the cache is cut into blocks."""
 
     def require_complete(self) -> None:
         """Raise `CacheIncomplete` unless every block is there, `CacheDamaged` when the cache was changed since."""

@@ -57,8 +57,9 @@ class Teacher:
 def write_blocks(teacher: Teacher, writer: LogitWriter, *, batch_size: int, processes: Processes) -> Written:
     """Compute and write every missing block of the cache, shared out over the processes, and declare it complete.
 
-    The first process lists what is missing and tells the others; at the end it lists again, until nothing is. Holds
-    at most two blocks in memory, whatever the cache's size. Raises `NonFiniteLoss` for logits that can't be stored.
+    The first process lists what is missing and tells the others; at the end it lists again, until nothing is. Each
+    holds two blocks in memory, one being computed and one being written, and the latter's encoded copies, whatever the
+    cache's size. Raises `NonFiniteLoss` for logits that can't be stored.
     """
     began = time.perf_counter()
     blocks = rows = 0
@@ -92,14 +93,18 @@ def _write(mine: list[Block], teacher: Teacher, writer: LogitWriter, batch_size:
 
 def compute_block(teacher: Teacher, block: Block, batch_size: int, advance: Callable[[int], None]) -> Rows:
     """A block's logits, float32 (rows, K), and witnesses, uint32 (rows,)."""
-    logits, checksums = [], []
+    rows: Rows = {}
     for start, stop in block.batches(batch_size):
         index_B = torch.arange(start, stop)
         logits_BK, pixels_BCHW = teacher(torch.full_like(index_B, block.view), index_B)
-        checksums.append(witnesses(pixels_BCHW))
-        logits.append(logits_BK.cpu().numpy())
+        batch = {"logits": logits_BK.cpu().numpy(), WITNESS: witnesses(pixels_BCHW)}
+        for name, values in batch.items():
+            # Straight into the block: a list to be joined at the end would hold it twice.
+            if name not in rows:
+                rows[name] = np.empty((len(block), *values.shape[1:]), values.dtype)
+            rows[name][start - block.start : stop - block.start] = values
         advance(stop - start)
-    return {"logits": np.concatenate(logits), WITNESS: np.concatenate(checksums)}
+    return rows
 
 
 def compare_with_live(

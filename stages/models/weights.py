@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 # Counts steps since initialisation; published files may lack it and no output depends on it.
 IGNORED = "num_batches_tracked"
+METADATA = "dhkd"  # the entry of a .safetensors file's metadata that `save_weights` writes
 NAMES_LISTED = 3  # how many differing names an error lists
 
 
@@ -84,7 +86,8 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write the network's state as .safetensors, the same bytes whatever its memory format or device."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    content = safetensors.torch.save(tensors, metadata=dict(metadata))
+    # One entry, because safetensors writes several in an order that changes from run to run.
+    content = safetensors.torch.save(tensors, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
     write_atomically(path, lambda stream: stream.write(content))
 
 
@@ -92,8 +95,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """What `save_weights` was told beside the tensors; empty where the file says nothing."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
+            return dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"weights {path}: expected a .safetensors file ({_line(error)})") from error
 
 

@@ -1,0 +1,570 @@
+"""What `make bench` runs: the claims about speed and memory as one table of figures, each beside its target.
+
+Not a test: a figure on a shared machine may miss its target without a fault, so nothing fails and the load is written
+down beside it. A ratio is the median over the repetitions of one run in which both sides took turns (A, B, B, A, …):
+what slows the machine for a while slows both. Everything runs on the CPU, on random images of CIFAR-100's shape; the
+sides compared are the project's own code and, where a figure says so, a plain PyTorch script. Accuracy is not
+measured here, nor several processes, nor a GPU.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from dhkd.configs.schema import Training
+from dhkd.data.cache.contract import WITNESS, read_view
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.image_set import ImageSet
+from dhkd.data.render import Normalization, Renderer
+from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
+from dhkd.data.views import CropFlip
+from dhkd.pipeline.build import learning_rate_of, optimizer_of, student_of
+from dhkd.pipeline.environment import hardware, versions
+from dhkd.stages.cache.write import Teacher, write_blocks
+from dhkd.stages.models import build_network
+from dhkd.stages.processes import Processes
+from dhkd.stages.report.tables import plain_table
+
+# The loop's own step: what is timed must be what users run, and `train` offers no smaller unit than an epoch.
+from dhkd.stages.train.loop import _seed_dropout, _step
+from dhkd.stages.train.objectives import build_objective
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+NUM_CLASSES = 100
+MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+RECIPE = CropFlip(padding=4, flip=True, seed=0)
+STUDENT, TEACHER = "resnet20", "resnet56"
+MEGABYTE = 1e6
+
+progress = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: the full run, or a smoke whose figures mean nothing."""
+
+    samples: int  # in the training set of the steps and in the cache that is opened
+    views: int  # in that cache
+    blocks_per_view: int
+    batch_sizes: tuple[int, ...]
+    step_rounds: int  # repetitions of one step
+    plain_rounds: int  # repetitions of a run of steps of the plain script
+    plain_steps: int  # steps in such a run, after as many to warm up
+    teacher_rows: int  # in a view; two views are cached in every repetition
+    teacher_batch: int
+    teacher_rounds: int
+    render_samples: int
+    render_rounds: int
+    open_rounds: int
+    block_megabytes: float  # as computed, of the blocks whose memory is measured
+
+
+FULL = Sizes(
+    samples=5_000,
+    views=RECIPE.num_views,
+    blocks_per_view=3,  # as many files as all views of CIFAR-100 have in blocks of 4 MiB
+    batch_sizes=(64, 128),
+    step_rounds=60,
+    plain_rounds=3,
+    plain_steps=10,
+    teacher_rows=512,
+    teacher_batch=256,
+    teacher_rounds=10,
+    render_samples=50_000,
+    render_rounds=20,
+    open_rounds=9,
+    block_megabytes=32.0,
+)
+QUICK = Sizes(
+    samples=500,
+    views=8,
+    blocks_per_view=1,
+    batch_sizes=(16,),
+    step_rounds=3,
+    plain_rounds=1,
+    plain_steps=3,
+    teacher_rows=32,
+    teacher_batch=32,
+    teacher_rounds=2,
+    render_samples=500,
+    render_rounds=3,
+    open_rounds=3,
+    block_megabytes=8.0,
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number. `quartiles` are those of the repetitions; with neither bound it is for information."""
+
+    name: str
+    value: float
+    unit: str
+    detail: str
+    quartiles: tuple[float, float] | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the value is within its bound; None for a figure without one."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return self.value >= self.at_least if self.at_least is not None else None
+
+    def row(self) -> list[str]:
+        """The figure as a line of the table."""
+        target = "–"
+        if self.at_most is not None:
+            target = f"≤ {self.at_most:g}"
+        elif self.at_least is not None:
+            target = f"≥ {self.at_least:g}"
+        spread = f"{_text(self.quartiles[0])} to {_text(self.quartiles[1])}" if self.quartiles else ""
+        verdict = {None: "", True: "yes", False: "NO"}[self.reached]
+        return [self.name, self.detail, _text(self.value), self.unit, spread, target, verdict]
+
+
+def _text(value: float) -> str:
+    digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def middle(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    detail: str,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Figure:
+    """The figure that repetitions give: their median, and their quartiles beside it."""
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return Figure(name, float(median(values)), unit, detail, (float(low), float(high)), at_most, at_least)
+
+
+def interleaved(
+    actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
+) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Seconds of every action in every round; they take turns, and the order turns around from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    order = list(actions)
+    for number in range(warm_up + rounds):
+        for name in order:
+            began = time.perf_counter()
+            actions[name]()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - began)
+        order.reverse()
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def student_step(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
+    """Point 1: what a step with a resident cache costs over a cross-entropy step on the same renderer."""
+    renderer = Renderer(images, RECIPE, processes.device)
+    resident = ResidentSignals(reader, ["logits"], processes.device)
+    signals = {"ce": NoSignals(resident.num_views), "kd": resident, "binary-kl": resident}
+    figures = []
+    for batch_size in sizes.batch_sizes:
+        loops = {name: Loop(name, _stream(renderer, signals[name], batch_size), processes) for name in signals}
+        seconds = interleaved({name: loop.step for name, loop in loops.items()}, sizes.step_rounds)
+        detail = f"{STUDENT}, batch {batch_size}"
+        figures += [
+            middle(f"step: {name} from the cache / ce", seconds[name] / seconds["ce"], "×", detail, at_most=1.03)
+            for name in ("kd", "binary-kl")
+        ]
+        runs = {
+            "dhkd's loop, ce": lambda loop=loops["ce"]: iter(loop.step, loop),
+            "plain PyTorch, ce, 0 workers": partial(_plain_script, images, batch_size, 0),
+            "plain PyTorch, ce, 2 workers": partial(_plain_script, images, batch_size, 2),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(sizes.plain_rounds):
+            for name, start in runs.items():
+                rates[name].append(batch_size * _steps_per_second(start(), sizes.plain_steps))
+        figures += [middle(f"rate: {name}", values, "images/s", detail) for name, values in rates.items()]
+    return figures
+
+
+class Loop:
+    """A student in training, one step at a time: the body of the training loop, with its own step function."""
+
+    def __init__(self, objective: str, stream: Stream, processes: Processes) -> None:
+        # A low rate, so that random labels don't make the loss diverge; it has no influence on the time.
+        training = Training(architecture=STUDENT, epochs=1000, lr=1e-4)
+        self.objective = build_objective(objective, {})
+        self.student = student_of(training, NUM_CLASSES, self.objective.auxiliary, seed=0)
+        self.optimizer = optimizer_of(training, self.student)
+        self._model, self._prepared = processes.prepare(self.student, self.optimizer)
+        self._model.train()
+        self._learning_rate, self._stream, self._processes = learning_rate_of(training), stream, processes
+        self._batches = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+
+    def step(self) -> None:
+        """Take the stream's next batch and train on it."""
+        self.train_on(*next(self._batches))
+
+    def train_on(self, epoch: int, step: int, batch: Batch) -> None:
+        """One update on a batch that is ready."""
+        steps = self._stream.steps_per_epoch
+        for group in self._prepared.param_groups:
+            group["lr"] = self._learning_rate.at(epoch, step, steps)
+        _seed_dropout(0, epoch * steps + step, self._processes.rank)
+        weights = self.objective.weights(epoch)
+        _step(self._model, self._prepared, self.objective, batch, weights, None, self._processes, (epoch, step))
+        self._processes.step_was_skipped(self._prepared)
+
+
+class PictureSet(Dataset[tuple[Tensor, int]]):
+    """The images as torchvision's CIFAR classes give them: one at a time, as a PIL image, transformed."""
+
+    def __init__(self, images: ImageSet) -> None:
+        from torchvision import transforms  # takes as long to import as torch; the processes of point 6 do without
+
+        self._images_NHWC = images.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        self._labels = images.labels_N.tolist()
+        self._transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(Image.fromarray(self._images_NHWC[index])), self._labels[index]
+
+
+def _plain_script(images: ImageSet, batch_size: int, workers: int) -> Iterator[None]:
+    """The training script that everyone writes, cross-entropy alone; yields after every step."""
+    network = build_network(STUDENT, NUM_CLASSES).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(PictureSet(images), batch_size, shuffle=True, num_workers=workers)
+    for _ in count():
+        for images_BCHW, labels_B in loader:
+            loss = F.cross_entropy(network(images_BCHW), labels_B)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
+
+
+def _steps_per_second(steps: Iterator[None], num_steps: int) -> float:
+    for _ in range(num_steps):
+        next(steps)
+    began = time.perf_counter()
+    for _ in range(num_steps):
+        next(steps)
+    return num_steps / (time.perf_counter() - began)
+
+
+def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) -> Figure:
+    """Point 2: rows a second of stage one over those of the teacher alone, on batches that are ready."""
+    images = images.first(sizes.teacher_rows)
+    network = build_network(TEACHER, NUM_CLASSES)
+    normalize = Normalization(MEAN, STD)
+    renderer = Renderer(images, RECIPE, processes.device)
+    teacher = Teacher(network, normalize, renderer, processes)
+    index_N = torch.arange(len(images))
+    views = range(2)
+    ready = [
+        normalize(renderer.pixels(torch.full_like(index_B, view), index_B))
+        for view in views
+        for index_B in index_N.split(sizes.teacher_batch)
+    ]
+    warm_up = 1
+    manifest = _manifest(len(views), len(images), NUM_CLASSES, block_rows=sizes.teacher_batch, dtype="float16")
+    caches = (ZarrWriter.create(folder / f"written-{n}.zarr", manifest) for n in range(warm_up + sizes.teacher_rounds))
+    writers = iter(list(caches))
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for batch_BCHW in ready:
+            network(batch_BCHW)
+
+    def cache() -> None:
+        write_blocks(teacher, next(writers), batch_size=sizes.teacher_batch, processes=processes)
+
+    seconds = interleaved({"forward": forward, "cache": cache}, sizes.teacher_rounds, warm_up)
+    rate = len(views) * len(images) / median(seconds["cache"])
+    detail = f"{TEACHER}, batch {sizes.teacher_batch}, float32: {rate:,.0f} rows/s into the cache"
+    return middle("caching / the teacher's forward", seconds["forward"] / seconds["cache"], "×", detail, at_least=0.95)
+
+
+def rendering(sizes: Sizes, images: ImageSet, processes: Processes) -> Figure:
+    """Point 3: images a second of the renderer over torchvision's transforms, sample by sample in one process."""
+    ours, theirs, batch_size = 20, 1, 128  # batches in a repetition: neither side too short to time
+    renderer, normalize = Renderer(images, RECIPE, processes.device), Normalization(MEAN, STD)
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(PictureSet(images), batch_size, shuffle=True, drop_last=True)
+    batches = (batch for _ in count() for batch in loader)
+
+    def render() -> None:
+        for _ in range(ours):
+            view_B = torch.randint(RECIPE.num_views, (batch_size,), generator=generator)
+            index_B = torch.randint(len(images), (batch_size,), generator=generator)
+            normalize(renderer.pixels(view_B, index_B))
+
+    def load() -> None:
+        for _ in range(theirs):
+            next(batches)
+
+    seconds = interleaved({"render": render, "load": load}, sizes.render_rounds)
+    rate = ours * batch_size / median(seconds["render"])
+    detail = f"batch {batch_size} of {len(images):,} images, DataLoader without workers: {rate:,.0f} images/s rendered"
+    speedup = (seconds["load"] / theirs) / (seconds["render"] / ours)
+    return middle("rendering / torchvision's transforms", speedup, "×", detail, at_least=20)
+
+
+def alignment(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
+    """Point 4: an aligned dhkd step over one forward, two backward passes and an update, on batches that are ready."""
+    renderer = Renderer(images, RECIPE, processes.device)
+    resident = ResidentSignals(reader, ["logits"], processes.device)
+    figures = []
+    for batch_size in sizes.batch_sizes:
+        stream = _stream(renderer, resident, batch_size)
+        aligned, bare = Loop("dhkd", stream, processes), Loop("dhkd", stream, processes)
+        ready = list(enumerate(stream.epoch(0)))[:-1]  # the last one is smaller
+        turns = {"aligned": 0, "bare": 0}
+
+        def turn(name: str, update: Callable[[int, int, Batch], None], ready=ready, turns=turns) -> None:
+            step, batch = ready[turns[name] % len(ready)]
+            turns[name] += 1
+            update(0, step, batch)
+
+        actions = {
+            "aligned": partial(turn, "aligned", aligned.train_on),
+            "bare": partial(turn, "bare", partial(_bare_update, bare)),
+        }
+        seconds = interleaved(actions, sizes.step_rounds)
+        detail = f"{STUDENT} with a nonlinear auxiliary head, batch {batch_size}"
+        ratios = seconds["aligned"] / seconds["bare"]
+        figures.append(middle("dhkd's step / forward + two backwards", ratios, "×", detail, at_most=1.05))
+    return figures
+
+
+def _bare_update(loop: Loop, epoch: int, step: int, batch: Batch) -> None:
+    """What aligning can't do without: both gradients, added up, and an update."""
+    terms = loop.objective.terms(loop.student(batch.images_BCHW), batch.labels_B, batch.teacher)
+    kept, rest = terms.values()
+    parameters = list(loop.student.parameters())
+    first = torch.autograd.grad(kept, parameters, retain_graph=True, allow_unused=True)
+    second = torch.autograd.grad(rest, parameters, allow_unused=True)
+    for parameter, g1, g2 in zip(parameters, first, second, strict=True):
+        parameter.grad = g2 if g1 is None else g1 if g2 is None else g1 + g2
+    loop.optimizer.step()
+    loop.optimizer.zero_grad()
+
+
+def opening(sizes: Sizes, cache: Path) -> Figure:
+    """Point 5: seconds from a path to the first view of a complete cache in memory."""
+
+    def open_and_read() -> None:
+        reader = ZarrReader(cache)
+        reader.require_complete()
+        read_view(reader, 0, "logits")
+
+    seconds = interleaved({"open": open_and_read}, sizes.open_rounds, warm_up=1)["open"]
+    plan = ZarrReader(cache).plan
+    files = 2 * len(plan.blocks())
+    detail = f"{plan.num_views} views × {plan.num_samples:,} rows × {NUM_CLASSES}, {files} files, lately written"
+    return middle("opening a cache, reading a view", seconds, "s", detail, at_most=1.0)
+
+
+def memory(sizes: Sizes, folder: Path) -> list[Figure]:
+    """Point 6: how far resident memory grows while a cache is written, in blocks, for 2 views and for 8.
+
+    A block is counted as it is computed, in float32; it is stored in half as many bytes. Which of the copies on the
+    way meet depends on how writing and computing overlap, so the growth differs from run to run by a block or so; six
+    views more are twelve blocks.
+    """
+    few, many = 2, 8
+    block_bytes = sizes.block_megabytes * MEGABYTE
+    grown = dict(zip((few, many), _growths(int(block_bytes), (few, many), folder), strict=True))
+    figures = [
+        Figure(
+            f"memory: growth while caching {views} views",
+            growth / block_bytes,
+            "blocks",
+            f"blocks of {sizes.block_megabytes:g} MB in float32 as computed, two a view: {growth / MEGABYTE:.1f} MB",
+            at_most=5,
+        )
+        for views, growth in grown.items()
+    ]
+    difference = abs(grown[many] - grown[few]) / block_bytes
+    detail = f"caching {many} views against caching {few}"
+    return [*figures, Figure("memory: difference", difference, "blocks", detail, at_most=2)]
+
+
+def _growths(block_bytes: int, views: Sequence[int], folder: Path) -> list[int]:
+    """For each number of views the bytes by which a process that caches them grows.
+
+    Each has a process of its own, watched from this one: a thread inside would wait for the interpreter at the peaks.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    children = []
+    for number in views:
+        here, there = spawn.Pipe()
+        arguments = (there, block_bytes, number, folder / f"memory-{number}.zarr")
+        child = spawn.Process(target=_write_when_told, args=arguments, daemon=True)
+        child.start()
+        there.close()
+        children.append((child, here))
+    for _, connection in children:
+        connection.recv()  # it is warm
+    growths = []
+    for child, connection in children:
+        watched = psutil.Process(child.pid)
+        before = peak = watched.memory_info().rss
+        connection.send("write")
+        while not connection.poll(0.001):
+            peak = max(peak, watched.memory_info().rss)
+        connection.recv()  # raises EOFError if it failed
+        child.join()
+        growths.append(peak - before)
+    return growths
+
+
+def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Path) -> None:
+    """Two blocks a view, of a teacher that costs next to nothing."""
+    num_classes, batch_size = 1000, 256
+    block_rows = block_bytes // (np.dtype(np.float32).itemsize * num_classes)
+    images = _random_images(2 * block_rows, num_classes, size=8)
+    processes = Processes("float32", cpu=True)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+    def write(images: ImageSet, views: int, path: Path) -> None:
+        teacher = Teacher(network, Normalization(MEAN, STD), renderer, processes)
+        manifest = _manifest(views, len(images), num_classes, block_rows=block_rows, dtype="float16")
+        write_blocks(teacher, ZarrWriter.create(path, manifest), batch_size=batch_size, processes=processes)
+
+    renderer = Renderer(images, RECIPE, processes.device)
+    write(images.first(batch_size), 1, cache.with_suffix(".warm-up.zarr"))
+    parent.send("warm")
+    parent.recv()
+    write(images, views, cache)
+    parent.send("written")
+
+
+def _random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images_NCHW = torch.randint(256, (num_samples, 3, size, size), generator=generator, dtype=torch.uint8)
+    labels_N = torch.randint(num_classes, (num_samples,), generator=generator)
+    return ImageSet("random", "train", images_NCHW, labels_N, num_classes, MEAN, STD)
+
+
+def _manifest(num_views: int, num_samples: int, num_classes: int, *, block_rows: int, dtype: str) -> Manifest:
+    identity = {
+        "dataset": {"num_samples": num_samples, "num_classes": num_classes},
+        "recipe": RECIPE.identity,
+        "signals": {"logits": {"dtype": dtype, "row": [num_classes]}},
+    }
+    return Manifest(identity, {}, num_views, block_rows)
+
+
+def _stream(renderer: Renderer, signals: Signals, batch_size: int) -> Stream:
+    return Stream(renderer, Normalization(MEAN, STD), signals, schedule="independent", seed=0, batch_size=batch_size)
+
+
+def _complete_cache(sizes: Sizes, path: Path) -> Path:
+    """A cache of random logits; the values have no influence on the time."""
+    block_rows = -(-sizes.samples // sizes.blocks_per_view)
+    manifest = _manifest(sizes.views, sizes.samples, NUM_CLASSES, block_rows=block_rows, dtype="float16")
+    writer = ZarrWriter.create(path, manifest)
+    logits_BK = 3 * np.random.default_rng(0).standard_normal((block_rows, NUM_CLASSES), dtype=np.float32)
+    for block in writer.plan.blocks():
+        rows = len(block)
+        writer.write(block, {"logits": logits_BK[:rows], WITNESS: np.zeros(rows, dtype=np.uint32)})
+    writer.finish()
+    return path
+
+
+def measure(sizes: Sizes, folder: Path) -> list[Figure]:
+    """All points, one after the other; `folder` takes the caches that are written."""
+    processes = Processes("float32", cpu=True)
+    began = time.perf_counter()
+
+    def announce(what: str) -> None:
+        progress.print(f"{time.perf_counter() - began:5.0f} s  {what}", highlight=False)
+
+    announce("writing the cache that the students read")
+    images = _random_images(sizes.samples, NUM_CLASSES)
+    cache = _complete_cache(sizes, folder / "complete.zarr")
+    reader = ZarrReader(cache)
+    announce("1 of 6: the student's step")
+    figures = student_step(sizes, images, reader, processes)
+    announce("2 of 6: caching")
+    figures.append(caching(sizes, images, folder, processes))
+    announce("3 of 6: rendering")
+    figures.append(rendering(sizes, _random_images(sizes.render_samples, NUM_CLASSES), processes))
+    announce("4 of 6: alignment")
+    figures += alignment(sizes, images, reader, processes)
+    announce("5 of 6: opening a cache")
+    figures.append(opening(sizes, cache))
+    announce("6 of 6: memory")
+    figures += memory(sizes, folder)
+    announce("done")
+    return figures
+
+
+def main() -> None:
+    """Measure, print the table, write the same as JSON."""
+    parser = argparse.ArgumentParser(description="Measure dhkd's speed and memory on this machine's CPU.")
+    parser.add_argument("--quick", action="store_true", help="a smoke of seconds; its figures mean nothing")
+    parser.add_argument("--out", type=Path, help="the JSON file, by default runs/bench.json or runs/bench-quick.json")
+    arguments = parser.parse_args()
+    out = arguments.out or Path("runs") / ("bench-quick.json" if arguments.quick else "bench.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": arguments.quick,
+        "hardware": hardware(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "load_at_start": os.getloadavg()[0],
+        "versions": versions(),
+    }
+    began = time.perf_counter()
+    # Beside the results, so that caches are written to the kind of disk that users write theirs to.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="bench-") as folder:
+        figures = measure(QUICK if arguments.quick else FULL, Path(folder))
+    facts |= {"load_at_end": os.getloadavg()[0], "seconds": round(time.perf_counter() - began, 1)}
+    result = {**facts, "figures": [{**asdict(figure), "reached": figure.reached} for figure in figures]}
+    out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+    columns = ["figure", "of", "median", "", "quartiles", "target", "reached"]
+    lines = [
+        plain_table(columns, [figure.row() for figure in figures]),
+        f"{facts['hardware']} of {facts['cores']} cores, load {facts['load_at_start']:.1f} at the start;"
+        f" {', '.join(f'{name} {version}' for name, version in versions().items())}; {facts['date']};"
+        f" {facts['seconds']:.0f} s; also in {out}",
+    ]
+    if arguments.quick:
+        lines.append("--quick: far too small to measure anything; run it without for figures")
+    Console(width=1000, highlight=False, markup=False).print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

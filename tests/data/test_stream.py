@@ -1,0 +1,410 @@
+"""Image, label and teacher's signals meet by key, whoever asks, in whatever share."""
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
+from dhkd.data.image_set import ImageSet
+from dhkd.data.render import Normalization, Renderer, witnesses
+from dhkd.data.schedule import independent
+from dhkd.data.stream import (
+    Batch,
+    NoSignals,
+    ResidentSignals,
+    Signals,
+    Stream,
+    StreamedSignals,
+    check_witnesses,
+    shares,
+)
+from dhkd.data.views import CropFlip
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jaxtyping import Float, Float32, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tests.conftest import make_images
+
+CPU = torch.device("cpu")
+VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 4, 37, 5, 10
+RECIPE = CropFlip(padding=1, flip=True, seed=3)  # 18 views, of which the cache holds the first 4
+SIGNALS = ("logits", "embedding")
+
+
+def signals_of(view_B: NDArray[np.int64], index_B: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """Values that tell view, index and position in the row apart; exact in either dtype."""
+    key_B = (view_B * 64 + index_B).astype(np.float32)
+    return {
+        "logits": key_B[:, None] + np.arange(CLASSES, dtype=np.float32) / 8,
+        "embedding": -key_B[:, None, None] - np.arange(6, dtype=np.float32).reshape(2, 3) / 8,
+    }
+
+
+def write_cache(path: Path, renderer: Renderer) -> ZarrReader:
+    """A complete cache of the renderer's pixels; the signals stand for what a teacher would say."""
+    images = renderer.images
+    tree = {
+        "dataset": {"num_samples": len(images), "num_classes": images.num_classes},
+        "signals": {
+            "logits": {"dtype": "float32", "row": [CLASSES]},
+            "embedding": {"dtype": "float16", "row": [2, 3]},
+        },
+    }
+    writer = ZarrWriter.create(path, Manifest(tree, {"command": "test"}, VIEWS, BLOCK_ROWS))
+    for block in writer.missing():
+        view_B, index_B = keys_of(block)
+        pixels = renderer.pixels(torch.from_numpy(view_B), torch.from_numpy(index_B))
+        writer.write(block, {**signals_of(view_B, index_B), WITNESS: witnesses(pixels)})
+    writer.finish()
+    reader = ZarrReader(path)
+    reader.require_complete()
+    return reader
+
+
+def keys_of(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    index_B = np.arange(block.start, block.stop)
+    return np.full_like(index_B, block.view), index_B
+
+
+@cache
+def renderer() -> Renderer:
+    return Renderer(make_images(SAMPLES), RECIPE, CPU)
+
+
+@cache
+def pixels_by_key() -> Tensor:
+    """uint8 (V, N, C, H, W), each drawn by its own key, without the renderer."""
+    images, index_N = make_images(SAMPLES), torch.arange(SAMPLES)
+    views = [RECIPE.draws(torch.full_like(index_N, view), index_N) for view in range(VIEWS)]
+    return torch.stack([RECIPE.apply(images.images_NCHW, draws) for draws in views])
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> ZarrReader:
+    return write_cache(tmp_path_factory.mktemp("stream") / "c.zarr", renderer())
+
+
+@pytest.fixture(scope="module")
+def resident(reader: ZarrReader) -> ResidentSignals:
+    return ResidentSignals(reader, SIGNALS, CPU)
+
+
+def stream_of(
+    signals: Signals, schedule: str, *, seed: int = 0, batch_size: int = 8, rank: int = 0, world_size: int = 1
+) -> Stream:
+    images = renderer().images
+    return Stream(
+        renderer(),
+        Normalization(images.mean, images.std),
+        signals,
+        schedule=schedule,
+        seed=seed,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def require_joined(batch: Batch) -> None:
+    """Every row of every tensor belongs to the key that the batch names for it."""
+    images = make_images(SAMPLES)
+    rows = len(batch.index_B)
+    assert isinstance(batch.view_B, Int64[Tensor, f"{rows}"])
+    assert isinstance(batch.index_B, Int64[Tensor, f"{rows}"])
+    assert isinstance(batch.labels_B, Int64[Tensor, f"{rows}"])
+    assert isinstance(batch.images_BCHW, Float32[Tensor, f"{rows} 3 8 8"])
+    assert torch.equal(batch.labels_B, images.labels_N[batch.index_B])
+    pixels = pixels_by_key()[batch.view_B, batch.index_B]
+    assert torch.equal(batch.images_BCHW, Normalization(images.mean, images.std)(pixels))
+    expected = signals_of(batch.view_B.numpy(), batch.index_B.numpy())
+    assert batch.teacher.keys() == expected.keys()
+    assert isinstance(batch.teacher["logits"], Float32[Tensor, f"{rows} {CLASSES}"])
+    assert isinstance(batch.teacher["embedding"], Float[Tensor, f"{rows} 2 3"])
+    assert batch.teacher["embedding"].dtype == torch.float16, "as stored"
+    for name, values in expected.items():
+        assert (batch.teacher[name].float().numpy() == values).all(), name
+
+
+def require_same(first: Batch, second: Batch) -> None:
+    for field in ("view_B", "index_B", "images_BCHW", "labels_B"):
+        assert torch.equal(getattr(first, field), getattr(second, field)), field
+    assert first.global_size == second.global_size
+    assert first.teacher.keys() == second.teacher.keys()
+    for name, values in first.teacher.items():
+        assert torch.equal(values, second.teacher[name]), name
+
+
+def union(parts: Sequence[Batch]) -> Batch:
+    """What the processes hold of one step, put together in the order of their ranks."""
+    (global_size,) = {part.global_size for part in parts}
+    fields = ("view_B", "index_B", "images_BCHW", "labels_B")
+    joined = {field: torch.cat([getattr(part, field) for part in parts]) for field in fields}
+    teacher = {name: torch.cat([part.teacher[name] for part in parts]) for name in parts[0].teacher}
+    return Batch(**joined, teacher=teacher, global_size=global_size)
+
+
+# the join
+
+
+@given(
+    schedule=st.sampled_from(["independent", "cycle"]),
+    world_size=st.integers(1, 3),
+    batch_size=st.integers(6, 50),
+    epoch=st.integers(0, 1000),
+    seed=st.integers(0, 2**63 - 1),
+)
+@example(schedule="independent", world_size=1, batch_size=12, epoch=0, seed=0)  # 37 rows: the last one is left alone
+@example(schedule="cycle", world_size=3, batch_size=32, epoch=5, seed=1)  # the last 5 rows are too few for 3
+@settings(max_examples=40, deadline=None)
+def test_every_row_is_joined_by_its_key(
+    resident: ResidentSignals, schedule: str, world_size: int, batch_size: int, epoch: int, seed: int
+) -> None:
+    alone = stream_of(resident, schedule, seed=seed, batch_size=batch_size)
+    streams = [
+        stream_of(resident, schedule, seed=seed, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    per_rank = [list(stream.epoch(epoch)) for stream in streams]
+    assert {len(batches) for batches in per_rank} == {stream.steps_per_epoch for stream in streams}
+    seen: list[int] = []
+    # In one process the last step may be left that several had to drop.
+    for *parts, whole in zip(*per_rank, alone.epoch(epoch), strict=False):
+        for part in parts:
+            require_joined(part)
+        require_same(union(parts), whole)
+        sizes = [len(part.index_B) for part in parts]
+        assert sum(sizes) == parts[0].global_size
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= 2
+        seen += whole.index_B.tolist()
+    left = SAMPLES % batch_size
+    expected = SAMPLES - left if left // world_size < 2 else SAMPLES
+    assert len(seen) == len(set(seen)) == expected == streams[0].samples_per_epoch
+    view_N, index_N = alone.keys(epoch)
+    assert index_N[:expected].tolist() == seen
+    assert sorted(index_N.tolist()) == list(range(SAMPLES))
+    if schedule == "independent":
+        assert len(view_N.unique()) > 1
+        assert torch.equal(view_N, independent(seed, epoch, SAMPLES, VIEWS)[index_N]), "a sample's, not a place's"
+    else:
+        assert (view_N == epoch % VIEWS).all()
+
+
+def test_an_epoch_can_be_had_again_and_others_differ(resident: ResidentSignals) -> None:
+    stream = stream_of(resident, "independent")
+    orders = []
+    for epoch in (0, 1, 2):
+        first, second = union(list(stream.epoch(epoch))[:4]), union(list(stream.epoch(epoch))[:4])
+        require_same(first, second)
+        orders.append(first.index_B.tolist())
+    other = union(list(stream_of(resident, "independent", seed=1).epoch(0))[:4])
+    assert len({tuple(order) for order in [*orders, other.index_B.tolist()]}) == 4
+
+
+def test_without_a_teacher_the_rest_is_the_same(resident: ResidentSignals) -> None:
+    for schedule in ("independent", "cycle"):
+        free = list(stream_of(NoSignals(VIEWS), schedule).epoch(5))
+        for bare, full in zip(free, stream_of(resident, schedule).epoch(5), strict=True):
+            assert bare.teacher == {}
+            require_same(bare, replace(full, teacher={}))
+
+
+def test_only_the_named_signals_are_gathered(reader: ZarrReader) -> None:
+    for kind in (ResidentSignals, StreamedSignals):
+        batch = next(stream_of(kind(reader, ["embedding"], CPU), "cycle").epoch(1))
+        assert batch.teacher.keys() == {"embedding"}
+
+
+def test_an_unknown_schedule_names_the_nearest(resident: ResidentSignals) -> None:
+    with pytest.raises(ConfigError, match=r"^unknown schedule 'cycles': did you mean 'cycle'\? valid are cycle, indep"):
+        stream_of(resident, "cycles")
+
+
+# streamed signals
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 6])
+def test_streamed_signals_equal_resident_ones(reader: ZarrReader, resident: ResidentSignals, start: int) -> None:
+    """Over more epochs than views, from the first epoch or as a resumed run from a later one."""
+    streamed, all_at_hand = (stream_of(s, "cycle") for s in (StreamedSignals(reader, SIGNALS, CPU), resident))
+    for epoch in range(start, start + 2 * VIEWS + 1):
+        for got, expected in zip(streamed.epoch(epoch), all_at_hand.epoch(epoch), strict=True):
+            require_same(got, expected)
+
+
+@given(epochs=st.lists(st.integers(0, 2 * VIEWS), min_size=1, max_size=8))
+@example(epochs=[0, 0, 2, 1, 2, 2])
+@settings(max_examples=15, deadline=None)
+def test_streamed_signals_can_jump(reader: ZarrReader, epochs: list[int]) -> None:
+    signals = StreamedSignals(reader, ["logits"], CPU)
+    index_B = torch.arange(SAMPLES)
+    for epoch in epochs:
+        signals.prepare(epoch)
+        view_B = torch.full_like(index_B, epoch % VIEWS)
+        logits = signals.gather(view_B, index_B)["logits"].numpy()
+        assert (logits == signals_of(view_B.numpy(), index_B.numpy())["logits"]).all()
+
+
+def test_streamed_signals_read_each_view_once_and_one_ahead(reader: ZarrReader) -> None:
+    read: list[int] = []
+    ahead = threading.Event()
+
+    class Recording(ZarrReader):
+        def read(self, block: Block, name: str) -> NDArray[np.generic]:
+            read.append(block.view)
+            if block.view == 1:
+                ahead.set()
+            return super().read(block, name)
+
+    signals = StreamedSignals(Recording(reader.path), ["logits"], CPU)
+    signals.prepare(0)
+    assert ahead.wait(60), "view 1 is read before anyone asks for it"
+    for epoch in range(1, VIEWS):
+        signals.prepare(epoch)
+        assert read[:: reader.plan.blocks_per_view][: epoch + 1] == list(range(epoch + 1))
+    signals.prepare(VIEWS)  # waits for view 0, read again
+    signals.prepare(VIEWS + 1)
+    assert read[: (VIEWS + 1) * reader.plan.blocks_per_view : reader.plan.blocks_per_view] == [0, 1, 2, 3, 0]
+
+
+def test_streamed_signals_never_give_another_views_rows(reader: ZarrReader) -> None:
+    signals = StreamedSignals(reader, SIGNALS, CPU)
+    signals.prepare(0)
+    with pytest.raises(AssertionError):
+        signals.gather(torch.tensor([0, 1]), torch.tensor([0, 0]))
+
+
+def test_damage_found_while_reading_ahead_ends_the_epoch_that_needs_it(tmp_path: Path) -> None:
+    damaged = write_cache(tmp_path / "c.zarr", renderer())
+    chunks = sorted((tmp_path / "c.zarr" / "signals" / "logits" / "c" / "1").rglob("*"))
+    (chunk := next(chunk for chunk in chunks if chunk.is_file())).write_bytes(b"")
+    stream = stream_of(StreamedSignals(damaged, SIGNALS, CPU), "cycle")
+    assert len(list(stream.epoch(0))) == stream.steps_per_epoch
+    with pytest.raises(CacheDamaged, match=str(chunk.relative_to(tmp_path / "c.zarr"))):
+        next(stream.epoch(1))
+
+
+# shares
+
+
+@given(num_samples=st.integers(1, 400), batch_size=st.integers(2, 300), world_size=st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_shares_cover_the_order_once(num_samples: int, batch_size: int, world_size: int) -> None:
+    if batch_size < 2 * world_size:
+        with pytest.raises(ConfigError, match="batch_size"):
+            shares(num_samples, batch_size, world_size)
+        return
+    if num_samples < 2 * world_size:
+        with pytest.raises(ConfigError, match="too few"):
+            shares(num_samples, batch_size, world_size)
+        return
+    steps = shares(num_samples, batch_size, world_size)
+    assert steps[0][0] == 0
+    for bounds, following in pairwise(steps):
+        assert bounds[-1] == following[0]
+    for number, bounds in enumerate(steps):
+        rows = np.diff(bounds)
+        assert len(rows) == world_size
+        assert rows.max() - rows.min() <= 1
+        assert rows.min() >= 2
+        assert rows.sum() == min(batch_size, num_samples - number * batch_size)
+    dropped = num_samples - steps[-1][-1]
+    assert dropped < 2 * world_size, "only what can't give each process two rows"
+
+
+def test_golden_shares() -> None:
+    assert shares(10, 4, 1) == [[0, 4], [4, 8], [8, 10]]
+    assert shares(10, 7, 3) == [[0, 2, 4, 7]]
+    assert shares(13, 7, 3) == [[0, 2, 4, 7], [7, 9, 11, 13]]
+    assert shares(9, 4, 1) == [[0, 4], [4, 8]], "one row is no batch"
+    assert shares(3, 64, 1) == [[0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((100, 1, 1), "batch_size: expected at least 2 rows for each of 1 processes, got 1"),
+        ((100, 5, 3), "batch_size: expected at least 2 rows for each of 3 processes, got 5"),
+        ((100, 0, 1), "batch_size: expected at least 2 rows for each of 1 processes, got 0"),
+        ((5, 64, 3), "data: 5 samples are too few for 3 processes"),
+        ((1, 64, 1), "data: 1 samples are too few for 1 processes"),
+    ],
+)
+def test_impossible_shares_are_refused(arguments: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        shares(*arguments)
+    assert str(caught.value) == message
+
+
+# witnesses
+
+EVERYTHING = {"rows_per_block": BLOCK_ROWS, "max_blocks": 10**6}
+
+
+def test_witnesses_of_a_good_cache_pass(reader: ZarrReader) -> None:
+    assert check_witnesses(renderer(), reader, seed=0, rows_per_block=10**6, max_blocks=10**6) == VIEWS * SAMPLES
+    for seed in range(5):
+        assert check_witnesses(renderer(), reader, seed=seed, rows_per_block=3, max_blocks=2) == 6
+
+
+def mismatched_key(caught: pytest.ExceptionInfo[CacheMismatch]) -> tuple[int, int]:
+    """The key in the message, after a check that the line names its two checksums."""
+    line = str(caught.value)
+    assert "\n" not in line
+    found = re.search(r"first at view (\d+), index (\d+) \(crc32 expected ([0-9a-f]{8}), got ([0-9a-f]{8})\)", line)
+    assert found is not None, line
+    view, index = int(found[1]), int(found[2])
+    (was,) = witnesses(pixels_by_key()[view, index][None])
+    assert int(found[3], 16) == was != int(found[4], 16)
+    return view, index
+
+
+def test_other_images_in_the_same_places_are_noticed(reader: ZarrReader) -> None:
+    images = make_images(SAMPLES)
+    backwards = replace(images, images_NCHW=images.images_NCHW.flip(0))
+    with pytest.raises(CacheMismatch, match="rows in view") as caught:
+        check_witnesses(Renderer(backwards, RECIPE, CPU), reader, seed=0, rows_per_block=2, max_blocks=1)
+    view, index = mismatched_key(caught)
+    assert view < VIEWS
+    assert index != SAMPLES // 2, "that image is still in its place"
+
+
+def test_two_swapped_images_are_noticed_and_named(reader: ZarrReader) -> None:
+    images = make_images(SAMPLES)
+    order = torch.arange(SAMPLES)
+    order[[12, 30]] = order[[30, 12]]
+    swapped: ImageSet = replace(images, images_NCHW=images.images_NCHW[order])
+    with pytest.raises(CacheMismatch) as caught:
+        check_witnesses(Renderer(swapped, RECIPE, CPU), reader, seed=0, **EVERYTHING)
+    assert mismatched_key(caught)[1] in (12, 30)
+
+
+@pytest.mark.parametrize("index", [0, 17, SAMPLES - 1])
+def test_one_changed_level_is_noticed_and_named(reader: ZarrReader, index: int) -> None:
+    images = make_images(SAMPLES)
+    changed = images.images_NCHW.clone()
+    changed[index, 1, 4, 4] ^= 1
+    with pytest.raises(CacheMismatch) as caught:
+        check_witnesses(Renderer(replace(images, images_NCHW=changed), RECIPE, CPU), reader, seed=0, **EVERYTHING)
+    assert mismatched_key(caught)[1] == index
+
+
+@pytest.mark.parametrize(
+    "other", [replace(RECIPE, seed=4), replace(RECIPE, padding=2), replace(RECIPE, flip=False)], ids=str
+)
+def test_another_recipe_is_noticed(reader: ZarrReader, other: CropFlip) -> None:
+    with pytest.raises(CacheMismatch) as caught:
+        check_witnesses(Renderer(make_images(SAMPLES), other, CPU), reader, seed=0, rows_per_block=5, max_blocks=2)
+    mismatched_key(caught)

@@ -1,0 +1,240 @@
+"""Whatever a user gets wrong: one line that says what, expected, got and remedy; an exit code; and nothing lost."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dhkd.data.cache.contract import WITNESS
+from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.views import CropFlip
+
+from tests.e2e.conftest import SMALL, SMALL_VERIFY, Outcome, dhkd, done, files_of
+
+
+def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error")]
+    assert outcome.code == code, outcome.err
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    for words in says:
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "says"),
+    [
+        ("views.seed=1", 1, ["recipe.seed expected 1, got 0", "cache-teacher"]),
+        ("views.padding=2", 1, ["recipe.padding expected 2, got 1"]),
+        ("data.limit=149", 1, ["dataset.num_samples expected 149, got 150", "dataset.fingerprint expected"]),
+        ("teacher=resnet20", 1, ["teacher.architecture expected resnet20, got resnet8"]),
+        ("teacher.sha256=" + "ab" * 32, 1, ["teacher.sha256 expected abababababab…, got"]),
+        ("student=resnet9", 2, ["unknown network 'resnet9'", "did you mean 'resnet"]),
+        ("objective=dkhd", 2, ["unknown objective 'dkhd'", "did you mean 'dhkd'"]),
+        ("objectives.dhkd.temprature=2", 2, ["'temprature'", "did you mean 'temperature'"]),
+        ("student.epoch=3", 2, ["unknown key 'epoch'", "did you mean 'epochs'"]),
+        ("student.batch_size=1", 2, ["student.batch_size", "greater than or equal to 2, got 1"]),
+        ("student.precision=fp16", 2, ["precision fp16: expected a GPU"]),
+        ("student.lr=fast", 2, ["student.lr", "got 'fast'"]),
+        ("data=digit", 2, ["unknown data source 'digit'", "did you mean 'digits'"]),
+        ("data.limit=1438", 2, ["data.limit: expected 1 to 1437", "got 1438"]),
+        ("nonsense", 2, ["--set nonsense: expected key=value"]),
+    ],
+)
+def test_a_student_refuses(setting: str, code: int, says: list[str], cache: Path, tmp_path: Path) -> None:
+    words = ["--set", "student.epochs=1", "--cpu", "--cache", cache, "--out", tmp_path / "run"]
+    small = [word for word in SMALL if word not in ("--precision", "float32", "--cpu")]
+    assert_one_line(dhkd("train-student", "digits", *small, "--set", setting, *words), code, says)
+    assert not (tmp_path / "run" / "config.yaml").exists(), "the folder stays free for the right command"
+
+
+def test_the_nearest_preset_is_named(cache: Path, tmp_path: Path) -> None:
+    outcome = dhkd("train-student", "digts", "--cache", cache, "--out", tmp_path / "run")
+    assert_one_line(outcome, 2, ["unknown preset 'digts'", "did you mean 'digits'"])
+
+
+def test_a_cache_of_another_data_set(cache: Path, tmp_path: Path) -> None:
+    words = ["--set", "teacher=resnet8", "--set", "data.limit=150", "--cpu", "--cache", cache]
+    outcome = dhkd("train-student", "demo", *words, "--out", tmp_path / "run")
+    assert_one_line(
+        outcome, 1, ["dataset.name expected glyphs, got digits", "dataset.num_classes expected 100, got 10"]
+    )
+
+
+def test_a_cache_of_another_teacher_than_the_named_one(
+    cache: Path, teacher: Path, other_teacher: Path, tmp_path: Path
+) -> None:
+    words = ["train-student", "digits", *SMALL, "--cache", cache]
+    outcome = dhkd(*words, "--teacher", other_teacher, "--out", tmp_path / "a")
+    assert_one_line(outcome, 1, ["teacher.sha256 expected", "got"])
+    done(*words, "--teacher", teacher, "--set", "student.epochs=1", "--out", tmp_path / "b")
+
+
+def test_an_incomplete_cache_and_none(cache: Path, teacher: Path, tmp_path: Path) -> None:
+    words = ["train-student", "digits", *SMALL, "--out", tmp_path / "run", "--cache"]
+    assert_one_line(dhkd(*words, tmp_path / "nowhere"), 1, ["nothing is there", "dhkd cache-teacher"])
+    copy = shutil.copytree(cache, tmp_path / "c.zarr")
+    (copy / "signals" / "logits" / "c" / "1" / "0" / "0").unlink()
+    assert_one_line(dhkd(*words, copy), 1, ["5 of 6 blocks are there", "view 1, rows 0 to", "again"])
+    facts = done("inspect", copy, "--json").result
+    assert (facts["complete"], facts["blocks_done"]) == (False, 5)
+    # The remedy that the line names, tried.
+    repaired = done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", copy, "--json").result
+    assert repaired["blocks_written"] == 1
+    assert files_of(copy) == files_of(cache)
+
+
+def test_a_cache_begun_with_other_settings_is_not_mixed(cache: Path, teacher: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(cache, tmp_path / "c.zarr")
+    words = ["cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", copy]
+    for setting, says in {
+        "views.seed=5": "recipe.seed expected 5, got 0",
+        "cache.dtype=float32": "signals.logits.dtype expected float32, got float16",
+        "cache.views=2": "got 2",
+        "cache.block_mb=1": "got 3 and 150",
+    }.items():
+        assert_one_line(dhkd(*words, "--set", setting), 1, [says, "another --out"])
+    assert files_of(copy) == files_of(cache)
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "says"),
+    [
+        ("cache.views=10", 2, ["cache.views: expected 1 to 9", "got 10"]),
+        ("cache.views=some", 2, ["cache.views"]),
+        ("teacher=resnet20", 1, ["another architecture", "check the architecture's name"]),
+        ("cache.dtype=int4", 2, ["cache.dtype", "'float16' or 'float32'", "got 'int4'"]),
+    ],
+)
+def test_caching_refuses(setting: str, code: int, says: list[str], teacher: Path, tmp_path: Path) -> None:
+    words = ["cache-teacher", "digits", *SMALL, "--set", setting, "--teacher", teacher, "--out", tmp_path / "c.zarr"]
+    assert_one_line(dhkd(*words), code, says)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_a_teacher_that_gives_nan_is_not_cached(teacher: Path, tmp_path: Path) -> None:
+    """Weights that are finite and yet overflow: found when the logits are stored, not in every student later."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(teacher / "teacher.safetensors")
+    tensors["fc.weight"] *= 1e6
+    save_file(tensors, tmp_path / "loud.safetensors")
+    words = [
+        "cache-teacher",
+        "digits",
+        *SMALL,
+        "--teacher",
+        tmp_path / "loud.safetensors",
+        "--out",
+        tmp_path / "c.zarr",
+    ]
+    assert_one_line(dhkd(*words), 1, ["signal logits, view 0, index", "float16", "use cache.dtype=float32"])
+    assert not list((tmp_path / "c.zarr").rglob("logits/c/**/*"))
+
+
+def test_missing_and_foreign_weights(tmp_path: Path) -> None:
+    words = ["cache-teacher", "digits", *SMALL, "--out", tmp_path / "c.zarr", "--teacher"]
+    assert_one_line(dhkd(*words, tmp_path / "none.pth"), 1, ["expected a file, found none"])
+    (tmp_path / "text.pth").write_text("weights")
+    assert_one_line(dhkd(*words, tmp_path / "text.pth"), 1, ["text.pth"])
+    (tmp_path / "empty").mkdir()
+    assert_one_line(dhkd(*words, tmp_path / "empty"), 1, ["expected a finished run"])
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    outcome = dhkd(
+        "train-teacher", "cifar100/resnet56-resnet20", "--cpu", "--data-root", tmp_path, "--out", tmp_path / "r"
+    )
+    assert_one_line(outcome, 1, ["cifar-100-python/train", "--data-root DIR", "--download"])
+
+
+def test_a_run_is_never_overwritten(cache: Path, tmp_path: Path) -> None:
+    words = ["train-student", "digits", *SMALL, "--set", "student.epochs=1", "--cache", cache, "--out", tmp_path / "r"]
+    first = done(*words, "--json").result
+    before = files_of(tmp_path / "r")
+    assert_one_line(dhkd(*words), 1, ["already holds a run", "--resume", "another --out"])
+    outcome = dhkd(*words, "--resume", "--set", "student.lr=0.2")
+    assert_one_line(outcome, 1, ["experiment.student.lr expected 0.1, got 0.2", "another --out"])
+    again = done(*words, "--resume", "--json")
+    assert again.result == first
+    assert "already finished" in again.err
+    assert files_of(tmp_path / "r") == before
+
+
+def test_export_and_copy_never_overwrite(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_text("precious")
+    assert_one_line(dhkd("export", teacher, "--out", tmp_path / "w.safetensors"), 2, ["expected a new file"])
+    assert (tmp_path / "w.safetensors").read_text() == "precious"
+    assert_one_line(dhkd("export", tmp_path, "--out", tmp_path / "new.safetensors"), 1, ["expected a finished run"])
+
+
+def test_an_output_folder_that_can_not_be_made(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    words = ["train-student", "digits", *SMALL, "--cache", cache, "--out"]
+    assert_one_line(dhkd(*words, tmp_path / "file"), 1, ["expected a folder, got a file"])
+    assert_one_line(dhkd(*words, tmp_path / "file" / "run"), 1, ["file"])
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_wrong_usage_has_code_2(cache: Path) -> None:
+    for words in (["train-student", "digits"], ["no-such-command"], ["evaluate", "digits"], ["inspect"]):
+        outcome = dhkd(*words)
+        assert outcome.code == 2, outcome.err
+        assert "Usage" in outcome.err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    outcome = dhkd("--debug", "inspect", tmp_path / "none")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_verify_tells_pixels_weights_and_logits_apart(
+    cache: Path, teacher: Path, other_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["verify", "digits", *SMALL_VERIFY, "--rows", "150"]
+    outcome = dhkd(*words, "--cache", cache, "--teacher", other_teacher)
+    assert_one_line(outcome, 1, ["weights differ", "teacher.sha256 expected", "got"])
+
+    # Logits of another network under this one's name, which only a forward can find.
+    reader, forged = ZarrReader(cache), tmp_path / "forged.zarr"
+    writer = ZarrWriter.create(forged, reader.manifest)
+    for block in writer.missing():
+        logits = np.asarray(reader.read(block, "logits"), dtype=np.float32)
+        logits[:, 0] += 0.5 * (block.view == 2)
+        writer.write(block, {"logits": logits, WITNESS: reader.read(block, WITNESS)})
+    writer.finish()
+    done(*words, "--cache", forged)
+    outcome = dhkd(*words, "--cache", forged, "--teacher", teacher)
+    assert_one_line(outcome, 1, ["logits beyond tolerance", "view 2, index", "expected at most", "got 0.5"])
+
+    # A chunk that bit rot or a copy changed.
+    damaged = shutil.copytree(cache, tmp_path / "damaged.zarr")
+    chunk = damaged / "signals" / "logits" / "c" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[7] ^= 1
+    chunk.write_bytes(content)
+    outcome = dhkd(*words, "--cache", damaged, "--teacher", teacher)
+    assert_one_line(outcome, 1, ["signals/logits/c/0/0/0", "view 0", "delete it"])
+
+    # Another rendering, as a changed library would make it: the seeded fault swaps rows and columns of the crops.
+    straight = CropFlip.decode
+
+    def transposed(self: CropFlip, element_B: torch.Tensor) -> torch.Tensor:
+        return straight(self, element_B)[:, [1, 0, 2]]
+
+    monkeypatch.setattr(CropFlip, "decode", transposed)
+    outcome = dhkd(*words, "--cache", cache)
+    assert_one_line(outcome, 1, ["pixels differ", "view", "index", "crc32 expected"])
+    training = dhkd("train-student", "digits", *SMALL, "--cache", cache, "--out", tmp_path / "run")
+    assert_one_line(training, 1, ["pixels differ"])
+
+
+def test_errors_and_results_are_told_apart_in_json(cache: Path, tmp_path: Path) -> None:
+    outcome = dhkd("inspect", tmp_path, "--json")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert json.loads(done("inspect", cache, "--json").out)

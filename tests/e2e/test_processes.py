@@ -1,0 +1,273 @@
+"""Several real processes, and what happens when they are killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.e2e.conftest import SMALL, Outcome, dhkd, done, files_of, in_processes, spawn
+
+pytestmark = pytest.mark.slow
+
+# Many blocks, each of a moment, so that a kill finds some done and some not.
+MANY_BLOCKS = [
+    *("--set", "cache.views=9", "--set", "cache.block_mb=0.0002", "--set", "cache.batch_size=4"),
+    *("--set", "data.limit=400", "--set", "teacher=resnet8", "--cpu", "--precision", "float32"),
+]
+
+
+def chunks_of(cache: Path) -> dict[Path, int]:
+    """Every finished chunk and when it was written."""
+    return {f: f.stat().st_mtime_ns for f in cache.rglob("c/**/*") if f.is_file() and not f.name.endswith(".partial")}
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of one uninterrupted process."""
+    out = tmp_path_factory.mktemp("whole") / "c.zarr"
+    done("cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out)
+    return out
+
+
+def test_two_processes_write_the_cache_of_one(whole: Path, teacher: Path, tmp_path: Path) -> None:
+    words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", tmp_path / "c.zarr", "--json"]
+    outcome = in_processes(2, *words)
+    assert outcome.code == 0, outcome.err
+    result = outcome.result  # one of the two speaks
+    assert result["processes"] == 2
+    assert result["blocks_written"] == len(list((whole / "witness" / "c").rglob("*/*")))
+    assert outcome.err.count("the teacher's test accuracy") == 1
+    assert files_of(tmp_path / "c.zarr") == files_of(whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.zarr"
+    words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out, "--json"]
+    total = len(chunks_of(whole))
+    for wanted in (5, total // 3):  # twice, at moments that differ from run to run
+        process = spawn(*words)
+        wait_until(lambda wanted=wanted: len(chunks_of(out)) >= wanted, process)  # type: ignore[misc]
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    before = chunks_of(out)
+    assert len(before) < total
+    refused = dhkd("train-student", "digits", *MANY_BLOCKS, "--cache", out, "--out", tmp_path / "run")
+    assert refused.code == 1
+    assert "blocks are there" in refused.err
+
+    outcome = in_processes(2, *words) if processes == 2 else done(*words)
+    assert outcome.code == 0, outcome.err
+    after = chunks_of(out)
+    # A block has a chunk of logits and one of witnesses, and counts when both are there.
+    finished = sum((out / "witness" / "c" / b.parent.parent.name / b.parent.name) in before for b in before)
+    assert outcome.result["blocks_written"] == total // 2 - finished
+    rewritten = [f for f, written in before.items() if after[f] != written]
+    assert len(rewritten) <= 2, "no finished block is computed twice, at most half-finished ones"
+    kept = {name: content for name, content in files_of(out).items() if not name.endswith(".partial")}
+    assert kept == files_of(whole)
+
+
+def test_ctrl_c_of_caching_is_one_line(whole: Path, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.zarr"
+    words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out]
+    process = spawn(*words)
+    wait_until(lambda: len(chunks_of(out)) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert printed == ""
+    assert [line for line in said.splitlines() if "error" in line] == [
+        "error: interrupted; the same command (with --resume for training) goes on from here"
+    ]
+    assert "Traceback" not in said
+    assert not list(out.rglob("*.partial"))
+    done(*words)
+    assert files_of(out) == files_of(whole)
+
+
+def training(cache: Path, out: Path, objective: str) -> list[object]:
+    settings = [*SMALL, "--set", "student.epochs=6", "--set", f"objective={objective}"]
+    return ["train-student", "digits", *settings, "--cache", cache, "--out", out]
+
+
+@pytest.mark.parametrize("objective", ["dhkd", "kd"])
+def test_kill_9_of_training_then_resume(objective: str, cache: Path, tmp_path: Path) -> None:
+    """The same final weights, bit for bit; dhkd's head has dropout and batch norm, which must come back too."""
+    done(*training(cache, tmp_path / "whole", objective))
+    words = training(cache, tmp_path / "cut", objective)
+    for epochs in (1, 3):
+        process = spawn(*words, "--resume", env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+        metrics = tmp_path / "cut" / "metrics.jsonl"
+        wait_until(lambda n=epochs, m=metrics: m.exists() and len(m.read_text().splitlines()) >= n, process)  # type: ignore[misc]
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (tmp_path / "cut" / "result.json").exists()
+    # A line without its checkpoint, as a kill between the two leaves it.
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 99}\n')
+    done(*words, "--resume")
+    whole, cut = ((tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert cut == whole
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    for one, other in zip(*lines, strict=True):
+        assert {**one, **timings(one)} == {**other, **timings(one)}
+
+
+def timings(line: dict[str, float]) -> dict[str, float]:
+    return {name: line[name] for name in ("seconds", "train_seconds", "samples_per_second")}
+
+
+JOINT = """
+import sys
+from pathlib import Path
+
+import torch
+from dhkd.data.render import Normalization, Renderer
+from dhkd.data.stream import ResidentSignals, Stream
+from dhkd.data.cache.zarr_store import ZarrReader
+from dhkd.data.sources import load_source
+from dhkd.data.views import CropFlip
+from dhkd.stages.models import build_network
+from dhkd.stages.models.evaluate import Accuracy
+from dhkd.stages.models.student import Student, auxiliary_head
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.learning_rate import LearningRate
+from dhkd.stages.train.loop import train
+from dhkd.stages.train.objectives import build_objective
+from dhkd.stages.train.run_folder import RunFolder
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+def freeze(module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features))
+        freeze(child)
+
+
+cache, out, name, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+processes = Processes("float32", cpu=True)
+objective = build_objective(name, {"head": "linear"} if name == "dhkd" else {})
+torch.manual_seed(0)
+backbone = build_network("resnet8", 10)
+freeze(backbone)
+head = auxiliary_head(objective.auxiliary, 64, 10) if objective.auxiliary else None
+student = Student(backbone, head)
+images = load_source("digits", "train", limit=150)
+renderer = Renderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
+stream = Stream(
+    renderer, Normalization(images.mean, images.std), ResidentSignals(ZarrReader(cache), ["logits"], processes.device),
+    schedule="independent", seed=3, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size,
+)
+figures = train(
+    student, torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4), objective, stream,
+    lambda network: Accuracy(0, 0), learning_rate=LearningRate(0.01, "constant", epochs=2), epochs=2, seed=0,
+    clip_norm=None, run=RunFolder(out, {}, resume=True), processes=processes,
+)
+torch.save(student.state_dict(), out / f"rank{processes.rank}of{processes.world_size}.pt")
+processes.end()
+"""
+
+
+@pytest.mark.parametrize(("objective", "batch_size"), [("dhkd", 31), ("kd", 31), ("kd", 50)])
+def test_two_training_processes_take_the_steps_of_one(
+    objective: str, batch_size: int, cache: Path, tmp_path: Path
+) -> None:
+    """150 samples in batches of 31 make shares of 15 and 16 and a last batch of 26; batch norm is frozen."""
+    script = tmp_path / "joint.py"
+    script.write_text(JOINT)
+    weights = {}
+    for number in (1, 2):
+        out = tmp_path / str(number)
+        outcome = in_processes(number, cache, out, objective, batch_size, script=script)
+        assert outcome.code == 0, outcome.err[-3000:]
+        for rank in range(number):
+            weights[number, rank] = torch.load(out / f"rank{rank}of{number}.pt", weights_only=True)
+    metrics = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[-1]) for n in ("1", "2")]
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-4)
+    moved = 0.0
+    torch.manual_seed(0)
+    for name, alone in weights[1, 0].items():
+        assert torch.equal(weights[2, 0][name], weights[2, 1][name]), "both processes hold the same weights"
+        torch.testing.assert_close(weights[2, 0][name], alone, rtol=1e-3, atol=2e-5)
+        moved = max(moved, float((alone - weights[2, 0][name]).abs().max()))
+    assert moved < 1e-4
+
+
+def test_two_processes_train_through_the_command_line(cache: Path, tmp_path: Path) -> None:
+    words = ["train-student", "digits", *SMALL, "--cache", cache, "--out", tmp_path / "run", "--json"]
+    outcome = in_processes(2, *words)
+    assert outcome.code == 0, outcome.err
+    result = outcome.result
+    assert result["processes"] == 2
+    again = done("evaluate", tmp_path / "run", "--cpu", "--set", "student.precision=float32", "--json").result
+    assert again["top1"] == result["last_top1"], "two processes counted every test image once"
+
+
+def test_a_full_disk_loses_nothing(whole: Path, teacher: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "512k"):
+        out = disk / "c.zarr"
+        words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out]
+        outcome = dhkd(*words)
+        assert_full(outcome)
+        assert not list(out.rglob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        done(*words)
+        assert files_of(out) == files_of(whole)
+
+
+def test_a_full_disk_while_training(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "400k"):
+        words = [*training(cache, disk / "run", "ce"), "--resume"]
+        outcome = dhkd(*words)
+        assert_full(outcome)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        done(*words)
+        done(*training(cache, tmp_path / "whole", "ce"))
+        assert (disk / "run" / "student.safetensors").read_bytes() == (
+            tmp_path / "whole" / "student.safetensors"
+        ).read_bytes()
+
+
+def assert_full(outcome: Outcome) -> None:
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error")]
+    assert outcome.code == 1
+    assert len(lines) == 1
+    assert "No space left on device" in lines[0]
+    assert "Traceback" not in outcome.err
+
+
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[None]:
+    """A file system of its own at `path`, `size` large."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system, to fill it")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)

@@ -1,0 +1,117 @@
+"""Imports point one way, each heavy dependency has one home, and asking for help costs nothing."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("pipeline", "stages", "data", "configs")
+
+# From a folder to what its modules may import of the project. The stages know each other only by what serves them all.
+MAY_IMPORT = {
+    "pipeline": ("pipeline", "stages", "data", "configs"),
+    "stages/models": ("stages.models", "stages.processes", "data"),
+    "stages/cache": ("stages.cache", "stages.models", "stages.processes", "stages.progress", "data"),
+    "stages/train": ("stages.train", "stages.models", "stages.processes", "stages.progress", "data"),
+    "stages/report": ("stages.report", "data"),
+    "stages": ("data",),
+    "data": ("data",),
+    "configs": ("configs", "data.errors"),
+}
+
+# Where each is imported, at most; None of a module: only inside functions, so that importing the module is cheap.
+HOMES = {
+    "click": {"pipeline/cli.py"},
+    "accelerate": {"stages/processes.py"},
+    "zarr": {"data/cache/zarr_store.py"},
+    "webdataset": set(),
+    "matplotlib": {"stages/report/curves.py", "data/sources/glyphs.py"},
+    "sklearn": {"data/sources/digits.py"},
+    "torchvision": {"data/sources/cifar100.py"},
+    "pydantic": {"configs/schema.py", "configs/load.py", "stages/train/objectives/__init__.py"},
+    "rich": {"stages/progress.py", "stages/report/tables.py"},
+}
+
+
+def modules() -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The absolute names that a module imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def wrong_arrows(module: str, tree: ast.AST) -> list[str]:
+    """The imports that a module must not make."""
+    folder = next(folder for folder in MAY_IMPORT if module.startswith(f"{folder}/"))
+    allowed = [f"dhkd.{name}." for name in MAY_IMPORT[folder]]
+    return [
+        name
+        for name in imported(tree)
+        if (name.startswith("dhkd") and not any(f"{name}.".startswith(start) for start in allowed))
+        or name.partition(".")[0] in FOLDERS
+    ]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_one_way(module: str) -> None:
+    tree = ast.parse((ROOT / module).read_text())
+    assert wrong_arrows(module, tree) == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_heavy_dependencies_have_one_home(module: str) -> None:
+    packages = {name.partition(".")[0] for name in imported(ast.parse((ROOT / module).read_text()))}
+    astray = [package for package in packages & HOMES.keys() if module not in HOMES[package]]
+    assert astray == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("data/x.py", "from dhkd.stages.models import build_network"),
+        ("data/x.py", "def f():\n    import dhkd.pipeline.build"),
+        ("stages/train/x.py", "from dhkd.stages.cache.write import Teacher"),
+        ("stages/report/x.py", "from dhkd.configs import load"),
+        ("configs/x.py", "from dhkd.data.views import CropFlip"),
+        ("stages/x.py", "from data.views import CropFlip"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(module: str, line: str) -> None:
+    assert len(wrong_arrows(module, ast.parse(line))) == 1
+
+
+def modules_loaded_by(*arguments: str) -> set[str]:
+    """The top-level packages that a run of the command line had loaded when it ended."""
+    script = (
+        "import sys\n"
+        "from dhkd.pipeline.cli import cli\n"
+        f"cli({list(arguments)!r}, standalone_mode=False)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train-student", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    loaded = modules_loaded_by(*arguments)
+    assert "click" in loaded
+    assert loaded & {"torch", "numpy", "pydantic", "yaml", "zarr", "accelerate", "rich", "matplotlib"} == set()
+
+
+def test_presets_need_no_torch() -> None:
+    loaded = modules_loaded_by("presets")
+    assert "yaml" in loaded
+    assert loaded & {"torch", "numpy", "zarr", "accelerate"} == set()
