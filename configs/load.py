@@ -27,10 +27,13 @@ def preset_text(name: str) -> str:
     Raises `ConfigError` for a name or path that doesn't exist.
     """
     path = Path(name)
-    if (path / RUN_CONFIG).is_file():
-        return _experiment_of_run(path / RUN_CONFIG)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _read(path)
+    try:
+        if (path / RUN_CONFIG).is_file():
+            return _experiment_of_run(path / RUN_CONFIG)
+        if path.suffix in (".yaml", ".yml") or path.is_file():
+            return _read(path)
+    except OSError as error:
+        raise ConfigError(f"preset {name}: {error.strerror}") from error
     names = preset_names()
     if name not in names:
         raise ConfigError(unknown("preset", name, names))
@@ -43,10 +46,7 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
     A value is read as YAML, so `limit=null` and `milestones=[30,60]` mean what they say. Raises `ConfigError` in one
     line, with the nearest valid name for an unknown key.
     """
-    try:
-        tree = yaml.safe_load(preset_text(name))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"preset {name}: {' '.join(str(error).split())}") from error
+    tree = _parse(preset_text(name), f"preset {name}")
     if not isinstance(tree, dict):
         raise ConfigError(f"preset {name}: expected a mapping of keys to values, got {type(tree).__name__}")
     if smoke:
@@ -59,11 +59,7 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {override}: expected key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is no YAML ({' '.join(str(error).split())})") from error
-        _assign(tree, key.strip(), _number(value))
+        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is no YAML"))
     return parse_experiment(tree, f"preset {name}")
 
 
@@ -86,8 +82,8 @@ def _read(path: Path) -> str:
 def _experiment_of_run(path: Path) -> str:
     """A run keeps facts of its own beside the experiment that it was asked for."""
     try:
-        return yaml.safe_dump(yaml.safe_load(_read(path))["experiment"], sort_keys=False, allow_unicode=True)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        return yaml.safe_dump(_parse(_read(path), str(path))["experiment"], sort_keys=False, allow_unicode=True)
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: expected a run's settings, found something else") from error
 
 
@@ -132,15 +128,27 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _number(value: Any) -> Any:
+class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-3 as a word; people mean the number."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
-    return value
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    # PyYAML's constructors let through what int(), datetime.date() and their own tables raise: 2024-99-99, !!bool x.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{where} ({' '.join(str(error).split())})") from error
 
 
 def _explain(problem: Any) -> str:
-    place = [part for part in problem["loc"] if not str(part).startswith("literal[") and part != "int"]
+    place = list(problem["loc"])
+    if problem["type"] != "extra_forbidden":  # pydantic names the members of a union, too
+        place = [part for part in place if not str(part).startswith("literal[") and part != "int"]
     name = ".".join(str(part) for part in place) or "the file"
     if problem["type"] == "extra_forbidden":
         model: type[BaseModel] | None = Experiment

@@ -78,7 +78,7 @@ class Cache(Section):
     """What stage one writes."""
 
     views: int | Literal["all"] = "all"
-    signals: tuple[Literal["logits"], ...] = ("logits",)
+    signals: tuple[Literal["logits"], ...] = Field(("logits",), min_length=1)
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from dhkd.data.cache.contract import WITNESS, LogitReader, read_view
 from dhkd.data.errors import CacheMismatch, ConfigError, one_of
-from dhkd.data.philox import Domain, below, raw_rows
+from dhkd.data.philox import Domain, permutations, raw_rows
 from dhkd.data.render import Normalization, Renderer, witnesses
 from dhkd.data.schedule import SCHEDULES, order_of_epoch
 from torch import Tensor
@@ -194,14 +194,10 @@ def check_witnesses(renderer: Renderer, reader: LogitReader, *, seed: int, rows_
     order of the data set, a drift of the recipe or of a library, a wrong offset.
     """
     blocks = reader.plan.blocks()
-    chosen = below(raw_rows(seed, Domain.SPOT_CHECK, 0, 0, max_blocks)[:, 0], len(blocks)).tolist()
-    if max_blocks >= len(blocks):
-        chosen = list(range(len(blocks)))
     compared = 0
-    for number in chosen:
+    for number in _sample(seed, 0, len(blocks), max_blocks).tolist():
         block = blocks[number]
-        raw = raw_rows(seed, Domain.SPOT_CHECK, number + 1, 0, min(rows_per_block, len(block)))[:, 0]
-        row_B = torch.from_numpy(below(raw, len(block)))
+        row_B = _sample(seed, number + 1, len(block), rows_per_block)
         index_B = row_B + block.start
         got = witnesses(renderer.pixels(torch.full_like(index_B, block.view), index_B))
         expected = np.asarray(reader.read(block, WITNESS))[row_B.numpy()]
@@ -216,3 +212,9 @@ def check_witnesses(renderer: Renderer, reader: LogitReader, *, seed: int, rows_
             )
         compared += len(got)
     return compared
+
+
+def _sample(seed: int, plane: int, num: int, at_most: int) -> Tensor:
+    """Different numbers below `num`, at most so many, int64."""
+    raw = raw_rows(seed, Domain.SPOT_CHECK, plane, 0, num)[:, 0]
+    return torch.from_numpy(permutations(raw)[:at_most])

@@ -3,8 +3,6 @@ out (result.json and the weights). Every file is finished or absent."""
 
 import json
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,15 +86,8 @@ class RunFolder:
             return None
         try:
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (
-            RuntimeError,
-            ValueError,
-            EOFError,
-            OSError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # a damaged file makes the unpickler raise whatever its bytes lead it to
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise RunMismatch(
                 f"checkpoint {path} can't be read ({reason}); delete it to train from the start"
             ) from error

@@ -421,7 +421,7 @@ def test_anyone_can_read_what_was_saved(network: Network, tmp_path: Path) -> Non
     with safetensors.safe_open(path, framework="np") as file:
         assert set(file.keys()) == set(network.state_dict())
         assert (file.get_tensor("fc.bias") == network.get_parameter("fc.bias").detach().numpy()).all()
-        assert file.metadata() == {"architecture": "resnet8"}
+        assert {key: json.loads(text) for key, text in file.metadata().items()} == {"dhkd": {"architecture": "resnet8"}}
 
 
 def test_saving_again_replaces_the_file(network: Network, tmp_path: Path) -> None:
@@ -441,8 +441,8 @@ def test_the_bytes_do_not_depend_on_the_memory_format(network: Network, tmp_path
     assert (tmp_path / "contiguous").read_bytes() == (tmp_path / "strided").read_bytes()
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="safetensors writes metadata in the random order of a hash map")
 def test_the_bytes_are_the_same_every_time(network: Network, tmp_path: Path) -> None:
+    """Safetensors itself writes metadata in the ever changing order of a hash map."""
     facts = {key: json.dumps([key]) for key in ("architecture", "num_classes", "mean", "std")}
     contents = set()
     for _ in range(8):

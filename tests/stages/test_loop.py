@@ -1,0 +1,248 @@
+"""The training loop: a cached step is a live one, resuming leaves no trace, a broken loss stops before the update."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.errors import NonFiniteLoss, RunMismatch
+from dhkd.data.image_set import ImageSet
+from dhkd.data.render import Normalization, Renderer
+from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
+from dhkd.data.views import CropFlip
+from dhkd.stages.cache.write import Teacher, write_blocks
+from dhkd.stages.models import build_network
+from dhkd.stages.models.evaluate import Accuracy
+from dhkd.stages.models.student import Student, auxiliary_head
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.gradients import backward
+from dhkd.stages.train.learning_rate import LearningRate
+from dhkd.stages.train.loop import _seed_dropout, train
+from dhkd.stages.train.objectives import OBJECTIVES, build_objective
+from dhkd.stages.train.run_folder import RunFolder, read_metrics
+from torch import Tensor
+
+from tests.conftest import make_images
+
+RECIPE = CropFlip(padding=1, flip=True, seed=0)
+VIEWS, BATCH = 3, 10
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    alone = Processes("float32", cpu=True)
+    yield alone
+    alone.end()
+
+
+class World:
+    """A data set, a teacher and, in a folder, its cache."""
+
+    def __init__(self, folder: Path, processes: Processes, dtype: str = "float16") -> None:
+        self.images: ImageSet = make_images()
+        self.normalize = Normalization(self.images.mean, self.images.std)
+        self.renderer = Renderer(self.images, RECIPE, processes.device)
+        torch.manual_seed(5)
+        network = build_network("resnet8", self.images.num_classes)
+        network.fc.weight.data *= 20  # logits as large as a trained teacher's
+        self.teacher = Teacher(network, self.normalize, self.renderer, processes)
+        identity = {
+            "dataset": {"num_samples": len(self.images), "num_classes": self.images.num_classes},
+            "signals": {"logits": {"dtype": dtype, "row": [self.images.num_classes]}},
+        }
+        writer = ZarrWriter.create(folder / "c.zarr", Manifest(identity, {}, VIEWS, block_rows=13))
+        write_blocks(self.teacher, writer, batch_size=8, processes=processes)
+        self.signals = ResidentSignals(ZarrReader(folder / "c.zarr"), ["logits"], processes.device)
+
+    def stream(self, signals: Signals | None = None) -> Stream:
+        signals = signals or self.signals
+        return Stream(self.renderer, self.normalize, signals, schedule="independent", seed=2, batch_size=BATCH)
+
+
+def new_student(objective_name: str, architecture: str = "resnet8") -> Student:
+    torch.manual_seed(0)
+    backbone = build_network(architecture, 5)
+    auxiliary = build_objective(objective_name, {}).auxiliary
+    return Student(backbone, auxiliary_head(auxiliary, backbone.embedding_dim, 5) if auxiliary else None)
+
+
+def run_train(
+    world: World,
+    processes: Processes,
+    out: Path,
+    *,
+    student: Student | None = None,
+    objective: str = "dhkd",
+    epochs: int = 3,
+    lr: float = 0.05,
+    signals: Signals | None = None,
+    weight_decay: float = 5e-4,
+    clip_norm: float | None = None,
+) -> Student:
+    student = student or new_student(objective)
+    train(
+        student,
+        torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay),
+        build_objective(objective, {}),
+        world.stream(signals),
+        lambda network: Accuracy(float(network(torch.ones(1, 3, 8, 8)).detach().sum()), 0.0),
+        learning_rate=LearningRate(lr, "cosine", epochs=3),
+        epochs=epochs,
+        seed=7,
+        clip_norm=clip_norm,
+        run=RunFolder(out, {}, resume=True),
+        processes=processes,
+    )
+    return student
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("float32", 1e-5)])
+@pytest.mark.parametrize("objective_name", [name for name in OBJECTIVES if name != "ce"])
+def test_a_cached_step_is_a_live_one(
+    objective_name: str, dtype: str, tolerance: float, processes: Processes, tmp_path: Path
+) -> None:
+    """The same keys, once with the cache's logits and once with the teacher's own: one gradient, within rounding."""
+    world = World(tmp_path, processes, dtype)
+    objective = build_objective(objective_name, {})
+
+    def step(batch: Batch, teacher: dict[str, Tensor]) -> Tensor:
+        student = new_student(objective_name)
+        torch.manual_seed(1)  # dropout
+        terms = objective.terms(student(batch.images_BCHW), batch.labels_B, teacher)
+        optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
+        backward(terms, objective.weights(0), list(student.parameters()), protected=objective.protected)
+        before = torch.cat([p.detach().flatten() for p in student.parameters()])
+        optimizer.step()
+        return torch.cat([p.detach().flatten() for p in student.parameters()]) - before
+
+    for batch in world.stream().epoch(0):
+        live_BK = world.teacher(batch.view_B, batch.index_B)[0]
+        cached = step(batch, dict(batch.teacher))
+        live = step(batch, {"logits": live_BK})
+        other = step(batch, {"logits": live_BK.roll(1, 0)})
+        assert (cached - live).norm() <= tolerance * live.norm()
+        assert (other - live).norm() > 0.05 * live.norm(), "another image's logits are another step"
+
+
+@pytest.mark.parametrize("stops", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("objective", ["dhkd", "ce"])
+def test_a_resumed_run_ends_with_the_same_weights(
+    objective: str, stops: tuple[int, ...], processes: Processes, tmp_path: Path
+) -> None:
+    world = World(tmp_path, processes)
+    whole = run_train(world, processes, tmp_path / "whole", objective=objective)
+    for epochs in (*stops, 3):
+        torch.manual_seed(epochs)  # whatever the generators' state
+        student = new_student(objective)
+        resumed = run_train(world, processes, tmp_path / "cut", student=student, objective=objective, epochs=epochs)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    assert [line["epoch"] for line in read_metrics(tmp_path / "cut")] == [1, 2, 3]
+    losses = [[line["loss"] for line in read_metrics(tmp_path / name)] for name in ("whole", "cut")]
+    assert losses[0] == losses[1]
+
+
+def test_metrics_name_every_term(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    run_train(world, processes, tmp_path / "run", epochs=1)
+    (line,) = read_metrics(tmp_path / "run")
+    assert line["loss"] == pytest.approx(line["ce"] + line["binary-kl-norm"])
+    assert 0 <= line["conflicting_steps"] <= 4
+    assert line["learning_rate"] == pytest.approx(LearningRate(0.05, "cosine", epochs=3).at(0, 3, 4))
+
+
+class OneBadRow:
+    """The cache's signals, but for one key whose logit is not finite: as memory that went bad would give it."""
+
+    def __init__(self, signals: ResidentSignals, view: int, index: int) -> None:
+        self.num_views, self._signals, self._key = signals.num_views, signals, (view, index)
+
+    def prepare(self, epoch: int) -> None:
+        self._signals.prepare(epoch)
+
+    def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
+        rows = self._signals.gather(view_B, index_B)
+        bad_B = (view_B == self._key[0]) & (index_B == self._key[1])
+        return {name: torch.where(bad_B[:, None], float("nan"), values) for name, values in rows.items()}
+
+
+def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    first, second = (list(zip(*map(Tensor.tolist, world.stream().keys(epoch)), strict=True)) for epoch in (0, 1))
+    view, index = next(key for key in second[20:30] if key not in first)  # in the third batch of the second epoch
+    bad = OneBadRow(world.signals, view, index)
+    named = rf"loss term kd is not finite at epoch 2, step 3, keys \(view, index\) \({view}, {index}\);"
+    with pytest.raises(NonFiniteLoss, match=named):
+        run_train(world, processes, tmp_path / "run", objective="kd", signals=bad)
+
+    # Epoch 1 is kept, and with the fault gone the run goes on as if nothing had been.
+    assert len(read_metrics(tmp_path / "run")) == 1
+    resumed = run_train(world, processes, tmp_path / "run", objective="kd")
+    whole = run_train(world, processes, tmp_path / "whole", objective="kd")
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_nothing_is_updated_by_a_loss_that_is_not_finite(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    student = new_student("ce")
+    student.backbone.fc.bias.data[2] = float("inf")
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    with pytest.raises(NonFiniteLoss, match=r"loss term ce is not finite at epoch 1, step 1, .* and 5 more"):
+        run_train(world, processes, tmp_path / "run", student=student, objective="ce", signals=NoSignals(VIEWS))
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), before, strict=True))
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_gradients_are_clipped_together(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    before = torch.cat([p.detach().flatten() for p in new_student("dhkd").parameters()])
+    student = run_train(world, processes, tmp_path / "run", epochs=1, weight_decay=0.0, lr=1.0, clip_norm=1e-3)
+    moved = (torch.cat([p.detach().flatten() for p in student.parameters()]) - before).norm()
+    # Four steps of norm 1e-3 at a rate of at most 1, with momentum 0.9: at most 1 + 1.9 + 2.71 + 3.439 of them.
+    assert 1e-4 < moved <= 9.05e-3
+
+
+def test_a_checkpoint_of_another_network_is_refused(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    run_train(world, processes, tmp_path / "run", objective="kd", epochs=1)
+    with pytest.raises(RunMismatch, match=r"of another architecture: .*choose another --out"):
+        run_train(world, processes, tmp_path / "run", student=new_student("kd", "resnet14"), objective="kd")
+    (tmp_path / "run" / "checkpoint" / "state.pt").write_bytes(b"half a file")
+    with pytest.raises(RunMismatch, match="can't be read"):
+        run_train(world, processes, tmp_path / "run", objective="kd")
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
+    drawn = []
+    for seed, step, rank in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]:
+        _seed_dropout(seed, step, rank)
+        drawn.append(tuple(torch.rand(4).tolist()))
+    assert drawn[0] == drawn[-1]
+    assert len(set(drawn)) == 4
+
+
+def test_result_figures(processes: Processes, tmp_path: Path) -> None:
+    """The best accuracy is the best epoch's, the last the last's."""
+    world = World(tmp_path, processes)
+    student = new_student("ce")
+    accuracies = iter([Accuracy(30, 60), Accuracy(50, 90), Accuracy(40, 95)])
+    figures = train(
+        student,
+        torch.optim.SGD(student.parameters(), lr=0.01),
+        build_objective("ce", {}),
+        world.stream(NoSignals(VIEWS)),
+        lambda network: next(accuracies),
+        learning_rate=LearningRate(0.01, "constant", epochs=3),
+        epochs=3,
+        seed=0,
+        clip_norm=None,
+        run=RunFolder(tmp_path / "run", {}, resume=False),
+        processes=processes,
+    )
+    assert (figures["last_top1"], figures["best_top1"]) == (40, 50)
+    assert (figures["last_top5"], figures["best_top5"]) == (95, 95)
+    assert figures["samples_per_second"] > 0
+    assert json.dumps(figures)
