@@ -79,16 +79,23 @@ def canonical(tree: object) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
 
-def differences(expected: Mapping[str, Any], got: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Each field named in `expected` that `got` has otherwise, as 'field expected …, got …'."""
+def differences(
+    expected: Mapping[str, Any], got: Mapping[str, Any], prefix: str = "", *, exact: bool = False
+) -> list[str]:
+    """Each field named in `expected` that `got` has otherwise, as 'field expected …, got …'.
+
+    `exact`: a field that only `got` has is a difference, too.
+    """
     found: list[str] = []
     for key, value in expected.items():
         actual = got.get(key, "nothing")
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and isinstance(actual, Mapping):
-            found += differences(value, actual, f"{name}.")
+            found += differences(value, actual, f"{name}.", exact=exact)
         elif value != actual:
             found.append(f"{name} expected {_short(value)}, got {_short(actual)}")
+    if exact:
+        found += [f"{prefix}{key} expected nothing, got {_short(got[key])}" for key in got if key not in expected]
     return found
 
 

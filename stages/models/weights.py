@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _without_prefix(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -37,9 +38,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except IsADirectoryError as error:
         raise WeightsError(f"weights {path}: expected a file, got a folder") from error
     except pickle.UnpicklingError as error:
-        reason = str(error).split(".")[0]
+        # torch's own text goes on to say how to load the file all the same, which nobody should.
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
-            f"weights {path}: expected tensors and plain values only, refused the file: {reason}"
+            f"weights {path}: expected tensors and plain values only,"
+            f" got {named[1] if named else 'no pickle of tensors'}; the file was not loaded"
         ) from error
     except Exception as error:  # a damaged file makes the unpickler raise whatever its bytes lead it to
         raise WeightsError(f"weights {path}: the file is damaged or no file of weights ({_line(error)})") from error
@@ -48,12 +51,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = content[key]
     tensors = {}
     if isinstance(content, Mapping):
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        tensors = {
+            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
+        }
     if not tensors:
         raise WeightsError(f"weights {path}: expected tensors by name, bare or under model or state_dict, found none")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
+    return _without_prefix(tensors)
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -65,7 +68,8 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     differing = [
         f"{name} expected {_shape(expected.get(name))}, got {_shape(state.get(name))}"
         for name in [*expected, *(name for name in state if name not in expected)]
-        if not name.endswith(IGNORED) and _shape(expected.get(name)) != _shape(state.get(name))
+        if _shape(expected.get(name)) != _shape(state.get(name))
+        and not (name.endswith(IGNORED) and (name not in state or name not in expected))
     ]
     if differing:
         more = f" and {len(differing) - NAMES_LISTED} more" if len(differing) > NAMES_LISTED else ""
@@ -73,12 +77,17 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         raise WeightsError(
             f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name"
         )
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
+    complete = dict(expected)
+    for name in expected.keys() & state.keys():
+        if state[name].is_complex() or state[name].layout != torch.strided:
+            raise WeightsError(
+                f"weights {origin}: {name} expected dense real numbers, got {state[name].dtype}, {state[name].layout}"
+            )
+        complete[name] = state[name].to(expected[name].dtype)
+        if not bool(torch.isfinite(complete[name]).all()):
             raise WeightsError(
                 f"weights {origin}: {name} has values that are not finite; the file is of a failed training"
             )
-    complete = {name: state.get(name, value) for name, value in expected.items()}
     network.load_state_dict(complete)
 
 
@@ -95,7 +104,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"weights {path}: expected a .safetensors file ({_line(error)})") from error
 
 
@@ -111,6 +120,13 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Data-parallel training puts `module.` before every name."""
+    if not all(name.startswith("module.") for name in tensors):
+        return tensors
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def _shape(tensor: Tensor | None) -> str:

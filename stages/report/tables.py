@@ -49,12 +49,17 @@ def demo_table(result: Mapping[str, Any]) -> str:
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
-    """Rows of text under `columns`; the first column to the left, numbers to the right, nothing wrapped."""
+    """Rows of text under `columns`; the first two columns to the left, the others to the right, nothing wrapped."""
     table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(name, justify="left" if position < 2 else "right", overflow="fold", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     stream = io.StringIO()
-    Console(file=stream, width=1000, highlight=False, markup=False).print(table)
+    # A plain file, whatever FORCE_COLOR says of terminals, and as wide as its rows are.
+    width = sum(2 * max(map(len, column)) + 2 for column in zip(columns, *rows, strict=True))
+    console = Console(
+        file=stream, width=width, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
+    )
+    console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

@@ -1,8 +1,10 @@
 """A run's folder: what was asked (config.yaml), what happened (metrics.jsonl), where it stands (checkpoint/), what came
 out (result.json and the weights). Every file is finished or absent."""
 
+import io
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,7 @@ class RunFolder:
             raise RunExists(
                 f"output folder {path} already holds a run; continue it with --resume or choose another --out"
             )
-        changed = differences(existing, self.config)
-        changed += [f"{key} expected nothing, got {self.config[key]}" for key in self.config.keys() - existing.keys()]
+        changed = differences(existing, self.config, exact=True)
         if changed:
             raise RunMismatch(
                 f"run at {path}: {'; '.join(changed)}; resume it with its own settings or choose another --out"
@@ -55,8 +56,11 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
+            result = json.loads(path.read_bytes())
+            if not isinstance(result, dict):
+                raise ValueError(f"got a {type(result).__name__}")
+            return result
+        except (ValueError, RecursionError) as error:
             raise RunMismatch(
                 f"{path}: expected a result in JSON ({error}); delete it and run again with --resume"
             ) from error
@@ -77,7 +81,10 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
-        write_atomically(self.path / CHECKPOINT, lambda stream: torch.save(dict(state), stream))
+        # By way of memory: torch's own writer makes of a full disk a RuntimeError about positions.
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomically(self.path / CHECKPOINT, lambda stream: stream.write(buffer.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint, on the CPU; None when no epoch has been finished yet."""
@@ -85,9 +92,14 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise ValueError(f"got a {type(state).__name__}")
+            return state
         except Exception as error:  # a damaged file makes the unpickler raise whatever its bytes lead it to
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            # Of a refused pickle torch says how to load it all the same, which nobody should.
+            refused = isinstance(error, pickle.UnpicklingError)
+            reason = "no pickle of tensors" if refused else (str(error).splitlines() or [type(error).__name__])[0]
             raise RunMismatch(
                 f"checkpoint {path} can't be read ({reason}); delete it to train from the start"
             ) from error
@@ -103,10 +115,11 @@ def read_config(path: Path) -> dict[str, Any] | None:
     file = path / CONFIG
     try:
         config = yaml.safe_load(file.read_bytes())
-        assert isinstance(config, dict)
+        if not isinstance(config, dict):
+            raise ValueError(f"got a {type(config).__name__}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, IsADirectoryError) as error:
         raise RunMismatch(
             f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
         ) from error

@@ -82,17 +82,9 @@ LAYOUTS: dict[str, Callable[[dict[str, Tensor], Path], object]] = {
     "safetensors": safetensors.torch.save_file,
     "module. prefix, safetensors": lambda state, path: safetensors.torch.save_file(prefixed(state), path),
 }
-# `read_weights` returns before it strips the prefix.
-BROKEN_LAYOUTS = {"module. prefix, safetensors"}
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        pytest.param(layout, marks=pytest.mark.xfail(raises=WeightsError) if layout in BROKEN_LAYOUTS else ())
-        for layout in LAYOUTS
-    ],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_network(layout: str, network: Network, tmp_path: Path) -> None:
     path = tmp_path / ("w.safetensors" if "safetensors" in layout else "w.pth")
     LAYOUTS[layout](copy_of(network), path)
@@ -198,7 +190,6 @@ def test_code_in_a_file_is_refused_and_not_run(place: str, zipped: bool, network
     assert trace.exists(), "else the file had nothing to run"
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="the error ends with torch's heading, which names no type")
 def test_the_refusal_names_what_was_refused(tmp_path: Path) -> None:
     torch.save(MakesAFile(tmp_path / "was_run"), tmp_path / "w.pth")
     assert "posix.mkdir" in refusal(tmp_path / "w.pth")
@@ -206,7 +197,7 @@ def test_the_refusal_names_what_was_refused(tmp_path: Path) -> None:
 
 def test_a_whole_pickled_network_is_refused(network: Network, tmp_path: Path) -> None:
     torch.save(network, tmp_path / "w.pth")
-    assert "refused" in refusal(tmp_path / "w.pth")
+    assert "got dhkd.stages.models.resnet.ResNet; the file was not loaded" in refusal(tmp_path / "w.pth")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -237,13 +228,7 @@ def whole_files(network: Network, tmp_path_factory: pytest.TempPathFactory) -> d
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-# torch's unpickler meets garbage with KeyError, IndexError, struct.error or AssertionError, which are let through.
-leaky = pytest.mark.xfail(raises=(KeyError, IndexError, struct.error, AssertionError))
-
-
-@pytest.mark.parametrize(
-    "kind", ["zip.pth", pytest.param("legacy.pth", marks=leaky), "w.safetensors"]
-)  # fmt: skip
+@pytest.mark.parametrize("kind", ["zip.pth", "legacy.pth", "w.safetensors"])
 def test_a_truncated_file_is_refused(kind: str, whole_files: dict[str, bytes], tmp_path: Path) -> None:
     whole = whole_files[kind]
     half = len(whole) // 2
@@ -271,7 +256,7 @@ def test_a_truncated_file_is_refused(kind: str, whole_files: dict[str, bytes], t
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=leaky), ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_random_bytes_are_refused(suffix: str, tmp_path: Path) -> None:
     generator, path = random.Random(0), tmp_path / f"w{suffix}"
     for _ in range(300):
@@ -279,7 +264,7 @@ def test_random_bytes_are_refused(suffix: str, tmp_path: Path) -> None:
         refusal(path)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("zip.pth", marks=leaky), pytest.param("legacy.pth", marks=leaky)])
+@pytest.mark.parametrize("kind", ["zip.pth", "legacy.pth"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_flipped_bytes_are_refused_or_leave_tensors(kind: str, whole_files: dict[str, bytes], tmp_path: Path) -> None:
     """Neither format has checksums of its own, so that a flipped value can't be told; but nothing else may happen."""
@@ -297,9 +282,7 @@ def test_flipped_bytes_are_refused_or_leave_tensors(kind: str, whole_files: dict
 @pytest.mark.parametrize(
     "text", ["", "\n", "{}", "hello\n", "<html>\n<body>404: Not Found</body>\n", "version https://git-lfs…\noid sha256"]
 )
-def test_text_is_refused(text: str, suffix: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if text == "hello\n" and suffix == ".pth":
-        request.applymarker(leaky)
+def test_text_is_refused(text: str, suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"w{suffix}").write_text(text)
     refusal(tmp_path / f"w{suffix}")
 
@@ -313,7 +296,7 @@ def test_text_is_refused(text: str, suffix: str, tmp_path: Path, request: pytest
         {"epoch": 3},
         {"model": {}},
         {"model": {"lr": 0.1}},
-        pytest.param({0: torch.zeros(2)}, marks=pytest.mark.xfail(raises=AttributeError)),
+        {0: torch.zeros(2)},
     ],
     ids=["empty", "list", "tensor", "numbers", "empty model", "numbers in model", "numbered"],
 )
@@ -375,7 +358,6 @@ def test_a_file_in_half_precision_fits_and_becomes_float32(network: Network) -> 
     assert torch.equal(other.get_parameter("conv1.weight"), state["conv1.weight"].float())
 
 
-@pytest.mark.xfail(raises=(RuntimeError, AssertionError), reason="its shape isn't compared, but it is loaded")
 def test_a_counter_of_another_shape_is_refused_or_left_out() -> None:
     network, state = trained(), copy_of(trained(seed=1))
     state["bn1.num_batches_tracked"] = torch.zeros(3, dtype=torch.int64)
@@ -387,7 +369,6 @@ def test_a_counter_of_another_shape_is_refused_or_left_out() -> None:
     assert weights_sha256(network) == expected
 
 
-@pytest.mark.xfail(raises=(pytest.fail.Exception, NotImplementedError, RuntimeError), reason="not looked at")
 @pytest.mark.parametrize(
     "tensor",
     [
