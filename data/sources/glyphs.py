@@ -41,7 +41,7 @@ FRACTION = 12  # bits after the point of fixed-point numbers
 ONE = 1 << FRACTION
 
 # Of the train split, all pixels of a channel together.
-MEAN, STD = (0.5, 0.5, 0.5), (0.28, 0.28, 0.28)
+MEAN, STD = (0.734, 0.734, 0.734), (0.173, 0.173, 0.173)
 
 
 def load(split: str, root: Path | None, download: bool) -> ImageSet:
@@ -107,9 +107,9 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
     covered = (abs(along) < half_length[:, None, None]) & (abs(across) < half_width[:, None, None])
     stroke_NHW = _sum_of_samples(covered) * 255 // SAMPLES**2
 
-    # Paper and ink differ by 80 to 176 of 256 levels, around the circle, in every channel.
-    paper = np.stack([uniform(0, 255) for _ in range(3)], axis=1)
-    glyph = (paper + np.stack([uniform(80, 176) for _ in range(3)], axis=1)) % 256
+    # Dark ink on light paper, 72 to 144 of 256 levels apart in every channel.
+    paper = np.stack([uniform(144, 255) for _ in range(3)], axis=1)
+    glyph = paper - np.stack([uniform(72, 144) for _ in range(3)], axis=1)
     pencil = np.stack([uniform(0, 255) for _ in range(3)], axis=1)
     image_NCHW = _blend(paper[:, :, None, None], glyph[:, :, None, None], ink_NHW[:, None])
     image_NCHW = _blend(image_NCHW, pencil[:, :, None, None], stroke_NHW[:, None])

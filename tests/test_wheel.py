@@ -1,0 +1,56 @@
+"""What users install: every module and preset is in the wheel, and works from there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("pipeline", "stages", "data", "configs")
+
+LIST = """
+import dhkd.configs.load as load
+print(load.__file__)
+for name in load.preset_names():
+    load.load_experiment(name)
+    print(name)
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the sources, unpacked."""
+    pytest.importorskip("setuptools", reason="needs setuptools to build the wheel")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    script = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = out.glob("dhkd-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(out / "site")
+    return out / "site"
+
+
+def test_every_module_and_preset_is_in_it(unpacked: Path) -> None:
+    wanted = [f for folder in FOLDERS for suffix in ("py", "yaml") for f in (ROOT / folder).rglob(f"*.{suffix}")]
+    lacking = [str(f.relative_to(ROOT)) for f in wanted if not (unpacked / "dhkd" / f.relative_to(ROOT)).is_file()]
+    assert lacking == []
+
+
+def test_presets_load_from_it(unpacked: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LIST], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    where, *names = done.stdout.split()
+    assert Path(where).is_relative_to(unpacked), "the wheel's own modules, not the sources'"
+    assert "cifar100/resnet56-resnet20" in names
+    assert "demo" in names
