@@ -110,6 +110,25 @@ def test_what_can_not_be_stored_stops_the_writing(network: nn.Module, processes:
     )
 
 
+@pytest.mark.timeout(60)
+def test_a_last_block_that_can_not_be_stored_is_not_passed_over(
+    network: nn.Module, processes: Processes, tmp_path: Path
+) -> None:
+    teacher, _ = teacher_of(network, processes)
+    batches = 0
+
+    def overflow(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        nonlocal batches
+        batches += 1
+        return output * 1e6 if batches >= VIEWS * 4 else output  # a batch is a block here
+
+    network.register_forward_hook(overflow)
+    writer = ZarrWriter.create(tmp_path / "c", manifest_of())
+    with pytest.raises(NonFiniteLoss, match=r"view 1, index 3\d"):
+        write_blocks(teacher, writer, batch_size=BLOCK_ROWS, processes=processes)
+    assert [str(block) for block in writer.missing()] == ["view 1, rows 30 to 37"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_live_comparison_allows_rounding_and_nothing_more(
     dtype: str, network: nn.Module, processes: Processes, tmp_path: Path
