@@ -57,11 +57,11 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
         "picture": str(picture),
         "folder": str(out),
         "seconds": round(time.perf_counter() - began, 1),
-        "reading": _reading(runs, cache, picture, experiment.student.epochs),
+        "reading": _reading(runs, cache, picture),
     }
 
 
-def _reading(runs: list[dict[str, Any]], cache: dict[str, Any], picture: Path, epochs: int) -> list[str]:
+def _reading(runs: list[dict[str, Any]], cache: dict[str, Any], picture: Path) -> list[str]:
     saved = sum(run["teacher_seconds_saved"] or 0.0 for run in runs)
     learners = sum(1 for run in runs if run["teacher_seconds_saved"])
     each = saved / learners
@@ -70,7 +70,8 @@ def _reading(runs: list[dict[str, Any]], cache: dict[str, Any], picture: Path, e
         f"Caching {cache['cache']['views']} views took {cache['seconds']:.1f} s of the teacher; run live, it would have"
         f" cost the {learners} students {saved:.1f} s. So the cache cost {balance} than it saved here; it pays from"
         f" student number {int(cache['seconds'] // each) + 1} on, and earlier the longer students train.",
-        f"Short schedules ({epochs} epochs a student) and one seed: differences of a percent or two mean nothing.",
+        f"Short runs ({cache['cache']['samples']:,} images, {runs[0]['epochs']} epochs for the teacher,"
+        f" {runs[-1]['epochs']} a student) and one seed: differences of a percent or two mean nothing.",
         f"Curves: {picture}",
     ]
 

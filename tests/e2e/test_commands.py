@@ -157,7 +157,7 @@ def test_presets_are_listed_shown_and_copied(tmp_path: Path) -> None:
 def test_the_demo_in_small(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     outcome = done("demo", "--smoke", "--cpu", "--out", out)
-    for words in ("teacher", "ce", "kd", "binary-kl", "dhkd", "Short schedules", "accuracy.png"):
+    for words in ("teacher", "ce", "kd", "binary-kl", "dhkd", "Short runs", "accuracy.png"):
         assert words in outcome.out
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split() for line in outcome.out.splitlines()]
