@@ -410,13 +410,13 @@ def memory(sizes: Sizes, folder: Path) -> list[Figure]:
             growth / block_bytes,
             "blocks",
             f"blocks of {sizes.block_megabytes:g} MB in float32 as computed, two a view: {growth / MEGABYTE:.1f} MB",
-            at_most=5,
+            at_most=4,
         )
         for views, growth in grown.items()
     ]
     difference = abs(grown[many] - grown[few]) / block_bytes
     detail = f"caching {many} views against caching {few}"
-    return [*figures, Figure("memory: difference", difference, "blocks", detail, at_most=2)]
+    return [*figures, Figure("memory: difference", difference, "blocks", detail, at_most=1.5)]
 
 
 def _growths(block_bytes: int, views: Sequence[int], folder: Path) -> list[int]:
