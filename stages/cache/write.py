@@ -62,16 +62,16 @@ def write_blocks(teacher: Teacher, writer: LogitWriter, *, batch_size: int, proc
     cache's size. Raises `NonFiniteLoss` for logits that can't be stored.
     """
     began = time.perf_counter()
-    blocks = rows = 0
+    computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # blocks and rows, by this process
     while missing := processes.broadcast(writer.missing() if processes.is_first else None):
         # By position in the one list that all processes have: balanced however little is left.
-        _write(missing[processes.rank :: processes.world_size], teacher, writer, batch_size, processes)
-        blocks += len(missing)
-        rows += sum(len(block) for block in missing)
+        mine = missing[processes.rank :: processes.world_size]
+        _write(mine, teacher, writer, batch_size, processes)
+        computed += torch.tensor([len(mine), sum(len(block) for block in mine)], device=processes.device)
         processes.wait()
     if processes.is_first:
         writer.finish()
-    processes.wait()
+    blocks, rows = processes.sum(computed).tolist()  # which also waits for the first process
     return Written(blocks, rows, time.perf_counter() - began)
 
 
