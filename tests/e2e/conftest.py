@@ -5,10 +5,12 @@ import io
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,10 @@ def done(*words: object) -> Outcome:
 
 def spawn(*words: object, **options: Any) -> subprocess.Popen[str]:
     """Start a command as a process of its own."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
-    return subprocess.Popen([*COMMAND, *map(str, words)], **{**pipes, **options})
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    # Shells start background jobs with Ctrl-C ignored, and processes hand that on to those they start.
+    settings["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*COMMAND, *map(str, words)], **{**settings, **options})
 
 
 def in_processes(number: int, *words: object, script: Path | None = None) -> Outcome:
