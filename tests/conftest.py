@@ -1,12 +1,16 @@
 """What several test files need: tiny data, tiny caches, and where the real data is."""
 
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from dhkd.data.image_set import ImageSet
+from dhkd.stages.processes import Processes
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -17,6 +21,36 @@ def make_images(num_samples: int = 37, size: int = 8, num_classes: int = 5, seed
     pixels = torch.randint(0, 256, (num_samples, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.arange(num_samples) % num_classes
     return ImageSet("random", "train", pixels, labels, num_classes, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path in it."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    """A file system of its own at `path`, `size` large, to be filled."""
+    path.mkdir()
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs the program mount")
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """This process alone."""
+    alone = Processes("float32", cpu=True)
+    yield alone
+    alone.end()
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, NonFiniteLoss
 
+from tests.conftest import files_of
+
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 3, 10, 4, 4
 
 STORES: dict[str, tuple[Callable[[Path, Manifest], LogitWriter], Callable[[Path], LogitReader]]] = {
@@ -264,10 +266,6 @@ def test_blocks_are_balanced(rows: int, bytes_: int, expected: tuple[int, int]) 
 def read_all(reader: LogitReader) -> None:
     for block in reader.plan.blocks():
         reader.read(block, "logits")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def largest_files(folder: Path) -> list[Path]:

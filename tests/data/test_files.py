@@ -11,6 +11,8 @@ from typing import BinaryIO
 import pytest
 from dhkd.data.files import sync_folder, user_cache_folder, write_atomically
 
+from tests.conftest import small_disk
+
 OLD, NEW = b"old", b"the new content"
 
 
@@ -38,19 +40,8 @@ def halfway(
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs the program mount")
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "64k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_new_file_and_its_folders_appear_when_finished(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_a_failed_download_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: Exception
 ) -> None:
     def fails(root: str, download: bool) -> None:
-        print("chatter")  # noqa: T201
+        print("chatter")  # noqa: T201  what torchvision does, which must not reach standard output
         raise reason
 
     monkeypatch.setitem(sys.modules, "torchvision.datasets", SimpleNamespace(CIFAR100=fails))

@@ -98,11 +98,6 @@ def in_processes(number: int, *words: object, script: Path | None = None) -> Out
     return Outcome(run.returncode, run.stdout, run.stderr)
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, by its path in it."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a small teacher."""

@@ -12,7 +12,8 @@ from dhkd.data.cache.contract import WITNESS
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.views import CropFlip
 
-from tests.e2e.conftest import SMALL, SMALL_VERIFY, Outcome, dhkd, done, files_of
+from tests.conftest import files_of
+from tests.e2e.conftest import SMALL, SMALL_VERIFY, Outcome, dhkd, done
 
 
 def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:

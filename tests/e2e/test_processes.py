@@ -2,19 +2,18 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from dhkd.stages.train.run_folder import read_metrics
 
-from tests.e2e.conftest import SMALL, Outcome, dhkd, done, files_of, in_processes, spawn
+from tests.conftest import files_of, small_disk
+from tests.e2e.conftest import SMALL, Outcome, dhkd, done, in_processes, spawn
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +63,7 @@ def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, te
     total = len(chunks_of(whole))
     for wanted in (5, total // 3)[: 3 - processes]:  # at moments that differ from run to run
         process = spawn(*words)
-        wait_until(lambda wanted=wanted: len(chunks_of(out)) >= wanted, process)  # type: ignore[misc]
+        wait_until(lambda wanted=wanted: len(chunks_of(out)) >= wanted, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     before = chunks_of(out)
@@ -115,7 +114,7 @@ def test_kill_9_of_training_then_resume(cache: Path, tmp_path: Path) -> None:
     for epochs in (1, 3):
         process = spawn(*words, "--resume", env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
         metrics = tmp_path / "cut" / "metrics.jsonl"
-        wait_until(lambda n=epochs, m=metrics: m.exists() and len(m.read_text().splitlines()) >= n, process)  # type: ignore[misc]
+        wait_until(lambda n=epochs, m=metrics: m.exists() and len(m.read_text().splitlines()) >= n, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not (tmp_path / "cut" / "result.json").exists()
@@ -268,16 +267,3 @@ def assert_full(outcome: Outcome) -> None:
     assert len(lines) == 1
     assert "No space left on device" in lines[0]
     assert "Traceback" not in outcome.err
-
-
-@contextmanager
-def small_disk(path: Path, size: str) -> Iterator[None]:
-    """A file system of its own at `path`, `size` large."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system, to fill it")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(path)], check=True)

@@ -1,6 +1,5 @@
 """Stage one in one process: what is stored is what the teacher says, and an interruption leaves no trace."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,9 @@ from dhkd.stages.models import build_network
 from dhkd.stages.processes import Processes
 from torch import nn
 
-from tests.conftest import make_images
+from tests.conftest import files_of, make_images
 
 VIEWS, BLOCK_ROWS = 2, 10
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    alone = Processes("float32", cpu=True)
-    yield alone
-    alone.end()
 
 
 @pytest.fixture
@@ -47,10 +39,6 @@ def manifest_of(dtype: str = "float16") -> Manifest:
         "signals": {"logits": {"dtype": dtype, "row": [5]}},
     }
     return Manifest(identity, {}, VIEWS, BLOCK_ROWS)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 100])
@@ -100,7 +88,7 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
 
 
 def test_what_can_not_be_stored_stops_the_writing(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
-    network.fc.bias.data[1] = 1e6  # type: ignore[union-attr, index]
+    network.fc.bias.data[1] = 1e6
     teacher, _ = teacher_of(network, processes)
     writer = ZarrWriter.create(tmp_path / "c", manifest_of())
     with pytest.raises(NonFiniteLoss, match=r"signal logits, view 0, index 0: expected finite float16"):
@@ -137,12 +125,12 @@ def test_live_comparison_allows_rounding_and_nothing_more(
     write_blocks(teacher, ZarrWriter.create(tmp_path / "c", manifest_of(dtype)), batch_size=4, processes=processes)
     reader = ZarrReader(tmp_path / "c")
     settings = {"precision": "float32", "seed": 0, "num_rows": 64, "repair": "rebuild it"}
-    worst = compare_with_live(teacher, reader, **settings)  # type: ignore[arg-type]
+    worst = compare_with_live(teacher, reader, **settings)
     assert worst < (1e-2 if dtype == "float16" else 1e-5)
     with torch.no_grad():
-        network.fc.bias[1] += 0.02  # type: ignore[index, operator]
+        network.fc.bias[1] += 0.02
     with pytest.raises(CacheMismatch, match=r"logits beyond tolerance: 64 of 64 rows .* got 0\.0[12].*; rebuild it"):
-        compare_with_live(teacher, reader, **settings)  # type: ignore[arg-type]
+        compare_with_live(teacher, reader, **settings)
 
 
 def test_spot_checks_reach_every_view_and_row() -> None:

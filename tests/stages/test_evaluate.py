@@ -1,6 +1,6 @@
 """Accuracy, against ranks counted directly, however the test set is cut and dealt."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -35,13 +35,6 @@ class OneOf:
 
 
 ALONE = cast(Processes, OneOf(0, 1))
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    real = Processes("float32", cpu=True)
-    yield real
-    real.end()
 
 
 def projection(num_classes: int) -> Callable[[Tensor], Tensor]:
@@ -82,7 +75,7 @@ def test_the_best_and_the_worst(processes: Processes) -> None:
     right = torch.nn.functional.one_hot(images.labels_N, 12).float()
     for sign, expected in ((1.0, Accuracy(100, 100)), (-1.0, Accuracy(0, 0))):
         got = evaluate(
-            lambda images_BCHW, sign=sign: sign * right[: len(images_BCHW)],  # type: ignore[misc]
+            lambda images_BCHW, sign=sign: sign * right[: len(images_BCHW)],
             images, normalization(images), batch_size=SAMPLES, processes=processes,
         )  # fmt: skip
         assert got == expected

@@ -234,7 +234,7 @@ def test_a_common_scale_passes_through(opposed: bool) -> None:
         model = agreeing_heads(TwoHeads())
         parameters = list(model.parameters())
         terms = two_terms(model, images_BCHW, labels_B, opposed=opposed)
-        report = backward(terms, WEIGHTS, parameters, protected="ce", scale=lambda loss, f=factor: f * loss)  # type: ignore[misc]
+        report = backward(terms, WEIGHTS, parameters, protected="ce", scale=lambda loss, f=factor: f * loss)
         assert isinstance(report, AlignmentReport)
         gradients.append(gradient_of(parameters) / factor)
         reports.append(report)

@@ -1,7 +1,6 @@
 """The training loop: a cached step is a live one, resuming leaves no trace, a broken loss stops before the update."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ from tests.conftest import make_images
 
 RECIPE = CropFlip(padding=1, flip=True, seed=0)
 VIEWS, BATCH = 3, 10
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    alone = Processes("float32", cpu=True)
-    yield alone
-    alone.end()
 
 
 class World:

@@ -193,7 +193,7 @@ def test_initialisation_is_a_function_of_torchs_seed() -> None:
 def test_channels_last_changes_the_layout_alone(name: str) -> None:
     images_BCHW = images_of_size(16, batch=4)
     expected = used_network(name)(images_BCHW)
-    strided = used_network(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    strided = used_network(name).to(memory_format=torch.channels_last)
     assert strided.get_parameter("layer1.0.conv1.weight").is_contiguous(memory_format=torch.channels_last)
     for images in (images_BCHW, images_BCHW.to(memory_format=torch.channels_last)):
         torch.testing.assert_close(strided(images), expected, rtol=1e-4, atol=1e-4)

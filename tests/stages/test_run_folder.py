@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import pytest
 import torch
 from dhkd.data.errors import RunExists, RunMismatch
 from dhkd.stages.train.run_folder import RunFolder, read_config, read_metrics
+
+from tests.conftest import small_disk
 
 CONFIG: dict[str, Any] = {
     "run": {"command": "train-student", "cache": "3f" * 32, "precision": "float32"},
@@ -257,21 +258,10 @@ def test_an_interrupt_while_a_checkpoint_is_written_leaves_the_old_one(out: Path
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one checkpoint."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs the program mount")
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "128k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -283,8 +273,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ),
     ],
 )  # fmt: skip
-def test_a_full_disk_leaves_the_old_checkpoint(error: type[Exception], small_disk: Path) -> None:
-    run = RunFolder(small_disk / "r", CONFIG, resume=False)
+def test_a_full_disk_leaves_the_old_checkpoint(error: type[Exception], tiny_disk: Path) -> None:
+    run = RunFolder(tiny_disk / "r", CONFIG, resume=False)
     run.begin()
     run.save_checkpoint(state_of(1))
     with pytest.raises(error):

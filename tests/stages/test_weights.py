@@ -8,7 +8,7 @@ import os
 import pickle
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def test_the_hash_sees_parameters_and_statistics_alike(network: Network) -> None
 
 def test_the_hash_depends_on_neither_layout_nor_order_nor_counters(network: Network) -> None:
     other = trained()
-    other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    other.to(memory_format=torch.channels_last)
     assert not other.get_parameter("layer1.0.conv1.weight").is_contiguous()
     other.get_buffer("bn1.num_batches_tracked").add_(5)
     assert weights_sha256(other) == weights_sha256(network)
@@ -415,7 +415,7 @@ def test_saving_again_replaces_the_file(network: Network, tmp_path: Path) -> Non
 
 def test_the_bytes_do_not_depend_on_the_memory_format(network: Network, tmp_path: Path) -> None:
     strided = trained()
-    strided.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    strided.to(memory_format=torch.channels_last)
     assert not strided.get_parameter("layer1.0.conv1.weight").is_contiguous()
     for name, one in (("contiguous", network), ("strided", strided)):
         save_weights(tmp_path / name, one, {"architecture": "resnet8"})
@@ -446,13 +446,6 @@ def test_metadata_of_another_kind_of_file_is_refused(kind: str, whole_files: dic
 def test_a_file_that_says_nothing_has_no_metadata(whole_files: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(whole_files["w.safetensors"])
     assert read_metadata(tmp_path / "w.safetensors") == {}
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    real = Processes("float32", cpu=True)
-    yield real
-    real.end()
 
 
 @pytest.mark.slow
