@@ -31,7 +31,7 @@ from dhkd.data.cache.contract import WITNESS, read_view
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, Renderer
+from dhkd.data.render import Normalization, ResidentRenderer
 from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
 from dhkd.data.views import CropFlip
 from dhkd.pipeline.build import learning_rate_of, optimizer_of, student_of
@@ -180,7 +180,7 @@ def interleaved(
 
 def student_step(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
     """Point 1: what a step with a resident cache costs over a cross-entropy step on the same renderer."""
-    renderer = Renderer(images, RECIPE, processes.device)
+    renderer = ResidentRenderer(images, RECIPE, processes.device)
     resident = ResidentSignals(reader, ["logits"], processes.device)
     signals = {"ce": NoSignals(resident.num_views), "kd": resident, "binary-kl": resident}
     figures = []
@@ -286,7 +286,7 @@ def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) 
     images = images.first(sizes.teacher_rows)
     network = build_network(TEACHER, NUM_CLASSES)
     normalize = Normalization(MEAN, STD)
-    renderer = Renderer(images, RECIPE, processes.device)
+    renderer = ResidentRenderer(images, RECIPE, processes.device)
     teacher = Teacher(network, normalize, renderer, processes)
     index_N = torch.arange(len(images))
     views = range(2)
@@ -317,7 +317,7 @@ def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) 
 def rendering(sizes: Sizes, images: ImageSet, processes: Processes) -> Figure:
     """Point 3: images a second of the renderer over torchvision's transforms, sample by sample in one process."""
     ours, theirs, batch_size = 20, 1, 128  # batches in a repetition: neither side too short to time
-    renderer, normalize = Renderer(images, RECIPE, processes.device), Normalization(MEAN, STD)
+    renderer, normalize = ResidentRenderer(images, RECIPE, processes.device), Normalization(MEAN, STD)
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(PictureSet(images), batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in count() for batch in loader)
@@ -341,7 +341,7 @@ def rendering(sizes: Sizes, images: ImageSet, processes: Processes) -> Figure:
 
 def alignment(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
     """Point 4: an aligned dhkd step over one forward, two backward passes and an update, on batches that are ready."""
-    renderer = Renderer(images, RECIPE, processes.device)
+    renderer = ResidentRenderer(images, RECIPE, processes.device)
     resident = ResidentSignals(reader, ["logits"], processes.device)
     figures = []
     for batch_size in sizes.batch_sizes:
@@ -461,7 +461,7 @@ def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Pa
         manifest = _manifest(views, len(images), num_classes, block_rows=block_rows, dtype="float16")
         write_blocks(teacher, ZarrWriter.create(path, manifest), batch_size=batch_size, processes=processes)
 
-    renderer = Renderer(images, RECIPE, processes.device)
+    renderer = ResidentRenderer(images, RECIPE, processes.device)
     write(images.first(batch_size), 1, cache.with_suffix(".warm-up.zarr"))
     parent.send("warm")
     parent.recv()
@@ -485,7 +485,7 @@ def _manifest(num_views: int, num_samples: int, num_classes: int, *, block_rows:
     return Manifest(identity, {}, num_views, block_rows)
 
 
-def _stream(renderer: Renderer, signals: Signals, batch_size: int) -> Stream:
+def _stream(renderer: ResidentRenderer, signals: Signals, batch_size: int) -> Stream:
     return Stream(renderer, Normalization(MEAN, STD), signals, schedule="independent", seed=0, batch_size=batch_size)
 
 

@@ -24,21 +24,45 @@ class Section(BaseModel):
         return {cls.main_field: value} if cls.main_field and isinstance(value, str) else value
 
 
+Triple = tuple[float, float, float]
+
+
 class Data(Section):
-    """Which data set."""
+    """Which data set. `train`, `test` and `num_classes` are for files of one's own: image-folder, webdataset."""
 
     main_field = "source"
     source: str
     limit: int | None = Field(None, ge=2, description="keep only the first so many training samples")
+    test_limit: int | None = Field(None, ge=1, description="keep only the first so many test samples")
+    train: str | None = Field(None, description="folder of class folders, or pattern of shards, below the data root")
+    test: str | None = Field(None, description="the same of the test split")
+    num_classes: int | None = Field(None, ge=2, description="of shards, which don't say it")
+    mean: Triple | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
+    std: Triple | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
 
 
 class Views(Section):
-    """How a view is drawn; part of a cache's identity."""
+    """How a view is drawn; part of a cache's identity.
 
-    kind: Literal["crop-flip"] = "crop-flip"
-    padding: int = Field(ge=0, le=64, description="pixels of zeros on each side")
+    crop-flip takes `padding`, and all images of one size; random-resized-crop takes `size`, `scale` and `ratio`, and
+    `test_resize`, the shorter side of a test image before its centre is cropped (None: size · 256 / 224).
+    """
+
+    kind: Literal["crop-flip", "random-resized-crop"] = "crop-flip"
     flip: bool
     seed: int = Field(0, ge=0, le=MAX_SEED, description="belongs to the cache; the experiment has its own")
+    padding: int | None = Field(None, ge=0, le=64, description="pixels of zeros on each side")
+    size: int | None = Field(None, ge=1, le=4096, description="pixels of a side")
+    scale: tuple[float, float] = Field((0.08, 1.0), description="smallest and largest area, relative to the image's")
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height")
+    test_resize: int | None = Field(None, ge=1, le=8192)
+
+    @model_validator(mode="after")
+    def _fields_of_kind(self) -> "Views":
+        mine, other = ("padding", "size") if self.kind == "crop-flip" else ("size", "padding")
+        if getattr(self, mine) is None or getattr(self, other) is not None:
+            raise ValueError(f"{self.kind} takes {mine} and no {other}")
+        return self
 
 
 class Training(Section):
@@ -64,13 +88,18 @@ class Teacher(Training):
     """The network that is cached."""
 
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="accept only a cache of this teacher")
+    mean: Triple | None = Field(None, description="what it was trained with, where that isn't the data set's")
+    std: Triple | None = Field(None, description="the same")
 
 
 class Student(Training):
     """The network that learns from the cache."""
 
-    view_schedule: Literal["independent", "cycle"] = Field(
-        "independent", description="independent needs the whole cache in memory, cycle one view at a time"
+    view_schedule: Literal["independent", "cycle", "block"] = Field(
+        "independent", description="independent needs the whole cache in memory, cycle one view at a time, block blocks"
+    )
+    window: int | None = Field(
+        None, ge=1, description="shuffle blocks, then the samples of windows of so many; null: all samples at once"
     )
 
 
@@ -82,6 +111,7 @@ class Cache(Section):
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
+    views_at_once: int = Field(4, ge=1, description="for how many views a photograph is decoded once")
     block_mb: float = Field(4, gt=0, le=64, description="largest block of the largest signal, in MiB")
 
 
@@ -100,4 +130,7 @@ class Experiment(Section):
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
     smoke: Mapping[str, Any] = Field(default_factory=dict, description="what --smoke sets, to run in seconds")
-    record: Mapping[str, Any] = Field(default_factory=dict, description="commands, published and measured results")
+    record: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="free; ours hold commands, paper, parameters, published (top-1 in percent) and measured",
+    )

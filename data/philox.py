@@ -21,6 +21,9 @@ class Domain(IntEnum):
     ORDER = 3
     DROPOUT = 4
     SPOT_CHECK = 5
+    BLOCK_ORDER = 6
+    BLOCK_VIEW = 7
+    FILE_ORDER = 8
 
 
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:

@@ -1,7 +1,12 @@
-"""From keys to pixels to what a network eats: a whole batch with one gather, on the device where the images live."""
+"""From keys to pixels to what a network eats.
+
+Images held in memory are rendered here, a whole batch with one gather, on the device where they live; photographs are
+decoded in `photographs.py`. Both give batches of pixels for batches of keys.
+"""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,6 +14,8 @@ from dhkd.data.image_set import ImageSet
 from dhkd.data.views import CropFlip
 from numpy.typing import NDArray
 from torch import Tensor
+
+Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
 
 
 class Normalization:
@@ -35,8 +42,57 @@ class Normalization:
         return self._constants[device, width]
 
 
-class Renderer:
-    """Pixels of any key of one data set under one recipe.
+class DataSet(Protocol):
+    """What the stages know of a split, however its images are kept: `ImageSet` and `PhotoSet` are such."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+
+    @property
+    def split(self) -> str:
+        """ "train" or "test"."""
+
+    @property
+    def labels_N(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """int64 (N,), each in [0, num_classes)."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of each channel, in units of full scale."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of each channel, in units of full scale."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def fingerprint(self) -> str:
+        """Equal fingerprints mean the same data set in the same order."""
+
+
+class Renderer(Protocol):
+    """Pixels of any key of one data set under one recipe."""
+
+    @property
+    def images(self) -> DataSet:
+        """The data set."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        """For each batch of keys, in order, uint8 (B, C, H, W) on the device; it may look ahead for keys."""
+
+
+class ResidentRenderer:
+    """Any view of images held in memory.
 
     Holds the padded images on `device` (CIFAR-100's 50,000 with flips: 480 MB) and the views' order of every sample.
     """
@@ -51,6 +107,21 @@ class Renderer:
         view_B, index_B = view_B.to(self.device), index_B.to(self.device)
         draws = self.recipe.decode(self._orders[index_B, view_B])
         return self.recipe.gather(self._windows, index_B, draws)
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device."""
+        return (self.pixels(view_B, index_B) for view_B, index_B in batches)
+
+
+class UnaugmentedRenderer:
+    """Images held in memory, as they are: for test sets; the view has no meaning."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        self.images, self.device = images, device
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device."""
+        return (self.images.images_NCHW[index_B].to(self.device) for _, index_B in batches)
 
 
 def witnesses(pixels_BCHW: Tensor) -> NDArray[np.uint32]:

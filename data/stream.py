@@ -13,8 +13,10 @@ import torch
 from dhkd.data.cache.contract import WITNESS, LogitReader, read_view
 from dhkd.data.errors import CacheMismatch, ConfigError, one_of
 from dhkd.data.philox import Domain, permutations, raw_rows
-from dhkd.data.render import Normalization, Renderer, witnesses
-from dhkd.data.schedule import SCHEDULES, order_of_epoch
+from dhkd.data.read_ahead import ReadAhead
+from dhkd.data.render import Keys, Normalization, Renderer, witnesses
+from dhkd.data.schedule import SCHEDULES, order_of_epoch, windowed_order
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -39,8 +41,8 @@ class Signals(Protocol):
 
     num_views: int
 
-    def prepare(self, epoch: int) -> None:
-        """Have at hand what `gather` will ask for in this epoch."""
+    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
+        """Be told the epoch's keys in training order, and have at hand what `gather` will ask for first."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """The rows of these keys of every signal: {name: (B, …)}."""
@@ -52,7 +54,7 @@ class NoSignals:
     def __init__(self, num_views: int) -> None:
         self.num_views = num_views
 
-    def prepare(self, epoch: int) -> None:
+    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Nothing to fetch."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
@@ -75,7 +77,7 @@ class ResidentSignals:
                 planes[block.view, block.start : block.stop] = torch.from_numpy(reader.read(block, name))
             self._planes[name] = planes
 
-    def prepare(self, epoch: int) -> None:
+    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Everything is at hand."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
@@ -93,7 +95,7 @@ class StreamedSignals:
         self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._plane: tuple[int, dict[str, Tensor]] | None = None
 
-    def prepare(self, epoch: int) -> None:
+    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Make the epoch's view the one in memory, and start to read the next."""
         view = epoch % self.num_views
         if self._plane is None or self._plane[0] != view:
@@ -114,8 +116,56 @@ class StreamedSignals:
         return {name: torch.from_numpy(read_view(self._reader, view, name)).to(self._device) for name in self._names}
 
 
+class WindowedSignals:
+    """The blocks of the named signals that a window of the training order needs, and the next window's: on the host.
+
+    For orders and schedules in which a block's samples follow one another closely and share a view.
+    """
+
+    def __init__(self, reader: LogitReader, names: Sequence[str], device: torch.device, window: int) -> None:
+        self.num_views = reader.plan.num_views
+        self._reader, self._names, self._device = reader, names, device
+        self._position_of_index = np.zeros(0, dtype=np.int64)
+        self._blocks = ReadAhead(self._read, ahead=max(1, window // reader.plan.block_rows))
+
+    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
+        """Learn which blocks the epoch will use in what order."""
+        self._position_of_index = np.empty(len(index_N), dtype=np.int64)
+        self._position_of_index[index_N.numpy()] = np.arange(len(index_N))
+        self._blocks.follow(self._items(view_N, index_N))
+
+    def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
+        """The rows of these keys of every signal: {name: (B, …)}."""
+        item_B, index = self._items(view_B, index_B), index_B.numpy()
+        blocks = self._blocks.take(np.unique(item_B).tolist(), int(self._position_of_index[index].min()))
+        rows: dict[str, Tensor] = {}
+        for name in self._names:
+            first = next(iter(blocks.values()))[name]
+            gathered = np.empty((len(index), *first.shape[1:]), first.dtype)
+            for item, block in blocks.items():
+                here = item_B == item
+                gathered[here] = block[name][index[here] % self._reader.plan.block_rows]
+            rows[name] = torch.from_numpy(gathered).to(self._device)
+        return rows
+
+    def _items(self, view_N: Tensor, index_N: Tensor) -> NDArray[np.int64]:
+        """Each key's block as one number."""
+        plan = self._reader.plan
+        items: NDArray[np.int64] = view_N.numpy() * plan.blocks_per_view + index_N.numpy() // plan.block_rows
+        return items
+
+    def _read(self, item: int) -> dict[str, NDArray[np.generic]]:
+        plan = self._reader.plan
+        block = plan.block(*divmod(item, plan.blocks_per_view))
+        return {name: self._reader.read(block, name) for name in self._names}
+
+
 class Stream:
-    """The training batches of one process: `epoch(e)` gives them in order."""
+    """The training batches of one process: `epoch(e)` gives them in order.
+
+    Without `window` an epoch's order is a full shuffle; with it, blocks of `block_rows` samples are shuffled, then the
+    samples within every `window` of them.
+    """
 
     def __init__(
         self,
@@ -126,14 +176,18 @@ class Stream:
         schedule: str,
         seed: int,
         batch_size: int,
+        block_rows: int | None = None,
+        window: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._views = one_of("schedule", schedule, SCHEDULES)
-        self._renderer, self._normalize, self._signals = renderer, normalize, signals
+        self.renderer, self._normalize, self._signals = renderer, normalize, signals
         self._seed, self._rank = seed, rank
         self._labels = renderer.images.labels_N.to(renderer.device)
-        self._shares = shares(len(renderer.images), batch_size, world_size)
+        self.num_samples = len(renderer.images)
+        self._block_rows, self._window = block_rows or self.num_samples, window
+        self._shares = shares(self.num_samples, batch_size, world_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -145,25 +199,27 @@ class Stream:
         """How many samples all processes together see in an epoch."""
         return self._shares[-1][-1]
 
-    def keys(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def keys(self, epoch: int) -> Keys:
         """The whole epoch's keys in training order, before they are shared out: two int64 (N,)."""
-        num_samples = len(self._renderer.images)
-        index_N = order_of_epoch(self._seed, epoch, num_samples)
-        return self._views(self._seed, epoch, num_samples, self._signals.num_views)[index_N], index_N
+        if self._window is None:
+            index_N = order_of_epoch(self._seed, epoch, self.num_samples)
+        else:
+            index_N = windowed_order(self._seed, epoch, self.num_samples, self._block_rows, self._window)
+        view_N = self._views(self._seed, epoch, self.num_samples, self._signals.num_views, self._block_rows)
+        return view_N[index_N], index_N
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of every batch of an epoch."""
-        self._signals.prepare(epoch)
         view_N, index_N = self.keys(epoch)
-        for bounds in self._shares:
-            mine = slice(bounds[self._rank], bounds[self._rank + 1])
-            view_B, index_B = view_N[mine], index_N[mine]
-            on_device = index_B.to(self._renderer.device)
+        self._signals.prepare(epoch, view_N, index_N)
+        mine = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
+        keys = [(view_N[rows], index_N[rows]) for rows in mine]
+        for (view_B, index_B), bounds, pixels_BCHW in zip(keys, self._shares, self.renderer.render(keys), strict=True):
             yield Batch(
                 view_B=view_B,
                 index_B=index_B,
-                images_BCHW=self._normalize(self._renderer.pixels(view_B, on_device)),
-                labels_B=self._labels[on_device],
+                images_BCHW=self._normalize(pixels_BCHW),
+                labels_B=self._labels[index_B.to(self._labels.device)],
                 teacher=self._signals.gather(view_B, index_B),
                 global_size=bounds[-1] - bounds[0],
             )
@@ -187,31 +243,34 @@ def shares(num_samples: int, batch_size: int, world_size: int) -> list[list[int]
     return steps
 
 
-def check_witnesses(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int, max_blocks: int) -> int:
+def check_witnesses(
+    renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int, max_blocks: int, versions: str = ""
+) -> int:
     """Re-render random rows of random blocks and compare them with what the cache remembers; how many were compared.
 
     Needs no teacher. Raises `CacheMismatch`, naming keys, where the pixels are not those that the teacher saw: another
-    order of the data set, a drift of the recipe or of a library, a wrong offset.
+    order of the data set, a drift of the recipe or of a library, a wrong offset. `versions` is what the error says of
+    the libraries on both sides.
     """
     blocks = reader.plan.blocks()
-    compared = 0
-    for number in _sample(seed, 0, len(blocks), max_blocks).tolist():
-        block = blocks[number]
-        row_B = _sample(seed, number + 1, len(block), rows_per_block)
-        index_B = row_B + block.start
-        got = witnesses(renderer.pixels(torch.full_like(index_B, block.view), index_B))
+    numbers = _sample(seed, 0, len(blocks), max_blocks).tolist()
+    rows = [_sample(seed, number + 1, len(blocks[number]), rows_per_block) for number in numbers]
+    keys = [
+        (torch.full_like(row_B, blocks[number].view), row_B + blocks[number].start)
+        for number, row_B in zip(numbers, rows, strict=True)
+    ]
+    for number, row_B, (_, index_B), pixels in zip(numbers, rows, keys, renderer.render(keys), strict=True):
+        block, got = blocks[number], witnesses(pixels)
         expected = np.asarray(reader.read(block, WITNESS))[row_B.numpy()]
         wrong = np.flatnonzero(got != expected)
         if len(wrong):
-            first = int(index_B[int(wrong[0])])
             raise CacheMismatch(
                 f"pixels differ from those that the teacher saw: {len(wrong)} of {len(got)} rows in {block},"
-                f" first at view {block.view}, index {first} (crc32 expected {int(expected[wrong[0]]):08x},"
-                f" got {int(got[wrong[0]]):08x}); the data set, the recipe or a library has changed since"
-                f" the cache was written"
+                f" first at view {block.view}, index {int(index_B[int(wrong[0])])} (crc32 expected"
+                f" {int(expected[wrong[0]]):08x}, got {int(got[wrong[0]]):08x}); the data set, the recipe or a library"
+                f" has changed since the cache was written{versions}"
             )
-        compared += len(got)
-    return compared
+    return sum(len(row_B) for row_B in rows)
 
 
 def _sample(seed: int, plane: int, num: int, at_most: int) -> Tensor:

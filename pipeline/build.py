@@ -1,5 +1,9 @@
 """The one place where configuration becomes objects: frozen models in, flat arguments out."""
 
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,17 +11,22 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from dhkd.configs.schema import Experiment, Training, Views
+from dhkd.configs.schema import Experiment, Teacher, Training, Triple, Views
+from dhkd.configs.schema import Student as StudentSettings
 from dhkd.data.cache.contract import Plan
 from dhkd.data.cache.zarr_store import ZarrReader
 from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
 from dhkd.data.image_set import ImageSet
-from dhkd.data.sources import load_source
-from dhkd.data.stream import NoSignals, ResidentSignals, Signals, StreamedSignals
+from dhkd.data.photographs import PhotoRenderer, PhotoSet, in_memory
+from dhkd.data.render import DataSet, Normalization, Renderer, ResidentRenderer, UnaugmentedRenderer
+from dhkd.data.resized_crop import CenterCrop, RandomResizedCrop
+from dhkd.data.sources import Selection, load_source
+from dhkd.data.stream import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.data.views import CropFlip
-from dhkd.stages.models import build_network
+from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.student import AuxiliaryHead, Student, auxiliary_head
-from dhkd.stages.models.weights import fit_weights, read_weights, weights_sha256
+from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights, weights_sha256
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective
@@ -26,33 +35,95 @@ from torch import nn
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where files are, which differs from machine to machine and is no part of an experiment."""
+    """Where files are and how they are read, which differs from machine to machine and is no part of an experiment.
 
-    root: Path | None = None
+    `root` is a folder or a URL. `workers` processes decode photographs, None: as many as this process has cores.
+    `allow_bad` files may be unreadable. Shards fetched from a URL take `fetched_gb` of disk.
+    """
+
+    root: str | None = None
     download: bool = False
+    workers: int | None = None
+    allow_bad: int = 0
+    fetched_gb: float = 20.0
+
+    @property
+    def num_workers(self) -> int:
+        """How many processes decode for this one."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def images_of(experiment: Experiment, split: str, options: DataOptions) -> ImageSet:
-    """The experiment's data set, `split` being "train" or "test"; the limit holds for training."""
-    return load_source(
+Images = ImageSet | PhotoSet
+MeanStd = tuple[Triple, Triple]
+Recipe = CropFlip | RandomResizedCrop
+
+
+def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
+    """The experiment's data set, `split` being "train" or "test": in memory for crop-flip, as files for photographs."""
+    fields = {field.name: getattr(experiment.data, field.name) for field in dataclasses.fields(Selection)}
+    images = load_source(
         experiment.data.source,
         split,
         root=options.root,
         download=options.download,
-        limit=experiment.data.limit,
+        selection=Selection(**fields),
+        keep_bytes=int(options.fetched_gb * 1e9),
     )
+    if experiment.views.kind == CropFlip.kind and isinstance(images, PhotoSet):
+        return in_memory(images, workers=options.num_workers, allow_bad=options.allow_bad)
+    if experiment.views.kind == RandomResizedCrop.kind and isinstance(images, ImageSet):
+        raise ConfigError(
+            f"views.kind: {RandomResizedCrop.kind} is for photographs (image-folder, webdataset),"
+            f" {experiment.data.source} takes {CropFlip.kind}"
+        )
+    return images
 
 
-def recipe_of(views: Views) -> CropFlip:
+def recipe_of(views: Views) -> Recipe:
     """The recipe of views."""
-    return CropFlip(padding=views.padding, flip=views.flip, seed=views.seed)
+    if views.kind == CropFlip.kind:
+        assert views.padding is not None
+        return CropFlip(padding=views.padding, flip=views.flip, seed=views.seed)
+    assert views.size is not None
+    return RandomResizedCrop(size=views.size, scale=views.scale, ratio=views.ratio, flip=views.flip, seed=views.seed)
 
 
-def num_views_of(experiment: Experiment, recipe: CropFlip) -> int:
+def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: DataOptions) -> Renderer:
+    """Training images, augmented."""
+    if isinstance(images, ImageSet):
+        assert isinstance(recipe, CropFlip)
+        return ResidentRenderer(images, recipe, device)
+    assert isinstance(recipe, RandomResizedCrop)
+    return PhotoRenderer(images, recipe, device, workers=options.num_workers, allow_bad=options.allow_bad)
+
+
+def test_renderer_of(experiment: Experiment, device: torch.device, options: DataOptions) -> Renderer:
+    """Test images: as they are, photographs resized and their centre cropped."""
+    images, views = images_of(experiment, "test", options), experiment.views
+    if isinstance(images, ImageSet):
+        return UnaugmentedRenderer(images, device)
+    assert views.size is not None
+    # 256 for 224, as usual, and in proportion for other sizes.
+    recipe = CenterCrop(views.size, views.test_resize or round(views.size * 256 / 224))
+    return PhotoRenderer(images, recipe, device, workers=options.num_workers, allow_bad=options.allow_bad)
+
+
+def normalization_of(training: Training, images: DataSet, trained_with: MeanStd | None = None) -> Normalization:
+    """How a network sees pixels: as its preset says, else as it was trained, else as the data set says."""
+    said = training if isinstance(training, Teacher) else None
+    mean, std = trained_with or (images.mean, images.std)
+    return Normalization((said and said.mean) or mean, (said and said.std) or std)
+
+
+def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
     """How many views to cache. Raises `ConfigError` when there are not so many."""
     views = experiment.cache.views
     if views == "all":
-        return recipe.num_views
+        if isinstance(recipe, CropFlip):
+            return recipe.num_views
+        raise ConfigError(f"cache.views: {recipe.kind} has no end of views; set a number")
     if not 1 <= views <= recipe.num_views:
         raise ConfigError(f"cache.views: expected 1 to {recipe.num_views} (all there are) or all, got {views}")
     return views
@@ -94,6 +165,18 @@ def learning_rate_of(training: Training) -> LearningRate:
     )
 
 
+PACKAGED = "packaged"  # instead of a path: the weights that torchvision or timm offers, perhaps with a :TAG
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with weights, on the CPU, in eval mode; where they are from; the mean and std it was trained with."""
+
+    network: Network
+    origin: str
+    mean_std: MeanStd | None
+
+
 def weights_file(path: Path, role: str) -> Path:
     """The file of weights that `path` means: itself, or the network that a run's folder holds."""
     if not path.is_dir():
@@ -105,15 +188,35 @@ def weights_file(path: Path, role: str) -> Path:
     raise WeightsError(f"{path}: expected a finished run, found no {found[0].name}; finish it with --resume")
 
 
-def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> nn.Module:
-    """The network `architecture` with the weights at `path` (a run's folder or a file), on the CPU, in eval mode."""
+def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
+    """The network `architecture` with the weights at `path`: a run's folder, a file, or packaged[:TAG]."""
     network = build_network(architecture, num_classes)
-    file = weights_file(path, role)
-    fit_weights(network, read_weights(file), str(file))
-    return network.eval()
+    word, _, tag = str(path).partition(":")
+    if word == PACKAGED and not path.exists():
+        state, colours = packaged_weights(architecture, tag or None)
+        mean_std = colours and (_triple(colours[0]), _triple(colours[1]))
+        origin = f"{path} of {architecture}"
+    else:
+        file = weights_file(path, role)
+        state, mean_std, origin = read_weights(file), _trained_with(file), str(file)
+    fit_weights(network, state, origin)
+    return Trained(network.eval(), origin, mean_std)
 
 
-def dataset_identity(images: ImageSet) -> dict[str, Any]:
+def _trained_with(file: Path) -> MeanStd | None:
+    """What `save_weights` wrote of the normalisation; other files don't tell."""
+    facts = read_metadata(file) if file.suffix == ".safetensors" else {}
+    if "mean" not in facts or "std" not in facts:
+        return None
+    return _triple(json.loads(facts["mean"])), _triple(json.loads(facts["std"]))
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def dataset_identity(images: DataSet) -> dict[str, Any]:
     """What a cache records of its data set, and compares."""
     return {
         "name": images.name,
@@ -125,15 +228,20 @@ def dataset_identity(images: ImageSet) -> dict[str, Any]:
 
 
 def cache_identity(
-    experiment: Experiment, images: ImageSet, recipe: CropFlip, network: nn.Module, precision: str
+    experiment: Experiment,
+    images: DataSet,
+    recipe: Recipe,
+    network: nn.Module,
+    normalize: Normalization,
+    precision: str,
 ) -> dict[str, Any]:
     """The identity of the cache that stage one is to write."""
     return {
         "teacher": {
             "architecture": experiment.teacher.architecture,
             "sha256": weights_sha256(network),
-            "mean": list(images.mean),
-            "std": list(images.std),
+            "mean": list(normalize.mean),
+            "std": list(normalize.std),
         },
         "dataset": dataset_identity(images),
         "recipe": recipe.identity,
@@ -142,15 +250,24 @@ def cache_identity(
     }
 
 
-def plan_of(experiment: Experiment, images: ImageSet, recipe: CropFlip) -> Plan:
+def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe) -> Plan:
     """How the cache is cut into blocks."""
+    return _plan(experiment, images, num_views_of(experiment, recipe))
+
+
+def block_rows_of(experiment: Experiment, images: DataSet) -> int:
+    """How many rows a block of the preset's cache has, for training without one in the same order."""
+    return _plan(experiment, images, 1).block_rows
+
+
+def _plan(experiment: Experiment, images: DataSet, num_views: int) -> Plan:
     row_bytes = images.num_classes * np.dtype(experiment.cache.dtype).itemsize
     block_bytes = int(experiment.cache.block_mb * 2**20)
-    return Plan.balanced(num_views_of(experiment, recipe), len(images), row_bytes, block_bytes)
+    return Plan.balanced(num_views, len(images), row_bytes, block_bytes)
 
 
 def expected_identity(
-    experiment: Experiment, images: ImageSet, recipe: CropFlip, teacher: nn.Module | None
+    experiment: Experiment, images: DataSet, recipe: Recipe, teacher: nn.Module | None
 ) -> dict[str, Any]:
     """What an experiment demands of a cache: data set, recipe, architecture, and the teacher's hash where one is named.
 
@@ -161,6 +278,9 @@ def expected_identity(
         "dataset": dataset_identity(images),
         "recipe": recipe.identity,
     }
+    for key in ("mean", "std"):
+        if getattr(experiment.teacher, key) is not None:
+            expected["teacher"][key] = list(getattr(experiment.teacher, key))
     if teacher is not None:
         expected["teacher"]["sha256"] = weights_sha256(teacher)
     elif experiment.teacher.sha256 is not None:
@@ -168,10 +288,13 @@ def expected_identity(
     return expected
 
 
-def signals_of(objective: Objective, reader: ZarrReader, schedule: str, device: torch.device, copies: int) -> Signals:
-    """How the objective's signals come from the cache: all resident for `independent`, view by view for `cycle`.
+def signals_of(
+    objective: Objective, reader: ZarrReader, student: StudentSettings, device: torch.device, copies: int
+) -> Signals:
+    """How the objective's signals come from the cache: block by block where the student's order has windows, view by
+    view for `cycle`, else all resident.
 
-    Raises `CacheMismatch` when the cache lacks a signal, `ConfigError` when `independent` would not fit into memory,
+    Raises `CacheMismatch` when the cache lacks a signal, `ConfigError` when a resident one would not fit into memory,
     `copies` processes on this machine holding one each.
     """
     lacking = sorted(objective.needs - reader.manifest.signals.keys())
@@ -183,13 +306,16 @@ def signals_of(objective: Objective, reader: ZarrReader, schedule: str, device: 
     names = sorted(objective.needs)
     if not names:
         return NoSignals(reader.plan.num_views)
-    if schedule == "cycle":
+    if student.window is not None and student.view_schedule != "independent":
+        return WindowedSignals(reader, names, device, student.window)
+    if student.view_schedule == "cycle":
         return StreamedSignals(reader, names, device)
     needed = copies * reader.stored_bytes()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > 0.9 * free:
         raise ConfigError(
-            f"student.view_schedule independent keeps the whole cache in memory: expected at most"
-            f" {free / 1e9:.1f} GB free, got {needed / 1e9:.1f} GB; use --set student.view_schedule=cycle"
+            f"student.view_schedule {student.view_schedule} keeps the whole cache in memory: expected at most"
+            f" {free / 1e9:.1f} GB free, got {needed / 1e9:.1f} GB; use --set student.view_schedule=cycle, or block"
+            f" with student.window"
         )
     return ResidentSignals(reader, names, device)

@@ -3,6 +3,7 @@
 Results go to standard output, logs and progress to standard error; exit code 0, 1 (failed) or 2 (wrong usage).
 """
 
+import functools
 import json
 import logging
 import os
@@ -10,13 +11,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from dhkd.data.errors import ConfigError, DhkdError
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
+    from dhkd.pipeline.build import DataOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,10 +45,54 @@ preset_option = _options(
     ),
     click.option("--smoke", is_flag=True, help="Apply the preset's smoke settings: a run of seconds."),
 )
-data_options = _options(
-    click.option("--data-root", type=PATH, help="Folder of the data set, in torchvision's layout."),
+_data_options = _options(
+    click.option(
+        "--data-root",
+        help="Where the data set's files are: a folder (torchvision's layout, or class folders), or a URL of shards.",
+    ),
     click.option("--download", is_flag=True, help="Download the data set if it is missing."),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        help="Processes that decode photographs, for each process that computes [default: its share of the cores].",
+    ),
+    click.option(
+        "--allow-bad",
+        type=click.IntRange(0),
+        default=0,
+        metavar="N",
+        help="So many files may be unreadable: a black image stands in for each, and they are listed.",
+    ),
+    click.option(
+        "--fetched-gb",
+        type=click.FloatRange(0, min_open=True),
+        default=20.0,
+        show_default=True,
+        help="Disk for shards that were fetched from a URL.",
+    ),
 )
+
+
+def data_options(function: F) -> F:
+    """The options that say where data is and how it is read, handed on together as `data`."""
+
+    @functools.wraps(function)
+    def together(
+        *args: Any,
+        data_root: str | None,
+        download: bool,
+        workers: int | None,
+        allow_bad: int,
+        fetched_gb: float,
+        **options: Any,
+    ) -> Any:
+        from dhkd.pipeline.build import DataOptions
+
+        return function(*args, data=DataOptions(data_root, download, workers, allow_bad, fetched_gb), **options)
+
+    return cast(F, _data_options(together))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 cpu_option = click.option("--cpu", is_flag=True, help="Compute on the CPU even where there is a GPU.")
 resume_option = click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
@@ -55,7 +101,9 @@ precision_option = click.option(
     type=click.Choice(["auto", "float32", "bf16", "fp16"]),
     help="What the network computes in; auto takes bf16 where the hardware has it.",
 )
-teacher_help = "The teacher: a run's folder, or a file of weights (.safetensors, .pth)."
+teacher_help = (
+    "The teacher: a run's folder, a file of weights (.safetensors, .pth), or packaged[:TAG], what its library offers."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -84,8 +132,7 @@ def train_teacher(
     smoke: bool,
     out: Path,
     precision: str | None,
-    data_root: Path | None,
-    download: bool,
+    data: "DataOptions",
     cpu: bool,
     resume: bool,
     as_json: bool,
@@ -93,9 +140,8 @@ def train_teacher(
     """Train the preset's teacher."""
     experiment = _experiment(preset, overrides, smoke, teacher__precision=precision)
     from dhkd.pipeline import commands
-    from dhkd.pipeline.build import DataOptions
 
-    result = commands.train_teacher(experiment, out, data=DataOptions(data_root, download), cpu=cpu, resume=resume)
+    result = commands.train_teacher(experiment, out, data=data, cpu=cpu, resume=resume)
     _print_run(result, out, as_json)
 
 
@@ -118,8 +164,7 @@ def cache_teacher(
     views: str | None,
     signals: str | None,
     precision: str | None,
-    data_root: Path | None,
-    download: bool,
+    data: "DataOptions",
     cpu: bool,
     as_json: bool,
 ) -> None:
@@ -137,14 +182,12 @@ def cache_teacher(
         cache__signals=None if signals is None else f"[{signals}]",
     )
     from dhkd.pipeline import commands
-    from dhkd.pipeline.build import DataOptions
 
     words = ["dhkd", "cache-teacher", preset, "--teacher", str(teacher)]
     words += [word for override in overrides for word in ("--set", override)]
     words += [f"--views={views}"] if views else []
     words += [f"--precision={precision}"] if precision else []
     words += ["--smoke"] if smoke else []
-    data = DataOptions(data_root, download)
     result = commands.cache_teacher(experiment, teacher, out, data=data, command=shlex.join(words), cpu=cpu)
     rate = f", {result['rows_per_second']:,.0f} rows/s" if result["rows_per_second"] else ""
     _emit(
@@ -161,6 +204,7 @@ def cache_teacher(
 @click.option("--cache", type=PATH, required=True, help="The cache that 'dhkd cache-teacher' wrote.")
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--teacher", type=PATH, help="Accept only a cache of this teacher: a run's folder or a file of weights.")
+@click.option("--allow-drift", is_flag=True, help="Train even where pixels differ from those that the teacher saw.")
 @precision_option
 @data_options
 @cpu_option
@@ -173,9 +217,9 @@ def train_student(
     cache: Path,
     out: Path,
     teacher: Path | None,
+    allow_drift: bool,
     precision: str | None,
-    data_root: Path | None,
-    download: bool,
+    data: "DataOptions",
     cpu: bool,
     resume: bool,
     as_json: bool,
@@ -186,10 +230,10 @@ def train_student(
     """
     experiment = _experiment(preset, overrides, smoke, student__precision=precision)
     from dhkd.pipeline import commands
-    from dhkd.pipeline.build import DataOptions
 
-    data = DataOptions(data_root, download)
-    result = commands.train_student(experiment, cache, out, data=data, teacher=teacher, cpu=cpu, resume=resume)
+    result = commands.train_student(
+        experiment, cache, out, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
+    )
     _print_run(result, out, as_json)
 
 
@@ -208,8 +252,7 @@ def evaluate(
     teacher: Path | None,
     student: Path | None,
     precision: str | None,
-    data_root: Path | None,
-    download: bool,
+    data: "DataOptions",
     cpu: bool,
     as_json: bool,
 ) -> None:
@@ -227,9 +270,7 @@ def evaluate(
     settings = {f"{role}__precision": precision}
     experiment = _experiment(preset, overrides, smoke, **settings)
     from dhkd.pipeline import commands
-    from dhkd.pipeline.build import DataOptions
 
-    data = DataOptions(data_root, download)
     result = commands.evaluate_network(experiment, weights, role, data=data, cpu=cpu)
     _emit(
         result,
@@ -278,17 +319,14 @@ def verify(
     cache: Path,
     teacher: Path | None,
     rows: int,
-    data_root: Path | None,
-    download: bool,
+    data: "DataOptions",
     cpu: bool,
     as_json: bool,
 ) -> None:
     """Check a cache: pixels against the data set, and with --teacher logits against a live forward."""
     experiment = _experiment(preset, overrides, smoke)
     from dhkd.pipeline import commands
-    from dhkd.pipeline.build import DataOptions
 
-    data = DataOptions(data_root, download)
     result = commands.verify(experiment, cache, data=data, teacher=teacher, rows=rows, cpu=cpu)
     line = f"{cache}: good; {result['rows_rendered']} rows re-rendered, all equal"
     if teacher:
@@ -306,10 +344,21 @@ def presets(context: click.Context, as_json: bool) -> None:
     """List the presets; 'show NAME' prints one, 'copy NAME FILE' makes it your own."""
     if context.invoked_subcommand is None:
         from dhkd.configs.load import load_experiment, preset_names
+        from dhkd.stages.report.tables import presets_table
 
-        rows = [{"name": name, "description": load_experiment(name).description} for name in preset_names()]
-        width = max(len(row["name"]) for row in rows)
-        _emit(rows, as_json, "\n".join(f"{row['name']:{width}}  {row['description']}" for row in rows))
+        experiments = {name: load_experiment(name) for name in preset_names()}
+        rows = [
+            {
+                "name": name,
+                "description": experiment.description,
+                "data": experiment.data.source,
+                "teacher": experiment.teacher.architecture,
+                "student": experiment.student.architecture,
+                **{key: experiment.record.get(key, {}) for key in ("parameters", "published", "published_top5")},
+            }
+            for name, experiment in experiments.items()
+        ]
+        _emit(rows, as_json, presets_table(rows))
 
 
 @presets.command()

@@ -15,10 +15,9 @@ from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.manifest import Manifest, require_identity
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter, read_manifest
 from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
-from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, Renderer
-from dhkd.data.stream import NoSignals, Signals, Stream, check_witnesses
-from dhkd.data.views import CropFlip
+from dhkd.data.photographs import PhotoRenderer
+from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.stream import NoSignals, Stream, check_witnesses
 from dhkd.pipeline import build
 from dhkd.pipeline.build import DataOptions
 from dhkd.pipeline.environment import hardware, hardware_name, versions
@@ -50,12 +49,21 @@ def train_teacher(
         run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
         if run.result is not None:
             return run.result
-        recipe = build.recipe_of(experiment.views)
-        renderer = Renderer(build.images_of(experiment, "train", data), recipe, processes.device)
-        stream = _stream(renderer, NoSignals(recipe.num_views), "independent", experiment.seed, settings, processes)
+        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
+        renderer = build.renderer_of(images, recipe, processes.device, data)
+        normalize = build.normalization_of(settings, images)
+        stream = Stream(
+            renderer,
+            normalize,
+            NoSignals(recipe.num_views),
+            schedule="independent",
+            window=experiment.student.window,  # what the data's size asks of the student's order, it asks of this one
+            block_rows=build.block_rows_of(experiment, images),
+            **_sharing(experiment, settings, processes),
+        )
+        test = build.test_renderer_of(experiment, processes.device, data)
         objective = build_objective("ce", {})
-        test = build.images_of(experiment, "test", data)
-        return _train("teacher", experiment, settings, objective, stream, test, run, processes, {})
+        return _train("teacher", experiment, settings, objective, stream, normalize, test, run, processes, {})
     finally:
         processes.end()
 
@@ -78,18 +86,16 @@ def cache_teacher(
     processes = Processes(precision, cpu)
     try:
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        network = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-        live = Teacher(
-            network,
-            Normalization(images.mean, images.std),
-            Renderer(images, recipe, processes.device),
-            processes,
-        )
-        identity = build.cache_identity(experiment, images, recipe, network, precision)
+        trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+        normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
+        renderer = build.renderer_of(images, recipe, processes.device, data)
+        live = Teacher(trained.network, normalize, renderer, processes)
+        identity = build.cache_identity(experiment, images, recipe, trained.network, normalize, precision)
         plan = build.plan_of(experiment, images, recipe)
         begun = processes.broadcast(read_manifest(out) if processes.is_first else None)
         if begun is None:
-            provenance = _cache_provenance(network, build.images_of(experiment, "test", data), command, processes)
+            test = build.test_renderer_of(experiment, processes.device, data)
+            provenance = _cache_provenance(trained.network, test, normalize, command, processes)
             begun = Manifest(identity, provenance, plan.num_views, plan.block_rows)
             if processes.is_first:
                 ZarrWriter.create(out, begun)
@@ -101,7 +107,13 @@ def cache_teacher(
                 f" was begun with, got {plan.num_views} and {plan.block_rows}; write this one to another --out"
             )
         writer = ZarrWriter.create(out, begun)
-        written = write_blocks(live, writer, batch_size=experiment.cache.batch_size, processes=processes)
+        written = write_blocks(
+            live,
+            writer,
+            batch_size=experiment.cache.batch_size,
+            processes=processes,
+            views_at_once=experiment.cache.views_at_once if isinstance(renderer, PhotoRenderer) else 1,
+        )
         reader = ZarrReader(out)
         largest = compare_with_live(
             live, reader, precision=precision, seed=experiment.seed, num_rows=LIVE_ROWS, repair=_REBUILD
@@ -114,6 +126,7 @@ def cache_teacher(
             "rows_per_second": round(written.rows / written.seconds, 1) if written.rows else None,
             "teacher_top1": begun.provenance["teacher_test_top1"],
             "largest_difference_from_live": largest,
+            **_unreadable(renderer, processes),
             "processes": processes.world_size,
             "versions": versions(),
         }
@@ -128,12 +141,14 @@ def train_student(
     *,
     data: DataOptions,
     teacher: Path | None = None,
+    allow_drift: bool = False,
     cpu: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Train the preset's student from the cache; the run's result, also in `out`.
 
     The cache must be complete and of this data set, recipe and (where the experiment or `teacher` names one) teacher.
+    Pixels that differ from those that the teacher saw are an error, with `allow_drift` a warning.
     """
     settings = experiment.student
     processes = Processes(resolve_precision(settings.precision, cpu), cpu, track_into=out)
@@ -143,7 +158,8 @@ def train_student(
         reader = ZarrReader(cache)
         named = None
         if teacher is not None:
-            named = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            of_file = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            named = of_file.network
         _require_cache(experiment, reader, images, recipe, named)
         identity = {
             "command": "train-student",
@@ -153,17 +169,22 @@ def train_student(
         run = _claim(out, experiment, identity, processes, resume)
         if run.result is not None:
             return run.result
-        renderer = Renderer(images, recipe, processes.device)
-        checked = check_witnesses(
-            renderer, reader, seed=experiment.seed, rows_per_block=WITNESS_ROWS, max_blocks=WITNESS_BLOCKS
-        )
-        _info(processes, f"cache {cache}: {checked} random rows re-rendered, all as the teacher saw them")
+        renderer = build.renderer_of(images, recipe, processes.device, data)
+        _check_pixels(renderer, reader, experiment, processes, allow_drift=allow_drift)
         copies = processes.world_size if processes.device.type == "cpu" else 1
-        signals = build.signals_of(objective, reader, settings.view_schedule, processes.device, copies)
-        stream = _stream(renderer, signals, settings.view_schedule, experiment.seed, settings, processes)
-        test = build.images_of(experiment, "test", data)
+        normalize = build.normalization_of(settings, images)
+        stream = Stream(
+            renderer,
+            normalize,
+            build.signals_of(objective, reader, settings, processes.device, copies),
+            schedule=settings.view_schedule,
+            window=settings.window,
+            block_rows=reader.plan.block_rows,
+            **_sharing(experiment, settings, processes),
+        )
+        test = build.test_renderer_of(experiment, processes.device, data)
         facts = {"objective": experiment.objective, "cache": _describe(reader)}
-        return _train("student", experiment, settings, objective, stream, test, run, processes, facts)
+        return _train("student", experiment, settings, objective, stream, normalize, test, run, processes, facts)
     finally:
         processes.end()
 
@@ -175,24 +196,25 @@ def evaluate_network(
     settings = experiment.teacher if role == "teacher" else experiment.student
     processes = Processes(resolve_precision(settings.precision, cpu), cpu)
     try:
-        test = build.images_of(experiment, "test", data)
-        network = build.trained_network(settings.architecture, test.num_classes, weights, role)
-        network.to(processes.device).to(memory_format=torch.channels_last)
+        test = build.test_renderer_of(experiment, processes.device, data)
+        trained = build.trained_network(settings.architecture, test.images.num_classes, weights, role)
+        trained.network.to(processes.device).to(memory_format=torch.channels_last)
         with torch.inference_mode():
             accuracy = evaluate(
-                network,
+                trained.network,
                 test,
-                Normalization(test.mean, test.std),
+                build.normalization_of(settings, test.images, trained.mean_std),
                 batch_size=EVALUATION_BATCH,
                 processes=processes,
             )
         return {
             "architecture": settings.architecture,
-            "weights": str(build.weights_file(weights, role)),
-            "sha256": weights_sha256(network),
+            "weights": trained.origin,
+            "sha256": weights_sha256(trained.network),
             "top1": accuracy.top1,
             "top5": accuracy.top5,
-            "samples": len(test),
+            "samples": len(test.images),
+            **_unreadable(test, processes),
             "precision": processes.precision,
             "versions": versions(),
         }
@@ -219,21 +241,27 @@ def verify(
     try:
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
         _require_cache(experiment, reader, images, recipe, None)
-        network = None
+        trained = None
         if teacher is not None:
-            network = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-            weights = {"teacher": {"sha256": weights_sha256(network)}}
+            trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            weights = {"teacher": {"sha256": weights_sha256(trained.network)}}
             require_identity(weights, reader.manifest, f"{cache}: weights differ", _REBUILD)
-        renderer = Renderer(images, recipe, processes.device)
+        renderer = build.renderer_of(images, recipe, processes.device, data)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
         result: dict[str, Any] = {
             "cache": _describe(reader),
             "rows_rendered": check_witnesses(
-                renderer, reader, seed=experiment.seed, rows_per_block=per_block, max_blocks=WITNESS_BLOCKS
+                renderer,
+                reader,
+                seed=experiment.seed,
+                rows_per_block=per_block,
+                max_blocks=WITNESS_BLOCKS,
+                versions=_versions_on_both_sides(reader),
             ),
         }
-        if network is not None:
-            live = Teacher(network, Normalization(images.mean, images.std), renderer, processes)
+        if trained is not None:
+            normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
+            live = Teacher(trained.network, normalize, renderer, processes)
             result["rows_recomputed"] = rows
             result["largest_difference_from_live"] = compare_with_live(
                 live, reader, precision=precision, seed=experiment.seed, num_rows=rows, repair=_REBUILD
@@ -252,7 +280,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     lacking = [key for key in ("architecture", "num_classes") if key not in facts]
     if lacking:
         raise WeightsError(f"{file}: expected weights written by dhkd, it does not say its {' and '.join(lacking)}")
-    network = build.trained_network(facts["architecture"], int(facts["num_classes"]), file, "student")
+    network = build.trained_network(facts["architecture"], int(facts["num_classes"]), file, "student").network
     save_weights(out, network, facts)
     return {
         "file": str(out),
@@ -293,26 +321,53 @@ def _claim(
     return run
 
 
-def _stream(
-    renderer: Renderer, signals: Signals, schedule: str, seed: int, settings: Training, processes: Processes
-) -> Stream:
-    stream = Stream(
-        renderer,
-        Normalization(renderer.images.mean, renderer.images.std),
-        signals,
-        schedule=schedule,
-        seed=seed,
-        batch_size=settings.batch_size,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
-    dropped = len(renderer.images) - stream.samples_per_epoch
-    if dropped:
-        _info(
-            processes,
-            f"the last {dropped} samples of each epoch are left out: too few rows for every process",
+def _sharing(experiment: Experiment, settings: Training, processes: Processes) -> dict[str, Any]:
+    """How a stream is seeded and shared out."""
+    return {
+        "seed": experiment.seed,
+        "batch_size": settings.batch_size,
+        "rank": processes.rank,
+        "world_size": processes.world_size,
+    }
+
+
+def _check_pixels(
+    renderer: Renderer, reader: ZarrReader, experiment: Experiment, processes: Processes, *, allow_drift: bool
+) -> None:
+    """Compare random rows with what the teacher saw."""
+    try:
+        checked = check_witnesses(
+            renderer,
+            reader,
+            seed=experiment.seed,
+            rows_per_block=WITNESS_ROWS,
+            max_blocks=WITNESS_BLOCKS,
+            versions=_versions_on_both_sides(reader),
         )
-    return stream
+    except CacheMismatch as error:
+        if not allow_drift:
+            if isinstance(renderer, PhotoRenderer):  # decoders differ by a grey level from version to version
+                raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
+            raise
+        _info(processes, f"cache {reader.path}: {error}; --allow-drift: the student trains all the same")
+        return
+    _info(processes, f"cache {reader.path}: {checked} random rows re-rendered, all as the teacher saw them")
+
+
+def _versions_on_both_sides(reader: ZarrReader) -> str:
+    written, here = reader.manifest.provenance.get("versions", {}), versions()
+    differ = [
+        f"{name} {written[name]} then, {here[name]} now" for name in here if written.get(name, here[name]) != here[name]
+    ]
+    return f" ({', '.join(differ)})" if differ else " (with the same versions of all libraries)"
+
+
+def _unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
+    """The files that a black image stood in for in this call, of all processes; nothing where there are none."""
+    if not isinstance(renderer, PhotoRenderer):
+        return {}
+    files = sorted(processes.gather(list(renderer.unreadable)))
+    return {"unreadable_files": files} if files else {}
 
 
 def _train(
@@ -321,13 +376,17 @@ def _train(
     settings: Training,
     objective: Objective,
     stream: Stream,
-    test: ImageSet,
+    normalize: Normalization,
+    test: Renderer,
     run: RunFolder,
     processes: Processes,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    student = build.student_of(settings, test.num_classes, objective.auxiliary, experiment.seed)
-    normalize = Normalization(test.mean, test.std)
+    num_classes = test.images.num_classes
+    student = build.student_of(settings, num_classes, objective.auxiliary, experiment.seed)
+    dropped = stream.num_samples - stream.samples_per_epoch
+    if dropped:
+        _info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
 
     def accuracy_of(network: nn.Module) -> Accuracy:
         return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
@@ -352,6 +411,7 @@ def _train(
         **figures,
         "seed": experiment.seed,
         **facts,
+        **_unreadable(stream.renderer, processes),
         "sha256": weights_sha256(student.backbone),
         "precision": processes.precision,
         "hardware": hardware(processes.device),
@@ -361,9 +421,9 @@ def _train(
     if processes.is_first:
         about = {
             "architecture": settings.architecture,
-            "num_classes": str(test.num_classes),
-            "mean": json.dumps(test.mean),
-            "std": json.dumps(test.std),
+            "num_classes": str(num_classes),
+            "mean": json.dumps(normalize.mean),
+            "std": json.dumps(normalize.std),
         }
         save_weights(run.path / f"{role}.safetensors", student.backbone, about)
         run.write_result(result)
@@ -371,7 +431,7 @@ def _train(
 
 
 def _require_cache(
-    experiment: Experiment, reader: ZarrReader, images: ImageSet, recipe: CropFlip, teacher: nn.Module | None
+    experiment: Experiment, reader: ZarrReader, images: DataSet, recipe: build.Recipe, teacher: nn.Module | None
 ) -> None:
     expected = build.expected_identity(experiment, images, recipe, teacher)
     remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
@@ -379,11 +439,11 @@ def _require_cache(
     reader.require_complete()
 
 
-def _cache_provenance(network: nn.Module, test: ImageSet, command: str, processes: Processes) -> dict[str, Any]:
+def _cache_provenance(
+    network: nn.Module, test: Renderer, normalize: Normalization, command: str, processes: Processes
+) -> dict[str, Any]:
     """No times, hosts or process counts: a cache must be the same whoever writes it."""
-    accuracy = evaluate(
-        network, test, Normalization(test.mean, test.std), batch_size=EVALUATION_BATCH, processes=processes
-    )
+    accuracy = evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
     _info(processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
     return {
         "command": command,

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import torch
 
-PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr")
+PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pillow")
 
 
 def versions() -> dict[str, str]:

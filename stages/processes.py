@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object
 from dhkd.data.errors import ConfigError
 from torch import Tensor, nn
 
@@ -122,6 +122,10 @@ class Processes:
     def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
+
+    def gather(self, values: list[Any]) -> set[Any]:
+        """The different values of all processes' lists."""
+        return set(gather_object(values) if self.world_size > 1 else values)
 
     def wait(self) -> None:
         """Until every process is here."""

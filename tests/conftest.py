@@ -1,5 +1,6 @@
 """What several test files need: tiny data, tiny caches, and where the real data is."""
 
+import io
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 import torch
 from dhkd.data.image_set import ImageSet
 from dhkd.stages.processes import Processes
+from PIL import Image
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -21,6 +23,22 @@ def make_images(num_samples: int = 37, size: int = 8, num_classes: int = 5, seed
     pixels = torch.randint(0, 256, (num_samples, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.arange(num_samples) % num_classes
     return ImageSet("random", "train", pixels, labels, num_classes, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def make_photo(seed: int, width: int = 60, height: int = 45) -> Image.Image:
+    """A small photograph: smooth gradients, so that resizing matters, and noise, so that no two are alike."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.5, 3) * x + rng.uniform(0.5, 3) * y + rng.uniform())) for _ in range(3)]
+    levels = 128 + 90 * np.stack(waves, axis=2) + rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def encoded(photo: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """The photograph as the bytes of a file."""
+    stream = io.BytesIO()
+    photo.save(stream, kind, **options)
+    return stream.getvalue()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -79,3 +97,12 @@ def real_teacher() -> Path:
     if not folder or not (Path(folder) / "resnet56_cifar100.pth").is_file():
         pytest.skip("needs a real teacher: set DHKD_TEST_TEACHERS to a folder that holds resnet56_cifar100.pth")
     return Path(folder) / "resnet56_cifar100.pth"
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """A folder of real photographs, one folder for each class."""
+    folder = os.environ.get("DHKD_TEST_PHOTOS")
+    if not folder or not any(Path(folder).glob("*/*.JPEG")):
+        pytest.skip("needs real photographs: set DHKD_TEST_PHOTOS to a folder that holds CLASS/NAME.JPEG")
+    return Path(folder)

@@ -1,11 +1,22 @@
-"""The networks by name. A new family is one file here and its lines in `NETWORKS`."""
+"""The networks by name. A new family is one file here and its lines in `NETWORKS`.
+
+Besides these, `torchvision:NAME` and `timm:NAME` are that library's networks.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
 from dhkd.data.errors import one_of
+from dhkd.stages.models.foreign import timm_network, torchvision_network
+from dhkd.stages.models.mobilenet_v1 import MobileNetV1
+from dhkd.stages.models.mobilenet_v2 import MobileNetV2
 from dhkd.stages.models.network import Network, count_parameters
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
+from dhkd.stages.models.resnet50 import ResNet50
+from dhkd.stages.models.shufflenet_v1 import ShuffleNetV1
+from dhkd.stages.models.shufflenet_v2 import ShuffleNetV2
+from dhkd.stages.models.vgg import CONVOLUTIONS, VGG
+from dhkd.stages.models.wide_resnet import WideResNet
 
 __all__ = ["NETWORKS", "Network", "build_network", "count_parameters"]
 
@@ -14,9 +25,21 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     **{f"resnet{depth}": partial(ResNet, depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": partial(ResNet, 8, WIDE),
     "resnet32x4": partial(ResNet, 32, WIDE),
+    **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth in (16, 40) for width in (1, 2)},
+    **{f"vgg{depth}": partial(VGG, depth) for depth in CONVOLUTIONS},
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleNetV1,
+    "ShuffleV2": ShuffleNetV2,
+    "ResNet50": ResNet50,
+    "MobileNetV1": MobileNetV1,
 }
+# From a name in that library and the number of classes.
+LIBRARIES: dict[str, Callable[[str, int], Network]] = {"torchvision": torchvision_network, "timm": timm_network}
 
 
 def build_network(name: str, num_classes: int) -> Network:
     """The network `name`, freshly initialised from torch's generator. Raises `ConfigError` for an unknown name."""
+    library, colon, bare = name.partition(":")
+    if colon:
+        return one_of("library of networks", library, LIBRARIES)(bare, num_classes)
     return one_of("network", name, NETWORKS)(num_classes)

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization
+from dhkd.data.render import Normalization, Renderer
 from dhkd.stages.processes import Processes
 from torch import Tensor
 
@@ -21,23 +20,25 @@ class Accuracy:
 @torch.no_grad()
 def evaluate(
     logits_of: Callable[[Tensor], Tensor],
-    images: ImageSet,
+    renderer: Renderer,
     normalize: Normalization,
     *,
     batch_size: int,
     processes: Processes,
 ) -> Accuracy:
-    """Accuracy over all of `images`, unaugmented; `logits_of` maps float32 (B, C, H, W) to (B, K), in eval mode.
+    """Accuracy over all images of `renderer`; `logits_of` maps float32 (B, C, H, W) to (B, K), in eval mode.
 
     Batches are the same for any number of processes and are dealt by their number, so that the counts are too.
     """
+    labels_N = renderer.images.labels_N
+    mine = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]
     hits = torch.zeros(2, dtype=torch.int64, device=processes.device)
-    for start in range(processes.rank * batch_size, len(images), processes.world_size * batch_size):
-        pixels_BCHW = images.images_NCHW[start : start + batch_size].to(processes.device)
-        labels_B = images.labels_N[start : start + batch_size].to(processes.device)
+    batches = renderer.render((torch.zeros_like(index_B), index_B) for index_B in mine)
+    for index_B, pixels_BCHW in zip(mine, batches, strict=True):
+        labels_B = labels_N[index_B].to(processes.device)
         with processes.autocast():
             logits_BK = logits_of(normalize(pixels_BCHW)).float()
         ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
         hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
     top1, top5 = processes.sum(hits).tolist()
-    return Accuracy(100 * top1 / len(images), 100 * top5 / len(images))
+    return Accuracy(100 * top1 / len(labels_N), 100 * top5 / len(labels_N))

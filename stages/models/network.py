@@ -1,26 +1,120 @@
-"""What every network offers: logits, and the pooled feature that they are computed from, out of one forward."""
+"""What every network offers out of one forward: logits, the pooled feature behind them and, on request, stage maps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class StageMap(NamedTuple):
+    """A stage's map before and after its last activation, (B, C, H, W) each; the same tensor twice without one."""
+
+    before: Tensor
+    after: Tensor
+
+
+class Outputs(NamedTuple):
+    """What one forward gives: `logits` (B, K) and the `embedding` (B, embedding_dim) that the classifier makes them of.
+
+    `maps` are the stem's and every stage's, in order, where they were asked for, else none.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    maps: tuple[StageMap, ...]
+
+
 class Network(nn.Module, ABC):
-    """A classification network as feature extractor and classifier; `embedding_dim` is the pooled feature's width."""
+    """A classification network; `embedding_dim` is the pooled feature's width.
+
+    `published_names` leads from the start of a name in published files to what stands there in ours, None where such
+    an entry has no place here.
+    """
 
     embedding_dim: int
+    published_names: Mapping[str, str | None] = MappingProxyType({})
+
+    @property
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """The classifier."""
 
     @abstractmethod
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """The pooled feature (B, embedding_dim) of images (B, 3, H, W)."""
-
-    @abstractmethod
-    def classify(self, embedding_BD: Tensor) -> Tensor:
-        """Logits (B, K) of pooled features."""
+    def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
+        """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W)."""
-        return self.classify(self.features(images_BCHW))
+        return self.outputs(images_BCHW).logits
+
+
+class StagedNetwork(Network):
+    """A stem and stages one after the other, pooling, and a linear classifier under the name `head_name`."""
+
+    head_name: ClassVar[str]
+
+    @property
+    def head(self) -> nn.Module:
+        """The linear classifier."""
+        return self.get_submodule(self.head_name)
+
+    @abstractmethod
+    def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
+        """The stem's map and every stage's, each computed from the one before when it is asked for."""
+
+    def embed(self, last_BCHW: Tensor) -> Tensor:
+        """The pooled feature (B, embedding_dim) of the last stage's map."""
+        return last_BCHW.mean(dim=(2, 3))
+
+    def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
+        """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        kept: list[StageMap] = []
+        for stage_map in self.stages(images_BCHW):
+            if maps:
+                kept.append(stage_map)
+        embedding_BD = self.embed(stage_map.after)
+        return Outputs(self.head(embedding_BD), embedding_BD, tuple(kept))
+
+
+class ReluBlock(nn.Module, ABC):
+    """A block whose last step is a ReLU."""
+
+    @abstractmethod
+    def before(self, x: Tensor) -> Tensor:
+        """The block's map before its last activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's map after its last activation."""
+        return F.relu(self.before(x))
+
+
+def activated(before: Tensor) -> StageMap:
+    """A map and its ReLU."""
+    return StageMap(before, F.relu(before))
+
+
+def through_relu_blocks(stem: StageMap, stages: Iterable[nn.Module]) -> Iterator[StageMap]:
+    """The stem's map and those of the stages that follow it, each an `nn.Sequential` of `ReluBlock`."""
+    yield stem
+    x = stem.after
+    for stage in stages:
+        *blocks, last = stage.children()
+        for block in blocks:
+            x = block(x)
+        assert isinstance(last, ReluBlock)
+        stage_map = activated(last.before(x))
+        yield stage_map
+        x = stage_map.after
+
+
+def start_convolutions(network: nn.Module) -> None:
+    """Draw every convolution's weights from N(0, 2 / fan out) (He et al., 2015), as most published networks do."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def count_parameters(module: nn.Module) -> int:

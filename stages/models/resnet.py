@@ -1,18 +1,28 @@
 """ResNets for small images: three stages of basic blocks, with the published CIFAR-100 checkpoints' parameter names.
 
 He et al., 2016, section 4.2: depth 6n + 2, n blocks a stage. The widened ones (8x4, 32x4) have four times the channels,
-in the stem too twice as many. Global average pooling makes any input size work.
+in the stem too twice as many. Global average pooling makes any input size work. The deeper one of bottleneck blocks
+is in `resnet50`.
 """
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
-from dhkd.stages.models.network import Network
+from dhkd.stages.models.network import (
+    ReluBlock,
+    StagedNetwork,
+    StageMap,
+    activated,
+    start_convolutions,
+    through_relu_blocks,
+)
 from torch import Tensor, nn
 
 NARROW = (16, 16, 32, 64)  # channels of the stem and of the three stages
 WIDE = (32, 64, 128, 256)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ReluBlock):
     """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -27,15 +37,18 @@ class BasicBlock(nn.Module):
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's map after its last activation."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+    def before(self, x: Tensor) -> Tensor:
+        """The block's map before its last activation."""
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+        summed: Tensor = self.bn2(self.conv2(x)) + shortcut
+        return summed
 
 
-class ResNet(Network):
-    """A ResNet of `depth` layers over (B, 3, H, W), H and W at least 4."""
+class ResNet(StagedNetwork):
+    """A ResNet of `depth` layers over (B, 3, H, W), H and W at least 4. Four maps."""
+
+    head_name = "fc"
 
     def __init__(self, depth: int, channels: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__()
@@ -49,21 +62,12 @@ class ResNet(Network):
         self.layer3 = _stage(stages[1], stages[2], blocks, stride=2)
         self.embedding_dim = stages[2]
         self.fc = nn.Linear(self.embedding_dim, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_convolutions(self)
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """The pooled feature (B, embedding_dim) of images (B, 3, H, W)."""
-        x = F.relu(self.bn1(self.conv1(images_BCHW)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        pooled_BD: Tensor = x.mean(dim=(2, 3))
-        return pooled_BD
-
-    def classify(self, embedding_BD: Tensor) -> Tensor:
-        """Logits (B, K) of pooled features."""
-        logits_BK: Tensor = self.fc(embedding_BD)
-        return logits_BK
+    def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
+        """The maps of the stem and of the three stages."""
+        stem = activated(self.bn1(self.conv1(images_BCHW)))
+        return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3))
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -25,9 +25,8 @@ class Student(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> StudentLogits:
         """Both heads' logits from one forward; without an auxiliary head the same tensor twice."""
-        embedding_BD = self.backbone.features(images_BCHW)
-        task_BK = self.backbone.classify(embedding_BD)
-        return StudentLogits(task_BK, task_BK if self.auxiliary is None else self.auxiliary(embedding_BD))
+        out = self.backbone.outputs(images_BCHW)
+        return StudentLogits(out.logits, out.logits if self.auxiliary is None else self.auxiliary(out.embedding))
 
 
 def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from dhkd.data.errors import WeightsError
 from dhkd.data.files import write_atomically
+from dhkd.stages.models.network import Network
 from torch import Tensor, nn
 
 # Counts steps since initialisation; published files may lack it and no output depends on it.
@@ -62,8 +63,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load `state` into `network`, all of it or nothing; `origin` names the file in errors.
 
-    Raises `WeightsError`, listing the first names and shapes that differ, or the tensor that is not finite.
+    Names may also be the published ones that a `Network` tells. Raises `WeightsError`, listing the first names and
+    shapes that differ, or the tensor that is not finite.
     """
+    if isinstance(network, Network):
+        state = _in_our_names(state, network.published_names)
     expected = network.state_dict()
     differing = [
         f"{name} expected {_shape(expected.get(name))}, got {_shape(state.get(name))}"
@@ -77,7 +81,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         raise WeightsError(
             f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name"
         )
-    complete = dict(expected)
+    complete = network.state_dict()  # and no plain dict: some networks refuse a state without its layers' versions
     for name in expected.keys() & state.keys():
         if state[name].is_complex() or state[name].layout != torch.strided:
             raise WeightsError(
@@ -127,6 +131,16 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not all(name.startswith("module.") for name in tensors):
         return tensors
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _in_our_names(state: Mapping[str, Tensor], published_names: Mapping[str, str | None]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = next((start for start in published_names if name.startswith(start)), "")
+        ours = published_names.get(theirs, "")
+        if ours is not None:
+            renamed[ours + name.removeprefix(theirs)] = tensor
+    return renamed
 
 
 def _shape(tensor: Tensor | None) -> str:

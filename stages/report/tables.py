@@ -31,6 +31,23 @@ def cache_table(result: Mapping[str, Any]) -> str:
     return plain_table(["", ""], list(rows.items()), header=False)
 
 
+def presets_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The presets; for the published pairs with sizes and top-1 accuracies in percent."""
+    pairs = [row for row in rows if row["published"]]
+    table = [
+        (
+            row["name"],
+            *(f"{row[role]} ({row['parameters'][role] / 1e6:,.2f} M)" for role in ("teacher", "student")),
+            *(f"{row['published'][key]:.2f}" for key in ("teacher", "student", "kd", "dhkd")),
+        )
+        for row in pairs
+    ]
+    header = ["published pair", "teacher", "student", "teacher %", "student alone %", "kd %", "dhkd %"]
+    width = max(len(row["name"]) for row in rows)
+    others = [f"{row['name']:{width}}  {row['description']}" for row in rows if not row["published"]]
+    return "\n".join([plain_table(header, table, left=3), "", *others])
+
+
 def demo_table(result: Mapping[str, Any]) -> str:
     """What the demo measured, with its own honest reading."""
     rows = [
@@ -48,11 +65,11 @@ def demo_table(result: Mapping[str, Any]) -> str:
     return "\n".join([plain_table(header, rows), *result["reading"]])
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
-    """Rows of text under `columns`; the first two columns to the left, the others to the right, nothing wrapped."""
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:
+    """Rows of text under `columns`; the first `left` columns to the left, the others to the right, nothing wrapped."""
     table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, name in enumerate(columns):
-        table.add_column(name, justify="left" if position < 2 else "right", overflow="fold", no_wrap=True)
+        table.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     stream = io.StringIO()

@@ -13,16 +13,16 @@ def test_order_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
 
 
 def test_independent_draws_every_view_equally_often_and_anew_in_each_epoch() -> None:
-    first, second = independent(0, 0, 50_000, 10), independent(0, 1, 50_000, 10)
+    first, second = independent(0, 0, 50_000, 10, 100), independent(0, 1, 50_000, 10, 100)
     for views in (first, second):
         assert (torch.bincount(views, minlength=10) - 5000).abs().max() < 420  # six standard deviations
     assert abs((first == second).float().mean() - 0.1) < 0.01, "epochs are independent of each other"
 
 
 def test_views_are_independent_of_the_order() -> None:
-    views, order = independent(3, 2, 50_000, 2).double(), order_of_epoch(3, 2, 50_000).double()
+    views, order = independent(3, 2, 50_000, 2, 100).double(), order_of_epoch(3, 2, 50_000).double()
     assert abs(torch.corrcoef(torch.stack([views, order]))[0, 1]) < 0.03
 
 
 def test_cycle_shows_one_view_after_the_other() -> None:
-    assert [cycle(9, epoch, 3, 4).tolist() for epoch in range(5)] == [[v] * 3 for v in (0, 1, 2, 3, 0)]
+    assert [cycle(9, epoch, 3, 4, 2).tolist() for epoch in range(5)] == [[v] * 3 for v in (0, 1, 2, 3, 0)]

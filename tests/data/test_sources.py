@@ -16,7 +16,7 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.image_set import ImageSet
-from dhkd.data.sources import SOURCES, SPLITS, cifar100, digits, glyphs, load_source
+from dhkd.data.sources import FILE_SOURCES, SOURCES, SPLITS, Selection, cifar100, digits, glyphs, load_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Int64, UInt8
@@ -337,7 +337,7 @@ def test_normalization_of_cifar_is_that_of_its_pixels(real_data: Path) -> None:
 def test_an_unknown_source_names_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_source(name, "train")
-    valid = ", ".join(sorted(SOURCES))
+    valid = ", ".join(sorted([*SOURCES, *FILE_SOURCES]))
     assert str(caught.value) == f"unknown data source {name!r}: did you mean {nearest!r}? valid are {valid}"
 
 
@@ -349,17 +349,18 @@ def test_an_unknown_split_names_the_nearest() -> None:
 def test_a_limit_keeps_the_first_of_train_and_all_of_test() -> None:
     whole = load_source("digits", "train")
     for limit in (1, 100, len(whole)):
-        limited = load_source("digits", "train", limit=limit)
+        limited = load_source("digits", "train", selection=Selection(limit=limit))
         assert len(limited) == limit
         assert torch.equal(limited.images_NCHW, whole.images_NCHW[:limit])
         assert torch.equal(limited.labels_N, whole.labels_N[:limit])
-    assert len(load_source("digits", "test", limit=1)) == 360
+    assert len(load_source("digits", "test", selection=Selection(limit=1))) == 360
+    assert len(load_source("digits", "test", selection=Selection(test_limit=7))) == 7
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 1438])
 def test_an_impossible_limit_is_refused(limit: int) -> None:
     with pytest.raises(ConfigError, match=rf"^data\.limit: expected 1 to 1437, the size of digits, got {limit}$"):
-        load_source("digits", "train", limit=limit)
+        load_source("digits", "train", selection=Selection(limit=limit))
 
 
 # ImageSet

@@ -16,7 +16,7 @@ from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
 from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, Renderer, witnesses
+from dhkd.data.render import Normalization, ResidentRenderer, witnesses
 from dhkd.data.schedule import independent
 from dhkd.data.stream import (
     Batch,
@@ -41,6 +41,7 @@ CPU = torch.device("cpu")
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 4, 37, 5, 10
 RECIPE = CropFlip(padding=1, flip=True, seed=3)  # 18 views, of which the cache holds the first 4
 SIGNALS = ("logits", "embedding")
+NO_KEYS = (torch.empty(0, dtype=torch.int64),) * 2  # for signals that have no use for the epoch's keys
 
 
 def signals_of(view_B: NDArray[np.int64], index_B: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
@@ -52,7 +53,7 @@ def signals_of(view_B: NDArray[np.int64], index_B: NDArray[np.int64]) -> dict[st
     }
 
 
-def write_cache(path: Path, renderer: Renderer) -> ZarrReader:
+def write_cache(path: Path, renderer: ResidentRenderer) -> ZarrReader:
     """A complete cache of the renderer's pixels; the signals stand for what a teacher would say."""
     images = renderer.images
     tree = {
@@ -79,8 +80,8 @@ def keys_of(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 @cache
-def renderer() -> Renderer:
-    return Renderer(make_images(SAMPLES), RECIPE, CPU)
+def renderer() -> ResidentRenderer:
+    return ResidentRenderer(make_images(SAMPLES), RECIPE, CPU)
 
 
 @cache
@@ -197,7 +198,9 @@ def test_every_row_is_joined_by_its_key(
     assert sorted(index_N.tolist()) == list(range(SAMPLES))
     if schedule == "independent":
         assert len(view_N.unique()) > 1
-        assert torch.equal(view_N, independent(seed, epoch, SAMPLES, VIEWS)[index_N]), "a sample's, not a place's"
+        assert torch.equal(view_N, independent(seed, epoch, SAMPLES, VIEWS, BLOCK_ROWS)[index_N]), (
+            "a sample's, not a place's"
+        )
     else:
         assert (view_N == epoch % VIEWS).all()
 
@@ -228,7 +231,9 @@ def test_only_the_named_signals_are_gathered(reader: ZarrReader) -> None:
 
 
 def test_an_unknown_schedule_names_the_nearest(resident: ResidentSignals) -> None:
-    with pytest.raises(ConfigError, match=r"^unknown schedule 'cycles': did you mean 'cycle'\? valid are cycle, indep"):
+    with pytest.raises(
+        ConfigError, match=r"^unknown schedule 'cycles': did you mean 'cycle'\? valid are block, cycle, indep"
+    ):
         stream_of(resident, "cycles")
 
 
@@ -251,7 +256,7 @@ def test_streamed_signals_can_jump(reader: ZarrReader, epochs: list[int]) -> Non
     signals = StreamedSignals(reader, ["logits"], CPU)
     index_B = torch.arange(SAMPLES)
     for epoch in epochs:
-        signals.prepare(epoch)
+        signals.prepare(epoch, *NO_KEYS)
         view_B = torch.full_like(index_B, epoch % VIEWS)
         logits = signals.gather(view_B, index_B)["logits"].numpy()
         assert (logits == signals_of(view_B.numpy(), index_B.numpy())["logits"]).all()
@@ -269,19 +274,19 @@ def test_streamed_signals_read_each_view_once_and_one_ahead(reader: ZarrReader) 
             return super().read(block, name)
 
     signals = StreamedSignals(Recording(reader.path), ["logits"], CPU)
-    signals.prepare(0)
+    signals.prepare(0, *NO_KEYS)
     assert ahead.wait(60), "view 1 is read before anyone asks for it"
     for epoch in range(1, VIEWS):
-        signals.prepare(epoch)
+        signals.prepare(epoch, *NO_KEYS)
         assert read[:: reader.plan.blocks_per_view][: epoch + 1] == list(range(epoch + 1))
-    signals.prepare(VIEWS)  # waits for view 0, read again
-    signals.prepare(VIEWS + 1)
+    signals.prepare(VIEWS, *NO_KEYS)  # waits for view 0, read again
+    signals.prepare(VIEWS + 1, *NO_KEYS)
     assert read[: (VIEWS + 1) * reader.plan.blocks_per_view : reader.plan.blocks_per_view] == [0, 1, 2, 3, 0]
 
 
 def test_streamed_signals_never_give_another_views_rows(reader: ZarrReader) -> None:
     signals = StreamedSignals(reader, SIGNALS, CPU)
-    signals.prepare(0)
+    signals.prepare(0, *NO_KEYS)
     with pytest.raises(AssertionError):
         signals.gather(torch.tensor([0, 1]), torch.tensor([0, 0]))
 
@@ -375,7 +380,7 @@ def test_other_images_in_the_same_places_are_noticed(reader: ZarrReader) -> None
     images = make_images(SAMPLES)
     backwards = replace(images, images_NCHW=images.images_NCHW.flip(0))
     with pytest.raises(CacheMismatch, match="rows in view") as caught:
-        check_witnesses(Renderer(backwards, RECIPE, CPU), reader, seed=0, rows_per_block=2, max_blocks=1)
+        check_witnesses(ResidentRenderer(backwards, RECIPE, CPU), reader, seed=0, rows_per_block=2, max_blocks=1)
     view, index = mismatched_key(caught)
     assert view < VIEWS
     assert index != SAMPLES // 2, "that image is still in its place"
@@ -387,7 +392,7 @@ def test_two_swapped_images_are_noticed_and_named(reader: ZarrReader) -> None:
     order[[12, 30]] = order[[30, 12]]
     swapped: ImageSet = replace(images, images_NCHW=images.images_NCHW[order])
     with pytest.raises(CacheMismatch) as caught:
-        check_witnesses(Renderer(swapped, RECIPE, CPU), reader, seed=0, **EVERYTHING)
+        check_witnesses(ResidentRenderer(swapped, RECIPE, CPU), reader, seed=0, **EVERYTHING)
     assert mismatched_key(caught)[1] in (12, 30)
 
 
@@ -397,7 +402,9 @@ def test_one_changed_level_is_noticed_and_named(reader: ZarrReader, index: int) 
     changed = images.images_NCHW.clone()
     changed[index, 1, 4, 4] ^= 1
     with pytest.raises(CacheMismatch) as caught:
-        check_witnesses(Renderer(replace(images, images_NCHW=changed), RECIPE, CPU), reader, seed=0, **EVERYTHING)
+        check_witnesses(
+            ResidentRenderer(replace(images, images_NCHW=changed), RECIPE, CPU), reader, seed=0, **EVERYTHING
+        )
     assert mismatched_key(caught)[1] == index
 
 
@@ -406,5 +413,7 @@ def test_one_changed_level_is_noticed_and_named(reader: ZarrReader, index: int) 
 )
 def test_another_recipe_is_noticed(reader: ZarrReader, other: CropFlip) -> None:
     with pytest.raises(CacheMismatch) as caught:
-        check_witnesses(Renderer(make_images(SAMPLES), other, CPU), reader, seed=0, rows_per_block=5, max_blocks=2)
+        check_witnesses(
+            ResidentRenderer(make_images(SAMPLES), other, CPU), reader, seed=0, rows_per_block=5, max_blocks=2
+        )
     mismatched_key(caught)

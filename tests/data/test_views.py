@@ -5,7 +5,7 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, Renderer, witnesses
+from dhkd.data.render import Normalization, ResidentRenderer, witnesses
 from dhkd.data.views import CropFlip
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +68,7 @@ def test_the_first_views_are_an_unbiased_sample() -> None:
 def test_pixels_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut: int, seed: int) -> None:
     images = make_images()
     recipe = CropFlip(padding=4, flip=True, seed=seed)
-    renderer = Renderer(images, recipe, CPU)
+    renderer = ResidentRenderer(images, recipe, CPU)
     view_B, index_B = torch.tensor(keys).unbind(1)
     together = renderer.pixels(view_B, index_B)
     assert isinstance(together, UInt8[Tensor, f"{len(keys)} 3 8 8"])
@@ -80,8 +80,8 @@ def test_pixels_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut
 
 
 def test_pixels_depend_on_view_index_and_seed(images: ImageSet) -> None:
-    renderer = Renderer(images, CropFlip(padding=4, flip=True, seed=0), CPU)
-    other = Renderer(images, CropFlip(padding=4, flip=True, seed=1), CPU)
+    renderer = ResidentRenderer(images, CropFlip(padding=4, flip=True, seed=0), CPU)
+    other = ResidentRenderer(images, CropFlip(padding=4, flip=True, seed=1), CPU)
     index_B = torch.arange(len(images))
     zero, one = torch.zeros_like(index_B), torch.ones_like(index_B)
     assert not torch.equal(renderer.pixels(zero, index_B), renderer.pixels(one, index_B))
@@ -93,8 +93,8 @@ def test_pixels_depend_on_view_index_and_seed(images: ImageSet) -> None:
 def test_a_gpu_renders_the_same_pixels(images: ImageSet) -> None:
     recipe = CropFlip(padding=4, flip=True, seed=0)
     index_B = torch.arange(len(images))
-    on_gpu = Renderer(images, recipe, torch.device("cuda")).pixels(index_B % 162, index_B)
-    assert torch.equal(on_gpu.cpu(), Renderer(images, recipe, CPU).pixels(index_B % 162, index_B))
+    on_gpu = ResidentRenderer(images, recipe, torch.device("cuda")).pixels(index_B % 162, index_B)
+    assert torch.equal(on_gpu.cpu(), ResidentRenderer(images, recipe, CPU).pixels(index_B % 162, index_B))
 
 
 def test_golden_draws() -> None:
@@ -124,7 +124,9 @@ def test_golden_witness_is_zlib_crc32_of_channels_rows_columns() -> None:
 def test_normalization_is_the_usual_one(images: ImageSet) -> None:
     normalize = Normalization(images.mean, images.std)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.mean, images.std))
-    pixels = Renderer(images, CropFlip(padding=1, flip=False, seed=0), CPU).pixels(*torch.tensor([[0, 3], [1, 2]]))
+    pixels = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), CPU).pixels(
+        *torch.tensor([[0, 3], [1, 2]])
+    )
     expected = (pixels / 255 - mean) / std
     got = normalize(pixels)
     assert got.dtype == torch.float32

@@ -141,7 +141,7 @@ import sys
 from pathlib import Path
 
 import torch
-from dhkd.data.render import Normalization, Renderer
+from dhkd.data.render import Normalization, ResidentRenderer
 from dhkd.data.stream import ResidentSignals, Stream
 from dhkd.data.cache.zarr_store import ZarrReader
 from dhkd.data.sources import load_source
@@ -169,7 +169,7 @@ cache, out = Path(sys.argv[1]), Path(sys.argv[2])
 processes = Processes("float32", cpu=True)
 images, test = load_source("digits", "train", limit=150), load_source("digits", "test")
 normalize = Normalization(images.mean, images.std)
-renderer = Renderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
+renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
 signals = ResidentSignals(ZarrReader(cache), ["logits"], processes.device)
 for case in sys.argv[3:]:
     name, batch_size = case.split(":")

@@ -9,7 +9,7 @@ from dhkd.data.cache.contract import WITNESS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
-from dhkd.data.render import Normalization, Renderer, witnesses
+from dhkd.data.render import Normalization, ResidentRenderer, witnesses
 from dhkd.data.views import CropFlip
 from dhkd.stages.cache.write import Teacher, compare_with_live, random_keys, write_blocks
 from dhkd.stages.models import build_network
@@ -27,9 +27,9 @@ def network() -> nn.Module:
     return build_network("resnet8", 5)
 
 
-def teacher_of(network: nn.Module, processes: Processes) -> tuple[Teacher, Renderer]:
+def teacher_of(network: nn.Module, processes: Processes) -> tuple[Teacher, ResidentRenderer]:
     images = make_images()
-    renderer = Renderer(images, CropFlip(padding=1, flip=True, seed=0), processes.device)
+    renderer = ResidentRenderer(images, CropFlip(padding=1, flip=True, seed=0), processes.device)
     return Teacher(network, Normalization(images.mean, images.std), renderer, processes), renderer
 
 

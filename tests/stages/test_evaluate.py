@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization
+from dhkd.data.render import Normalization, UnaugmentedRenderer
 from dhkd.stages.models import build_network
 from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.processes import Processes
@@ -53,6 +53,10 @@ def direct(images: ImageSet, num_classes: int) -> Accuracy:
     return Accuracy(100 * float((above < 1).mean()), 100 * float((above < 5).mean()))
 
 
+def unaugmented(images: ImageSet) -> UnaugmentedRenderer:
+    return UnaugmentedRenderer(images, torch.device("cpu"))
+
+
 def normalization(images: ImageSet) -> Normalization:
     return Normalization(images.mean, images.std)
 
@@ -61,7 +65,9 @@ def normalization(images: ImageSet) -> Normalization:
 def test_accuracies_are_those_counted_directly(num_classes: int, processes: Processes) -> None:
     images = make_images(SAMPLES, num_classes=num_classes)
     expected = direct(images, num_classes)
-    got = evaluate(projection(num_classes), images, normalization(images), batch_size=8, processes=processes)
+    got = evaluate(
+        projection(num_classes), unaugmented(images), normalization(images), batch_size=8, processes=processes
+    )
     assert got.top1 == pytest.approx(expected.top1, abs=1e-9)
     assert got.top5 == pytest.approx(expected.top5, abs=1e-9)
     if num_classes <= 5:
@@ -76,7 +82,7 @@ def test_the_best_and_the_worst(processes: Processes) -> None:
     for sign, expected in ((1.0, Accuracy(100, 100)), (-1.0, Accuracy(0, 0))):
         got = evaluate(
             lambda images_BCHW, sign=sign: sign * right[: len(images_BCHW)],
-            images, normalization(images), batch_size=SAMPLES, processes=processes,
+            unaugmented(images), normalization(images), batch_size=SAMPLES, processes=processes,
         )  # fmt: skip
         assert got == expected
 
@@ -84,8 +90,8 @@ def test_the_best_and_the_worst(processes: Processes) -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 36, SAMPLES, 1000])
 def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     images = make_images(SAMPLES, num_classes=12)
-    got = evaluate(projection(12), images, normalization(images), batch_size=batch_size, processes=ALONE)
-    assert got == evaluate(projection(12), images, normalization(images), batch_size=5, processes=ALONE)
+    got = evaluate(projection(12), unaugmented(images), normalization(images), batch_size=batch_size, processes=ALONE)
+    assert got == evaluate(projection(12), unaugmented(images), normalization(images), batch_size=5, processes=ALONE)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])
@@ -102,9 +108,15 @@ def test_processes_share_the_same_batches_out(world_size: int) -> None:
 
         return logits_of
 
-    whole = evaluate(recording(-1), images, normalize, batch_size=5, processes=ALONE)
+    whole = evaluate(recording(-1), unaugmented(images), normalize, batch_size=5, processes=ALONE)
     parts = [
-        evaluate(recording(rank), images, normalize, batch_size=5, processes=cast(Processes, OneOf(rank, world_size)))
+        evaluate(
+            recording(rank),
+            unaugmented(images),
+            normalize,
+            batch_size=5,
+            processes=cast(Processes, OneOf(rank, world_size)),
+        )
         for rank in range(world_size)
     ]
     assert sum(part.top1 for part in parts) == pytest.approx(whole.top1)
@@ -126,7 +138,7 @@ def test_the_mode_is_the_callers_and_no_gradient_is_kept(training: bool) -> None
         seen.append((network.training, logits_BK.requires_grad))
         return logits_BK
 
-    evaluate(logits_of, images, normalization(images), batch_size=4, processes=ALONE)
+    evaluate(logits_of, unaugmented(images), normalization(images), batch_size=4, processes=ALONE)
     assert seen == [(training, False)] * 3
     assert network.training == training
     assert torch.is_grad_enabled()
@@ -136,5 +148,5 @@ def test_evaluating_leaves_a_network_in_eval_mode_as_it_was() -> None:
     network = build_network("resnet8", 5).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = make_images(11)
-    evaluate(network, images, normalization(images), batch_size=4, processes=ALONE)
+    evaluate(network, unaugmented(images), normalization(images), batch_size=4, processes=ALONE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -9,7 +9,7 @@ from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import NonFiniteLoss, RunMismatch
 from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, Renderer
+from dhkd.data.render import Normalization, ResidentRenderer
 from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
 from dhkd.data.views import CropFlip
 from dhkd.stages.cache.write import Teacher, write_blocks
@@ -36,7 +36,7 @@ class World:
     def __init__(self, folder: Path, processes: Processes, dtype: str = "float16") -> None:
         self.images: ImageSet = make_images()
         self.normalize = Normalization(self.images.mean, self.images.std)
-        self.renderer = Renderer(self.images, RECIPE, processes.device)
+        self.renderer = ResidentRenderer(self.images, RECIPE, processes.device)
         torch.manual_seed(5)
         network = build_network("resnet8", self.images.num_classes)
         network.fc.weight.data *= 20  # logits as large as a trained teacher's

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import random
+import re
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,12 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from dhkd.data.errors import WeightsError
-from dhkd.data.render import Normalization
+from dhkd.data.errors import ConfigError, WeightsError
+from dhkd.data.render import Normalization, UnaugmentedRenderer
 from dhkd.data.sources import cifar100
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.evaluate import evaluate
+from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights, save_weights, weights_sha256
 from dhkd.stages.processes import Processes
 from torch import Tensor, nn
@@ -94,6 +97,58 @@ def test_every_layout_gives_the_same_network(layout: str, network: Network, tmp_
     assert weights_sha256(other) == weights_sha256(network)
     images_BCHW = torch.randn(2, 3, 8, 8)
     assert torch.equal(other(images_BCHW), network(images_BCHW))
+
+
+# ResNet50's file is large, so that it is written once.
+@pytest.mark.parametrize(
+    ("name", "layouts"),
+    [
+        *(
+            (name, ["bare", "under model", "under state_dict", "module. prefix", "beside a Namespace"])
+            for name in ("wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "MobileNetV1")
+        ),
+        *(("ResNet50", ["beside a Namespace"]), ("torchvision:resnet18", ["module. prefix"])),
+        ("torchvision:mnasnet0_5", ["under model"]),
+    ],
+)
+def test_every_family_is_read_from_published_layouts(name: str, layouts: list[str], tmp_path: Path) -> None:
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    there, path = trained(name), tmp_path / "w.pth"
+    for layout in layouts:
+        LAYOUTS[layout](copy_of(there), path)
+        here = build_network(name, CLASSES).eval()
+        fit_weights(here, read_weights(path), "w")
+        assert_state(here, copy_of(there))
+        assert torch.equal(here(images_BCHW), there(images_BCHW)), layout
+
+
+@pytest.mark.parametrize("layout", ["bare", "under model", "under state_dict", "module. prefix", "beside a Namespace"])
+def test_a_published_mobilenet_v2_calls_its_classifier_otherwise(layout: str, tmp_path: Path) -> None:
+    there = trained("MobileNetV2")
+    published = {name.replace("classifier.", "classifier.0."): tensor for name, tensor in copy_of(there).items()}
+    assert list(published)[-2:] == ["classifier.0.weight", "classifier.0.bias"]
+    LAYOUTS[layout](published, tmp_path / "w.pth")
+    here = trained("MobileNetV2", seed=1)
+    fit_weights(here, read_weights(tmp_path / "w.pth"), "w")
+    assert_state(here, copy_of(there))
+
+
+def test_entries_of_auxiliary_classifiers_have_no_place() -> None:
+    googlenet = build_network("torchvision:googlenet", CLASSES)
+    state = copy_of(googlenet)
+    fit_weights(googlenet, {"aux1.fc1.weight": torch.zeros(3), **state, "aux2.conv.bn.bias": torch.zeros(2)}, "w")
+    assert "aux3.fc1.weight expected nothing, got 3" in unfit(googlenet, {**state, "aux3.fc1.weight": torch.zeros(3)})
+
+
+def test_published_densenets_have_older_names() -> None:
+    there, here = (build_network("torchvision:densenet121", CLASSES) for _ in range(2))
+    older = {
+        re.sub(r"(denselayer[0-9]+[.](norm|conv))(.)[.]", r"\1.\3.", name): tensor
+        for name, tensor in copy_of(there).items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    fit_weights(here, older, "w")
+    assert_state(here, copy_of(there))
 
 
 def test_a_prefix_that_not_all_names_have_stays(tmp_path: Path) -> None:
@@ -334,6 +389,15 @@ def test_a_shallower_network_lists_what_it_has_no_place_for(network: Network) ->
     assert "layer1.1.conv1.weight expected nothing, got 16×16×3×3" in text
 
 
+def test_a_wide_resnet_of_another_width_lists_the_first_shapes() -> None:
+    text = unfit(build_network("wrn_40_2", CLASSES), copy_of(build_network("wrn_40_1", CLASSES)))
+    assert text.startswith(
+        "weights teacher.pth are of another architecture:"
+        " block1.layer.0.conv1.weight expected 32×16×3×3, got 16×16×3×3;"
+        " block1.layer.0.bn2.weight expected 32, got 16; block1.layer.0.bn2.bias expected 32, got 16 and "
+    )
+
+
 def test_one_missing_tensor_and_a_scalar_in_place_of_another() -> None:
     state = copy_of(trained(seed=1))
     del state["bn1.running_mean"]
@@ -459,6 +523,97 @@ def test_a_published_teacher_loads_unchanged_and_is_as_good_as_published(
         assert name.endswith("num_batches_tracked") or torch.equal(tensor, state[name]), name
     images = cifar100.load("test", real_data, download=False).first(1000)
     normalize = Normalization(images.mean, images.std)
-    accuracy = evaluate(network.eval(), images, normalize, batch_size=100, processes=processes)
+    renderer = UnaugmentedRenderer(images, processes.device)
+    accuracy = evaluate(network.eval(), renderer, normalize, batch_size=100, processes=processes)
     assert accuracy.top1 >= 70
     assert accuracy.top5 >= 90
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch keeps downloaded files: an empty folder, and no host has an address."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network\nin this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_packaged_weights_without_network_say_so_in_one_line(offline: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        packaged_weights("torchvision:resnet50", None)
+    assert str(caught.value) == (
+        "packaged weights of torchvision:resnet50 could not be fetched (<urlopen error no network in this test>);"
+        " give a file with --teacher FILE"
+    )
+    assert not any(offline.iterdir())
+
+
+def test_packaged_weights_on_disk_need_no_network(offline: Path) -> None:
+    there = trained("torchvision:mobilenet_v3_small", num_classes=1000)
+    offline.mkdir(parents=True)
+    torch.save(copy_of(there), offline / "mobilenet_v3_small-047dcff4.pth")
+    state, colours = packaged_weights("torchvision:mobilenet_v3_small", None)
+    assert colours == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    here = build_network("torchvision:mobilenet_v3_small", 1000)
+    fit_weights(here, state, "torchvision:mobilenet_v3_small")
+    assert_state(here, copy_of(there))
+
+
+def test_a_tag_chooses_among_packaged_weights(offline: Path) -> None:
+    offline.mkdir(parents=True)
+    for number, name in ((1, "mobilenet_v2-b0353104.pth"), (2, "mobilenet_v2-7ebf99e0.pth")):
+        torch.save({"number": torch.tensor(number)}, offline / name)
+    for tag, number in (("IMAGENET1K_V1", 1), ("IMAGENET1K_V2", 2), (None, 2)):
+        assert packaged_weights("torchvision:mobilenet_v2", tag)[0] == {"number": torch.tensor(number)}
+
+
+def test_code_in_packaged_weights_is_refused_and_not_run(offline: Path, tmp_path: Path) -> None:
+    offline.mkdir(parents=True)
+    torch.save(MakesAFile(tmp_path / "was_run"), offline / "mobilenet_v3_small-047dcff4.pth")
+    with pytest.raises(
+        WeightsError, match=r"^packaged weights of torchvision:mobilenet_v3_small could not be fetched"
+    ) as caught:
+        packaged_weights("torchvision:mobilenet_v3_small", None)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "text"),
+    [
+        (
+            "resnet56",
+            None,
+            "network resnet56 has no packaged weights: expected torchvision:NAME or timm:NAME;"
+            " give a file with --teacher FILE",
+        ),
+        (
+            "torchvision:resnet18",
+            "IMAGENET1K_V2",
+            "unknown tag of torchvision:resnet18 'IMAGENET1K_V2': did you mean 'IMAGENET1K_V1'?"
+            " valid are DEFAULT, IMAGENET1K_V1",
+        ),
+    ],
+)
+def test_what_is_not_packaged_is_told(name: str, tag: str | None, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        packaged_weights(name, tag)
+    assert str(caught.value) == text
+
+
+def test_packaged_weights_of_an_unknown_network_are_told_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown network 'torchvision:resnet19': did you mean"):
+        packaged_weights("torchvision:resnet19", None)
+
+
+def test_networks_of_timm_without_weights_or_of_another_tag() -> None:
+    timm = pytest.importorskip("timm", reason="timm is optional")
+    bare = next(name for name in timm.list_models() if not timm.is_model_pretrained(name))
+    with pytest.raises(WeightsError) as caught:
+        packaged_weights(f"timm:{bare}", None)
+    assert str(caught.value) == f"packaged weights of timm:{bare}: timm has none; give a file with --teacher FILE"
+    with pytest.raises(ConfigError, match=r"^unknown tag of timm:resnet18 'a1_in2k': did you mean 'a1_in1k'\?"):
+        packaged_weights("timm:resnet18", "a1_in2k")

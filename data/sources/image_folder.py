@@ -1,0 +1,107 @@
+"""A folder of images, one folder for each class: ROOT/train/<class>/…, ROOT/val/<class>/….
+
+Classes are numbered in the order of their names, as everywhere. Sample `index` is a seeded permutation of the sorted
+list of files, so that every run of indices, and with it every block of a cache, holds mixed classes.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from dhkd.data.errors import DataError
+from dhkd.data.philox import Domain, permutations, raw_rows
+from dhkd.data.photographs import PhotoSet
+from numpy.typing import NDArray
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
+SEED = 0  # of the permutation: one order of a folder for everyone
+
+
+class FolderFiles:
+    """Files below one folder, by their paths; a million paths of ImageNet take 40 MB."""
+
+    def __init__(self, folder: Path, paths_N: NDArray[np.bytes_]) -> None:
+        self._folder, self._paths_N = folder, paths_N
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes."""
+        with open(os.path.join(os.fsencode(self._folder), bytes(self._paths_N[index])), "rb") as stream:
+            return stream.read()
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self._folder / os.fsdecode(bytes(self._paths_N[index])))
+
+    def names(self, num_samples: int) -> bytes:
+        """The paths inside the folder."""
+        return b"\n".join(self._paths_N[:num_samples].tolist())
+
+    def expect(self, index_B: torch.Tensor) -> None:
+        """Files are read where they are."""
+
+
+def load(
+    split: str, folder: Path, classes_from: Path, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> PhotoSet:
+    """The images below `folder`; `classes_from` is the folder whose sub-folders number the classes.
+
+    Raises `DataError` for a missing or empty folder, and for a class that `classes_from` doesn't have.
+    """
+    classes = _folders(classes_from if classes_from.is_dir() else folder)
+    number_of = {name: number for number, name in enumerate(classes)}
+    strange = [name for name in _folders(folder) if name not in number_of]
+    if strange:
+        raise DataError(
+            f"image-folder: {folder}: class folder {os.fsdecode(strange[0])} is none of the {len(classes)} classes of"
+            f" {classes_from}; both splits need the same classes"
+        )
+    paths: list[bytes] = []
+    labels: list[int] = []
+    for name in sorted(_folders(folder)):
+        files = sorted(_images(os.path.join(os.fsencode(folder), name), name))
+        if not files:
+            raise DataError(
+                f"image-folder: {folder / os.fsdecode(name)}: expected images ({', '.join(SUFFIXES)}), found none"
+            )
+        paths += files
+        labels += [number_of[name]] * len(files)
+    order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
+    return PhotoSet(
+        "image-folder",
+        split,
+        FolderFiles(folder, np.array(paths, dtype=np.bytes_)[order]),
+        torch.from_numpy(np.array(labels, dtype=np.int64)[order]),
+        len(classes),
+        mean,
+        std,
+    )
+
+
+def _folders(folder: Path) -> list[bytes]:
+    """The names of the folders in `folder`, sorted."""
+    try:
+        with os.scandir(os.fsencode(folder)) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(b"."))
+    except OSError as error:
+        raise DataError(
+            f"image-folder: expected a folder of class folders at {folder}, got: {error.strerror};"
+            f" name the folder above it with --data-root DIR and, where it isn't train or val, set data.train and"
+            f" data.test"
+        ) from error
+    if not names:
+        raise DataError(f"image-folder: {folder}: expected a folder for each class, found none")
+    return names
+
+
+def _images(folder: bytes, prefix: bytes) -> list[bytes]:
+    """The images at any depth below a class's folder, as paths that begin with `prefix`."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = prefix + b"/" + entry.name
+            if entry.is_dir():
+                found += _images(entry.path, path)
+            elif os.fsdecode(entry.name).lower().endswith(SUFFIXES) and not entry.name.startswith(b"."):
+                found.append(path)
+    return found

@@ -1,0 +1,241 @@
+"""Networks of torchvision and timm by name, and the weights that come with them.
+
+A `ForeignNetwork` runs the library's own module and changes nothing in it; its state has the library's names. Each
+library is imported where one of its networks is asked for, so that neither timm nor the time to import is needed else.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from dhkd.data.errors import ConfigError, WeightsError, unknown
+from dhkd.stages.models.network import Network, Outputs, StageMap
+from torch import Tensor, nn
+
+INNER = "inner."  # what the wrapping puts before the library's own names
+# Entries of published files that belong to classifiers used in training alone; these networks are built without.
+AUXILIARY: Mapping[str, Mapping[str, str | None]] = {
+    "googlenet": {"aux1.": None, "aux2.": None},
+    "inception_v3": {"AuxLogits.": None},
+}
+LISTING = {
+    "torchvision": "torchvision.models.list_models(module=torchvision.models)",
+    "timm": "timm.list_models()",
+}
+STAGES = ("layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
+
+Colours = tuple[float, ...]
+
+
+class ForeignNetwork(Network):
+    """Another library's classification network `inner`, called `name` in errors.
+
+    Its classifier is the last linear or convolutional layer, in order of registration, with `num_classes` outputs, and
+    the embedding is what that layer gets in the same forward, averaged over positions. `stage_relus` name the modules
+    whose last call of a forward is the last activation of the stem and of each stage. Raises `ConfigError` for a
+    network without such a classifier.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inner: nn.Module,
+        num_classes: int,
+        *,
+        stage_relus: tuple[str, ...] = (),
+        published_names: Mapping[str, str | None] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.inner = inner
+        self.stage_relus = stage_relus
+        self.published_names = dict(published_names)
+        widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
+        if not widths:
+            raise ConfigError(f"network {name}: expected a linear classifier of {num_classes} classes, found none")
+        self.head_path, self.embedding_dim = list(widths.items())[-1]
+        for path in stage_relus:
+            relu = inner.get_submodule(path)
+            assert isinstance(relu, nn.ReLU)
+            relu.inplace = False  # the map before the activation must outlive it
+        self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier, linear or a convolution."""
+        return self.inner.get_submodule(self.head_path)
+
+    def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
+        """Everything of the library's own forward; stage maps of torchvision's ResNets only, else `ConfigError`."""
+        if maps and not self.stage_relus:
+            raise ConfigError(
+                f"network {self.name} gives no stage maps: of other libraries' networks only torchvision's ResNets do"
+            )
+        embeddings: list[Tensor] = []
+        stage_maps: dict[nn.Module, StageMap] = {}
+
+        def see_embedding(head: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            embeddings.append(_pooled(arguments[0], isinstance(head, nn.Conv2d)))
+
+        def see_map(relu: nn.Module, arguments: tuple[Tensor, ...], after: Tensor) -> None:
+            stage_maps[relu] = StageMap(arguments[0], after)
+
+        relus = [self.inner.get_submodule(path) for path in self.stage_relus] if maps else []
+        handles = [
+            self.head.register_forward_pre_hook(see_embedding),
+            *(relu.register_forward_hook(see_map) for relu in relus),
+        ]
+        try:
+            logits_BK = self.inner(images_BCHW)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(embeddings) != 1:
+            raise ConfigError(
+                f"network {self.name}: expected one call of its classifier {self.head_path}, saw {len(embeddings)}"
+            )
+        return Outputs(logits_BK, embeddings[0], tuple(stage_maps[relu] for relu in relus))
+
+
+def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
+    """Any classification network of torchvision, without auxiliary classifiers.
+
+    GoogLeNet and Inception v3 expect images normalised as torchvision does and convert them to what their published
+    weights were trained with. Raises `ConfigError` for an unknown name.
+    """
+    from torchvision import models
+
+    _check_name("torchvision", name, models.list_models(module=models))
+    options: dict[str, Any] = {}
+    if name in AUXILIARY:
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    inner = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    stage_relus: tuple[str, ...] = ()
+    if isinstance(inner, models.ResNet):
+        stage_relus = ("relu", *(f"{stage}.{len(inner.get_submodule(stage)) - 1}.relu" for stage in STAGES))
+    published_names = AUXILIARY.get(name, _older_densenet_names(inner.state_dict()) if "densenet" in name else {})
+    return ForeignNetwork(
+        f"torchvision:{name}", inner, num_classes, stage_relus=stage_relus, published_names=published_names
+    )
+
+
+def timm_network(name: str, num_classes: int) -> ForeignNetwork:
+    """Any network of timm. Raises `ConfigError` for an unknown name or where timm is not installed."""
+    timm = _timm(name)
+    _check_name("timm", name, timm.list_models())
+    return ForeignNetwork(f"timm:{name}", timm.create_model(name, num_classes=num_classes), num_classes)
+
+
+def packaged_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
+    """The weights that come with "torchvision:NAME" or "timm:NAME", and the mean and standard deviation they expect.
+
+    `tag` chooses among several (torchvision's IMAGENET1K_V1, timm's a1_in1k); None is the library's default. The
+    library downloads what its own cache on disk lacks. Raises `ConfigError` for an unknown name or tag, `WeightsError`
+    where there are no weights or they can't be fetched.
+    """
+    library, colon, bare = name.partition(":")
+    if not colon or library not in PACKAGED:
+        raise ConfigError(
+            f"network {name} has no packaged weights: expected torchvision:NAME or timm:NAME;"
+            " give a file with --teacher FILE"
+        )
+    return PACKAGED[library](bare, tag)
+
+
+def _torchvision_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
+    from torchvision import models
+
+    _check_name("torchvision", name, models.list_models(module=models))
+    entries = models.get_model_weights(name)
+    if tag is not None and tag not in entries.__members__:
+        raise ConfigError(unknown(f"tag of torchvision:{name}", tag, entries.__members__))
+    entry = entries.DEFAULT if tag is None else entries[tag]
+    try:
+        state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # whatever network, disk and unpickling end with
+        raise _not_fetched(f"torchvision:{name}", error) from error
+    return dict(state), _colours(entry.transforms())
+
+
+def _timm_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
+    timm = _timm(name)
+    _check_name("timm", name, timm.list_models())
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag is not None and tag not in tags:
+        raise ConfigError(unknown(f"tag of timm:{name}", tag, tags))
+    if not timm.is_model_pretrained(name):
+        raise WeightsError(f"packaged weights of timm:{name}: timm has none; give a file with --teacher FILE")
+    try:
+        network = timm.create_model(name if tag is None else f"{name}.{tag}", pretrained=True)
+    except Exception as error:  # whatever network, disk and unpickling end with
+        raise _not_fetched(f"timm:{name}", error) from error
+    expected = network.pretrained_cfg
+    return dict(network.state_dict()), (tuple(expected["mean"]), tuple(expected["std"]))
+
+
+PACKAGED = {"torchvision": _torchvision_weights, "timm": _timm_weights}
+
+
+def _timm(name: str) -> Any:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"network timm:{name}: timm is not installed; pip install timm") from error
+    return timm
+
+
+def _check_name(library: str, name: str, valid: Iterable[str]) -> None:
+    """Unlike for our own networks, the error doesn't list them all: timm has more than a thousand."""
+    names = list(valid)
+    if name not in names:
+        near = get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean '{library}:{near[0]}'? " if near else ""
+        raise ConfigError(f"unknown network '{library}:{name}': {hint}{LISTING[library]} gives all {len(names)}")
+
+
+def _not_fetched(name: str, error: Exception) -> WeightsError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return WeightsError(f"packaged weights of {name} could not be fetched ({reason}); give a file with --teacher FILE")
+
+
+def _colours(transforms: Any) -> tuple[Colours, Colours] | None:
+    mean, std = getattr(transforms, "mean", None), getattr(transforms, "std", None)
+    return None if mean is None or std is None else (tuple(mean), tuple(std))
+
+
+def _width(module: nn.Module, num_classes: int) -> int | None:
+    """How wide an input the layer makes `num_classes` outputs of; None for other layers."""
+    if isinstance(module, nn.Linear) and module.out_features == num_classes:
+        return module.in_features
+    if isinstance(module, nn.Conv2d) and module.out_channels == num_classes:
+        return module.in_channels
+    return None
+
+
+def _pooled(x: Tensor, channels_first: bool) -> Tensor:
+    """(B, D), the mean over positions of (B, D, H, W) where channels come first, else of (B, …, D)."""
+    if x.ndim == 2:
+        return x
+    return x.mean(dim=(2, 3)) if channels_first else x.flatten(1, -2).mean(dim=1)
+
+
+def _older_densenet_names(state: Mapping[str, Tensor]) -> dict[str, str | None]:
+    """Published files say `norm.1` and `conv.1`, which torch no longer allows, where the network says `norm1`."""
+    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): name for name in state}
+    return {theirs: ours for theirs, ours in older.items() if theirs != ours}
+
+
+def _take_off_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    _rename(state, prefix + INNER, prefix)
+
+
+def _put_on_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    _rename(state, prefix, prefix + INNER)
+
+
+def _rename(state: dict[str, Tensor], old: str, new: str) -> None:
+    for name in [name for name in state if name.startswith(old)]:
+        state[new + name.removeprefix(old)] = state.pop(name)

@@ -1,0 +1,64 @@
+"""VGGs for small images: batch norm, one linear classifier, with the published CIFAR-100 checkpoints' parameter names.
+
+Simonyan and Zisserman, 2015, table 1 (A, B, D, E), and a smaller one of one convolution a stage. Maximum pooling lies
+between the stages, global average pooling behind the last.
+"""
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start_convolutions
+from torch import Tensor, nn
+
+CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
+CONVOLUTIONS = {  # how many each stage has, by depth
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+FOURTH_POOLING_FROM = 64  # input height in pixels; smaller images would shrink too far
+
+
+class VGG(StagedNetwork):
+    """A VGG of `depth` layers over (B, 3, H, W), H and W at least 8. Five maps, each before its pooling."""
+
+    head_name = "classifier"
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        first, second, third, fourth, fifth = CONVOLUTIONS[depth]
+        self.block0 = _stage(3, CHANNELS[0], first)
+        self.block1 = _stage(CHANNELS[0], CHANNELS[1], second)
+        self.block2 = _stage(CHANNELS[1], CHANNELS[2], third)
+        self.block3 = _stage(CHANNELS[2], CHANNELS[3], fourth)
+        self.block4 = _stage(CHANNELS[3], CHANNELS[4], fifth)
+        self.embedding_dim = CHANNELS[4]
+        self.classifier = nn.Linear(self.embedding_dim, num_classes)
+        start_convolutions(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
+        """The maps of the five stages; the first stands in for a stem."""
+        x = images_BCHW
+        for number, stage in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
+            stage_map = activated(stage(x))
+            yield stage_map
+            x = stage_map.after
+            if number < 3 or (number == 3 and images_BCHW.shape[2] >= FOURTH_POOLING_FROM):
+                x = F.max_pool2d(x, 2)
+
+
+def _stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
+    """Convolutions with batch norm and ReLU; the last one's ReLU is the caller's."""
+    layers: list[nn.Module] = []
+    for number in range(convolutions):
+        if number:
+            layers.append(nn.ReLU())
+        layers += [nn.Conv2d(channels if number else in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels)]
+    return nn.Sequential(*layers)

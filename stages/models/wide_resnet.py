@@ -1,0 +1,79 @@
+"""Wide ResNets for small images, with the published CIFAR-100 checkpoints' parameter names.
+
+Zagoruyko and Komodakis, 2016: depth 6n + 4, n blocks a stage, batch norm and ReLU before each convolution, no dropout.
+A stage therefore ends with a bare sum, and its last activation is the first one of what follows it: that batch norm
+runs once, and both the map and the next block take its output.
+"""
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start_convolutions
+from torch import Tensor, nn
+
+
+class PreActivationBlock(nn.Module):
+    """Two 3×3 convolutions, each after batch norm and ReLU, beside a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.convShortcut: nn.Module | None = None
+        if in_channels != channels:
+            self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+
+    def residual(self, x: Tensor, activated_x: Tensor) -> Tensor:
+        """The block's sum, given its input and what batch norm and ReLU make of it."""
+        # Where the shape changes, the published networks take the shortcut behind the activation.
+        shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated_x)
+        summed: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(activated_x))))
+        return summed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's sum."""
+        return self.residual(x, F.relu(self.bn1(x)))
+
+
+class Stage(nn.Module):
+    """Blocks under the name `layer`."""
+
+    def __init__(self, in_channels: int, channels: int, blocks: int, stride: int) -> None:
+        super().__init__()
+        first = PreActivationBlock(in_channels, channels, stride)
+        self.layer = nn.Sequential(first, *(PreActivationBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+
+class WideResNet(StagedNetwork):
+    """A ResNet of `depth` layers, `width` times as wide as the narrow ones, over (B, 3, H, W). Four maps."""
+
+    head_name = "fc"
+
+    def __init__(self, depth: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 4, 6)
+        assert rest == 0, f"depth {depth} is not 6n + 4"
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.block1 = Stage(16, 16 * width, blocks, stride=1)
+        self.block2 = Stage(16 * width, 32 * width, blocks, stride=2)
+        self.block3 = Stage(32 * width, 64 * width, blocks, stride=2)
+        self.embedding_dim = 64 * width
+        self.bn1 = nn.BatchNorm2d(self.embedding_dim)
+        self.fc = nn.Linear(self.embedding_dim, num_classes)
+        start_convolutions(self)
+        nn.init.zeros_(self.fc.bias)
+
+    def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
+        """The maps of the stem and of the three stages, on both sides of the activation that follows each."""
+        x = self.conv1(images_BCHW)
+        for stage in (self.block1, self.block2, self.block3):
+            first, *blocks = stage.layer.children()
+            assert isinstance(first, PreActivationBlock)
+            stage_map = activated(first.bn1(x))
+            yield stage_map
+            x = first.residual(x, stage_map.after)
+            for block in blocks:
+                x = block(x)
+        yield activated(self.bn1(x))

@@ -1,0 +1,93 @@
+"""Every published pair runs by name: both networks are the published ones, and its smoke mode passes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dhkd.configs.load import load_experiment, preset_names
+from dhkd.stages.models import build_network, count_parameters
+from PIL import Image
+
+from tests.e2e.conftest import done
+
+CLASSES = {"cifar100": 100, "imagenet": 1000}
+PAIRS = [name for name in preset_names() if "/" in name]
+
+# Top-1 in percent: teacher, student alone, DHKD (arXiv 2411.08937, the tables of CIFAR-100 and ImageNet).
+PAPER = {
+    ("resnet56", "resnet20"): (72.34, 69.06, 71.19),
+    ("resnet110", "resnet32"): (74.31, 71.14, 73.92),
+    ("resnet32x4", "resnet8x4"): (79.42, 72.50, 76.54),
+    ("wrn_40_2", "wrn_16_2"): (75.61, 73.26, 76.36),
+    ("wrn_40_2", "wrn_40_1"): (75.61, 71.98, 75.25),
+    ("vgg13", "vgg8"): (74.64, 70.36, 74.84),
+    ("resnet32x4", "ShuffleV1"): (79.42, 70.50, 76.78),
+    ("wrn_40_2", "ShuffleV1"): (75.61, 70.50, 77.25),
+    ("vgg13", "MobileNetV2"): (74.64, 64.60, 70.09),
+    ("ResNet50", "MobileNetV2"): (79.34, 64.60, 71.08),
+    ("resnet32x4", "ShuffleV2"): (79.42, 71.82, 77.99),
+    ("torchvision:resnet34", "torchvision:resnet18"): (73.31, 69.75, 72.15),
+    ("torchvision:resnet50", "MobileNetV1"): (76.16, 68.87, 72.99),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in ImageNet's layout: three classes of nine photographs each, of several sizes."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(27):
+            file = root / split / f"n{number % 3:08d}" / f"n{number % 3:08d}_{number}.JPEG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            height, width = rng.integers(60, 120, 2)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "JPEG")
+    return root
+
+
+def test_the_thirteen_pairs_of_the_paper_are_all_there() -> None:
+    experiments = [load_experiment(name) for name in PAIRS]
+    pairs = [(experiment.teacher.architecture, experiment.student.architecture) for experiment in experiments]
+    assert sorted(pairs) == sorted(PAPER)
+    for pair, experiment in zip(pairs, experiments, strict=True):
+        published = experiment.record["published"]
+        assert (published["teacher"], published["student"], published["dhkd"]) == PAPER[pair]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_parameters_are_those_of_the_networks(name: str) -> None:
+    experiment = load_experiment(name)
+    with torch.device("meta"):
+        counts = {
+            role: count_parameters(build_network(settings.architecture, CLASSES[name.partition("/")[0]]))
+            for role, settings in (("teacher", experiment.teacher), ("student", experiment.student))
+        }
+    assert experiment.record["parameters"] == counts
+
+
+def test_the_list_shows_pairs_with_sizes_and_accuracies() -> None:
+    rows = {row["name"]: row for row in done("presets", "--json").result}
+    text = done("presets").out
+    for name in PAIRS:
+        row, line = rows[name], next(line for line in text.splitlines() if line.startswith(f"{name} "))
+        figures = [row["published"][key] for key in ("teacher", "student", "dhkd")]
+        shown = [row["teacher"], row["student"], *(f"{figure:.2f}" for figure in figures)]
+        shown += [f"({row['parameters'][role] / 1e6:.2f} M)" for role in ("teacher", "student")]
+        assert all(word in line for word in shown), line
+    assert rows["demo"]["description"] in text
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_smoke_runs_both_stages(name: str, photographs: Path, tmp_path: Path) -> None:
+    words = [name, "--smoke", "--cpu", "--precision", "float32", "--json"]
+    words += ["--data-root", str(photographs), "--workers", "0"] if name.startswith("imagenet/") else []
+    experiment = load_experiment(name, smoke=True)
+    teacher = done("train-teacher", *words, "--out", tmp_path / "teacher").result
+    assert teacher["architecture"] == experiment.teacher.architecture
+    written = done("cache-teacher", *words, "--teacher", tmp_path / "teacher", "--out", tmp_path / "c.zarr").result
+    assert written["cache"]["views"] == 2
+    assert written["rows_written"] == 2 * (experiment.data.limit or 0)
+    student = done("train-student", *words, "--cache", tmp_path / "c.zarr", "--out", tmp_path / "student").result
+    assert (student["architecture"], student["objective"]) == (experiment.student.architecture, "dhkd")
+    assert student["cache"]["teacher_sha256"] == teacher["sha256"]
