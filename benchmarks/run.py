@@ -13,14 +13,14 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import numpy as np
 import psutil
@@ -44,6 +44,8 @@ from dhkd.stages.report.tables import plain_table
 # The loop's own step: what is timed must be what users run, and `train` offers no smaller unit than an epoch.
 from dhkd.stages.train.loop import _seed_dropout, _step
 from dhkd.stages.train.objectives import build_objective
+from figure import Figure, interleaved, middle
+from photographs import decoding, large_index
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -75,6 +77,9 @@ class Sizes:
     render_samples: int
     render_rounds: int
     open_rounds: int
+    photographs: int
+    photograph_rounds: int
+    large_samples: int  # in the cache of ImageNet's size
     block_megabytes: float  # as computed, of the blocks whose memory is measured
 
 
@@ -92,6 +97,9 @@ FULL = Sizes(
     render_samples=50_000,
     render_rounds=20,
     open_rounds=9,
+    photographs=256,
+    photograph_rounds=9,
+    large_samples=1_281_167,
     block_megabytes=32.0,
 )
 QUICK = Sizes(
@@ -108,74 +116,11 @@ QUICK = Sizes(
     render_samples=500,
     render_rounds=3,
     open_rounds=3,
+    photographs=64,
+    photograph_rounds=2,
+    large_samples=40_000,
     block_megabytes=8.0,
 )
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number. `quartiles` are those of the repetitions; with neither bound it is for information."""
-
-    name: str
-    value: float
-    unit: str
-    detail: str
-    quartiles: tuple[float, float] | None = None
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether the value is within its bound; None for a figure without one."""
-        if self.at_most is not None:
-            return self.value <= self.at_most
-        return self.value >= self.at_least if self.at_least is not None else None
-
-    def row(self) -> list[str]:
-        """The figure as a line of the table."""
-        target = "–"
-        if self.at_most is not None:
-            target = f"≤ {self.at_most:g}"
-        elif self.at_least is not None:
-            target = f"≥ {self.at_least:g}"
-        spread = f"{_text(self.quartiles[0])} to {_text(self.quartiles[1])}" if self.quartiles else ""
-        verdict = {None: "", True: "yes", False: "NO"}[self.reached]
-        return [self.name, self.detail, _text(self.value), self.unit, spread, target, verdict]
-
-
-def _text(value: float) -> str:
-    digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:,.{digits}f}"
-
-
-def middle(
-    name: str,
-    values: Sequence[float],
-    unit: str,
-    detail: str,
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-) -> Figure:
-    """The figure that repetitions give: their median, and their quartiles beside it."""
-    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return Figure(name, float(median(values)), unit, detail, (float(low), float(high)), at_most, at_least)
-
-
-def interleaved(
-    actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
-) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Seconds of every action in every round; they take turns, and the order turns around from round to round."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    order = list(actions)
-    for number in range(warm_up + rounds):
-        for name in order:
-            began = time.perf_counter()
-            actions[name]()
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - began)
-        order.reverse()
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def student_step(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
@@ -514,18 +459,22 @@ def measure(sizes: Sizes, folder: Path) -> list[Figure]:
     images = _random_images(sizes.samples, NUM_CLASSES)
     cache = _complete_cache(sizes, folder / "complete.zarr")
     reader = ZarrReader(cache)
-    announce("1 of 6: the student's step")
+    announce("1 of 8: the student's step")
     figures = student_step(sizes, images, reader, processes)
-    announce("2 of 6: caching")
+    announce("2 of 8: caching")
     figures.append(caching(sizes, images, folder, processes))
-    announce("3 of 6: rendering")
+    announce("3 of 8: rendering")
     figures.append(rendering(sizes, _random_images(sizes.render_samples, NUM_CLASSES), processes))
-    announce("4 of 6: alignment")
+    announce("4 of 8: alignment")
     figures += alignment(sizes, images, reader, processes)
-    announce("5 of 6: opening a cache")
+    announce("5 of 8: opening a cache")
     figures.append(opening(sizes, cache))
-    announce("6 of 6: memory")
+    announce("6 of 8: memory")
     figures += memory(sizes, folder)
+    announce("7 of 8: decoding photographs")
+    figures += decoding(sizes.photograph_rounds, sizes.photographs)
+    announce("8 of 8: a cache of ImageNet's size")
+    figures += large_index(sizes.large_samples, folder)
     announce("done")
     return figures
 

@@ -157,7 +157,8 @@ class PhotoRenderer:
                     ) from error
                 chunks.append(self._accept(chunk))
             chunks_of_batches.popleft()
-            yield torch.cat(chunks).permute(0, 3, 1, 2)
+            pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+            yield pixels_BHWC.permute(0, 3, 1, 2)
 
     def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:
         """The batches cut into what a worker does at a time; `counts` is told into how many each was cut."""
@@ -288,5 +289,6 @@ def cut_of(photo: Image.Image, cut: Cut) -> NDArray[np.uint8]:
         photo = photo.resize(cut.size, Image.Resampling.BILINEAR)
     if cut.window != (0, 0, *cut.size):
         photo = photo.crop(cut.window)
-    pixels = np.asarray(photo)
-    return pixels[:, ::-1] if cut.mirrored else pixels
+    if cut.mirrored:
+        photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(photo)

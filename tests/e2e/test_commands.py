@@ -106,10 +106,10 @@ def test_a_complete_cache_is_not_written_again(cache: Path, teacher: Path) -> No
 def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> None:
     """Computed here by hand: load the weights, crop the image, forward."""
     from dhkd.data.cache.zarr_store import ZarrReader
-    from dhkd.data.sources import load_source
+    from dhkd.data.sources import Selection, load_source
     from dhkd.data.views import CropFlip
 
-    images = load_source("digits", "train", limit=150)
+    images = load_source("digits", "train", selection=Selection(limit=150))
     network = build_network("resnet8", 10)
     network.load_state_dict(safetensors.torch.load_file(teacher / "teacher.safetensors"))
     recipe = CropFlip(padding=1, flip=False, seed=0)

@@ -184,6 +184,42 @@ def damaged(root: Path, tmp_path: Path) -> tuple[Path, Path]:
     return copy, victim
 
 
+@pytest.mark.slow
+def test_real_photographs_go_through_both_stages(photographs: Path, tmp_path: Path) -> None:
+    """imagenet-sample: four views, folder and shards, 0 to 2 workers, 1 and 2 processes, every schedule."""
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(photographs)
+    write_shards(tmp_path, "%06d.tar", "train", "train-shards")
+    data = "{source: webdataset, train: train-shards/*.tar, test: train-shards/000000.tar, num_classes: 250}"
+    preset = tmp_path / "sample.yaml"
+    preset.write_text(PRESET.replace("block_mb: 0.002", "block_mb: 0.05").replace("size: 24", "size: 48"))
+    words = [preset, "--data-root", tmp_path, "--cpu", "--set", "data.test_limit=30"]
+    sources = {"folder": words, "shards": [*words, "--set", f"data={data}"]}
+    teacher = tmp_path / "teacher"
+    done("train-teacher", *words, "--out", teacher)
+
+    caches = {}
+    for source, workers, processes in (("folder", 0, 1), ("folder", 1, 1), ("shards", 2, 1), ("shards", 1, 2)):
+        out = tmp_path / f"{source}-{workers}-{processes}.zarr"
+        command = ["cache-teacher", *sources[source], "--teacher", teacher, "--workers", workers, "--out", out]
+        outcome = done(*command) if processes == 1 else in_processes(processes, *command)
+        assert outcome.code == 0, outcome.err
+        caches[source, workers, processes] = out
+    one, *others = (chunks_of(cache) for cache in caches.values())
+    assert len(one) == 2 * 4 * 5
+    assert all(other == one for other in others)
+
+    for schedule in ("cycle", "block", "independent"):
+        students = {
+            source: done(
+                "train-student", *sources[source], *SCHEDULES[schedule], "--workers", workers,
+                "--cache", caches[source, workers, 1], "--out", tmp_path / f"{source}-{schedule}", "--json",
+            ).result
+            for source, workers in (("folder", 0), ("shards", 2))
+        }  # fmt: skip
+        assert students["folder"]["sha256"] == students["shards"]["sha256"]
+
+
 def require_one_line(outcome: Outcome, *parts: str) -> None:
     assert outcome.code == 1, outcome.err
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error")]

@@ -141,10 +141,10 @@ import sys
 from pathlib import Path
 
 import torch
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRenderer
 from dhkd.data.stream import ResidentSignals, Stream
 from dhkd.data.cache.zarr_store import ZarrReader
-from dhkd.data.sources import load_source
+from dhkd.data.sources import Selection, load_source
 from dhkd.data.views import CropFlip
 from dhkd.stages.models import build_network
 from dhkd.stages.models.evaluate import evaluate
@@ -167,7 +167,8 @@ def freeze(module):
 
 cache, out = Path(sys.argv[1]), Path(sys.argv[2])
 processes = Processes("float32", cpu=True)
-images, test = load_source("digits", "train", limit=150), load_source("digits", "test")
+images, test = load_source("digits", "train", selection=Selection(limit=150)), load_source("digits", "test")
+test = UnaugmentedRenderer(test, processes.device)
 normalize = Normalization(images.mean, images.std)
 renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
 signals = ResidentSignals(ZarrReader(cache), ["logits"], processes.device)

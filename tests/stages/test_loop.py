@@ -111,7 +111,7 @@ def test_a_cached_step_is_a_live_one(
         return torch.cat([p.detach().flatten() for p in student.parameters()]) - before
 
     for batch in world.stream().epoch(0):
-        live_BK = world.teacher(batch.view_B, batch.index_B)[0]
+        live_BK = world.teacher.logits(world.renderer.pixels(batch.view_B, batch.index_B))
         cached = step(batch, dict(batch.teacher))
         live = step(batch, {"logits": live_BK})
         other = step(batch, {"logits": live_BK.roll(1, 0)})
@@ -152,8 +152,8 @@ class OneBadRow:
     def __init__(self, signals: ResidentSignals, view: int, index: int) -> None:
         self.num_views, self._signals, self._key = signals.num_views, signals, (view, index)
 
-    def prepare(self, epoch: int) -> None:
-        self._signals.prepare(epoch)
+    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
+        self._signals.prepare(epoch, view_N, index_N)
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         rows = self._signals.gather(view_B, index_B)

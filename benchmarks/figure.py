@@ -1,0 +1,74 @@
+"""A measured number, and how repetitions become one."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number. `quartiles` are those of the repetitions; with neither bound it is for information."""
+
+    name: str
+    value: float
+    unit: str
+    detail: str
+    quartiles: tuple[float, float] | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the value is within its bound; None for a figure without one."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return self.value >= self.at_least if self.at_least is not None else None
+
+    def row(self) -> list[str]:
+        """The figure as a line of the table."""
+        target = "–"
+        if self.at_most is not None:
+            target = f"≤ {self.at_most:g}"
+        elif self.at_least is not None:
+            target = f"≥ {self.at_least:g}"
+        spread = f"{_text(self.quartiles[0])} to {_text(self.quartiles[1])}" if self.quartiles else ""
+        verdict = {None: "", True: "yes", False: "NO"}[self.reached]
+        return [self.name, self.detail, _text(self.value), self.unit, spread, target, verdict]
+
+
+def _text(value: float) -> str:
+    digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def middle(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    detail: str,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Figure:
+    """The figure that repetitions give: their median, and their quartiles beside it."""
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return Figure(name, float(median(values)), unit, detail, (float(low), float(high)), at_most, at_least)
+
+
+def interleaved(
+    actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
+) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Seconds of every action in every round; they take turns, and the order turns around from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    order = list(actions)
+    for number in range(warm_up + rounds):
+        for name in order:
+            began = time.perf_counter()
+            actions[name]()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - began)
+        order.reverse()
+    return {name: np.array(values) for name, values in seconds.items()}

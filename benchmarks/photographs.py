@@ -1,0 +1,196 @@
+"""What `make bench` measures of photographs: decoding, the workers that do it, and a cache of ImageNet's size.
+
+The photographs are generated, 500 × 375 pixels, as JPEG files of 100 to 130 kB, which is what ImageNet's are like.
+"""
+
+import io
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from dhkd.data.cache.contract import WITNESS, Plan
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.render import Keys, Normalization
+from dhkd.data.resized_crop import RandomResizedCrop
+from dhkd.data.stream import Stream, WindowedSignals
+from figure import Figure, interleaved, middle
+from PIL import Image
+from torch import Tensor
+
+RECIPE = RandomResizedCrop(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=0)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CPU = torch.device("cpu")
+
+
+class InMemory:
+    """Encoded images as a list of bytes."""
+
+    def __init__(self, contents: list[bytes]) -> None:
+        self._contents = contents
+
+    def read(self, index: int) -> bytes:
+        """The image's bytes."""
+        return self._contents[index]
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return str(index)
+
+    def names(self, num_samples: int) -> bytes:
+        """Their numbers."""
+        return b"\n".join(str(index).encode() for index in range(num_samples))
+
+    def expect(self, index_B: Tensor) -> None:
+        """All are here."""
+
+
+def generated_photographs(number: int) -> PhotoSet:
+    """Smooth colours with some noise, of which no two are alike."""
+    rng = np.random.default_rng(0)
+    contents = []
+    for _ in range(number):
+        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+        noisy = np.asarray(smooth, dtype=np.int16) + rng.integers(-24, 25, (375, 500, 3), dtype=np.int16)
+        stream = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=94)
+        contents.append(stream.getvalue())
+    labels_N = torch.arange(number) % 10
+    return PhotoSet("generated", "train", InMemory(contents), labels_N, 10, MEAN, STD)
+
+
+def decoding(rounds: int, number: int) -> list[Figure]:
+    """Photographs decoded, cut and resized: by the renderer in this process over bare Pillow, and by one worker."""
+    images = generated_photographs(number)
+    index_B = torch.arange(number)
+    keys = [(torch.zeros_like(index_B), index_B)]
+    cuts = [RECIPE.cut(draws, 375, 500) for draws in RECIPE.draws(*keys[0]).tolist()]
+
+    def bare() -> None:
+        for index, cut in enumerate(cuts):
+            with Image.open(io.BytesIO(images.files.read(index))) as photo:
+                np.asarray(photo.crop(cut.box).resize(cut.size, Image.Resampling.BILINEAR))
+
+    def rendered(workers: int, batches: Iterable[Keys]) -> Callable[[], None]:
+        renderer = PhotoRenderer(images, RECIPE, CPU, workers=workers)
+        return lambda: [None for _ in renderer.render(batches)] and None
+
+    # As a training step asks for them; several batches, so that a worker has something to do while one is taken.
+    batches = [(torch.zeros_like(i), i) for i in torch.split(index_B, 64)]
+    actions = {"bare": bare, "renderer": rendered(0, batches), "one worker": rendered(1, batches)}
+    seconds = interleaved(actions, rounds, warm_up=1)
+    rates = {name: number / median(values) for name, values in seconds.items()}
+    kilobytes = median(len(images.files.read(index)) for index in range(number)) / 1000
+    detail = f"{number} JPEGs of 500 × 375, {kilobytes:.0f} kB: {rates['renderer']:,.0f}, {rates['bare']:,.0f} images/s"
+    of_worker = f"the same by one worker process, its start and end in the time: {rates['one worker']:,.0f} images/s"
+    return [
+        middle(
+            "decode + crop / bare Pillow, one core", seconds["bare"] / seconds["renderer"], "×", detail, at_least=0.9
+        ),
+        middle("one DataLoader worker / bare Pillow", seconds["bare"] / seconds["one worker"], "×", of_worker),
+    ]
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """A data set of generated images: every pixel a function of the key, nothing stored."""
+
+    labels_N: Tensor
+    name: str = "sheets"
+    split: str = "train"
+    num_classes: int = 1000
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def fingerprint(self) -> str:
+        """Its size."""
+        return str(len(self))
+
+
+class SheetRenderer:
+    """Draws `Sheets`."""
+
+    device = CPU
+
+    def __init__(self, images: Sheets) -> None:
+        self.images = images
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        """8 × 8 pixels of one level, from view and index."""
+        for view_B, index_B in batches:
+            yield ((view_B + index_B) % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+def large_index(num_samples: int, folder: Path) -> list[Figure]:
+    """A cache of 1,000 classes and two views of so many samples: opened, scheduled and shuffled, then read through.
+
+    In a process of its own, whose largest resident memory is measured, the program's imports in it.
+    """
+    plan = Plan.balanced(2, num_samples, 2000, 16 * 2**20)
+    tree = {
+        "dataset": {"num_samples": num_samples, "num_classes": 1000},
+        "signals": {"logits": {"dtype": "float16", "row": [1000]}},
+    }
+    cache = folder / "large.zarr"
+    writer = ZarrWriter.create(cache, Manifest(tree, {}, plan.num_views, plan.block_rows))
+    logits_BK = 3 * np.random.default_rng(0).standard_normal((plan.block_rows, 1000), dtype=np.float32)
+    for block in plan.blocks():
+        writer.write(block, {"logits": logits_BK[: len(block)], WITNESS: np.zeros(len(block), dtype=np.uint32)})
+    writer.finish()
+
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    child = spawn.Process(target=_plan_and_read, args=(there, num_samples, cache), daemon=True)
+    child.start()
+    there.close()
+    planned, memory_planned, read, memory_read = here.recv()
+    child.join()
+    detail = f"{num_samples:,} samples × 2 views × 1,000 classes, blocks of 16 MiB, window 65,536"
+    gigabytes = sum(len(block) for block in plan.blocks_of_view(0)) * 2000 / 1e9
+    streamed = f"all batches of 256 of an epoch, {gigabytes:.1f} GB of logits lately written"
+    return [
+        Figure("large cache: plan, open, schedule, shuffle", planned, "s", detail, at_most=10),
+        Figure("large cache: memory until then", memory_planned, "GB", "largest resident memory", at_most=2),
+        Figure("large cache: an epoch's logits", read, "s", streamed),
+        Figure("large cache: memory at the end", memory_read, "GB", "largest resident memory", at_most=2),
+    ]
+
+
+def _plan_and_read(parent: Connection, num_samples: int, cache: Path) -> None:
+    began = time.perf_counter()
+    images = Sheets(torch.arange(num_samples) % 1000)
+    Plan.balanced(2, len(images), 2000, 16 * 2**20)
+    reader = ZarrReader(cache)
+    reader.require_complete()
+    stream = Stream(
+        SheetRenderer(images),
+        Normalization(MEAN, STD),
+        WindowedSignals(reader, ["logits"], CPU, 65536),
+        schedule="block",
+        seed=0,
+        batch_size=256,
+        block_rows=reader.plan.block_rows,
+        window=65536,
+    )
+    batches = stream.epoch(0)
+    next(batches)
+    planned, memory_planned = time.perf_counter() - began, _memory()
+    for _ in batches:
+        pass
+    parent.send((planned, memory_planned, time.perf_counter() - began - planned, _memory()))
+
+
+def _memory() -> float:
+    """The process's largest resident memory so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
