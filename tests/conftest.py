@@ -1,6 +1,8 @@
 """What several test files need: tiny data, tiny caches, and where the real data is."""
 
+import gc
 import io
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import torch
 from dhkd.data.image_set import ImageSet
 from dhkd.stages.processes import Processes
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -69,6 +72,15 @@ def processes() -> Iterator[Processes]:
     alone = Processes("float32", cpu=True)
     yield alone
     alone.end()
+
+
+@pytest.fixture
+def no_workers_of_the_last_test() -> Iterator[None]:
+    """A traceback keeps a rendering alive; collected with it as one cycle, each worker would be waited for for 5 s."""
+    yield
+    if multiprocessing.active_children():
+        for rendered in [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]:
+            rendered._shutdown_workers()
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_golden_draws() -> None:
     keys=st.lists(
         st.tuples(st.integers(0, STANDARD.num_views - 1), st.integers(0, 2**31)), min_size=1, max_size=20, unique=True
     ),
-    cut=st.integers(0, 20),
+    cut=st.integers(1, 19),
     seed=st.integers(0, 2**63 - 1),
 )
 @settings(max_examples=25, deadline=None)
@@ -73,13 +73,13 @@ def test_draws_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut:
     view_B, index_B = torch.tensor(keys).unbind(1)
     together = recipe.draws(view_B, index_B)
     assert torch.equal(together, recipe.draws(view_B.flip(0), index_B.flip(0)).flip(0))
-    parts = [recipe.draws(view_B[part], index_B[part]) for part in (slice(cut), slice(cut, None))]
+    parts = [recipe.draws(*part) for part in zip(view_B.split(cut), index_B.split(cut), strict=True)]
     assert torch.equal(together, torch.cat(parts))
     assert len(together.unique(dim=0)) == len(keys), "each key has draws of its own"
 
 
 def test_draws_depend_on_view_index_and_seed() -> None:
-    """Every column of them: no two of the keys share a number by more than chance."""
+    """In every column: of 10,250 numbers of 32 bits, two are alike in one of 82 seeds, and not in this one."""
     index_B = torch.arange(50)
     zero = torch.zeros_like(index_B)
     planes = [
@@ -87,9 +87,9 @@ def test_draws_depend_on_view_index_and_seed() -> None:
         STANDARD.draws(zero + 1, index_B),
         STANDARD.draws(zero, index_B + 50),
         recipe_of(seed=1).draws(zero, index_B),
-        STANDARD.draws(index_B + 1, zero),
+        STANDARD.draws(index_B + 2, zero),
     ]
-    assert len(torch.stack(planes).unique()) == 5 * 50 * 41 - 0
+    assert len(torch.stack(planes).unique()) == 5 * 50 * 41
 
 
 def test_draws_do_not_depend_on_how_the_box_is_taken() -> None:
@@ -101,7 +101,8 @@ def test_draws_do_not_depend_on_how_the_box_is_taken() -> None:
 def test_flip_is_half_of_the_keys_or_none() -> None:
     drawn = draws_of(STANDARD, 2000)
     assert abs(sum(STANDARD.cut(row, 30, 40).mirrored for row in drawn) - 1000) < 135  # six standard deviations
-    assert not any(recipe_of(flip=False).cut(row, 30, 40).mirrored for row in drawn)
+    never = recipe_of(flip=False)
+    assert not any(never.cut(row, 30, 40).mirrored for row in drawn)
 
 
 # the box
@@ -143,8 +144,8 @@ def exact_box(recipe: RandomResizedCrop, draws: list[int], height: int, width: i
         nonlocal doubtful
         whole = int(length + Decimal("0.5"))
         # Areas and ratios have 32 and 24 binary digits after the point.
-        doubtful |= abs(length + Decimal("0.5") - whole) % 1 < length * Decimal("3e-6") + Decimal("1e-6")
-        doubtful |= 1 - (length + Decimal("0.5") - whole) < length * Decimal("3e-6") + Decimal("1e-6")
+        to_half = Decimal("0.5") - abs(length - whole)
+        doubtful |= abs(to_half) < length * Decimal("3e-6") + Decimal("1e-6")
         return whole
 
     one = Decimal(2**32)
@@ -178,7 +179,7 @@ def test_boxes_are_those_of_exact_arithmetic(height: int, width: int) -> None:
             if not expected.doubtful:
                 assert recipe.cut(draws, height, width).box == expected.box, (recipe, draws)
                 compared += 1
-    assert compared > 0.95 * 60 * len(RECIPES)
+    assert compared > 0.9 * 60 * len(RECIPES)
 
 
 @given(
@@ -187,7 +188,7 @@ def test_boxes_are_those_of_exact_arithmetic(height: int, width: int) -> None:
     ratio=st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)).map(sorted),
     draws=st.lists(st.sampled_from([0, 1, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1), min_size=41, max_size=41),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_boxes_lie_inside_the_image(
     size: tuple[int, int], scale: list[float], ratio: list[float], draws: list[int]
 ) -> None:

@@ -1,0 +1,49 @@
+"""The README's example of a preset of one's own, as it stands there, on a few images in that layout."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import done
+
+README = Path(__file__).parents[2] / "README.md"
+EXAMPLES = {  # from the preset to size, split of the test, and what lies between a class's folder and its images
+    "cifar10.yaml": (32, "test", "", "png"),
+    "tiny-imagenet.yaml": (64, "val", "images/", "JPEG"),
+}
+
+
+def blocks(kind: str) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_every_preset_of_the_readme_is_tested_here() -> None:
+    assert [block.split(",")[0].removeprefix("# ") for block in blocks("yaml")] == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_preset_of_ones_own_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, test, between, suffix = EXAMPLES[name]
+    monkeypatch.chdir(tmp_path)
+    (text,) = [block for block in blocks("yaml") if block.startswith(f"# {name}")]
+    Path(name).write_text(text)
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        split, inside = ("train", between) if number < 36 else (test, "")
+        file = Path(f"images/{split}/class{number % 3}/{inside}{number}.{suffix}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file)
+
+    commands = [line for block in blocks("") for line in block.splitlines() if "cifar10.yaml" in line]
+    assert [shlex.split(line)[1] for line in commands] == ["train-teacher", "cache-teacher", "train-student"]
+    for line in commands:
+        words = [name if word == "cifar10.yaml" else word for word in shlex.split(line)[1:]]
+        short = ["teacher.epochs=1", "student.epochs=1", "teacher.batch_size=18", "student.batch_size=18"]
+        short += ["cache.views=2", "cache.dtype=float32"]
+        done(*words, "--cpu", "--precision", "float32", *(word for setting in short for word in ("--set", setting)))
+    assert Path("runs/student/student.safetensors").is_file()
