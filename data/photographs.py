@@ -142,23 +142,29 @@ class PhotoRenderer:
             pin_memory=self.device.type == "cuda",
         )
         rendered = iter(loader)
-        while True:
-            chunks: list[Tensor] = []
-            while not chunks_of_batches or len(chunks) < chunks_of_batches[0]:
-                try:
-                    chunk = next(rendered)
-                except StopIteration:
-                    assert not chunks
-                    return
-                except RuntimeError as error:
-                    raise DataError(
-                        f"{self.images.name}: a worker process that decodes images died"
-                        f" ({' '.join(str(error).split())[:200]}); use fewer with --workers, or 0"
-                    ) from error
-                chunks.append(self._accept(chunk))
-            chunks_of_batches.popleft()
-            pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-            yield pixels_BHWC.permute(0, 3, 1, 2)
+        try:
+            while True:
+                chunks: list[Tensor] = []
+                while not chunks_of_batches or len(chunks) < chunks_of_batches[0]:
+                    try:
+                        chunk = next(rendered)
+                    except StopIteration:
+                        assert not chunks
+                        return
+                    chunks.append(self._accept(chunk))
+                chunks_of_batches.popleft()
+                pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+                yield pixels_BHWC.permute(0, 3, 1, 2)
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):  # the one sign of a worker's death that there is
+                raise
+            raise DataError(
+                f"{self.images.name}: a worker process that decodes images died"
+                f" ({' '.join(str(error).split())[:200]}); use fewer with --workers, or 0"
+            ) from error
+        finally:
+            # An error's traceback keeps this frame, and so the workers, alive for as long as the error is looked at.
+            del rendered, loader
 
     def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:
         """The batches cut into what a worker does at a time; `counts` is told into how many each was cut."""
@@ -271,8 +277,12 @@ def decode(content: bytes) -> Image.Image:
     if not content:
         raise DataError("an empty file")
     try:
-        image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content))
         image.load()
+        if image.mode.startswith("I"):  # 16 bits, of which converting would keep all above 255 as white
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        if "transparency" in image.info and image.mode == "P":
+            image = image.convert("RGBA")  # else Pillow warns of what is dropped next
         return image if image.mode == "RGB" else image.convert("RGB")
     except PIL.UnidentifiedImageError as error:
         raise DataError(f"no image in a known format ({len(content):,} bytes)") from error

@@ -1,6 +1,6 @@
 """Items that are read shortly before they are needed and forgotten after their last use, by a thread of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -11,14 +11,17 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """Knows which item each position of a sequence uses, and keeps `ahead` items more than the ones in use."""
+    """Knows which item each position of a sequence uses, and holds the next ones, at most `capacity` in all.
 
-    def __init__(self, read: Callable[[int], T], ahead: int) -> None:
-        self._read, self._ahead = read, ahead
+    More are held only where one position's call needs more at once.
+    """
+
+    def __init__(self, read: Callable[[int], T], capacity: int) -> None:
+        self._read, self._capacity = read, capacity
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._held: dict[int, Future[T]] = {}
         self._sequence: list[int] = []
-        self._rank: dict[int, int] = {}
+        self._next = 0  # in the sequence: all before it were asked for
         self._last: dict[int, int] = {}
 
     def follow(self, item_N: NDArray[np.int64]) -> None:
@@ -26,20 +29,24 @@ class ReadAhead(Generic[T]):
         items, first = np.unique(item_N, return_index=True)
         last = len(item_N) - 1 - np.unique(item_N[::-1], return_index=True)[1]
         self._sequence = items[np.argsort(first)].tolist()
-        self._rank = {item: rank for rank, item in enumerate(self._sequence)}
         self._last = dict(zip(items.tolist(), last.tolist(), strict=True))
-        for item in [item for item in self._held if item not in self._rank]:
+        self._next = 0
+        soon = set(self._sequence[: self._capacity])
+        for item in [item for item in self._held if item not in soon]:
             self._forget(item)
 
-    def take(self, items: list[int], position: int) -> dict[int, T]:
+    def take(self, items: Collection[int], position: int) -> dict[int, T]:
         """These items, waiting for them if need be; those whose last use lies before `position` are forgotten.
 
-        What reading an item raised is raised here.
+        Positions must not decrease from call to call. What reading an item raised is raised here.
         """
         for item in [item for item in self._held if self._last[item] < position]:
             self._forget(item)
-        furthest = max(self._rank[item] for item in items)
-        for item in self._sequence[: furthest + 1 + self._ahead]:
+        needed = set(items) - self._held.keys()
+        while needed or (len(self._held) < self._capacity and self._next < len(self._sequence)):
+            item = self._sequence[self._next]
+            self._next += 1
+            needed.discard(item)
             if item not in self._held and self._last[item] >= position:
                 self._held[item] = self._thread.submit(self._read, item)
         return {item: self._held[item].result() for item in items}

@@ -91,9 +91,9 @@ class RandomResizedCrop:
             raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
             for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)
         ]
-        raw = np.array(rows, dtype=np.uint64).reshape(len(rows), -1)
+        raw = np.array(rows, dtype=np.uint64).reshape(len(rows), (columns + 1) // 2)
         halves = np.stack([raw >> np.uint64(BITS), raw & np.uint64((1 << BITS) - 1)], axis=2)
-        return torch.from_numpy(halves.reshape(len(rows), -1)[:, :columns].astype(np.int64))
+        return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
         """One key's draws resolved against a photograph's size in pixels."""
@@ -153,7 +153,7 @@ class CenterCrop:
     resize: int
 
     def __post_init__(self) -> None:
-        if not self.size <= self.resize:
+        if not 1 <= self.size <= self.resize:
             raise ConfigError(f"views.test_resize: expected at least views.size, {self.size}, got {self.resize}")
 
     @property

@@ -126,7 +126,7 @@ class WindowedSignals:
         self.num_views = reader.plan.num_views
         self._reader, self._names, self._device = reader, names, device
         self._position_of_index = np.zeros(0, dtype=np.int64)
-        self._blocks = ReadAhead(self._read, ahead=max(1, window // reader.plan.block_rows))
+        self._blocks = ReadAhead(self._read, capacity=2 * max(1, window // reader.plan.block_rows))
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Learn which blocks the epoch will use in what order."""

@@ -95,5 +95,5 @@ def _from_files(name: str, split: str, root: str | None, selection: Selection, k
     if selection.num_classes is None:
         raise ConfigError("data.num_classes: shards don't say how many classes there are; set it")
     pattern = (selection.train or "train/*.tar") if split == "train" else (selection.test or "val/*.tar")
-    urls = tar_shards.expand(f"{root.rstrip('/')}/{pattern}")
+    urls = tar_shards.expand(root, pattern)
     return tar_shards.load(split, urls, selection.num_classes, mean, std, keep_bytes)

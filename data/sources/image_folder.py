@@ -99,9 +99,11 @@ def _images(folder: bytes, prefix: bytes) -> list[bytes]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
             path = prefix + b"/" + entry.name
             if entry.is_dir():
                 found += _images(entry.path, path)
-            elif os.fsdecode(entry.name).lower().endswith(SUFFIXES) and not entry.name.startswith(b"."):
+            elif os.fsdecode(entry.name).lower().endswith(SUFFIXES):
                 found.append(path)
     return found

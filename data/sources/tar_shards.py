@@ -9,13 +9,17 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import multiprocessing
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,7 +32,7 @@ from numpy.typing import NDArray
 log = logging.getLogger("dhkd")
 
 RUN = 256  # consecutive samples that should hold mixed classes
-LEAST_MIXED = 0.5  # share of the classes that as many shuffled samples would hold
+LEAST_MIXED = 0.5  # of the classes beyond the first that as many shuffled samples would hold
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class ShardFiles:
         """The image's bytes. Raises `DataError` where the shard ends before them."""
         where = self._index
         size = int(where.size_N[index])
-        with self._local(int(where.shard_N[index])).open("rb") as shard:
+        with self._open(int(where.shard_N[index])) as shard:
             shard.seek(int(where.offset_N[index]))
             content = shard.read(size)
         if len(content) != size:
@@ -77,20 +81,21 @@ class ShardFiles:
         shards = np.unique(self._index.shard_N[index_B.numpy()]).tolist()
         if any(_is_remote(self._urls[shard]) for shard in shards):
             with ThreadPoolExecutor(max_workers=4, thread_name_prefix="fetch") as threads:
-                list(threads.map(self._local, shards))
+                for stream in threads.map(self._open, shards):
+                    stream.close()
 
-    def _local(self, shard: int) -> Path:
-        if not _is_remote(self._urls[shard]):
-            return Path(self._urls[shard])
-        path = fetch(self._urls[shard], self._folder, self._keep_bytes)
-        expected = int(self._index.bytes_of_shard[shard])
-        if path.stat().st_size != expected:
-            path.unlink(missing_ok=True)
+    def _open(self, shard: int) -> BinaryIO:
+        url = self._urls[shard]
+        stream = _open(url, self._folder, self._keep_bytes)
+        expected, got = int(self._index.bytes_of_shard[shard]), os.fstat(stream.fileno()).st_size
+        if _is_remote(url) and got != expected:
+            stream.close()
+            _copy_of(url, self._folder).unlink(missing_ok=True)
             raise DataError(
-                f"{self._urls[shard]}: expected {expected:,} bytes, as when it was indexed, got another size;"
+                f"{url}: expected {expected:,} bytes, as when it was indexed, got {got:,};"
                 f" delete {_index_path(self._urls)} to index the shards anew"
             )
-        return path
+        return stream
 
 
 def load(
@@ -120,40 +125,58 @@ def load(
     return PhotoSet("webdataset", split, files, torch.from_numpy(index.label_N), num_classes, mean, std)
 
 
-def expand(pattern: str) -> list[str]:
-    """The shards that a pattern names: {000..127} counts, and * and ? match local files."""
+def expand(root: str, pattern: str) -> list[str]:
+    """The shards that a pattern names below `root`: {000..127} counts, and * and ? match local files."""
     from webdataset.shardlists import expand_urls
 
     urls: list[str] = []
-    for url in expand_urls(pattern):
-        if _is_remote(url) or not any(letter in url for letter in "*?["):
-            urls.append(url)
+    for name in expand_urls(pattern):
+        if _is_remote(root) or not any(letter in name for letter in "*?["):
+            urls.append(f"{root.rstrip('/')}/{name}")
         else:
-            urls += sorted(str(path) for path in Path("/" if url.startswith("/") else ".").glob(url.lstrip("/")))
+            urls += sorted(str(path) for path in Path(root).glob(name))
     if not urls:
-        raise DataError(f"webdataset: {pattern}: expected tar files, found none; check --data-root and data.train")
+        raise DataError(
+            f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root and data.train"
+        )
     return urls
+
+
+def _open(url: str, folder: Path, keep_bytes: int) -> BinaryIO:
+    """A shard, or its local copy, to be read."""
+    if not _is_remote(url):
+        return Path(url).open("rb")
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # another process may have needed its place in between
+            return fetch(url, folder, keep_bytes).open("rb")
 
 
 def fetch(url: str, folder: Path, keep_bytes: int) -> Path:
     """The local copy of a shard, fetched when it isn't there; older copies go where `keep_bytes` would be exceeded."""
     from webdataset.gopen import gopen
 
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+    path = _copy_of(url, folder)
     with contextlib.suppress(FileNotFoundError):
         os.utime(path)  # the longest unused go first
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    with (path.with_suffix(".lock")).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one fetches
+    with _locked(path):
         if not path.exists():
-            try:
+
+            def copy(out: BinaryIO) -> None:
                 with gopen(url, "rb") as stream:
-                    write_atomically(path, lambda out: shutil.copyfileobj(stream, out, 1 << 20))
+                    shutil.copyfileobj(stream, out, 1 << 20)
+
+            try:
+                write_atomically(path, copy)
             except (OSError, ValueError) as error:
                 raise DataError(f"webdataset: {url} could not be fetched ({_reason(error)})") from error
             _forget_oldest(folder, keep_bytes, path)
     return path
+
+
+def _copy_of(url: str, folder: Path) -> Path:
+    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
 
 
 def _forget_oldest(folder: Path, keep_bytes: int, newest: Path) -> None:
@@ -167,62 +190,82 @@ def _forget_oldest(folder: Path, keep_bytes: int, newest: Path) -> None:
             return
         if path != newest:
             path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
             total -= size
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process of the machine at a time may make `path`."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
+    """The index of the shards: the one that was kept, else read from their headers."""
     path = _index_path(urls)
-    with contextlib.suppress(OSError, ValueError, KeyError), np.load(path) as arrays:
-        return Index(**{name: arrays[name] for name in Index.__annotations__})
-    if len(urls) > 1:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a cache folder that can't be written to costs time alone
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(path))
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as arrays:
+            return Index(**{name: arrays[name] for name in Index.__annotations__})
         log.info("webdataset: reading the headers of %d shards, once", len(urls))
+        index = _read_index(urls, folder, keep_bytes)
+        arrays = {name: getattr(index, name) for name in Index.__annotations__}
+        with contextlib.suppress(OSError):
+            write_atomically(path, lambda stream: np.savez(stream, **arrays))
+        return index
 
-    def local(url: str) -> Path:
-        return fetch(url, folder, keep_bytes) if _is_remote(url) else Path(url)
 
-    columns: dict[str, list[int] | list[bytes]] = {name: [] for name in Index.__annotations__}
-    for number, url in enumerate(urls):
-        shard = local(url)
-        for name, offset, size, label in _samples(url, shard):
-            for column, value in zip(Index.__annotations__, (number, offset, size, label, name), strict=False):
-                columns[column].append(value)  # type: ignore[arg-type]
-        columns["bytes_of_shard"].append(shard.stat().st_size)  # type: ignore[arg-type]
-    index = Index(
-        np.array(columns["shard_N"], dtype=np.int32),
-        np.array(columns["offset_N"], dtype=np.int64),
-        np.array(columns["size_N"], dtype=np.int64),
-        np.array(columns["label_N"], dtype=np.int64),
-        np.array(columns["name_N"], dtype=np.bytes_),
-        np.array(columns["bytes_of_shard"], dtype=np.int64),
+def _read_index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
+    # Reading headers keeps a core busy, 5 minutes for ImageNet.
+    workers = min(len(urls), len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        shards = list(pool.map(_samples, urls, repeat(folder), repeat(keep_bytes)))
+    names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
+    counts = [len(samples) for samples, _ in shards]
+    return Index(
+        np.arange(len(urls), dtype=np.int32).repeat(counts),
+        np.array(offsets, dtype=np.int64),
+        np.array(sizes, dtype=np.int64),
+        np.array(labels, dtype=np.int64),
+        np.array(names, dtype=np.bytes_),
+        np.array([shard_bytes for _, shard_bytes in shards], dtype=np.int64),
     )
-    if not len(index.label_N):
-        raise DataError(f"webdataset: {urls[0]} …: expected samples, found none")
-    arrays = {name: getattr(index, name) for name in Index.__annotations__}
-    with contextlib.suppress(OSError):  # a cache folder that can't be written to costs time alone
-        write_atomically(path, lambda stream: np.savez(stream, **arrays))
-    return index
 
 
-def _samples(url: str, path: Path) -> Iterator[tuple[bytes, int, int, int]]:
-    """Name, first byte and length of the image, and label of each sample of a shard, in order."""
+def _samples(url: str, folder: Path, keep_bytes: int) -> tuple[list[tuple[bytes, int, int, int]], int]:
+    """Name, first byte and length of the image, and label of each sample of a shard, in order; the shard's size."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as shard:
+        with _open(url, folder, keep_bytes) as stream, tarfile.open(fileobj=stream, mode="r:") as shard:
             for member in shard:
+                shard.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isfile():
                     continue
-                folder, slash, file = member.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                name = folder + slash + stem
-                if f".{suffix.lower()}".endswith(SUFFIXES):
-                    images[name] = (member.offset_data, member.size)
-                elif suffix == "cls":
+                parent, slash, file = member.name.rpartition("/")
+                stem, dot, suffix = file.partition(".")
+                name, kind = parent + slash + stem, dot + suffix.lower()
+                if kind not in SUFFIXES and kind != ".cls":
+                    continue
+                if name in (labels if kind == ".cls" else images):
+                    raise ValueError(f"sample {name} has a second {'label' if kind == '.cls' else 'image'}, {file}")
+                if kind == ".cls":
                     content = shard.extractfile(member)
                     assert content is not None
                     labels[name] = int(content.read())
-                shard.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                else:
+                    images[name] = (member.offset_data, member.size)
+            # What tarfile can't read it takes for the end: behind the last member only zeros may follow, and must.
+            stream.seek(shard.offset)
+            rest = stream.read()
+            if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+                raise ValueError(f"it ends, or is damaged, at byte {shard.offset:,}")
+            shard_bytes = os.fstat(stream.fileno()).st_size
+    except DataError:  # of fetching it
+        raise
     except FileNotFoundError as error:
         raise DataError(
             f"webdataset: {url}: expected a tar file, found none; check --data-root and data.train"
@@ -233,8 +276,7 @@ def _samples(url: str, path: Path) -> Iterator[tuple[bytes, int, int, int]]:
     if lonely or not images:
         found = f"sample {lonely[0]} has only one of them" if lonely else "it has neither"
         raise DataError(f"webdataset: {url}: expected samples of an image and a .cls file, {found}")
-    for name, (offset, size) in images.items():
-        yield os.fsencode(name), offset, size, labels[name]
+    return [(os.fsencode(name), *place, labels[name]) for name, place in images.items()], shard_bytes
 
 
 def _index_path(urls: Sequence[str]) -> Path:
@@ -257,7 +299,7 @@ def _require_mixed(url: str, label_N: NDArray[np.int64]) -> None:
     distinct = float(np.mean([len(np.unique(labels)) for labels in runs]))
     share_K = np.bincount(label_N) / len(label_N)
     shuffled = float((1 - (1 - share_K) ** run).sum())
-    if distinct < LEAST_MIXED * shuffled:
+    if distinct - 1 < LEAST_MIXED * (shuffled - 1):
         raise DataError(
             f"webdataset: {url} …: samples are sorted by label: {run} consecutive ones hold {distinct:.1f} classes on"
             f" average, shuffled ones would hold {shuffled:.1f}, and training needs mixed blocks; shuffle the list of"

@@ -239,7 +239,6 @@ def test_every_kind_of_image_becomes_red_green_and_blue(kind: str) -> None:
     assert isinstance(pixels, UInt8[Tensor, "2 3 24 24"])
 
 
-@pytest.mark.xfail(reason="Pillow's conversion clips at 255, so that nearly all of the image is white")
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_levels_of_16_bits_become_those_of_8(kind: str) -> None:
     levels = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
@@ -385,9 +384,6 @@ def test_what_the_batches_raise_surfaces(jpegs: list[bytes], kind: type[BaseExce
         list(PhotoRenderer(set_of(jpegs), RECIPE, CPU, workers=workers).render(batches()))
 
 
-@pytest.mark.xfail(
-    reason="a RuntimeError of whoever lists the keys is reported as a worker that died", raises=DataError
-)
 def test_what_the_batches_raise_is_not_taken_for_a_dead_worker(jpegs: list[bytes]) -> None:
     def batches() -> Iterator[Keys]:
         yield keys_of((0, 0))
@@ -417,7 +413,6 @@ def test_a_rendering_that_is_given_up_leaves_no_process_behind(jpegs: list[bytes
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.xfail(reason="the traceback keeps the workers; freed as part of a cycle, they take 5 s each to end")
 def test_an_error_leaves_no_process_behind(jpegs: list[bytes]) -> None:
     images = set_of([*jpegs[:-1], b"text"])
     with pytest.raises(DataError, match=rf"\(index {SAMPLES - 1}\)") as caught:

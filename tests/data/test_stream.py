@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -17,7 +17,7 @@ from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer, witnesses
-from dhkd.data.schedule import independent
+from dhkd.data.schedule import SCHEDULES, independent, windowed_order
 from dhkd.data.stream import (
     Batch,
     NoSignals,
@@ -25,6 +25,7 @@ from dhkd.data.stream import (
     Signals,
     Stream,
     StreamedSignals,
+    WindowedSignals,
     check_witnesses,
     shares,
 )
@@ -103,7 +104,14 @@ def resident(reader: ZarrReader) -> ResidentSignals:
 
 
 def stream_of(
-    signals: Signals, schedule: str, *, seed: int = 0, batch_size: int = 8, rank: int = 0, world_size: int = 1
+    signals: Signals,
+    schedule: str,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    window: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Stream:
     images = renderer().images
     return Stream(
@@ -113,6 +121,8 @@ def stream_of(
         schedule=schedule,
         seed=seed,
         batch_size=batch_size,
+        block_rows=BLOCK_ROWS,
+        window=window,
         rank=rank,
         world_size=world_size,
     )
@@ -299,6 +309,154 @@ def test_damage_found_while_reading_ahead_ends_the_epoch_that_needs_it(tmp_path:
     assert len(list(stream.epoch(0))) == stream.steps_per_epoch
     with pytest.raises(CacheDamaged, match=str(chunk.relative_to(tmp_path / "c.zarr"))):
         next(stream.epoch(1))
+
+
+# windowed signals
+
+
+@given(
+    schedule=st.sampled_from(["cycle", "block"]),
+    window=st.integers(1, 60),
+    batch_size=st.integers(4, 50),
+    epochs=st.lists(st.integers(0, 2 * VIEWS), min_size=1, max_size=3),
+    seed=st.integers(0, 2**63 - 1),
+)
+@example(schedule="block", window=20, batch_size=8, epochs=[0, 1, 2], seed=0)
+@example(schedule="cycle", window=10, batch_size=37, epochs=[3, 3], seed=0)  # a batch over all windows
+@example(schedule="cycle", window=1, batch_size=4, epochs=[0, 4, 1], seed=1)
+@settings(max_examples=25, deadline=None)
+def test_windowed_signals_equal_resident_ones(
+    reader: ZarrReader,
+    resident: ResidentSignals,
+    schedule: str,
+    window: int,
+    batch_size: int,
+    epochs: list[int],
+    seed: int,
+) -> None:
+    options = {"seed": seed, "batch_size": batch_size, "window": window}
+    whole = stream_of(resident, schedule, **options)
+    ranks = [
+        stream_of(WindowedSignals(reader, SIGNALS, CPU, window), schedule, rank=rank, world_size=2, **options)
+        for rank in (0, 1)
+    ]
+    alone = stream_of(WindowedSignals(reader, SIGNALS, CPU, window), schedule, **options)
+    for epoch in epochs:
+        expected = list(whole.epoch(epoch))
+        for got, same in zip(alone.epoch(epoch), expected, strict=True):
+            require_joined(got)
+            require_same(got, same)
+        # In one process the last step may be left that two had to drop.
+        for first, second, same in zip(*(stream.epoch(epoch) for stream in ranks), expected, strict=False):
+            require_same(union([first, second]), same)
+
+
+def test_a_windowed_epoch_is_in_the_windowed_order(reader: ZarrReader) -> None:
+    stream = stream_of(WindowedSignals(reader, SIGNALS, CPU, 20), "block", window=20)
+    view_N, index_N = stream.keys(3)
+    assert torch.equal(index_N, windowed_order(0, 3, SAMPLES, BLOCK_ROWS, 20))
+    assert torch.equal(view_N, SCHEDULES["block"](0, 3, SAMPLES, VIEWS, BLOCK_ROWS)[index_N])
+    seen = [index for batch in stream.epoch(3) for index in batch.index_B.tolist()]
+    assert seen == index_N.tolist()[: stream.samples_per_epoch]
+
+
+@pytest.fixture(scope="module")
+def many_blocks(tmp_path_factory: pytest.TempPathFactory) -> ZarrReader:
+    """28 blocks of a view, the last one short."""
+    return write_cache(
+        tmp_path_factory.mktemp("many") / "c.zarr", ResidentRenderer(make_images(271, size=2), RECIPE, CPU)
+    )
+
+
+class Counting(ZarrReader):
+    """Remembers which blocks were read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.blocks_read: list[Block] = []
+
+    def read(self, block: Block, name: str) -> NDArray[np.generic]:
+        self.blocks_read.append(block)
+        return super().read(block, name)
+
+
+def windowed_epochs(
+    reader: ZarrReader, schedule: str, window: int, batch_size: int, num_epochs: int
+) -> Iterator[tuple[int, WindowedSignals]]:
+    """After each batch of each epoch: the epoch, and the signals."""
+    signals = WindowedSignals(reader, ["logits"], CPU, window)
+    num_samples = reader.plan.num_samples
+    for epoch in range(num_epochs):
+        index_N = windowed_order(0, epoch, num_samples, BLOCK_ROWS, window)
+        view_N = SCHEDULES[schedule](0, epoch, num_samples, VIEWS, BLOCK_ROWS)[index_N]
+        signals.prepare(epoch, view_N, index_N)
+        for view_B, index_B in zip(view_N.split(batch_size), index_N.split(batch_size), strict=True):
+            signals.gather(view_B, index_B)
+            yield epoch, signals
+
+
+@pytest.mark.parametrize("schedule", ["cycle", "block"])
+@pytest.mark.parametrize(("window", "batch_size"), [(50, 7), (50, 64), (10, 10), (271, 50)])
+def test_each_block_is_read_once_in_an_epoch(
+    many_blocks: ZarrReader, schedule: str, window: int, batch_size: int
+) -> None:
+    counting = Counting(many_blocks.path)
+    read_before = 0
+    steps = [epoch for epoch, _ in windowed_epochs(counting, schedule, window, batch_size, 3)]
+    assert len(steps) == 3 * -(-271 // batch_size)
+    for epoch in range(3):
+        views = SCHEDULES[schedule](0, epoch, 271, VIEWS, BLOCK_ROWS)[::BLOCK_ROWS]
+        needed = {(int(view), number) for number, view in enumerate(views)}
+        read = [(block.view, block.number) for block in counting.blocks_read[read_before:]][: len(needed)]
+        # What the last epoch's end left in memory is used by the next one where it needs it.
+        assert len(read) == len(set(read))
+        read_before += len([key for key in read if key in needed])
+    assert read_before == len(counting.blocks_read)
+    assert 3 * len(needed) - read_before <= 2 * 2 * (window // BLOCK_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "window", "batch_size"),
+    [
+        ("cycle", 50, 10),
+        ("block", 50, 10),
+        ("cycle", 50, 7),
+        ("cycle", 10, 5),
+        ("cycle", 100, 30),
+        ("block", 100, 30),
+        ("block", 10, 5),
+    ],
+)
+def test_no_more_than_two_windows_are_in_memory(
+    many_blocks: ZarrReader, schedule: str, window: int, batch_size: int
+) -> None:
+    held = [signals._blocks.num_held for _, signals in windowed_epochs(many_blocks, schedule, window, batch_size, 4)]
+    assert max(held) <= 2 * (window // BLOCK_ROWS)
+
+
+def test_damage_found_while_reading_ahead_ends_the_batch_that_needs_it(tmp_path: Path) -> None:
+    damaged = write_cache(tmp_path / "c.zarr", renderer())
+    stream = stream_of(WindowedSignals(damaged, SIGNALS, CPU, 10), "cycle", window=10)
+    _, index_N = stream.keys(1)
+    last = int(index_N[-1]) // BLOCK_ROWS
+    chunks = sorted((tmp_path / "c.zarr" / "signals" / "logits" / "c" / "1" / str(last)).rglob("*"))
+    (chunk := next(chunk for chunk in chunks if chunk.is_file())).write_bytes(b"")
+    assert len(list(stream.epoch(0))) == stream.steps_per_epoch
+    first = int((index_N // BLOCK_ROWS == last).nonzero()[0])
+    batches = stream.epoch(1)
+    for _ in range(first // 8):  # every batch before it
+        next(batches)
+    with pytest.raises(CacheDamaged, match=str(chunk.relative_to(tmp_path / "c.zarr"))):
+        next(batches)
+
+
+def test_views_that_change_within_a_block_are_gathered_all_the_same(
+    reader: ZarrReader, resident: ResidentSignals
+) -> None:
+    """Slowly, since nearly every block of every view is needed all the time; but rightly."""
+    windowed = stream_of(WindowedSignals(reader, SIGNALS, CPU, 10), "independent", window=10)
+    for got, expected in zip(windowed.epoch(0), stream_of(resident, "independent", window=10).epoch(0), strict=True):
+        require_same(got, expected)
 
 
 # shares

@@ -1,5 +1,6 @@
 """Stage one in one process: what is stored is what the teacher says, and an interruption leaves no trace."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,18 @@ from dhkd.data.cache.contract import WITNESS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
+from dhkd.data.photographs import PhotoRenderer, PhotoSet
 from dhkd.data.render import Normalization, ResidentRenderer, witnesses
+from dhkd.data.resized_crop import RandomResizedCrop
+from dhkd.data.sources.image_folder import FolderFiles
+from dhkd.data.sources.image_folder import load as load_folder
 from dhkd.data.views import CropFlip
 from dhkd.stages.cache.write import Teacher, compare_with_live, random_keys, write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.processes import Processes
 from torch import nn
 
-from tests.conftest import files_of, make_images
+from tests.conftest import encoded, files_of, make_images, make_photo
 
 VIEWS, BLOCK_ROWS = 2, 10
 
@@ -138,3 +143,121 @@ def test_spot_checks_reach_every_view_and_row() -> None:
     assert sorted(view_B.unique().tolist()) == [0, 1, 2]
     assert sorted(index_B.unique().tolist()) == list(range(7))
     assert not torch.equal(random_keys(1, 3, 7, 500)[1], index_B)
+
+
+# several views at once
+
+PHOTO_VIEWS = 4
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """37 photographs of 5 classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(37):
+        path = folder / f"class-{number % 5}" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(make_photo(number, 40, 30 + number % 9)))
+    return folder
+
+
+class CountingFiles(FolderFiles):
+    """Remembers which files were read by this process."""
+
+    reads: list[int]
+
+    def read(self, index: int) -> bytes:
+        self.reads.append(index)
+        return super().read(index)
+
+
+def photo_teacher(
+    folder: Path, network: nn.Module, processes: Processes, *, workers: int = 0
+) -> tuple[Teacher, CountingFiles]:
+    images: PhotoSet = load_folder("train", folder, folder, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    assert isinstance(images.files, FolderFiles)
+    files = CountingFiles(images.files._folder, images.files._paths_N)
+    files.reads = []
+    recipe = RandomResizedCrop(size=16, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=0)
+    renderer = PhotoRenderer(replace(images, files=files), recipe, processes.device, workers=workers)
+    return Teacher(network, Normalization(images.mean, images.std), renderer, processes), files
+
+
+def photo_manifest() -> Manifest:
+    return replace(manifest_of(), num_views=PHOTO_VIEWS)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The cache of the photographs, one view at a time."""
+    torch.manual_seed(3)
+    processes = Processes("float32", cpu=True)
+    teacher, _ = photo_teacher(photo_folder, build_network("resnet8", 5), processes)
+    path = tmp_path_factory.mktemp("one") / "c"
+    write_blocks(teacher, ZarrWriter.create(path, photo_manifest()), batch_size=4, processes=processes)
+    processes.end()
+    return files_of(path)
+
+
+@pytest.mark.parametrize(("views_at_once", "workers"), [(1, 2), (2, 0), (3, 0), (3, 2), (4, 0), (9, 0)])
+def test_the_views_that_are_computed_together_leave_no_trace(
+    views_at_once: int,
+    workers: int,
+    photo_folder: Path,
+    one_by_one: dict[str, bytes],
+    network: nn.Module,
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    teacher, _ = photo_teacher(photo_folder, network, processes, workers=workers)
+    writer = ZarrWriter.create(tmp_path / "c", photo_manifest())
+    written = write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
+    assert (written.blocks, written.rows) == (PHOTO_VIEWS * 4, PHOTO_VIEWS * 37)
+    assert files_of(tmp_path / "c") == one_by_one
+
+
+@pytest.mark.parametrize(("views_at_once", "times"), [(1, 4), (2, 2), (3, 2), (4, 1)])
+def test_an_image_is_decoded_once_for_the_views_that_are_computed_together(
+    views_at_once: int, times: int, photo_folder: Path, network: nn.Module, processes: Processes, tmp_path: Path
+) -> None:
+    teacher, files = photo_teacher(photo_folder, network, processes)
+    writer = ZarrWriter.create(tmp_path / "c", photo_manifest())
+    write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
+    assert sorted(files.reads) == sorted(list(range(37)) * times)
+
+
+@pytest.mark.parametrize("rows_until", [4, 35, 100])
+def test_an_interruption_leaves_no_trace_whichever_views_were_computed_together(
+    rows_until: int,
+    photo_folder: Path,
+    one_by_one: dict[str, bytes],
+    network: nn.Module,
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    teacher, _ = photo_teacher(photo_folder, network, processes)
+    rows = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal rows
+        rows += len(output)
+        if rows >= rows_until:
+            raise KeyboardInterrupt
+
+    hook = network.register_forward_hook(count)
+    writer = ZarrWriter.create(tmp_path / "c", photo_manifest())
+    with pytest.raises(KeyboardInterrupt):
+        write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=3)
+    hook.remove()
+    finished = PHOTO_VIEWS * 4 - len(writer.missing())
+    assert finished == {4: 0, 35: 3, 100: 8}[rows_until], "what was computed before the interruption is stored"
+    # The missing blocks group otherwise now: some rows lack one view, others all of them.
+    again = write_blocks(
+        teacher,
+        ZarrWriter.create(tmp_path / "c", photo_manifest()),
+        batch_size=4,
+        processes=processes,
+        views_at_once=3 if rows_until == 100 else 2,
+    )
+    assert again.blocks == PHOTO_VIEWS * 4 - finished
+    assert files_of(tmp_path / "c") == one_by_one
