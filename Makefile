@@ -8,7 +8,10 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 ARGS ?=
 
-.PHONY: setup demo test check bench clean
+# Tests compute on one thread each; those of one file stay together, since they share what is slow to make.
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope
+
+.PHONY: setup demo test test-all check bench clean
 
 setup: $(VENV)/.installed
 
@@ -21,7 +24,10 @@ demo: setup
 	$(BIN)/dhkd demo $(ARGS)
 
 test: setup
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
 
 # mypy needs to find the root folders under their import name, without a root package.
 check: setup
