@@ -447,35 +447,33 @@ def _complete_cache(sizes: Sizes, path: Path) -> Path:
     return path
 
 
-def measure(sizes: Sizes, folder: Path) -> list[Figure]:
-    """All points, one after the other; `folder` takes the caches that are written."""
+POINTS = ("step", "caching", "rendering", "alignment", "opening", "memory", "photographs", "large")
+
+
+def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
+    """The named points, one after the other; `folder` takes the caches that are written."""
     processes = Processes("float32", cpu=True)
     began = time.perf_counter()
-
-    def announce(what: str) -> None:
-        progress.print(f"{time.perf_counter() - began:5.0f} s  {what}", highlight=False)
-
-    announce("writing the cache that the students read")
+    progress.print("    0 s  writing the cache that the students read", highlight=False)
     images = _random_images(sizes.samples, NUM_CLASSES)
     cache = _complete_cache(sizes, folder / "complete.zarr")
     reader = ZarrReader(cache)
-    announce("1 of 8: the student's step")
-    figures = student_step(sizes, images, reader, processes)
-    announce("2 of 8: caching")
-    figures.append(caching(sizes, images, folder, processes))
-    announce("3 of 8: rendering")
-    figures.append(rendering(sizes, _random_images(sizes.render_samples, NUM_CLASSES), processes))
-    announce("4 of 8: alignment")
-    figures += alignment(sizes, images, reader, processes)
-    announce("5 of 8: opening a cache")
-    figures.append(opening(sizes, cache))
-    announce("6 of 8: memory")
-    figures += memory(sizes, folder)
-    announce("7 of 8: decoding photographs")
-    figures += decoding(sizes.photograph_rounds, sizes.photographs)
-    announce("8 of 8: a cache of ImageNet's size")
-    figures += large_index(sizes.large_samples, folder)
-    announce("done")
+    measurements: dict[str, Callable[[], Figure | list[Figure]]] = {
+        "step": lambda: student_step(sizes, images, reader, processes),
+        "caching": lambda: caching(sizes, images, folder, processes),
+        "rendering": lambda: rendering(sizes, _random_images(sizes.render_samples, NUM_CLASSES), processes),
+        "alignment": lambda: alignment(sizes, images, reader, processes),
+        "opening": lambda: opening(sizes, cache),
+        "memory": lambda: memory(sizes, folder),
+        "photographs": lambda: decoding(sizes.photograph_rounds, sizes.photographs),
+        "large": lambda: large_index(sizes.large_samples, folder),
+    }
+    figures: list[Figure] = []
+    for point in points:
+        progress.print(f"{time.perf_counter() - began:5.0f} s  {point}", highlight=False)
+        found = measurements[point]()
+        figures += found if isinstance(found, list) else [found]
+    progress.print(f"{time.perf_counter() - began:5.0f} s  done", highlight=False)
     return figures
 
 
@@ -484,6 +482,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure dhkd's speed and memory on this machine's CPU.")
     parser.add_argument("--quick", action="store_true", help="a smoke of seconds; its figures mean nothing")
     parser.add_argument("--out", type=Path, help="the JSON file, by default runs/bench.json or runs/bench-quick.json")
+    parser.add_argument("--only", nargs="+", choices=POINTS, default=POINTS, help="these points alone")
     arguments = parser.parse_args()
     out = arguments.out or Path("runs") / ("bench-quick.json" if arguments.quick else "bench.json")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -498,7 +497,7 @@ def main() -> None:
     began = time.perf_counter()
     # Beside the results, so that caches are written to the kind of disk that users write theirs to.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="bench-") as folder:
-        figures = measure(QUICK if arguments.quick else FULL, Path(folder))
+        figures = measure(QUICK if arguments.quick else FULL, Path(folder), arguments.only)
     facts |= {"load_at_end": os.getloadavg()[0], "seconds": round(time.perf_counter() - began, 1)}
     result = {**facts, "figures": [{**asdict(figure), "reached": figure.reached} for figure in figures]}
     out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

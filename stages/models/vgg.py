@@ -18,7 +18,7 @@ CONVOLUTIONS = {  # how many each stage has, by depth
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-FOURTH_POOLING_FROM = 64  # input height in pixels; smaller images would shrink too far
+FOURTH_POOLING_FROM = 64  # input height in pixels, the published code's at just 64; smaller images would shrink too far
 
 
 class VGG(StagedNetwork):
