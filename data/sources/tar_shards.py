@@ -131,8 +131,13 @@ def expand(root: str, pattern: str) -> list[str]:
 
     urls: list[str] = []
     for name in expand_urls(pattern):
-        if _is_remote(root) or not any(letter in name for letter in "*?["):
+        if not any(letter in name for letter in "*?["):
             urls.append(f"{root.rstrip('/')}/{name}")
+        elif _is_remote(root):
+            raise DataError(
+                f"webdataset: {root}/{name}: what is at a URL can't be listed; name the shards with data.train and"
+                f" data.test, counting in braces: train/{{000000..001281}}.tar"
+            )
         else:
             urls += sorted(str(path) for path in Path(root).glob(name))
     if not urls:

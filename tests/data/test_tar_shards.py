@@ -203,6 +203,11 @@ def test_patterns_count_at_urls() -> None:
     assert tar_shards.expand("https://example.org/a", "{098..101}.tar") == urls
 
 
+def test_what_is_at_a_url_can_not_be_listed() -> None:
+    with pytest.raises(DataError, match=r"^webdataset: https://example\.org/a/train/\*\.tar: .* counting in braces"):
+        tar_shards.expand("https://example.org/a", "train/*.tar")
+
+
 @pytest.mark.parametrize("name", ["with [brackets]", "with {a,b}", "with *"])
 def test_a_root_is_no_pattern(tmp_path: Path, jpegs: list[bytes], name: str) -> None:
     write_tar(tmp_path / name / "train" / "0.tar", members_of(jpegs, LABELS))
