@@ -4,7 +4,7 @@ A section given as a bare word sets its main field: `student: resnet8` is `stude
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,7 +24,11 @@ class Section(BaseModel):
         return {cls.main_field: value} if cls.main_field and isinstance(value, str) else value
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
 Triple = tuple[float, float, float]
+Means = tuple[Share, Share, Share]
+Spreads = tuple[Spread, Spread, Spread]
 
 
 class Data(Section):
@@ -37,8 +41,8 @@ class Data(Section):
     train: str | None = Field(None, description="folder of class folders, or pattern of shards, below the data root")
     test: str | None = Field(None, description="the same of the test split")
     num_classes: int | None = Field(None, ge=2, description="of shards, which don't say it")
-    mean: Triple | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
-    std: Triple | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
+    mean: Means | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
+    std: Spreads | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
 
 
 class Views(Section):
@@ -88,8 +92,8 @@ class Teacher(Training):
     """The network that is cached."""
 
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="accept only a cache of this teacher")
-    mean: Triple | None = Field(None, description="what it was trained with, where that isn't the data set's")
-    std: Triple | None = Field(None, description="the same")
+    mean: Means | None = Field(None, description="what it was trained with, where that isn't the data set's")
+    std: Spreads | None = Field(None, description="the same")
 
 
 class Student(Training):

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import PIL
 import torch
-from dhkd.data.errors import DataError, DhkdError
+from dhkd.data.errors import ConfigError, DataError, DhkdError
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Keys
 from dhkd.data.resized_crop import CenterCrop, Cut, RandomResizedCrop
@@ -100,10 +100,10 @@ class Whole:
         return torch.empty((len(index_B), 0), dtype=torch.int64)
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """All of it. Raises `DataError` for an image of another size."""
+        """All of it. Raises `ConfigError` for an image of another size."""
         if (height, width) != self.shape:
-            raise DataError(
-                f"{width}×{height} pixels, where the first image has {self.width}×{self.height};"
+            raise ConfigError(
+                f"expected {self.width}×{self.height} pixels, as the first image has, got {width}×{height};"
                 f" use views.kind=random-resized-crop for images of several sizes"
             )
         everything = (0, 0, width, height)
@@ -132,6 +132,17 @@ class PhotoRenderer:
         An image is decoded once for all views of it that follow one another. Raises `DataError` for files that can't be
         decoded beyond those allowed, and where a worker dies.
         """
+        try:
+            yield from self._render(batches)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise
+            raise DataError(
+                f"{self.images.name}: a worker process that decodes images died"
+                f" ({' '.join(str(error).split())[:200]}); use fewer with --workers, or 0"
+            ) from error
+
+    def _render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         chunks_of_batches: deque[int] = deque()
         loader = DataLoader(
             _Photos(self.images.files, self.recipe),
@@ -139,6 +150,7 @@ class PhotoRenderer:
             batch_size=None,
             num_workers=self._workers,
             prefetch_factor=CHUNKS_AHEAD if self._workers else None,
+            multiprocessing_context="fork" if self._workers else None,  # they inherit the files and import nothing
             pin_memory=self.device.type == "cuda",
         )
         rendered = iter(loader)
@@ -155,13 +167,6 @@ class PhotoRenderer:
                 chunks_of_batches.popleft()
                 pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
                 yield pixels_BHWC.permute(0, 3, 1, 2)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # the one sign of a worker's death that there is
-                raise
-            raise DataError(
-                f"{self.images.name}: a worker process that decodes images died"
-                f" ({' '.join(str(error).split())[:200]}); use fewer with --workers, or 0"
-            ) from error
         finally:
             # An error's traceback keeps this frame, and so the workers, alive for as long as the error is looked at.
             del rendered, loader
@@ -214,12 +219,9 @@ class PhotoRenderer:
 def in_memory(images: PhotoSet, *, workers: int = 0, allow_bad: int = 0) -> ImageSet:
     """All images decoded, for sets whose images are small and all of one size.
 
-    Raises `DataError` where one can't be decoded or has another size than the first.
+    Raises `DataError` where one can't be decoded, `ConfigError` where one has another size than the first.
     """
-    try:
-        first = decode(images.files.read(0))
-    except (DataError, OSError) as error:
-        raise DataError(f"{images.name}: {images.files.name(0)} (index 0): expected an image, got: {error}") from error
+    first = _first_readable(images, allow_bad)
     recipe = Whole(first.height, first.width)
     renderer = PhotoRenderer(images, recipe, torch.device("cpu"), workers=workers, allow_bad=allow_bad)
     batches = torch.split(torch.arange(len(images)), CHUNK)
@@ -231,6 +233,16 @@ def in_memory(images: PhotoSet, *, workers: int = 0, allow_bad: int = 0) -> Imag
     return ImageSet(
         images.name, images.split, pixels_NCHW, images.labels_N, images.num_classes, images.mean, images.std
     )
+
+
+def _first_readable(images: PhotoSet, allow_bad: int) -> Image.Image:
+    """The first image, or where so many may be bad the first good one."""
+    for index in range(min(allow_bad, len(images) - 1) + 1):
+        try:
+            return decode(images.files.read(index))
+        except (DataError, OSError) as error:
+            reason = f"{images.name}: {images.files.name(index)} (index {index}): expected an image, got: {error}"
+    raise DataError(f"{reason}; replace it, or let black images stand in with --allow-bad N")
 
 
 class _Chunk(NamedTuple):
@@ -265,6 +277,8 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
                     photo = decode(self._files.read(index))
                 if photo is not None:
                     rows[row] = cut_of(photo, self._recipe.cut(draws, photo.height, photo.width))
+            except ConfigError as error:
+                raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
             except DataError as error:
                 unreadable.append((index, str(error)))
             except OSError as error:

@@ -45,7 +45,7 @@ class DataOptions:
     download: bool = False
     workers: int | None = None
     allow_bad: int = 0
-    fetched_gb: float = 20.0
+    fetched_gb: int = 20
 
     @property
     def num_workers(self) -> int:
@@ -69,7 +69,7 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
         root=options.root,
         download=options.download,
         selection=Selection(**fields),
-        keep_bytes=int(options.fetched_gb * 1e9),
+        keep_bytes=options.fetched_gb * 10**9,
     )
     if experiment.views.kind == CropFlip.kind and isinstance(images, PhotoSet):
         return in_memory(images, workers=options.num_workers, allow_bad=options.allow_bad)

@@ -61,12 +61,12 @@ _data_options = _options(
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="So many files may be unreadable: a black image stands in for each, and they are listed.",
+        help="So many files may be unreadable in a call, to each process: black images stand in, and they are listed.",
     ),
     click.option(
         "--fetched-gb",
-        type=click.FloatRange(0, min_open=True),
-        default=20.0,
+        type=click.IntRange(1),
+        default=20,
         show_default=True,
         help="Disk for shards that were fetched from a URL.",
     ),
@@ -83,7 +83,7 @@ def data_options(function: F) -> F:
         download: bool,
         workers: int | None,
         allow_bad: int,
-        fetched_gb: float,
+        fetched_gb: int,
         **options: Any,
     ) -> Any:
         from dhkd.pipeline.build import DataOptions
@@ -436,7 +436,8 @@ def main() -> None:
     except DhkdError as error:
         _fail(str(error), error.exit_code, debug)
     except OSError as error:
-        _fail(f"{error.filename or 'the operating system says'}: {error.strerror or error}", 1, debug)
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        _fail(f"{name or 'the operating system says'}: {error.strerror or error}", 1, debug)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; the same command (with --resume for training) goes on from here", 1, debug)
 

@@ -9,21 +9,19 @@ import contextlib
 import fcntl
 import hashlib
 import logging
-import multiprocessing
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from dhkd.data.errors import DataError
+from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.files import user_cache_folder, write_atomically
 from dhkd.data.photographs import PhotoSet
 from dhkd.data.sources.image_folder import SUFFIXES
@@ -129,8 +127,14 @@ def expand(root: str, pattern: str) -> list[str]:
     """The shards that a pattern names below `root`: {000..127} counts, and * and ? match local files."""
     from webdataset.shardlists import expand_urls
 
+    try:
+        names = expand_urls(pattern)
+    except ValueError as error:
+        raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({error})") from error
+    if any(name.startswith("/") for name in names):
+        raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got an absolute path")
     urls: list[str] = []
-    for name in expand_urls(pattern):
+    for name in names:
         if not any(letter in name for letter in "*?["):
             urls.append(f"{root.rstrip('/')}/{name}")
         elif _is_remote(root):
@@ -142,7 +146,7 @@ def expand(root: str, pattern: str) -> list[str]:
             urls += sorted(str(path) for path in Path(root).glob(name))
     if not urls:
         raise DataError(
-            f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root and data.train"
+            f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root, data.train and data.test"
         )
     return urls
 
@@ -224,10 +228,8 @@ def _index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
 
 
 def _read_index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
-    # Reading headers keeps a core busy, 5 minutes for ImageNet.
-    workers = min(len(urls), len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        shards = list(pool.map(_samples, urls, repeat(folder), repeat(keep_bytes)))
+    # In this process alone: a killed one's children would go on and keep the lock.
+    shards = [_samples(url, folder, keep_bytes) for url in urls]
     names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
     counts = [len(samples) for samples, _ in shards]
     return Index(
@@ -273,9 +275,11 @@ def _samples(url: str, folder: Path, keep_bytes: int) -> tuple[list[tuple[bytes,
         raise
     except FileNotFoundError as error:
         raise DataError(
-            f"webdataset: {url}: expected a tar file, found none; check --data-root and data.train"
+            f"webdataset: {url}: expected a tar file, found none; check --data-root, data.train and data.test"
         ) from error
     except (tarfile.TarError, OSError, ValueError) as error:
+        if _is_remote(url):
+            _copy_of(url, folder).unlink(missing_ok=True)  # so that a better one can be fetched
         raise DataError(f"webdataset: {url}: the shard is damaged or none ({_reason(error)})") from error
     lonely = sorted(images.keys() ^ labels.keys())
     if lonely or not images:

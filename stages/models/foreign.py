@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from dhkd.data.errors import ConfigError, WeightsError, unknown
 from dhkd.stages.models.network import Network, Outputs, StageMap
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class ForeignNetwork(Network):
         self.name = name
         self.inner = inner
         self.stage_relus = stage_relus
+        self._has_run = False  # until then an error of the library's may be about the size of its input
         self.published_names = dict(published_names)
         widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
         if not widths:
@@ -90,9 +92,20 @@ class ForeignNetwork(Network):
         ]
         try:
             logits_BK = self.inner(images_BCHW)
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError) as error:
+            if self._has_run:
+                raise
+            height, width = images_BCHW.shape[2:]
+            raise ConfigError(
+                f"network {self.name} takes no images of {width}×{height} pixels"
+                f" ({' '.join(str(error).split())[:200]}); set views.size to what it takes"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
+        self._has_run = True
         if len(embeddings) != 1:
             raise ConfigError(
                 f"network {self.name}: expected one call of its classifier {self.head_path}, saw {len(embeddings)}"

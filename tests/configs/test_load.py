@@ -369,6 +369,11 @@ def test_any_text_as_override_is_taken_or_refused(override: str) -> None:
 # files
 
 
+@pytest.mark.parametrize("override", ["data.mean=[123,116,103]", "data.std=[0,0.2,0.2]", "teacher.std=[-0.2,0.2,0.2]"])
+def test_colours_are_shares_of_full_scale(override: str) -> None:
+    assert one_line("digits", override).startswith(f"preset digits: {override.partition('=')[0]}.0: input should be ")
+
+
 def test_a_preset_can_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
     path.write_text(preset_text("digits"), encoding="utf-8")

@@ -438,11 +438,18 @@ def test_images_in_memory_are_the_files(workers: int) -> None:
 
 def test_images_of_several_sizes_are_refused(jpegs: list[bytes]) -> None:
     with pytest.raises(
-        DataError,
-        match=r"^photos: photo-1\.jpg \(index 1\): .*45×60 pixels, where the first image has 60×45; use"
+        ConfigError,
+        match=r"^photo-1\.jpg \(index 1\): expected 60×45 pixels, as the first image has, got 45×60; use"
         r" views\.kind=random-resized-crop[^\n]*$",
     ):
-        in_memory(set_of(jpegs))
+        in_memory(set_of(jpegs), allow_bad=len(jpegs))
+
+
+def test_the_first_image_may_be_one_of_the_bad_ones_that_are_allowed(jpegs: list[bytes]) -> None:
+    images = in_memory(set_of([b"", b"text", jpegs[0], jpegs[0]]), allow_bad=2)
+    assert images.images_NCHW.flatten(1).any(dim=1).tolist() == [False, False, True, True]
+    with pytest.raises(DataError, match=r"photo-1\.jpg \(index 1\): expected an image.*--allow-bad N$"):
+        in_memory(set_of([b"", b"text", jpegs[0]]), allow_bad=1)
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "an empty file"), (b"text", "no image in a known format")])

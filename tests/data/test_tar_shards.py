@@ -4,6 +4,7 @@ import http.server
 import io
 import multiprocessing
 import os
+import re
 import tarfile
 import threading
 import time
@@ -301,7 +302,7 @@ def cut_to(path: Path, size: int) -> None:
         (lambda path: cut_to(path, 100), r"/001\.tar: the shard is damaged or none \(.*truncated header.*\)"),
         (lambda path: cut_to(path, 0), r"/001\.tar: the shard is damaged or none \(.*empty.*\)"),
         (lambda path: path.write_text("<html>404</html>" * 90), r"/001\.tar: the shard is damaged or none \(.*header"),
-        (lambda path: path.unlink(), r"/001\.tar: expected a tar file, found none; check --data-root and data\.train"),
+        (lambda path: path.unlink(), r"/001\.tar: expected a tar file, found none; check --data-root, data\.train and"),
     ],
     ids=["data missing", "header missing", "empty", "text", "deleted"],
 )
@@ -535,6 +536,22 @@ def test_a_copy_that_was_removed_is_fetched_again_by_whoever_reads(
         path.unlink()
     assert images.files.read(6) == jpegs[6]
     assert server.requests == {SHARDS[0]: 1, SHARDS[1]: 2, SHARDS[2]: 1}
+
+
+def test_a_damaged_shard_that_was_put_right_is_fetched_again(root: Path, server: Server, jpegs: list[bytes]) -> None:
+    path = root / "train" / "001.tar"
+    good = path.read_bytes()
+    path.write_bytes(good[:1000])
+    with pytest.raises(DataError, match=r"001\.tar: the shard is damaged"):
+        load(server.url, train="train/001.tar")
+    path.write_bytes(good)
+    assert contents_of(load(server.url, train="train/001.tar")) == jpegs[4:8]
+
+
+@pytest.mark.parametrize("pattern", ["train/{000..00000.tar", "/elsewhere/*.tar", "/elsewhere/0.tar"])
+def test_an_impossible_pattern_is_refused(root: Path, pattern: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^webdataset: {re.escape(pattern)}: expected a pl?a"):
+        load(root, train=pattern)
 
 
 def test_a_missing_remote_shard_is_named(server: Server) -> None:

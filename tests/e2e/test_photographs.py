@@ -325,7 +325,7 @@ def session_of(pid: str) -> int:
         (["--set", "data={source: webdataset}"], "data.num_classes: shards don't say how many classes there are"),
         (["--teacher", "packaged"], "network resnet8"),
         (["--set", "views.kind=crop-flip"], "crop-flip takes padding and no size"),
-        (["--set", "views={kind: crop-flip, padding: 2, flip: true}"], "where the first image has"),
+        (["--set", "views={kind: crop-flip, padding: 2, flip: true}"], "pixels, as the first image has, got"),
     ],
 )
 def test_wrong_usage_is_one_line(words: list[str], message: str, preset: Path, root: Path, teacher: Path) -> None:

@@ -843,3 +843,13 @@ def test_an_unknown_network_of_timm_is_told_the_nearest() -> None:
     pytest.importorskip("timm", reason="timm is optional")
     with pytest.raises(ConfigError, match=r"^unknown network 'timm:resnet18x': did you mean 'timm:resnet18\w?'\? timm"):
         build_network("timm:resnet18x", 7)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "alexnet"])
+def test_images_of_a_size_that_a_foreign_network_refuses_are_one_line(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(f"torchvision:{name}", 5).eval()
+        with pytest.raises(
+            ConfigError, match=rf"^network torchvision:{name} takes no images of 32×32 pixels \(.*views\.size"
+        ):
+            network(torch.empty(2, 3, 32, 32))
