@@ -26,7 +26,6 @@ class Section(BaseModel):
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
-Triple = tuple[float, float, float]
 Means = tuple[Share, Share, Share]
 Spreads = tuple[Spread, Spread, Spread]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+Triple = tuple[float, float, float]  # a number for each channel
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -23,8 +25,8 @@ class ImageSet:
     images_NCHW: Tensor
     labels_N: Tensor
     num_classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple
+    std: Triple
 
     def __post_init__(self) -> None:
         assert self.images_NCHW.dtype == torch.uint8

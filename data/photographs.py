@@ -22,7 +22,7 @@ import numpy as np
 import PIL
 import torch
 from dhkd.data.errors import ConfigError, DataError, DhkdError
-from dhkd.data.image_set import ImageSet
+from dhkd.data.image_set import ImageSet, Triple
 from dhkd.data.render import Keys
 from dhkd.data.resized_crop import CenterCrop, Cut, RandomResizedCrop
 from numpy.typing import NDArray
@@ -32,11 +32,12 @@ from torch.utils.data import DataLoader, Dataset
 
 log = logging.getLogger("dhkd")
 
-CHUNK = (
-    64  # images that a worker decodes at a time: small, so that all workers share a batch; large, so that talk is cheap
-)
+# Images that a worker decodes at a time: few, so that all workers share a batch; many, so that talk is cheap.
+CHUNK = 64
 LOOKAHEAD = 8192  # samples whose files are asked for ahead of time
 CHUNKS_AHEAD = 3  # of each worker; a chunk of 224×224 pixels takes 9.6 MB of shared memory
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in units of full scale
 
 Image.init()  # all decoders now, since workers are forked and should not have to import anything
 
@@ -59,15 +60,18 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """One split of a data set of encoded images: `labels_N` int64 (N,); `mean` and `std` in units of full scale."""
+    """One split of a data set of encoded images: `labels_N` int64 (N,); `mean` and `std` in units of full scale.
+
+    Where nothing else is said, these are ImageNet's.
+    """
 
     name: str
     split: str
     files: Files
     labels_N: Tensor
     num_classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple = MEAN
+    std: Triple = STD
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -225,11 +229,10 @@ def in_memory(images: PhotoSet, *, workers: int = 0, allow_bad: int = 0) -> Imag
     recipe = Whole(first.height, first.width)
     renderer = PhotoRenderer(images, recipe, torch.device("cpu"), workers=workers, allow_bad=allow_bad)
     batches = torch.split(torch.arange(len(images)), CHUNK)
-    pixels_NHWC = torch.empty((len(images), *recipe.shape, 3), dtype=torch.uint8)
+    pixels_NCHW = torch.empty((len(images), 3, *recipe.shape), dtype=torch.uint8)
     keys = ((torch.zeros_like(index_B), index_B) for index_B in batches)
     for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
-        pixels_NHWC[index_B] = pixels_BCHW.permute(0, 2, 3, 1)
-    pixels_NCHW = pixels_NHWC.permute(0, 3, 1, 2).contiguous()
+        pixels_NCHW[index_B] = pixels_BCHW
     return ImageSet(
         images.name, images.split, pixels_NCHW, images.labels_N, images.num_classes, images.mean, images.std
     )

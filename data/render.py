@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from dhkd.data.image_set import ImageSet
+from dhkd.data.image_set import ImageSet, Triple
 from dhkd.data.views import CropFlip
 from numpy.typing import NDArray
 from torch import Tensor
@@ -62,11 +62,11 @@ class DataSet(Protocol):
         """K."""
 
     @property
-    def mean(self) -> tuple[float, float, float]:
+    def mean(self) -> Triple:
         """Of each channel, in units of full scale."""
 
     @property
-    def std(self) -> tuple[float, float, float]:
+    def std(self) -> Triple:
         """Of each channel, in units of full scale."""
 
     def __len__(self) -> int:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from dhkd.configs.schema import Experiment, Teacher, Training, Triple, Views
+from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.configs.schema import Student as StudentSettings
 from dhkd.data.cache.contract import Plan
 from dhkd.data.cache.zarr_store import ZarrReader
 from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
-from dhkd.data.image_set import ImageSet
+from dhkd.data.image_set import ImageSet, Triple
 from dhkd.data.photographs import PhotoRenderer, PhotoSet, in_memory
 from dhkd.data.render import DataSet, Normalization, Renderer, ResidentRenderer, UnaugmentedRenderer
 from dhkd.data.resized_crop import CenterCrop, RandomResizedCrop

@@ -17,7 +17,7 @@ from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter, read_manifest
 from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
 from dhkd.data.photographs import PhotoRenderer
 from dhkd.data.render import DataSet, Normalization, Renderer
-from dhkd.data.stream import NoSignals, Stream, check_witnesses
+from dhkd.data.stream import NoSignals, Signals, Stream, check_witnesses
 from dhkd.pipeline import build
 from dhkd.pipeline.build import DataOptions
 from dhkd.pipeline.environment import hardware, hardware_name, versions
@@ -52,15 +52,8 @@ def train_teacher(
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
         renderer = build.renderer_of(images, recipe, processes.device, data)
         normalize = build.normalization_of(settings, images)
-        stream = Stream(
-            renderer,
-            normalize,
-            NoSignals(recipe.num_views),
-            schedule="independent",
-            window=experiment.student.window,  # what the data's size asks of the student's order, it asks of this one
-            block_rows=build.block_rows_of(experiment, images),
-            **_sharing(experiment, settings, processes),
-        )
+        signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images)
+        stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, processes)
         test = build.test_renderer_of(experiment, processes.device, data)
         objective = build_objective("ce", {})
         return _train("teacher", experiment, settings, objective, stream, normalize, test, run, processes, {})
@@ -170,19 +163,13 @@ def train_student(
         if run.result is not None:
             return run.result
         renderer = build.renderer_of(images, recipe, processes.device, data)
+        test = build.test_renderer_of(experiment, processes.device, data)
         _check_pixels(renderer, reader, experiment, processes, allow_drift=allow_drift)
         copies = processes.world_size if processes.device.type == "cpu" else 1
         normalize = build.normalization_of(settings, images)
-        stream = Stream(
-            renderer,
-            normalize,
-            build.signals_of(objective, reader, settings, processes.device, copies),
-            schedule=settings.view_schedule,
-            window=settings.window,
-            block_rows=reader.plan.block_rows,
-            **_sharing(experiment, settings, processes),
-        )
-        test = build.test_renderer_of(experiment, processes.device, data)
+        signals = build.signals_of(objective, reader, settings, processes.device, copies)
+        schedule, block_rows = settings.view_schedule, reader.plan.block_rows
+        stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, processes)
         facts = {"objective": experiment.objective, "cache": _describe(reader)}
         return _train("student", experiment, settings, objective, stream, normalize, test, run, processes, facts)
     finally:
@@ -250,14 +237,7 @@ def verify(
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
         result: dict[str, Any] = {
             "cache": _describe(reader),
-            "rows_rendered": check_witnesses(
-                renderer,
-                reader,
-                seed=experiment.seed,
-                rows_per_block=per_block,
-                max_blocks=WITNESS_BLOCKS,
-                versions=_versions_on_both_sides(reader),
-            ),
+            "rows_rendered": _rerender(renderer, reader, experiment, per_block),
         }
         if trained is not None:
             normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
@@ -321,14 +301,32 @@ def _claim(
     return run
 
 
-def _sharing(experiment: Experiment, settings: Training, processes: Processes) -> dict[str, Any]:
-    """How a stream is seeded and shared out."""
-    return {
-        "seed": experiment.seed,
-        "batch_size": settings.batch_size,
-        "rank": processes.rank,
-        "world_size": processes.world_size,
-    }
+def _stream(
+    experiment: Experiment,
+    settings: Training,
+    renderer: Renderer,
+    normalize: Normalization,
+    signals: Signals,
+    schedule: str,
+    block_rows: int,
+    processes: Processes,
+) -> Stream:
+    stream = Stream(
+        renderer,
+        normalize,
+        signals,
+        schedule=schedule,
+        seed=experiment.seed,
+        batch_size=settings.batch_size,
+        block_rows=block_rows,
+        window=experiment.student.window,  # what the data's size asks of the student's order, it asks of the teacher's
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    dropped = stream.num_samples - stream.samples_per_epoch
+    if dropped:
+        _info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
+    return stream
 
 
 def _check_pixels(
@@ -336,14 +334,7 @@ def _check_pixels(
 ) -> None:
     """Compare random rows with what the teacher saw."""
     try:
-        checked = check_witnesses(
-            renderer,
-            reader,
-            seed=experiment.seed,
-            rows_per_block=WITNESS_ROWS,
-            max_blocks=WITNESS_BLOCKS,
-            versions=_versions_on_both_sides(reader),
-        )
+        checked = _rerender(renderer, reader, experiment, WITNESS_ROWS)
     except CacheMismatch as error:
         if not allow_drift:
             if isinstance(renderer, PhotoRenderer):  # decoders differ by a grey level from version to version
@@ -352,6 +343,18 @@ def _check_pixels(
         _info(processes, f"cache {reader.path}: {error}; --allow-drift: the student trains all the same")
         return
     _info(processes, f"cache {reader.path}: {checked} random rows re-rendered, all as the teacher saw them")
+
+
+def _rerender(renderer: Renderer, reader: ZarrReader, experiment: Experiment, rows_per_block: int) -> int:
+    """Compare random rows of random blocks with what the teacher saw; how many."""
+    return check_witnesses(
+        renderer,
+        reader,
+        seed=experiment.seed,
+        rows_per_block=rows_per_block,
+        max_blocks=WITNESS_BLOCKS,
+        versions=_versions_on_both_sides(reader),
+    )
 
 
 def _versions_on_both_sides(reader: ZarrReader) -> str:
@@ -384,9 +387,6 @@ def _train(
 ) -> dict[str, Any]:
     num_classes = test.images.num_classes
     student = build.student_of(settings, num_classes, objective.auxiliary, experiment.seed)
-    dropped = stream.num_samples - stream.samples_per_epoch
-    if dropped:
-        _info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
 
     def accuracy_of(network: nn.Module) -> Accuracy:
         return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)

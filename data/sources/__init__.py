@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.image_set import ImageSet
+from dhkd.data.image_set import ImageSet, Triple
 from dhkd.data.photographs import PhotoSet
 from dhkd.data.sources import cifar100, digits, glyphs, image_folder, tar_shards
 
@@ -22,10 +22,6 @@ SOURCES: dict[str, Source] = {
 }
 FILE_SOURCES = ("image-folder", "webdataset")
 SPLITS = ("train", "test")
-Triple = tuple[float, float, float]
-
-# ImageNet's, for files of the user's own where nothing else is said.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,9 @@ def load_source(
             if getattr(selection, key) is not None:
                 raise ConfigError(f"data.{key}: {name} has its own; leave it out")
         images = SOURCES[name](split, None if root is None else Path(root), download)
-        images = replace(images, mean=selection.mean or images.mean, std=selection.std or images.std)
     else:
         images = _from_files(name, split, None if root is None else str(root), selection, keep_bytes)
+    images = replace(images, mean=selection.mean or images.mean, std=selection.std or images.std)
     key, limit = ("limit", selection.limit) if split == "train" else ("test_limit", selection.test_limit)
     if limit is None:
         return images
@@ -83,7 +79,6 @@ def load_source(
 
 
 def _from_files(name: str, split: str, root: str | None, selection: Selection, keep_bytes: int) -> PhotoSet:
-    mean, std = selection.mean or MEAN, selection.std or STD
     if root is None:
         raise ConfigError(f"{name}: expected the place of its files; name it with --data-root")
     if name == "image-folder":
@@ -91,9 +86,9 @@ def _from_files(name: str, split: str, root: str | None, selection: Selection, k
             raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
         train = Path(root) / (selection.train or "train")
         folder = train if split == "train" else Path(root) / (selection.test or "val")
-        return image_folder.load(split, folder, train, mean, std)
+        return image_folder.load(split, folder, train)
     if selection.num_classes is None:
         raise ConfigError("data.num_classes: shards don't say how many classes there are; set it")
     pattern = (selection.train or "train/*.tar") if split == "train" else (selection.test or "val/*.tar")
     urls = tar_shards.expand(root, pattern)
-    return tar_shards.load(split, urls, selection.num_classes, mean, std, keep_bytes)
+    return tar_shards.load(split, urls, selection.num_classes, keep_bytes)

@@ -41,16 +41,15 @@ class FolderFiles:
         """Files are read where they are."""
 
 
-def load(
-    split: str, folder: Path, classes_from: Path, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> PhotoSet:
+def load(split: str, folder: Path, classes_from: Path) -> PhotoSet:
     """The images below `folder`; `classes_from` is the folder whose sub-folders number the classes.
 
     Raises `DataError` for a missing or empty folder, and for a class that `classes_from` doesn't have.
     """
-    classes = _folders(classes_from if classes_from.is_dir() else folder)
+    names = _folders(folder)
+    classes = _folders(classes_from) if classes_from != folder and classes_from.is_dir() else names
     number_of = {name: number for number, name in enumerate(classes)}
-    strange = [name for name in _folders(folder) if name not in number_of]
+    strange = [name for name in names if name not in number_of]
     if strange:
         raise DataError(
             f"image-folder: {folder}: class folder {os.fsdecode(strange[0])} is none of the {len(classes)} classes of"
@@ -58,7 +57,7 @@ def load(
         )
     paths: list[bytes] = []
     labels: list[int] = []
-    for name in sorted(_folders(folder)):
+    for name in names:
         files = sorted(_images(os.path.join(os.fsencode(folder), name), name))
         if not files:
             raise DataError(
@@ -73,8 +72,6 @@ def load(
         FolderFiles(folder, np.array(paths, dtype=np.bytes_)[order]),
         torch.from_numpy(np.array(labels, dtype=np.int64)[order]),
         len(classes),
-        mean,
-        std,
     )
 
 

@@ -96,14 +96,7 @@ class ShardFiles:
         return stream
 
 
-def load(
-    split: str,
-    urls: Sequence[str],
-    num_classes: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    keep_bytes: int,
-) -> PhotoSet:
+def load(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> PhotoSet:
     """The samples of the shards at `urls`, in this order.
 
     Raises `DataError` for shards that are missing, damaged or hold anything but images with labels, for labels beyond
@@ -120,7 +113,7 @@ def load(
     if split == "train":
         _require_mixed(urls[0], index.label_N)
     files = ShardFiles(urls, index, folder, keep_bytes)
-    return PhotoSet("webdataset", split, files, torch.from_numpy(index.label_N), num_classes, mean, std)
+    return PhotoSet("webdataset", split, files, torch.from_numpy(index.label_N), num_classes)
 
 
 def expand(root: str, pattern: str) -> list[str]:

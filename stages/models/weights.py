@@ -81,18 +81,18 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         raise WeightsError(
             f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name"
         )
-    complete = network.state_dict()  # and no plain dict: some networks refuse a state without its layers' versions
     for name in expected.keys() & state.keys():
         if state[name].is_complex() or state[name].layout != torch.strided:
             raise WeightsError(
                 f"weights {origin}: {name} expected dense real numbers, got {state[name].dtype}, {state[name].layout}"
             )
-        complete[name] = state[name].to(expected[name].dtype)
-        if not bool(torch.isfinite(complete[name]).all()):
+        # Into the network's own state and no plain dict: some networks refuse one without its layers' versions.
+        expected[name] = state[name].to(expected[name].dtype)
+        if not bool(torch.isfinite(expected[name]).all()):
             raise WeightsError(
                 f"weights {origin}: {name} has values that are not finite; the file is of a failed training"
             )
-    network.load_state_dict(complete)
+    network.load_state_dict(expected)
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:

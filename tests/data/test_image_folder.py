@@ -9,11 +9,11 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.image_set import ImageSet
-from dhkd.data.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.photographs import MEAN, STD, PhotoRenderer, PhotoSet
 from dhkd.data.render import Normalization
 from dhkd.data.resized_crop import CenterCrop
 from dhkd.data.schedule import order_of_epoch
-from dhkd.data.sources import MEAN, STD, Selection, load_source
+from dhkd.data.sources import Selection, load_source
 from dhkd.data.stream import NoSignals, Stream
 
 from tests.conftest import encoded, make_photo

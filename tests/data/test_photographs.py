@@ -270,7 +270,7 @@ def folder(tmp_path: Path, jpegs: list[bytes]) -> Path:
 
 
 def load(folder: Path) -> PhotoSet:
-    return image_folder.load("train", folder, folder, MEAN, STD)
+    return image_folder.load("train", folder, folder)
 
 
 def truncate(path: Path) -> None:
