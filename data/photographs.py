@@ -24,7 +24,7 @@ import torch
 from dhkd.data.errors import ConfigError, DataError, DhkdError
 from dhkd.data.image_set import ImageSet, Triple
 from dhkd.data.render import Keys
-from dhkd.data.resized_crop import CenterCrop, Cut, RandomResizedCrop
+from dhkd.data.resized_crop import CenterCrop, Cut, RandomResizedCrop, Whole
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -85,33 +85,6 @@ class PhotoSet:
         digest = hashlib.sha256(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
         digest.update(self.files.names(len(self)))
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Images as they are, neither cut nor resized, all of them height × width pixels."""
-
-    height: int
-    width: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the pixels."""
-        return self.height, self.width
-
-    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Nothing is drawn: int64 (B, 0)."""
-        return torch.empty((len(index_B), 0), dtype=torch.int64)
-
-    def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """All of it. Raises `ConfigError` for an image of another size."""
-        if (height, width) != self.shape:
-            raise ConfigError(
-                f"expected {self.width}×{self.height} pixels, as the first image has, got {width}×{height};"
-                f" use views.kind=random-resized-crop for images of several sizes"
-            )
-        everything = (0, 0, width, height)
-        return Cut(everything, (width, height), everything, mirrored=False)
 
 
 PhotoRecipe = RandomResizedCrop | CenterCrop | Whole

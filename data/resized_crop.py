@@ -1,6 +1,6 @@
-"""Views of photographs: a random box, resized to a square and perhaps mirrored; and the test images' central square.
+"""What is cut out of a photograph: a random box made a square, a test image's central square, or all of it.
 
-Both recipes are integers in, integers out: raw draws by key, and a `Cut` once the photograph's size is known. There is
+These recipes are integers in, integers out: raw draws by key, and a `Cut` once the photograph's size is known. There is
 no floating point on the way, so a cut is the same on every machine; which pixels a cut gives is the decoder's affair
 (`photographs.py`), and caches name it.
 """
@@ -145,8 +145,16 @@ class RandomResizedCrop:
             return [int(((low + step).exp() * (1 << FRACTION)).to_integral_value()) for step in steps]
 
 
+class Undrawn:
+    """A recipe without chance: every view of an image is the same."""
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Nothing is drawn: int64 (B, 0)."""
+        return torch.empty((len(index_B), 0), dtype=torch.int64)
+
+
 @dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(Undrawn):
     """The usual test image: the shorter side resized to `resize` pixels, then the central size × size square."""
 
     size: int
@@ -161,10 +169,6 @@ class CenterCrop:
         """Height and width of the pixels."""
         return self.size, self.size
 
-    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Nothing is drawn: int64 (B, 0)."""
-        return torch.empty((len(index_B), 0), dtype=torch.int64)
-
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
         """The cut of a photograph of this size in pixels."""
         shorter = min(height, width)
@@ -173,6 +177,29 @@ class CenterCrop:
         left, top = (round((side - self.size) / 2) for side in (resized_width, resized_height))
         window = (left, top, left + self.size, top + self.size)
         return Cut((0, 0, width, height), (resized_width, resized_height), window, mirrored=False)
+
+
+@dataclass(frozen=True)
+class Whole(Undrawn):
+    """Images as they are, neither cut nor resized, all of them height × width pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.height, self.width
+
+    def cut(self, draws: list[int], height: int, width: int) -> Cut:
+        """All of it. Raises `ConfigError` for an image of another size."""
+        if (height, width) != self.shape:
+            raise ConfigError(
+                f"expected {self.width}×{self.height} pixels, as the first image has, got {width}×{height};"
+                f" use views.kind=random-resized-crop for images of several sizes"
+            )
+        everything = (0, 0, width, height)
+        return Cut(everything, (width, height), everything, mirrored=False)
 
 
 def _rounded_root(number: int) -> int:

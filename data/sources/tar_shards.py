@@ -45,14 +45,74 @@ class Index:
     bytes_of_shard: NDArray[np.int64]
 
 
-class ShardFiles:
-    """Images inside tar files. `urls` names the shards, each a local path or a URL.
+@dataclass(frozen=True)
+class Copies:
+    """Shards to be read: local ones where they are, those at a URL as copies in `folder`, which all processes share.
 
-    At most about `keep_bytes` of fetched shards are kept in `folder`, shared by all processes of the machine.
+    At most about `keep_bytes` of copies are kept; the longest unused go first.
     """
 
-    def __init__(self, urls: Sequence[str], index: Index, folder: Path, keep_bytes: int) -> None:
-        self._urls, self._index, self._folder, self._keep_bytes = urls, index, folder, keep_bytes
+    folder: Path
+    keep_bytes: int
+
+    def open(self, url: str) -> BinaryIO:
+        """The shard, or its copy, which is fetched when it isn't there. Raises `DataError` where that fails."""
+        if not _is_remote(url):
+            return Path(url).open("rb")
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # another process may have needed its place in between
+                return self.fetch(url).open("rb")
+
+    def fetch(self, url: str) -> Path:
+        """The copy of the shard at a URL."""
+        from webdataset.gopen import gopen
+
+        path = self._path(url)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if not path.exists():
+
+                def copy(out: BinaryIO) -> None:
+                    with gopen(url, "rb") as stream:
+                        shutil.copyfileobj(stream, out, 1 << 20)
+
+                try:
+                    write_atomically(path, copy)
+                except (OSError, ValueError) as error:
+                    raise DataError(f"webdataset: {url} could not be fetched ({_reason(error)})") from error
+                self._forget_oldest(path)
+        return path
+
+    def forget(self, url: str) -> None:
+        """Remove the copy of a shard, so that a better one can be fetched; a local shard stays."""
+        if _is_remote(url):
+            self._path(url).unlink(missing_ok=True)
+
+    def _path(self, url: str) -> Path:
+        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+
+    def _forget_oldest(self, newest: Path) -> None:
+        copies = []
+        for path in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                copies.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        total = sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if total <= self.keep_bytes:
+                return
+            if path != newest:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+class ShardFiles:
+    """Images inside tar files. `urls` names the shards, each a local path or a URL."""
+
+    def __init__(self, urls: Sequence[str], index: Index, copies: Copies) -> None:
+        self._urls, self._index, self._copies = urls, index, copies
 
     def read(self, index: int) -> bytes:
         """The image's bytes. Raises `DataError` where the shard ends before them."""
@@ -84,11 +144,11 @@ class ShardFiles:
 
     def _open(self, shard: int) -> BinaryIO:
         url = self._urls[shard]
-        stream = _open(url, self._folder, self._keep_bytes)
+        stream = self._copies.open(url)
         expected, got = int(self._index.bytes_of_shard[shard]), os.fstat(stream.fileno()).st_size
         if _is_remote(url) and got != expected:
             stream.close()
-            _copy_of(url, self._folder).unlink(missing_ok=True)
+            self._copies.forget(url)
             raise DataError(
                 f"{url}: expected {expected:,} bytes, as when it was indexed, got {got:,};"
                 f" delete {_index_path(self._urls)} to index the shards anew"
@@ -102,8 +162,8 @@ def load(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> 
     Raises `DataError` for shards that are missing, damaged or hold anything but images with labels, for labels beyond
     `num_classes`, and for a training split whose samples are sorted by label.
     """
-    folder = user_cache_folder() / "shards"
-    index = _index(urls, folder, keep_bytes)
+    copies = Copies(user_cache_folder() / "shards", keep_bytes)
+    index = _index(urls, copies)
     least, most = int(index.label_N.min()), int(index.label_N.max())
     if least < 0 or most >= num_classes:
         raise DataError(
@@ -112,7 +172,7 @@ def load(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> 
         )
     if split == "train":
         _require_mixed(urls[0], index.label_N)
-    files = ShardFiles(urls, index, folder, keep_bytes)
+    files = ShardFiles(urls, index, copies)
     return PhotoSet("webdataset", split, files, torch.from_numpy(index.label_N), num_classes)
 
 
@@ -144,57 +204,6 @@ def expand(root: str, pattern: str) -> list[str]:
     return urls
 
 
-def _open(url: str, folder: Path, keep_bytes: int) -> BinaryIO:
-    """A shard, or its local copy, to be read."""
-    if not _is_remote(url):
-        return Path(url).open("rb")
-    while True:
-        with contextlib.suppress(FileNotFoundError):  # another process may have needed its place in between
-            return fetch(url, folder, keep_bytes).open("rb")
-
-
-def fetch(url: str, folder: Path, keep_bytes: int) -> Path:
-    """The local copy of a shard, fetched when it isn't there; older copies go where `keep_bytes` would be exceeded."""
-    from webdataset.gopen import gopen
-
-    path = _copy_of(url, folder)
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(path)  # the longest unused go first
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
-        if not path.exists():
-
-            def copy(out: BinaryIO) -> None:
-                with gopen(url, "rb") as stream:
-                    shutil.copyfileobj(stream, out, 1 << 20)
-
-            try:
-                write_atomically(path, copy)
-            except (OSError, ValueError) as error:
-                raise DataError(f"webdataset: {url} could not be fetched ({_reason(error)})") from error
-            _forget_oldest(folder, keep_bytes, path)
-    return path
-
-
-def _copy_of(url: str, folder: Path) -> Path:
-    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
-
-
-def _forget_oldest(folder: Path, keep_bytes: int, newest: Path) -> None:
-    copies = []
-    for path in folder.glob("*.tar"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            copies.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-    total = sum(size for _, size, _ in copies)
-    for _, size, path in sorted(copies):
-        if total <= keep_bytes:
-            return
-        if path != newest:
-            path.unlink(missing_ok=True)
-            total -= size
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process of the machine at a time may make `path`."""
@@ -203,7 +212,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
+def _index(urls: Sequence[str], copies: Copies) -> Index:
     """The index of the shards: the one that was kept, else read from their headers."""
     path = _index_path(urls)
     with contextlib.ExitStack() as stack:
@@ -213,16 +222,16 @@ def _index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as arrays:
             return Index(**{name: arrays[name] for name in Index.__annotations__})
         log.info("webdataset: reading the headers of %d shards, once", len(urls))
-        index = _read_index(urls, folder, keep_bytes)
+        index = _read_index(urls, copies)
         arrays = {name: getattr(index, name) for name in Index.__annotations__}
         with contextlib.suppress(OSError):
             write_atomically(path, lambda stream: np.savez(stream, **arrays))
         return index
 
 
-def _read_index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
+def _read_index(urls: Sequence[str], copies: Copies) -> Index:
     # In this process alone: a killed one's children would go on and keep the lock.
-    shards = [_samples(url, folder, keep_bytes) for url in urls]
+    shards = [_samples(url, copies) for url in urls]
     names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
     counts = [len(samples) for samples, _ in shards]
     return Index(
@@ -235,50 +244,61 @@ def _read_index(urls: Sequence[str], folder: Path, keep_bytes: int) -> Index:
     )
 
 
-def _samples(url: str, folder: Path, keep_bytes: int) -> tuple[list[tuple[bytes, int, int, int]], int]:
+def _samples(url: str, copies: Copies) -> tuple[list[tuple[bytes, int, int, int]], int]:
     """Name, first byte and length of the image, and label of each sample of a shard, in order; the shard's size."""
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
     try:
-        with _open(url, folder, keep_bytes) as stream, tarfile.open(fileobj=stream, mode="r:") as shard:
-            for member in shard:
-                shard.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                if not member.isfile():
-                    continue
-                parent, slash, file = member.name.rpartition("/")
-                stem, dot, suffix = file.partition(".")
-                name, kind = parent + slash + stem, dot + suffix.lower()
-                if kind not in SUFFIXES and kind != ".cls":
-                    continue
-                if name in (labels if kind == ".cls" else images):
-                    raise ValueError(f"sample {name} has a second {'label' if kind == '.cls' else 'image'}, {file}")
-                if kind == ".cls":
-                    content = shard.extractfile(member)
-                    assert content is not None
-                    labels[name] = int(content.read())
-                else:
-                    images[name] = (member.offset_data, member.size)
-            # What tarfile can't read it takes for the end: behind the last member only zeros may follow, and must.
-            stream.seek(shard.offset)
-            rest = stream.read()
-            if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-                raise ValueError(f"it ends, or is damaged, at byte {shard.offset:,}")
-            shard_bytes = os.fstat(stream.fileno()).st_size
-    except DataError:  # of fetching it
-        raise
+        stream = copies.open(url)
     except FileNotFoundError as error:
         raise DataError(
             f"webdataset: {url}: expected a tar file, found none; check --data-root, data.train and data.test"
         ) from error
-    except (tarfile.TarError, OSError, ValueError) as error:
-        if _is_remote(url):
-            _copy_of(url, folder).unlink(missing_ok=True)  # so that a better one can be fetched
+    except OSError as error:
         raise DataError(f"webdataset: {url}: the shard is damaged or none ({_reason(error)})") from error
+    with stream:
+        try:
+            images, labels = _members(stream)
+        except (tarfile.TarError, OSError, ValueError) as error:
+            copies.forget(url)
+            raise DataError(f"webdataset: {url}: the shard is damaged or none ({_reason(error)})") from error
+        shard_bytes = os.fstat(stream.fileno()).st_size
     lonely = sorted(images.keys() ^ labels.keys())
     if lonely or not images:
         found = f"sample {lonely[0]} has only one of them" if lonely else "it has neither"
         raise DataError(f"webdataset: {url}: expected samples of an image and a .cls file, {found}")
     return [(os.fsencode(name), *place, labels[name]) for name, place in images.items()], shard_bytes
+
+
+def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """By samples' names, first byte and length of each image, and each label.
+
+    Raises `ValueError` or `tarfile.TarError` for what is no whole tar file of such samples.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    with tarfile.open(fileobj=stream, mode="r:") as shard:
+        for member in shard:
+            shard.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if not member.isfile():
+                continue
+            parent, slash, file = member.name.rpartition("/")
+            stem, dot, suffix = file.partition(".")
+            name, kind = parent + slash + stem, dot + suffix.lower()
+            if kind not in SUFFIXES and kind != ".cls":
+                continue
+            if name in (labels if kind == ".cls" else images):
+                raise ValueError(f"sample {name} has a second {'label' if kind == '.cls' else 'image'}, {file}")
+            if kind == ".cls":
+                content = shard.extractfile(member)
+                assert content is not None
+                labels[name] = int(content.read())
+            else:
+                images[name] = (member.offset_data, member.size)
+        # What tarfile can't read it takes for the end: behind the last member only zeros may follow, and must.
+        stream.seek(shard.offset)
+        rest = stream.read()
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+            raise ValueError(f"it ends, or is damaged, at byte {shard.offset:,}")
+    return images, labels
 
 
 def _index_path(urls: Sequence[str]) -> Path:

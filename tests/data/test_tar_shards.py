@@ -589,7 +589,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, cache_home: P
             url = f"http://127.0.0.1:{broken.server_address[1]}/0.tar"
             for _ in range(3):
                 with pytest.raises(DataError, match="could not be fetched"):
-                    tar_shards.fetch(url, cache_home / "shards", 10**9)
+                    tar_shards.Copies(cache_home / "shards", 10**9).fetch(url)
         finally:
             broken.shutdown()
             thread.join()
@@ -629,7 +629,7 @@ def test_threads_fetch_a_shard_once(root: Path, cache_home: Path) -> None:
         threads = [
             threading.Thread(
                 target=lambda: fetched.append(
-                    tar_shards.fetch(f"{server.url}{SHARDS[0]}", cache_home / "shards", 10**9)
+                    tar_shards.Copies(cache_home / "shards", 10**9).fetch(f"{server.url}{SHARDS[0]}")
                 )
             )
             for _ in range(4)
@@ -646,8 +646,8 @@ def test_threads_fetch_a_shard_once(root: Path, cache_home: Path) -> None:
 def test_processes_fetch_a_shard_once(root: Path, cache_home: Path) -> None:
     context = multiprocessing.get_context("fork")
     with serving(root, delay=0.2) as server:
-        arguments = (f"{server.url}{SHARDS[0]}", cache_home / "shards", 10**9)
-        fetchers = [context.Process(target=tar_shards.fetch, args=arguments) for _ in range(3)]
+        fetch, arguments = tar_shards.Copies(cache_home / "shards", 10**9).fetch, (f"{server.url}{SHARDS[0]}",)
+        fetchers = [context.Process(target=fetch, args=arguments) for _ in range(3)]
         for fetcher in fetchers:
             fetcher.start()
         for fetcher in fetchers:
