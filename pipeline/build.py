@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from dhkd.data.resized_crop import CenterCrop, RandomResizedCrop
 from dhkd.data.sources import Selection, load_source
 from dhkd.data.stream import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.data.views import CropFlip
+from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.student import AuxiliaryHead, Student, auxiliary_head
@@ -31,29 +31,6 @@ from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective
 from torch import nn
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Where files are and how they are read, which differs from machine to machine and is no part of an experiment.
-
-    `root` is a folder or a URL. `workers` processes decode photographs, None: as many as this process has cores.
-    `allow_bad` files may be unreadable. Shards fetched from a URL take `fetched_gb` of disk.
-    """
-
-    root: str | None = None
-    download: bool = False
-    workers: int | None = None
-    allow_bad: int = 0
-    fetched_gb: int = 20
-
-    @property
-    def num_workers(self) -> int:
-        """How many processes decode for this one."""
-        if self.workers is not None:
-            return self.workers
-        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
 
 Images = ImageSet | PhotoSet
 MeanStd = tuple[Triple, Triple]

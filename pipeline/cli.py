@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from dhkd.data.errors import ConfigError, DhkdError
+from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
-    from dhkd.pipeline.build import DataOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,8 +86,6 @@ def data_options(function: F) -> F:
         fetched_gb: int,
         **options: Any,
     ) -> Any:
-        from dhkd.pipeline.build import DataOptions
-
         return function(*args, data=DataOptions(data_root, download, workers, allow_bad, fetched_gb), **options)
 
     return cast(F, _data_options(together))
@@ -132,7 +130,7 @@ def train_teacher(
     smoke: bool,
     out: Path,
     precision: str | None,
-    data: "DataOptions",
+    data: DataOptions,
     cpu: bool,
     resume: bool,
     as_json: bool,
@@ -164,7 +162,7 @@ def cache_teacher(
     views: str | None,
     signals: str | None,
     precision: str | None,
-    data: "DataOptions",
+    data: DataOptions,
     cpu: bool,
     as_json: bool,
 ) -> None:
@@ -219,7 +217,7 @@ def train_student(
     teacher: Path | None,
     allow_drift: bool,
     precision: str | None,
-    data: "DataOptions",
+    data: DataOptions,
     cpu: bool,
     resume: bool,
     as_json: bool,
@@ -252,7 +250,7 @@ def evaluate(
     teacher: Path | None,
     student: Path | None,
     precision: str | None,
-    data: "DataOptions",
+    data: DataOptions,
     cpu: bool,
     as_json: bool,
 ) -> None:
@@ -319,7 +317,7 @@ def verify(
     cache: Path,
     teacher: Path | None,
     rows: int,
-    data: "DataOptions",
+    data: DataOptions,
     cpu: bool,
     as_json: bool,
 ) -> None:

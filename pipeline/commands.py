@@ -19,7 +19,7 @@ from dhkd.data.photographs import PhotoRenderer
 from dhkd.data.render import DataSet, Normalization, Renderer
 from dhkd.data.stream import NoSignals, Signals, Stream, check_witnesses
 from dhkd.pipeline import build
-from dhkd.pipeline.build import DataOptions
+from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import hardware, hardware_name, versions
 from dhkd.stages.cache.write import Teacher, compare_with_live, write_blocks
 from dhkd.stages.models import count_parameters

@@ -8,7 +8,7 @@ from typing import Any
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
 from dhkd.pipeline import commands
-from dhkd.pipeline.build import DataOptions
+from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.report.curves import accuracy_curves
 from dhkd.stages.train.run_folder import read_metrics
 

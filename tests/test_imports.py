@@ -113,6 +113,19 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert loaded & {"torch", "numpy", "pydantic", "yaml", "zarr", "accelerate", "rich", "matplotlib"} == set()
 
 
+def test_a_wrong_preset_is_told_before_torch_is_imported() -> None:
+    script = (
+        "import sys\n"
+        "from dhkd.pipeline.cli import main\n"
+        "sys.argv = ['dhkd', 'train-teacher', 'nothing', '--out', 'nowhere']\n"
+        "try:\n    main()\n"
+        "finally:\n    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr.startswith("error: unknown preset 'nothing'")
+
+
 def test_presets_need_no_torch() -> None:
     loaded = modules_loaded_by("presets")
     assert "yaml" in loaded
