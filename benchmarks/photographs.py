@@ -6,6 +6,7 @@ The photographs are generated, 500 × 375 pixels, as JPEG files of 100 to 130 kB
 import io
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,9 +80,9 @@ def decoding(rounds: int, number: int) -> list[Figure]:
             with Image.open(io.BytesIO(images.files.read(index))) as photo:
                 np.asarray(photo.crop(cut.box).resize(cut.size, Image.Resampling.BILINEAR))
 
-    def rendered(workers: int, batches: Iterable[Keys]) -> Callable[[], None]:
+    def rendered(workers: int, batches: Iterable[Keys]) -> Callable[[], object]:
         renderer = PhotoRenderer(images, RECIPE, CPU, workers=workers)
-        return lambda: [None for _ in renderer.render(batches)] and None
+        return lambda: deque(renderer.render(batches), maxlen=0)
 
     # As a training step asks for them.
     batches = [(torch.zeros_like(i), i) for i in torch.split(index_B, 64)]
