@@ -10,7 +10,7 @@ from dhkd.data.cache.contract import WITNESS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
-from dhkd.data.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.photographs import PhotoRenderer
 from dhkd.data.render import Normalization, ResidentRenderer, witnesses
 from dhkd.data.resized_crop import RandomResizedCrop
 from dhkd.data.sources.image_folder import FolderFiles
@@ -174,7 +174,7 @@ class CountingFiles(FolderFiles):
 def photo_teacher(
     folder: Path, network: nn.Module, processes: Processes, *, workers: int = 0
 ) -> tuple[Teacher, CountingFiles]:
-    images: PhotoSet = load_folder("train", folder, folder, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    images = replace(load_folder("train", folder, folder), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     assert isinstance(images.files, FolderFiles)
     files = CountingFiles(images.files._folder, images.files._paths_N)
     files.reads = []
