@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from dhkd.configs.schema import Experiment, Section
+from dhkd.configs.schema import Codec, Experiment, Section
 from dhkd.data.errors import ConfigError, unknown  # the one thing that configuration takes from `data`
 from pydantic import BaseModel, ValidationError
 
@@ -69,6 +69,15 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
         return Experiment.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+
+
+def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> Codec:
+    """The codec of these options, None: not given. Raises `ConfigError`, in one line, where they don't fit."""
+    given = {"kind": kind, "k": k, "temperature": temperature}
+    try:
+        return Codec.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(f"--codec: {'; '.join(_explain(problem) for problem in error.errors())}") from error
 
 
 def _read(path: Path) -> str:

@@ -101,9 +101,28 @@ class Student(Training):
     view_schedule: Literal["independent", "cycle", "block"] = Field(
         "independent", description="independent needs the whole cache in memory, cycle one view at a time, block blocks"
     )
+    teacher: str | None = Field(
+        None, description="which of the teachers in the cache, by its name there; mean: of all; null: the one without"
+    )
     window: int | None = Field(
         None, ge=1, description="shuffle blocks, then the samples of windows of so many; null: all samples at once"
     )
+
+
+class Codec(Section):
+    """How a row of a signal is stored; `k` and `temperature` are top-k's, that keeps what is probable at it."""
+
+    main_field = "kind"
+    kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
+    k: int | None = Field(None, ge=1, description="how many logits of a row are kept")
+    temperature: float | None = Field(None, gt=0, description="at which the others' probabilities are added up")
+
+    @model_validator(mode="after")
+    def _fields_of_kind(self) -> "Codec":
+        given = (self.k is not None, self.temperature is not None)
+        if given != ((True, True) if self.kind == "top-k" else (False, False)):
+            raise ValueError("top-k takes k and temperature, the other codecs neither")
+        return self
 
 
 class Cache(Section):
@@ -111,7 +130,8 @@ class Cache(Section):
 
     views: int | Literal["all"] = "all"
     signals: tuple[Literal["logits"], ...] = Field(("logits",), min_length=1)
-    dtype: Literal["float16", "float32"] = "float16"
+    codec: Codec = Codec()
+    store: Literal["zarr", "webdataset"] = "zarr"
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
     views_at_once: int = Field(4, ge=1, description="for how many views a photograph is decoded once")

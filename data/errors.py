@@ -43,6 +43,10 @@ class CacheDamaged(DhkdError, ValueError):
     """A cache's bytes are not those that were written."""
 
 
+class StorageError(DhkdError, OSError):
+    """A place where caches lie can't be reached, or refuses."""
+
+
 class RunExists(DhkdError, FileExistsError):
     """The output folder already holds another run."""
 

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from dhkd.data.cache.contract import WITNESS, LogitReader, read_view
+from dhkd.data.cache.contract import Array
+from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError, one_of
 from dhkd.data.philox import Domain, permutations, raw_rows
 from dhkd.data.read_ahead import ReadAhead
@@ -25,7 +26,7 @@ class Batch:
     """One process's share of one training step.
 
     Keys `view_B` and `index_B` are int64 on the CPU; `images_BCHW` float32, `labels_B` int64 and every signal of
-    `teacher` (as stored: (B, K) for logits) are on the device. `global_size` counts the rows of all processes.
+    `teacher`, float32 ((B, K) for logits), are on the device. `global_size` counts the rows of all processes.
     """
 
     view_B: Tensor
@@ -62,38 +63,67 @@ class NoSignals:
         return {}
 
 
-class ResidentSignals:
-    """Every view of the named signals in memory, read once: any schedule can gather from it."""
+# What a batch calls a signal, and the cache's signals whose mean it is: several where several teachers are cached.
+Names = Mapping[str, Sequence[str]]
+Parts = dict[str, dict[str, Tensor]]  # by the cache's signal and part
 
-    def __init__(self, reader: LogitReader, names: Sequence[str], device: torch.device) -> None:
+
+class _Decoder:
+    """From stored parts to values: signals stay as they are stored until a batch of them was gathered."""
+
+    def __init__(self, reader: LogitReader, names: Names) -> None:
+        self._names, self._signals = names, reader.manifest.signals
+        self.stored = sorted({signal for signals in names.values() for signal in signals})
+
+    def __call__(self, parts: Parts) -> dict[str, Tensor]:
+        """Values float32 (B, …) by the batch's names."""
+        values = {name: self._signals[name].codec.decode(parts[name], self._signals[name].row) for name in self.stored}
+        return {
+            name: values[signals[0]] if len(signals) == 1 else torch.stack([values[s] for s in signals]).mean(dim=0)
+            for name, signals in self._names.items()
+        }
+
+
+class ResidentSignals:
+    """Every view of the named signals in memory, as stored, read once: any schedule can gather from it."""
+
+    def __init__(self, reader: LogitReader, names: Names, device: torch.device) -> None:
         plan = reader.plan
         self.num_views = plan.num_views
-        self._planes: dict[str, Tensor] = {}
-        for name in names:
-            signal = reader.manifest.signals[name]
-            dtype = torch.from_numpy(np.empty(0, signal["dtype"])).dtype
-            planes = torch.empty((plan.num_views, plan.num_samples, *signal["row"]), dtype=dtype, device=device)
+        self._decode = _Decoder(reader, names)
+        self._planes: Parts = {}
+        for name in self._decode.stored:
+            self._planes[name] = {
+                part: torch.empty((plan.num_views, plan.num_samples, *row), dtype=_torch_dtype(dtype), device=device)
+                for part, (dtype, row) in reader.manifest.parts(name).items()
+            }
             for block in plan.blocks():
-                planes[block.view, block.start : block.stop] = torch.from_numpy(reader.read(block, name))
-            self._planes[name] = planes
+                for part, array in reader.stored(block, name).items():
+                    self._planes[name][part][block.view, block.start : block.stop] = torch.from_numpy(array.copy())
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Everything is at hand."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """The rows of these keys of every signal: {name: (B, …)}."""
-        return {name: planes[view_B, index_B] for name, planes in self._planes.items()}
+        return self._decode(
+            {
+                name: {part: plane[view_B, index_B] for part, plane in parts.items()}
+                for name, parts in self._planes.items()
+            }
+        )
 
 
 class StreamedSignals:
     """One view of the named signals in memory at a time, the next one read while this one trains: for `cycle`."""
 
-    def __init__(self, reader: LogitReader, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, reader: LogitReader, names: Names, device: torch.device) -> None:
         self.num_views = reader.plan.num_views
-        self._reader, self._names, self._device = reader, names, device
+        self._reader, self._device = reader, device
+        self._decode = _Decoder(reader, names)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-view")
-        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
-        self._plane: tuple[int, dict[str, Tensor]] | None = None
+        self._ahead: tuple[int, Future[Parts]] | None = None
+        self._plane: tuple[int, Parts] | None = None
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Make the epoch's view the one in memory, and start to read the next."""
@@ -110,10 +140,19 @@ class StreamedSignals:
         """The rows of these keys of every signal: {name: (B, …)}; all of the view in memory."""
         assert self._plane is not None
         assert bool((view_B == self._plane[0]).all())
-        return {name: plane[index_B] for name, plane in self._plane[1].items()}
+        return self._decode(
+            {name: {part: plane[index_B] for part, plane in parts.items()} for name, parts in self._plane[1].items()}
+        )
 
-    def _read(self, view: int) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(read_view(self._reader, view, name)).to(self._device) for name in self._names}
+    def _read(self, view: int) -> Parts:
+        planes: Parts = {}
+        for name in self._decode.stored:
+            blocks = [self._reader.stored(block, name) for block in self._reader.plan.blocks_of_view(view)]
+            planes[name] = {
+                part: torch.from_numpy(np.concatenate([block[part] for block in blocks])).to(self._device)
+                for part in blocks[0]
+            }
+        return planes
 
 
 class WindowedSignals:
@@ -122,9 +161,10 @@ class WindowedSignals:
     For orders and schedules in which a block's samples follow one another closely and share a view.
     """
 
-    def __init__(self, reader: LogitReader, names: Sequence[str], device: torch.device, window: int) -> None:
+    def __init__(self, reader: LogitReader, names: Names, device: torch.device, window: int) -> None:
         self.num_views = reader.plan.num_views
-        self._reader, self._names, self._device = reader, names, device
+        self._reader, self._device = reader, device
+        self._decode = _Decoder(reader, names)
         self._position_of_index = np.zeros(0, dtype=np.int64)
         self._blocks = ReadAhead(self._read, capacity=2 * max(1, window // reader.plan.block_rows))
 
@@ -138,15 +178,16 @@ class WindowedSignals:
         """The rows of these keys of every signal: {name: (B, …)}."""
         item_B, index = self._items(view_B, index_B), index_B.numpy()
         blocks = self._blocks.take(np.unique(item_B).tolist(), int(self._position_of_index[index].min()))
-        rows: dict[str, Tensor] = {}
-        for name in self._names:
-            first = next(iter(blocks.values()))[name]
-            gathered = np.empty((len(index), *first.shape[1:]), first.dtype)
-            for item, block in blocks.items():
-                here = item_B == item
-                gathered[here] = block[name][index[here] % self._reader.plan.block_rows]
-            rows[name] = torch.from_numpy(gathered).to(self._device)
-        return rows
+        rows: Parts = {}
+        for name, parts in next(iter(blocks.values())).items():
+            rows[name] = {}
+            for part, first in parts.items():
+                gathered = np.empty((len(index), *first.shape[1:]), first.dtype)
+                for item, block in blocks.items():
+                    here = item_B == item
+                    gathered[here] = block[name][part][index[here] % self._reader.plan.block_rows]
+                rows[name][part] = torch.from_numpy(gathered).to(self._device)
+        return self._decode(rows)
 
     def _items(self, view_N: Tensor, index_N: Tensor) -> NDArray[np.int64]:
         """Each key's block as one number."""
@@ -154,10 +195,14 @@ class WindowedSignals:
         items: NDArray[np.int64] = view_N.numpy() * plan.blocks_per_view + index_N.numpy() // plan.block_rows
         return items
 
-    def _read(self, item: int) -> dict[str, NDArray[np.generic]]:
+    def _read(self, item: int) -> dict[str, dict[str, Array]]:
         plan = self._reader.plan
         block = plan.block(*divmod(item, plan.blocks_per_view))
-        return {name: self._reader.read(block, name) for name in self._names}
+        return {name: self._reader.stored(block, name) for name in self._decode.stored}
+
+
+def _torch_dtype(dtype: str) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 class Stream:
@@ -261,7 +306,7 @@ def check_witnesses(
     ]
     for number, row_B, (_, index_B), pixels in zip(numbers, rows, keys, renderer.render(keys), strict=True):
         block, got = blocks[number], witnesses(pixels)
-        expected = np.asarray(reader.read(block, WITNESS))[row_B.numpy()]
+        expected = reader.witness(block)[row_B.numpy()]
         wrong = np.flatnonzero(got != expected)
         if len(wrong):
             raise CacheMismatch(

@@ -2,31 +2,36 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
+from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.configs.schema import Student as StudentSettings
+from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
 from dhkd.data.cache.contract import Plan
-from dhkd.data.cache.zarr_store import ZarrReader
+from dhkd.data.cache.manifest import DatasetIdentity, Identity, SignalIdentity, require_identity
+from dhkd.data.cache.reader import LogitReader, open_cache
+from dhkd.data.copies import BoundedCopies
 from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
+from dhkd.data.files import user_cache_folder
 from dhkd.data.image_set import ImageSet, Triple
 from dhkd.data.photographs import PhotoRenderer, PhotoSet, in_memory
 from dhkd.data.render import DataSet, Normalization, Renderer, ResidentRenderer, UnaugmentedRenderer
 from dhkd.data.resized_crop import CenterCrop, RandomResizedCrop
 from dhkd.data.sources import Selection, load_source
-from dhkd.data.stream import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
+from dhkd.data.stream import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.data.views import CropFlip
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.student import AuxiliaryHead, Student, auxiliary_head
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights, weights_sha256
+from dhkd.stages.processes import Precision
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective
@@ -35,6 +40,8 @@ from torch import nn
 Images = ImageSet | PhotoSet
 MeanStd = tuple[Triple, Triple]
 Recipe = CropFlip | RandomResizedCrop
+
+MEAN_OF_TEACHERS = "mean"  # instead of a teacher's name
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
@@ -193,15 +200,31 @@ def _triple(values: Sequence[float]) -> Triple:
     return red, green, blue
 
 
-def dataset_identity(images: DataSet) -> dict[str, Any]:
+def dataset_identity(images: DataSet) -> DatasetIdentity:
     """What a cache records of its data set, and compares."""
-    return {
-        "name": images.name,
-        "split": images.split,
-        "num_samples": len(images),
-        "num_classes": images.num_classes,
-        "fingerprint": images.fingerprint(),
-    }
+    return DatasetIdentity(
+        name=images.name,
+        split=images.split,
+        num_samples=len(images),
+        num_classes=images.num_classes,
+        fingerprint=images.fingerprint(),
+    )
+
+
+def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
+    """How the preset wants logits of `num_classes` classes stored."""
+    if settings.kind == "top-k":
+        assert settings.k is not None
+        assert settings.temperature is not None
+        if settings.k >= num_classes:
+            raise ConfigError(f"cache.codec.k: expected fewer than all {num_classes} classes, got {settings.k}")
+        return TopK(k=settings.k, temperature=settings.temperature)
+    return Int8() if settings.kind == "int8" else Float(kind=settings.kind)
+
+
+def signal_name(teacher: str | None, signal: str) -> str:
+    """What a cache calls a signal of a teacher that has a name, or of the one that needs none."""
+    return f"{teacher}.{signal}" if teacher else signal
 
 
 def cache_identity(
@@ -210,21 +233,24 @@ def cache_identity(
     recipe: Recipe,
     network: nn.Module,
     normalize: Normalization,
-    precision: str,
-) -> dict[str, Any]:
-    """The identity of the cache that stage one is to write."""
-    return {
-        "teacher": {
+    precision: Precision,
+    name: str | None,
+) -> Identity:
+    """The identity of the cache that stage one is to write; `name` is the teacher's, where a cache holds several."""
+    signal = SignalIdentity(
+        teacher={
             "architecture": experiment.teacher.architecture,
             "sha256": weights_sha256(network),
             "mean": list(normalize.mean),
             "std": list(normalize.std),
         },
-        "dataset": dataset_identity(images),
-        "recipe": recipe.identity,
-        "signals": {"logits": {"dtype": experiment.cache.dtype, "row": [images.num_classes]}},
-        "precision": precision,
-    }
+        precision=precision,
+        codec=codec_of(experiment.cache.codec, images.num_classes),
+        row=(images.num_classes,),
+    )
+    return Identity(
+        dataset=dataset_identity(images), recipe=recipe.identity, signals={signal_name(name, "logits"): signal}
+    )
 
 
 def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe) -> Plan:
@@ -238,56 +264,90 @@ def block_rows_of(experiment: Experiment, images: DataSet) -> int:
 
 
 def _plan(experiment: Experiment, images: DataSet, num_views: int) -> Plan:
-    row_bytes = images.num_classes * np.dtype(experiment.cache.dtype).itemsize
+    parts = codec_of(experiment.cache.codec, images.num_classes).parts((images.num_classes,))
     block_bytes = int(experiment.cache.block_mb * 2**20)
-    return Plan.balanced(num_views, len(images), row_bytes, block_bytes)
+    return Plan.balanced(num_views, len(images), row_bytes(parts), block_bytes)
 
 
-def expected_identity(
-    experiment: Experiment, images: DataSet, recipe: Recipe, teacher: nn.Module | None
-) -> dict[str, Any]:
-    """What an experiment demands of a cache: data set, recipe, architecture, and the teacher's hash where one is named.
+def reader_of(location: str, options: DataOptions) -> LogitReader:
+    """The complete cache at a path or URL."""
+    return open_cache(location, BoundedCopies(user_cache_folder() / "objects", options.fetched_gb * 10**9))
 
-    Precision and dtype are the cache's own affair: any will do.
+
+def require_cache(
+    experiment: Experiment,
+    reader: LogitReader,
+    images: DataSet,
+    recipe: Recipe,
+    names: Iterable[str],
+    teacher: nn.Module | None,
+) -> None:
+    """Raise `CacheMismatch` unless the cache is of this data set and recipe and the signals `names` of this teacher.
+
+    The teacher is the preset's architecture, with the hash and normalisation that it names, or that of `teacher`.
+    Precision and codec are the cache's own affair: any will do.
     """
-    expected: dict[str, Any] = {
-        "teacher": {"architecture": experiment.teacher.architecture},
-        "dataset": dataset_identity(images),
-        "recipe": recipe.identity,
-    }
+    settings = experiment.teacher
+    expected: dict[str, Any] = {"architecture": settings.architecture}
     for key in ("mean", "std"):
-        if getattr(experiment.teacher, key) is not None:
-            expected["teacher"][key] = list(getattr(experiment.teacher, key))
+        if getattr(settings, key) is not None:
+            expected[key] = list(getattr(settings, key))
     if teacher is not None:
-        expected["teacher"]["sha256"] = weights_sha256(teacher)
-    elif experiment.teacher.sha256 is not None:
-        expected["teacher"]["sha256"] = experiment.teacher.sha256
-    return expected
+        expected["sha256"] = weights_sha256(teacher)
+    elif settings.sha256 is not None:
+        expected["sha256"] = settings.sha256
+    identity = {
+        "dataset": dataset_identity(images).model_dump(mode="json"),
+        "recipe": recipe.identity,
+        "signals": {name: {"teacher": expected} for name in names},
+    }
+    remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
+    require_identity(identity, reader.manifest, reader.location, remedy)
+
+
+def cached_names(objective: Objective, reader: LogitReader, teacher: str | None) -> Names:
+    """For each signal that the objective needs, the cached ones to take: one teacher's, or of all teachers ("mean").
+
+    Raises `CacheMismatch` where the cache lacks one or can't serve it as it is stored.
+    """
+    signals = reader.manifest.signals
+    names: dict[str, list[str]] = {}
+    for need, temperature in objective.needs.items():
+        if teacher == MEAN_OF_TEACHERS:
+            names[need] = [name for name in signals if name.rpartition(".")[2] == need]
+        else:
+            names[need] = [signal_name(teacher, need)] if signal_name(teacher, need) in signals else []
+        if not names[need]:
+            raise CacheMismatch(
+                f"cache at {reader.location}: the objective needs the signal {signal_name(teacher, need)}, it holds"
+                f" {', '.join(signals)}; cache it with 'dhkd cache-teacher', or choose with --set student.teacher=NAME"
+            )
+        for name in names[need]:
+            refusal = signals[name].codec.refusal(temperature)
+            if refusal:
+                raise CacheMismatch(
+                    f"cache at {reader.location}: signal {name} can't serve the objective: {refusal}; cache the teacher"
+                    f" with --set cache.codec=float16 or int8, or choose another objective"
+                )
+    return names
 
 
 def signals_of(
-    objective: Objective, reader: ZarrReader, student: StudentSettings, device: torch.device, copies: int
+    names: Names, reader: LogitReader, student: StudentSettings, device: torch.device, copies: int
 ) -> Signals:
-    """How the objective's signals come from the cache: block by block where the student's order has windows, view by
-    view for `cycle`, else all resident.
+    """How signals come from the cache: block by block where the student's order has windows, view by view for `cycle`,
+    else all resident.
 
-    Raises `CacheMismatch` when the cache lacks a signal, `ConfigError` when a resident one would not fit into memory,
-    `copies` processes on this machine holding one each.
+    Raises `ConfigError` when a resident cache would not fit into memory, `copies` processes on this machine holding one
+    each.
     """
-    lacking = sorted(objective.needs - reader.manifest.signals.keys())
-    if lacking:
-        raise CacheMismatch(
-            f"cache at {reader.path}: the objective needs the signals {', '.join(lacking)},"
-            f" it holds {', '.join(reader.manifest.signals)}; cache them with 'dhkd cache-teacher --signals …'"
-        )
-    names = sorted(objective.needs)
     if not names:
         return NoSignals(reader.plan.num_views)
     if student.window is not None and student.view_schedule != "independent":
         return WindowedSignals(reader, names, device, student.window)
     if student.view_schedule == "cycle":
         return StreamedSignals(reader, names, device)
-    needed = copies * reader.stored_bytes()
+    needed = copies * reader.stored_bytes([name for signals in names.values() for name in signals])
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > 0.9 * free:
         raise ConfigError(

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+CACHE = "The cache: a folder, or a URL (s3://, gs://, az://; https:// to read)."
+
+
+def _part(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
+    """I/N, the I-th (from 1) of N shares, as (I - 1, N)."""
+    number, slash, parts = value.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise click.BadParameter(f"expected I/N with I from 1 to N, got {value!r}", context, parameter)
+    return int(number) - 1, int(parts)
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -34,8 +43,7 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-preset_option = _options(
-    click.argument("preset"),
+overrides_option = _options(
     click.option(
         "--set",
         "overrides",
@@ -45,6 +53,7 @@ preset_option = _options(
     ),
     click.option("--smoke", is_flag=True, help="Apply the preset's smoke settings: a run of seconds."),
 )
+preset_option = _options(click.argument("preset"), overrides_option)
 _data_options = _options(
     click.option(
         "--data-root",
@@ -68,7 +77,7 @@ _data_options = _options(
         type=click.IntRange(1),
         default=20,
         show_default=True,
-        help="Disk for shards that were fetched from a URL.",
+        help="Disk for what was fetched from URLs: shards of images, parts of caches.",
     ),
 )
 
@@ -146,8 +155,20 @@ def train_teacher(
 @cli.command("cache-teacher")
 @preset_option
 @click.option("--teacher", type=PATH, required=True, help=teacher_help)
-@click.option("--out", type=PATH, required=True, help="The cache's folder, by habit NAME.zarr.")
+@click.option("--out", required=True, help=f"{CACHE} One that is there is gone on with, or extended.")
 @click.option("--views", help="How many views to cache: a number, or all.")
+@click.option("--store", type=click.Choice(["zarr", "webdataset"]), help="How the cache is laid out [default: zarr].")
+@click.option("--codec", help="How logits are stored: float16, float32, int8, or as --set cache.codec says.")
+@click.option(
+    "--name", help="What this teacher is called in a cache of several; its logits are added to what is there."
+)
+@click.option(
+    "--part",
+    callback=_part,
+    metavar="I/N",
+    default="1/1",
+    help="Do the I-th of N shares; whoever ends last completes the cache.",
+)
 @click.option("--signals", help="Which of the teacher's outputs to cache, separated by commas.")
 @precision_option
 @data_options
@@ -158,8 +179,12 @@ def cache_teacher(
     overrides: Sequence[str],
     smoke: bool,
     teacher: Path,
-    out: Path,
+    out: str,
     views: str | None,
+    store: str | None,
+    codec: str | None,
+    name: str | None,
+    part: tuple[int, int],
     signals: str | None,
     precision: str | None,
     data: DataOptions,
@@ -168,8 +193,8 @@ def cache_teacher(
 ) -> None:
     """Run the teacher once over every view and cache its logits.
 
-    Interrupted, it goes on where it stopped: run the same command again. Several processes share the work under
-    'torchrun' or 'accelerate launch'.
+    Interrupted, it goes on where it stopped: run the same command again. What is damaged is written again. Several
+    processes share the work under 'torchrun' or 'accelerate launch', several machines by --part or as they come.
     """
     experiment = _experiment(
         preset,
@@ -177,6 +202,8 @@ def cache_teacher(
         smoke,
         cache__precision=precision,
         cache__views=views,
+        cache__store=store,
+        cache__codec=codec,
         cache__signals=None if signals is None else f"[{signals}]",
     )
     from dhkd.pipeline import commands
@@ -184,22 +211,29 @@ def cache_teacher(
     words = ["dhkd", "cache-teacher", preset, "--teacher", str(teacher)]
     words += [word for override in overrides for word in ("--set", override)]
     words += [f"--views={views}"] if views else []
+    words += [f"--store={store}"] if store else []
+    words += [f"--codec={codec}"] if codec else []
+    words += [f"--name={name}"] if name else []
     words += [f"--precision={precision}"] if precision else []
     words += ["--smoke"] if smoke else []
-    result = commands.cache_teacher(experiment, teacher, out, data=data, command=shlex.join(words), cpu=cpu)
-    rate = f", {result['rows_per_second']:,.0f} rows/s" if result["rows_per_second"] else ""
-    _emit(
-        result,
-        as_json,
-        f"{out}: complete, {result['cache']['views']} views of {result['cache']['samples']} samples;"
-        f" {result['blocks_written']} blocks written in {result['seconds']:.1f} s{rate};"
-        f" largest difference from a live forward {result['largest_difference_from_live']:.2g}",
+    result = commands.cache_teacher(
+        experiment, teacher, out, data=data, name=name, part=part, command=shlex.join(words), cpu=cpu
     )
+    rate = f", {result['rows_per_second']:,.0f} rows/s" if result["rows_per_second"] else ""
+    written = f"{result['blocks_written']} blocks written in {result['seconds']:.1f} s{rate}"
+    if not result["complete"]:
+        line = f"{out}: not complete yet, {result['blocks_left_to_others']} blocks are left to others; {written}"
+    else:
+        line = (
+            f"{out}: complete, {result['cache']['views']} views of {result['cache']['samples']} samples; {written};"
+            f" largest difference from a live forward {result['largest_difference_from_live']:.2g}"
+        )
+    _emit(result, as_json, line)
 
 
 @cli.command("train-student")
 @preset_option
-@click.option("--cache", type=PATH, required=True, help="The cache that 'dhkd cache-teacher' wrote.")
+@click.option("--cache", required=True, help=CACHE)
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--teacher", type=PATH, help="Accept only a cache of this teacher: a run's folder or a file of weights.")
 @click.option("--allow-drift", is_flag=True, help="Train even where pixels differ from those that the teacher saw.")
@@ -212,7 +246,7 @@ def train_student(
     preset: str,
     overrides: Sequence[str],
     smoke: bool,
-    cache: Path,
+    cache: str,
     out: Path,
     teacher: Path | None,
     allow_drift: bool,
@@ -291,10 +325,10 @@ def export(run: Path, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("cache", type=PATH)
+@click.argument("cache")
 @json_option
-def inspect(cache: Path, as_json: bool) -> None:
-    """Say what a cache is, how complete and how large."""
+def inspect(cache: str, as_json: bool) -> None:
+    """Say what a cache is, how complete, how large, and how exact."""
     from dhkd.pipeline import commands
     from dhkd.stages.report.tables import cache_table
 
@@ -303,36 +337,87 @@ def inspect(cache: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@preset_option
-@click.option("--cache", type=PATH, required=True, help="The cache to check.")
-@click.option("--teacher", type=PATH, help=f"{teacher_help} Recomputes logits as well.")
-@click.option("--rows", type=click.IntRange(1), default=256, show_default=True, help="How many rows to check.")
+@click.argument("cache")
+@click.option("--preset", help="Compare pixels with the data set as well: the preset that the cache was made with.")
+@overrides_option
+@click.option("--teacher", type=PATH, help=f"{teacher_help} With --preset: recomputes logits as well.")
+@click.option("--rows", type=click.IntRange(1), default=256, show_default=True, help="How many rows to render.")
 @data_options
 @cpu_option
 @json_option
 def verify(
-    preset: str,
+    cache: str,
+    preset: str | None,
     overrides: Sequence[str],
     smoke: bool,
-    cache: Path,
     teacher: Path | None,
     rows: int,
     data: DataOptions,
     cpu: bool,
     as_json: bool,
 ) -> None:
-    """Check a cache: pixels against the data set, and with --teacher logits against a live forward."""
-    experiment = _experiment(preset, overrides, smoke)
+    """Read all of a cache and check every byte of it; with --preset also pixels, with --teacher also logits.
+
+    Whatever is damaged is listed; 'dhkd cache-teacher', run again with the same arguments, writes just that anew.
+    """
+    if preset is None and (teacher is not None or overrides or smoke):
+        raise click.UsageError("--teacher, --set and --smoke go with --preset")
+    experiment = _experiment(preset, overrides, smoke) if preset else None
+    from dhkd.data.errors import CacheDamaged
     from dhkd.pipeline import commands
 
-    result = commands.verify(experiment, cache, data=data, teacher=teacher, rows=rows, cpu=cpu)
-    line = f"{cache}: good; {result['rows_rendered']} rows re-rendered, all equal"
-    if teacher:
+    result = commands.verify(cache, experiment, data=data, teacher=teacher, rows=rows, cpu=cpu)
+    line = f"{cache}: good; {result['objects']} objects read, {result['bytes'] / 1e6:,.1f} MB"
+    if "rows_rendered" in result:
+        line += f"; {result['rows_rendered']} rows re-rendered, all equal"
+    if "rows_recomputed" in result:
         line += (
             f"; {result['rows_recomputed']} rows recomputed,"
             f" largest difference {result['largest_difference_from_live']:.2g}, within tolerance"
         )
-    _emit(result, as_json, line)
+    damaged = result["damaged"]
+    if not damaged or as_json:
+        _emit(result, as_json, line)
+    if damaged:
+        listed = "; ".join(f"{one['key']} ({one['block'] or 'metadata'}): {one['reason']}" for one in damaged[:5])
+        more = f"; and {len(damaged) - 5} more, which --json lists" if len(damaged) > 5 else ""
+        raise CacheDamaged(
+            f"cache at {cache}: {len(damaged)} of {result['objects']} objects are damaged: {listed}{more}; run 'dhkd"
+            f" cache-teacher' again with the same arguments: it writes just those anew"
+        )
+
+
+@cli.command()
+@click.argument("cache")
+@click.argument("out")
+@click.option("--store", type=click.Choice(["zarr", "webdataset"]), help="[default: as it is]")
+@click.option("--codec", help="float32, float16, int8 or top-k [default: as it is]")
+@click.option("--k", type=click.IntRange(1), help="With --codec top-k: how many logits of a row are kept.")
+@click.option("--temperature", type=float, help="With --codec top-k: at which the others' probabilities are added up.")
+@click.option("--allow-loss", is_flag=True, help="Convert even where values can't be had back.")
+@json_option
+def convert(
+    cache: str,
+    out: str,
+    store: str | None,
+    codec: str | None,
+    k: int | None,
+    temperature: float | None,
+    allow_loss: bool,
+    as_json: bool,
+) -> None:
+    """Write the cache CACHE anew at OUT: in another store, with another codec, or just elsewhere."""
+    from dhkd.configs.load import parse_codec
+    from dhkd.pipeline import commands
+
+    wanted = parse_codec(codec, k, temperature) if codec or k or temperature else None
+    result = commands.convert(cache, out, store=store, codec=wanted, allow_loss=allow_loss)
+    _emit(
+        result,
+        as_json,
+        f"{out}: complete, {result['store']}, {result['bytes'] / 1e6:,.1f} MB;"
+        f" {result['blocks_written']} blocks written in {result['seconds']:.1f} s",
+    )
 
 
 @cli.group(invoke_without_command=True)
@@ -383,6 +468,45 @@ def copy(name: str, file: Path) -> None:
         raise ConfigError(f"{file}: expected a new file, it exists; choose another or remove it")
     write_atomically(file, lambda stream: stream.write(text.encode()))
     click.echo(f"{file}: use it as PRESET")
+
+
+@cli.command()
+@preset_option
+@click.option("--samples", type=click.IntRange(2), metavar="N", help="Training samples, where the source can't tell.")
+@click.option("--classes", type=click.IntRange(2), metavar="K", help="Classes, where the source can't tell.")
+@click.option("--students", type=click.IntRange(1), metavar="S", help="How many students there are to be.")
+@click.option("--teacher-rate", type=float, metavar="ROWS/S", help="How many images a second the teacher classifies.")
+@click.option("--student-rate", type=float, metavar="ROWS/S", help="How many a second a student trains on.")
+@click.option("--ratio", type=float, metavar="R", help="A teacher's forward as a share of a student's step.")
+@click.option("--measure", is_flag=True, help="Time both networks on this machine, some seconds each.")
+@cpu_option
+@json_option
+def plan(
+    preset: str,
+    overrides: Sequence[str],
+    smoke: bool,
+    samples: int | None,
+    classes: int | None,
+    students: int | None,
+    teacher_rate: float | None,
+    student_rate: float | None,
+    ratio: float | None,
+    measure: bool,
+    cpu: bool,
+    as_json: bool,
+) -> None:
+    """Say what caching and training will cost, and from how many students on the cache pays. Reads no data."""
+    if measure and any(rate is not None for rate in (teacher_rate, student_rate, ratio)):
+        raise click.UsageError("--measure finds out --teacher-rate, --student-rate and --ratio; leave them out")
+    experiment = _experiment(preset, overrides, smoke)
+    from dhkd.pipeline.plan import Rates, make_plan
+    from dhkd.stages.report.plan_table import plan_table
+
+    rates = Rates(teacher_rate, student_rate, ratio)
+    result = make_plan(
+        experiment, samples=samples, classes=classes, rates=rates, measure=measure, students=students, cpu=cpu
+    )
+    _emit(result, as_json, plan_table(result) if not as_json else "")
 
 
 @cli.command()

@@ -6,26 +6,34 @@ The way through each function is the way of the data; DESIGN's two stages can be
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from dhkd.configs.schema import Experiment, Training
+from dhkd.configs.schema import Codec, Experiment, Training
+from dhkd.data.cache.codecs import Bounds
 from dhkd.data.cache.manifest import Manifest, require_identity
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter, read_manifest
-from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
+from dhkd.data.cache.places import storage_of
+from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
+from dhkd.data.cache.stores import find
+from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.errors import CacheIncomplete, CacheMismatch, ConfigError, WeightsError
 from dhkd.data.photographs import PhotoRenderer
-from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.render import Normalization, Renderer
 from dhkd.data.stream import NoSignals, Signals, Stream, check_witnesses
 from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import hardware, hardware_name, versions
-from dhkd.stages.cache.write import Teacher, compare_with_live, write_blocks
+from dhkd.stages.cache.compare import compare_with_live
+from dhkd.stages.cache.convert import convert_blocks, converted
+from dhkd.stages.cache.write import Teacher, write_blocks
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
 from dhkd.stages.processes import Processes, resolve_precision
+from dhkd.stages.progress import progress_bar
 from dhkd.stages.train.loop import train
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective
@@ -64,16 +72,19 @@ def train_teacher(
 def cache_teacher(
     experiment: Experiment,
     teacher: Path,
-    out: Path,
+    out: str,
     *,
     data: DataOptions,
+    name: str | None = None,
+    part: tuple[int, int] = (0, 1),
     command: str = "",
     cpu: bool = False,
 ) -> dict[str, Any]:
     """Write the teacher's logits of every view, or what is missing of them; what was done and how it compares.
 
-    `teacher` is a run's folder or a file of weights; `command` goes into the cache's provenance. Ends by comparing
-    random rows with a live forward.
+    `teacher` is a run's folder or a file of weights, `out` a path or URL; `name` is what the teacher is called in a
+    cache that holds several, `part` this call's number (from 0) of how many that share the work, `command` goes into
+    the cache's provenance. Ends, when the cache is complete, by comparing random rows with a live forward.
     """
     precision = resolve_precision(experiment.cache.precision, cpu)
     processes = Processes(precision, cpu)
@@ -83,53 +94,52 @@ def cache_teacher(
         normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
         renderer = build.renderer_of(images, recipe, processes.device, data)
         live = Teacher(trained.network, normalize, renderer, processes)
-        identity = build.cache_identity(experiment, images, recipe, trained.network, normalize, precision)
-        plan = build.plan_of(experiment, images, recipe)
-        begun = processes.broadcast(read_manifest(out) if processes.is_first else None)
-        if begun is None:
+        identity = build.cache_identity(experiment, images, recipe, trained.network, normalize, precision, name)
+        plan, (signal,) = build.plan_of(experiment, images, recipe), identity.signals
+        wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
+        storage = storage_of(out)
+        found = processes.broadcast(find(storage) if processes.is_first else None)
+        if found is not None:
+            found.manifest.extended_by(wanted, out)  # before anything expensive
+        if found is None or signal not in found.manifest.signals:
             test = build.test_renderer_of(experiment, processes.device, data)
-            provenance = _cache_provenance(trained.network, test, normalize, command, processes)
-            begun = Manifest(identity, provenance, plan.num_views, plan.block_rows)
-            if processes.is_first:
-                ZarrWriter.create(out, begun)
-            processes.wait()
-        require_identity(identity, begun, str(out), "write this one to another --out")
-        if (begun.num_views, begun.block_rows) != (plan.num_views, plan.block_rows):
-            raise CacheMismatch(
-                f"cache at {out}: views and rows in a block expected {begun.num_views} and {begun.block_rows}, as it"
-                f" was begun with, got {plan.num_views} and {plan.block_rows}; write this one to another --out"
-            )
-        writer = ZarrWriter.create(out, begun)
+            provenance = {signal: _cache_provenance(trained.network, test, normalize, command, processes)}
+            wanted = wanted.model_copy(update={"provenance": provenance})
+        manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
         written = write_blocks(
             live,
-            writer,
+            LogitWriter(storage, experiment.cache.store, manifest, [signal]),
             batch_size=experiment.cache.batch_size,
             processes=processes,
             views_at_once=experiment.cache.views_at_once if isinstance(renderer, PhotoRenderer) else 1,
+            part=part,
         )
-        reader = ZarrReader(out)
-        largest = compare_with_live(
-            live, reader, precision=precision, seed=experiment.seed, num_rows=LIVE_ROWS, repair=_REBUILD
-        )
-        return {
-            "cache": _describe(reader),
+        result: dict[str, Any] = {
+            "cache": _describe(out, manifest),
+            "complete": not written.remaining,
             "blocks_written": written.blocks,
+            "blocks_repaired": written.repaired,
+            "blocks_left_to_others": written.remaining,
             "rows_written": written.rows,
             "seconds": round(written.seconds, 2),
             "rows_per_second": round(written.rows / written.seconds, 1) if written.rows else None,
-            "teacher_top1": begun.provenance["teacher_test_top1"],
-            "largest_difference_from_live": largest,
+            "teacher_top1": manifest.provenance[signal]["teacher_test_top1"],
             **_unreadable(renderer, processes),
             "processes": processes.world_size,
             "versions": versions(),
         }
+        if not written.remaining:
+            result["largest_difference_from_live"] = compare_with_live(
+                live, open_cache(out), signal, seed=experiment.seed, num_rows=LIVE_ROWS, repair=_REBUILD
+            )
+        return result
     finally:
         processes.end()
 
 
 def train_student(
     experiment: Experiment,
-    cache: Path,
+    cache: str,
     out: Path,
     *,
     data: DataOptions,
@@ -148,12 +158,15 @@ def train_student(
     try:
         objective = build.objective_of(experiment)
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        reader = ZarrReader(cache)
+        reader = build.reader_of(cache, data)
         named = None
         if teacher is not None:
             of_file = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
             named = of_file.network
-        _require_cache(experiment, reader, images, recipe, named)
+        names = build.cached_names(objective, reader, settings.teacher)
+        stored = [name for signals in names.values() for name in signals]
+        build.require_cache(experiment, reader, images, recipe, stored, named)
+        reader.require_present()
         identity = {
             "command": "train-student",
             "cache": reader.manifest.digest,
@@ -167,10 +180,10 @@ def train_student(
         _check_pixels(renderer, reader, experiment, processes, allow_drift=allow_drift)
         copies = processes.world_size if processes.device.type == "cpu" else 1
         normalize = build.normalization_of(settings, images)
-        signals = build.signals_of(objective, reader, settings, processes.device, copies)
+        signals = build.signals_of(names, reader, settings, processes.device, copies)
         schedule, block_rows = settings.view_schedule, reader.plan.block_rows
         stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, processes)
-        facts = {"objective": experiment.objective, "cache": _describe(reader)}
+        facts = {"objective": experiment.objective, "cache": _describe(reader.location, reader.manifest)}
         return _train("student", experiment, settings, objective, stream, normalize, test, run, processes, facts)
     finally:
         processes.end()
@@ -210,45 +223,93 @@ def evaluate_network(
 
 
 def verify(
-    experiment: Experiment,
-    cache: Path,
+    cache: str,
+    experiment: Experiment | None,
     *,
     data: DataOptions,
     teacher: Path | None,
     rows: int,
     cpu: bool = False,
 ) -> dict[str, Any]:
-    """Check a cache against the data set, by its witnesses, and with `teacher` against a live forward.
+    """Read all of a cache and check every byte; what is damaged, under that name.
 
-    Raises the `CacheMismatch`, `CacheDamaged` or `CacheIncomplete` that says what is wrong.
+    With `experiment`, random rows are re-rendered and compared with the witnesses; with `teacher` as well, random
+    logits with a live forward. Raises the `CacheMismatch` or `CacheIncomplete` that says what is wrong.
     """
-    reader = ZarrReader(cache)
-    precision = reader.manifest.identity["precision"]
+    reader = build.reader_of(cache, data)
+    read, damages = _read_everything(reader)
+    result: dict[str, Any] = {
+        "cache": _describe(cache, reader.manifest),
+        **read,
+        "damaged": [
+            {"key": damage.key, "block": str(damage.block) if damage.block else None, "reason": damage.reason}
+            for damage in damages
+        ],
+    }
+    if damages or experiment is None:
+        return result
+    settings = experiment.student.teacher
+    signal = build.signal_name(settings, "logits")
+    names = [signal] if signal in reader.manifest.signals else [next(iter(reader.manifest.signals))]
+    precision = reader.manifest.signals[names[0]].precision
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        _require_cache(experiment, reader, images, recipe, None)
+        build.require_cache(experiment, reader, images, recipe, names, None)
         trained = None
         if teacher is not None:
             trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-            weights = {"teacher": {"sha256": weights_sha256(trained.network)}}
+            weights = {"signals": {names[0]: {"teacher": {"sha256": weights_sha256(trained.network)}}}}
             require_identity(weights, reader.manifest, f"{cache}: weights differ", _REBUILD)
         renderer = build.renderer_of(images, recipe, processes.device, data)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
-        result: dict[str, Any] = {
-            "cache": _describe(reader),
-            "rows_rendered": _rerender(renderer, reader, experiment, per_block),
-        }
+        result["rows_rendered"] = _rerender(renderer, reader, experiment, per_block)
         if trained is not None:
             normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
             live = Teacher(trained.network, normalize, renderer, processes)
             result["rows_recomputed"] = rows
             result["largest_difference_from_live"] = compare_with_live(
-                live, reader, precision=precision, seed=experiment.seed, num_rows=rows, repair=_REBUILD
+                live, reader, names[0], seed=experiment.seed, num_rows=rows, repair=_REBUILD
             )
         return result
     finally:
         processes.end()
+
+
+def _read_everything(reader: LogitReader) -> tuple[dict[str, Any], list[Damage]]:
+    """How much was read how fast, and what is damaged."""
+    began, sizes, damages = time.perf_counter(), list[int](), list[Damage]()
+    with progress_bar("reading", reader.num_objects, visible=True) as advance:
+        for found in reader.damages():
+            if isinstance(found, Damage):
+                damages.append(found)
+            else:
+                sizes.append(found)
+            advance(1)
+    seconds = time.perf_counter() - began
+    return {"objects": len(sizes) + len(damages), "bytes": sum(sizes), "seconds": round(seconds, 3)}, damages
+
+
+def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, allow_loss: bool) -> dict[str, Any]:
+    """Write a cache anew at `out`, in another store or codec (None: as it is); what came of it.
+
+    Interrupted, it goes on where it stopped. Raises `ConfigError` where that would lose information and `allow_loss`
+    doesn't hold.
+    """
+    began, reader = time.perf_counter(), open_cache(cache)
+    wanted = build.codec_of(codec, reader.manifest.num_classes) if codec else None
+    manifest, storage, store = converted(reader, wanted, allow_loss=allow_loss), storage_of(out), store or reader.store
+    manifest = begin(storage, store, manifest)
+    blocks = convert_blocks(reader, LogitWriter(storage, store, manifest, manifest.signals))
+    result = open_cache(out)
+    return {
+        "cache": _describe(out, result.manifest),
+        "store": result.store,
+        "blocks_written": blocks,
+        "bytes": result.stored_bytes(),
+        "bounds": _bounds(result),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
 
 
 def export(run: Path, out: Path) -> dict[str, Any]:
@@ -273,21 +334,50 @@ def export(run: Path, out: Path) -> dict[str, Any]:
 _REBUILD = "rebuild it with 'dhkd cache-teacher'"
 
 
-def inspect(cache: Path) -> dict[str, Any]:
-    """What a cache is, how complete and how large."""
-    reader = ZarrReader(cache)
-    missing, plan = reader.missing(), reader.plan
+def inspect(cache: str) -> dict[str, Any]:
+    """What a cache is, how complete and how large, and how far what it holds may lie from what the teacher said."""
+    storage = storage_of(cache)
+    found = find(storage)
+    if found is None:
+        raise CacheIncomplete(f"cache at {cache}: expected a dhkd cache, found none; make it with 'dhkd cache-teacher'")
+    manifest, plan = found.manifest, found.manifest.plan
+    listable = storage.sizes() is not None
+    missing = missing_blocks(storage, found.store, manifest, manifest.names) if listable else []
     total = plan.num_views * plan.blocks_per_view
+    reader = LogitReader(storage, found.index) if found.index else None
     return {
-        **_describe(reader),
-        "complete": reader.complete and not missing,
+        **_describe(cache, manifest),
+        "format": found.index.version if found.index else manifest.format,
+        "store": found.store,
+        "complete": reader is not None and reader.manifest == manifest and not missing,
+        "complete_views": reader.plan.num_views if reader else 0,
+        "complete_signals": list(reader.manifest.signals) if reader else [],
         "blocks": total,
         "blocks_done": total - len(missing),
         "rows_per_block": plan.block_rows,
-        "bytes": reader.stored_bytes(),
-        "identity": reader.manifest.identity,
-        "provenance": reader.manifest.provenance,
+        "bytes": reader.stored_bytes() if reader else None,
+        "bounds": _bounds(reader) if reader else {},
+        "identity": manifest.identity.model_dump(mode="json"),
+        "provenance": manifest.provenance,
     }
+
+
+def _bounds(reader: LogitReader) -> dict[str, dict[str, float | None]]:
+    """For each signal what its stored values allow to be said of losses computed from them."""
+    bounds: dict[str, dict[str, float | None]] = {}
+    for name in reader.manifest.signals:
+        bound = reader.bound(name)
+        if bound is None:
+            continue
+        losses = Bounds(bound.error, reader.manifest.num_classes)
+        bounds[name] = {
+            "error": bound.error,
+            "tail_mass": bound.tail_mass,
+            "kl_at_4": losses.kl(4),
+            "binary_kl_at_2": losses.binary_kl(2),
+            "margin": losses.margin,
+        }
+    return bounds
 
 
 def _claim(
@@ -330,7 +420,7 @@ def _stream(
 
 
 def _check_pixels(
-    renderer: Renderer, reader: ZarrReader, experiment: Experiment, processes: Processes, *, allow_drift: bool
+    renderer: Renderer, reader: LogitReader, experiment: Experiment, processes: Processes, *, allow_drift: bool
 ) -> None:
     """Compare random rows with what the teacher saw."""
     try:
@@ -340,12 +430,12 @@ def _check_pixels(
             if isinstance(renderer, PhotoRenderer):  # decoders differ by a grey level from version to version
                 raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
             raise
-        _info(processes, f"cache {reader.path}: {error}; --allow-drift: the student trains all the same")
+        _info(processes, f"cache {reader.location}: {error}; --allow-drift: the student trains all the same")
         return
-    _info(processes, f"cache {reader.path}: {checked} random rows re-rendered, all as the teacher saw them")
+    _info(processes, f"cache {reader.location}: {checked} random rows re-rendered, all as the teacher saw them")
 
 
-def _rerender(renderer: Renderer, reader: ZarrReader, experiment: Experiment, rows_per_block: int) -> int:
+def _rerender(renderer: Renderer, reader: LogitReader, experiment: Experiment, rows_per_block: int) -> int:
     """Compare random rows of random blocks with what the teacher saw; how many."""
     return check_witnesses(
         renderer,
@@ -357,8 +447,9 @@ def _rerender(renderer: Renderer, reader: ZarrReader, experiment: Experiment, ro
     )
 
 
-def _versions_on_both_sides(reader: ZarrReader) -> str:
-    written, here = reader.manifest.provenance.get("versions", {}), versions()
+def _versions_on_both_sides(reader: LogitReader) -> str:
+    first: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
+    written, here = first.get("versions", {}), versions()
     differ = [
         f"{name} {written[name]} then, {here[name]} now" for name in here if written.get(name, here[name]) != here[name]
     ]
@@ -430,15 +521,6 @@ def _train(
     return result
 
 
-def _require_cache(
-    experiment: Experiment, reader: ZarrReader, images: DataSet, recipe: build.Recipe, teacher: nn.Module | None
-) -> None:
-    expected = build.expected_identity(experiment, images, recipe, teacher)
-    remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
-    require_identity(expected, reader.manifest, str(reader.path), remedy)
-    reader.require_complete()
-
-
 def _cache_provenance(
     network: nn.Module, test: Renderer, normalize: Normalization, command: str, processes: Processes
 ) -> dict[str, Any]:
@@ -454,17 +536,17 @@ def _cache_provenance(
     }
 
 
-def _describe(reader: ZarrReader) -> dict[str, Any]:
-    manifest = reader.manifest
+def _describe(location: str, manifest: Manifest) -> dict[str, Any]:
+    first = next(iter(manifest.signals.values()))
     return {
-        "path": str(reader.path),
+        "path": str(location),
         "digest": manifest.digest,
-        "teacher": manifest.identity["teacher"]["architecture"],
-        "teacher_sha256": manifest.identity["teacher"]["sha256"],
+        "teacher": first.teacher.get("architecture"),
+        "teacher_sha256": first.teacher.get("sha256"),
         "views": manifest.num_views,
         "samples": manifest.num_samples,
         "classes": manifest.num_classes,
-        "signals": {name: signal["dtype"] for name, signal in manifest.signals.items()},
+        "signals": {name: signal.codec.kind for name, signal in manifest.signals.items()},
     }
 
 

@@ -30,7 +30,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
     teacher = commands.train_teacher(experiment, out / "teacher", data=data, cpu=cpu)
     log.info("cache: every view, once")
     cache = commands.cache_teacher(
-        experiment, out / "teacher", out / "teacher.zarr", data=data, command="dhkd demo", cpu=cpu
+        experiment, out / "teacher", str(out / "teacher.zarr"), data=data, command="dhkd demo", cpu=cpu
     )
     rate = cache["rows_per_second"]
     runs: list[dict[str, Any]] = [{"name": "teacher", "teacher_seconds_saved": None, **teacher}]
@@ -40,7 +40,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
         log.info("student: %s with %s", experiment.student.architecture, objective)
         student = commands.train_student(
             load_experiment("demo", overrides, smoke=smoke),
-            out / "teacher.zarr",
+            str(out / "teacher.zarr"),
             out / objective,
             data=data,
             cpu=cpu,

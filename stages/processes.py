@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,7 @@ from dhkd.data.errors import ConfigError
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bf16", "fp16"]
+T = TypeVar("T")
 
 
 def resolve_precision(precision: str, cpu: bool) -> Precision:
@@ -126,6 +127,10 @@ class Processes:
     def gather(self, values: list[Any]) -> set[Any]:
         """The different values of all processes' lists."""
         return set(gather_object(values) if self.world_size > 1 else values)
+
+    def collect(self, value: T) -> list[T]:
+        """Every process's value, in every process."""
+        return list(gather_object([value])) if self.world_size > 1 else [value]
 
     def wait(self) -> None:
         """Until every process is here."""

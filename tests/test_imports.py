@@ -27,7 +27,7 @@ MAY_IMPORT = {
 HOMES = {
     "click": {"pipeline/cli.py"},
     "accelerate": {"stages/processes.py"},
-    "zarr": {"data/cache/zarr_store.py"},
+    "zarr": {"data/cache/zarr_layout.py"},
     "webdataset": {"data/sources/tar_shards.py"},
     "PIL": {"data/photographs.py", "data/sources/glyphs.py"},
     "matplotlib": {"stages/report/curves.py", "data/sources/glyphs.py"},
@@ -106,7 +106,7 @@ def modules_loaded_by(*arguments: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train-student", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train-student", "--help"], ["plan", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     loaded = modules_loaded_by(*arguments)
     assert "click" in loaded

@@ -1,26 +1,21 @@
-"""What a cache promises: blocks, signals, and the pair of protocols that every store keeps.
+"""What a cache promises: blocks, and how a store lays them out as objects.
 
 A block is a run of consecutive indices of one view: the unit of work, of ownership by a process, of storage, of
-resumption and of reading. A store gives each block one chunk of each array and puts it once, whole.
+resumption and of reading. A store gives each block its own objects for each signal and for the witness, and every
+object is put once, whole. Writer and reader are the same for all stores and all places.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from dhkd.data.cache.manifest import Manifest
-from dhkd.data.errors import NonFiniteLoss
 from numpy.typing import NDArray
 
 WITNESS = "witness"  # the array beside the signals: a checksum of each row's rendered pixels
 
-# Largest relative error of a stored value: half a unit in the last place.
-STORAGE_ERROR = {"float32": 2.0**-24, "float16": 2.0**-11}
-
-# How far two forwards of the same rows may lie apart, relative to the row's largest logit: kernels differ with batch
-# size, device and version, and the error grows over a network's depth. float32 differs by some 1e-6, so 1e-4 has room.
-COMPUTE_ERROR = {"float32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+Array = NDArray[np.generic]
+Part = tuple[str, tuple[int, ...]]  # dtype and shape of a row
 
 
 @dataclass(frozen=True, order=True)
@@ -81,69 +76,23 @@ class Plan:
         return [block for view in range(self.num_views) for block in self.blocks_of_view(view)]
 
 
-class LogitWriter(Protocol):
-    """Puts blocks into a cache; any number of writers may work on different blocks of one cache."""
+class Layout(Protocol):
+    """How a store lays one cache's blocks out as objects: keys, sizes and bytes, and nothing of where they lie.
 
-    @property
-    def plan(self) -> Plan:
-        """How the cache is cut into blocks."""
-
-    def missing(self) -> list[Block]:
-        """The blocks that are not finished, by listing what is stored."""
-
-    def write(self, block: Block, rows: Mapping[str, NDArray[np.generic]]) -> None:
-        """Put one block: every signal, float (rows, …), and the witness, uint32 (rows,). Durable on return."""
-
-    def finish(self) -> None:
-        """Declare the cache complete; raises `CacheIncomplete` when a block is missing."""
-
-
-class LogitReader(Protocol):
-    """Reads a complete cache."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What is cached."""
-
-    @property
-    def plan(self) -> Plan:
-        """How the cache is cut into blocks."""
-
-    def require_complete(self) -> None:
-        """Raise `CacheIncomplete` unless every block is there, `CacheDamaged` when the cache was changed since."""
-
-    def read(self, block: Block, name: str) -> NDArray[np.generic]:
-        """One block of one array, as stored: (rows, …). Raises `CacheDamaged`, never gives fill values."""
-
-
-def read_view(reader: LogitReader, view: int, name: str) -> NDArray[np.generic]:
-    """One whole view of a signal or of the witness: (N, …)."""
-    return np.concatenate([reader.read(block, name) for block in reader.plan.blocks_of_view(view)])
-
-
-def tolerance(signal_dtype: str, precision: str, live: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far a stored row may lie from the same row computed live: float32 (B, 1) for logits (B, K).
-
-    The error of storing plus that of computing in `precision`, both relative to the row's largest |logit|.
+    Arrays go by name: each signal's, and the witness's. An array's parts are what its codec makes of it.
     """
-    largest = np.abs(live).max(axis=-1, keepdims=True)
-    return np.asarray((STORAGE_ERROR[signal_dtype] + COMPUTE_ERROR[precision]) * largest, dtype=np.float32)
 
+    def structure(self) -> dict[str, bytes]:
+        """The objects beside the blocks, in the order of writing; the last holds the manifest."""
 
-def encode(name: str, block: Block, values: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
-    """Values (rows, …) as they are stored in `dtype`.
+    def objects(self, name: str, block: Block) -> dict[str, int]:
+        """The objects of a block of an array: their sizes by their keys."""
 
-    Raises `NonFiniteLoss`, naming the first key, where a value is not finite or does not fit the dtype.
-    """
-    with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
-    bad_rows: Sequence[int] = np.flatnonzero(~np.isfinite(stored).reshape(len(stored), -1).all(axis=1)).tolist()
-    if bad_rows:
-        row = bad_rows[0]
-        worst = float(np.abs(values[row]).max())
-        remedy = "use cache.dtype=float32" if np.isfinite(worst) else "check the teacher's weights and precision"
-        raise NonFiniteLoss(
-            f"signal {name}, view {block.view}, index {block.start + row}: expected finite {dtype} values,"
-            f" got a largest magnitude of {worst:g}; {len(bad_rows)} rows of this block are affected; {remedy}"
-        )
-    return stored
+    def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
+        """A block of an array as objects; the same bytes whenever and wherever."""
+
+    def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+        """The inverse of `pack`, for contents that passed `checksum`."""
+
+    def checksum(self, key: str, content: bytes) -> int:
+        """What the index remembers of an object's bytes; raises `CacheDamaged` where they contradict themselves."""

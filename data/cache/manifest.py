@@ -3,53 +3,127 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from dhkd.data.cache.codecs import Codec
+from dhkd.data.cache.contract import WITNESS, Part, Plan
 from dhkd.data.errors import CacheDamaged, CacheMismatch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+# A signal's name is part of paths and keys.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """`identity` and `provenance` are trees of plain JSON values; `num_views` is neither: a cache may grow."""
+class _Tree(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    identity: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    num_views: int
-    block_rows: int
+
+class DatasetIdentity(_Tree):
+    """Which samples in which order."""
+
+    name: str
+    split: str
+    num_samples: Size
+    num_classes: Size
+    fingerprint: str
+
+
+class SignalIdentity(_Tree):
+    """What a signal's rows are: which teacher said them, computed in which precision, and how they are stored."""
+
+    teacher: Mapping[str, Any]
+    precision: Literal["float32", "bf16", "fp16"]
+    codec: Codec
+    row: tuple[Size, ...]
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The arrays that its codec makes of it."""
+        return self.codec.parts(self.row)
+
+    @model_validator(mode="after")
+    def _codec_fits(self) -> "SignalIdentity":
+        if self.codec.kind == "top-k" and (len(self.row) != 1 or self.codec.k >= self.row[0]):
+            raise ValueError(f"top-k keeps fewer than all values of a row, expected k below {self.row}")
+        return self
+
+
+class Identity(_Tree):
+    """What is cached."""
+
+    dataset: DatasetIdentity
+    recipe: Mapping[str, Any]
+    signals: Annotated[Mapping[Name, SignalIdentity], Field(min_length=1)]
+
+
+def _plain(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    canonical(tree)
+    return tree
+
+
+class Manifest(_Tree):
+    """`identity` says what is cached and `provenance`, by signal, how it came about; `num_views` grows with a cache."""
+
+    format: Literal[2] = 2
+    identity: Identity
+    provenance: Annotated[Mapping[str, Any], AfterValidator(_plain)]
+    num_views: Size
+    block_rows: Size
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Manifest":
+        names = [array for name in self.names for array in (array_name(name, part) for part in self.parts(name))]
+        if len(set(names)) < len(names):
+            raise ValueError("two arrays have one name")
+        if self.block_rows > self.identity.dataset.num_samples:
+            raise ValueError("block_rows is larger than the data set")
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        """How the cache is cut into blocks."""
+        return Plan(self.num_views, self.num_samples, self.block_rows)
 
     @property
     def num_samples(self) -> int:
         """N, the number of samples."""
-        return int(self.identity["dataset"]["num_samples"])
+        return self.identity.dataset.num_samples
 
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""
-        return int(self.identity["dataset"]["num_classes"])
+        return self.identity.dataset.num_classes
 
     @property
-    def signals(self) -> Mapping[str, Mapping[str, Any]]:
-        """Each signal's dtype and the shape of a row."""
-        signals: Mapping[str, Mapping[str, Any]] = self.identity["signals"]
-        return signals
+    def signals(self) -> Mapping[str, SignalIdentity]:
+        """The signals by name."""
+        return self.identity.signals
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that each block has: every signal, and the witness."""
+        return [*self.signals, WITNESS]
+
+    def parts(self, name: str) -> dict[str, Part]:
+        """The arrays that a signal, or the witness, is stored as."""
+        return {"": ("uint32", ())} if name == WITNESS else self.signals[name].parts
+
+    def error_before(self, name: str) -> float:
+        """How far a converted signal's values lay from what the teacher said already before; else 0."""
+        provenance = self.provenance.get(name, {})
+        return float(provenance.get("error_before", 0.0)) if isinstance(provenance, Mapping) else 0.0
 
     @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the identity: the name of what is cached."""
-        return hashlib.sha256(canonical(self.identity)).hexdigest()
+        return hashlib.sha256(canonical(self.identity.model_dump(mode="json"))).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        return {
-            "format": FORMAT_VERSION,
-            "identity": dict(self.identity),
-            "provenance": dict(self.provenance),
-            "num_views": self.num_views,
-            "block_rows": self.block_rows,
-        }
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_json(cls, tree: Any, where: str) -> "Manifest":
@@ -59,24 +133,52 @@ class Manifest:
         """
         if not isinstance(tree, dict) or "format" not in tree:
             raise CacheDamaged(f"{where}: expected a dhkd manifest, got none; is this a dhkd cache?")
-        if tree["format"] != FORMAT_VERSION:
-            raise CacheMismatch(
-                f"{where}: format version expected {FORMAT_VERSION}, got {tree['format']};"
-                f" rebuild it with 'dhkd cache-teacher' or use the dhkd version that wrote it"
-            )
+        version = tree["format"]
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            older = isinstance(version, int) and 0 < version < FORMAT_VERSION
+            remedy = "make it anew with 'dhkd convert'" if older else "use the version of dhkd that wrote it"
+            raise CacheMismatch(f"{where}: format version expected {FORMAT_VERSION}, got {version!r}; {remedy}")
         try:
-            manifest = cls(tree["identity"], tree["provenance"], int(tree["num_views"]), int(tree["block_rows"]))
-            shape = (manifest.num_samples, manifest.num_classes, manifest.num_views, manifest.block_rows)
-            assert all(size > 0 for size in shape)
-            assert all(signal["dtype"] and signal["row"] for signal in manifest.signals.values())
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            raise CacheDamaged(f"{where}: the manifest is damaged ({error!r}); rebuild the cache") from error
-        return manifest
+            return cls.model_validate(tree)
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise CacheDamaged(f"{where}: the manifest is damaged ({_first(error)})") from error
+
+    def extended_by(self, other: "Manifest", where: str) -> "Manifest":
+        """The cache that holds what this one does and what `other` adds: views, signals.
+
+        Raises `CacheMismatch`, listing every difference, where they don't fit together.
+        """
+        known = {name: signal for name, signal in self.signals.items() if name in other.signals}
+        mine = Identity(dataset=self.identity.dataset, recipe=self.identity.recipe, signals=known or other.signals)
+        theirs = {
+            **other.identity.model_dump(mode="json"),
+            "signals": {name: other.signals[name].model_dump(mode="json") for name in known or other.signals},
+        }
+        found = differences(theirs, mine.model_dump(mode="json"), exact=True)
+        if other.num_views < self.num_views:
+            found.append(f"views expected at least {self.num_views}, as it was begun with, got {other.num_views}")
+        if found:
+            raise CacheMismatch(f"cache at {where}: {'; '.join(found)}; write this one to another --out")
+        return Manifest(
+            identity=Identity(
+                dataset=self.identity.dataset,
+                recipe=self.identity.recipe,
+                signals={**self.signals, **other.signals},
+            ),
+            provenance={**other.provenance, **self.provenance},
+            num_views=other.num_views,
+            block_rows=self.block_rows,
+        )
+
+
+def array_name(name: str, part: str) -> str:
+    """What a part of a signal is called."""
+    return f"{name}_{part}" if part else name
 
 
 def canonical(tree: object) -> bytes:
-    """The one JSON text of a tree of plain values, for hashing."""
-    return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    """The one JSON text of a tree of plain values, for hashing; raises `ValueError` for NaN and infinity."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def differences(
@@ -104,7 +206,7 @@ def require_identity(expected: Mapping[str, Any], manifest: Manifest, where: str
 
     Only the fields that `expected` names are compared, so that an experiment which names no teacher accepts any.
     """
-    found = differences(expected, manifest.identity)
+    found = differences(expected, manifest.identity.model_dump(mode="json"))
     if found:
         raise CacheMismatch(f"cache at {where}: {'; '.join(found)}; {remedy}")
 
@@ -112,3 +214,11 @@ def require_identity(expected: Mapping[str, Any], manifest: Manifest, where: str
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return f"{text[:12]}…" if len(text) == hashlib.sha256().digest_size * 2 else text
+
+
+def _first(error: Exception) -> str:
+    """What a validation found first, in one line."""
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return " ".join(str(error).split()) or type(error).__name__

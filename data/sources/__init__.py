@@ -21,6 +21,23 @@ SOURCES: dict[str, Source] = {
     "glyphs": glyphs.load,
 }
 FILE_SOURCES = ("image-folder", "webdataset")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a training split: samples, classes, and the pixels of a side."""
+
+    samples: int
+    classes: int
+    pixels: int
+
+
+# Of the sets in memory, for who asks before any file is there.
+SIZES: dict[str, Size] = {
+    "cifar100": Size(50_000, 100, 32),
+    "digits": Size(digits.NUM_TRAIN, 10, 8),
+    "glyphs": Size(glyphs.num_images("train"), len(glyphs.CHARACTERS), glyphs.SIZE),
+}
 SPLITS = ("train", "test")
 
 

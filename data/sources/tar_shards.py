@@ -6,7 +6,6 @@ cache folder. Shards at a URL are fetched one by one into a bounded folder, shor
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -15,12 +14,14 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from dhkd.data.copies import BoundedCopies, locked
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.files import user_cache_folder, write_atomically
 from dhkd.data.photographs import PhotoSet
@@ -59,53 +60,41 @@ class Copies:
         """The shard, or its copy, which is fetched when it isn't there. Raises `DataError` where that fails."""
         if not _is_remote(url):
             return Path(url).open("rb")
-        while True:
-            with contextlib.suppress(FileNotFoundError):  # another process may have needed its place in between
-                return self.fetch(url).open("rb")
+        with _fetching(url):
+            return self._kept.open(_name(url), partial(_copy, url))
 
     def fetch(self, url: str) -> Path:
         """The copy of the shard at a URL."""
-        from webdataset.gopen import gopen
-
-        path = self._path(url)
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)
-            return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            if not path.exists():
-
-                def copy(out: BinaryIO) -> None:
-                    with gopen(url, "rb") as stream:
-                        shutil.copyfileobj(stream, out, 1 << 20)
-
-                try:
-                    write_atomically(path, copy)
-                except (OSError, ValueError) as error:
-                    raise DataError(f"webdataset: {url} could not be fetched ({_reason(error)})") from error
-                self._forget_oldest(path)
-        return path
+        with _fetching(url):
+            return self._kept.fetch(_name(url), partial(_copy, url))
 
     def forget(self, url: str) -> None:
         """Remove the copy of a shard, so that a better one can be fetched; a local shard stays."""
         if _is_remote(url):
-            self._path(url).unlink(missing_ok=True)
+            self._kept.forget(_name(url))
 
-    def _path(self, url: str) -> Path:
-        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+    @property
+    def _kept(self) -> BoundedCopies:
+        return BoundedCopies(self.folder, self.keep_bytes)
 
-    def _forget_oldest(self, newest: Path) -> None:
-        copies = []
-        for path in self.folder.glob("*.tar"):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                copies.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-        total = sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies):
-            if total <= self.keep_bytes:
-                return
-            if path != newest:
-                path.unlink(missing_ok=True)
-                total -= size
+
+def _name(url: str) -> str:
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+
+
+def _copy(url: str, out: BinaryIO) -> None:
+    from webdataset.gopen import gopen
+
+    with gopen(url, "rb") as stream:
+        shutil.copyfileobj(stream, out, 1 << 20)
+
+
+@contextlib.contextmanager
+def _fetching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"webdataset: {url} could not be fetched ({_reason(error)})") from error
 
 
 class ShardFiles:
@@ -204,21 +193,13 @@ def expand(root: str, pattern: str) -> list[str]:
     return urls
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of the machine at a time may make `path`."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _index(urls: Sequence[str], copies: Copies) -> Index:
     """The index of the shards: the one that was kept, else read from their headers."""
     path = _index_path(urls)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a cache folder that can't be written to costs time alone
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(path))
+            stack.enter_context(locked(path))
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as arrays:
             return Index(**{name: arrays[name] for name in Index.__annotations__})
         log.info("webdataset: reading the headers of %d shards, once", len(urls))

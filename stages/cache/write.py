@@ -3,19 +3,24 @@
 Every block is computed in the same batches whoever computes it, so that the number of processes, their order and
 interruptions leave no trace in the bytes. Blocks of the same rows in several views can be rendered together, which lets
 a photograph be decoded once for all of them; each is still classified by itself.
+
+Runs that know nothing of each other share a cache: each looks before it computes a block, and goes on elsewhere when
+another was faster. At the end everything is read back, and what is damaged is computed again.
 """
 
 import logging
+import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
-from dhkd.data.cache.contract import WITNESS, Block, LogitReader, LogitWriter, tolerance
-from dhkd.data.errors import CacheMismatch
-from dhkd.data.philox import Domain, below, raw_rows
+from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.render import Keys, Normalization, Renderer, witnesses
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
@@ -24,18 +29,21 @@ from torch import Tensor
 
 log = logging.getLogger("dhkd")
 
-LIVE_BATCH = 64  # rows recomputed at a time
-
 Rows = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What this call did: blocks and rows over all processes, and how long the computing and writing took."""
+    """What this call did: blocks and rows over all processes, and how long it took.
+
+    `remaining` counts the blocks that are left to others, other parts or other teachers: 0 when the cache is complete.
+    """
 
     blocks: int
     rows: int
     seconds: float
+    repaired: int
+    remaining: int
 
 
 class Teacher:
@@ -61,60 +69,115 @@ class Teacher:
 
 
 def write_blocks(
-    teacher: Teacher, writer: LogitWriter, *, batch_size: int, processes: Processes, views_at_once: int = 1
+    teacher: Teacher,
+    writer: LogitWriter,
+    *,
+    batch_size: int,
+    processes: Processes,
+    views_at_once: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Written:
-    """Compute and write every missing block of the cache, shared out over the processes, and declare it complete.
+    """Compute and write every missing block, shared out over the processes; check everything, and declare it complete.
 
-    The first process lists what is missing and tells the others; at the end it lists again, until nothing is. Each
-    holds 2 · `views_at_once` blocks in memory, half of them being computed and half being written, and the latter's
-    encoded copies, whatever the cache's size. Raises `NonFiniteLoss` for logits that can't be stored.
+    The first process lists what is missing and tells the others; at the end it lists again, until nothing is. `part`
+    (number from 0, of how many) takes that share of all blocks; whoever finds nothing missing at the end finishes for
+    all. Each process holds 2 · `views_at_once` blocks in memory, half of them being computed and half being written,
+    and the latter's encoded copies, whatever the cache's size. Raises `NonFiniteLoss` for logits that can't be stored.
     """
     began = time.perf_counter()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # blocks and rows, by this process
-    while missing := processes.broadcast(writer.missing() if processes.is_first else None):
-        # By position in the one list that all processes have: balanced however little is left.
-        mine = _together(missing, views_at_once)[processes.rank :: processes.world_size]
-        _write(mine, teacher, writer, batch_size, processes)
-        blocks = [block for unit in mine for block in unit]
-        computed += torch.tensor([len(blocks), sum(len(block) for block in blocks)], device=processes.device)
-        processes.wait()
-    if processes.is_first:
-        writer.finish()
+    fresh: set[Block] = set()  # of this call: the index of before does not know them
+    repaired = remaining = 0
+    while True:
+        missing = processes.broadcast(writer.missing() if processes.is_first else None)
+        number, parts = part
+        units = _together(missing, views_at_once)
+        # By a number of the unit's own, since parts begin at different times and list different blocks.
+        todo = [
+            units[unit]
+            for unit in units
+            if repaired or (unit[0] * writer.plan.blocks_per_view + unit[1]) % parts == number
+        ]
+        if todo:
+            fresh.update(missing)
+            # By position in the one list that all processes have: balanced however little is left.
+            computed += _write(todo[processes.rank :: processes.world_size], teacher, writer, batch_size, processes)
+            processes.wait()
+            continue
+        remaining = len(missing) or processes.broadcast(len(writer.missing_of_others()) if processes.is_first else None)
+        if remaining:
+            break
+        damaged = _check(writer, fresh, processes)
+        if not damaged:
+            break
+        fresh |= damaged
+        repaired += len(damaged)
     blocks, rows = processes.sum(computed).tolist()  # which also waits for the first process
-    return Written(blocks, rows, time.perf_counter() - began)
+    return Written(blocks, rows, time.perf_counter() - began, repaired, remaining)
 
 
-def _together(blocks: list[Block], views_at_once: int) -> list[list[Block]]:
-    """The blocks in lists of at most `views_at_once` that hold the same rows of different views."""
-    if views_at_once == 1:
-        return [[block] for block in blocks]
-    of_rows: dict[int, list[Block]] = {}
+def _together(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], list[Block]]:
+    """The blocks in units that hold the same rows of at most `views_at_once` views."""
+    units: dict[tuple[int, int], list[Block]] = {}
     for block in blocks:
-        of_rows.setdefault(block.number, []).append(block)
-    return [
-        same_rows[start : start + views_at_once]
-        for same_rows in of_rows.values()
-        for start in range(0, len(same_rows), views_at_once)
-    ]
+        units.setdefault((block.view // views_at_once, block.number), []).append(block)
+    return units
+
+
+def _check(writer: LogitWriter, fresh: set[Block], processes: Processes) -> set[Block]:
+    """Read everything back; finish where all is good, else remove what is damaged. The blocks to be computed again."""
+    blocks = writer.plan.blocks()[processes.rank :: processes.world_size]
+    with progress_bar("checking", sum(map(len, blocks)), visible=processes.is_first) as advance:
+        checked = writer.check(_advancing(blocks, advance), fresh)
+    everything = processes.collect(checked)
+    damages = [damage for part in everything for damage in part.damages]
+    if not damages and processes.is_first:
+        writer.finish(everything)
+    for damage in checked.damages:
+        log.warning("cache at %s: %s; its block is computed again", writer.location, damage)
+    writer.discard(checked.damages)
+    processes.wait()
+    return {damage.block for damage in damages if damage.block is not None}
+
+
+def _advancing(blocks: list[Block], advance: Callable[[int], None]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        advance(len(block))
 
 
 def _write(
     units: list[list[Block]], teacher: Teacher, writer: LogitWriter, batch_size: int, processes: Processes
-) -> None:
-    total = sum(len(block) for unit in units for block in unit)
-    pixels = teacher.render(keys for unit in units for keys in _keys(unit, batch_size))
-    pending: list[Future[None]] = []
+) -> Tensor:
+    """Compute and write these units, but for blocks that others wrote meanwhile; how many blocks and rows."""
+    waiting, rendering = deque(units), deque[list[Block]]()
+    computed = torch.zeros(2, dtype=torch.int64, device=processes.device)
+    pending: list[Future[bool]] = []
     with (
-        progress_bar("caching", total, visible=processes.is_first) as advance,
+        progress_bar("caching", sum(len(b) for unit in units for b in unit), visible=processes.is_first) as advance,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as thread,
     ):
-        for unit in units:
-            rows = _compute(unit, teacher, pixels, batch_size, advance)
-            for written in pending:
-                written.result()
+
+        def keys_of_units() -> Iterator[Keys]:
+            while waiting:
+                unit = waiting.popleft()
+                left = [block for block in unit if not writer.has(block)]
+                advance(sum(len(block) for block in unit) - sum(len(block) for block in left))
+                if left:
+                    rendering.append(left)
+                    yield from _keys(left, batch_size)
+
+        pixels = teacher.render(keys_of_units())
+        for first in pixels:
+            unit = rendering.popleft()
+            rows = _compute(unit, teacher, chain([first], pixels), batch_size, advance)
+            computed += torch.tensor([len(unit), sum(len(block) for block in unit)], device=processes.device)
+            if not all(written.result() for written in pending) and waiting:
+                waiting.rotate(-secrets.randbelow(len(waiting)))  # away from the run that is at the same place
             pending = [thread.submit(writer.write, block, rows.pop(0)) for block in unit]
         for written in pending:
             written.result()
+    return computed
 
 
 def _keys(unit: list[Block], batch_size: int) -> Iterator[Keys]:
@@ -142,41 +205,3 @@ def _compute(
                 arrays[name][start - block.start : stop - block.start] = values
             advance(stop - start)
     return rows
-
-
-def compare_with_live(
-    teacher: Teacher, reader: LogitReader, *, precision: str, seed: int, num_rows: int, repair: str
-) -> float:
-    """Recompute the logits of `num_rows` random keys and compare them with the cache's; the largest |difference|.
-
-    Raises `CacheMismatch`, naming the worst key and the likely cause, where a row lies beyond `tolerance`; `repair`
-    is the remedy that its message ends with.
-    """
-    plan, signal = reader.plan, reader.manifest.signals["logits"]
-    view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)
-    keys = zip(torch.split(view_B, LIVE_BATCH), torch.split(index_B, LIVE_BATCH), strict=True)
-    live_BK = torch.cat([teacher.logits(pixels_BCHW).cpu() for pixels_BCHW in teacher.render(keys)]).numpy()
-    stored_BK = np.stack(
-        [
-            np.asarray(reader.read(block, "logits"), dtype=np.float32)[index - block.start]
-            for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)
-            for block in [plan.block(view, index // plan.block_rows)]
-        ]
-    )
-    difference_B = np.abs(stored_BK - live_BK).max(axis=1)
-    allowed_B = tolerance(signal["dtype"], precision, live_BK)[:, 0]
-    worst = int(np.argmax(difference_B - allowed_B))
-    beyond = int((difference_B > allowed_B).sum())
-    if not beyond:
-        return float(difference_B.max())
-    raise CacheMismatch(
-        f"logits beyond tolerance: {beyond} of {num_rows} rows differ from a live forward, worst at"
-        f" view {int(view_B[worst])}, index {int(index_B[worst])}: |difference|"
-        f" expected at most {allowed_B[worst]:.3g}, got {difference_B[worst]:.3g}; {repair}"
-    )
-
-
-def random_keys(seed: int, num_views: int, num_samples: int, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Random keys for a spot check: view and index, two int64 (num_rows,)."""
-    raw = raw_rows(seed, Domain.SPOT_CHECK, 0, 0, num_rows, width=2)
-    return torch.from_numpy(below(raw[:, 0], num_views)), torch.from_numpy(below(raw[:, 1], num_samples))

@@ -12,23 +12,58 @@ def cache_table(result: Mapping[str, Any]) -> str:
     """What `inspect` says of a cache."""
     identity, provenance = result["identity"], result["provenance"]
     recipe = ", ".join(f"{key} {value}" for key, value in identity["recipe"].items() if key != "kind")
-    progress = "complete" if result["complete"] else "not finished"
     rows = {
-        "cache": f"{result['path']} ({result['digest'][:12]})",
-        "state": f"{progress}, {result['blocks_done']} of {result['blocks']} blocks",
-        "size": f"{result['bytes'] / 1e6:,.1f} MB in blocks of {result['rows_per_block']:,} rows",
+        "cache": f"{result['path']} ({result['digest'][:12]}), {result['store']}, format {result['format']}",
+        "state": _state(result),
+        "size": f"{result['bytes'] / 1e6:,.1f} MB"
+        if result["bytes"] is not None
+        else "not known before it is finished",
+        "blocks": f"of {result['rows_per_block']:,} rows",
         "data set": f"{identity['dataset']['name']}, {identity['dataset']['split']}: {result['samples']:,} samples,"
         f" {result['classes']} classes ({identity['dataset']['fingerprint'][:12]})",
         "views": f"{result['views']} of {identity['recipe']['kind']} ({recipe})",
-        "signals": ", ".join(f"{name} {dtype}" for name, dtype in result["signals"].items()),
-        "teacher": f"{result['teacher']} ({result['teacher_sha256'][:12]}),"
-        f" test top-1 {provenance.get('teacher_test_top1', float('nan')):.2f} %",
-        "computed in": identity["precision"],
-        "made with": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
-        "made on": str(provenance.get("hardware", "unknown")),
-        "command": str(provenance.get("command", "unknown")),
     }
+    for name, signal in identity["signals"].items():
+        teacher, made = signal["teacher"], provenance.get(name, {})
+        codec = ", ".join(f"{value}" if key == "kind" else f"{key} {value}" for key, value in signal["codec"].items())
+        rows |= {
+            f"signal {name}": f"{codec}, computed in {signal['precision']}",
+            "  teacher": f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}),"
+            f" test top-1 {made.get('teacher_test_top1', float('nan')):.2f} %",
+            **{f"  {key}": text for key, text in _exactness(result["bounds"].get(name)).items()},
+            "  made with": ", ".join(f"{library} {version}" for library, version in made.get("versions", {}).items()),
+            "  made on": str(made.get("hardware", "unknown")),
+            "  command": str(made.get("command", "unknown")),
+        }
     return plain_table(["", ""], list(rows.items()), header=False)
+
+
+def _state(result: Mapping[str, Any]) -> str:
+    blocks = f"{result['blocks_done']} of {result['blocks']} blocks"
+    if result["complete"]:
+        return f"complete, {blocks}"
+    if result["complete_views"]:
+        signals = ", ".join(result["complete_signals"])
+        return f"complete with {result['complete_views']} views of {signals}; being extended or damaged: {blocks}"
+    return f"not finished, {blocks}"
+
+
+def _exactness(bound: Mapping[str, float | None] | None) -> dict[str, str]:
+    """What follows from how the values are stored."""
+    if bound is None:
+        return {}
+    lines = {
+        "error": f"a logit differs from the teacher's by at most {bound['error']:.2g}; the top class can change only"
+        f" where it leads by at most {bound['margin']:.2g}",
+        "losses": f"KL at temperature 4 ≤ {bound['kl_at_4']:.2g}, BinaryKL at temperature 2 ≤"
+        f" {bound['binary_kl_at_2']:.2g} (before the factor τ²)",
+    }
+    if bound["tail_mass"] is not None:
+        lines = {
+            "error": f"a stored logit differs by at most {bound['error']:.2g}; the others' probabilities, at most"
+            f" {bound['tail_mass']:.2g} of a row, are kept as their sum"
+        }
+    return lines
 
 
 def presets_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.cache.contract import WITNESS, Block
-from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer, witnesses
@@ -36,12 +35,13 @@ from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.caches import complete, manifest_of, opened, writer_at
 from tests.conftest import make_images
 
 CPU = torch.device("cpu")
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 4, 37, 5, 10
 RECIPE = CropFlip(padding=1, flip=True, seed=3)  # 18 views, of which the cache holds the first 4
-SIGNALS = ("logits", "embedding")
+SIGNALS = {"logits": ["logits"], "embedding": ["embedding"]}
 NO_KEYS = (torch.empty(0, dtype=torch.int64),) * 2  # for signals that have no use for the epoch's keys
 
 
@@ -54,24 +54,19 @@ def signals_of(view_B: NDArray[np.int64], index_B: NDArray[np.int64]) -> dict[st
     }
 
 
-def write_cache(path: Path, renderer: ResidentRenderer) -> ZarrReader:
+def write_cache(path: Path, renderer: ResidentRenderer) -> LogitReader:
     """A complete cache of the renderer's pixels; the signals stand for what a teacher would say."""
     images = renderer.images
-    tree = {
-        "dataset": {"num_samples": len(images), "num_classes": images.num_classes},
-        "signals": {
-            "logits": {"dtype": "float32", "row": [CLASSES]},
-            "embedding": {"dtype": "float16", "row": [2, 3]},
-        },
-    }
-    writer = ZarrWriter.create(path, Manifest(tree, {"command": "test"}, VIEWS, BLOCK_ROWS))
+    signals = {"logits": ("float32", (CLASSES,)), "embedding": ("float16", (2, 3))}
+    manifest = manifest_of(len(images), images.num_classes, VIEWS, BLOCK_ROWS, signals=signals)
+    writer = writer_at(path, manifest)
     for block in writer.missing():
         view_B, index_B = keys_of(block)
         pixels = renderer.pixels(torch.from_numpy(view_B), torch.from_numpy(index_B))
         writer.write(block, {**signals_of(view_B, index_B), WITNESS: witnesses(pixels)})
-    writer.finish()
-    reader = ZarrReader(path)
-    reader.require_complete()
+    complete(writer)
+    reader = open_cache(path)
+    reader.require_present()
     return reader
 
 
@@ -94,12 +89,12 @@ def pixels_by_key() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> ZarrReader:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> LogitReader:
     return write_cache(tmp_path_factory.mktemp("stream") / "c.zarr", renderer())
 
 
 @pytest.fixture(scope="module")
-def resident(reader: ZarrReader) -> ResidentSignals:
+def resident(reader: LogitReader) -> ResidentSignals:
     return ResidentSignals(reader, SIGNALS, CPU)
 
 
@@ -143,7 +138,7 @@ def require_joined(batch: Batch) -> None:
     assert batch.teacher.keys() == expected.keys()
     assert isinstance(batch.teacher["logits"], Float32[Tensor, f"{rows} {CLASSES}"])
     assert isinstance(batch.teacher["embedding"], Float[Tensor, f"{rows} 2 3"])
-    assert batch.teacher["embedding"].dtype == torch.float16, "as stored"
+    assert batch.teacher["embedding"].dtype == torch.float32, "decoded"
     for name, values in expected.items():
         assert (batch.teacher[name].float().numpy() == values).all(), name
 
@@ -234,9 +229,9 @@ def test_without_a_teacher_the_rest_is_the_same(resident: ResidentSignals) -> No
             require_same(bare, replace(full, teacher={}))
 
 
-def test_only_the_named_signals_are_gathered(reader: ZarrReader) -> None:
+def test_only_the_named_signals_are_gathered(reader: LogitReader) -> None:
     for kind in (ResidentSignals, StreamedSignals):
-        batch = next(stream_of(kind(reader, ["embedding"], CPU), "cycle").epoch(1))
+        batch = next(stream_of(kind(reader, {"embedding": ["embedding"]}, CPU), "cycle").epoch(1))
         assert batch.teacher.keys() == {"embedding"}
 
 
@@ -251,7 +246,7 @@ def test_an_unknown_schedule_names_the_nearest(resident: ResidentSignals) -> Non
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 6])
-def test_streamed_signals_equal_resident_ones(reader: ZarrReader, resident: ResidentSignals, start: int) -> None:
+def test_streamed_signals_equal_resident_ones(reader: LogitReader, resident: ResidentSignals, start: int) -> None:
     """Over more epochs than views, from the first epoch or as a resumed run from a later one."""
     streamed, all_at_hand = (stream_of(s, "cycle") for s in (StreamedSignals(reader, SIGNALS, CPU), resident))
     for epoch in range(start, start + 2 * VIEWS + 1):
@@ -262,8 +257,8 @@ def test_streamed_signals_equal_resident_ones(reader: ZarrReader, resident: Resi
 @given(epochs=st.lists(st.integers(0, 2 * VIEWS), min_size=1, max_size=8))
 @example(epochs=[0, 0, 2, 1, 2, 2])
 @settings(max_examples=15, deadline=None)
-def test_streamed_signals_can_jump(reader: ZarrReader, epochs: list[int]) -> None:
-    signals = StreamedSignals(reader, ["logits"], CPU)
+def test_streamed_signals_can_jump(reader: LogitReader, epochs: list[int]) -> None:
+    signals = StreamedSignals(reader, {"logits": ["logits"]}, CPU)
     index_B = torch.arange(SAMPLES)
     for epoch in epochs:
         signals.prepare(epoch, *NO_KEYS)
@@ -272,18 +267,18 @@ def test_streamed_signals_can_jump(reader: ZarrReader, epochs: list[int]) -> Non
         assert (logits == signals_of(view_B.numpy(), index_B.numpy())["logits"]).all()
 
 
-def test_streamed_signals_read_each_view_once_and_one_ahead(reader: ZarrReader) -> None:
+def test_streamed_signals_read_each_view_once_and_one_ahead(reader: LogitReader) -> None:
     read: list[int] = []
     ahead = threading.Event()
 
-    class Recording(ZarrReader):
-        def read(self, block: Block, name: str) -> NDArray[np.generic]:
+    class Recording(LogitReader):
+        def stored(self, block: Block, name: str) -> dict[str, NDArray[np.generic]]:
             read.append(block.view)
             if block.view == 1:
                 ahead.set()
-            return super().read(block, name)
+            return super().stored(block, name)
 
-    signals = StreamedSignals(Recording(reader.path), ["logits"], CPU)
+    signals = StreamedSignals(Recording(*opened(reader.location)), {"logits": ["logits"]}, CPU)
     signals.prepare(0, *NO_KEYS)
     assert ahead.wait(60), "view 1 is read before anyone asks for it"
     for epoch in range(1, VIEWS):
@@ -294,7 +289,7 @@ def test_streamed_signals_read_each_view_once_and_one_ahead(reader: ZarrReader) 
     assert read[: (VIEWS + 1) * reader.plan.blocks_per_view : reader.plan.blocks_per_view] == [0, 1, 2, 3, 0]
 
 
-def test_streamed_signals_never_give_another_views_rows(reader: ZarrReader) -> None:
+def test_streamed_signals_never_give_another_views_rows(reader: LogitReader) -> None:
     signals = StreamedSignals(reader, SIGNALS, CPU)
     signals.prepare(0, *NO_KEYS)
     with pytest.raises(AssertionError):
@@ -326,7 +321,7 @@ def test_damage_found_while_reading_ahead_ends_the_epoch_that_needs_it(tmp_path:
 @example(schedule="cycle", window=1, batch_size=4, epochs=[0, 4, 1], seed=1)
 @settings(max_examples=25, deadline=None)
 def test_windowed_signals_equal_resident_ones(
-    reader: ZarrReader,
+    reader: LogitReader,
     resident: ResidentSignals,
     schedule: str,
     window: int,
@@ -351,7 +346,7 @@ def test_windowed_signals_equal_resident_ones(
             require_same(union([first, second]), same)
 
 
-def test_a_windowed_epoch_is_in_the_windowed_order(reader: ZarrReader) -> None:
+def test_a_windowed_epoch_is_in_the_windowed_order(reader: LogitReader) -> None:
     stream = stream_of(WindowedSignals(reader, SIGNALS, CPU, 20), "block", window=20)
     view_N, index_N = stream.keys(3)
     assert torch.equal(index_N, windowed_order(0, 3, SAMPLES, BLOCK_ROWS, 20))
@@ -361,30 +356,30 @@ def test_a_windowed_epoch_is_in_the_windowed_order(reader: ZarrReader) -> None:
 
 
 @pytest.fixture(scope="module")
-def many_blocks(tmp_path_factory: pytest.TempPathFactory) -> ZarrReader:
+def many_blocks(tmp_path_factory: pytest.TempPathFactory) -> LogitReader:
     """28 blocks of a view, the last one short."""
     return write_cache(
         tmp_path_factory.mktemp("many") / "c.zarr", ResidentRenderer(make_images(271, size=2), RECIPE, CPU)
     )
 
 
-class Counting(ZarrReader):
+class Counting(LogitReader):
     """Remembers which blocks were read."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str) -> None:
+        super().__init__(*opened(path))
         self.blocks_read: list[Block] = []
 
-    def read(self, block: Block, name: str) -> NDArray[np.generic]:
+    def stored(self, block: Block, name: str) -> dict[str, NDArray[np.generic]]:
         self.blocks_read.append(block)
-        return super().read(block, name)
+        return super().stored(block, name)
 
 
 def windowed_epochs(
-    reader: ZarrReader, schedule: str, window: int, batch_size: int, num_epochs: int
+    reader: LogitReader, schedule: str, window: int, batch_size: int, num_epochs: int
 ) -> Iterator[tuple[int, WindowedSignals]]:
     """After each batch of each epoch: the epoch, and the signals."""
-    signals = WindowedSignals(reader, ["logits"], CPU, window)
+    signals = WindowedSignals(reader, {"logits": ["logits"]}, CPU, window)
     num_samples = reader.plan.num_samples
     for epoch in range(num_epochs):
         index_N = windowed_order(0, epoch, num_samples, BLOCK_ROWS, window)
@@ -398,9 +393,9 @@ def windowed_epochs(
 @pytest.mark.parametrize("schedule", ["cycle", "block"])
 @pytest.mark.parametrize(("window", "batch_size"), [(50, 7), (50, 64), (10, 10), (271, 50)])
 def test_each_block_is_read_once_in_an_epoch(
-    many_blocks: ZarrReader, schedule: str, window: int, batch_size: int
+    many_blocks: LogitReader, schedule: str, window: int, batch_size: int
 ) -> None:
-    counting = Counting(many_blocks.path)
+    counting = Counting(many_blocks.location)
     read_before = 0
     steps = [epoch for epoch, _ in windowed_epochs(counting, schedule, window, batch_size, 3)]
     assert len(steps) == 3 * -(-271 // batch_size)
@@ -428,7 +423,7 @@ def test_each_block_is_read_once_in_an_epoch(
     ],
 )
 def test_no_more_than_two_windows_are_in_memory(
-    many_blocks: ZarrReader, schedule: str, window: int, batch_size: int
+    many_blocks: LogitReader, schedule: str, window: int, batch_size: int
 ) -> None:
     held = [signals._blocks.num_held for _, signals in windowed_epochs(many_blocks, schedule, window, batch_size, 4)]
     assert max(held) <= 2 * (window // BLOCK_ROWS)
@@ -451,7 +446,7 @@ def test_damage_found_while_reading_ahead_ends_the_batch_that_needs_it(tmp_path:
 
 
 def test_views_that_change_within_a_block_are_gathered_all_the_same(
-    reader: ZarrReader, resident: ResidentSignals
+    reader: LogitReader, resident: ResidentSignals
 ) -> None:
     """Slowly, since nearly every block of every view is needed all the time; but rightly."""
     windowed = stream_of(WindowedSignals(reader, SIGNALS, CPU, 10), "independent", window=10)
@@ -516,7 +511,7 @@ def test_impossible_shares_are_refused(arguments: tuple[int, int, int], message:
 EVERYTHING = {"rows_per_block": BLOCK_ROWS, "max_blocks": 10**6}
 
 
-def test_witnesses_of_a_good_cache_pass(reader: ZarrReader) -> None:
+def test_witnesses_of_a_good_cache_pass(reader: LogitReader) -> None:
     assert check_witnesses(renderer(), reader, seed=0, rows_per_block=10**6, max_blocks=10**6) == VIEWS * SAMPLES
     for seed in range(5):
         assert check_witnesses(renderer(), reader, seed=seed, rows_per_block=3, max_blocks=2) == 6
@@ -534,7 +529,7 @@ def mismatched_key(caught: pytest.ExceptionInfo[CacheMismatch]) -> tuple[int, in
     return view, index
 
 
-def test_other_images_in_the_same_places_are_noticed(reader: ZarrReader) -> None:
+def test_other_images_in_the_same_places_are_noticed(reader: LogitReader) -> None:
     images = make_images(SAMPLES)
     backwards = replace(images, images_NCHW=images.images_NCHW.flip(0))
     with pytest.raises(CacheMismatch, match="rows in view") as caught:
@@ -544,7 +539,7 @@ def test_other_images_in_the_same_places_are_noticed(reader: ZarrReader) -> None
     assert index != SAMPLES // 2, "that image is still in its place"
 
 
-def test_two_swapped_images_are_noticed_and_named(reader: ZarrReader) -> None:
+def test_two_swapped_images_are_noticed_and_named(reader: LogitReader) -> None:
     images = make_images(SAMPLES)
     order = torch.arange(SAMPLES)
     order[[12, 30]] = order[[30, 12]]
@@ -555,7 +550,7 @@ def test_two_swapped_images_are_noticed_and_named(reader: ZarrReader) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 17, SAMPLES - 1])
-def test_one_changed_level_is_noticed_and_named(reader: ZarrReader, index: int) -> None:
+def test_one_changed_level_is_noticed_and_named(reader: LogitReader, index: int) -> None:
     images = make_images(SAMPLES)
     changed = images.images_NCHW.clone()
     changed[index, 1, 4, 4] ^= 1
@@ -569,7 +564,7 @@ def test_one_changed_level_is_noticed_and_named(reader: ZarrReader, index: int) 
 @pytest.mark.parametrize(
     "other", [replace(RECIPE, seed=4), replace(RECIPE, padding=2), replace(RECIPE, flip=False)], ids=str
 )
-def test_another_recipe_is_noticed(reader: ZarrReader, other: CropFlip) -> None:
+def test_another_recipe_is_noticed(reader: LogitReader, other: CropFlip) -> None:
     with pytest.raises(CacheMismatch) as caught:
         check_witnesses(
             ResidentRenderer(make_images(SAMPLES), other, CPU), reader, seed=0, rows_per_block=5, max_blocks=2

@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from dhkd.data.cache.contract import WITNESS
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.views import CropFlip
 
+from tests.caches import complete, writer_at
 from tests.conftest import files_of
 from tests.e2e.conftest import SMALL, SMALL_VERIFY, Outcome, dhkd, done
 
@@ -77,7 +77,7 @@ def test_a_cache_of_another_teacher_than_the_named_one(
 
 def test_an_incomplete_cache_and_none(cache: Path, teacher: Path, tmp_path: Path) -> None:
     words = ["train-student", "digits", *SMALL, "--out", tmp_path / "run", "--cache"]
-    assert_one_line(dhkd(*words, tmp_path / "nowhere"), 1, ["nothing is there", "dhkd cache-teacher"])
+    assert_one_line(dhkd(*words, tmp_path / "nowhere"), 1, ["expected a dhkd cache, found none", "dhkd cache-teacher"])
     copy = shutil.copytree(cache, tmp_path / "c.zarr")
     (copy / "signals" / "logits" / "c" / "1" / "0" / "0").unlink()
     assert_one_line(dhkd(*words, copy), 1, ["5 of 6 blocks are there", "view 1, rows 0 to", "again"])
@@ -94,9 +94,9 @@ def test_a_cache_begun_with_other_settings_is_not_mixed(cache: Path, teacher: Pa
     words = ["cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", copy]
     for setting, says in {
         "views.seed=5": "recipe.seed expected 5, got 0",
-        "cache.dtype=float32": "signals.logits.dtype expected float32, got float16",
-        "cache.views=2": "got 2",
-        "cache.block_mb=1": "got 3 and 150",
+        "cache.codec=float32": "signals.logits.codec.kind expected float32, got float16",
+        "cache.views=2": "views expected at least 3, as it was begun with, got 2",
+        "cache.store=webdataset": "store expected zarr, as it was begun with, got webdataset",
     }.items():
         assert_one_line(dhkd(*words, "--set", setting), 1, [says, "another --out"])
     assert files_of(copy) == files_of(cache)
@@ -108,7 +108,7 @@ def test_a_cache_begun_with_other_settings_is_not_mixed(cache: Path, teacher: Pa
         ("cache.views=10", 2, ["cache.views: expected 1 to 9", "got 10"]),
         ("cache.views=some", 2, ["cache.views"]),
         ("teacher=resnet20", 1, ["another architecture", "check the architecture's name"]),
-        ("cache.dtype=int4", 2, ["cache.dtype", "'float16' or 'float32'", "got 'int4'"]),
+        ("cache.codec=int4", 2, ["cache.codec.kind", "'int8' or 'top-k'", "got 'int4'"]),
     ],
 )
 def test_caching_refuses(setting: str, code: int, says: list[str], teacher: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_teacher_that_gives_nan_is_not_cached(teacher: Path, tmp_path: Path) -
         "--out",
         tmp_path / "c.zarr",
     ]
-    assert_one_line(dhkd(*words), 1, ["signal logits, view 0, index", "float16", "use cache.dtype=float32"])
+    assert_one_line(dhkd(*words), 1, ["signal logits, view 0, index", "float16", "use cache.codec=float32"])
     assert not list((tmp_path / "c.zarr").rglob("logits/c/**/*"))
 
 
@@ -197,20 +197,20 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_verify_tells_pixels_weights_and_logits_apart(
     cache: Path, teacher: Path, other_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["verify", "digits", *SMALL_VERIFY, "--rows", "150"]
-    outcome = dhkd(*words, "--cache", cache, "--teacher", other_teacher)
+    words = ["--preset", "digits", *SMALL_VERIFY, "--rows", "150"]
+    outcome = dhkd("verify", cache, *words, "--teacher", other_teacher)
     assert_one_line(outcome, 1, ["weights differ", "teacher.sha256 expected", "got"])
 
     # Logits of another network under this one's name, which only a forward can find.
-    reader, forged = ZarrReader(cache), tmp_path / "forged.zarr"
-    writer = ZarrWriter.create(forged, reader.manifest)
+    reader, forged = open_cache(cache), tmp_path / "forged.zarr"
+    writer = writer_at(forged, reader.manifest)
     for block in writer.missing():
-        logits = np.asarray(reader.read(block, "logits"), dtype=np.float32)
+        logits = reader.read(block.view, range(block.start, block.stop))
         logits[:, 0] += 0.5 * (block.view == 2)
-        writer.write(block, {"logits": logits, WITNESS: reader.read(block, WITNESS)})
-    writer.finish()
-    done(*words, "--cache", forged)
-    outcome = dhkd(*words, "--cache", forged, "--teacher", teacher)
+        writer.write(block, {"logits": logits, WITNESS: reader.witness(block)})
+    complete(writer)
+    done("verify", forged, *words)
+    outcome = dhkd("verify", forged, *words, "--teacher", teacher)
     assert_one_line(outcome, 1, ["logits beyond tolerance", "view 2, index", "expected at most", "got 0.5"])
 
     # A chunk that bit rot or a copy changed.
@@ -219,8 +219,8 @@ def test_verify_tells_pixels_weights_and_logits_apart(
     content = bytearray(chunk.read_bytes())
     content[7] ^= 1
     chunk.write_bytes(content)
-    outcome = dhkd(*words, "--cache", damaged, "--teacher", teacher)
-    assert_one_line(outcome, 1, ["signals/logits/c/0/0/0", "view 0", "delete it"])
+    outcome = dhkd("verify", damaged, *words, "--teacher", teacher)
+    assert_one_line(outcome, 1, ["1 of 16 objects", "signals/logits/c/0/0/0", "view 0", "writes just those anew"])
 
     # Another rendering, as a changed library would make it: the seeded fault swaps rows and columns of the crops.
     straight = CropFlip.decode
@@ -229,7 +229,7 @@ def test_verify_tells_pixels_weights_and_logits_apart(
         return straight(self, element_B)[:, [1, 0, 2]]
 
     monkeypatch.setattr(CropFlip, "decode", transposed)
-    outcome = dhkd(*words, "--cache", cache)
+    outcome = dhkd("verify", cache, *words)
     assert_one_line(outcome, 1, ["pixels differ", "view", "index", "crc32 expected"])
     training = dhkd("train-student", "digits", *SMALL, "--cache", cache, "--out", tmp_path / "run")
     assert_one_line(training, 1, ["pixels differ"])

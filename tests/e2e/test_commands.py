@@ -80,7 +80,7 @@ def test_inspect_says_what_a_cache_is(cache: Path, teacher: Path) -> None:
     assert facts["complete"]
     assert (facts["views"], facts["samples"], facts["classes"]) == (3, 150, 10)
     assert facts["blocks"] == facts["blocks_done"] == 6
-    assert facts["identity"]["teacher"]["sha256"] == facts["teacher_sha256"] == sha256
+    assert facts["identity"]["signals"]["logits"]["teacher"]["sha256"] == facts["teacher_sha256"] == sha256
     chunks = [f for f in cache.rglob("c/**/*") if f.is_file()]
     assert facts["bytes"] == sum(f.stat().st_size for f in chunks)
     table = done("inspect", cache).out
@@ -89,7 +89,7 @@ def test_inspect_says_what_a_cache_is(cache: Path, teacher: Path) -> None:
 
 
 def test_verify_recomputes(cache: Path, teacher: Path) -> None:
-    command = ["verify", "digits", *SMALL_VERIFY, "--cache", cache, "--rows", "40"]
+    command = ["verify", cache, "--preset", "digits", *SMALL_VERIFY, "--rows", "40"]
     assert "rows re-rendered, all equal" in done(*command).out
     result = done(*command, "--teacher", teacher, "--json").result
     assert result["rows_recomputed"] == 40
@@ -105,7 +105,7 @@ def test_a_complete_cache_is_not_written_again(cache: Path, teacher: Path) -> No
 
 def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> None:
     """Computed here by hand: load the weights, crop the image, forward."""
-    from dhkd.data.cache.zarr_store import ZarrReader
+    from dhkd.data.cache.reader import open_cache
     from dhkd.data.sources import Selection, load_source
     from dhkd.data.views import CropFlip
 
@@ -115,13 +115,13 @@ def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> 
     recipe = CropFlip(padding=1, flip=False, seed=0)
     index_B = torch.arange(150)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.mean, images.std))
-    reader = ZarrReader(cache)
+    reader = open_cache(cache)
     for view in range(3):
         pixels = recipe.apply(images.images_NCHW, recipe.draws(torch.full_like(index_B, view), index_B))
         with torch.no_grad():
             expected = network.eval()((pixels / 255 - mean) / std)
-        stored = torch.cat([torch.from_numpy(reader.read(b, "logits")) for b in reader.plan.blocks_of_view(view)])
-        torch.testing.assert_close(stored.float(), expected, rtol=2e-3, atol=2e-3)
+        stored = torch.from_numpy(reader.read_view(view))
+        torch.testing.assert_close(stored, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_cycle_streams_one_view_an_epoch_and_resident_gives_the_same(cache: Path, tmp_path: Path) -> None:

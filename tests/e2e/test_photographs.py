@@ -21,7 +21,7 @@ description: photographs
 data: {source: image-folder}
 views: {kind: random-resized-crop, size: 24, flip: true, seed: 3}
 teacher: {architecture: resnet8, epochs: 1, batch_size: 16, lr: 0.05}
-cache: {views: 4, dtype: float32, block_mb: 0.002, batch_size: 16, views_at_once: 3}
+cache: {views: 4, codec: float32, block_mb: 0.002, batch_size: 16, views_at_once: 3}
 student: {architecture: resnet8, epochs: 1, batch_size: 16, lr: 0.05, view_schedule: block, window: 30}
 objective: dhkd
 """
@@ -161,7 +161,7 @@ def test_verify_recomputes_from_either_source(
     preset: Path, sources: dict[str, list[str]], teacher: Path, caches: dict[str, Path]
 ) -> None:
     for source, words in sources.items():
-        result = done("verify", preset, *words, "--cache", caches[source], "--teacher", teacher, "--json").result
+        result = done("verify", caches[source], "--preset", preset, *words, "--teacher", teacher, "--json").result
         assert result["rows_recomputed"] == 256
         assert result["largest_difference_from_live"] < 1e-4
 

@@ -143,7 +143,7 @@ from pathlib import Path
 import torch
 from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRenderer
 from dhkd.data.stream import ResidentSignals, Stream
-from dhkd.data.cache.zarr_store import ZarrReader
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.sources import Selection, load_source
 from dhkd.data.views import CropFlip
 from dhkd.stages.models import build_network
@@ -171,7 +171,7 @@ images, test = load_source("digits", "train", selection=Selection(limit=150)), l
 test = UnaugmentedRenderer(test, processes.device)
 normalize = Normalization(images.mean, images.std)
 renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
-signals = ResidentSignals(ZarrReader(cache), ["logits"], processes.device)
+signals = ResidentSignals(open_cache(cache), {"logits": ["logits"]}, processes.device)
 for case in sys.argv[3:]:
     name, batch_size = case.split(":")
     objective = build_objective(name, {"head": "linear"} if name == "dhkd" else {})

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dhkd.data.cache.contract import WITNESS
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
 from dhkd.data.photographs import PhotoRenderer
 from dhkd.data.render import Normalization, ResidentRenderer, witnesses
@@ -16,11 +15,14 @@ from dhkd.data.resized_crop import RandomResizedCrop
 from dhkd.data.sources.image_folder import FolderFiles
 from dhkd.data.sources.image_folder import load as load_folder
 from dhkd.data.views import CropFlip
-from dhkd.stages.cache.write import Teacher, compare_with_live, random_keys, write_blocks
+from dhkd.stages.cache.compare import compare_with_live, random_keys
+from dhkd.stages.cache.write import Teacher, write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.processes import Processes
 from torch import nn
 
+from tests import caches
+from tests.caches import writer_at
 from tests.conftest import encoded, files_of, make_images, make_photo
 
 VIEWS, BLOCK_ROWS = 2, 10
@@ -38,12 +40,8 @@ def teacher_of(network: nn.Module, processes: Processes) -> tuple[Teacher, Resid
     return Teacher(network, Normalization(images.mean, images.std), renderer, processes), renderer
 
 
-def manifest_of(dtype: str = "float16") -> Manifest:
-    identity = {
-        "dataset": {"num_samples": 37, "num_classes": 5},
-        "signals": {"logits": {"dtype": dtype, "row": [5]}},
-    }
-    return Manifest(identity, {}, VIEWS, BLOCK_ROWS)
+def manifest_of(codec: str = "float16") -> Manifest:
+    return caches.manifest_of(37, 5, VIEWS, BLOCK_ROWS, codec)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 100])
@@ -52,24 +50,24 @@ def test_every_row_is_the_teachers_in_eval_mode(
 ) -> None:
     teacher, renderer = teacher_of(network.train(), processes)
     written = write_blocks(
-        teacher, ZarrWriter.create(tmp_path / "c", manifest_of()), batch_size=batch_size, processes=processes
+        teacher, writer_at(tmp_path / "c", manifest_of()), batch_size=batch_size, processes=processes
     )
     assert (written.blocks, written.rows) == (VIEWS * 4, VIEWS * 37)
-    reader = ZarrReader(tmp_path / "c")
-    reader.require_complete()
+    reader = open_cache(tmp_path / "c")
+    reader.require_present()
     normalize = Normalization(renderer.images.mean, renderer.images.std)
     for block in reader.plan.blocks():
         index_B = torch.arange(block.start, block.stop)
         pixels = renderer.pixels(torch.full_like(index_B, block.view), index_B)
         with torch.no_grad():
             expected = network.eval()(normalize(pixels))
-        np.testing.assert_allclose(reader.read(block, "logits"), expected.numpy(), rtol=1e-3, atol=1e-4)
-        assert (reader.read(block, WITNESS) == witnesses(pixels)).all()
+        np.testing.assert_allclose(reader.read(block.view, index_B.numpy()), expected.numpy(), rtol=1e-3, atol=1e-4)
+        assert (reader.witness(block) == witnesses(pixels)).all()
 
 
 def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
     teacher, _ = teacher_of(network, processes)
-    write_blocks(teacher, ZarrWriter.create(tmp_path / "whole", manifest_of()), batch_size=4, processes=processes)
+    write_blocks(teacher, writer_at(tmp_path / "whole", manifest_of()), batch_size=4, processes=processes)
 
     rows = 0
 
@@ -80,12 +78,12 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
             raise KeyboardInterrupt
 
     hook = network.register_forward_hook(count)
-    writer = ZarrWriter.create(tmp_path / "cut", manifest_of())
+    writer = writer_at(tmp_path / "cut", manifest_of())
     with pytest.raises(KeyboardInterrupt):
         write_blocks(teacher, writer, batch_size=4, processes=processes)
     finished = VIEWS * 4 - len(writer.missing())
     assert finished == 2, "what was computed before the interruption is stored"
-    again = write_blocks(teacher, ZarrWriter.create(tmp_path / "cut", manifest_of()), batch_size=4, processes=processes)
+    again = write_blocks(teacher, writer_at(tmp_path / "cut", manifest_of()), batch_size=4, processes=processes)
     hook.remove()
     assert again.blocks == VIEWS * 4 - finished
     assert rows == 24 + again.rows, "no finished row is computed twice"
@@ -95,12 +93,10 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
 def test_what_can_not_be_stored_stops_the_writing(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
     network.fc.bias.data[1] = 1e6
     teacher, _ = teacher_of(network, processes)
-    writer = ZarrWriter.create(tmp_path / "c", manifest_of())
+    writer = writer_at(tmp_path / "c", manifest_of())
     with pytest.raises(NonFiniteLoss, match=r"signal logits, view 0, index 0: expected finite float16"):
         write_blocks(teacher, writer, batch_size=4, processes=processes)
-    write_blocks(
-        teacher, ZarrWriter.create(tmp_path / "wide", manifest_of("float32")), batch_size=4, processes=processes
-    )
+    write_blocks(teacher, writer_at(tmp_path / "wide", manifest_of("float32")), batch_size=4, processes=processes)
 
 
 @pytest.mark.timeout(60)
@@ -116,7 +112,7 @@ def test_a_last_block_that_can_not_be_stored_is_not_passed_over(
         return output * 1e6 if batches >= VIEWS * 4 else output  # a batch is a block here
 
     network.register_forward_hook(overflow)
-    writer = ZarrWriter.create(tmp_path / "c", manifest_of())
+    writer = writer_at(tmp_path / "c", manifest_of())
     with pytest.raises(NonFiniteLoss, match=r"view 1, index 3\d"):
         write_blocks(teacher, writer, batch_size=BLOCK_ROWS, processes=processes)
     assert [str(block) for block in writer.missing()] == ["view 1, rows 30 to 37"]
@@ -127,9 +123,9 @@ def test_live_comparison_allows_rounding_and_nothing_more(
     dtype: str, network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
     teacher, _ = teacher_of(network, processes)
-    write_blocks(teacher, ZarrWriter.create(tmp_path / "c", manifest_of(dtype)), batch_size=4, processes=processes)
-    reader = ZarrReader(tmp_path / "c")
-    settings = {"precision": "float32", "seed": 0, "num_rows": 64, "repair": "rebuild it"}
+    write_blocks(teacher, writer_at(tmp_path / "c", manifest_of(dtype)), batch_size=4, processes=processes)
+    reader = open_cache(tmp_path / "c")
+    settings = {"name": "logits", "seed": 0, "num_rows": 64, "repair": "rebuild it"}
     worst = compare_with_live(teacher, reader, **settings)
     assert worst < (1e-2 if dtype == "float16" else 1e-5)
     with torch.no_grad():
@@ -184,7 +180,7 @@ def photo_teacher(
 
 
 def photo_manifest() -> Manifest:
-    return replace(manifest_of(), num_views=PHOTO_VIEWS)
+    return caches.manifest_of(37, 5, PHOTO_VIEWS, BLOCK_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +190,7 @@ def one_by_one(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     processes = Processes("float32", cpu=True)
     teacher, _ = photo_teacher(photo_folder, build_network("resnet8", 5), processes)
     path = tmp_path_factory.mktemp("one") / "c"
-    write_blocks(teacher, ZarrWriter.create(path, photo_manifest()), batch_size=4, processes=processes)
+    write_blocks(teacher, writer_at(path, photo_manifest()), batch_size=4, processes=processes)
     processes.end()
     return files_of(path)
 
@@ -210,7 +206,7 @@ def test_the_views_that_are_computed_together_leave_no_trace(
     tmp_path: Path,
 ) -> None:
     teacher, _ = photo_teacher(photo_folder, network, processes, workers=workers)
-    writer = ZarrWriter.create(tmp_path / "c", photo_manifest())
+    writer = writer_at(tmp_path / "c", photo_manifest())
     written = write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
     assert (written.blocks, written.rows) == (PHOTO_VIEWS * 4, PHOTO_VIEWS * 37)
     assert files_of(tmp_path / "c") == one_by_one
@@ -221,7 +217,7 @@ def test_an_image_is_decoded_once_for_the_views_that_are_computed_together(
     views_at_once: int, times: int, photo_folder: Path, network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
     teacher, files = photo_teacher(photo_folder, network, processes)
-    writer = ZarrWriter.create(tmp_path / "c", photo_manifest())
+    writer = writer_at(tmp_path / "c", photo_manifest())
     write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
     assert sorted(files.reads) == sorted(list(range(37)) * times)
 
@@ -245,16 +241,16 @@ def test_an_interruption_leaves_no_trace_whichever_views_were_computed_together(
             raise KeyboardInterrupt
 
     hook = network.register_forward_hook(count)
-    writer = ZarrWriter.create(tmp_path / "c", photo_manifest())
+    writer = writer_at(tmp_path / "c", photo_manifest())
     with pytest.raises(KeyboardInterrupt):
         write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=3)
     hook.remove()
     finished = PHOTO_VIEWS * 4 - len(writer.missing())
-    assert finished == {4: 0, 35: 3, 100: 8}[rows_until], "what was computed before the interruption is stored"
+    assert finished == {4: 0, 35: 3, 100: 9}[rows_until], "what was computed before the interruption is stored"
     # The missing blocks group otherwise now: some rows lack one view, others all of them.
     again = write_blocks(
         teacher,
-        ZarrWriter.create(tmp_path / "c", photo_manifest()),
+        writer_at(tmp_path / "c", photo_manifest()),
         batch_size=4,
         processes=processes,
         views_at_once=3 if rows_until == 100 else 2,

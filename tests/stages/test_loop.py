@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import NonFiniteLoss, RunMismatch
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
@@ -24,6 +23,7 @@ from dhkd.stages.train.objectives import OBJECTIVES, build_objective
 from dhkd.stages.train.run_folder import RunFolder, read_metrics
 from torch import Tensor
 
+from tests.caches import manifest_of, writer_at
 from tests.conftest import make_images
 
 RECIPE = CropFlip(padding=1, flip=True, seed=0)
@@ -41,13 +41,10 @@ class World:
         network = build_network("resnet8", self.images.num_classes)
         network.fc.weight.data *= 20  # logits as large as a trained teacher's
         self.teacher = Teacher(network, self.normalize, self.renderer, processes)
-        identity = {
-            "dataset": {"num_samples": len(self.images), "num_classes": self.images.num_classes},
-            "signals": {"logits": {"dtype": dtype, "row": [self.images.num_classes]}},
-        }
-        writer = ZarrWriter.create(folder / "c.zarr", Manifest(identity, {}, VIEWS, block_rows=13))
+        manifest = manifest_of(len(self.images), self.images.num_classes, VIEWS, 13, dtype)
+        writer = writer_at(folder / "c.zarr", manifest)
         write_blocks(self.teacher, writer, batch_size=8, processes=processes)
-        self.signals = ResidentSignals(ZarrReader(folder / "c.zarr"), ["logits"], processes.device)
+        self.signals = ResidentSignals(open_cache(folder / "c.zarr"), {"logits": ["logits"]}, processes.device)
 
     def stream(self, signals: Signals | None = None) -> Stream:
         signals = signals or self.signals

@@ -55,7 +55,7 @@ def test_there_are_these_objectives_and_their_defaults() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_needs_are_what_terms_read(name: str, student: StudentLogits, teacher: dict[str, Tensor]) -> None:
     objective = build_objective(name, {})
-    assert objective.needs == (frozenset() if name == "ce" else {"logits"})
+    assert dict(objective.needs) == ({} if name == "ce" else {"logits": 4.0 if name == "kd" else None})
     objective.terms(student, LABELS, {signal: teacher[signal] for signal in objective.needs})
 
 

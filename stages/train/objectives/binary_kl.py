@@ -31,7 +31,7 @@ class BinaryKL:
     ce_weight: float = 1.0
 
     loss: ClassVar[LogitLoss] = "binary-kl"
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    needs: ClassVar[Mapping[str, float | None]] = {"logits": None}
     auxiliary: ClassVar[None] = None
     protected: ClassVar[None] = None
 

@@ -17,8 +17,11 @@ class Objective(Protocol):
     """The losses of one method; immutable, so that a run's objective is what its configuration says."""
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The teacher's signals that it reads, e.g. {"logits"}: the raw logits of all classes. Empty: no teacher."""
+    def needs(self) -> Mapping[str, float | None]:
+        """The teacher's signals that it reads; empty: no teacher.
+
+        For logits, the temperature at which nothing but softmax's probabilities is read of them; None: raw values.
+        """
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:

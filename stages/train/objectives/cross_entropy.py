@@ -13,7 +13,7 @@ from torch import Tensor
 class CrossEntropy:
     """Cross-entropy of the task head; without options."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[Mapping[str, float | None]] = {}
     auxiliary: ClassVar[None] = None
     protected: ClassVar[None] = None
 

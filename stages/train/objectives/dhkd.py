@@ -32,7 +32,7 @@ class DHKD:
     loss: LogitLoss = "binary-kl-norm"
     alpha_epochs: int | None = None
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    needs: ClassVar[Mapping[str, float | None]] = {"logits": None}
 
     def __post_init__(self) -> None:
         require_temperature("dhkd", self.temperature)

@@ -18,13 +18,17 @@ class KD:
     ce_weight: float = 0.1
     kd_weight: float = 0.9
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     auxiliary: ClassVar[None] = None
     protected: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         require_temperature("kd", self.temperature)
         require_weights("kd", ce_weight=self.ce_weight, kd_weight=self.kd_weight)
+
+    @property
+    def needs(self) -> Mapping[str, float | None]:
+        """The teacher's probabilities."""
+        return {"logits": self.temperature}
 
     def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `kd`."""

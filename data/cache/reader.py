@@ -1,0 +1,234 @@
+"""Reading a complete cache, wherever it lies: an object is checked against the index before a value of it is used."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from dhkd.data.cache import codecs
+from dhkd.data.cache.contract import WITNESS, Array, Block, Plan
+from dhkd.data.cache.index import Bound, Index
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.nearby import Nearby
+from dhkd.data.cache.places import is_url, storage_of
+from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.stores import Found, find, layout_of
+from dhkd.data.copies import BoundedCopies
+from dhkd.data.errors import CacheDamaged, CacheIncomplete
+from google_crc32c import value as crc32c
+from numpy.typing import NDArray
+
+AGAIN = "run 'dhkd cache-teacher' again with the same arguments"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An object that is not as it was written, and the block of which array it is; none for metadata."""
+
+    key: str
+    name: str | None
+    block: Block | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}{f' ({self.block})' if self.block else ''}: {self.reason}"
+
+
+class LogitReader:
+    """A complete cache, or the complete part of one that is being extended."""
+
+    def __init__(self, storage: Storage, index: Index, nearby: Nearby | None = None) -> None:
+        self.manifest: Manifest = index.manifest
+        self.plan: Plan = index.manifest.plan
+        self._storage, self._index, self._nearby = storage, index, nearby
+        self._layout = layout_of(index.store, index.manifest)
+
+    @property
+    def location(self) -> str:
+        """The path or URL of the cache."""
+        return self._storage.location
+
+    @property
+    def store(self) -> str:
+        """The name of its store."""
+        return self._index.store
+
+    def bound(self, name: str) -> Bound | None:
+        """How far a signal lies from what the teacher said; None for caches of version 1, which don't tell."""
+        return self._index.bounds.get(name)
+
+    def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
+        """A signal's values for samples `indices` in `view`: float32 (len(indices), …).
+
+        Reads whole blocks: ask for many rows at a time, or for a whole view with `read_view`.
+        """
+        index_B = np.asarray(indices, dtype=np.int64)
+        if not 0 <= view < self.plan.num_views:
+            raise IndexError(f"view {view}: the cache has {self.plan.num_views}")
+        if len(index_B) and not 0 <= index_B.min() <= index_B.max() < self.plan.num_samples:
+            raise IndexError(
+                f"indices {index_B.min()} to {index_B.max()}: the cache has {self.plan.num_samples} samples"
+            )
+        signal = self.manifest.signals[name]
+        values = np.empty((len(index_B), *signal.row), np.float32)
+        for number in np.unique(index_B // self.plan.block_rows).tolist():
+            here = index_B // self.plan.block_rows == number
+            block = self.plan.block(view, number)
+            rows = index_B[here] - block.start
+            parts = {part: array[rows] for part, array in self.stored(block, name).items()}
+            values[here] = codecs.decode(signal.codec, parts, signal.row)
+        return values
+
+    def read_view(self, view: int, name: str = "logits") -> NDArray[np.float32]:
+        """A whole view of a signal: float32 (N, …)."""
+        return self.read(view, np.arange(self.plan.num_samples), name)
+
+    def witness(self, block: Block) -> NDArray[np.uint32]:
+        """The checksums of the pixels that the teacher saw: uint32 (rows,)."""
+        return self.stored(block, WITNESS)[""].astype(np.uint32, copy=False)
+
+    def stored(self, block: Block, name: str) -> dict[str, Array]:
+        """One block of a signal or of the witness in its parts, as stored: (rows, …) each, not to be written to.
+
+        Raises `CacheDamaged`, and never gives values that were not written.
+        """
+        contents = {key: self._checked(key, block, self._near) for key in self._layout.objects(name, block)}
+        return self._layout.unpack(name, block, contents)
+
+    def require_present(self) -> None:
+        """Raise `CacheIncomplete` where an object is missing or has another size, as far as the place can be listed."""
+        sizes = self._storage.sizes()
+        if sizes is None:
+            return
+        lacking = [
+            block
+            for block in self.plan.blocks()
+            if any(
+                sizes.get(key) != self._entry(key)[0] for name in self.manifest.names for key in self._keys(name, block)
+            )
+        ]
+        if lacking:
+            total = self.plan.num_views * self.plan.blocks_per_view
+            raise CacheIncomplete(
+                f"cache at {self.location}: {total - len(lacking)} of {total} blocks are there, the first missing is"
+                f" {lacking[0]}; {AGAIN}: it writes just those"
+            )
+
+    def damages(self) -> Iterator[Damage | int]:
+        """Read everything; gives each object's number of bytes, or what is wrong with it."""
+        for key, checksum in self._index.structure.items():
+            try:
+                content = self._storage.get(key)
+            except FileNotFoundError:
+                yield Damage(key, None, None, "missing")
+                continue
+            promised = self._promised.get(key)
+            intact = crc32c(content) == checksum or content == promised
+            yield len(content) if intact else Damage(key, None, None, "not as it was written")
+        for block in self.plan.blocks():
+            for name in self.manifest.names:
+                for key in self._keys(name, block):
+                    try:
+                        yield len(self._checked(key, block, self._storage.get))
+                    except CacheDamaged as error:
+                        yield Damage(key, name, block, str(error).partition(f"({block}) ")[2].partition(";")[0])
+
+    @property
+    def num_objects(self) -> int:
+        """How many objects there are, those beside the blocks included."""
+        return len(self._index.structure) + len(self._index.objects)
+
+    def stored_bytes(self, names: Sequence[str] | None = None) -> int:
+        """Bytes of all objects of these arrays, or of all."""
+        return sum(
+            self._entry(key)[0]
+            for name in names or self.manifest.names
+            for block in self.plan.blocks()
+            for key in self._keys(name, block)
+        )
+
+    @property
+    def _promised(self) -> dict[str, bytes]:
+        """The metadata of the extension that is under way, if one is."""
+        found = find(self._storage)
+        return layout_of(found.store, found.manifest).structure() if found else {}
+
+    def _keys(self, name: str, block: Block) -> list[str]:
+        return list(self._layout.objects(name, block))
+
+    def _entry(self, key: str) -> tuple[int, int]:
+        try:
+            return self._index.objects[key]
+        except KeyError as error:
+            raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
+
+    def _near(self, key: str) -> bytes:
+        """An object, or its copy on this machine where it lies elsewhere."""
+        if self._nearby is None:
+            return self._storage.get(key)
+        size, checksum = self._entry(key)
+
+        def is_intact(content: bytes) -> bool:
+            try:
+                return self._layout.checksum(key, content) == checksum
+            except CacheDamaged:
+                return False
+
+        return self._nearby.get_checked(key, size, checksum, is_intact)
+
+    def _checked(self, key: str, block: Block, get: Callable[[str], bytes]) -> bytes:
+        size, checksum = self._entry(key)
+        try:
+            content = get(key)
+        except FileNotFoundError as error:
+            raise self._damaged(key, block, f"expected {size} bytes, got no object") from error
+        if len(content) != size:
+            raise self._damaged(key, block, f"expected {size} bytes, got {len(content)}")
+        try:
+            found = self._layout.checksum(key, content)
+        except CacheDamaged as error:
+            raise self._damaged(key, block, "its bytes are not those that were written") from error
+        if found != checksum:  # whole, but another block's
+            raise self._damaged(key, block, "is not the block that was written")
+        return content
+
+    def _damaged(self, key: str, block: Block, reason: str) -> CacheDamaged:
+        return CacheDamaged(f"cache at {self.location}: {key} ({block}) {reason}; {AGAIN}: it writes just those blocks")
+
+
+def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:
+    """The complete cache at a path or URL; `copies` keep what is fetched from a URL.
+
+    Raises `CacheIncomplete` where there is none, or none that was ever finished.
+    """
+    storage = storage_of(location)
+    found = find(storage)
+    if found is None:
+        raise CacheIncomplete(
+            f"cache at {storage.location}: expected a dhkd cache, found none; make it with 'dhkd cache-teacher'"
+        )
+    if found.index is None:
+        raise CacheIncomplete(f"cache at {storage.location}: {progress(storage, found)}; {AGAIN}")
+    return LogitReader(storage, found.index, Nearby(storage, copies) if copies and is_url(location) else None)
+
+
+def progress(storage: Storage, found: Found) -> str:
+    """How much of a cache that was never finished is there."""
+    if storage.sizes() is None:
+        return "it was never finished"
+    plan, missing = found.manifest.plan, missing_blocks(storage, found.store, found.manifest, found.manifest.names)
+    total = plan.num_views * plan.blocks_per_view
+    if not missing:
+        return f"it was never finished, though all {total} blocks are there"
+    return f"{total - len(missing)} of {total} blocks are there, the first missing is {missing[0]}"
+
+
+def missing_blocks(storage: Storage, store: str, manifest: Manifest, names: Sequence[str]) -> list[Block]:
+    """The blocks of which some object of these arrays is absent or has the wrong size, by listing."""
+    layout, sizes = layout_of(store, manifest), storage.sizes()
+    assert sizes is not None
+    return [
+        block
+        for block in manifest.plan.blocks()
+        if any(sizes.get(key) != size for name in names for key, size in layout.objects(name, block).items())
+    ]

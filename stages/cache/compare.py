@@ -1,0 +1,54 @@
+"""Whether a cache holds what the teacher says today: random rows recomputed and compared."""
+
+import numpy as np
+import torch
+from dhkd.data.cache import codecs
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.errors import CacheMismatch
+from dhkd.data.philox import Domain, below, raw_rows
+from dhkd.stages.cache.write import Teacher
+from torch import Tensor
+
+LIVE_BATCH = 64  # rows recomputed at a time
+
+# How far two forwards of the same rows may lie apart, relative to the row's largest logit: kernels differ with batch
+# size, device and version, and the error grows over a network's depth. float32 differs by some 1e-6, so 1e-4 has room.
+COMPUTE_ERROR = {"float32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+
+
+def compare_with_live(
+    teacher: Teacher, reader: LogitReader, name: str, *, seed: int, num_rows: int, repair: str
+) -> float:
+    """Recompute the signal `name`, logits, of `num_rows` random keys and compare; the largest |difference|.
+
+    A row may differ by what its codec's error bound and computing allow, the latter relative to its largest |logit|.
+    Raises `CacheMismatch`, naming the worst key and the likely cause, where one lies beyond; `repair` is the remedy
+    that its message ends with.
+    """
+    plan, signal = reader.plan, reader.manifest.signals[name]
+    view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)
+    keys = zip(torch.split(view_B, LIVE_BATCH), torch.split(index_B, LIVE_BATCH), strict=True)
+    live_BK = torch.cat([teacher.logits(pixels_BCHW).cpu() for pixels_BCHW in teacher.render(keys)]).numpy()
+    difference_B, allowed_B = np.empty(num_rows), np.empty(num_rows)
+    for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):
+        block = plan.block(view, index // plan.block_rows)
+        position = slice(index - block.start, index - block.start + 1)
+        parts = {part: array[position] for part, array in reader.stored(block, name).items()}
+        difference_B[row] = codecs.difference(signal.codec, parts, live_BK[row : row + 1])
+        storage = float(signal.codec.errors(parts)[0]) + reader.manifest.error_before(name)
+        allowed_B[row] = storage + COMPUTE_ERROR[signal.precision] * np.abs(live_BK[row]).max()
+    worst = int(np.argmax(difference_B - allowed_B))
+    beyond = int((difference_B > allowed_B).sum())
+    if not beyond:
+        return float(difference_B.max())
+    raise CacheMismatch(
+        f"logits beyond tolerance: {beyond} of {num_rows} rows differ from a live forward, worst at"
+        f" view {int(view_B[worst])}, index {int(index_B[worst])}: |difference|"
+        f" expected at most {allowed_B[worst]:.3g}, got {difference_B[worst]:.3g}; {repair}"
+    )
+
+
+def random_keys(seed: int, num_views: int, num_samples: int, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Random keys for a spot check: view and index, two int64 (num_rows,)."""
+    raw = raw_rows(seed, Domain.SPOT_CHECK, 0, 0, num_rows, width=2)
+    return torch.from_numpy(below(raw[:, 0], num_views)), torch.from_numpy(below(raw[:, 1], num_samples))

@@ -1,0 +1,81 @@
+"""A cache written anew: in another store, with another codec, at another place."""
+
+import logging
+
+from dhkd.data.cache import codecs
+from dhkd.data.cache.codecs import Codec, TopK
+from dhkd.data.cache.contract import WITNESS, Array, Block
+from dhkd.data.cache.manifest import Identity, Manifest
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.cache.writer import LogitWriter
+from dhkd.data.errors import ConfigError
+from dhkd.stages.progress import progress_bar
+
+log = logging.getLogger("dhkd")
+
+
+def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> Manifest:
+    """The manifest of the cache with its signals stored by `codec`; None: as they are.
+
+    Raises `ConfigError` where that is impossible, or loses information and `allow_loss` doesn't hold.
+    """
+    manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
+    for name, signal in manifest.signals.items():
+        if codec is None or codec == signal.codec:
+            signals[name] = signal
+            continue
+        if isinstance(signal.codec, TopK):
+            raise ConfigError(
+                f"--codec: {name} of {reader.location} holds {signal.codec.k} logits of a row, which no other codec can"
+                f" be made of; cache the teacher again"
+            )
+        if not (codec.lossless or allow_loss):
+            raise ConfigError(
+                f"--codec: from {signal.codec.kind} to {codec.kind} loses information for good; say --allow-loss, or"
+                f" choose float32"
+            )
+        signals[name] = signal.model_copy(update={"codec": codec})
+        provenance[name] = {
+            **provenance[name],
+            "codec_before": signal.codec.kind,
+            "error_before": _bound_of(reader, name),
+        }
+    identity = Identity(dataset=manifest.identity.dataset, recipe=manifest.identity.recipe, signals=signals)
+    return Manifest.model_validate(
+        {**manifest.to_json(), "identity": identity.model_dump(mode="json"), "provenance": provenance}
+    )
+
+
+def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
+    """Write every missing block, check them all, and declare the new cache complete; how many blocks were written."""
+    fresh: set[Block] = set()
+    while True:
+        missing = writer.missing()
+        with progress_bar("converting", sum(map(len, missing)), visible=True) as advance:
+            for block in missing:
+                for name in writer.manifest.names:
+                    writer.put(block, name, _stored_anew(reader, writer.manifest, block, name))
+                advance(len(block))
+        fresh.update(missing)
+        damages = writer.complete(fresh)
+        if not damages:
+            return len(fresh)
+        for damage in damages:
+            log.warning("cache at %s: %s; its block is written again", writer.location, damage)
+
+
+def _stored_anew(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
+    parts = reader.stored(block, name)
+    if name == WITNESS or manifest.signals[name].codec == reader.manifest.signals[name].codec:
+        return parts
+    old, new = reader.manifest.signals[name], manifest.signals[name]
+    return codecs.encode(new.codec, name, block, codecs.decode(old.codec, parts, old.row))
+
+
+def _bound_of(reader: LogitReader, name: str) -> float:
+    """How far the signal lies from what the teacher said: as the index says, else from all that is stored."""
+    bound = reader.bound(name)
+    if bound is not None:
+        return bound.error
+    codec = reader.manifest.signals[name].codec
+    return max(float(codec.errors(reader.stored(block, name)).max()) for block in reader.plan.blocks())

@@ -1,0 +1,75 @@
+"""Small caches for tests: a manifest, and a writer and a reader of it in any store and place."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dhkd.data.cache.contract import Block
+from dhkd.data.cache.index import Index
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.places import storage_of
+from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.stores import read_index
+from dhkd.data.cache.writer import LogitWriter, begin
+
+TEACHER = {"architecture": "resnet8", "sha256": "0" * 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+
+
+def manifest_of(
+    samples: int,
+    classes: int,
+    views: int,
+    block_rows: int,
+    codec: str | Mapping[str, Any] = "float16",
+    *,
+    signals: Mapping[str, tuple[str | Mapping[str, Any], tuple[int, ...]]] | None = None,
+    seed: int = 0,
+    teacher: Mapping[str, Any] = TEACHER,
+) -> Manifest:
+    """A manifest of logits in this codec, or of `signals`: for each its codec and the shape of a row."""
+    signals = signals or {"logits": (codec, (classes,))}
+    tree = {
+        "format": 2,
+        "identity": {
+            "dataset": {
+                "name": "random",
+                "split": "train",
+                "num_samples": samples,
+                "num_classes": classes,
+                "fingerprint": "f" * 64,
+            },
+            "recipe": {"kind": "crop-flip", "version": 1, "padding": 1, "flip": True, "seed": seed},
+            "signals": {
+                name: {
+                    "teacher": dict(teacher),
+                    "precision": "float32",
+                    "codec": {"kind": kind} if isinstance(kind, str) else dict(kind),
+                    "row": list(row),
+                }
+                for name, (kind, row) in signals.items()
+            },
+        },
+        "provenance": {name: {"command": "test"} for name in signals},
+        "num_views": views,
+        "block_rows": block_rows,
+    }
+    return Manifest.from_json(tree, "test")
+
+
+def writer_at(place: Path | str, manifest: Manifest, store: str = "zarr") -> LogitWriter:
+    """A writer of all signals of the cache, which is begun where it isn't there."""
+    storage = storage_of(place)
+    return LogitWriter(storage, store, begin(storage, store, manifest), manifest.signals)
+
+
+def opened(place: Path | str) -> tuple[Storage, Index]:
+    """What a reader of one's own is made of."""
+    storage = storage_of(place)
+    index = read_index(storage)
+    assert index is not None
+    return storage, index
+
+
+def complete(writer: LogitWriter, written: set[Block] | None = None) -> None:
+    """Check and finish a cache that has to be good."""
+    assert not writer.complete(written or set())
