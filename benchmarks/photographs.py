@@ -14,9 +14,9 @@ from statistics import median
 
 import numpy as np
 import torch
-from dhkd.data.cache.contract import WITNESS, Plan
-from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from caches import complete_cache, manifest_of
+from dhkd.data.cache.contract import Plan
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.philox import Domain, permutations, raw_rows
 from dhkd.data.photographs import PhotoRenderer, PhotoSet
 from dhkd.data.render import Keys, Normalization
@@ -122,16 +122,8 @@ def large_index(num_samples: int, folder: Path) -> list[Figure]:
     In a process of its own, whose largest resident memory is measured, the program's imports in it.
     """
     plan = Plan.balanced(2, num_samples, 2000, 16 * 2**20)
-    tree = {
-        "dataset": {"num_samples": num_samples, "num_classes": 1000},
-        "signals": {"logits": {"dtype": "float16", "row": [1000]}},
-    }
-    cache = folder / "large.zarr"
-    writer = ZarrWriter.create(cache, Manifest(tree, {}, plan.num_views, plan.block_rows))
-    logits_BK = 3 * np.random.default_rng(0).standard_normal((plan.block_rows, 1000), dtype=np.float32)
-    for block in plan.blocks():
-        writer.write(block, {"logits": logits_BK[: len(block)], WITNESS: np.zeros(len(block), dtype=np.uint32)})
-    writer.finish()
+    manifest = manifest_of(plan.num_views, num_samples, 1000, plan.block_rows)
+    cache = complete_cache(folder / "large.zarr", manifest)
 
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
@@ -160,12 +152,12 @@ def _plan_and_read(parent: Connection, num_samples: int, cache: Path) -> None:
     images = PhotoSet("synthetic", "train", files, torch.from_numpy(number_N[order] % 1000), 1000, MEAN, STD)
     images.fingerprint()
     Plan.balanced(2, len(images), 2000, 16 * 2**20)
-    reader = ZarrReader(cache)
-    reader.require_complete()
+    reader = open_cache(cache)
+    reader.require_present()
     stream = Stream(
         SheetRenderer(images),
         Normalization(MEAN, STD),
-        WindowedSignals(reader, ["logits"], CPU, 65536),
+        WindowedSignals(reader, {"logits": ["logits"]}, CPU, 65536),
         schedule="block",
         seed=0,
         batch_size=256,

@@ -26,10 +26,9 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
+from caches import complete_cache, manifest_of, writer_at
 from dhkd.configs.schema import Training
-from dhkd.data.cache.contract import WITNESS, read_view
-from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.zarr_store import ZarrReader, ZarrWriter
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
 from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
@@ -48,6 +47,7 @@ from figure import Figure, interleaved, middle
 from photographs import decoding, large_index
 from PIL import Image
 from rich.console import Console
+from stores import stores
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -77,6 +77,8 @@ class Sizes:
     render_samples: int
     render_rounds: int
     open_rounds: int
+    store_rounds: int
+    store_rows: int  # in a view
     photographs: int
     photograph_rounds: int
     large_samples: int  # in the cache of ImageNet's size
@@ -97,6 +99,8 @@ FULL = Sizes(
     render_samples=50_000,
     render_rounds=20,
     open_rounds=9,
+    store_rounds=9,
+    store_rows=50_000,
     photographs=256,
     photograph_rounds=9,
     large_samples=1_281_167,
@@ -116,6 +120,8 @@ QUICK = Sizes(
     render_samples=500,
     render_rounds=3,
     open_rounds=3,
+    store_rounds=2,
+    store_rows=2_000,
     photographs=64,
     photograph_rounds=2,
     large_samples=40_000,
@@ -123,10 +129,10 @@ QUICK = Sizes(
 )
 
 
-def student_step(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
+def student_step(sizes: Sizes, images: ImageSet, reader: LogitReader, processes: Processes) -> list[Figure]:
     """Point 1: what a step with a resident cache costs over a cross-entropy step on the same renderer."""
     renderer = ResidentRenderer(images, RECIPE, processes.device)
-    resident = ResidentSignals(reader, ["logits"], processes.device)
+    resident = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
     signals = {"ce": NoSignals(resident.num_views), "kd": resident, "binary-kl": resident}
     figures = []
     for batch_size in sizes.batch_sizes:
@@ -241,8 +247,8 @@ def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) 
         for index_B in index_N.split(sizes.teacher_batch)
     ]
     warm_up = 1
-    manifest = _manifest(len(views), len(images), NUM_CLASSES, block_rows=sizes.teacher_batch, dtype="float16")
-    caches = (ZarrWriter.create(folder / f"written-{n}.zarr", manifest) for n in range(warm_up + sizes.teacher_rounds))
+    manifest = manifest_of(len(views), len(images), NUM_CLASSES, sizes.teacher_batch)
+    caches = (writer_at(folder / f"written-{n}.zarr", manifest) for n in range(warm_up + sizes.teacher_rounds))
     writers = iter(list(caches))
 
     @torch.inference_mode()
@@ -284,10 +290,10 @@ def rendering(sizes: Sizes, images: ImageSet, processes: Processes) -> Figure:
     return middle("rendering / torchvision's transforms", speedup, "×", detail, at_least=20)
 
 
-def alignment(sizes: Sizes, images: ImageSet, reader: ZarrReader, processes: Processes) -> list[Figure]:
+def alignment(sizes: Sizes, images: ImageSet, reader: LogitReader, processes: Processes) -> list[Figure]:
     """Point 4: an aligned dhkd step over one forward, two backward passes and an update, on batches that are ready."""
     renderer = ResidentRenderer(images, RECIPE, processes.device)
-    resident = ResidentSignals(reader, ["logits"], processes.device)
+    resident = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
     figures = []
     for batch_size in sizes.batch_sizes:
         stream = _stream(renderer, resident, batch_size)
@@ -328,12 +334,12 @@ def opening(sizes: Sizes, cache: Path) -> Figure:
     """Point 5: seconds from a path to the first view of a complete cache in memory."""
 
     def open_and_read() -> None:
-        reader = ZarrReader(cache)
-        reader.require_complete()
-        read_view(reader, 0, "logits")
+        reader = open_cache(cache)
+        reader.require_present()
+        reader.read_view(0)
 
     seconds = interleaved({"open": open_and_read}, sizes.open_rounds, warm_up=1)["open"]
-    plan = ZarrReader(cache).plan
+    plan = open_cache(cache).plan
     files = 2 * len(plan.blocks())
     detail = f"{plan.num_views} views × {plan.num_samples:,} rows × {NUM_CLASSES}, {files} files, lately written"
     return middle("opening a cache, reading a view", seconds, "s", detail, at_most=1.0)
@@ -403,8 +409,8 @@ def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Pa
 
     def write(images: ImageSet, views: int, path: Path) -> None:
         teacher = Teacher(network, Normalization(MEAN, STD), renderer, processes)
-        manifest = _manifest(views, len(images), num_classes, block_rows=block_rows, dtype="float16")
-        write_blocks(teacher, ZarrWriter.create(path, manifest), batch_size=batch_size, processes=processes)
+        manifest = manifest_of(views, len(images), num_classes, min(block_rows, len(images)))
+        write_blocks(teacher, writer_at(path, manifest), batch_size=batch_size, processes=processes)
 
     renderer = ResidentRenderer(images, RECIPE, processes.device)
     write(images.first(batch_size), 1, cache.with_suffix(".warm-up.zarr"))
@@ -421,33 +427,11 @@ def _random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageS
     return ImageSet("random", "train", images_NCHW, labels_N, num_classes, MEAN, STD)
 
 
-def _manifest(num_views: int, num_samples: int, num_classes: int, *, block_rows: int, dtype: str) -> Manifest:
-    identity = {
-        "dataset": {"num_samples": num_samples, "num_classes": num_classes},
-        "recipe": RECIPE.identity,
-        "signals": {"logits": {"dtype": dtype, "row": [num_classes]}},
-    }
-    return Manifest(identity, {}, num_views, block_rows)
-
-
 def _stream(renderer: ResidentRenderer, signals: Signals, batch_size: int) -> Stream:
     return Stream(renderer, Normalization(MEAN, STD), signals, schedule="independent", seed=0, batch_size=batch_size)
 
 
-def _complete_cache(sizes: Sizes, path: Path) -> Path:
-    """A cache of random logits; the values have no influence on the time."""
-    block_rows = -(-sizes.samples // sizes.blocks_per_view)
-    manifest = _manifest(sizes.views, sizes.samples, NUM_CLASSES, block_rows=block_rows, dtype="float16")
-    writer = ZarrWriter.create(path, manifest)
-    logits_BK = 3 * np.random.default_rng(0).standard_normal((block_rows, NUM_CLASSES), dtype=np.float32)
-    for block in writer.plan.blocks():
-        rows = len(block)
-        writer.write(block, {"logits": logits_BK[:rows], WITNESS: np.zeros(rows, dtype=np.uint32)})
-    writer.finish()
-    return path
-
-
-POINTS = ("step", "caching", "rendering", "alignment", "opening", "memory", "photographs", "large")
+POINTS = ("step", "caching", "rendering", "alignment", "opening", "memory", "stores", "photographs", "large")
 
 
 def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
@@ -456,8 +440,9 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
     began = time.perf_counter()
     progress.print("    0 s  writing the cache that the students read", highlight=False)
     images = _random_images(sizes.samples, NUM_CLASSES)
-    cache = _complete_cache(sizes, folder / "complete.zarr")
-    reader = ZarrReader(cache)
+    block_rows = -(-sizes.samples // sizes.blocks_per_view)
+    cache = complete_cache(folder / "complete.zarr", manifest_of(sizes.views, sizes.samples, NUM_CLASSES, block_rows))
+    reader = open_cache(cache)
     measurements: dict[str, Callable[[], Figure | list[Figure]]] = {
         "step": lambda: student_step(sizes, images, reader, processes),
         "caching": lambda: caching(sizes, images, folder, processes),
@@ -465,6 +450,7 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
         "alignment": lambda: alignment(sizes, images, reader, processes),
         "opening": lambda: opening(sizes, cache),
         "memory": lambda: memory(sizes, folder),
+        "stores": lambda: stores(sizes.store_rounds, sizes.store_rows, folder),
         "photographs": lambda: decoding(sizes.photograph_rounds, sizes.photographs),
         "large": lambda: large_index(sizes.large_samples, folder),
     }

@@ -70,9 +70,8 @@ class ZarrLayout:
         """Little-endian values in C order, filled up with the fill value, and their crc32c."""
         chunks = {}
         for part, (array, (dtype, row)) in zip(parts, _arrays(self._manifest, name).items(), strict=True):
-            values = np.full((self._manifest.block_rows, *row), _fill(dtype), _little(dtype))
-            values[: len(block)] = parts[part]
-            content = values.tobytes()
+            rest = np.full((self._manifest.block_rows - len(block), *row), _fill(dtype), _little(dtype))
+            content = parts[part].astype(_little(dtype), copy=False).tobytes() + rest.tobytes()
             chunks[_chunk(array, (dtype, row), block)] = content + CHECKSUM.pack(crc32c(content))
         return chunks
 

@@ -1,0 +1,147 @@
+"""What a cache costs in each store: bytes a row, rates of reading, writing and verifying."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from caches import complete_cache, manifest_of, rows_of, write, writer_at
+from dhkd.data.cache.reader import Damage, open_cache
+from figure import Figure, interleaved, middle
+
+STORES = {"zarr": 0.15, "webdataset": 0.1}  # the least rate of reading, relative to numpy.memmap's
+CODECS = {
+    "float32": {"kind": "float32"},
+    "float16": {"kind": "float16"},
+    "int8": {"kind": "int8"},
+    "top-20": {"kind": "top-k", "k": 20, "temperature": 4.0},
+}
+CLASSES = 100
+BLOCK_ROWS = 16_667  # as in CIFAR-100's presets: three blocks to 50,000 samples
+LEAST_ROWS = 1e6  # a second
+
+
+def stores(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
+    """All figures of both stores, for `num_samples` rows of 100 classes in each view."""
+    return [
+        *_sizes(num_samples, folder),
+        *_reading(rounds, num_samples, folder),
+        *_writing(rounds, num_samples, folder),
+    ]
+
+
+def _sizes(num_samples: int, folder: Path) -> list[Figure]:
+    figures = []
+    for store in STORES:
+        for name, codec in CODECS.items():
+            path = folder / f"{store}-{name}"
+            manifest = manifest_of(1, num_samples, CLASSES, min(BLOCK_ROWS, num_samples), codec)
+            reader = open_cache(complete_cache(path, manifest, store))
+            stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            detail = f"{num_samples:,} rows of {CLASSES} classes; the whole folder {stored / num_samples:.1f}"
+            figures.append(
+                Figure(f"bytes a row: {name}, {store}", reader.stored_bytes(["logits"]) / num_samples, "bytes", detail)
+            )
+    return figures
+
+
+def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
+    """Whole views in order, and all blocks of all views shuffled, beside numpy.memmap of the same values."""
+    num_views = 8
+    block_rows = min(BLOCK_ROWS, num_samples)
+    plain = folder / "plain.bin"
+    paths = {
+        store: complete_cache(folder / f"read-{store}", manifest_of(num_views, num_samples, CLASSES, block_rows), store)
+        for store in STORES
+    }
+    one_view = np.concatenate([rows_of(writer_at(paths["zarr"], open_cache(paths["zarr"]).manifest))["logits"]] * 3)
+    np.tile(one_view[:num_samples].astype(np.float16), (num_views, 1, 1)).tofile(plain)
+    mapped = np.memmap(plain, dtype=np.float16, mode="r", shape=(num_views, num_samples, CLASSES))
+    readers = {store: open_cache(path) for store, path in paths.items()}
+    plan = readers["zarr"].plan
+    out = np.empty((num_samples, CLASSES), np.float16)
+    shuffled = [plan.blocks()[i] for i in np.random.default_rng(0).permutation(len(plan.blocks()))]
+    orders = {"whole views": plan.blocks(), "blocks shuffled": shuffled}
+
+    def read(store: str, order: str) -> None:
+        for block in orders[order]:
+            out[block.start : block.stop] = readers[store].stored(block, "logits")[""]
+
+    def map_(order: str) -> None:
+        for block in orders[order]:
+            out[block.start : block.stop] = mapped[block.view, block.start : block.stop]
+
+    def verify(store: str) -> None:
+        assert not [found for found in readers[store].damages() if isinstance(found, Damage)]
+
+    figures = []
+    num_rows = num_views * num_samples
+    for order in orders:
+        actions: dict[str, Callable[[], None]] = {store: lambda s=store, o=order: read(s, o) for store in STORES}
+        seconds = interleaved({"memmap": lambda o=order: map_(o), **actions}, rounds)
+        detail = f"{num_views} views × {num_samples:,} rows × {CLASSES}, float16, lately written"
+        for store, least in STORES.items():
+            name = f"reading {order}: {store}"
+            ratio = seconds["memmap"] / seconds[store]
+            figures.append(middle(f"{name} / memmap", ratio, "×", detail, at_least=least))
+            figures.append(middle(name, num_rows / seconds[store], "rows/s", detail, at_least=LEAST_ROWS))
+    megabytes = num_rows * (2 * CLASSES + 4) / 1e6
+    seconds = interleaved({store: lambda s=store: verify(s) for store in STORES}, rounds)
+    for store in STORES:
+        detail = f"{megabytes:,.0f} MB, every byte of it, without a teacher"
+        figures.append(middle(f"verifying: {store}", megabytes / seconds[store], "MB/s", detail, at_least=200))
+    return figures
+
+
+def _writing(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
+    """Blocks that are ready, by one process and by two, flushed to the disk; the checking and indexing not counted."""
+    num_views = 4
+    manifest = manifest_of(num_views, num_samples, CLASSES, min(BLOCK_ROWS, num_samples))
+    megabytes = num_views * num_samples * (2 * CLASSES + 4) / 1e6
+    figures = []
+    for store in STORES:
+        for num_writers in (1, 2):
+            rates = []
+            for number in range(rounds):
+                path = folder / f"write-{store}-{num_writers}-{number}"
+                writer_at(path, manifest, store)
+                rates.append(megabytes / _seconds_to_write(path, store, num_writers))
+            detail = f"{megabytes:,.0f} MB of float16 blocks, flushed"
+            writers = "1 writer" if num_writers == 1 else f"{num_writers} writers"
+            figures.append(middle(f"writing: {store}, {writers}", rates, "MB/s", detail))
+    return figures
+
+
+def _seconds_to_write(path: Path, store: str, num_writers: int) -> float:
+    spawn = multiprocessing.get_context("spawn")
+    children = []
+    for number in range(num_writers):
+        here, there = spawn.Pipe()
+        child = spawn.Process(target=_write_share, args=(there, path, store, number, num_writers), daemon=True)
+        child.start()
+        children.append((child, here))
+    for _, connection in children:
+        connection.recv()  # it is ready
+    began = time.perf_counter()
+    for _, connection in children:
+        connection.send("write")
+    for child, connection in children:
+        connection.recv()
+        child.join()
+    return time.perf_counter() - began
+
+
+def _write_share(parent: Connection, path: Path, store: str, number: int, num_writers: int) -> None:
+    from dhkd.data.cache.places import storage_of
+    from dhkd.data.cache.stores import find
+
+    found = find(storage_of(path))
+    assert found is not None
+    writer = writer_at(path, found.manifest, store)
+    blocks = writer.missing()[number::num_writers]
+    parent.send("ready")
+    parent.recv()
+    write(writer, blocks)
+    parent.send("written")

@@ -1,0 +1,47 @@
+"""What the golden caches hold, and how those of the newest version were made: `python -P -m tests.golden.rows OUT`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from dhkd.data.cache.contract import WITNESS, Block
+
+from tests.caches import complete, manifest_of, writer_at
+
+SAMPLES, CLASSES, VIEWS, BLOCK_ROWS = 5, 3, 2, 3
+SIGNALS = {
+    "logits": ("float16", (CLASSES,)),
+    "b.logits": ("int8", (CLASSES,)),
+    "c.logits": ({"kind": "top-k", "k": 2, "temperature": 4.0}, (CLASSES,)),
+}
+STORES = {"zarr": "version-2.zarr", "webdataset": "version-2-tar"}
+
+
+def logits_of(view: int) -> np.ndarray:
+    """float32 (SAMPLES, CLASSES), which float16 holds exactly."""
+    return (view * 10 + np.arange(SAMPLES)[:, None] + np.arange(CLASSES) / 4).astype(np.float32)
+
+
+def witness_of(view: int) -> np.ndarray:
+    """uint32 (SAMPLES,)."""
+    return (1000 * view + np.arange(SAMPLES)).astype(np.uint32)
+
+
+def rows_of(block: Block) -> dict[str, np.ndarray]:
+    """A block of each signal, and of the witness."""
+    rows = slice(block.start, block.stop)
+    return {**{name: logits_of(block.view)[rows] for name in SIGNALS}, WITNESS: witness_of(block.view)[rows]}
+
+
+def write(folder: Path) -> None:
+    """The caches of the newest version, in each store."""
+    for store, name in STORES.items():
+        manifest = manifest_of(SAMPLES, CLASSES, VIEWS, BLOCK_ROWS, signals=SIGNALS)
+        writer = writer_at(folder / name, manifest, store)
+        for block in writer.missing():
+            writer.write(block, rows_of(block))
+        complete(writer)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
