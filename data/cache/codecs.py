@@ -58,7 +58,8 @@ class Float:
             return np.zeros(len(values))
         # Without its sign, a float16's bits order as its magnitude does; ten times as fast as computing with it.
         bits = np.ascontiguousarray(values).view(np.uint16) & 0x7FFF
-        return FLOAT16_UNIT * bits.max(axis=1).view(np.float16).astype(np.float64) + FLOAT16_TINY
+        largest = bits.max(axis=1).view(np.float16).astype(np.float64)
+        return np.asarray(FLOAT16_UNIT * largest + FLOAT16_TINY)
 
     def refusal(self, temperature: float | None) -> str | None:
         """Why these values can't serve; None: they serve every objective."""

@@ -1,6 +1,6 @@
 """Reading a complete cache, wherever it lies: an object is checked against the index before a value of it is used."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,15 @@ class LogitReader:
 
         Raises `CacheDamaged`, and never gives values that were not written.
         """
-        contents = {key: self._checked(key, block, self._near) for key in self._layout.objects(name, block)}
+        contents: dict[str, bytes] = {}
+        for key in self._keys(name, block):
+            content = self._near(key)
+            fault = self._fault(key, content)
+            if content is None or fault is not None:
+                raise CacheDamaged(
+                    f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
+                )
+            contents[key] = content
         return self._layout.unpack(name, block, contents)
 
     def require_present(self) -> None:
@@ -115,23 +123,24 @@ class LogitReader:
             )
 
     def damages(self) -> Iterator[Damage | int]:
-        """Read everything; gives each object's number of bytes, or what is wrong with it."""
+        """Read everything, past all copies; gives each object's number of bytes, or what is wrong with it."""
+        found = find(self._storage)
+        # Of the extension that is under way, if one is.
+        promised = layout_of(found.store, found.manifest).structure() if found else {}
         for key, checksum in self._index.structure.items():
-            try:
-                content = self._storage.get(key)
-            except FileNotFoundError:
+            content = _get(self._storage, key)
+            if content is None:
                 yield Damage(key, None, None, "missing")
-                continue
-            promised = self._promised.get(key)
-            intact = crc32c(content) == checksum or content == promised
-            yield len(content) if intact else Damage(key, None, None, "not as it was written")
+            elif crc32c(content) != checksum and content != promised.get(key):
+                yield Damage(key, None, None, "its bytes are not those that were written")
+            else:
+                yield len(content)
         for block in self.plan.blocks():
             for name in self.manifest.names:
                 for key in self._keys(name, block):
-                    try:
-                        yield len(self._checked(key, block, self._storage.get))
-                    except CacheDamaged as error:
-                        yield Damage(key, name, block, str(error).partition(f"({block}) ")[2].partition(";")[0])
+                    content = _get(self._storage, key)
+                    fault = self._fault(key, content)
+                    yield len(content or b"") if fault is None else Damage(key, name, block, fault)
 
     @property
     def num_objects(self) -> int:
@@ -147,12 +156,6 @@ class LogitReader:
             for key in self._keys(name, block)
         )
 
-    @property
-    def _promised(self) -> dict[str, bytes]:
-        """The metadata of the extension that is under way, if one is."""
-        found = find(self._storage)
-        return layout_of(found.store, found.manifest).structure() if found else {}
-
     def _keys(self, name: str, block: Block) -> list[str]:
         return list(self._layout.objects(name, block))
 
@@ -162,38 +165,33 @@ class LogitReader:
         except KeyError as error:
             raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
 
-    def _near(self, key: str) -> bytes:
-        """An object, or its copy on this machine where it lies elsewhere."""
+    def _near(self, key: str) -> bytes | None:
+        """An object, or its copy on this machine where it lies elsewhere; None where there is none."""
         if self._nearby is None:
-            return self._storage.get(key)
-        size, checksum = self._entry(key)
-
-        def is_intact(content: bytes) -> bool:
-            try:
-                return self._layout.checksum(key, content) == checksum
-            except CacheDamaged:
-                return False
-
-        return self._nearby.get_checked(key, size, checksum, is_intact)
-
-    def _checked(self, key: str, block: Block, get: Callable[[str], bytes]) -> bytes:
+            return _get(self._storage, key)
         size, checksum = self._entry(key)
         try:
-            content = get(key)
-        except FileNotFoundError as error:
-            raise self._damaged(key, block, f"expected {size} bytes, got no object") from error
-        if len(content) != size:
-            raise self._damaged(key, block, f"expected {size} bytes, got {len(content)}")
+            return self._nearby.get_checked(key, size, checksum, lambda content: self._fault(key, content) is None)
+        except FileNotFoundError:
+            return None
+
+    def _fault(self, key: str, content: bytes | None) -> str | None:
+        """What is wrong with an object's bytes; None where they are those that were written."""
+        size, checksum = self._entry(key)
+        if content is None or len(content) != size:
+            return f"expected {size} bytes, got {'no object' if content is None else len(content)}"
         try:
             found = self._layout.checksum(key, content)
-        except CacheDamaged as error:
-            raise self._damaged(key, block, "its bytes are not those that were written") from error
-        if found != checksum:  # whole, but another block's
-            raise self._damaged(key, block, "is not the block that was written")
-        return content
+        except CacheDamaged:
+            return "its bytes are not those that were written"
+        return None if found == checksum else "is not the block that was written"  # whole, but another's
 
-    def _damaged(self, key: str, block: Block, reason: str) -> CacheDamaged:
-        return CacheDamaged(f"cache at {self.location}: {key} ({block}) {reason}; {AGAIN}: it writes just those blocks")
+
+def _get(storage: Storage, key: str) -> bytes | None:
+    try:
+        return storage.get(key)
+    except FileNotFoundError:
+        return None
 
 
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:
