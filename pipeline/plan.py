@@ -233,8 +233,8 @@ def _suggestion(asked: Codec, num_classes: int) -> str | None:
         return None
     share = row_bytes(Int8().parts((num_classes,))) / row_bytes(asked.parts((num_classes,)))
     return (
-        f"with {num_classes:,} classes, int8 is worth a thought: {share:.0%} of {asked.kind}'s bytes, and good for every"
-        f" objective; --set cache.codec=int8"
+        f"with {num_classes:,} classes, int8 is worth a thought: {share:.0%} of {asked.kind}'s bytes, and it serves"
+        f" every objective; --set cache.codec=int8"
     )
 
 

@@ -179,7 +179,7 @@ def test_storage_adds_up(
         size = Plan.balanced(num_views, num_samples, row, block_bytes)
         stored = storage(codec, size, num_classes, window)
         assert stored["bytes"] == num_views * num_samples * row
-        assert stored["blocks"] == len(size.blocks_of_view(0)) * num_views
+        assert stored["blocks"] == -(-num_samples // size.block_rows) * num_views
         assert stored["block_bytes"] <= max(block_bytes, row)
         assert stored["blocks"] * stored["block_bytes"] >= stored["bytes"]
         assert stored["objects"]["webdataset"] <= stored["objects"]["zarr"]
@@ -197,7 +197,7 @@ def test_sizes_are_those_of_the_sets() -> None:
         images = load_source(name, "train")
         assert (len(images), images.num_classes) == (SIZES[name].samples, SIZES[name].classes)
         assert isinstance(images, ImageSet)
-        assert images.shape == (3, SIZES[name].pixels, SIZES[name].pixels)
+        assert images.images_NCHW.shape[2:] == (SIZES[name].pixels,) * 2
 
 
 def test_the_size_of_cifar100(real_data: Path) -> None:
@@ -291,6 +291,7 @@ def test_the_table_says_where_nothing_is_saved() -> None:
     few = done("plan", CIFAR, "--set", "student.epochs=60", "--students", 2, "--ratio", 1).out
     assert "from student number 3 on (S > V/E = 162/60 = 2.7): never for as few as 2" in few
     assert "saves nothing: here one alone costs 102 epochs of forwards more than the live teacher" in few
+    assert ": it pays for 3\n" in done("plan", CIFAR, "--set", "student.epochs=60", "--students", 3).out
     even = done("plan", CIFAR, "--set", "student.epochs=162").out
     assert "(V ≥ E) saves nothing: so it is here\n" in even
     assert "from student number 2 on" in even
