@@ -34,7 +34,23 @@ HOMES = {
     "sklearn": {"data/sources/digits.py"},
     "torchvision": {"data/sources/cifar100.py", "stages/models/foreign.py"},
     "timm": {"stages/models/foreign.py"},
-    "pydantic": {"configs/schema.py", "configs/load.py", "stages/train/objectives/__init__.py"},
+    "obstore": {"data/cache/bucket.py"},
+    "google_crc32c": {
+        "data/cache/index.py",
+        "data/cache/reader.py",
+        "data/cache/tar_layout.py",
+        "data/cache/writer.py",
+        "data/cache/zarr_layout.py",
+    },
+    "pydantic": {
+        "configs/schema.py",
+        "configs/load.py",
+        "data/cache/codecs.py",
+        "data/cache/index.py",
+        "data/cache/manifest.py",
+        "data/cache/version_1.py",
+        "stages/train/objectives/__init__.py",
+    },
     "rich": {"stages/progress.py", "stages/report/tables.py"},
 }
 

@@ -25,7 +25,7 @@ LEAVES: list[tuple[str, str, Any]] = [
     ("teacher.lr", "1e-3", 1e-3),
     ("teacher.sha256", "0" * 63 + "a", "0" * 63 + "a"),
     ("cache.views", "7", 7),
-    ("cache.codec", "float32", "float32"),
+    ("cache.codec.kind", "float32", "float32"),
     ("student.milestones", "[30, 60]", (30, 60)),
     ("student.clip_norm", "5", 5.0),
     ("student.weight_decay", "0", 0.0),
@@ -94,7 +94,7 @@ def test_smoke_of_every_preset_is_short(name: str) -> None:
         "views": {"size", "test_resize"},
         "teacher": {"epochs", "batch_size", "lr"},
         "student": {"epochs", "batch_size", "lr", "window"},
-        "cache": {"views", "batch_size", "block_mb", "dtype"},
+        "cache": {"views", "batch_size", "block_mb", "codec"},
     }
     assert smoke.model_dump(exclude=sizes) == full.model_dump(exclude=sizes)
 
