@@ -97,8 +97,8 @@ class ResidentSignals:
                 part: torch.empty((plan.num_views, plan.num_samples, *row), dtype=_torch_dtype(dtype), device=device)
                 for part, (dtype, row) in reader.manifest.parts(name).items()
             }
-            for block in plan.blocks():
-                for part, array in reader.stored(block, name).items():
+            for block, stored in zip(plan.blocks(), reader.stored_each(plan.blocks(), name), strict=True):
+                for part, array in stored.items():
                     self._planes[name][part][block.view, block.start : block.stop] = torch.from_numpy(array.copy())
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
@@ -147,7 +147,7 @@ class StreamedSignals:
     def _read(self, view: int) -> Parts:
         planes: Parts = {}
         for name in self._decode.stored:
-            blocks = [self._reader.stored(block, name) for block in self._reader.plan.blocks_of_view(view)]
+            blocks = list(self._reader.stored_each(self._reader.plan.blocks_of_view(view), name))
             planes[name] = {
                 part: torch.from_numpy(np.concatenate([block[part] for block in blocks])).to(self._device)
                 for part in blocks[0]

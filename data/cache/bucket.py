@@ -4,7 +4,10 @@ Credentials, region and endpoint come from the environment, as each provider nam
 can only be said in a program's own configuration files (`~/.aws`), and signed URLs, which name one object each.
 """
 
+import itertools
+import logging
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger("dhkd")
+
+_RANDOM = random.SystemRandom()  # no seed: processes that were started alike must differ
+_SEEN_S = 1.0  # a shorter wait is not worth a line
+
 WEB = ("http", "https")
 
 # By scheme, what to look at when the place refuses.
@@ -36,22 +44,27 @@ _REMEDIES = {
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # whose environment variables begin so
 
 
+# The library's own retries go on where a listing or a body broke off, but hardly wait: ten of them were over in 1.7 s.
+RESUMES = 2
+RESUMES_S = 10.0  # a request that stalled for long is not repeated there, where Ctrl-C waits for its end
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a store that fails or is slow is asked again, before it counts as out of reach."""
 
-    retries: int = 10  # with the waits below about a minute: longer than a load balancer takes to replace a server
-    total_s: float = 180.0  # no retry starts later; credentials that came with the first request may expire after 300
-    first_wait_s: float = 0.1  # doubled from retry to retry, and jittered, so that many processes don't return at once
+    retries: int = 10  # with the waits below about 50 s: longer than a load balancer takes to replace a server
+    total_s: float = 180.0  # no retry starts later
+    first_wait_s: float = 0.1  # doubled from retry to retry
     longest_wait_s: float = 15.0
     connect_s: float = 10.0
     # Without a byte of the answer. An upload counts whole: 60 s pass 60 MB at 1 MB/s.
     stall_s: float = 60.0
 
     def waits(self) -> Iterator[float]:
-        """Seconds to wait before each retry."""
+        """Seconds to wait before each retry: at random, so that many processes don't come back at once."""
         for retry in range(self.retries):
-            yield min(self.first_wait_s * 2**retry, self.longest_wait_s)
+            yield min(self.first_wait_s * 2**retry, self.longest_wait_s) * _RANDOM.uniform(0.7, 1.0)
 
 
 PATIENCE = Patience()
@@ -65,6 +78,8 @@ class Bucket:
 
     Raises `ConfigError` for another scheme, for a URL with a query, a fragment or a password, and without obstore.
     """
+
+    streams = 8  # requests wait for each other's answers otherwise
 
     _asked_by: ClassVar[int | None] = None  # the process whose library has threads
 
@@ -161,7 +176,7 @@ class Bucket:
                 if size < 0:  # AWS's 409: a delete of this object was under way; nothing was made
                     raise ConnectionAbortedError("a conflicting request was under way") from error
                 # An attempt whose answer was lost may have made it. Whoever else put the same bytes doesn't matter.
-                retried = attempts > 1 or _retries(error) > 0
+                retried = attempts > 1 or re.search(r"after \d+ retries", str(error)) is not None
                 return retried and size == len(content) and self.get(key) == content
             except (NotImplementedError, self._obstore.exceptions.BaseError) as error:
                 if isinstance(error, NotImplementedError | self._obstore.exceptions.NotSupportedError):
@@ -174,11 +189,9 @@ class Bucket:
         return create
 
     def _ask(self, key: str, ask: Callable[["ObjectStore"], T]) -> T:
-        """What the store answers. The library asks again by itself, but not where an answer to a POST, a listing or a
-        creation was lost or broke off; those are asked again here.
-        """
+        """What the store answers; a failure that may pass is waited for."""
         store, waits, start = self._store(), self.patience.waits(), time.monotonic()
-        while True:
+        for attempt in itertools.count(1):
             try:
                 return ask(store)
             except StorageError:
@@ -186,11 +199,17 @@ class Bucket:
             except (self._obstore.exceptions.BaseError, ValueError, OSError, NotImplementedError) as error:
                 wait = next(waits, None)
                 if wait is None or not _passing(error) or time.monotonic() - start > self.patience.total_s:
-                    raise self._told(key, error) from error
+                    raise self._told(key, error, attempt) from error
+                if wait >= _SEEN_S:
+                    log.warning("%s: %s; asking again in %.0f s", self._where(key), _reason(error), wait)
                 time.sleep(wait)
+        raise AssertionError
 
-    def _told(self, key: str, error: Exception) -> OSError:
-        where = f"{self.location}/{key}".rstrip("/")
+    def _where(self, key: str) -> str:
+        return f"{self.location}/{key}" if key else self.location
+
+    def _told(self, key: str, error: Exception, attempts: int = 1) -> OSError:
+        where = self._where(key)
         text, status, remedy = str(error), _status(error), _REMEDIES[self._scheme]
         address = "the endpoint (AWS_ENDPOINT_URL)" if self._scheme == "s3" else "the URL"
         if any(name in text for name in _NO_BUCKET):
@@ -199,8 +218,7 @@ class Bucket:
             )
         if isinstance(error, FileNotFoundError) and key:
             return FileNotFoundError(f"{where}: no object")
-        retries = _retries(error)
-        reason = _reason(error) + (f", after {retries} {'retries' if retries > 1 else 'retry'}" if retries else "")
+        reason = _reason(error) + (f", asked {attempts} times" if attempts > 1 else "")
         if status[:3] in ("401", "403") or any(name in text for name in _NO_CREDENTIALS):
             return StorageError(f"{where}: no access ({reason}); {remedy}")
         if status and not status.startswith("5"):
@@ -233,8 +251,8 @@ class Bucket:
 
         patience = self.patience
         retry: RetryConfig = {
-            "max_retries": patience.retries,
-            "retry_timeout": timedelta(seconds=patience.total_s),
+            "max_retries": RESUMES,
+            "retry_timeout": timedelta(seconds=RESUMES_S),
             "backoff": {
                 "init_backoff": timedelta(seconds=patience.first_wait_s),
                 "max_backoff": timedelta(seconds=patience.longest_wait_s),
@@ -294,17 +312,13 @@ def _status(error: Exception) -> str:
     return found[1].strip() if found else ""
 
 
-def _retries(error: Exception) -> int:
-    """How often the library has asked again by itself."""
-    found = re.search(r"after (\d+) retries", str(error))
-    return int(found[1]) if found else 0
-
-
 def _passing(error: Exception) -> bool:
-    """Whether asking again may help, and the library hasn't."""
-    text = str(error)
-    lost = "HTTP error: " in text and "builder error" not in text and not _retries(error)
-    return lost or isinstance(error, ConnectionError)
+    """Whether asking again may help."""
+    text, status = str(error), _status(error)
+    if any(name in text for name in _NO_CREDENTIALS):
+        return False  # as a rule there are none, and each try takes as long as a connection may
+    lost = "HTTP error: " in text and "builder error" not in text
+    return lost or status.startswith("5") or status[:3] in ("408", "429") or isinstance(error, ConnectionError)
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ class Nearby:
     """
 
     def __init__(self, storage: Storage, copies: BoundedCopies) -> None:
-        self.location = storage.location
+        self.location, self.streams = storage.location, storage.streams
         self._storage, self._copies = storage, copies
 
     def get_checked(

@@ -1,6 +1,6 @@
 """Reading a complete cache, wherever it lies: an object is checked against the index before a value of it is used."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dhkd.data.cache.index import Bound, Index
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.nearby import Nearby
 from dhkd.data.cache.places import is_url, storage_of
-from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.storage import Storage, each
 from dhkd.data.cache.stores import Found, find, layout_of
 from dhkd.data.copies import BoundedCopies
 from dhkd.data.errors import CacheDamaged, CacheIncomplete
@@ -103,6 +103,10 @@ class LogitReader:
             contents[key] = content
         return self._layout.unpack(name, block, contents)
 
+    def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
+        """What `stored` gives for each of these blocks, in order; from a URL several are fetched at a time."""
+        return each(lambda block: self.stored(block, name), blocks, self._storage.streams)
+
     def require_present(self) -> None:
         """Raise `CacheIncomplete` where an object is missing or has another size, as far as the place can be listed."""
         sizes = self._storage.sizes()
@@ -135,12 +139,16 @@ class LogitReader:
                 yield Damage(key, None, None, "its bytes are not those that were written")
             else:
                 yield len(content)
-        for block in self.plan.blocks():
-            for name in self.manifest.names:
-                for key in self._keys(name, block):
-                    content = _get(self._storage, key)
-                    fault = self._fault(key, content)
-                    yield len(content or b"") if fault is None else Damage(key, name, block, fault)
+
+        def looked_at(place: tuple[Block, str, str]) -> Damage | int:
+            block, name, key = place
+            content = _get(self._storage, key)
+            fault = self._fault(key, content)
+            return len(content or b"") if fault is None else Damage(key, name, block, fault)
+
+        blocks = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
+        places = ((block, name, key) for block, name in blocks for key in self._keys(name, block))
+        yield from each(looked_at, places, self._storage.streams)
 
     @property
     def num_objects(self) -> int:

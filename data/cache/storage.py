@@ -5,16 +5,27 @@ An object is finished or absent. What a kill leaves of an unfinished put has ano
 
 import contextlib
 import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dhkd.data.files import sync_folder, write_atomically
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 
 class Storage(Protocol):
-    """Objects by key, a relative path with slashes. `location` is what users call the place: a path or a URL."""
+    """Objects by key, a relative path with slashes.
+
+    `location` is what users call the place: a path or a URL. `streams` says how many objects are best read at a time.
+    """
 
     location: str
+    streams: int
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `FileNotFoundError` when there is none."""
@@ -32,8 +43,25 @@ class Storage(Protocol):
         """Remove the object, if it is there."""
 
 
+def each(function: Callable[[S], T], items: Iterable[S], streams: int) -> Iterator[T]:
+    """What `function` makes of each item, in order; of up to `streams` at a time, in threads."""
+    if streams == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(streams, thread_name_prefix="read") as threads:
+        pending: deque[Future[T]] = deque()
+        for item in items:
+            pending.append(threads.submit(function, item))
+            if len(pending) == streams:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 class Folder:
     """A folder of the file system; several machines may share it."""
+
+    streams = 1  # a disk is as fast with one, and memory holds one block
 
     def __init__(self, path: Path) -> None:
         self.path, self.location = path, str(path)
@@ -48,9 +76,10 @@ class Folder:
     def size(self, key: str) -> int:
         """The file's size in bytes, -1 when there is none."""
         try:
-            return (self.path / key).stat().st_size
+            facts = (self.path / key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return -1
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else -1
 
     def sizes(self) -> dict[str, int]:
         """Every file's size, by its path in the folder."""

@@ -15,11 +15,13 @@ from dhkd.data.cache.contract import WITNESS, Array, Block, Plan
 from dhkd.data.cache.index import INDEX_KEY, Bound, Index
 from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest
 from dhkd.data.cache.reader import AGAIN, Damage, missing_blocks
-from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.storage import Storage, each
 from dhkd.data.cache.stores import find, layout_of
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
+
+Entries = dict[str, tuple[int, int]]  # objects' sizes and checksums, by key
 
 
 @dataclass(frozen=True)
@@ -92,20 +94,26 @@ class LogitWriter:
 
         Raises `CacheDamaged` where that is another teacher's, whose signals this writer can't replace.
         """
-        objects: dict[str, tuple[int, int]] = {}
+        objects: Entries = {}
         bounds: dict[str, Bound] = {}
         damages: list[Damage] = []
-        for block in blocks:
-            for name in self.manifest.names:
-                parts, entries, found = self._read(name, block, known=block not in written)
-                if found and name in self.manifest.signals and name not in self.signals:
-                    raise CacheDamaged(
-                        f"cache at {self.location}: {found[0]}; run 'dhkd cache-teacher' with the teacher of {name}"
-                    )
-                objects |= entries
-                damages += found
-                if name != WITNESS and parts is not None:
-                    bounds[name] = _worse(bounds.get(name), self._bound(name, parts))
+
+        def looked_at(place: tuple[Block, str]) -> tuple[str, Bound | None, Entries, list[Damage]]:
+            block, name = place
+            parts, entries, found = self._read(name, block, known=block not in written)
+            bound = self._bound(name, parts) if name != WITNESS and parts is not None else None
+            return name, bound, entries, found
+
+        places = ((block, name) for block in blocks for name in self.manifest.names)
+        for name, bound, entries, found in each(looked_at, places, self._storage.streams):
+            if found and name in self.manifest.signals and name not in self.signals:
+                raise CacheDamaged(
+                    f"cache at {self.location}: {found[0]}; run 'dhkd cache-teacher' with the teacher of {name}"
+                )
+            objects |= entries
+            damages += found
+            if bound is not None:
+                bounds[name] = _worse(bounds.get(name), bound)
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:
@@ -154,12 +162,10 @@ class LogitWriter:
                 f" changed since the cache was begun; write this one to another --out"
             )
 
-    def _read(
-        self, name: str, block: Block, *, known: bool
-    ) -> tuple[dict[str, Array] | None, dict[str, tuple[int, int]], list[Damage]]:
+    def _read(self, name: str, block: Block, *, known: bool) -> tuple[dict[str, Array] | None, Entries, list[Damage]]:
         """A stored block, None unless all of it is good; its objects' sizes and checksums; what is wrong with them."""
         contents: dict[str, bytes] = {}
-        entries: dict[str, tuple[int, int]] = {}
+        entries: Entries = {}
         damages: list[Damage] = []
         for key, size in self._layout.objects(name, block).items():
             try:

@@ -25,7 +25,7 @@ LEAVES: list[tuple[str, str, Any]] = [
     ("teacher.lr", "1e-3", 1e-3),
     ("teacher.sha256", "0" * 63 + "a", "0" * 63 + "a"),
     ("cache.views", "7", 7),
-    ("cache.codec.kind", "float32", "float32"),
+    ("cache.store", "webdataset", "webdataset"),
     ("student.milestones", "[30, 60]", (30, 60)),
     ("student.clip_norm", "5", 5.0),
     ("student.weight_decay", "0", 0.0),
