@@ -11,6 +11,8 @@ from dhkd.data.errors import CacheDamaged, CacheMismatch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 FORMAT_VERSION = 2
+MAX_DEPTH = 20
+LONGEST_SHOWN = 200  # characters of a value, in a message
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.
@@ -19,6 +21,24 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 
 class _Tree(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _plain(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Plain JSON values, not too deep for the libraries that walk them."""
+    if _depth(tree) > MAX_DEPTH:
+        raise ValueError(f"values in values, deeper than {MAX_DEPTH}")
+    canonical(tree)
+    return tree
+
+
+def _depth(tree: object) -> int:
+    children: list[object] = list(
+        tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    )
+    return 1 + max(map(_depth, children), default=0)
+
+
+Facts = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 
 
 class DatasetIdentity(_Tree):
@@ -34,7 +54,7 @@ class DatasetIdentity(_Tree):
 class SignalIdentity(_Tree):
     """What a signal's rows are: which teacher said them, computed in which precision, and how they are stored."""
 
-    teacher: Mapping[str, Any]
+    teacher: Facts
     precision: Literal["float32", "bf16", "fp16"]
     codec: Codec
     row: tuple[Size, ...]
@@ -55,13 +75,8 @@ class Identity(_Tree):
     """What is cached."""
 
     dataset: DatasetIdentity
-    recipe: Mapping[str, Any]
+    recipe: Facts
     signals: Annotated[Mapping[Name, SignalIdentity], Field(min_length=1)]
-
-
-def _plain(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    canonical(tree)
-    return tree
 
 
 class Manifest(_Tree):
@@ -69,7 +84,7 @@ class Manifest(_Tree):
 
     format: Literal[2] = 2
     identity: Identity
-    provenance: Annotated[Mapping[str, Any], AfterValidator(_plain)]
+    provenance: Facts
     num_views: Size
     block_rows: Size
 
@@ -191,13 +206,15 @@ def differences(
     found: list[str] = []
     for key, value in expected.items():
         actual = got.get(key, "nothing")
-        name = f"{prefix}{key}"
+        name = f"{prefix}{_short(key)}"
         if isinstance(value, Mapping) and isinstance(actual, Mapping):
             found += differences(value, actual, f"{name}.", exact=exact)
         elif value != actual:
             found.append(f"{name} expected {_short(value)}, got {_short(actual)}")
     if exact:
-        found += [f"{prefix}{key} expected nothing, got {_short(got[key])}" for key in got if key not in expected]
+        found += [
+            f"{prefix}{_short(key)} expected nothing, got {_short(got[key])}" for key in got if key not in expected
+        ]
     return found
 
 
@@ -212,7 +229,9 @@ def require_identity(expected: Mapping[str, Any], manifest: Manifest, where: str
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    if len(text) > LONGEST_SHOWN:
+        return f"{text[:LONGEST_SHOWN]}…"
     return f"{text[:12]}…" if len(text) == hashlib.sha256().digest_size * 2 else text
 
 
@@ -220,5 +239,5 @@ def _first(error: Exception) -> str:
     """What a validation found first, in one line."""
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
-        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        return f"{'.'.join(map(_short, fault['loc']))}: {fault['msg']}"
     return " ".join(str(error).split()) or type(error).__name__
