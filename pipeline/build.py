@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,14 +305,15 @@ def require_cache(
     require_identity(identity, reader.manifest, reader.location, remedy)
 
 
-def cached_names(objective: Objective, reader: LogitReader, teacher: str | None) -> Names:
-    """For each signal that the objective needs, the cached ones to take: one teacher's, or of all teachers ("mean").
+def cached_names(needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str) -> Names:
+    """For each signal of an objective's `needs`, the cached ones to take: one teacher's, or of all teachers ("mean").
 
-    Raises `CacheMismatch` where the cache lacks one or can't serve it as it is stored.
+    Raises `CacheMismatch` where the cache lacks one or can't serve it as it is stored; `otherwise` is the remedy that
+    needs no other cache.
     """
     signals = reader.manifest.signals
     names: dict[str, list[str]] = {}
-    for need, temperature in objective.needs.items():
+    for need, temperature in needs.items():
         if teacher == MEAN_OF_TEACHERS:
             names[need] = [name for name in signals if name.rpartition(".")[2] == need]
         else:
@@ -327,7 +328,7 @@ def cached_names(objective: Objective, reader: LogitReader, teacher: str | None)
             if refusal:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name} can't serve the objective: {refusal}; cache the teacher"
-                    f" with --set cache.codec=float16 or int8, or choose another objective"
+                    f" with --set cache.codec=float16 or int8, or {otherwise}"
                 )
     return names
 
@@ -352,7 +353,7 @@ def signals_of(
     if needed > 0.9 * free:
         raise ConfigError(
             f"student.view_schedule {student.view_schedule} keeps the whole cache in memory: expected at most"
-            f" {free / 1e9:.1f} GB free, got {needed / 1e9:.1f} GB; use --set student.view_schedule=cycle, or block"
-            f" with student.window"
+            f" {free / 1e9:.1f} GB free, got {needed / 1e9:.1f} GB; use --set student.view_schedule=cycle, or for"
+            f" 'dhkd train-student' block with student.window"
         )
     return ResidentSignals(reader, names, device)

@@ -19,12 +19,13 @@ from dhkd.data.cache.places import storage_of
 from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
 from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
-from dhkd.data.errors import CacheIncomplete, CacheMismatch, ConfigError, WeightsError
+from dhkd.data.errors import CacheIncomplete, ConfigError, WeightsError
 from dhkd.data.photographs import PhotoRenderer
 from dhkd.data.render import Normalization, Renderer
-from dhkd.data.stream import NoSignals, Signals, Stream, check_witnesses
+from dhkd.data.stream import NoSignals, Signals, Stream
 from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.drift import WITNESS_BLOCKS, check_pixels, rerender
 from dhkd.pipeline.environment import hardware, hardware_name, versions
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.convert import convert_blocks, converted
@@ -44,7 +45,6 @@ log = logging.getLogger("dhkd")
 
 EVALUATION_BATCH = 500
 LIVE_ROWS = 64  # rows recomputed at the end of stage one
-WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # re-rendered before stage two
 
 
 def train_teacher(
@@ -163,7 +163,7 @@ def train_student(
         if teacher is not None:
             of_file = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
             named = of_file.network
-        names = build.cached_names(objective, reader, settings.teacher)
+        names = build.cached_names(objective.needs, reader, settings.teacher, "choose another objective")
         stored = [name for signals in names.values() for name in signals]
         build.require_cache(experiment, reader, images, recipe, stored, named)
         reader.require_present()
@@ -177,7 +177,7 @@ def train_student(
             return run.result
         renderer = build.renderer_of(images, recipe, processes.device, data)
         test = build.test_renderer_of(experiment, processes.device, data)
-        _check_pixels(renderer, reader, experiment, processes, allow_drift=allow_drift)
+        _info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
         copies = processes.world_size if processes.device.type == "cpu" else 1
         normalize = build.normalization_of(settings, images)
         signals = build.signals_of(names, reader, settings, processes.device, copies)
@@ -263,7 +263,7 @@ def verify(
             require_identity(weights, reader.manifest, f"{cache}: weights differ", _REBUILD)
         renderer = build.renderer_of(images, recipe, processes.device, data)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
-        result["rows_rendered"] = _rerender(renderer, reader, experiment, per_block)
+        result["rows_rendered"] = rerender(renderer, reader, seed=experiment.seed, rows_per_block=per_block)
         if trained is not None:
             normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
             live = Teacher(trained.network, normalize, renderer, processes)
@@ -417,43 +417,6 @@ def _stream(
     if dropped:
         _info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
     return stream
-
-
-def _check_pixels(
-    renderer: Renderer, reader: LogitReader, experiment: Experiment, processes: Processes, *, allow_drift: bool
-) -> None:
-    """Compare random rows with what the teacher saw."""
-    try:
-        checked = _rerender(renderer, reader, experiment, WITNESS_ROWS)
-    except CacheMismatch as error:
-        if not allow_drift:
-            if isinstance(renderer, PhotoRenderer):  # decoders differ by a grey level from version to version
-                raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
-            raise
-        _info(processes, f"cache {reader.location}: {error}; --allow-drift: the student trains all the same")
-        return
-    _info(processes, f"cache {reader.location}: {checked} random rows re-rendered, all as the teacher saw them")
-
-
-def _rerender(renderer: Renderer, reader: LogitReader, experiment: Experiment, rows_per_block: int) -> int:
-    """Compare random rows of random blocks with what the teacher saw; how many."""
-    return check_witnesses(
-        renderer,
-        reader,
-        seed=experiment.seed,
-        rows_per_block=rows_per_block,
-        max_blocks=WITNESS_BLOCKS,
-        versions=_versions_on_both_sides(reader),
-    )
-
-
-def _versions_on_both_sides(reader: LogitReader) -> str:
-    first: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
-    written, here = first.get("versions", {}), versions()
-    differ = [
-        f"{name} {written[name]} then, {here[name]} now" for name in here if written.get(name, here[name]) != here[name]
-    ]
-    return f" ({', '.join(differ)})" if differ else " (with the same versions of all libraries)"
 
 
 def _unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:

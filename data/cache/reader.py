@@ -128,14 +128,11 @@ class LogitReader:
 
     def damages(self) -> Iterator[Damage | int]:
         """Read everything, past all copies; gives each object's number of bytes, or what is wrong with it."""
-        found = find(self._storage)
-        # Of the extension that is under way, if one is.
-        promised = layout_of(found.store, found.manifest).structure() if found else {}
         for key, checksum in self._index.structure.items():
             content = _get(self._storage, key)
             if content is None:
                 yield Damage(key, None, None, "missing")
-            elif crc32c(content) != checksum and content != promised.get(key):
+            elif crc32c(content) != checksum and content != self._promised().get(key):
                 yield Damage(key, None, None, "its bytes are not those that were written")
             else:
                 yield len(content)
@@ -149,6 +146,11 @@ class LogitReader:
         blocks = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
         places = ((block, name, key) for block, name in blocks for key in self._keys(name, block))
         yield from each(looked_at, places, self._storage.streams)
+
+    def _promised(self) -> dict[str, bytes]:
+        """The metadata of the extension that is under way, if one is: it may have begun since anything else was read."""
+        found = find(self._storage)
+        return layout_of(found.store, found.manifest).structure() if found else {}
 
     @property
     def num_objects(self) -> int:

@@ -141,7 +141,7 @@ class LogitWriter:
         for part in checked:
             for name, bound in part.bounds:
                 bounds[name] = _worse(bounds.get(name), bound)
-        structure = put_structure(self._storage, self._store, self.manifest)
+        structure = put_structure(self._storage, self._store, self.manifest, manifest_first=True)
         index = Index(store=self._store, manifest=self.manifest, structure=structure, objects=objects, bounds=bounds)
         self._storage.put(INDEX_KEY, index.to_bytes(), replace=True)
 
@@ -213,14 +213,19 @@ def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
                 f" use --set cache.store={found.store}, or another --out"
             )
         manifest = found.manifest.extended_by(wanted, storage.location)
-    put_structure(storage, store, manifest)
+    put_structure(storage, store, manifest, manifest_first=found is not None)
     return manifest
 
 
-def put_structure(storage: Storage, store: str, manifest: Manifest) -> dict[str, int]:
-    """Put what isn't there of the objects beside the blocks, the manifest last; the crc32c of each."""
+def put_structure(storage: Storage, store: str, manifest: Manifest, *, manifest_first: bool) -> dict[str, int]:
+    """Put what isn't there of the objects beside the blocks; the crc32c of each.
+
+    The manifest comes last in an empty place, which is no cache until then, and first where one is there: it explains
+    the others, of which each may still be the old one or already the new.
+    """
     checksums = {}
-    for key, content in layout_of(store, manifest).structure().items():
+    *others, head = layout_of(store, manifest).structure().items()
+    for key, content in [head, *others] if manifest_first else [*others, head]:
         try:
             there = storage.get(key)
         except FileNotFoundError:

@@ -150,6 +150,7 @@ def _write(
     units: list[list[Block]], teacher: Teacher, writer: LogitWriter, batch_size: int, processes: Processes
 ) -> Tensor:
     """Compute and write these units, but for blocks that others wrote meanwhile; how many blocks and rows."""
+    (signal,) = writer.signals  # the teacher's logits, as they are called in this cache
     waiting, rendering = deque(units), deque[list[Block]]()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)
     pending: list[Future[bool]] = []
@@ -170,7 +171,7 @@ def _write(
         pixels = teacher.render(keys_of_units())
         for first in pixels:
             unit = rendering.popleft()
-            rows = _compute(unit, teacher, chain([first], pixels), batch_size, advance)
+            rows = _compute(unit, teacher, signal, chain([first], pixels), batch_size, advance)
             computed += torch.tensor([len(unit), sum(len(block) for block in unit)], device=processes.device)
             if not all(written.result() for written in pending) and waiting:
                 waiting.rotate(-secrets.randbelow(len(waiting)))  # away from the run that is at the same place
@@ -189,7 +190,12 @@ def _keys(unit: list[Block], batch_size: int) -> Iterator[Keys]:
 
 
 def _compute(
-    unit: list[Block], teacher: Teacher, pixels: Iterator[Tensor], batch_size: int, advance: Callable[[int], None]
+    unit: list[Block],
+    teacher: Teacher,
+    signal: str,
+    pixels: Iterator[Tensor],
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> list[Rows]:
     """Each block's logits, float32 (rows, K), and witnesses, uint32 (rows,)."""
     rows: list[Rows] = [{} for _ in unit]
@@ -197,7 +203,7 @@ def _compute(
         of_all_views = next(pixels)
         for number, (block, arrays) in enumerate(zip(unit, rows, strict=True)):
             pixels_BCHW = of_all_views[number :: len(unit)]
-            batch = {"logits": teacher.logits(pixels_BCHW).cpu().numpy(), WITNESS: witnesses(pixels_BCHW)}
+            batch = {signal: teacher.logits(pixels_BCHW).cpu().numpy(), WITNESS: witnesses(pixels_BCHW)}
             for name, values in batch.items():
                 # Straight into the block: a list to be joined at the end would hold it twice.
                 if name not in arrays:

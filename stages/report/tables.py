@@ -12,30 +12,34 @@ def cache_table(result: Mapping[str, Any]) -> str:
     """What `inspect` says of a cache."""
     identity, provenance = result["identity"], result["provenance"]
     recipe = ", ".join(f"{key} {value}" for key, value in identity["recipe"].items() if key != "kind")
-    rows = {
-        "cache": f"{result['path']} ({result['digest'][:12]}), {result['store']}, format {result['format']}",
-        "state": _state(result),
-        "size": f"{result['bytes'] / 1e6:,.1f} MB"
-        if result["bytes"] is not None
-        else "not known before it is finished",
-        "blocks": f"of {result['rows_per_block']:,} rows",
-        "data set": f"{identity['dataset']['name']}, {identity['dataset']['split']}: {result['samples']:,} samples,"
-        f" {result['classes']} classes ({identity['dataset']['fingerprint'][:12]})",
-        "views": f"{result['views']} of {identity['recipe']['kind']} ({recipe})",
-    }
+    rows = [
+        ("cache", f"{result['path']} ({result['digest'][:12]}), {result['store']}, format {result['format']}"),
+        ("state", _state(result)),
+        ("size", f"{result['bytes'] / 1e6:,.1f} MB" if result["bytes"] is not None else "known when it is finished"),
+        ("blocks", f"of {result['rows_per_block']:,} rows"),
+        (
+            "data set",
+            f"{identity['dataset']['name']}, {identity['dataset']['split']}: {result['samples']:,} samples,"
+            f" {result['classes']} classes ({identity['dataset']['fingerprint'][:12]})",
+        ),
+        ("views", f"{result['views']} of {identity['recipe']['kind']} ({recipe})"),
+    ]
     for name, signal in identity["signals"].items():
         teacher, made = signal["teacher"], provenance.get(name, {})
         codec = ", ".join(f"{value}" if key == "kind" else f"{key} {value}" for key, value in signal["codec"].items())
-        rows |= {
-            f"signal {name}": f"{codec}, computed in {signal['precision']}",
-            "  teacher": f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}),"
-            f" test top-1 {made.get('teacher_test_top1', float('nan')):.2f} %",
-            **{f"  {key}": text for key, text in _exactness(result["bounds"].get(name)).items()},
-            "  made with": ", ".join(f"{library} {version}" for library, version in made.get("versions", {}).items()),
-            "  made on": str(made.get("hardware", "unknown")),
-            "  command": str(made.get("command", "unknown")),
-        }
-    return plain_table(["", ""], list(rows.items()), header=False)
+        rows += [
+            (f"signal {name}", f"{codec}, computed in {signal['precision']}"),
+            (
+                "  teacher",
+                f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}),"
+                f" test top-1 {made.get('teacher_test_top1', float('nan')):.2f} %",
+            ),
+            *((f"  {key}", text) for key, text in _exactness(result["bounds"].get(name)).items()),
+            ("  made with", ", ".join(f"{library} {version}" for library, version in made.get("versions", {}).items())),
+            ("  made on", str(made.get("hardware", "unknown"))),
+            ("  command", str(made.get("command", "unknown"))),
+        ]
+    return plain_table(["", ""], rows, header=False)
 
 
 def _state(result: Mapping[str, Any]) -> str:

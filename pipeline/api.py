@@ -1,0 +1,123 @@
+"""The cache for training loops of one's own: its logits, and a data set whose items are image, label and logits.
+
+Left out on purpose: a loader and an order, which are torch's affair (`DataLoader`, any sampler).
+"""
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from dhkd.configs.load import load_experiment
+from dhkd.data.cache.reader import LogitReader, open_cache
+from dhkd.data.errors import ConfigError
+from dhkd.data.schedule import SCHEDULES
+from dhkd.data.stream import StreamedSignals
+from dhkd.pipeline import build
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.drift import check_pixels
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["DataOptions", "DistillationSet", "LogitReader", "open_cache"]
+
+log = logging.getLogger("dhkd")
+
+Item = tuple[Tensor, int, Tensor]
+
+_CPU = torch.device("cpu")
+
+
+class DistillationSet(Dataset[Item]):
+    """A preset's training set with a teacher's cached logits, all on the CPU.
+
+    Items are (image float32 (C, H, W), normalised as the student sees it; label; logits float32 (K,)), the same as
+    `train-student` gives its student for the same view and index. `set_epoch` says which view each sample shows: what
+    the preset's `student.view_schedule` and `seed` make of the epoch. `cycle` keeps one view of the cache in memory,
+    the other schedules all of it; `student.window` is an order's and has no meaning here.
+
+    `preset` and `overrides` are what the command line takes, `cache` is a path or URL. `temperature` promises that of
+    the logits nothing but their softmax at it is read, which a top-k cache can serve; without it they are raw. The
+    cache is checked as `train-student` does, and refused with the same errors: pixels too, unless `allow_drift` holds.
+
+    Workers of a `DataLoader` have to be forked. They share the set's memory and decode its photographs: `data.workers`
+    counts only while the set is made. With `cycle` they can't outlive an epoch: no `persistent_workers`. Each process
+    of a distributed run makes a set of its own. `data.allow_bad` is counted by each process and worker for itself.
+    """
+
+    def __init__(
+        self,
+        preset: str | Path,
+        cache: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        data: DataOptions | None = None,
+        temperature: float | None = None,
+        allow_drift: bool = False,
+    ) -> None:
+        experiment, data = load_experiment(str(preset), overrides), data or DataOptions()
+        settings = experiment.student.model_copy(update={"window": None})
+        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
+        self.reader = build.reader_of(str(cache), data)
+        names = build.cached_names({"logits": temperature}, self.reader, settings.teacher, "pass its temperature")
+        build.require_cache(experiment, self.reader, images, recipe, names["logits"], None)
+        self.reader.require_present()
+        self._renderer = build.renderer_of(images, recipe, _CPU, dataclasses.replace(data, workers=0))
+        log.info(check_pixels(self._renderer, self.reader, seed=experiment.seed, allow_drift=allow_drift))
+        self._normalize = build.normalization_of(settings, images)
+        copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._signals = build.signals_of(names, self.reader, settings, _CPU, copies)
+        self._schedule, self._seed = SCHEDULES[settings.view_schedule], experiment.seed
+        self._made_by = os.getpid()
+        self._epoch = multiprocessing.RawValue("q", 0)  # shared with workers, which may outlive an epoch
+        self._prepare(0)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self._renderer.images.num_classes
+
+    def __len__(self) -> int:
+        return len(self._renderer.images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show each sample's view of this epoch (from 0), from the next item on; call it before every epoch."""
+        self._prepare(epoch)
+        self._epoch.value = epoch
+
+    def __getitem__(self, index: int) -> Item:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Many items with one rendering and one gather: what a `DataLoader` asks for."""
+        index_B = torch.as_tensor(indices, dtype=torch.int64)
+        if not 0 <= int(index_B.min()) <= int(index_B.max()) < len(self):
+            raise IndexError(f"indices {int(index_B.min())} to {int(index_B.max())}: there are {len(self)} samples")
+        if self._prepared != self._epoch.value:  # in a worker that outlived the epoch
+            self._prepare(self._epoch.value)
+        view_B = self._view_N[index_B]
+        (pixels_BCHW,) = self._renderer.render([(view_B, index_B)])
+        labels_B = self._renderer.images.labels_N[index_B]
+        logits_BK = self._signals.gather(view_B, index_B)["logits"]
+        return list(zip(self._normalize(pixels_BCHW), labels_B.tolist(), logits_BK, strict=True))
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "DistillationSet: expected to be forked, is about to be pickled; let workers be forked with"
+            " DataLoader(…, multiprocessing_context='fork'), and make a set in each process of a distributed run"
+        )
+
+    def _prepare(self, epoch: int) -> None:
+        if isinstance(self._signals, StreamedSignals) and os.getpid() != self._made_by:
+            raise ConfigError(
+                f"DistillationSet: epoch {epoch} shows another view than the one that this worker was forked with; use"
+                f" persistent_workers=False, or student.view_schedule=independent, which keeps all views in memory"
+            )
+        num_views, block_rows = self._signals.num_views, self.reader.plan.block_rows
+        self._view_N = self._schedule(self._seed, epoch, len(self), num_views, block_rows)
+        self._signals.prepare(epoch, self._view_N, torch.arange(len(self)))
+        self._prepared = epoch

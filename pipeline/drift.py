@@ -1,0 +1,50 @@
+"""Whether pixels still are those that the teacher saw: random rows rendered again, before anyone trains on them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.errors import CacheMismatch
+from dhkd.data.photographs import PhotoRenderer
+from dhkd.data.render import Renderer
+from dhkd.data.stream import check_witnesses
+from dhkd.pipeline.environment import versions
+
+WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # re-rendered before training
+
+
+def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_drift: bool) -> str:
+    """Compare random rows with what the teacher saw; what came of it, in one line.
+
+    Raises `CacheMismatch` where one differs, unless `allow_drift` holds.
+    """
+    try:
+        checked = rerender(renderer, reader, seed=seed, rows_per_block=WITNESS_ROWS)
+    except CacheMismatch as error:
+        if allow_drift:
+            return f"cache {reader.location}: {error}; --allow-drift: the student trains all the same"
+        if isinstance(renderer, PhotoRenderer):  # decoders differ by a grey level from version to version
+            raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
+        raise
+    return f"cache {reader.location}: {checked} random rows re-rendered, all as the teacher saw them"
+
+
+def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int) -> int:
+    """Compare random rows of random blocks with what the teacher saw; how many. Raises `CacheMismatch`."""
+    return check_witnesses(
+        renderer,
+        reader,
+        seed=seed,
+        rows_per_block=rows_per_block,
+        max_blocks=WITNESS_BLOCKS,
+        versions=_versions_on_both_sides(reader),
+    )
+
+
+def _versions_on_both_sides(reader: LogitReader) -> str:
+    first: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
+    written, here = first.get("versions", {}), versions()
+    differ = [
+        f"{name} {written[name]} then, {here[name]} now" for name in here if written.get(name, here[name]) != here[name]
+    ]
+    return f" ({', '.join(differ)})" if differ else " (with the same versions of all libraries)"
