@@ -148,7 +148,7 @@ class LogitReader:
         yield from each(looked_at, places, self._storage.streams)
 
     def _promised(self) -> dict[str, bytes]:
-        """The metadata of the extension that is under way, if one is: it may have begun since anything else was read."""
+        """The metadata of the extension that is under way, if one is: it may have begun a moment ago."""
         found = find(self._storage)
         return layout_of(found.store, found.manifest).structure() if found else {}
 

@@ -141,7 +141,7 @@ class LogitWriter:
         for part in checked:
             for name, bound in part.bounds:
                 bounds[name] = _worse(bounds.get(name), bound)
-        structure = put_structure(self._storage, self._store, self.manifest, manifest_first=True)
+        structure = put_structure(self._storage, self._store, self.manifest)
         index = Index(store=self._store, manifest=self.manifest, structure=structure, objects=objects, bounds=bounds)
         self._storage.put(INDEX_KEY, index.to_bytes(), replace=True)
 
@@ -199,55 +199,68 @@ def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
     """
     found = find(storage)
     if found is None:
-        _require_empty(storage, store, wanted)
-        manifest = wanted
-    else:
-        if found.index and found.index.version != FORMAT_VERSION:
-            raise CacheMismatch(
-                f"cache at {storage.location}: format version expected {FORMAT_VERSION}, got {found.index.version},"
-                f" which is only read; 'dhkd convert' makes a new one of it"
-            )
-        if found.store != store:
-            raise CacheMismatch(
-                f"cache at {storage.location}: store expected {found.store}, as it was begun with, got {store};"
-                f" use --set cache.store={found.store}, or another --out"
-            )
-        manifest = found.manifest.extended_by(wanted, storage.location)
-    put_structure(storage, store, manifest, manifest_first=found is not None)
+        if _begun(storage, store, wanted):
+            return wanted
+        found = find(storage)
+    if found is None:
+        raise CacheMismatch(
+            f"cache at {storage.location}: another run began it just now, and it is gone; run the same command again"
+        )
+    if found.index and found.index.version != FORMAT_VERSION:
+        raise CacheMismatch(
+            f"cache at {storage.location}: format version expected {FORMAT_VERSION}, got {found.index.version},"
+            f" which is only read; 'dhkd convert' makes a new one of it"
+        )
+    if found.store != store:
+        raise CacheMismatch(
+            f"cache at {storage.location}: store expected {found.store}, as it was begun with, got {store};"
+            f" use --set cache.store={found.store}, or another --out"
+        )
+    manifest = found.manifest.extended_by(wanted, storage.location)
+    put_structure(storage, store, manifest)
     return manifest
 
 
-def put_structure(storage: Storage, store: str, manifest: Manifest, *, manifest_first: bool) -> dict[str, int]:
-    """Put what isn't there of the objects beside the blocks; the crc32c of each.
+def put_structure(storage: Storage, store: str, manifest: Manifest) -> dict[str, int]:
+    """Put what isn't there of the objects beside the blocks of a cache that was begun; the crc32c of each.
 
-    The manifest comes last in an empty place, which is no cache until then, and first where one is there: it explains
-    the others, of which each may still be the old one or already the new.
+    The manifest comes first: it explains the others, of which each may still be the old one or already the new.
     """
-    checksums = {}
     *others, head = layout_of(store, manifest).structure().items()
-    for key, content in [head, *others] if manifest_first else [*others, head]:
-        try:
-            there = storage.get(key)
-        except FileNotFoundError:
-            there = None
-        if there != content:
-            storage.put(key, content, replace=True)
-        checksums[key] = crc32c(content)
-    return checksums
+    return {key: _put_changed(storage, key, content) for key, content in [head, *others]}
 
 
-def _require_empty(storage: Storage, store: str, wanted: Manifest) -> None:
-    """A place may hold what an interrupted beginning left, and nothing else."""
+def _begun(storage: Storage, store: str, wanted: Manifest) -> bool:
+    """Make an empty cache; False where another run began one at the same time, whose manifest then holds.
+
+    The manifest comes last: without it there may be what an interrupted beginning left, and nothing else.
+    """
     sizes = storage.sizes()
     if sizes is None:
         raise CacheMismatch(f"cache at {storage.location}: a web server is only read; choose another --out")
-    *begun, _ = layout_of(store, wanted).structure()  # the manifest comes last
-    foreign = sorted(key for key in sizes if key not in begun and not key.endswith(".partial"))
-    if foreign:
+    *others, (head, manifest) = layout_of(store, wanted).structure().items()
+    foreign = sorted(key for key in sizes if key not in dict(others) and not key.endswith(".partial"))
+    if foreign and find(storage) is None:
         raise CacheMismatch(
             f"cache at {storage.location}: expected an empty folder or a dhkd cache, found {foreign[0]};"
             f" choose another --out"
         )
+    if foreign:
+        return False
+    for key, content in others:
+        _put_changed(storage, key, content)
+    return storage.put(head, manifest, replace=False)
+
+
+def _put_changed(storage: Storage, key: str, content: bytes) -> int:
+    """Put an object unless it is there as it should be; its crc32c."""
+    try:
+        there = storage.get(key)
+    except FileNotFoundError:
+        there = None
+    if there != content:
+        storage.put(key, content, replace=True)
+    return int(crc32c(content))
 
 
 def _worse(one: Bound | None, other: Bound) -> Bound:

@@ -446,6 +446,55 @@ def test_smoke_settings_are_checked_when_they_are_used(tmp_path: Path) -> None:
     assert "unknown key 'limt': did you mean 'limit'?" in line
 
 
+# mutated files
+
+ODD = st.sampled_from(
+    [None, True, 0, -1, 10**400, 1.5, math.nan, math.inf, "", "2", "\n", "x" * 5000, [], [[]], {}, {"x": 1}]
+)
+
+
+@st.composite
+def mutated_presets(draw: st.DrawFn) -> dict[str, Any]:
+    """The preset "digits" with one to three of its values removed, replaced, renamed, doubled or put deeper."""
+    tree = yaml.safe_load(preset_text("digits"))
+    for _ in range(draw(st.integers(1, 3))):
+        section = draw(
+            st.sampled_from([tree, *(child for child in tree.values() if isinstance(child, dict) and child)])
+        )
+        key = draw(st.sampled_from(sorted(section, key=str)))
+        how = draw(st.sampled_from(["remove", "replace", "rename", "nest", "deep"]))
+        value = section.pop(key)
+        if how == "replace":
+            section[key] = draw(ODD)
+        elif how == "rename":
+            section[draw(st.sampled_from(["x", "epochs", "source", 3, "a.b"]))] = value
+        elif how == "nest":
+            section[key] = draw(st.sampled_from([[value], {"x": value}, [value, value]]))
+        elif how == "deep":
+            section[key] = yaml.safe_load("[" * 60 + "]" * 60)
+        if not tree:
+            break
+    return tree
+
+
+@given(tree=mutated_presets(), smoke=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_mutated_preset_is_an_experiment_or_one_line(
+    tree: dict[str, Any], smoke: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("mutated") / "mine.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True))
+    try:
+        experiment = load_experiment(str(path), smoke=smoke)
+    except ConfigError as error:
+        line = str(error)
+    else:
+        line = "an experiment"
+        assert parse_experiment(experiment.model_dump(mode="json"), "again") == experiment
+    assert line
+    assert "\n" not in line
+
+
 # a run's folder
 
 

@@ -1,0 +1,699 @@
+"""A cache that is killed, refused or damaged at any moment is told from a finished one, and finished by writing again.
+
+Writers run in forks of the test's process: a hook there sees every change of the file system before it happens.
+"""
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dhkd.data.cache.bucket import Bucket, Patience
+from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.reader import Damage, LogitReader, open_cache
+from dhkd.data.cache.storage import Folder
+from dhkd.data.cache.stores import find, layout_of
+from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, StorageError
+
+from tests import caches, servers
+from tests.caches import complete, writer_at
+from tests.conftest import small_disk
+from tests.servers import Fault, Flaky, every
+from tests.soak import kills
+
+SAMPLES, CLASSES, VIEWS, BLOCK_ROWS = 5, 3, 2, 3
+STORES = ("zarr", "webdataset")
+NOBODY = 65534
+CHANGES = {"os.mkdir": 0, "os.link": 1, "os.rename": 1, "os.remove": 0}  # event: which argument is what comes to be
+
+
+def manifest_of(views: int = VIEWS, *signals: str) -> Manifest:
+    described = dict.fromkeys(signals or ["logits"], ("float16", (CLASSES,)))
+    return caches.manifest_of(SAMPLES, CLASSES, views, BLOCK_ROWS, signals=described)
+
+
+# What is done to a cache: which manifest is there first, if any, and which is wanted.
+STEPS: dict[str, tuple[Manifest | None, Manifest]] = {
+    "begun": (None, manifest_of()),
+    "more views": (manifest_of(1), manifest_of(2)),
+    "another signal": (manifest_of(1), manifest_of(1, "b.logits")),
+}
+
+every_store = pytest.mark.parametrize("store", STORES)
+every_step = pytest.mark.parametrize("step", STEPS)
+
+
+def values_of(block: Block, name: str) -> np.ndarray:
+    """float16's own values, which tell signal, view, index and class apart."""
+    index = np.arange(block.start, block.stop)
+    values = 1 + block.view * 100 + index[:, None] + np.arange(CLASSES) / 8
+    return (-values if name == "b.logits" else values).astype(np.float32)
+
+
+def rows_of(block: Block, signals: list[str]) -> dict[str, np.ndarray]:
+    witness = (np.arange(block.start, block.stop) * 7 + block.view).astype(np.uint32)
+    return {**{name: values_of(block, name) for name in signals}, WITNESS: witness}
+
+
+def write(place: Path | str, store: str, manifest: Manifest) -> list[Block]:
+    """Begin, write what is missing, check, finish; the blocks that were missing."""
+    return write_with(writer_at(place, manifest, store))
+
+
+def write_with(writer: LogitWriter) -> list[Block]:
+    missing = writer.missing()
+    for block in missing:
+        writer.write(block, rows_of(block, writer.signals))
+    complete(writer)
+    return missing
+
+
+def read_all(reader: LogitReader) -> None:
+    """Every value, each of which has to be right."""
+    for block in reader.plan.blocks():
+        for name in reader.manifest.signals:
+            indices = np.arange(block.start, block.stop)
+            assert (reader.read(block.view, indices, name) == values_of(block, name)).all()
+        assert (reader.witness(block) == rows_of(block, [])[WITNESS]).all()
+    assert [found for found in reader.damages() if isinstance(found, Damage)] == []
+
+
+def read_or_incomplete(place: Path | str, *, complete_before: bool) -> bool:
+    """Whether the cache can be read; what is read is right, and what was complete before is."""
+    try:
+        reader = open_cache(place)
+    except CacheIncomplete:
+        assert not complete_before
+        return False
+    read_all(reader)
+    return True
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file but what kills leave behind."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".partial"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def partials_of(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.partial"))
+
+
+def blocks_there(place: Path, store: str, manifest: Manifest) -> tuple[set[Block], dict[str, int]]:
+    """The finished blocks; every whole object's file, as the file system tells it from others."""
+    layout, folder, blocks, files = layout_of(store, manifest), Folder(place), set[Block](), dict[str, int]()
+    for block in manifest.plan.blocks():
+        objects = {key: size for name in manifest.names for key, size in layout.objects(name, block).items()}
+        whole = [key for key, size in objects.items() if folder.size(key) == size]
+        files |= {key: (place / key).stat().st_ino for key in whole}
+        if len(whole) == len(objects):
+            blocks.add(block)
+    return blocks, files
+
+
+def in_fork(work: Callable[[], object]) -> int:
+    """The exit code of a process that does this, negative where a signal ended it: `OSError` gives its number."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = 255
+    try:
+        work()
+        code = 0
+    except OSError as error:
+        code = error.errno or 254
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def watch(folder: Path, changing: Callable[[str], None]) -> None:
+    """Call `changing` before each change below the folder, with the event's name. For good: only in a fork."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            path = arguments[0]
+        elif event in CHANGES:
+            path = arguments[CHANGES[event]]
+        else:
+            return
+        if isinstance(path, str | os.PathLike) and Path(os.fspath(path)).is_relative_to(folder):
+            changing(event)
+
+    sys.addaudithook(hook)
+
+
+def interrupted(folder: Path, work: Callable[[], object], at: int, error: int | None) -> int:
+    """Do this in a fork: its `at`-th change is its last, by a kill, or fails like all that follow but removals."""
+
+    def start() -> None:
+        seen = 0
+
+        def changing(event: str) -> None:
+            nonlocal seen
+            seen += 1
+            if seen > at and error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if seen > at and error is not None and event != "os.remove":
+                raise OSError(error, os.strerror(error))
+
+        watch(folder, changing)
+        work()
+
+    return in_fork(start)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: what waits for the disk would be most of the time here."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def finished(memory: Path, store: str, step: str) -> dict[str, bytes]:
+    """The files of the cache that nothing interrupted."""
+    before, wanted = STEPS[step]
+    if before:
+        write(memory / "finished", store, before)
+    write(memory / "finished", store, wanted)
+    return files_of(memory / "finished")
+
+
+def prepared(cache: Path, store: str, step: str) -> Manifest:
+    """What is there before; the manifest of what is wanted."""
+    before, wanted = STEPS[step]
+    if before:
+        write(cache, store, before)
+    return wanted
+
+
+def whole_manifest(step: str) -> Manifest:
+    before, wanted = STEPS[step]
+    return before.extended_by(wanted, "") if before else wanted
+
+
+def finish(cache: Path, store: str, step: str, finished: dict[str, bytes]) -> None:
+    """What was interrupted is finished by the same call, which leaves what is done as it is."""
+    whole = whole_manifest(step)
+    done, files = blocks_there(cache, store, whole)
+    missing = write(cache, store, STEPS[step][1])
+    assert not set(missing) & done, "a finished block was put again"
+    still = blocks_there(cache, store, whole)[1]
+    assert {key: still[key] for key in files} == files, "a whole object was replaced"
+    assert files_of(cache) == finished
+
+
+# at every change of the file system
+
+
+@every_store
+@every_step
+@pytest.mark.parametrize("error", [None, errno.ENOSPC], ids=["killed", "refused"])
+def test_any_change_may_be_the_last(
+    store: str, step: str, error: int | None, finished: dict[str, bytes], memory: Path
+) -> None:
+    opened = []
+    for at in range(1000):
+        cache = memory / f"{at}" / "cache"
+        wanted = prepared(cache, store, step)
+        code = interrupted(cache, lambda cache=cache, wanted=wanted: write(cache, store, wanted), at, error)
+        opened.append(read_or_incomplete(cache, complete_before=step != "begun"))
+        assert len(partials_of(cache)) <= (error is None)
+        for key, content in files_of(cache).items():
+            metadata = key == "index.json" or key.endswith(("zarr.json", "manifest.json"))
+            assert metadata or content == finished[key], f"{key} is half written"
+        if code == 0:
+            assert files_of(cache) == finished
+            break
+        assert code == (-signal.SIGKILL if error is None else error)
+        finish(cache, store, step, finished)
+    # A few changes for each object: more is a change that this test doesn't know, fewer one that the hook misses.
+    assert len(finished) < len(opened) < 6 * len(finished)
+    assert opened[-1]
+    if step == "begun":
+        assert sum(opened) == 1, "only the last change completes a cache"
+
+
+@every_store
+@every_step
+def test_a_reader_of_any_moment_stays_right(store: str, step: str, memory: Path) -> None:
+    """Opened before any change, read after all: what a reader promises is never taken back."""
+    cache = memory / "cache"
+    wanted = prepared(cache, store, step)
+    (asks, asked), (goes, go) = os.pipe(), os.pipe()
+
+    def change_when_told() -> None:
+        def changing(event: str) -> None:
+            os.write(asked, b"?")
+            os.read(goes, 1)
+
+        os.close(asks)
+        watch(cache, changing)
+        write(cache, store, wanted)
+
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(in_fork(change_when_told)))
+    thread.start()
+    readers, opened = [], 0
+
+    class Stepping(Folder):
+        """The writer makes a change between any two things that are read."""
+
+        def get(self, key: str) -> bytes:
+            step_on()
+            return super().get(key)
+
+    def step_on() -> bool:
+        while thread.is_alive():
+            if select.select([asks], [], [], 0.01)[0]:
+                os.read(asks, 1)
+                os.write(go, b"!")
+                return True
+        return False
+
+    while step_on():
+        opened += 1
+        found = None
+        try:
+            found = find(Stepping(cache))
+        except FileNotFoundError:
+            pytest.fail("a file that was replaced was missing for a while")
+        if found and found.index:
+            readers.append(LogitReader(Folder(cache), found.index))
+        elif step != "begun":
+            pytest.fail("what was complete is not to be found")
+    thread.join()
+    for descriptor in (asks, asked, goes, go):
+        os.close(descriptor)
+    assert codes == [0]
+    assert opened > 5
+    assert readers or step == "begun"
+    for reader in [*readers, open_cache(cache)]:
+        read_all(reader)
+
+
+@every_store
+@every_step
+def test_a_reader_that_looks_all_the_time_sees_nothing_wrong(store: str, step: str, tmp_path: Path) -> None:
+    for attempt in range(3):
+        cache = tmp_path / f"{attempt}"
+        wanted = prepared(cache, store, step)
+        process = os.fork()
+        if not process:
+            try:
+                write(cache, store, wanted)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        looked, ended = 0, 0
+        while not ended:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            read_or_incomplete(cache, complete_before=step != "begun" or (bool(ended) and status == 0))
+            looked += 1
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert looked > 2
+
+
+# the disk
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+@every_store
+@every_step
+@pytest.mark.parametrize("options", ["size={}k", "size=1m,nr_inodes={}"], ids=["bytes", "files"])
+def test_a_full_disk_stops_it_anywhere(
+    store: str, step: str, options: str, finished: dict[str, bytes], tmp_path: Path
+) -> None:
+    stopped = 0
+    with small_disk(tmp_path / "disk", "1m,nr_inodes=1000") as disk:
+        for room in range(1, 200, 4 if "k" in options else 2):
+            cache = disk / "cache"
+            wanted = prepared(cache, store, step)
+            used = disk_use(disk)
+            remount(disk, options.format(used[0] + room + 3 if "k" in options else used[1] + room))
+            code = in_fork(lambda cache=cache, wanted=wanted: write(cache, store, wanted))
+            assert partials_of(disk) == []
+            read_or_incomplete(cache, complete_before=step != "begun")
+            remount(disk, "size=1m,nr_inodes=1000")
+            finish(cache, store, step, finished)
+            subprocess.run(["rm", "-r", str(cache)], check=True)
+            if code == 0:
+                break
+            assert code == errno.ENOSPC
+            stopped += 1
+        else:
+            pytest.fail("it never sufficed")
+    assert stopped >= 2
+
+
+def disk_use(disk: Path) -> tuple[int, int]:
+    """KiB and inodes in use."""
+    told = os.statvfs(disk)
+    return (told.f_blocks - told.f_bfree) * told.f_frsize // 1024, told.f_files - told.f_ffree
+
+
+@every_store
+@every_step
+def test_a_disk_that_becomes_read_only_stops_it(
+    store: str, step: str, finished: dict[str, bytes], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        cache = disk / "cache"
+        wanted = prepared(cache, store, step)
+        writer = writer_at(cache, wanted, store)
+        first, *_ = writer.missing()
+        writer.write(first, rows_of(first, writer.signals))
+        remount(disk, "ro")
+        with pytest.raises(OSError, match="Read-only file system"):
+            write(cache, store, wanted)
+        read_or_incomplete(cache, complete_before=step != "begun")
+        remount(disk, "rw")
+        assert partials_of(disk) == []
+        finish(cache, store, step, finished)
+        remount(disk, "ro")
+        assert read_or_incomplete(cache, complete_before=True)
+        remount(disk, "rw")
+
+
+@every_store
+@every_step
+def test_a_folder_of_another_user_stops_it(store: str, step: str, finished: dict[str, bytes], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    wanted = prepared(cache, store, step)
+    writer = writer_at(cache, wanted, store)
+    first, *_ = writer.missing()
+    writer.write(first, rows_of(first, writer.signals))
+    before = files_of(cache)
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+
+    def as_another() -> None:
+        os.chdir(tmp_path)  # the folders above are closed to others
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        read_or_incomplete(Path("cache"), complete_before=step != "begun")
+        write(Path("cache"), store, wanted)
+
+    for folder in folders:
+        folder.chmod(0o555)
+    code = in_fork(as_another)
+    for folder in folders:
+        folder.chmod(0o755)
+    assert code == errno.EACCES
+    assert files_of(cache) == before
+    assert partials_of(cache) == []
+    finish(cache, store, step, finished)
+
+
+# the power
+
+
+@every_store
+@pytest.mark.parametrize("left", ["nothing", "half", "zeros", "all but a byte"])
+def test_what_a_loss_of_power_took_is_noticed_and_written_again(store: str, left: str, memory: Path) -> None:
+    """Of any one file, all others being whole."""
+    cache, wanted = memory / "cache", manifest_of()
+    write(cache, store, wanted)
+    good = files_of(cache)
+    for key, content in good.items():
+        kept = {"nothing": b"", "half": content[: len(content) // 2], "zeros": bytes(len(content))}
+        (cache / key).write_bytes(kept.get(left, content[:-1]))
+        if key == "index.json":
+            with pytest.raises(CacheDamaged, match=r"index\.json is damaged .*delete it, then run"):
+                open_cache(cache)
+            with pytest.raises(CacheDamaged, match=r"index\.json is damaged"):
+                write(cache, store, wanted)
+            (cache / key).unlink()
+        else:
+            reader = open_cache(cache)
+            assert [found.key for found in reader.damages() if isinstance(found, Damage)] == [key]
+            structure = layout_of(store, wanted).structure()
+            if key in structure:
+                read_values(reader)
+            else:
+                with pytest.raises(CacheDamaged):
+                    read_values(reader)
+        write_until_good(cache, store, wanted)
+        assert files_of(cache) == good, key
+
+
+def read_values(reader: LogitReader) -> None:
+    for block in reader.plan.blocks():
+        for name in reader.manifest.names:
+            reader.stored(block, name)
+
+
+def write_until_good(place: Path, store: str, wanted: Manifest) -> None:
+    """As stage one does: what the check at the end finds damaged is written again."""
+    writer, fresh = writer_at(place, wanted, store), set[Block]()
+    for _ in range(2):
+        for block in writer.missing():
+            writer.write(block, rows_of(block, writer.signals))
+            fresh.add(block)
+        if not writer.complete(fresh):
+            return
+    pytest.fail("it stays damaged")
+
+
+@every_store
+@pytest.mark.parametrize("left", ["nothing", "half", "zeros"])
+def test_what_a_loss_of_power_took_before_the_end_is_noticed_at_the_end(store: str, left: str, memory: Path) -> None:
+    """Without an index, nothing but the objects themselves says that they are good."""
+    cache, wanted = memory / "cache", manifest_of()
+    write(cache, store, wanted)
+    good = files_of(cache)
+    *beside, head = layout_of(store, wanted).structure()
+    for key, content in good.items():
+        if key == "index.json":
+            continue
+        (cache / "index.json").unlink(missing_ok=True)
+        kept = {"nothing": b"", "half": content[: len(content) // 2], "zeros": bytes(len(content))}
+        (cache / key).write_bytes(kept[left])
+        if key == head:  # nothing tells any more what this is
+            with pytest.raises(CacheDamaged, match=f"{head} is damaged; restore it, or rebuild the cache"):
+                write_until_good(cache, store, wanted)
+            (cache / key).write_bytes(content)
+        if key != head and key not in beside:
+            with pytest.raises(CacheIncomplete):
+                open_cache(cache)
+        write_until_good(cache, store, wanted)
+        assert files_of(cache) == good, key
+
+
+# several runs of stage one
+
+BLOCKS = len(kills.manifest().plan.blocks())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """The caches that one run of stage one makes alone, by store."""
+    folder, made = tmp_path_factory.mktemp("undisturbed"), {}
+    for store in STORES:
+        kills.stage_one(str(folder / store), store, folder / "notes")
+        made[store] = kills.contents(str(folder / store))
+    return made
+
+
+@every_store
+@pytest.mark.parametrize("moment", range(12))
+def test_two_runs_that_begin_at_once_begin_one_cache(store: str, moment: int, tmp_path: Path) -> None:
+    """Whatever of a place one run has seen when another begins a cache there, with a command of its own."""
+    asked = 0
+
+    class Overtaken(Folder):
+        def _asked(self) -> None:
+            nonlocal asked
+            asked += 1
+            if asked == moment:
+                begin(Folder(tmp_path), store, theirs)
+
+        def get(self, key: str) -> bytes:
+            self._asked()
+            return super().get(key)
+
+        def sizes(self) -> dict[str, int]:
+            self._asked()
+            return super().sizes()
+
+        def put(self, key: str, content: bytes, *, replace: bool) -> bool:
+            self._asked()
+            return super().put(key, content, replace=replace)
+
+    mine = manifest_of()
+    theirs = mine.model_copy(update={"provenance": {"logits": {"command": "theirs"}}})
+    begun = begin(Overtaken(tmp_path), store, mine)
+    found = find(Folder(tmp_path))
+    assert found
+    assert begun == found.manifest, "what a run was told is not what is there"
+    assert moment == 0 or asked < moment or begun == theirs
+
+
+@every_store
+def test_two_runs_at_once_share_the_work(store: str, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
+    notes = [tmp_path / "notes 1", tmp_path / "notes 2"]
+    running = [kills.started(str(tmp_path / "cache"), store, note) for note in notes]
+    assert [kills.ended(process) for process in running] == [0, 0]
+    assert kills.contents(str(tmp_path / "cache")) == undisturbed[store]
+    assert partials_of(tmp_path) == []
+    computed = [kills.noted(note) for note in notes]
+    assert set(computed[0]) | set(computed[1]) == {
+        (block.view, block.number) for block in kills.manifest().plan.blocks()
+    }
+    # Each meets the other now and then; blocks of milliseconds do so more often than those of seconds.
+    assert sum(map(len, computed)) <= 1.75 * BLOCKS
+
+
+@every_store
+@pytest.mark.parametrize("after", [1, BLOCKS // 3, BLOCKS - 4])
+def test_one_of_two_runs_is_killed_and_the_other_completes_it(
+    store: str, after: int, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    cache, notes = str(tmp_path / "cache"), [tmp_path / "notes 1", tmp_path / "notes 2"]
+    first, second = (kills.started(cache, store, note) for note in notes)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "cache").exists() or len(files_of(tmp_path / "cache")) < 2 * after:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(first, signal.SIGKILL)
+    assert kills.ended(second) == 0
+    kills.ended(first)
+    assert kills.contents(cache) == undisturbed[store]
+
+
+# over S3
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[servers.S3]:
+    pytest.importorskip("obstore", reason="caches by URL need obstore")
+    pytest.importorskip("moto.server", reason="a server like S3 needs moto")
+    with servers.s3() as made:
+        yield made
+
+
+@pytest.fixture
+def proxied(s3: servers.S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
+    """A way to the server that fails on demand."""
+    with servers.flaky(s3.endpoint) as proxy:
+        for name, value in s3.env(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+QUICK = Patience(retries=3, total_s=5, first_wait_s=0.01, longest_wait_s=0.02, connect_s=1, stall_s=1)
+
+
+def bucket_writer(bucket: Bucket, store: str) -> LogitWriter:
+    wanted = manifest_of()
+    return LogitWriter(bucket, store, begin(bucket, store, wanted), wanted.signals)
+
+
+def contents_of(bucket: Bucket) -> dict[str, bytes]:
+    return {key: bucket.get(key) for key in sorted(bucket.sizes() or {})}
+
+
+@every_store
+@pytest.mark.parametrize(
+    "fault", [Fault("status", 503), Fault("drop"), Fault("lose"), Fault("reply", 500)], ids=lambda fault: fault.kind
+)
+def test_puts_that_fail_now_and_then_are_made_again(
+    store: str, fault: Fault, s3: servers.S3, proxied: Flaky, tmp_path: Path
+) -> None:
+    write(tmp_path / "cache", store, manifest_of())
+    bucket = Bucket(f"{s3.url}/{store}-{fault.kind}", QUICK)
+    proxied.faults = every(3, fault, "PUT")
+    write_with(bucket_writer(bucket, store))
+    failed = proxied.count("PUT") // 3
+    assert failed >= 3
+    proxied.faults = lambda request: None
+    assert contents_of(bucket) == files_of(tmp_path / "cache")
+    read_all(open_cache(bucket.location))
+
+
+@every_store
+def test_puts_that_always_fail_stop_it_anywhere(store: str, s3: servers.S3, proxied: Flaky, tmp_path: Path) -> None:
+    write(tmp_path / "cache", store, manifest_of())
+    good = files_of(tmp_path / "cache")
+    objects = len(good) - 1  # but for the index
+    for puts in [*range(0, objects, 3), objects]:
+        bucket = Bucket(f"{s3.url}/{store}-stopped-{puts}", QUICK)
+        seen = 0
+
+        def fault_of(request: str, puts: int = puts) -> Fault | None:
+            nonlocal seen
+            seen += request.startswith("PUT")
+            return Fault("status", 503) if request.startswith("PUT") and seen > puts else None
+
+        proxied.faults = fault_of
+        with pytest.raises(StorageError, match=r"can't be reached \(503") as caught:
+            write_with(bucket_writer(bucket, store))
+        assert "\n" not in str(caught.value)
+        proxied.faults = lambda request: None
+        stored = set(bucket.sizes() or {})
+        assert len(stored) == puts
+        before = proxied.requests.copy()
+        missing = write_with(bucket_writer(bucket, store))
+        layout = layout_of(store, manifest_of())
+        unfinished = {key for block in missing for name in manifest_of().names for key in layout.objects(name, block)}
+        put = {request for request in proxied.requests - before if request.startswith("PUT")}
+        again = {key for key in stored - unfinished for request in put if request.endswith(f"/{key}")}
+        assert again <= {"index.json"}, "what was there was put again"
+        assert contents_of(bucket) == good
+
+
+RACE = """
+import sys
+from pathlib import Path
+from tests.soak import kills
+notes = [Path(sys.argv[3]) / name for name in ("notes 1", "notes 2")]
+running = [kills.started(sys.argv[1], sys.argv[2], note) for note in notes]
+sys.exit(any([kills.ended(process) for process in running]))
+"""
+
+
+@every_store
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_work_in_a_bucket(
+    store: str,
+    s3: servers.S3,
+    undisturbed: dict[str, dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name, value in s3.env().items():
+        monkeypatch.setenv(name, value)
+    place = f"{s3.url}/race-{store}"
+    # By itself, since a fork of a process that has asked a bucket can't ask any.
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RACE, place, store, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert kills.contents(place) == undisturbed[store]
+    computed = [kills.noted(tmp_path / name) for name in ("notes 1", "notes 2")]
+    assert BLOCKS <= sum(map(len, computed)) <= 1.75 * BLOCKS
+    assert all(computed), "both had a share"

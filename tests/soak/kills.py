@@ -1,0 +1,211 @@
+"""Stage one killed at random, and resumed until its caches are finished: `python tests/soak/kills.py --kills 200`.
+
+One process imports torch; every attempt is a fork of it, so that it writes within milliseconds and most kills land in
+the writing. What an attempt computes it notes in a file beside the cache, which is how recomputed blocks are found.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.places import storage_of
+from dhkd.data.cache.reader import LogitReader, missing_blocks, open_cache
+from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.errors import CacheIncomplete
+from dhkd.data.image_set import ImageSet
+from dhkd.data.render import Keys, Normalization, ResidentRenderer
+from dhkd.data.views import CropFlip
+from dhkd.stages.cache.write import Teacher, write_blocks
+from dhkd.stages.processes import Processes
+from torch import Tensor, nn
+
+STORES = ("zarr", "webdataset")
+SAMPLES, CLASSES, VIEWS, BLOCK_ROWS, BATCH = 60, 5, 3, 8, 4
+
+Numbered = tuple[int, int]  # a block's view and number
+
+
+def manifest() -> Manifest:
+    """What every cache here is of."""
+    logits = {"teacher": {"sha256": "0" * 64}, "precision": "float32", "codec": {"kind": "float16"}, "row": [CLASSES]}
+    dataset = {"name": "random", "split": "train", "num_samples": SAMPLES, "num_classes": CLASSES, "fingerprint": "f"}
+    recipe = {"kind": "crop-flip", "version": 1, "padding": 1, "flip": True, "seed": 0}
+    identity = {"dataset": dataset, "recipe": recipe, "signals": {"logits": logits}}
+    sizes = {"num_views": VIEWS, "block_rows": BLOCK_ROWS}
+    return Manifest.from_json({"format": 2, "identity": identity, "provenance": {"logits": {}}, **sizes}, "soak")
+
+
+class Noting(ResidentRenderer):
+    """Notes every batch that it renders: what has been computed, whether or not it was stored."""
+
+    def __init__(self, images: ImageSet, recipe: CropFlip, device: torch.device, notes: Path) -> None:
+        super().__init__(images, recipe, device)
+        self._notes = notes
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        with self._notes.open("ab", buffering=0) as notes:
+            for view_B, index_B in batches:
+                notes.write(f"{int(view_B[0])} {int(index_B[0]) // BLOCK_ROWS}\n".encode())
+                yield self.pixels(view_B, index_B)
+
+
+def stage_one(place: str, store: str, notes: Path) -> None:
+    """All of it: begin, compute what is missing, check, finish."""
+    torch.set_num_threads(1)  # a fork has no other threads than this one
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
+    pixels = torch.randint(0, 256, (SAMPLES, 3, 8, 8), dtype=torch.uint8)
+    colours = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    images = ImageSet("random", "train", pixels, torch.arange(SAMPLES) % CLASSES, CLASSES, *colours)
+    processes = Processes("float32", cpu=True)
+    renderer = Noting(images, CropFlip(padding=1, flip=True, seed=0), processes.device, notes)
+    teacher = Teacher(network, Normalization(*colours), renderer, processes)
+    storage = storage_of(place)
+    writer = LogitWriter(storage, store, begin(storage, store, manifest()), ["logits"])
+    write_blocks(teacher, writer, batch_size=BATCH, processes=processes)
+
+
+def started(place: str, store: str, notes: Path) -> int:
+    """Stage one in a process of its own; its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        stage_one(place, store, notes)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(process: int) -> int:
+    """The exit code of a process, negative where a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def noted(notes: Path) -> list[Numbered]:
+    """The blocks of which something was computed, each time that it was begun."""
+    rows = [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
+    batches = [(int(view), int(number)) for view, number in rows]
+    return [block for block, before in zip(batches, [None, *batches], strict=False) if block != before]
+
+
+def finished(place: str, store: str) -> set[Numbered]:
+    """The blocks of which every object is there."""
+    wanted = manifest()
+    missing = missing_blocks(storage_of(place), store, wanted, wanted.names)
+    return {(b.view, b.number) for b in wanted.plan.blocks()} - {(b.view, b.number) for b in missing}
+
+
+def contents(place: str) -> dict[str, bytes]:
+    """All objects but what kills leave behind."""
+    storage = storage_of(place)
+    sizes = storage.sizes()
+    assert sizes is not None
+    return {key: storage.get(key) for key in sorted(sizes) if not key.endswith(".partial")}
+
+
+def values(reader: LogitReader) -> np.ndarray:
+    """Every value of the cache."""
+    return np.stack([reader.read_view(view) for view in range(VIEWS)])
+
+
+def killed_until_finished(
+    folder: Path, store: str, chance: random.Random, expected: Path, *, span: float, at_most: int
+) -> Counter[str]:
+    """One cache, killed `at_most` times, each within `span` seconds of a start; what was counted on the way.
+
+    Raises `AssertionError` where a kill left something wrong behind.
+    """
+    counted: Counter[str] = Counter()
+    cache, everything = folder / "cache", len(manifest().plan.blocks())
+    done: set[Numbered] = set()
+    for attempt in range(1000):
+        notes = folder / f"notes {attempt}"
+        process = started(str(cache), store, notes)
+        if counted["kills"] < at_most:
+            time.sleep(chance.uniform(0, span))
+            os.kill(process, signal.SIGKILL)  # it is not waited for yet: its id is its own even where it has ended
+        code = ended(process)
+        assert code in (0, -signal.SIGKILL), f"{store}, attempt {attempt}: stage one ended with {code}"
+        computed = set(noted(notes))
+        again = computed & done
+        assert not again, f"{store}, attempt {attempt}: finished blocks were computed again: {sorted(again)}"
+        was_done, done = done, finished(str(cache), store)
+        assert was_done <= done, f"{store}, attempt {attempt}: finished blocks are gone: {sorted(was_done - done)}"
+        counted["blocks computed"] += len(computed)
+        if code:
+            counted["kills"] += 1
+            before, after = not computed and len(done) < everything, len(done) == everything
+            counted["before a block" if before else "after the last block" if after else "among blocks"] += 1
+        try:
+            reader = open_cache(cache)
+        except CacheIncomplete:
+            assert code, f"{store}, attempt {attempt}: not finished, though stage one said so"
+            continue
+        assert (values(reader) == values(open_cache(expected))).all()
+        assert contents(str(cache)) == contents(str(expected)), f"{store}: not the bytes of an uninterrupted cache"
+        counted[f"caches in {store}"] += 1
+        return counted
+    raise AssertionError(f"{store}: not finished after 1000 attempts")
+
+
+def main() -> None:
+    """Kill until there were as many kills as asked for, in caches of either store by turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance, counted, begun = random.Random(options.seed), Counter[str](), time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        spans = {}
+        for store in STORES:
+            took = []
+            for _ in range(3):
+                shutil.rmtree(f"{temporary}/{store}", ignore_errors=True)
+                start = time.perf_counter()
+                assert ended(started(f"{temporary}/{store}", store, Path(temporary) / "notes")) == 0
+                took.append(time.perf_counter() - start)
+            spans[store] = min(took)
+        for number, store in enumerate(cycle(STORES)):
+            if counted["kills"] >= options.kills:
+                break
+            folder = Path(temporary) / str(number)
+            folder.mkdir()
+            # Less than the whole, so that a cache takes several kills: each attempt has to get further than to begin.
+            expected, left = Path(temporary) / store, options.kills - counted["kills"]
+            counted += killed_until_finished(folder, store, chance, expected, span=0.7 * spans[store], at_most=left)
+            shutil.rmtree(folder)
+    caches = sum(number for name, number in counted.items() if name.startswith("caches"))
+    blocks = caches * len(manifest().plan.blocks())
+    write = sys.stdout.write
+    write(
+        f"{counted['kills']} kills: {counted['before a block']} before a block was begun, {counted['among blocks']}"
+        f" among blocks, {counted['after the last block']} while all was checked and the index was written\n"
+    )
+    write(f"{caches} caches finished, each bit-identical to the uninterrupted one:")
+    write(" " + ", ".join(f"{store} {counted['caches in ' + store]}" for store in STORES) + "\n")
+    write(
+        f"{counted['blocks computed']} blocks begun for {blocks}: {counted['blocks computed'] - blocks} lost to kills;"
+        f" 0 finished ones computed again\n"
+    )
+    write(f"{time.perf_counter() - begun:.0f} s; an uninterrupted cache takes {max(spans.values()) * 1000:.0f} ms\n")
+
+
+if __name__ == "__main__":
+    main()
