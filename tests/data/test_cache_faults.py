@@ -224,7 +224,10 @@ def finish(cache: Path, store: str, step: str, finished: dict[str, bytes]) -> No
 
 @every_store
 @every_step
-@pytest.mark.parametrize("error", [None, errno.ENOSPC], ids=["killed", "refused"])
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param(None, id="killed"), pytest.param(errno.ENOSPC, id="refused", marks=pytest.mark.slow)],
+)
 def test_any_change_may_be_the_last(
     store: str, step: str, error: int | None, finished: dict[str, bytes], memory: Path
 ) -> None:
@@ -633,6 +636,7 @@ def test_puts_that_fail_now_and_then_are_made_again(
 
 
 @every_store
+@pytest.mark.slow
 def test_puts_that_always_fail_stop_it_anywhere(store: str, s3: servers.S3, proxied: Flaky, tmp_path: Path) -> None:
     write(tmp_path / "cache", store, manifest_of())
     good = files_of(tmp_path / "cache")
