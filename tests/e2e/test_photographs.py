@@ -92,7 +92,9 @@ def caches(root: Path, preset: Path, sources: dict[str, list[str]], teacher: Pat
 
 
 def chunks_of(cache: Path) -> dict[str, bytes]:
-    return {name: content for name, content in files_of(cache).items() if "/c/" in name}
+    """What is stored of blocks; a kill may leave a file beside them that was not finished."""
+    files = files_of(cache).items()
+    return {name: content for name, content in files if "/c/" in name and not name.endswith(".partial")}
 
 
 def test_folder_and_shards_give_the_same_pixels_and_logits(caches: dict[str, Path]) -> None:
