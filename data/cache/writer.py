@@ -143,7 +143,7 @@ class LogitWriter:
                 bounds[name] = _worse(bounds.get(name), bound)
         structure = put_structure(self._storage, self._store, self.manifest)
         index = Index(store=self._store, manifest=self.manifest, structure=structure, objects=objects, bounds=bounds)
-        self._storage.put(INDEX_KEY, index.to_bytes(), replace=True)
+        _put_changed(self._storage, INDEX_KEY, index.to_bytes())
 
     def _parts(self, name: str, block: Block, values: NDArray[np.generic]) -> dict[str, Array]:
         if name == WITNESS:
