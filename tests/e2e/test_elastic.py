@@ -574,25 +574,25 @@ def test_both_stages_over_s3_and_http(
         for run in ("one", "two"):
             out = tmp_path / run
             assert done(*training(url, out), "--fetched-gb", "1").result["sha256"] == expected
-        assert not not_fetched_once(proxy, wholes[store], witnesses=False)
+        assert more_or_less_than_once(proxy, wholes[store], witnesses=False) == {}
         assert list((tmp_path / "xdg" / "dhkd" / "objects").iterdir())
         proxy.requests.clear()
         assert done("verify", url, "--json").result["damaged"] == []
-        assert not not_fetched_once(proxy, wholes[store], witnesses=True), "verify reads the place itself"
+        assert more_or_less_than_once(proxy, wholes[store], witnesses=True) == {}, "verify reads the place itself"
 
         done("convert", url, tmp_path / "web" / "c")
     assert files_of(tmp_path / "web" / "c") == files_of(wholes[store])
     with servers.web(tmp_path / "web") as web:
         for run in ("three", "four"):
             assert done(*training(f"{web.url}/c", tmp_path / run)).result["sha256"] == expected
-        assert not not_fetched_once(web, wholes[store], witnesses=False)
+        assert more_or_less_than_once(web, wholes[store], witnesses=False) == {}
         web.requests.clear()
         done("verify", f"{web.url}/c", "--preset", "digits", *SMALL_VERIFY, "--teacher", teacher)
         assert done("inspect", f"{web.url}/c", "--json").result["complete"]
         assert_one_line(dhkd(*caching(teacher, f"{web.url}/d")), 1, ["only read"])
 
 
-def not_fetched_once(server: servers.Counted, cache: Path, *, witnesses: bool) -> dict[str, int]:
+def more_or_less_than_once(server: servers.Counted, cache: Path, *, witnesses: bool) -> dict[str, int]:
     """The blocks of the logits, or of all arrays, that were not asked for exactly once, and how often each was."""
     wanted = [name for name in blocks_of(cache) if witnesses or "logits" in name]
     counts = {name: sum(server.count(f"GET /{start}c/{name}") for start in prefixes(server)) for name in wanted}
