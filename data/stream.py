@@ -3,7 +3,7 @@
 Keys, order and views are functions of (seed, epoch), so every process computes them alike and takes its own share.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,9 +26,11 @@ class Batch:
     """One process's share of one training step.
 
     Keys `view_B` and `index_B` are int64 on the CPU; `images_BCHW` float32, `labels_B` int64 and every signal of
-    `teacher`, float32 ((B, K) for logits), are on the device. `global_size` counts the rows of all processes.
+    `teacher`, float32 ((B, K) for logits), are on the device. `global_size` counts the rows of all processes, `epoch`
+    from 0.
     """
 
+    epoch: int
     view_B: Tensor
     index_B: Tensor
     images_BCHW: Tensor
@@ -47,6 +49,10 @@ class Signals(Protocol):
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """The rows of these keys of every signal: {name: (B, …)}."""
+
+
+# From pixels uint8 (B, C, H, W) on the device to signals float32 {name: (B, …)}: a teacher that runs in every step.
+Live = Callable[[Tensor], dict[str, Tensor]]
 
 
 class NoSignals:
@@ -209,7 +215,7 @@ class Stream:
     """The training batches of one process: `epoch(e)` gives them in order.
 
     Without `window` an epoch's order is a full shuffle; with it, blocks of `block_rows` samples are shuffled, then the
-    samples within every `window` of them.
+    samples within every `window` of them. `live` makes signals of pixels, beside those that are cached.
     """
 
     def __init__(
@@ -223,10 +229,12 @@ class Stream:
         batch_size: int,
         block_rows: int | None = None,
         window: int | None = None,
+        live: Live | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._views = one_of("schedule", schedule, SCHEDULES)
+        self._live = live
         self.renderer, self._normalize, self._signals = renderer, normalize, signals
         self._seed, self._rank = seed, rank
         self._labels = renderer.images.labels_N.to(renderer.device)
@@ -260,12 +268,16 @@ class Stream:
         mine = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
         keys = [(view_N[rows], index_N[rows]) for rows in mine]
         for (view_B, index_B), bounds, pixels_BCHW in zip(keys, self._shares, self.renderer.render(keys), strict=True):
+            signals = self._signals.gather(view_B, index_B)
+            if self._live is not None:
+                signals |= self._live(pixels_BCHW)
             yield Batch(
+                epoch=epoch,
                 view_B=view_B,
                 index_B=index_B,
                 images_BCHW=self._normalize(pixels_BCHW),
                 labels_B=self._labels[index_B.to(self._labels.device)],
-                teacher=self._signals.gather(view_B, index_B),
+                teacher=signals,
                 global_size=bounds[-1] - bounds[0],
             )
 

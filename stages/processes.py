@@ -152,6 +152,24 @@ class Processes:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def joined(mine: Tensor) -> Tensor:
+    """The rows of all processes, one after the other by rank, in every process; gradients reach a process's own alone.
+
+    `mine` is (rows, …), and shares may differ in rows. Alone, it is what comes back.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return mine
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    lengths = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world_size)]
+    torch.distributed.all_gather(lengths, torch.tensor([len(mine)], device=mine.device))
+    rows = [int(length) for length in lengths]
+    padded = mine.new_zeros((max(rows), *mine.shape[1:]))
+    padded[: len(mine)] = mine.detach()
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([mine if part == rank else parts[part][: rows[part]] for part in range(world_size)])
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():

@@ -1,16 +1,18 @@
 """The networks by name. A new family is one file here and its lines in `NETWORKS`.
 
-Besides these, `torchvision:NAME` and `timm:NAME` are that library's networks.
+Besides these, `torchvision:NAME` and `timm:NAME` are that library's networks, and `simkd:STUDENT+TEACHER` is a student
+behind whose last map the teacher's classifier stands.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from dhkd.data.errors import one_of
+from dhkd.data.errors import ConfigError, one_of
 from dhkd.stages.models.foreign import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
 from dhkd.stages.models.network import Network, count_parameters
+from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
 from dhkd.stages.models.resnet50 import ResNet50
 from dhkd.stages.models.shufflenet_v1 import ShuffleNetV1
@@ -33,8 +35,21 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     "ResNet50": ResNet50,
     "MobileNetV1": MobileNetV1,
 }
+
+
+def _projected(names: str, num_classes: int) -> Network:
+    student, plus, teacher = names.partition("+")
+    if not plus:
+        raise ConfigError(f"network simkd:{names}: expected simkd:STUDENT+TEACHER")
+    return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))
+
+
 # From a name in that library and the number of classes.
-LIBRARIES: dict[str, Callable[[str, int], Network]] = {"torchvision": torchvision_network, "timm": timm_network}
+LIBRARIES: dict[str, Callable[[str, int], Network]] = {
+    "torchvision": torchvision_network,
+    "timm": timm_network,
+    "simkd": _projected,
+}
 
 
 def build_network(name: str, num_classes: int) -> Network:

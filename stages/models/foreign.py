@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from dhkd.data.errors import ConfigError, WeightsError, unknown
-from dhkd.stages.models.network import Network, Outputs, StageMap
+from dhkd.stages.models.network import Network, Outputs, StageMap, batch_norms_called
 from torch import Tensor, nn
 
 INNER = "inner."  # what the wrapping puts before the library's own names
@@ -110,7 +110,23 @@ class ForeignNetwork(Network):
             raise ConfigError(
                 f"network {self.name}: expected one call of its classifier {self.head_path}, saw {len(embeddings)}"
             )
-        return Outputs(logits_BK, embeddings[0], tuple(stage_maps[relu] for relu in relus))
+        kept = tuple(stage_maps[relu] for relu in relus)
+        return Outputs(logits_BK, embeddings[0], kept, kept[-1].after if kept else None)
+
+    def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
+        """The last batch norm of each of the maps, found by a forward over any images."""
+        found: dict[nn.Module, nn.BatchNorm2d] = {}
+        relus = [self.inner.get_submodule(path) for path in self.stage_relus]
+        with batch_norms_called(self.inner) as called:
+
+            def remember(relu: nn.Module, *_: object) -> None:
+                found[relu] = called[-1]
+
+            handles = [relu.register_forward_pre_hook(remember) for relu in relus]
+            self.inner(images_BCHW)
+            for handle in handles:
+                handle.remove()
+        return [found[relu] for relu in relus]
 
 
 def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:

@@ -43,6 +43,7 @@ class MobileNetV2(StagedNetwork):
     """A MobileNetV2 over (B, 3, H, W). Five maps; only the stem's has an activation."""
 
     head_name = "classifier"
+    tail_names = ("conv2",)
     published_names = MappingProxyType({"classifier.0.": "classifier."})
 
     def __init__(self, num_classes: int) -> None:
@@ -74,6 +75,7 @@ class MobileNetV2(StagedNetwork):
             if number in STAGE_ENDS:
                 yield StageMap(x, x)
 
-    def embed(self, last_BCHW: Tensor) -> Tensor:
-        """The pooled feature, behind a last 1×1 convolution."""
-        return super().embed(self.conv2(last_BCHW))
+    def final_map(self, last_BCHW: Tensor) -> Tensor:
+        """The map that is pooled, behind a last 1×1 convolution."""
+        out: Tensor = self.conv2(last_BCHW)
+        return out

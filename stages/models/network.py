@@ -1,5 +1,6 @@
 """What every network offers out of one forward: logits, the pooled feature behind them and, on request, stage maps."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -19,12 +20,14 @@ class StageMap(NamedTuple):
 class Outputs(NamedTuple):
     """What one forward gives: `logits` (B, K) and the `embedding` (B, embedding_dim) that the classifier makes them of.
 
-    `maps` are the stem's and every stage's, in order, where they were asked for, else none.
+    `maps` are the stem's and every stage's, in order, where they were asked for, else none. `final` (B, embedding_dim,
+    H, W) is the map whose mean over positions is the embedding; None where the network doesn't tell, or wasn't asked.
     """
 
     logits: Tensor
     embedding: Tensor
     maps: tuple[StageMap, ...]
+    final: Tensor | None
 
 
 class Network(nn.Module, ABC):
@@ -46,15 +49,23 @@ class Network(nn.Module, ABC):
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
         """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
 
+    @abstractmethod
+    def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
+        """The last batch norm of each of the maps, found by a forward over any images."""
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W)."""
         return self.outputs(images_BCHW).logits
 
 
 class StagedNetwork(Network):
-    """A stem and stages one after the other, pooling, and a linear classifier under the name `head_name`."""
+    """A stem and stages one after the other, pooling, and a linear classifier under the name `head_name`.
+
+    `tail_names` are the modules between the last stage and the pooling.
+    """
 
     head_name: ClassVar[str]
+    tail_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def head(self) -> nn.Module:
@@ -65,9 +76,9 @@ class StagedNetwork(Network):
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
         """The stem's map and every stage's, each computed from the one before when it is asked for."""
 
-    def embed(self, last_BCHW: Tensor) -> Tensor:
-        """The pooled feature (B, embedding_dim) of the last stage's map."""
-        return last_BCHW.mean(dim=(2, 3))
+    def final_map(self, last_BCHW: Tensor) -> Tensor:
+        """The map (B, embedding_dim, H, W) that is pooled, of the last stage's."""
+        return last_BCHW
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
         """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
@@ -75,8 +86,31 @@ class StagedNetwork(Network):
         for stage_map in self.stages(images_BCHW):
             if maps:
                 kept.append(stage_map)
-        embedding_BD = self.embed(stage_map.after)
-        return Outputs(self.head(embedding_BD), embedding_BD, tuple(kept))
+        final_BDHW = self.final_map(stage_map.after)
+        embedding_BD = final_BDHW.mean(dim=(2, 3))
+        return Outputs(self.head(embedding_BD), embedding_BD, tuple(kept), final_BDHW)
+
+    def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
+        """The last batch norm of each of the maps, found by a forward over any images."""
+        with batch_norms_called(self) as called:
+            return [called[-1] for _ in self.stages(images_BCHW)]
+
+
+@contextlib.contextmanager
+def batch_norms_called(network: nn.Module) -> Iterator[list[nn.BatchNorm2d]]:
+    """A list that grows by each batch norm that a forward of the network calls."""
+    called: list[nn.BatchNorm2d] = []
+
+    def remember(module: nn.Module, *_: object) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        called.append(module)
+
+    handles = [m.register_forward_hook(remember) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class ReluBlock(nn.Module, ABC):
@@ -118,5 +152,5 @@ def start_convolutions(network: nn.Module) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many trainable numbers a module has."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    """How many numbers a module has that are or were trained."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -64,6 +64,7 @@ class ShuffleNetV2(StagedNetwork):
     """A ShuffleNetV2 over (B, 3, H, W). Four maps."""
 
     head_name = "linear"
+    tail_names = ("conv2", "bn2")
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -82,9 +83,9 @@ class ShuffleNetV2(StagedNetwork):
         stem = activated(self.bn1(self.conv1(images_BCHW)))
         return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3))
 
-    def embed(self, last_BCHW: Tensor) -> Tensor:
-        """The pooled feature, behind a last 1×1 convolution."""
-        return super().embed(F.relu(self.bn2(self.conv2(last_BCHW))))
+    def final_map(self, last_BCHW: Tensor) -> Tensor:
+        """The map that is pooled, behind a last 1×1 convolution."""
+        return F.relu(self.bn2(self.conv2(last_BCHW)))
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:

@@ -1,32 +1,55 @@
-"""The student: a network with its task head and, in training, perhaps an auxiliary head beside it."""
+"""The student: a network with its task head and, in training, what its objective puts beside it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from dhkd.data.stream import Batch
 from dhkd.stages.models.network import Network
+from dhkd.stages.models.signals import needs_maps, signals_of_outputs
 from torch import Tensor, nn
 
 AuxiliaryHead = Literal["linear", "nonlinear"]
 
 
-class StudentLogits(NamedTuple):
-    """Logits of the task head and of the head that imitates the teacher, (B, K) each."""
+class StudentOutputs(NamedTuple):
+    """Logits of the task head and of the head that imitates the teacher, (B, K) each, and features, (B, …), by name."""
 
     task: Tensor
     distill: Tensor
+    features: Mapping[str, Tensor] = {}  # noqa: RUF012  # never written to
 
 
 class Student(nn.Module):
-    """`backbone` alone is what inference uses; `auxiliary` maps the pooled feature to a second set of logits."""
+    """`backbone` alone is what inference uses; `auxiliary` maps the pooled feature to a second set of logits.
 
-    def __init__(self, backbone: Network, auxiliary: nn.Module | None) -> None:
+    `reads` names the student's own signals that the objective compares, `adapter` computes more of them from those and
+    the batch: {name: (B, …)} and a `Batch` to {name: (B, …)}.
+    """
+
+    def __init__(
+        self,
+        backbone: Network,
+        auxiliary: nn.Module | None,
+        reads: Sequence[str] = (),
+        adapter: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.auxiliary = auxiliary
+        self.adapter = adapter
+        self._reads = list(reads)
+        # Every process computes these alike; DDP would send them from the first to the others before each step.
+        shared = getattr(adapter, "same_in_every_process", ())
+        self._ddp_params_and_buffers_to_ignore = [f"adapter.{name}" for name in shared]
 
-    def forward(self, images_BCHW: Tensor) -> StudentLogits:
-        """Both heads' logits from one forward; without an auxiliary head the same tensor twice."""
-        out = self.backbone.outputs(images_BCHW)
-        return StudentLogits(out.logits, out.logits if self.auxiliary is None else self.auxiliary(out.embedding))
+    def forward(self, images_BCHW: Tensor, batch: Batch | None = None) -> StudentOutputs:
+        """Both heads' logits from one forward, without an auxiliary head the same tensor twice, and the features."""
+        out = self.backbone.outputs(images_BCHW, maps=needs_maps(self._reads))
+        distill = out.logits if self.auxiliary is None else self.auxiliary(out.embedding)
+        features = signals_of_outputs(self.backbone, out, self._reads)
+        if self.adapter is not None:
+            features |= self.adapter(features, batch)
+        return StudentOutputs(out.logits, distill, features)
 
 
 def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:

@@ -1,8 +1,8 @@
-"""From named terms to the gradients in `p.grad`: summed, or aligned so that one term's gradient is never opposed.
+"""From named terms to the gradients in `p.grad`: summed, or aligned so that some terms' gradient is never opposed.
 
 The alignment rule is that of Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
-2411.08937: with g1 the protected gradient and g2 the rest's, both over all parameters, g2 loses its component along g1
-where the two conflict. It is one-sided: g1 is never altered. Weight decay and clipping come after it and are the
+2411.08937: with g1 the gradient that is kept and g2 the one against it, both over all parameters, g2 loses its component
+along g1 where the two conflict. It is one-sided: g1 is never altered. Weight decay and clipping come after it and are the
 caller's. Projecting tensor by tensor, or both gradients, would be other methods and is left out.
 """
 
@@ -15,6 +15,25 @@ from torch import Tensor, nn
 # A gradient over all parameters: tensors by their parameter's position. A parameter that the loss doesn't reach is
 # absent, and counts as zero.
 Gradient = dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The terms whose gradient g1 is `kept`, and those `against` whose gradient g2 is projected; None: all others.
+
+    A term of neither is added as it is.
+    """
+
+    kept: tuple[str, ...]
+    against: tuple[str, ...] | None = None
+
+    def split(self, names: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+        """The names of terms that are kept, those against them, and the free ones."""
+        kept, against, free = [], [], []
+        for name in names:
+            among = kept if name in self.kept else against if self.against is None or name in self.against else free
+            among.append(name)
+        return kept, against, free
 
 
 @dataclass(frozen=True)
@@ -46,37 +65,40 @@ def backward(
     weights: Mapping[str, float],
     parameters: Sequence[nn.Parameter],
     *,
-    protected: str | None,
+    alignment: Alignment | None,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     average: Callable[[list[Tensor]], None] | None = None,
 ) -> AlignmentReport | None:
     """Put the gradient of the weighted terms into the `grad` of `parameters`, which the caller has cleared.
 
-    `parameters` are all trainable ones, in an order that all processes share. With `protected` None this is one
+    `parameters` are all trainable ones, in an order that all processes share. With `alignment` None this is one
     `backward()` of the weighted sum, which DDP's hooks average, and None comes back. Otherwise g1 is the gradient of
-    the term `protected`, g2 that of all others together, and `grad` becomes (1 − c)·g1 + g2 with
-    c = min(0, ⟨g1, g2⟩) / ‖g1‖², c = 0 where g1 = 0. A parameter that neither reaches keeps its `grad`, as after
-    `backward()`.
+    the terms that are kept, g2 that of those against them, g3 that of the others, and `grad` becomes
+    (1 − c)·g1 + g2 + g3 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², c = 0 where g1 = 0. A parameter that none reaches keeps its
+    `grad`, as after `backward()`.
 
     `scale` multiplies each loss (fp16's GradScaler). A common factor cancels in c, so scaled gradients are aligned as
     the true ones would be, and one that overflowed stays non-finite for the scaler to see. `average` replaces each
-    tensor of a list by its mean over the processes, in place. It is given g1 and g2 before they are projected:
-    autograd.grad bypasses DDP, and projecting first would be another algorithm. Every process gives it the same list:
+    tensor of a list by its mean over the processes, in place. It is given the gradients before they are projected:
+    autograd.grad bypasses DDP, and projecting first would be another algorithm. Every process gives it the same lists:
     which parameters a loss reaches is a property of the graph, and that is the same in all.
     """
     assert terms.keys() == weights.keys(), f"terms {sorted(terms)}, weights {sorted(weights)}"
     weighted = {name: weights[name] * term for name, term in terms.items()}
-    if protected is None:
+    if alignment is None:
         torch.autograd.backward(scale(_sum(weighted.values())))
         return None
 
-    kept = scale(weighted.pop(protected))
-    rest = scale(_sum(weighted.values()))
-    g1 = _gradient(kept, parameters, retain_graph=True)
-    g2 = _gradient(rest, parameters, retain_graph=False)
+    groups = alignment.split(weighted)
+    assert groups[0], f"no term is kept of {sorted(terms)}"
+    assert groups[1], f"no term is against those that are kept, of {sorted(terms)}"
+    losses = [scale(_sum(weighted[name] for name in names)) for names in groups if names]
+    kept = losses[0]
+    gradients = [_gradient(loss, parameters, retain_graph=loss is not losses[-1]) for loss in losses]
     if average is not None:
-        average(list(g1.values()))
-        average(list(g2.values()))
+        for gradient in gradients:
+            average(list(gradient.values()))
+    g1, g2, *free = gradients
 
     shared = [i for i in g1 if i in g2]  # what only one loss reaches adds nothing to the product
     report = AlignmentReport(
@@ -92,7 +114,12 @@ def backward(
     merged = dict(zip(g1, torch._foreach_mul(list(g1.values()), 1 - c), strict=True))
     if shared:
         torch._foreach_add_([merged[i] for i in shared], [g2[i] for i in shared])
-    for i, gradient in (g2 | merged).items():
+    total = g2 | merged
+    for others in free:
+        common = [i for i in others if i in total]
+        sums = torch._foreach_add([total[i] for i in common], [others[i] for i in common]) if common else ()
+        total |= others | dict(zip(common, sums, strict=True))
+    for i, gradient in total.items():
         parameters[i].grad = gradient
     return report
 

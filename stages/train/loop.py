@@ -18,9 +18,9 @@ from dhkd.data.errors import NonFiniteLoss, RunMismatch, WeightsError
 from dhkd.data.philox import Domain, raw_rows
 from dhkd.data.stream import Batch, Stream
 from dhkd.stages.models.evaluate import Accuracy
-from dhkd.stages.models.student import Student, StudentLogits
+from dhkd.stages.models.student import Student, StudentOutputs
 from dhkd.stages.models.weights import fit_weights
-from dhkd.stages.processes import Processes
+from dhkd.stages.processes import Processes, joined
 from dhkd.stages.progress import progress_bar
 from dhkd.stages.train.gradients import backward
 from dhkd.stages.train.learning_rate import LearningRate
@@ -158,7 +158,7 @@ def _epoch(
         "train_seconds": seconds,
         "samples_per_second": rows / seconds,
     }
-    if objective.protected is not None:
+    if objective.alignment is not None:
         metrics["conflicting_steps"] = totals["conflicts"]
     if processes.precision == "fp16":
         metrics["skipped_steps"] = float(skipped)
@@ -176,21 +176,24 @@ def _step(
     where: tuple[int, int],
 ) -> dict[str, float]:
     """One update; sums over all processes' rows of every term, the correct answers and the rows."""
-    aligned = objective.protected is not None
+    alignment = objective.alignment
     # Aligned gradients come from autograd.grad, which DDP's averaging never sees: they are averaged in `backward`.
-    with processes.unsynchronized(model) if aligned else nullcontext():
-        student: StudentLogits = model(batch.images_BCHW)
-        terms = objective.terms(student, batch.labels_B, batch.teacher)
+    with processes.unsynchronized(model) if alignment else nullcontext():
+        student: StudentOutputs = model(batch.images_BCHW, batch)
+        joint = objective.couples_rows and processes.world_size > 1
+        seen = _joined(student, batch) if joint else (student, batch.labels_B, batch.teacher)
+        terms = objective.terms(*seen)
         sums = _sums(terms, student, batch, processes)
-        _require_finite(sums, objective, student, batch, where)
-        # Terms are means over this process's rows; DDP averages over processes. Together with this factor that is
-        # the mean over the joint batch, whatever the shares.
-        share = len(batch.index_B) * processes.world_size / batch.global_size
+        _require_finite(sums, student, batch, where)
+        # DDP averages over processes. Where terms are means over this process's rows, together with this factor that is
+        # the mean over the joint batch, whatever the shares. Terms of the joint batch are the same in every process,
+        # and their gradient is the sum of what each has of its own rows.
+        share = processes.world_size if joint else len(batch.index_B) * processes.world_size / batch.global_size
         report = backward(
             terms,
             {name: weight * share for name, weight in weights.items()},
             [parameter for parameter in model.parameters() if parameter.requires_grad],
-            protected=objective.protected,
+            alignment=alignment,
             scale=processes.scale,
             average=processes.average if processes.world_size > 1 else None,
         )
@@ -203,7 +206,15 @@ def _step(
     return sums
 
 
-def _sums(terms: Mapping[str, Tensor], student: StudentLogits, batch: Batch, processes: Processes) -> dict[str, float]:
+def _joined(student: StudentOutputs, batch: Batch) -> tuple[StudentOutputs, Tensor, dict[str, Tensor]]:
+    """What `terms` takes, of the rows of all processes."""
+    task, features = joined(student.task), {name: joined(feature) for name, feature in student.features.items()}
+    distill = task if student.distill is student.task else joined(student.distill)
+    teacher = {name: joined(signal) for name, signal in batch.teacher.items()}
+    return StudentOutputs(task, distill, features), joined(batch.labels_B), teacher
+
+
+def _sums(terms: Mapping[str, Tensor], student: StudentOutputs, batch: Batch, processes: Processes) -> dict[str, float]:
     """Every term times its rows, the correct answers and the rows, summed over the processes."""
     rows = len(batch.index_B)
     hits = (student.task.argmax(dim=1) == batch.labels_B).sum()
@@ -214,8 +225,7 @@ def _sums(terms: Mapping[str, Tensor], student: StudentLogits, batch: Batch, pro
 
 def _require_finite(
     sums: Mapping[str, float],
-    objective: Objective,
-    student: StudentLogits,
+    student: StudentOutputs,
     batch: Batch,
     where: tuple[int, int],
 ) -> None:
@@ -223,7 +233,7 @@ def _require_finite(
     broken = [name for name, value in sums.items() if not math.isfinite(value)]
     if not broken:
         return
-    rows = [row for row in range(len(batch.index_B)) if not _row_is_finite(objective, student, batch, row)]
+    rows = _suspects(student, batch)
     keys = [f"({int(batch.view_B[row])}, {int(batch.index_B[row])})" for row in rows[:KEYS_NAMED]]
     named = f"keys (view, index) {', '.join(keys)}" if keys else "keys of another process or of the batch as a whole"
     more = f" and {len(rows) - KEYS_NAMED} more" if len(rows) > KEYS_NAMED else ""
@@ -233,14 +243,12 @@ def _require_finite(
     )
 
 
-def _row_is_finite(objective: Objective, student: StudentLogits, batch: Batch, row: int) -> bool:
-    alone = slice(row, row + 1)
-    terms = objective.terms(
-        StudentLogits(student.task[alone], student.distill[alone]),
-        batch.labels_B[alone],
-        {name: signal[alone] for name, signal in batch.teacher.items()},
-    )
-    return all(bool(torch.isfinite(term)) for term in terms.values())
+def _suspects(student: StudentOutputs, batch: Batch) -> list[int]:
+    """The rows in which something isn't finite, or is too large to be squared."""
+    limit = torch.finfo(torch.float32).max ** 0.5
+    tensors = [student.task, student.distill, *student.features.values(), *batch.teacher.values()]
+    good_B = torch.stack([(tensor.detach().flatten(1).abs() < limit).all(dim=1) for tensor in tensors]).all(dim=0)
+    return [row for row, good in enumerate(good_B.tolist()) if not good]
 
 
 def _seed_dropout(seed: int, step: int, rank: int) -> None:

@@ -1,23 +1,79 @@
 """The objectives by name. A new method is one file here and one line in `OBJECTIVES`."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 
 from dhkd.data.errors import ConfigError, one_of, unknown
+from dhkd.stages.train.gradients import Alignment
+from dhkd.stages.train.objectives.attention import AttentionTransfer
 from dhkd.stages.train.objectives.binary_kl import BinaryKL, BinaryKLNorm
+from dhkd.stages.train.objectives.cat_kd import CATKD
+from dhkd.stages.train.objectives.combined import Combined
 from dhkd.stages.train.objectives.contract import Objective
-from dhkd.stages.train.objectives.cross_entropy import CrossEntropy
+from dhkd.stages.train.objectives.crd import CRD
+from dhkd.stages.train.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from dhkd.stages.train.objectives.dhkd import DHKD
-from dhkd.stages.train.objectives.kd import KD
+from dhkd.stages.train.objectives.dist import DIST
+from dhkd.stages.train.objectives.dkd import DKD
+from dhkd.stages.train.objectives.fitnet import FitNet
+from dhkd.stages.train.objectives.kd import KD, LogitMSE
+from dhkd.stages.train.objectives.ofd import OFD
+from dhkd.stages.train.objectives.reviewkd import ReviewKD
+from dhkd.stages.train.objectives.rkd import RKD
+from dhkd.stages.train.objectives.simkd import SimKD
 from pydantic import TypeAdapter, ValidationError
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "ce": CrossEntropy,
+    "label-smoothing": LabelSmoothing,
     "kd": KD,
+    "mse": LogitMSE,
+    "dkd": DKD,
+    "dist": DIST,
     "binary-kl": BinaryKL,
     "binary-kl-norm": BinaryKLNorm,
     "dhkd": DHKD,
+    "fitnet": FitNet,
+    "at": AttentionTransfer,
+    "rkd": RKD,
+    "crd": CRD,
+    "ofd": OFD,
+    "reviewkd": ReviewKD,
+    "simkd": SimKD,
+    "cat-kd": CATKD,
 }
+
+_PART = re.compile(r"(?:(?P<factor>[^*+]+?)\s*\*)?\s*(?P<name>[^*+]+)")
+
+
+def combined_objective(
+    text: str, options: Mapping[str, Mapping[str, object]], alignment: Alignment | None = None
+) -> Objective:
+    """The objective that "NAME", or "NAME + 0.5 * NAME", means, each with its own `options`.
+
+    `alignment` takes the place of theirs. Raises `ConfigError`, in one line.
+    """
+    parts = []
+    for part in text.split("+"):
+        match = _PART.fullmatch(part.strip())
+        if not match:
+            raise ConfigError(f"objective {text!r}: expected NAME, or NAME + FACTOR * NAME")
+        name = match["name"].strip()
+        parts.append((name, _factor(match["factor"], text), build_objective(name, options.get(name, {}))))
+    if len(parts) == 1 and parts[0][1] == 1 and alignment is None:
+        return parts[0][2]
+    return Combined(tuple(parts), alignment)
+
+
+def _factor(text: str | None, where: str) -> float:
+    try:
+        factor = float(text or 1)
+    except ValueError:
+        factor = -1.0
+    if not 0 <= factor < float("inf"):
+        raise ConfigError(f"objective {where!r}: expected a finite factor >= 0, got {text!r}")
+    return factor
 
 
 def build_objective(name: str, options: Mapping[str, object]) -> Objective:

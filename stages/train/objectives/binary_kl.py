@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dhkd.stages.models.student import StudentLogits
+from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
-from dhkd.stages.train.objectives.contract import require_temperature, require_weights
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
 from torch import Tensor
 
 LogitLoss = Literal["binary-kl", "binary-kl-norm"]
@@ -23,7 +23,7 @@ LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class BinaryKL:
+class BinaryKL(Objective):
     """ce_weight · CE + alpha · BinaryKL, both of the task head."""
 
     alpha: float = 1.0
@@ -31,15 +31,16 @@ class BinaryKL:
     ce_weight: float = 1.0
 
     loss: ClassVar[LogitLoss] = "binary-kl"
-    needs: ClassVar[Mapping[str, float | None]] = {"logits": None}
-    auxiliary: ClassVar[None] = None
-    protected: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         require_temperature(self.loss, self.temperature)
         require_weights(self.loss, alpha=self.alpha, ce_weight=self.ce_weight)
 
-    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's raw logits."""
+        return {"logits": None}
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and the logit-level loss under its own name."""
         return {
             "ce": losses.cross_entropy(student.task, labels_B),

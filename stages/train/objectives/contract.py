@@ -1,41 +1,112 @@
 """What the training loop asks of an objective, and the checks that objectives share.
 
 An objective is a method's losses and hyper-parameters. It sums nothing and aligns nothing: that is `gradients.py`'s
-job. A method is one file beside this one and one line in `OBJECTIVES`; there is no base class and no registry.
+job. A method is one file beside this one and one line in `OBJECTIVES`; there is no registry. Most methods say `needs`,
+`terms` and `weights`, and leave the rest as it is here.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
-from dhkd.stages.models.student import AuxiliaryHead, StudentLogits
-from torch import Tensor
+from dhkd.stages.models.network import Network
+from dhkd.stages.models.signals import Shapes
+from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
+from dhkd.stages.train.gradients import Alignment
+from torch import Tensor, nn
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Setting:
+    """What an objective is to work with: both networks' shapes, the training set's labels, the experiment's seed.
+
+    The student is the network that `Objective.architecture` names. `teacher_network` is there where weights of the teacher were given, in eval mode, on the CPU.
+    """
+
+    student: Shapes
+    teacher: Shapes
+    labels_N: Tensor
+    seed: int
+    teacher_network: Network | None = None
+
+    def teacher_weights(self, objective: str, what: str) -> Network:
+        """The teacher's network; raises `ConfigError` where it wasn't given."""
+        if self.teacher_network is None:
+            raise ConfigError(
+                f"objective {objective!r} needs {what} itself, which no cache holds; give its weights with"
+                f" --teacher FILE"
+            )
+        return self.teacher_network
+
+    def stages(self, objective: str) -> list[int]:
+        """The stages behind the stem, by number. Raises `ConfigError` unless both networks have equally many."""
+        student, teacher = len(self.student.maps), len(self.teacher.maps)
+        if student != teacher:
+            raise ConfigError(
+                f"objective {objective!r} compares stage with stage: expected equally many, got {student - 1} of"
+                f" {self.student.architecture} and {teacher - 1} of {self.teacher.architecture}"
+            )
+        return list(range(1, student))
+
+
+class Objective(ABC):
     """The losses of one method; immutable, so that a run's objective is what its configuration says."""
 
-    @property
-    def needs(self) -> Mapping[str, float | None]:
-        """The teacher's signals that it reads; empty: no teacher.
-
-        For logits, the temperature at which nothing but softmax's probabilities is read of them; None: raw values.
-        """
+    # Whether its terms couple the rows of a batch, so that they have to see those of all processes together.
+    couples_rows: bool = False
+    # Whether its losses, cross-entropy aside, are of logits. Alignment leaves others alone.
+    of_logits: bool = True
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:
         """The extra head that its student carries in training; None: the task head alone."""
+        return None
 
     @property
-    def protected(self) -> str | None:
-        """The term whose gradient alignment never alters; None: the terms' gradients are simply summed."""
+    def alignment(self) -> Alignment | None:
+        """Which terms' gradient is never opposed by which; None: the terms' gradients are simply summed."""
+        return None
 
-    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's signals that it reads; empty: no teacher.
+
+        For logits, the temperature at which nothing but softmax's probabilities is read of them; None: raw values.
+        """
+        return {}
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The student's own signals that it reads beside logits, by the names that the teacher's have."""
+        return ()
+
+    def architecture(self, setting: Setting) -> str:
+        """The name of the network that is trained, evaluated and exported, made of the preset's."""
+        return setting.student.architecture
+
+    def start(self, network: Network, setting: Setting) -> None:
+        """Give the freshly initialised network what it takes over from the teacher."""
+
+    def adapter(self, setting: Setting) -> nn.Module | None:
+        """What is trained beside the student and dropped afterwards, freshly initialised from torch's generator.
+
+        It maps what the objective `reads`, {name: (B, …)}, and the `Batch` to further features under names of their
+        own. Its buffers may be state, and `same_in_every_process` may name those that all processes compute alike.
+        """
+        return None
+
+    @abstractmethod
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The named, unweighted losses of a batch, each a scalar and a mean over the batch's rows."""
 
+    @abstractmethod
     def weights(self, epoch: int) -> dict[str, float]:
         """Each term's weight in this epoch (from 0). A term of weight 0 stays in the graph, as DDP needs it to."""
+
+
+def warm_up(epoch: int, epochs: int) -> float:
+    """A factor that grows linearly and is 1 from epoch `epochs` - 1 (from 0) on; 0 epochs: 1 always."""
+    return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
 
 
 def require_temperature(objective: str, value: float) -> None:
@@ -49,3 +120,10 @@ def require_weights(objective: str, **options: float) -> None:
     for option, value in options.items():
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"objective {objective!r}: {option}: expected a finite number >= 0, got {value!r}")
+
+
+def require_at_least(objective: str, least: int, **options: int) -> None:
+    """Raise `ConfigError` unless each of these options of `objective` is at least `least`."""
+    for option, value in options.items():
+        if value < least:
+            raise ConfigError(f"objective {objective!r}: {option}: expected at least {least}, got {value!r}")

@@ -1,25 +1,41 @@
-"""`ce`: plain training on the labels, the objective of teachers and of students alone."""
+"""`ce`, plain training on the labels, the objective of teachers and of students alone, and `label-smoothing`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dhkd.stages.models.student import StudentLogits
+from dhkd.data.errors import ConfigError
+from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import Objective
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy of the task head; without options."""
 
-    needs: ClassVar[Mapping[str, float | None]] = {}
-    auxiliary: ClassVar[None] = None
-    protected: ClassVar[None] = None
-
-    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` alone; `teacher` may be empty."""
         return {"ce": losses.cross_entropy(student.task, labels_B)}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """1 in every epoch."""
+        return {"ce": 1.0}
+
+
+@dataclass(frozen=True)
+class LabelSmoothing(Objective):
+    """Cross-entropy with `smoothing` of the probability spread over all classes: what a teacher has to beat."""
+
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing <= 1:
+            raise ConfigError(f"objective 'label-smoothing': smoothing: expected 0 to 1, got {self.smoothing!r}")
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce`, with smoothed labels; `teacher` may be empty."""
+        return {"ce": losses.smoothed_cross_entropy(student.task, labels_B, self.smoothing)}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """1 in every epoch."""

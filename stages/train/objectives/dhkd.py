@@ -6,22 +6,23 @@ KDD 2025, arXiv 2411.08937. The head itself is in `stages/models/`, the alignmen
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from dhkd.data.errors import ConfigError
-from dhkd.stages.models.student import AuxiliaryHead, StudentLogits
+from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
+from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.binary_kl import LOGIT_LOSSES, LogitLoss
-from dhkd.stages.train.objectives.contract import require_temperature, require_weights
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class DHKD:
+class DHKD(Objective):
     """ce_weight · CE (task head) + alpha · `loss` (auxiliary head), CE's gradient protected if `align`.
 
     The defaults are the published settings of CIFAR-100; ce_weight is the paper's γ. `alpha_epochs`: alpha is 0 from
     that epoch (from 0) on, None: never; the published ImageNet run uses 50, with alpha 0.1, a linear head, unaligned.
+    `standardize`: the auxiliary head's and the teacher's logits are standardised before (`losses.standardized`).
     """
 
     alpha: float = 1.0
@@ -31,8 +32,7 @@ class DHKD:
     align: bool = True
     loss: LogitLoss = "binary-kl-norm"
     alpha_epochs: int | None = None
-
-    needs: ClassVar[Mapping[str, float | None]] = {"logits": None}
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         require_temperature("dhkd", self.temperature)
@@ -46,15 +46,21 @@ class DHKD:
         return self.head
 
     @property
-    def protected(self) -> str | None:
-        """`ce` where gradients are aligned."""
-        return "ce" if self.align else None
+    def alignment(self) -> Alignment | None:
+        """The cross-entropy's gradient is kept, where gradients are aligned."""
+        return Alignment(kept=("ce",), against=(self.loss,)) if self.align else None
 
-    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's raw logits."""
+        return {"logits": None}
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` of the task head and the logit-level loss, under its own name, of the auxiliary head."""
+        prepared = losses.standardized if self.standardize else losses.widened
+        loss = LOGIT_LOSSES[self.loss]
         return {
             "ce": losses.cross_entropy(student.task, labels_B),
-            self.loss: LOGIT_LOSSES[self.loss](student.distill, teacher["logits"], self.temperature),
+            self.loss: loss(prepared(student.distill), prepared(teacher["logits"]), self.temperature),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:

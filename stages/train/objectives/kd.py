@@ -1,42 +1,71 @@
-"""`kd`: classical distillation on one head (Hinton, Vinyals, Dean, 2015, arXiv 1503.02531)."""
+"""`kd`: classical distillation on one head, and `mse`: regression of the raw logits.
+
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dhkd.stages.models.student import StudentLogits
+from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
-from dhkd.stages.train.objectives.contract import require_temperature, require_weights
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class KD:
-    """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual ones of CIFAR-100."""
+class KD(Objective):
+    """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual ones of CIFAR-100.
+
+    `standardize`: both networks' logits are standardised before (`losses.standardized`).
+    """
 
     temperature: float = 4.0
     ce_weight: float = 0.1
     kd_weight: float = 0.9
-
-    auxiliary: ClassVar[None] = None
-    protected: ClassVar[None] = None
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         require_temperature("kd", self.temperature)
         require_weights("kd", ce_weight=self.ce_weight, kd_weight=self.kd_weight)
 
-    @property
-    def needs(self) -> Mapping[str, float | None]:
-        """The teacher's probabilities."""
-        return {"logits": self.temperature}
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's probabilities; raw logits to be standardised."""
+        return {"logits": None if self.standardize else self.temperature}
 
-    def terms(self, student: StudentLogits, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `kd`."""
+        prepared = losses.standardized if self.standardize else losses.widened
         return {
             "ce": losses.cross_entropy(student.task, labels_B),
-            "kd": losses.kd(student.task, teacher["logits"], self.temperature),
+            "kd": losses.kd(prepared(student.task), prepared(teacher["logits"]), self.temperature),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The same in every epoch."""
         return {"ce": self.ce_weight, "kd": self.kd_weight}
+
+
+@dataclass(frozen=True)
+class LogitMSE(Objective):
+    """ce_weight · CE + mse_weight · squared error of the raw logits, both of the task head."""
+
+    ce_weight: float = 0.1
+    mse_weight: float = 0.9
+
+    def __post_init__(self) -> None:
+        require_weights("mse", ce_weight=self.ce_weight, mse_weight=self.mse_weight)
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's raw logits."""
+        return {"logits": None}
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` and `mse`."""
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            "mse": losses.logit_mse(student.task, teacher["logits"]),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "mse": self.mse_weight}

@@ -19,7 +19,36 @@ LOG_COSH_IS_LINEAR = 20.0
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     """Cross-entropy with the labels (int64), mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i]."""
-    return F.cross_entropy(_widened(logits_BK), labels_B)
+    return F.cross_entropy(widened(logits_BK), labels_B)
+
+
+def smoothed_cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy with (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
+
+    Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
+    """
+    return F.cross_entropy(widened(logits_BK), labels_B, label_smoothing=smoothing)
+
+
+def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+    """Squared error of raw logits: 1/(N·K) · Σ (s − t)², the mean over batch and classes.
+
+    Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184, equation 1 (there the sum, ½).
+    """
+    return F.mse_loss(widened(student_BK), widened(teacher_BK))
+
+
+def standardized(logits_BK: Tensor) -> Tensor:
+    """Each row minus its mean, over its standard deviation (of all K): (x − μ) / (σ + 1e-7).
+
+    Neither a shift nor a positive scale of a row changes it, but for the 1e-7. Sun et al., "Logit Standardization in
+    Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1; the temperature divides what comes out.
+    """
+    logits_BK = widened(logits_BK)
+    centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
+    # Of centred values, and not by std(): its gradient is NaN where all are equal.
+    deviation_B1 = torch.linalg.vector_norm(centred_BK, dim=1, keepdim=True) / centred_BK.shape[1] ** 0.5
+    return centred_BK / (deviation_B1 + 1e-7)
 
 
 def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -28,8 +57,8 @@ def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     Its gradient in s is τ/N · (softmax(s/τ) − softmax(t/τ)). Hinton, Vinyals, Dean, "Distilling the Knowledge in a
     Neural Network", 2015, arXiv 1503.02531, section 2; the factor τ² keeps the gradient's size independent of τ.
     """
-    log_student_BK = F.log_softmax(_widened(student_BK) / temperature, dim=1)
-    log_teacher_BK = F.log_softmax(_widened(teacher_BK) / temperature, dim=1)
+    log_student_BK = F.log_softmax(widened(student_BK) / temperature, dim=1)
+    log_teacher_BK = F.log_softmax(widened(teacher_BK) / temperature, dim=1)
     divergence = F.kl_div(log_student_BK, log_teacher_BK, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
 
@@ -41,7 +70,7 @@ def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
     2025, arXiv 2411.08937; the paper's equation sums over the batch, its published code divides by N as here. In
     float32 an entry's value is exact to about 1e-7 · τ² (and may be that far below 0), its gradient to 1e-7 · τ/N.
     """
-    student_BK, teacher_BK = _widened(student_BK) / temperature, _widened(teacher_BK) / temperature
+    student_BK, teacher_BK = widened(student_BK) / temperature, widened(teacher_BK) / temperature
     # log σ(x) = −softplus(−x), and 1 − σ(x) is taken as σ(−x): no probability is rounded to 0 or 1 and then logged.
     yes_BK = teacher_BK.sigmoid() * (F.logsigmoid(teacher_BK) - F.logsigmoid(student_BK))
     no_BK = (-teacher_BK).sigmoid() * (F.logsigmoid(-teacher_BK) - F.logsigmoid(-student_BK))
@@ -54,11 +83,12 @@ def binary_kl_norm(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -
     That is τ²/N · Σ log cosh((s − t)/(2τ)); its gradient in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An,
     "Dual-Head Knowledge Distillation", KDD 2025, arXiv 2411.08937: what its published figures were trained with.
     """
-    difference_BK = _widened(student_BK) - _widened(teacher_BK)
+    difference_BK = widened(student_BK) - widened(teacher_BK)
     return temperature**2 * _summed_over_classes(_log_cosh(difference_BK / (2 * temperature)))
 
 
-def _widened(logits: Tensor) -> Tensor:
+def widened(logits: Tensor) -> Tensor:
+    """At least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

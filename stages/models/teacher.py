@@ -1,0 +1,50 @@
+"""The frozen teacher: pixels in, named signals out."""
+
+from collections.abc import Iterable
+
+import torch
+from dhkd.data.render import Normalization
+from dhkd.stages.models.network import Network
+from dhkd.stages.models.signals import needs_maps, parse, signals_of_outputs
+from dhkd.stages.processes import Processes
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Teacher:
+    """A trained network and how its input is normalised; its weights never change."""
+
+    def __init__(self, network: Network, normalize: Normalization, processes: Processes) -> None:
+        self._network = network.eval().requires_grad_(False)
+        self._network.to(processes.device).to(memory_format=torch.channels_last)
+        self._normalize, self._processes = normalize, processes
+        self._batch_norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        for module in self._batch_norms:
+            module.momentum = 0.0  # so that running statistics stay as they are in training mode, too
+
+    @torch.no_grad()
+    def signals(self, pixels_BCHW: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named signals, float32 (B, …), of pixels uint8 (B, C, H, W), all on the device.
+
+        Those whose name ends in -batch come from a forward of their own with batch norm in training mode.
+        """
+        wanted = list(names)
+        of_rows = [name for name in wanted if not parse(name).batch]
+        of_batch = [name for name in wanted if parse(name).batch]
+        images_BCHW = self._normalize(pixels_BCHW)
+        found = self._forward(images_BCHW, of_rows) if of_rows else {}
+        if of_batch:
+            for module in self._batch_norms:
+                module.train()
+            found |= self._forward(images_BCHW, of_batch)
+            self._network.eval()
+        return {name: found[name].float() for name in wanted}
+
+    def logits(self, pixels_BCHW: Tensor) -> Tensor:
+        """Logits float32 (B, K) of pixels uint8 (B, C, H, W), both on the device."""
+        return self.signals(pixels_BCHW, ["logits"])["logits"]
+
+    def _forward(self, images_BCHW: Tensor, names: list[str]) -> dict[str, Tensor]:
+        with self._processes.autocast():
+            outputs = self._network.outputs(images_BCHW, maps=needs_maps(names))
+            return signals_of_outputs(self._network, outputs, names)

@@ -1,0 +1,60 @@
+"""`at`: where the stages are active.
+
+Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from dhkd.stages.models.signals import attention_name
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
+from torch import Tensor
+
+PREFIX = "attention"
+
+
+@dataclass(frozen=True)
+class AttentionTransfer(Objective):
+    """ce_weight · CE + at_weight · Σ over the stages of the mean squared difference of normalised attention maps.
+
+    The maps are those of `signals.attention`, behind each stage's last activation, at the smaller of both networks'
+    resolutions. The stem's is left out.
+    """
+
+    ce_weight: float = 1.0
+    at_weight: float = 1000.0
+
+    of_logits = False
+
+    def __post_init__(self) -> None:
+        require_weights("at", ce_weight=self.ce_weight, at_weight=self.at_weight)
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """An attention map of every stage."""
+        return dict.fromkeys(self.reads(setting))
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The same maps of the student's."""
+        names = []
+        for stage in setting.stages("at"):
+            _, student_height, student_width = setting.student.maps[stage]
+            _, teacher_height, teacher_width = setting.teacher.maps[stage]
+            size = min(student_height, teacher_height), min(student_width, teacher_width)
+            names.append(attention_name(stage, size))
+        return names
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` and `at`."""
+        differences = [
+            F.mse_loss(losses.widened(mine), teacher[name])
+            for name, mine in student.features.items()
+            if name.startswith(PREFIX)
+        ]
+        return {"ce": losses.cross_entropy(student.task, labels_B), "at": sum(differences[1:], differences[0])}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "at": self.at_weight}

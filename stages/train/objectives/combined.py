@@ -1,0 +1,138 @@
+"""Several objectives at once: "dhkd + reviewkd", "kd + 0.5 * rkd"."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.stream import Batch
+from dhkd.stages.models.network import Network
+from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
+from dhkd.stages.train.gradients import Alignment
+from dhkd.stages.train.objectives.contract import Objective, Setting
+from torch import Tensor, nn
+
+CE = "ce"
+
+
+class Adapters(nn.Module):
+    """The parts' adapters, by the parts' names; each sees the student's own features."""
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self.same_in_every_process = [
+            f"parts.{part}.{name}"
+            for part, module in parts.items()
+            for name in getattr(module, "same_in_every_process", ())
+        ]
+
+    def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What each of them computes, together."""
+        return {name: value for part in self.parts.values() for name, value in part(features, batch).items()}
+
+
+@dataclass(frozen=True)
+class Combined(Objective):
+    """The terms of all `parts`, (name, factor, objective) each, with their weights times the part's factor.
+
+    Cross-entropy is the first part's, which the others' would only repeat. Where `aligned` doesn't say otherwise, the
+    part's alignment holds that has one, against every term of logits. Raises `ConfigError` for parts that don't fit
+    together, and for an alignment that isn't of their terms.
+    """
+
+    parts: tuple[tuple[str, float, Objective], ...]
+    aligned: Alignment | None = None
+
+    def __post_init__(self) -> None:
+        names = [name for name, _, _ in self.parts]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"objective: expected each only once, got {' + '.join(names)}")
+        terms: dict[str, str] = {}
+        for name, _, part in self.parts:
+            for term in part.weights(0):
+                if term != CE and term in terms:
+                    raise ConfigError(f"objective: {terms[term]} and {name} both have a term {term}; leave one out")
+                terms[term] = name
+        heads = {part.auxiliary for _, _, part in self.parts} - {None}
+        if len(heads) > 1:
+            raise ConfigError(f"objective: the parts need different auxiliary heads: {' and '.join(map(str, heads))}")
+        if self.aligned is not None:
+            self._check(self.aligned, terms)
+
+    @property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        """Whether any part's terms do."""
+        return any(part.couples_rows for _, _, part in self.parts)
+
+    @property
+    def auxiliary(self) -> AuxiliaryHead | None:
+        """The part's that has one."""
+        return next((part.auxiliary for _, _, part in self.parts if part.auxiliary), None)
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """The part's that has one, extended to every term of logits."""
+        if self.aligned is not None:
+            return self._resolved(self.aligned)
+        own = next((part.alignment for _, _, part in self.parts if part.alignment), None)
+        return own and self._resolved(replace(own, against=None))
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """What any part needs; probabilities suffice where all take them at one temperature."""
+        needs: dict[str, float | None] = {}
+        for _, _, part in self.parts:
+            for name, temperature in part.needs(setting).items():
+                needs[name] = temperature if needs.get(name, temperature) == temperature else None
+        return needs
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """What any part reads."""
+        return list(dict.fromkeys(name for _, _, part in self.parts for name in part.reads(setting)))
+
+    def architecture(self, setting: Setting) -> str:
+        """The part's that changes it."""
+        names = {part.architecture(setting) for _, _, part in self.parts} - {setting.student.architecture}
+        if len(names) > 1:
+            raise ConfigError(f"objective: the parts train different networks: {' and '.join(sorted(names))}")
+        return names.pop() if names else setting.student.architecture
+
+    def start(self, network: Network, setting: Setting) -> None:
+        """As each part does."""
+        for _, _, part in self.parts:
+            part.start(network, setting)
+
+    def adapter(self, setting: Setting) -> nn.Module | None:
+        """The parts' adapters."""
+        adapters = {name: part.adapter(setting) for name, _, part in self.parts}
+        present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
+        return Adapters(present) if present else None
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parts' terms by their own names."""
+        terms: dict[str, Tensor] = {}
+        for _, _, part in self.parts:
+            terms = part.terms(student, labels_B, teacher) | terms
+        return terms
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The parts' weights times their factors."""
+        weights: dict[str, float] = {}
+        for _, factor, part in self.parts:
+            weights = {term: factor * weight for term, weight in part.weights(epoch).items()} | weights
+        return weights
+
+    def _check(self, aligned: Alignment, terms: Mapping[str, str]) -> None:
+        for term in [*aligned.kept, *(aligned.against or ())]:
+            if term not in terms:
+                raise ConfigError(f"alignment: {unknown('term', term, terms)}")
+        kept, against, _ = self._resolved(aligned).split(terms)
+        if not kept or not against:
+            lacking = "against" if kept else "kept"
+            raise ConfigError(f"alignment.{lacking}: expected at least one of {', '.join(terms)}, got none")
+
+    def _resolved(self, aligned: Alignment) -> Alignment:
+        """With the terms of logits where it doesn't say which are against those that are kept."""
+        if aligned.against is not None:
+            return aligned
+        terms = [term for _, _, part in self.parts if part.of_logits for term in part.weights(0)]
+        return replace(aligned, against=tuple(term for term in dict.fromkeys(terms) if term not in aligned.kept))

@@ -1,0 +1,187 @@
+"""`crd`: the student's embedding of a sample is told from those of other classes by the teacher's, and vice versa.
+
+Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. Each network's embeddings
+of the whole training set are remembered; negatives are drawn from the memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from dhkd.data.errors import ConfigError
+from dhkd.data.philox import Domain, raw_rows
+from dhkd.data.stream import Batch
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.processes import joined
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import (
+    Objective,
+    Setting,
+    require_at_least,
+    require_temperature,
+    require_weights,
+)
+from torch import Tensor, nn
+
+EMBEDDING = "embedding"
+STUDENT, TEACHER = "crd-student", "crd-teacher"
+
+
+def contrastive_loss(ratio_BM: Tensor) -> Tensor:
+    """Noise-contrastive estimation: column 0 is the positive, the M others are noise; mean over the batch.
+
+    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 says how much likelier a sample
+    is by the model than as noise: its score over M/num_samples. Tian et al., equations 9 to 11.
+    """
+    ratio_BM = losses.widened(ratio_BM)
+    told_B = -torch.log1p(1 / ratio_BM[:, 0])
+    untold_B = -torch.log1p(ratio_BM[:, 1:]).sum(dim=1)
+    return -(told_B + untold_B).mean()
+
+
+class Negatives:
+    """Which samples a sample is told from: of other classes, with replacement, a function of (seed, epoch, index)."""
+
+    def __init__(self, labels_N: Tensor, number: int, seed: int) -> None:
+        labels = labels_N.cpu().numpy()
+        self._labels, self._number, self._seed = labels, number, seed
+        self._by_class = np.argsort(labels, kind="stable")
+        self._ends = np.cumsum(np.bincount(labels))
+        if self._ends[0] == len(labels) or len(np.unique(labels)) < 2:
+            raise ConfigError("objective 'crd': expected samples of at least two classes, to tell them apart")
+
+    def draw(self, epoch: int, index_B: Tensor) -> Tensor:
+        """Samples int64 (B, number), each row's of other classes than its own."""
+        rows = [self._row(epoch, index) for index in index_B.tolist()]
+        return torch.from_numpy(np.stack(rows))
+
+    def _row(self, epoch: int, index: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        raw = raw_rows(self._seed, Domain.NEGATIVES, epoch, index, index + 1, width=-(-self._number // 2))
+        own = self._labels[index]
+        stop = self._ends[own]
+        start = self._ends[own - 1] if own else 0
+        others = len(self._labels) - (stop - start)
+        # Two draws of 32 bits from each of 64; position among the others, then past the own class.
+        draws = raw.astype("<u8").view("<u4")[0, : self._number].astype(np.uint64)
+        position = ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
+        row: np.ndarray[tuple[int], np.dtype[np.int64]] = self._by_class[
+            np.where(position < start, position, position + (stop - start))
+        ]
+        return row
+
+
+class Contrast(nn.Module):
+    """Both networks' projections, and the memory of what they were for each sample.
+
+    The memory is the same in every process: each learns the rows of all.
+    """
+
+    same_in_every_process = ("memory_student", "memory_teacher")
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        dim: int,
+        negatives: Negatives,
+        num_samples: int,
+        temperature: float,
+        momentum: float,
+    ) -> None:
+        super().__init__()
+        self.student = nn.Linear(student_dim, dim)
+        self.teacher = nn.Linear(teacher_dim, dim)
+        self._negatives, self._temperature, self._momentum = negatives, temperature, momentum
+        bound = (3 / dim) ** 0.5
+        for name in self.same_in_every_process:
+            self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
+        # What scores are divided by, so that they are probabilities about: from the first batch; 0 until then.
+        self.register_buffer("scale_student", torch.zeros(()))
+        self.register_buffer("scale_teacher", torch.zeros(()))
+
+    def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Ratios (B, 1 + negatives) of the student's embeddings by the teacher's memory, and the other way round."""
+        device = self.student.weight.device
+        index_B = batch.index_B.to(device)
+        chosen_BM = torch.cat([index_B[:, None], self._negatives.draw(batch.epoch, batch.index_B).to(device)], dim=1)
+        with torch.autocast(device.type, enabled=False):  # exp of fourteen times a cosine
+            student_BD = F.normalize(self.student(features[EMBEDDING].float()), dim=1)
+            teacher_BD = F.normalize(self.teacher(batch.teacher[EMBEDDING].float()), dim=1)
+            found = {
+                STUDENT: self._ratios(student_BD, "memory_teacher", "scale_student", chosen_BM),
+                TEACHER: self._ratios(teacher_BD, "memory_student", "scale_teacher", chosen_BM),
+            }
+        if self.training:
+            everywhere = joined(index_B)
+            self._remember("memory_student", everywhere, joined(student_BD.detach()))
+            self._remember("memory_teacher", everywhere, joined(teacher_BD.detach()))
+        return found
+
+    def _ratios(self, embedding_BD: Tensor, memory: str, scale: str, chosen_BM: Tensor) -> Tensor:
+        # The memory changes before the gradient is taken, and a copy of what was chosen would be as large as many
+        # layers' maps: so all products are computed, from a copy of the memory, and then chosen from.
+        cosine_BN = embedding_BD @ self.get_buffer(memory).clone().T
+        score_BM = torch.exp(cosine_BN.gather(1, chosen_BM) / self._temperature)
+        factor = self.get_buffer(scale)
+        if self.training and factor == 0:
+            factor.copy_(joined(score_BM.detach().mean(dim=1)).mean() * cosine_BN.shape[1])
+        noise = (chosen_BM.shape[1] - 1) / cosine_BN.shape[1]
+        return score_BM / (factor * noise)
+
+    def _remember(self, memory: str, index_B: Tensor, embedding_BD: Tensor) -> None:
+        kept = self.get_buffer(memory)
+        mixed = self._momentum * kept[index_B] + (1 - self._momentum) * embedding_BD
+        kept[index_B] = F.normalize(mixed, dim=1)
+
+
+@dataclass(frozen=True)
+class CRD(Objective):
+    """ce_weight · CE + crd_weight · (the student's contrast + the teacher's), embeddings projected to `dim`.
+
+    `negatives` samples of other classes are drawn for each row, which needs that many scores for each in memory, and
+    num_samples · dim · 2 floats for what is remembered.
+    """
+
+    ce_weight: float = 1.0
+    crd_weight: float = 0.8
+    dim: int = 128
+    negatives: int = 16384
+    temperature: float = 0.07
+    momentum: float = 0.5
+
+    of_logits = False
+
+    def __post_init__(self) -> None:
+        require_temperature("crd", self.temperature)
+        require_weights("crd", ce_weight=self.ce_weight, crd_weight=self.crd_weight)
+        require_at_least("crd", 1, dim=self.dim, negatives=self.negatives)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"objective 'crd': momentum: expected at least 0 and below 1, got {self.momentum!r}")
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's pooled feature."""
+        return {EMBEDDING: None}
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The student's."""
+        return [EMBEDDING]
+
+    def adapter(self, setting: Setting) -> nn.Module:
+        """Projections and memory."""
+        negatives = Negatives(setting.labels_N, self.negatives, setting.seed)
+        widths = setting.student.embedding_dim, setting.teacher.embedding_dim
+        return Contrast(*widths, self.dim, negatives, len(setting.labels_N), self.temperature, self.momentum)
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce`, `student-contrast` and `teacher-contrast`."""
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            "student-contrast": contrastive_loss(student.features[STUDENT]),
+            "teacher-contrast": contrastive_loss(student.features[TEACHER]),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "student-contrast": self.crd_weight, "teacher-contrast": self.crd_weight}

@@ -1,0 +1,66 @@
+"""`dist`: the relations that probabilities have among classes and among samples, by correlation.
+
+Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
+from torch import Tensor
+
+
+def correlation_distance(first_RC: Tensor, second_RC: Tensor) -> Tensor:
+    """1 − Pearson's correlation of each row with its counterpart, mean over rows; a constant row correlates with none.
+
+    Huang et al., equations 7 and 8. In 0 to 2; no positive affine map of a row changes it.
+    """
+    first_RC, second_RC = (
+        F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
+        for x in (losses.widened(first_RC), losses.widened(second_RC))
+    )
+    return 1 - (first_RC * second_RC).sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class DIST(Objective):
+    """ce_weight · CE + inter_weight · inter + intra_weight · intra of the task head, at `temperature` times its square.
+
+    `inter` correlates each sample's probabilities over the classes, `intra` each class's over the batch. A batch is
+    that of all processes together.
+    """
+
+    temperature: float = 4.0
+    ce_weight: float = 1.0
+    inter_weight: float = 2.0
+    intra_weight: float = 2.0
+
+    couples_rows = True
+
+    def __post_init__(self) -> None:
+        require_temperature("dist", self.temperature)
+        require_weights(
+            "dist", ce_weight=self.ce_weight, inter_weight=self.inter_weight, intra_weight=self.intra_weight
+        )
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's probabilities."""
+        return {"logits": self.temperature}
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce`, `inter` and `intra`."""
+        student_BK, teacher_BK = (
+            F.softmax(losses.widened(logits) / self.temperature, dim=1) for logits in (student.task, teacher["logits"])
+        )
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            "inter": self.temperature**2 * correlation_distance(student_BK, teacher_BK),
+            "intra": self.temperature**2 * correlation_distance(student_BK.T, teacher_BK.T),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "inter": self.inter_weight, "intra": self.intra_weight}

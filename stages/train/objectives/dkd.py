@@ -1,0 +1,87 @@
+"""`dkd`: distillation split into the target class's part and the others'.
+
+Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import (
+    Objective,
+    Setting,
+    require_at_least,
+    require_temperature,
+    require_weights,
+    warm_up,
+)
+from torch import Tensor
+
+
+def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD, scalars: τ²/N · Σ_i KL of the teacher's probabilities from the student's, both at τ.
+
+    TCKD is of (target, all others together), NCKD of the other classes alone, made to sum to 1. Zhao et al., equation
+    7, where KD of sample i is TCKD + (1 − p_target)·NCKD. Logits (N, K), labels int64 (N,).
+    """
+    student_BK, teacher_BK = losses.widened(student_BK) / temperature, losses.widened(teacher_BK) / temperature
+    target_B1 = labels_B[:, None]
+    of_target = F.kl_div(
+        _target_and_others(student_BK, target_B1),
+        _target_and_others(teacher_BK, target_B1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    # Where the target was, both are 0 in the end: it adds nothing.
+    student_others, teacher_others = (
+        F.log_softmax(logits.scatter(1, target_B1, -float("inf")), dim=1).scatter(1, target_B1, 0.0)
+        for logits in (student_BK, teacher_BK)
+    )
+    of_others = F.kl_div(student_others, teacher_others, reduction="batchmean", log_target=True)
+    return temperature**2 * of_target, temperature**2 * of_others
+
+
+def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
+    """log p of the target and log(1 − p), (N, 2), neither of them by way of a probability that rounds to 0 or 1."""
+    target = logits_BK.gather(1, target_B1)
+    others = logits_BK.scatter(1, target_B1, -float("inf")).logsumexp(dim=1, keepdim=True)
+    lead = target - others
+    return F.logsigmoid(lead.new_tensor([1.0, -1.0]) * lead)
+
+
+@dataclass(frozen=True)
+class DKD(Objective):
+    """ce_weight · CE + alpha · TCKD + beta · NCKD of the task head; beta's published values differ between pairs.
+
+    Over the first `warmup_epochs` epochs alpha and beta grow linearly to their values. `standardize`: both networks'
+    logits are standardised before (`losses.standardized`).
+    """
+
+    temperature: float = 4.0
+    ce_weight: float = 1.0
+    alpha: float = 1.0
+    beta: float = 8.0
+    warmup_epochs: int = 20
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        require_temperature("dkd", self.temperature)
+        require_weights("dkd", ce_weight=self.ce_weight, alpha=self.alpha, beta=self.beta)
+        require_at_least("dkd", 0, warmup_epochs=self.warmup_epochs)
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's probabilities; raw logits to be standardised."""
+        return {"logits": None if self.standardize else self.temperature}
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce`, `tckd` and `nckd`."""
+        prepared = losses.standardized if self.standardize else losses.widened
+        tckd, nckd = decoupled_kd(prepared(student.task), prepared(teacher["logits"]), labels_B, self.temperature)
+        return {"ce": losses.cross_entropy(student.task, labels_B), "tckd": tckd, "nckd": nckd}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """alpha and beta warmed up; the cross-entropy's weight stays."""
+        factor = warm_up(epoch, self.warmup_epochs)
+        return {"ce": self.ce_weight, "tckd": factor * self.alpha, "nckd": factor * self.beta}

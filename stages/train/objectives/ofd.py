@@ -1,0 +1,130 @@
+"""`ofd`: every stage's map before its activation, its negative responses beyond a margin left alone.
+
+Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from dhkd.data.stream import Batch
+from dhkd.stages.models.network import Network
+from dhkd.stages.models.signals import map_name, resized
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
+from torch import Tensor, nn
+
+FEATURE, MARGIN = "ofd", "ofd-margin"
+NEVER_NEGATIVE = 0.001  # a channel with fewer negative responses than this share has no mean of them to speak of
+
+
+def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> Tensor:
+    """Squared differences from max(t, margin), summed over C, H, W, but not where s ≤ that ≤ 0; mean over the batch.
+
+    Heo et al., equations 2 and 4. `margin_C` is below 0.
+    """
+    student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
+    target = torch.maximum(teacher, margin_C.view(1, -1, 1, 1))
+    counts = (student > target) | (target > 0)
+    return ((student - target).square() * counts).flatten(1).sum(dim=1).mean()
+
+
+def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
+    """The mean of the negative responses of each channel (C,), which are taken to be normal: E[x | x < 0].
+
+    With μ and σ the shift and the scale: μ − σ·φ(μ/σ) / Φ(−μ/σ), and −3σ where hardly any response is negative. Heo et
+    al., equation 3.
+    """
+    mean, deviation = batch_norm.bias.detach().double(), batch_norm.weight.detach().double().abs().clamp(min=1e-30)
+    share = torch.special.ndtr(-mean / deviation)
+    density = torch.exp(-((mean / deviation) ** 2) / 2) / math.sqrt(2 * math.pi)
+    margin = torch.where(share > NEVER_NEGATIVE, mean - deviation * density / share.clamp(min=1e-30), -3 * deviation)
+    return margin.float()
+
+
+class Connectors(nn.Module):
+    """For each stage a 1×1 convolution and batch norm behind the student's map, at the teacher's resolution."""
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        student: Sequence[tuple[int, int, int]],
+        teacher: Sequence[tuple[int, int, int]],
+        margins: Sequence[Tensor],
+    ) -> None:
+        super().__init__()
+        self._sizes = {stage: teacher[stage][1:] for stage in stages}
+        self.layers = nn.ModuleDict()
+        for stage, margin in zip(stages, margins, strict=True):
+            convolution = nn.Conv2d(student[stage][0], teacher[stage][0], 1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.layers[str(stage)] = nn.Sequential(convolution, nn.BatchNorm2d(teacher[stage][0]))
+            self.register_buffer(f"margin{stage}", margin)
+
+    def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """For each stage the student's imitation of the teacher's map, and the margins, the same for each row."""
+        found = {}
+        for stage, size in self._sizes.items():
+            mine = resized(features[map_name(stage, before=True)], size)
+            found[f"{FEATURE}{stage}"] = self.layers[str(stage)](mine)
+            found[f"{MARGIN}{stage}"] = self.get_buffer(f"margin{stage}").expand(len(mine), -1)
+        return found
+
+
+@dataclass(frozen=True)
+class OFD(Objective):
+    """ce_weight · CE + ofd_weight · Σ over the stages of `partial_l2`, each stage's half the following one's.
+
+    `teacher_batch_norm`: "train", as the authors have it, lets the teacher's batch norm normalise each batch by itself;
+    several processes do so each with its own rows. With "eval" it classifies as it was trained to.
+    """
+
+    ce_weight: float = 1.0
+    ofd_weight: float = 1e-3
+    teacher_batch_norm: Literal["train", "eval"] = "train"
+
+    of_logits = False
+
+    def __post_init__(self) -> None:
+        require_weights("ofd", ce_weight=self.ce_weight, ofd_weight=self.ofd_weight)
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's maps."""
+        return {self._signal(stage): None for stage in setting.stages("ofd")}
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The student's."""
+        return [map_name(stage, before=True) for stage in setting.stages("ofd")]
+
+    def adapter(self, setting: Setting) -> nn.Module:
+        """The connectors, with the margins of the teacher's batch norms."""
+        stages, teacher = setting.stages("ofd"), setting.teacher_weights("ofd", "the teacher's batch norm")
+        batch_norms = _batch_norms(teacher, stages)
+        return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` and `ofd`."""
+        margins = {name.removeprefix(MARGIN): m for name, m in student.features.items() if name.startswith(MARGIN)}
+        total = student.task.new_zeros(())
+        for position, (stage, margin_BC) in enumerate(margins.items()):
+            mine, theirs = student.features[f"{FEATURE}{stage}"], teacher[self._signal(int(stage))]
+            total = total + partial_l2(mine, theirs, margin_BC[0]) / 2 ** (len(margins) - position - 1)
+        return {"ce": losses.cross_entropy(student.task, labels_B), "ofd": total}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "ofd": self.ofd_weight}
+
+    def _signal(self, stage: int) -> str:
+        return map_name(stage, before=True, batch=self.teacher_batch_norm == "train")
+
+
+def _batch_norms(teacher: Network, stages: Sequence[int]) -> list[nn.BatchNorm2d]:
+    weight = next(teacher.parameters())
+    with torch.no_grad():
+        # Any image will do that all stages leave something of.
+        found = teacher.batch_norms(torch.zeros(1, 3, 64, 64, dtype=weight.dtype, device=weight.device))
+    return [found[stage] for stage in stages]

@@ -1,0 +1,147 @@
+"""`reviewkd`: each stage of the student, fused with what lies behind it, imitates the teacher's.
+
+Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's maps are
+taken after their last activation, the teacher's before it; the pooled features are the last level of both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from dhkd.data.stream import Batch
+from dhkd.stages.models.signals import map_name
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import (
+    Objective,
+    Setting,
+    require_at_least,
+    require_weights,
+    warm_up,
+)
+from torch import Tensor, nn
+
+PREFIX = "review-"
+EMBEDDING = "embedding"
+POOLED_TO = (4, 2, 1)  # positions of a side of the pyramid's coarser levels
+WIDEST = 512
+
+Level = tuple[int, int, int]  # channels, height, width
+
+
+def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Mean squared difference of the maps and of their averages on 4², 2² and 1 positions, where these are fewer.
+
+    Each coarser level weighs half the one before, and the weights sum to 1. Chen et al., section 3.4.
+    """
+    student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
+    total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
+    for side in POOLED_TO:
+        if side < student.shape[2]:
+            weight /= 2
+            weights += weight
+            pooled = F.adaptive_avg_pool2d(student, side), F.adaptive_avg_pool2d(teacher, side)
+            total = total + weight * F.mse_loss(*pooled)
+    return total / weights
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of one level with what comes from the levels behind it (None for the last level).
+
+    Both are brought to `middle` channels; two maps of attention, computed from both, weigh them at each position.
+    """
+
+    def __init__(self, student: Level, teacher: Level, middle: int, *, is_last: bool) -> None:
+        super().__init__()
+        self._mine, self._theirs = student[1:], teacher[1:]
+        self.narrow = nn.Sequential(nn.Conv2d(student[0], middle, 1, bias=False), nn.BatchNorm2d(middle))
+        self.attention = None if is_last else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
+        self.out = nn.Sequential(nn.Conv2d(middle, teacher[0], 3, padding=1, bias=False), nn.BatchNorm2d(teacher[0]))
+        for layers in (self.narrow, self.out):
+            assert isinstance(layers[0], nn.Conv2d)
+            nn.init.kaiming_uniform_(layers[0].weight, a=1)
+
+    def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The imitation of the teacher's level, and what the level before is fused with."""
+        fused: Tensor = self.narrow(feature)
+        if self.attention is not None:
+            assert behind is not None
+            behind = F.interpolate(behind, self._mine, mode="nearest")
+            attention_B2HW = self.attention(torch.cat([fused, behind], dim=1))
+            fused = fused * attention_B2HW[:, :1] + behind * attention_B2HW[:, 1:]
+        if self._mine != self._theirs:
+            fused = F.interpolate(fused, self._theirs, mode="nearest")
+        return self.out(fused), fused
+
+
+class Review(nn.Module):
+    """The fusions of all levels, from the pooled feature back to the first stage."""
+
+    def __init__(self, names: Sequence[str], student: Sequence[Level], teacher: Sequence[Level]) -> None:
+        super().__init__()
+        self._names = list(names)
+        middle = min(WIDEST, student[-1][0])
+        self.fusions = nn.ModuleList(
+            Fusion(mine, theirs, middle, is_last=position == len(names) - 1)
+            for position, (mine, theirs) in enumerate(zip(student, teacher, strict=True))
+        )
+
+    def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """For each level the imitation of the teacher's, of its shape."""
+        found: dict[str, Tensor] = {}
+        behind: Tensor | None = None
+        for name, fusion in zip(reversed(self._names), reversed(self.fusions), strict=True):
+            feature = features[name]
+            out, behind = fusion(feature[:, :, None, None] if name == EMBEDDING else feature, behind)
+            found[PREFIX + name] = out
+        return found
+
+
+@dataclass(frozen=True)
+class ReviewKD(Objective):
+    """ce_weight · CE + review_weight · Σ over the levels of `hierarchical_context_loss`.
+
+    The weight's published values differ between pairs; the default is that of resnet32x4 → resnet8x4. Over the first
+    `warmup_epochs` epochs it grows linearly to its value.
+    """
+
+    ce_weight: float = 1.0
+    review_weight: float = 5.0
+    warmup_epochs: int = 20
+
+    of_logits = False
+
+    def __post_init__(self) -> None:
+        require_weights("reviewkd", ce_weight=self.ce_weight, review_weight=self.review_weight)
+        require_at_least("reviewkd", 0, warmup_epochs=self.warmup_epochs)
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's maps before their last activation, and its pooled feature."""
+        return dict.fromkeys([*(map_name(stage, before=True) for stage in setting.stages("reviewkd")), EMBEDDING])
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The student's maps, and its pooled feature."""
+        return [*(map_name(stage) for stage in setting.stages("reviewkd")), EMBEDDING]
+
+    def adapter(self, setting: Setting) -> nn.Module:
+        """The fusions."""
+        levels = [
+            [*(shapes.maps[stage] for stage in setting.stages("reviewkd")), (shapes.embedding_dim, 1, 1)]
+            for shapes in (setting.student, setting.teacher)
+        ]
+        return Review(self.reads(setting), *levels)
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` and `review`."""
+        total = student.task.new_zeros(())
+        for name, mine in student.features.items():
+            if name.startswith(PREFIX):
+                level = name.removeprefix(PREFIX)
+                theirs = teacher[level][:, :, None, None] if level == EMBEDDING else teacher[f"{level}-before"]
+                total = total + hierarchical_context_loss(mine, theirs)
+        return {"ce": losses.cross_entropy(student.task, labels_B), "review": total}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The review's weight warmed up; the cross-entropy's stays."""
+        return {"ce": self.ce_weight, "review": warm_up(epoch, self.warmup_epochs) * self.review_weight}

@@ -1,0 +1,92 @@
+"""`rkd`: the distances and angles among a batch's embeddings.
+
+Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
+from torch import Tensor
+
+
+def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
+    """Smooth L1 between the two networks' distances among the batch's samples, each over its mean; mean over pairs.
+
+    Park et al., equations 5 to 7. The mean distance is of the pairs that differ; the loss's of all N² ordered pairs.
+    """
+    student_BB, teacher_BB = (_distances(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
+    return F.smooth_l1_loss(_over_mean(student_BB), _over_mean(teacher_BB))
+
+
+def angle_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
+    """Smooth L1 between the cosines of the angles at each sample to every two others; mean over all N³ triples.
+
+    Park et al., equations 8 to 10. Neither a rotation nor a shift nor a scale of the embeddings changes it.
+    """
+    student_BBB, teacher_BBB = (_cosines(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
+    return F.smooth_l1_loss(student_BBB, teacher_BBB)
+
+
+def _distances(embedding_BD: Tensor) -> Tensor:
+    # By differences: by way of products, small distances would lose their digits. Its gradient is 0 at distance 0.
+    return torch.cdist(embedding_BD, embedding_BD, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _over_mean(distance_BB: Tensor) -> Tensor:
+    apart = distance_BB > 0
+    mean = distance_BB[apart].mean() if bool(apart.any()) else distance_BB.new_tensor(1.0)
+    return distance_BB / mean
+
+
+def _cosines(embedding_BD: Tensor) -> Tensor:
+    """At each sample, those between the directions to any two: (B, B, B)."""
+    difference_BBD = embedding_BD[None] - embedding_BD[:, None]
+    distance_BB1 = _distances(embedding_BD)[..., None]
+    direction_BBD = difference_BBD / torch.where(distance_BB1 > 0, distance_BB1, 1.0)
+    return torch.bmm(direction_BBD, direction_BBD.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class RKD(Objective):
+    """ce_weight · CE + distance_weight · distances + angle_weight · angles of the pooled features.
+
+    A batch is that of all processes together.
+    """
+
+    ce_weight: float = 1.0
+    distance_weight: float = 25.0
+    angle_weight: float = 50.0
+
+    couples_rows = True
+    of_logits = False
+
+    def __post_init__(self) -> None:
+        require_weights(
+            "rkd", ce_weight=self.ce_weight, distance_weight=self.distance_weight, angle_weight=self.angle_weight
+        )
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's pooled feature; its width need not be the student's."""
+        return {"embedding": None}
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The student's."""
+        return ["embedding"]
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce`, `distance` and `angle`."""
+        embeddings = student.features["embedding"], teacher["embedding"]
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            "distance": distance_loss(*embeddings),
+            "angle": angle_loss(*embeddings),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "distance": self.distance_weight, "angle": self.angle_weight}

@@ -1,0 +1,65 @@
+"""`simkd`: the student learns the teacher's last map, and classifies with the teacher's classifier.
+
+Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv
+2203.14001. What is trained, evaluated and exported is the student with projector and classifier.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from dhkd.stages.models.network import Network
+from dhkd.stages.models.signals import resized
+from dhkd.stages.models.student import StudentOutputs
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
+from torch import Tensor
+
+PREFIX = "simkd:"
+MAP = "last_map"
+
+
+@dataclass(frozen=True)
+class SimKD(Objective):
+    """map_weight · the mean squared difference of the projected and the teacher's last map; ce_weight · CE, usually 0.
+
+    The larger of both maps is averaged to the smaller one's resolution.
+    """
+
+    ce_weight: float = 0.0
+    map_weight: float = 1.0
+
+    of_logits = False
+
+    def __post_init__(self) -> None:
+        require_weights("simkd", ce_weight=self.ce_weight, map_weight=self.map_weight)
+
+    def needs(self, setting: Setting) -> Mapping[str, float | None]:
+        """The teacher's last map."""
+        return {MAP: None}
+
+    def reads(self, setting: Setting) -> Sequence[str]:
+        """The projected one, which is the last of the network that is trained."""
+        return [MAP]
+
+    def architecture(self, setting: Setting) -> str:
+        """The student with projector and classifier."""
+        return f"{PREFIX}{setting.student.architecture}+{setting.teacher.architecture}"
+
+    def start(self, network: Network, setting: Setting) -> None:
+        """Copy the teacher's classifier."""
+        teacher = setting.teacher_weights("simkd", "the teacher's classifier")
+        network.head.load_state_dict(teacher.head.state_dict())
+
+    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce` and `map`."""
+        mine = losses.widened(student.features[MAP])
+        _, _, height, width = mine.shape
+        return {
+            "ce": losses.cross_entropy(student.task, labels_B),
+            "map": F.mse_loss(mine, resized(teacher[MAP], (height, width))),
+        }
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The same in every epoch."""
+        return {"ce": self.ce_weight, "map": self.map_weight}
