@@ -35,14 +35,17 @@ from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
 from dhkd.data.views import CropFlip
 from dhkd.pipeline.build import learning_rate_of, optimizer_of, student_of
 from dhkd.pipeline.environment import hardware, versions
-from dhkd.stages.cache.write import Teacher, write_blocks
-from dhkd.stages.models import build_network
+from dhkd.stages.cache.write import write_blocks
+from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.signals import Shapes
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.report.tables import plain_table
 
 # The loop's own step: what is timed must be what users run, and `train` offers no smaller unit than an epoch.
 from dhkd.stages.train.loop import _seed_dropout, _step
 from dhkd.stages.train.objectives import build_objective
+from dhkd.stages.train.objectives.contract import Setting
 from figure import Figure, interleaved, middle
 from photographs import decoding, large_index
 from PIL import Image
@@ -159,11 +162,14 @@ def student_step(sizes: Sizes, images: ImageSet, reader: LogitReader, processes:
 class Loop:
     """A student in training, one step at a time: the body of the training loop, with its own step function."""
 
-    def __init__(self, objective: str, stream: Stream, processes: Processes) -> None:
+    def __init__(self, objective: str, stream: Stream, processes: Processes, teacher: Network | None = None) -> None:
         # A low rate, so that random labels don't make the loss diverge; it has no influence on the time.
         training = Training(architecture=STUDENT, epochs=1000, lr=1e-4)
         self.objective = build_objective(objective, {})
-        self.student = student_of(training, NUM_CLASSES, self.objective.auxiliary, seed=0)
+        shapes_of = partial(Shapes, num_classes=NUM_CLASSES, image=(32, 32))
+        labels_N = stream.renderer.images.labels_N
+        setting = Setting(shapes_of(STUDENT), shapes_of(TEACHER), labels_N, seed=0, teacher_network=teacher)
+        self.student = student_of(self.objective, setting)
         self.optimizer = optimizer_of(training, self.student)
         self._model, self._prepared = processes.prepare(self.student, self.optimizer)
         self._model.train()
@@ -238,7 +244,7 @@ def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) 
     network = build_network(TEACHER, NUM_CLASSES)
     normalize = Normalization(MEAN, STD)
     renderer = ResidentRenderer(images, RECIPE, processes.device)
-    teacher = Teacher(network, normalize, renderer, processes)
+    teacher = Teacher(network, normalize, processes)
     index_N = torch.arange(len(images))
     views = range(2)
     ready = [
@@ -257,7 +263,7 @@ def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) 
             network(batch_BCHW)
 
     def cache() -> None:
-        write_blocks(teacher, next(writers), batch_size=sizes.teacher_batch, processes=processes)
+        write_blocks(teacher, renderer, next(writers), batch_size=sizes.teacher_batch, processes=processes)
 
     seconds = interleaved({"forward": forward, "cache": cache}, sizes.teacher_rounds, warm_up)
     rate = len(views) * len(images) / median(seconds["cache"])
@@ -408,9 +414,9 @@ def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Pa
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
 
     def write(images: ImageSet, views: int, path: Path) -> None:
-        teacher = Teacher(network, Normalization(MEAN, STD), renderer, processes)
+        teacher = Teacher(network, Normalization(MEAN, STD), processes)
         manifest = manifest_of(views, len(images), num_classes, min(block_rows, len(images)))
-        write_blocks(teacher, writer_at(path, manifest), batch_size=batch_size, processes=processes)
+        write_blocks(teacher, renderer, writer_at(path, manifest), batch_size=batch_size, processes=processes)
 
     renderer = ResidentRenderer(images, RECIPE, processes.device)
     write(images.first(batch_size), 1, cache.with_suffix(".warm-up.zarr"))

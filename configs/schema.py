@@ -93,6 +93,7 @@ class Teacher(Training):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="accept only a cache of this teacher")
     mean: Means | None = Field(None, description="what it was trained with, where that isn't the data set's")
     std: Spreads | None = Field(None, description="the same")
+    live: bool = Field(False, description="run it in every step, for signals that the cache lacks, or without a cache")
 
 
 class Student(Training):
@@ -110,7 +111,10 @@ class Student(Training):
 
 
 class Codec(Section):
-    """How a row of a signal is stored; `k` and `temperature` are top-k's, that keeps what is probable at it."""
+    """How a row of logits is stored, other signals as float32 where that is said, else float16.
+
+    `k` and `temperature` are top-k's, that keeps what is probable at it.
+    """
 
     main_field = "kind"
     kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
@@ -129,13 +133,24 @@ class Cache(Section):
     """What stage one writes."""
 
     views: int | Literal["all"] = "all"
-    signals: tuple[Literal["logits"], ...] = Field(("logits",), min_length=1)
+    signals: tuple[str, ...] = Field(
+        ("logits",),
+        min_length=1,
+        description="logits, embedding, last_map, map2-before, …; cam and attention: those that cat-kd and at need",
+    )
     codec: Codec = Codec()
     store: Literal["zarr", "webdataset"] = "zarr"
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
     views_at_once: int = Field(4, ge=1, description="for how many views a photograph is decoded once")
     block_mb: float = Field(4, gt=0, le=64, description="largest block of the largest signal, in MiB")
+
+
+class Alignment(Section):
+    """Which terms' gradient is kept, and against which terms; null: those of logits that aren't kept."""
+
+    kept: tuple[str, ...] = Field(("ce",), min_length=1)
+    against: tuple[str, ...] | None = Field(None, min_length=1)
 
 
 class Experiment(Section):
@@ -147,7 +162,8 @@ class Experiment(Section):
     teacher: Teacher
     cache: Cache = Cache()
     student: Student
-    objective: str = "dhkd"
+    objective: str = Field("dhkd", description="a name, or several with factors: dhkd + 0.5 * reviewkd")
+    alignment: Alignment | None = Field(None, description="of gradients; null: as the objective has it")
     objectives: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="each objective's options where they differ from its own defaults"
     )

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import torch
 from dhkd.configs.load import load_experiment
+from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.errors import ConfigError
+from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.schedule import SCHEDULES
 from dhkd.data.stream import StreamedSignals
 from dhkd.pipeline import build
@@ -63,7 +64,13 @@ class DistillationSet(Dataset[Item]):
         settings = experiment.student.model_copy(update={"window": None})
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
         self.reader = build.reader_of(str(cache), data)
-        names = build.cached_names({"logits": temperature}, self.reader, settings.teacher, "pass its temperature")
+        needs = {build.LOGITS: temperature}
+        names, lacking = build.cached_names(needs, self.reader, settings.teacher, "pass its temperature")
+        if lacking:
+            raise CacheMismatch(
+                f"cache at {self.reader.location}: expected {signal_name(settings.teacher, build.LOGITS)}, it holds"
+                f" {', '.join(self.reader.manifest.signals)}; choose with --set student.teacher=NAME"
+            )
         build.require_cache(experiment, self.reader, images, recipe, names["logits"], None)
         self.reader.require_present()
         self._renderer = build.renderer_of(images, recipe, _CPU, dataclasses.replace(data, workers=0))

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.configs.schema import Student as StudentSettings
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
 from dhkd.data.cache.contract import Plan
-from dhkd.data.cache.manifest import DatasetIdentity, Identity, SignalIdentity, require_identity
+from dhkd.data.cache.manifest import (
+    DatasetIdentity,
+    Identity,
+    SignalIdentity,
+    require_identity,
+    signal_name,
+    teachers_own,
+)
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.copies import BoundedCopies
 from dhkd.data.errors import CacheMismatch, ConfigError, WeightsError
@@ -29,18 +37,21 @@ from dhkd.data.views import CropFlip
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.foreign import packaged_weights
-from dhkd.stages.models.student import AuxiliaryHead, Student, auxiliary_head
+from dhkd.stages.models.signals import Shapes, parse
+from dhkd.stages.models.student import Student, auxiliary_head
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights, weights_sha256
 from dhkd.stages.processes import Precision
+from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.objectives import build_objective
-from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.objectives import build_objective, combined_objective
+from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import nn
 
 Images = ImageSet | PhotoSet
 MeanStd = tuple[Triple, Triple]
 Recipe = CropFlip | RandomResizedCrop
 
+LOGITS = "logits"
 MEAN_OF_TEACHERS = "mean"  # instead of a teacher's name
 
 
@@ -114,16 +125,39 @@ def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
 
 
 def objective_of(experiment: Experiment) -> Objective:
-    """The experiment's objective, with the options that the preset gives it."""
-    return build_objective(experiment.objective, experiment.objectives.get(experiment.objective, {}))
+    """The experiment's objective, or several, with the options that the preset gives each."""
+    said = experiment.alignment
+    alignment = Alignment(said.kept, said.against) if said else None
+    return combined_objective(experiment.objective, experiment.objectives, alignment)
 
 
-def student_of(training: Training, num_classes: int, auxiliary: AuxiliaryHead | None, seed: int) -> Student:
-    """A freshly initialised student, a function of the seed, channels last in memory."""
-    torch.manual_seed(seed)
-    backbone = build_network(training.architecture, num_classes)
-    head = auxiliary_head(auxiliary, backbone.embedding_dim, num_classes) if auxiliary else None
-    return Student(backbone, head).to(memory_format=torch.channels_last)
+def setting_of(
+    experiment: Experiment, training: Training, images: Images, objective: Objective, teacher: Network | None = None
+) -> Setting:
+    """What `objective` is to work with in training the network of `training`; `teacher` has the teacher's weights."""
+    if isinstance(images, ImageSet):
+        _, _, height, width = images.images_NCHW.shape
+    else:
+        assert experiment.views.size is not None
+        height = width = experiment.views.size
+    shapes_of = partial(Shapes, num_classes=images.num_classes, image=(height, width))
+    student, of_teacher = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
+    setting = Setting(student, of_teacher, images.labels_N, experiment.seed, teacher)
+    return replace(setting, student=shapes_of(objective.architecture(setting)))
+
+
+def student_of(objective: Objective, setting: Setting) -> Student:
+    """A freshly initialised student with what its objective puts beside it, a function of the experiment's seed.
+
+    Channels last in memory.
+    """
+    torch.manual_seed(setting.seed)
+    backbone = build_network(setting.student.architecture, setting.student.num_classes)
+    objective.start(backbone, setting)
+    kind = objective.auxiliary
+    head = auxiliary_head(kind, backbone.embedding_dim, setting.student.num_classes) if kind else None
+    student = Student(backbone, head, objective.reads(setting), objective.adapter(setting))
+    return student.to(memory_format=torch.channels_last)
 
 
 def optimizer_of(training: Training, student: nn.Module) -> torch.optim.Optimizer:
@@ -170,6 +204,15 @@ def weights_file(path: Path, role: str) -> Path:
         if file.is_file():
             return file
     raise WeightsError(f"{path}: expected a finished run, found no {found[0].name}; finish it with --resume")
+
+
+def architecture_of(path: Path, role: str, architecture: str) -> str:
+    """The network that weights are of: the preset's, or one that was made of it, as the file says."""
+    if str(path).partition(":")[0] == PACKAGED and not path.exists():
+        return architecture
+    file = weights_file(path, role)
+    said = read_metadata(file).get("architecture", "") if file.suffix == ".safetensors" and file.is_file() else ""
+    return said if said.startswith(f"simkd:{architecture}+") else architecture
 
 
 def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
@@ -222,51 +265,82 @@ def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
     return Int8() if settings.kind == "int8" else Float(kind=settings.kind)
 
 
-def signal_name(teacher: str | None, signal: str) -> str:
-    """What a cache calls a signal of a teacher that has a name, or of the one that needs none."""
-    return f"{teacher}.{signal}" if teacher else signal
+# Words for what an objective needs, where its needs depend on its options and both networks.
+NEEDED_BY = {"cam": "cat-kd", "attention": "at"}
+
+
+def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
+    """The teacher's signals that the preset wants cached, by their own names. Raises `ConfigError` for others."""
+    names: list[str] = []
+    for word in experiment.cache.signals:
+        if word in NEEDED_BY:
+            objective = NEEDED_BY[word]
+            names += build_objective(objective, experiment.objectives.get(objective, {})).needs(setting)
+        elif parse(word).batch:
+            raise ConfigError(f"signal {word!r}: it depends on the other rows of a batch, and can't be cached")
+        else:
+            names.append(word)
+    return list(dict.fromkeys(names))
+
+
+def codec_of_signal(settings: CodecSettings, own: str, num_classes: int) -> Codec:
+    """How the preset wants a signal stored: logits with its codec, others as floats, float16 unless it says float32."""
+    if own == LOGITS:
+        return codec_of(settings, num_classes)
+    return Float("float32" if settings.kind == "float32" else "float16")
 
 
 def cache_identity(
     experiment: Experiment,
     images: DataSet,
     recipe: Recipe,
+    setting: Setting,
     network: nn.Module,
     normalize: Normalization,
     precision: Precision,
     name: str | None,
 ) -> Identity:
     """The identity of the cache that stage one is to write; `name` is the teacher's, where a cache holds several."""
-    signal = SignalIdentity(
-        teacher={
-            "architecture": experiment.teacher.architecture,
-            "sha256": weights_sha256(network),
-            "mean": list(normalize.mean),
-            "std": list(normalize.std),
-        },
-        precision=precision,
-        codec=codec_of(experiment.cache.codec, images.num_classes),
-        row=(images.num_classes,),
-    )
-    return Identity(
-        dataset=dataset_identity(images), recipe=recipe.identity, signals={signal_name(name, "logits"): signal}
-    )
+    teacher = {
+        "architecture": experiment.teacher.architecture,
+        "sha256": weights_sha256(network),
+        "mean": list(normalize.mean),
+        "std": list(normalize.std),
+    }
+    signals = {
+        signal_name(name, own): SignalIdentity(
+            teacher=teacher,
+            precision=precision,
+            codec=codec_of_signal(experiment.cache.codec, own, images.num_classes),
+            row=setting.teacher.row(own),
+        )
+        for own in asked_signals(experiment, setting)
+    }
+    return Identity(dataset=dataset_identity(images), recipe=recipe.identity, signals=signals)
 
 
-def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe) -> Plan:
+def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe, setting: Setting) -> Plan:
     """How the cache is cut into blocks."""
-    return _plan(experiment, images, num_views_of(experiment, recipe))
+    return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
-def block_rows_of(experiment: Experiment, images: DataSet) -> int:
+def block_rows_of(experiment: Experiment, images: DataSet, setting: Setting) -> int:
     """How many rows a block of the preset's cache has, for training without one in the same order."""
-    return _plan(experiment, images, 1).block_rows
+    return _plan(experiment, images, setting, 1).block_rows
 
 
-def _plan(experiment: Experiment, images: DataSet, num_views: int) -> Plan:
-    parts = codec_of(experiment.cache.codec, images.num_classes).parts((images.num_classes,))
+def largest_row(experiment: Experiment, setting: Setting) -> int:
+    """Bytes of a row of the largest signal that the preset wants cached: what a block is measured by."""
+    num_classes, sizes = setting.teacher.num_classes, []
+    for own in asked_signals(experiment, setting):
+        codec = codec_of_signal(experiment.cache.codec, own, num_classes)
+        sizes.append(row_bytes(codec.parts(setting.teacher.row(own))))
+    return max(sizes)
+
+
+def _plan(experiment: Experiment, images: DataSet, setting: Setting, num_views: int) -> Plan:
     block_bytes = int(experiment.cache.block_mb * 2**20)
-    return Plan.balanced(num_views, len(images), row_bytes(parts), block_bytes)
+    return Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
 
 
 def reader_of(location: str, options: DataOptions) -> LogitReader:
@@ -288,10 +362,12 @@ def require_cache(
     Precision and codec are the cache's own affair: any will do.
     """
     settings = experiment.teacher
-    expected: dict[str, Any] = {"architecture": settings.architecture}
-    for key in ("mean", "std"):
-        if getattr(settings, key) is not None:
-            expected[key] = list(getattr(settings, key))
+    expected: dict[str, Any] = {}
+    if experiment.student.teacher != MEAN_OF_TEACHERS:  # which may be of several architectures
+        expected["architecture"] = settings.architecture
+        for key in ("mean", "std"):
+            if getattr(settings, key) is not None:
+                expected[key] = list(getattr(settings, key))
     if teacher is not None:
         expected["sha256"] = weights_sha256(teacher)
     elif settings.sha256 is not None:
@@ -305,32 +381,75 @@ def require_cache(
     require_identity(identity, reader.manifest, reader.location, remedy)
 
 
-def cached_names(needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str) -> Names:
-    """For each signal of an objective's `needs`, the cached ones to take: one teacher's, or of all teachers ("mean").
+def cached_names(
+    needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str
+) -> tuple[Names, list[str]]:
+    """For each signal of an objective's `needs`, the cached ones to take; and the needs that the cache lacks.
 
-    Raises `CacheMismatch` where the cache lacks one or can't serve it as it is stored; `otherwise` is the remedy that
-    needs no other cache.
+    `teacher` is one's name there, None the one without, "mean" all of them.
+
+    Raises `CacheMismatch` where one can't serve as it is stored, `otherwise` being the remedy that needs no other
+    cache, and `ConfigError` for the mean of what has none.
     """
     signals = reader.manifest.signals
     names: dict[str, list[str]] = {}
+    lacking: list[str] = []
     for need, temperature in needs.items():
-        if teacher == MEAN_OF_TEACHERS:
-            names[need] = [name for name in signals if name.rpartition(".")[2] == need]
-        else:
-            names[need] = [signal_name(teacher, need)] if signal_name(teacher, need) in signals else []
-        if not names[need]:
-            raise CacheMismatch(
-                f"cache at {reader.location}: the objective needs the signal {signal_name(teacher, need)}, it holds"
-                f" {', '.join(signals)}; cache it with 'dhkd cache-teacher', or choose with --set student.teacher=NAME"
+        if teacher == MEAN_OF_TEACHERS and need != LOGITS:
+            raise ConfigError(
+                f"student.teacher {MEAN_OF_TEACHERS}: several teachers have a mean of their logits, not of {need};"
+                f" choose one with --set student.teacher=NAME"
             )
-        for name in names[need]:
+        if teacher == MEAN_OF_TEACHERS:
+            found = [name for name in signals if teachers_own(name) == need]
+        else:
+            found = [name for name in signals if name == signal_name(teacher, need)]
+        if not found:
+            lacking.append(need)
+            continue
+        names[need] = found
+        for name in found:
             refusal = signals[name].codec.refusal(temperature)
             if refusal:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name} can't serve the objective: {refusal}; cache the teacher"
                     f" with --set cache.codec=float16 or int8, or {otherwise}"
                 )
-    return names
+    return names, lacking
+
+
+def require_live(
+    experiment: Experiment, setting: Setting, lacking: Sequence[str], reader: LogitReader | None, recipe: Recipe
+) -> None:
+    """Raise `ConfigError` unless the experiment says that the teacher runs in every step, for the signals `lacking`.
+
+    It names the two ways to get them, and what each costs.
+    """
+    if not lacking or experiment.teacher.live:
+        return
+    epochs, num_samples = experiment.student.epochs, len(setting.labels_N)
+    views = reader.plan.num_views if reader else num_views_of(experiment, recipe)
+    live = (
+        f"run the teacher in every step with --set teacher.live=true and --teacher FILE ({num_samples * epochs:,}"
+        f" forwards for each student)"
+    )
+    where = f"cache at {reader.location}" if reader else "--cache"
+    holds = ", ".join(reader.manifest.signals) if reader else "none was given"
+    named = experiment.student.teacher
+    wanted = ", ".join(signal_name(None if named == MEAN_OF_TEACHERS else named, need) for need in lacking)
+    message = f"{where}: objective {experiment.objective!r} needs the signal {wanted}; got {holds}"
+    uncacheable = [need for need in lacking if parse(need).batch]
+    if uncacheable:
+        raise ConfigError(f"{message}; {', '.join(uncacheable)} can't be cached: {live}")
+    codec = experiment.cache.codec
+    sizes = [
+        codec_of_signal(codec, need, setting.teacher.num_classes).parts(setting.teacher.row(need)) for need in lacking
+    ]
+    size = num_samples * sum(map(row_bytes, sizes))
+    raise ConfigError(
+        f"{message}; cache it with 'dhkd cache-teacher … --signals {','.join(lacking)}' ({size / 1e6:,.1f} MB a view,"
+        f" {num_samples * views:,} forwards once for {views} views), or {live}"
+    )
 
 
 def signals_of(

@@ -169,7 +169,12 @@ def train_teacher(
     default="1/1",
     help="Do the I-th of N shares; whoever ends last completes the cache.",
 )
-@click.option("--signals", help="Which of the teacher's outputs to cache, separated by commas.")
+@click.option(
+    "--signals",
+    metavar="A,B",
+    help="Which of the teacher's outputs to cache [default: logits]: logits, embedding, last_map, map2-before, …;"
+    " cam and attention stand for what cat-kd and at need. They may be added later.",
+)
 @precision_option
 @data_options
 @cpu_option
@@ -191,7 +196,7 @@ def cache_teacher(
     cpu: bool,
     as_json: bool,
 ) -> None:
-    """Run the teacher once over every view and cache its logits.
+    """Run the teacher once over every view and cache its logits, or other outputs.
 
     Interrupted, it goes on where it stopped: run the same command again. What is damaged is written again. Several
     processes share the work under 'torchrun' or 'accelerate launch', several machines by --part or as they come.
@@ -214,6 +219,7 @@ def cache_teacher(
     words += [f"--store={store}"] if store else []
     words += [f"--codec={codec}"] if codec else []
     words += [f"--name={name}"] if name else []
+    words += [f"--signals={signals}"] if signals else []
     words += [f"--precision={precision}"] if precision else []
     words += ["--smoke"] if smoke else []
     result = commands.cache_teacher(
@@ -233,9 +239,14 @@ def cache_teacher(
 
 @cli.command("train-student")
 @preset_option
-@click.option("--cache", required=True, help=CACHE)
+@click.option("--cache", help=f"{CACHE} Not needed for ce, nor where the teacher runs live.")
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
-@click.option("--teacher", type=PATH, help="Accept only a cache of this teacher: a run's folder or a file of weights.")
+@click.option(
+    "--teacher",
+    type=PATH,
+    help="A run's folder or a file of weights: accept only a cache of this teacher, and run it where teacher.live says"
+    " so.",
+)
 @click.option("--allow-drift", is_flag=True, help="Train even where pixels differ from those that the teacher saw.")
 @precision_option
 @data_options
@@ -246,7 +257,7 @@ def train_student(
     preset: str,
     overrides: Sequence[str],
     smoke: bool,
-    cache: str,
+    cache: str | None,
     out: Path,
     teacher: Path | None,
     allow_drift: bool,
@@ -258,7 +269,8 @@ def train_student(
 ) -> None:
     """Train a student from the cache.
 
-    Choose the method with --set objective=NAME: ce, kd, binary-kl, binary-kl-norm or dhkd.
+    Choose the method with --set objective=NAME, or several with --set objective='NAME + 0.5 * NAME'; 'dhkd methods'
+    lists them. What the cache lacks can be added to it, or the teacher be run in every step: --set teacher.live=true.
     """
     experiment = _experiment(preset, overrides, smoke, student__precision=precision)
     from dhkd.pipeline import commands

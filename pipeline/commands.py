@@ -4,40 +4,43 @@ The way through each function is the way of the data; DESIGN's two stages can be
 `train_student`.
 """
 
+import copy
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from dhkd.configs.schema import Codec, Experiment, Training
 from dhkd.data.cache.codecs import Bounds
-from dhkd.data.cache.manifest import Manifest, require_identity
+from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.places import storage_of
 from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
 from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete, ConfigError, WeightsError
 from dhkd.data.photographs import PhotoRenderer
-from dhkd.data.render import Normalization, Renderer
-from dhkd.data.stream import NoSignals, Signals, Stream
+from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.stream import Live, Names, NoSignals, Signals, Stream
 from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import WITNESS_BLOCKS, check_pixels, rerender
 from dhkd.pipeline.environment import hardware, hardware_name, versions
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.convert import convert_blocks, converted
-from dhkd.stages.cache.write import Teacher, write_blocks
+from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.evaluate import Accuracy, evaluate
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
 from dhkd.stages.processes import Processes, resolve_precision
 from dhkd.stages.progress import progress_bar
 from dhkd.stages.train.loop import train
 from dhkd.stages.train.objectives import build_objective
-from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.objectives.contract import Objective, Setting
 from dhkd.stages.train.run_folder import RunFolder
 from torch import nn
 
@@ -60,11 +63,12 @@ def train_teacher(
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
         renderer = build.renderer_of(images, recipe, processes.device, data)
         normalize = build.normalization_of(settings, images)
-        signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images)
-        stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, processes)
-        test = build.test_renderer_of(experiment, processes.device, data)
         objective = build_objective("ce", {})
-        return _train("teacher", experiment, settings, objective, stream, normalize, test, run, processes, {})
+        setting = build.setting_of(experiment, settings, images, objective)
+        signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images, setting)
+        stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
+        test = build.test_renderer_of(experiment, processes.device, data)
+        return _train("teacher", settings, objective, setting, stream, normalize, test, run, processes, {})
     finally:
         processes.end()
 
@@ -80,7 +84,7 @@ def cache_teacher(
     command: str = "",
     cpu: bool = False,
 ) -> dict[str, Any]:
-    """Write the teacher's logits of every view, or what is missing of them; what was done and how it compares.
+    """Write the teacher's signals of every view, or what is missing of them; what was done and how it compares.
 
     `teacher` is a run's folder or a file of weights, `out` a path or URL; `name` is what the teacher is called in a
     cache that holds several, `part` this call's number (from 0) of how many that share the work, `command` goes into
@@ -93,22 +97,26 @@ def cache_teacher(
         trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
         normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
         renderer = build.renderer_of(images, recipe, processes.device, data)
-        live = Teacher(trained.network, normalize, renderer, processes)
-        identity = build.cache_identity(experiment, images, recipe, trained.network, normalize, precision, name)
-        plan, (signal,) = build.plan_of(experiment, images, recipe), identity.signals
+        live = Teacher(trained.network, normalize, processes)
+        setting = build.setting_of(experiment, experiment.student, images, build_objective("ce", {}))
+        identity = build.cache_identity(
+            experiment, images, recipe, setting, trained.network, normalize, precision, name
+        )
+        plan, signals = build.plan_of(experiment, images, recipe, setting), list(identity.signals)
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
         found = processes.broadcast(find(storage) if processes.is_first else None)
         if found is not None:
             found.manifest.extended_by(wanted, out)  # before anything expensive
-        if found is None or signal not in found.manifest.signals:
+        if found is None or not set(signals) <= set(found.manifest.signals):
             test = build.test_renderer_of(experiment, processes.device, data)
-            provenance = {signal: _cache_provenance(trained.network, test, normalize, command, processes)}
-            wanted = wanted.model_copy(update={"provenance": provenance})
+            provenance = _cache_provenance(trained.network, test, normalize, command, processes)
+            wanted = wanted.model_copy(update={"provenance": dict.fromkeys(signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
         written = write_blocks(
             live,
-            LogitWriter(storage, experiment.cache.store, manifest, [signal]),
+            renderer,
+            LogitWriter(storage, experiment.cache.store, manifest, signals),
             batch_size=experiment.cache.batch_size,
             processes=processes,
             views_at_once=experiment.cache.views_at_once if isinstance(renderer, PhotoRenderer) else 1,
@@ -123,15 +131,13 @@ def cache_teacher(
             "rows_written": written.rows,
             "seconds": round(written.seconds, 2),
             "rows_per_second": round(written.rows / written.seconds, 1) if written.rows else None,
-            "teacher_top1": manifest.provenance[signal]["teacher_test_top1"],
+            "teacher_top1": manifest.provenance[signals[0]]["teacher_test_top1"],
             **_unreadable(renderer, processes),
             "processes": processes.world_size,
             "versions": versions(),
         }
         if not written.remaining:
-            result["largest_difference_from_live"] = compare_with_live(
-                live, open_cache(out), signal, seed=experiment.seed, num_rows=LIVE_ROWS, repair=_REBUILD
-            )
+            result |= _compared(live, renderer, open_cache(out), signals, experiment.seed, LIVE_ROWS)
         return result
     finally:
         processes.end()
@@ -139,7 +145,7 @@ def cache_teacher(
 
 def train_student(
     experiment: Experiment,
-    cache: str,
+    cache: str | None,
     out: Path,
     *,
     data: DataOptions,
@@ -151,42 +157,74 @@ def train_student(
     """Train the preset's student from the cache; the run's result, also in `out`.
 
     The cache must be complete and of this data set, recipe and (where the experiment or `teacher` names one) teacher.
-    Pixels that differ from those that the teacher saw are an error, with `allow_drift` a warning.
+    Without one, the objective must need no teacher or the experiment say that it runs live. Pixels that differ from
+    those that the teacher saw are an error, with `allow_drift` a warning.
     """
     settings = experiment.student
     processes = Processes(resolve_precision(settings.precision, cpu), cpu, track_into=out)
     try:
         objective = build.objective_of(experiment)
         images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        reader = build.reader_of(cache, data)
-        named = None
+        reader = build.reader_of(cache, data) if cache is not None else None
+        trained = None
         if teacher is not None:
-            of_file = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-            named = of_file.network
-        names = build.cached_names(objective.needs, reader, settings.teacher, "choose another objective")
-        stored = [name for signals in names.values() for name in signals]
-        build.require_cache(experiment, reader, images, recipe, stored, named)
-        reader.require_present()
+            trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+        network = trained.network if trained else None
+        setting = build.setting_of(experiment, settings, images, objective, network)
+        needs = objective.needs(setting)
+        names: Names = {}
+        live = list(needs)
+        if reader is not None:
+            names, live = build.cached_names(needs, reader, settings.teacher, "choose another objective")
+            stored = [name for signals in names.values() for name in signals]
+            build.require_cache(experiment, reader, images, recipe, stored, network)
+            reader.require_present()
+        build.require_live(experiment, setting, live, reader, recipe)
+        runs_live = _live(experiment, trained, images, live, processes) if live else None
         identity = {
             "command": "train-student",
-            "cache": reader.manifest.digest,
-            "views": reader.plan.num_views,
+            "cache": reader and reader.manifest.digest,
+            "views": reader and reader.plan.num_views,
+            "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
         }
         run = _claim(out, experiment, identity, processes, resume)
         if run.result is not None:
             return run.result
         renderer = build.renderer_of(images, recipe, processes.device, data)
         test = build.test_renderer_of(experiment, processes.device, data)
-        _info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
-        copies = processes.world_size if processes.device.type == "cpu" else 1
         normalize = build.normalization_of(settings, images)
-        signals = build.signals_of(names, reader, settings, processes.device, copies)
-        schedule, block_rows = settings.view_schedule, reader.plan.block_rows
-        stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, processes)
-        facts = {"objective": experiment.objective, "cache": _describe(reader.location, reader.manifest)}
-        return _train("student", experiment, settings, objective, stream, normalize, test, run, processes, facts)
+        signals: Signals = NoSignals(recipe.num_views)
+        block_rows = build.block_rows_of(experiment, images, setting)
+        if reader is not None:
+            _info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
+            copies = processes.world_size if processes.device.type == "cpu" else 1
+            signals = build.signals_of(names, reader, settings, processes.device, copies)
+            block_rows = reader.plan.block_rows
+        schedule = settings.view_schedule
+        stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, runs_live, processes)
+        facts = {
+            "objective": experiment.objective,
+            "cache": reader and _describe(reader.location, reader.manifest),
+            "live": live,
+        }
+        return _train("student", settings, objective, setting, stream, normalize, test, run, processes, facts)
     finally:
         processes.end()
+
+
+def _live(
+    experiment: Experiment, trained: build.Trained | None, images: DataSet, names: list[str], processes: Processes
+) -> Live:
+    """The teacher in every step, for these signals."""
+    if trained is None:
+        raise ConfigError(
+            f"--teacher: the teacher is to run in every step, for {', '.join(names)}; expected its weights, got none"
+        )
+    _info(processes, f"the teacher runs in every step, for {', '.join(names)}")
+    normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
+    # A copy: what the objective takes of the network stays on the CPU, as it is.
+    teacher = Teacher(copy.deepcopy(trained.network), normalize, processes)
+    return partial(teacher.signals, names=names)
 
 
 def evaluate_network(
@@ -197,7 +235,8 @@ def evaluate_network(
     processes = Processes(resolve_precision(settings.precision, cpu), cpu)
     try:
         test = build.test_renderer_of(experiment, processes.device, data)
-        trained = build.trained_network(settings.architecture, test.images.num_classes, weights, role)
+        architecture = build.architecture_of(weights, role, settings.architecture)
+        trained = build.trained_network(architecture, test.images.num_classes, weights, role)
         trained.network.to(processes.device).to(memory_format=torch.channels_last)
         with torch.inference_mode():
             accuracy = evaluate(
@@ -208,7 +247,7 @@ def evaluate_network(
                 processes=processes,
             )
         return {
-            "architecture": settings.architecture,
+            "architecture": architecture,
             "weights": trained.origin,
             "sha256": weights_sha256(trained.network),
             "top1": accuracy.top1,
@@ -248,9 +287,9 @@ def verify(
     }
     if damages or experiment is None:
         return result
-    settings = experiment.student.teacher
-    signal = build.signal_name(settings, "logits")
-    names = [signal] if signal in reader.manifest.signals else [next(iter(reader.manifest.signals))]
+    of_teacher = signal_name(experiment.student.teacher, "")
+    names = [name for name in reader.manifest.signals if name.removesuffix(teachers_own(name)) == of_teacher]
+    names = names or [next(iter(reader.manifest.signals))]
     precision = reader.manifest.signals[names[0]].precision
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
@@ -259,21 +298,30 @@ def verify(
         trained = None
         if teacher is not None:
             trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-            weights = {"signals": {names[0]: {"teacher": {"sha256": weights_sha256(trained.network)}}}}
+            sha256 = weights_sha256(trained.network)
+            weights = {"signals": {name: {"teacher": {"sha256": sha256}} for name in names}}
             require_identity(weights, reader.manifest, f"{cache}: weights differ", _REBUILD)
         renderer = build.renderer_of(images, recipe, processes.device, data)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
         result["rows_rendered"] = rerender(renderer, reader, seed=experiment.seed, rows_per_block=per_block)
         if trained is not None:
             normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
-            live = Teacher(trained.network, normalize, renderer, processes)
-            result["rows_recomputed"] = rows
-            result["largest_difference_from_live"] = compare_with_live(
-                live, reader, names[0], seed=experiment.seed, num_rows=rows, repair=_REBUILD
-            )
+            live = Teacher(trained.network, normalize, processes)
+            result |= {"rows_recomputed": rows, **_compared(live, renderer, reader, names, experiment.seed, rows)}
         return result
     finally:
         processes.end()
+
+
+def _compared(
+    live: Teacher, renderer: Renderer, reader: LogitReader, names: Sequence[str], seed: int, rows: int
+) -> dict[str, Any]:
+    """How far random rows of each signal lie from a live forward, at most; raises `CacheMismatch` beyond tolerance."""
+    largest = {
+        name: compare_with_live(live, renderer, reader, name, seed=seed, num_rows=rows, repair=_REBUILD)
+        for name in names
+    }
+    return {"largest_difference_from_live": max(largest.values()), "differences_from_live": largest}
 
 
 def _read_everything(reader: LogitReader) -> tuple[dict[str, Any], list[Damage]]:
@@ -367,7 +415,7 @@ def _bounds(reader: LogitReader) -> dict[str, dict[str, float | None]]:
     bounds: dict[str, dict[str, float | None]] = {}
     for name in reader.manifest.signals:
         bound = reader.bound(name)
-        if bound is None:
+        if bound is None or teachers_own(name) != build.LOGITS:
             continue
         losses = Bounds(bound.error, reader.manifest.num_classes)
         bounds[name] = {
@@ -399,6 +447,7 @@ def _stream(
     signals: Signals,
     schedule: str,
     block_rows: int,
+    live: Live | None,
     processes: Processes,
 ) -> Stream:
     stream = Stream(
@@ -410,6 +459,7 @@ def _stream(
         batch_size=settings.batch_size,
         block_rows=block_rows,
         window=experiment.student.window,  # what the data's size asks of the student's order, it asks of the teacher's
+        live=live,
         rank=processes.rank,
         world_size=processes.world_size,
     )
@@ -429,9 +479,9 @@ def _unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
 
 def _train(
     role: str,
-    experiment: Experiment,
     settings: Training,
     objective: Objective,
+    setting: Setting,
     stream: Stream,
     normalize: Normalization,
     test: Renderer,
@@ -440,7 +490,8 @@ def _train(
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     num_classes = test.images.num_classes
-    student = build.student_of(settings, num_classes, objective.auxiliary, experiment.seed)
+    student = build.student_of(objective, setting)
+    architecture = setting.student.architecture
 
     def accuracy_of(network: nn.Module) -> Accuracy:
         return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
@@ -453,17 +504,17 @@ def _train(
         accuracy_of,
         learning_rate=build.learning_rate_of(settings),
         epochs=settings.epochs,
-        seed=experiment.seed,
+        seed=setting.seed,
         clip_norm=settings.clip_norm,
         run=run,
         processes=processes,
     )
     result = {
         "role": role,
-        "architecture": settings.architecture,
+        "architecture": architecture,
         "parameters": count_parameters(student.backbone),
         **figures,
-        "seed": experiment.seed,
+        "seed": setting.seed,
         **facts,
         **_unreadable(stream.renderer, processes),
         "sha256": weights_sha256(student.backbone),
@@ -474,7 +525,7 @@ def _train(
     }
     if processes.is_first:
         about = {
-            "architecture": settings.architecture,
+            "architecture": architecture,
             "num_classes": str(num_classes),
             "mean": json.dumps(normalize.mean),
             "std": json.dumps(normalize.std),

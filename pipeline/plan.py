@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -22,8 +23,11 @@ from dhkd.data.sources import SIZES
 from dhkd.pipeline import build
 from dhkd.pipeline.environment import hardware
 from dhkd.stages.models import build_network
+from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.processes import Processes, resolve_precision
 from dhkd.stages.train.gradients import backward
+from dhkd.stages.train.objectives import build_objective
+from dhkd.stages.train.objectives.contract import Setting
 from dhkd.stages.train.objectives.losses import cross_entropy
 
 log = logging.getLogger("dhkd")
@@ -32,6 +36,7 @@ WITNESS_BYTES = 4
 USUAL_STUDENTS = (1, 2, 4, 8, 16)
 USUAL_K = 20  # of top-k, where the preset names none
 INT8_FROM_CLASSES = 1000
+USUAL_PIXELS = 32
 MEASURED_SECONDS = 4.0  # for each of teacher and student
 
 
@@ -165,9 +170,12 @@ def make_plan(
     settings, epochs = experiment.student, experiment.student.epochs
     views = build.num_views_of(experiment, build.recipe_of(experiment.views))
     asked = build.codec_of(experiment.cache.codec, num_classes)
+    setting = _setting(experiment, num_classes)
+    others = _other_signals(experiment, setting, num_samples, views)
+    largest = max((other["row_bytes"] for other in others if other["cached"]), default=0)
     codecs = []
     for codec in _codecs(asked, num_classes):
-        row = row_bytes(codec.parts((num_classes,)))
+        row = max(row_bytes(codec.parts((num_classes,))), largest)
         size = Plan.balanced(views, num_samples, row, int(experiment.cache.block_mb * 2**20))
         codecs.append({**storage(codec, size, num_classes, settings.window), "preset": codec == asked})
     if measure:
@@ -191,6 +199,7 @@ def make_plan(
         "store": experiment.cache.store,
         "block_mb": experiment.cache.block_mb,
         "codecs": codecs,
+        "signals": others,
         "witness_bytes": forwards * WITNESS_BYTES,
         "suggestion": _suggestion(asked, num_classes),
         "forwards": forwards,
@@ -210,6 +219,45 @@ def make_plan(
         ],
         "asked_students": students,
     }
+
+
+def _setting(experiment: Experiment, num_classes: int) -> Setting:
+    """Both networks' shapes, of a usual size where nobody says how large images are: logits are the same of any."""
+    pixels = _pixels(experiment) or USUAL_PIXELS
+    shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))
+    student, teacher = shapes_of(experiment.student.architecture), shapes_of(experiment.teacher.architecture)
+    return Setting(student, teacher, torch.zeros(0, dtype=torch.int64), experiment.seed)
+
+
+def _pixels(experiment: Experiment) -> int | None:
+    data = experiment.data
+    return SIZES[data.source].pixels if data.source in SIZES else experiment.views.size
+
+
+def _other_signals(experiment: Experiment, setting: Setting, num_samples: int, views: int) -> list[dict[str, Any]]:
+    """Beside logits, what the preset wants cached, and what its objective needs."""
+    cached = build.asked_signals(experiment, setting)
+    objective = build.objective_of(experiment)
+    needed = objective.needs(setting)
+    found = []
+    for own in dict.fromkeys([*cached, *needed]):
+        if own == build.LOGITS:
+            continue
+        codec = build.codec_of_signal(experiment.cache.codec, own, setting.teacher.num_classes)
+        row = row_bytes(codec.parts(setting.teacher.row(own)))
+        found.append(
+            {
+                "signal": own,
+                "shape": list(setting.teacher.row(own)),
+                "row_bytes": row,
+                "view_bytes": num_samples * row,
+                "bytes": num_samples * row * views,
+                "cached": own in cached,
+                "needed": own in needed,
+                "cacheable": not parse(own).batch,
+            }
+        )
+    return found
 
 
 def _in_memory(schedule: str, window: int | None) -> str:
@@ -247,7 +295,7 @@ def _costs(students: int, ratio: float | None, views: int, epochs: int) -> dict[
 
 def _measure(experiment: Experiment, num_classes: int, cpu: bool) -> tuple[Rates, dict[str, Any]]:
     """Rates of the preset's networks, with random weights and noise for images, and what they were measured with."""
-    pixels = SIZES[experiment.data.source].pixels if experiment.data.source in SIZES else experiment.views.size
+    pixels = _pixels(experiment)
     if pixels is None:
         raise ConfigError(
             f"--measure: {experiment.data.source} doesn't tell how large its images are before it is read;"
@@ -282,7 +330,7 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = settings.batch_size
     processes = Processes(resolve_precision(settings.precision, cpu), cpu)
     try:
-        student = build.student_of(settings, num_classes, None, experiment.seed)
+        student = build.student_of(build_objective("ce", {}), _setting(experiment, num_classes))
         model, optimizer = processes.prepare(student, build.optimizer_of(settings, student))
         parameters = list(model.parameters())
         images_BCHW = _noise(rows, pixels, processes.device)
@@ -290,7 +338,7 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
 
         def step() -> None:
             terms = {"ce": cross_entropy(model(images_BCHW).task, labels_B)}
-            backward(terms, {"ce": 1.0}, parameters, protected=None, scale=processes.scale)
+            backward(terms, {"ce": 1.0}, parameters, alignment=None, scale=processes.scale)
             optimizer.step()
             optimizer.zero_grad()
 

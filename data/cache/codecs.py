@@ -240,7 +240,7 @@ def decode(codec: Codec, parts: Mapping[str, Array], row: tuple[int, ...]) -> ND
 
 
 def difference(codec: Codec, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-    """The largest |difference| between stored logits (rows, K) and `values`, of what the codec keeps."""
+    """The largest |difference| between what is stored and `values` (rows, …), of what the codec keeps."""
     if not isinstance(codec, TopK):
         return float(np.abs(decode(codec, parts, values.shape[1:]) - values).max())
     classes = parts["class"].astype(np.int64)

@@ -169,7 +169,7 @@ class Manifest(_Tree):
             **other.identity.model_dump(mode="json"),
             "signals": {name: other.signals[name].model_dump(mode="json") for name in known or other.signals},
         }
-        found = differences(theirs, mine.model_dump(mode="json"), exact=True)
+        found = differences(theirs, mine.model_dump(mode="json"), exact=True) + self._other_teachers(other)
         if other.num_views < self.num_views:
             found.append(f"views expected at least {self.num_views}, as it was begun with, got {other.num_views}")
         if found:
@@ -184,6 +184,26 @@ class Manifest(_Tree):
             num_views=other.num_views,
             block_rows=self.block_rows,
         )
+
+    def _other_teachers(self, other: "Manifest") -> list[str]:
+        """How the teacher of signals that `other` adds differs from the one that said what bears its name already."""
+        found: list[str] = []
+        for name, kept in self.signals.items():
+            teacher = name.removesuffix(teachers_own(name))
+            added = [signal for new, signal in other.signals.items() if new.removesuffix(teachers_own(new)) == teacher]
+            if added and name not in other.signals:
+                found += differences(added[0].teacher, kept.teacher, f"signals.{name}.teacher.", exact=True)
+        return found
+
+
+def signal_name(teacher: str | None, signal: str) -> str:
+    """What a cache calls a signal of a teacher that has a name, or of the one that needs none."""
+    return f"{teacher}.{signal}" if teacher else signal
+
+
+def teachers_own(name: str) -> str:
+    """What the teacher itself calls a cache's signal."""
+    return name.rpartition(".")[2]
 
 
 def array_name(name: str, part: str) -> str:

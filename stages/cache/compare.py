@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 from dhkd.data.cache import codecs
+from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch
 from dhkd.data.philox import Domain, below, raw_rows
-from dhkd.stages.cache.write import Teacher
+from dhkd.data.render import Renderer
+from dhkd.stages.models.teacher import Teacher
 from torch import Tensor
 
 LIVE_BATCH = 64  # rows recomputed at a time
@@ -17,32 +19,34 @@ COMPUTE_ERROR = {"float32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 
 
 def compare_with_live(
-    teacher: Teacher, reader: LogitReader, name: str, *, seed: int, num_rows: int, repair: str
+    teacher: Teacher, renderer: Renderer, reader: LogitReader, name: str, *, seed: int, num_rows: int, repair: str
 ) -> float:
-    """Recompute the signal `name`, logits, of `num_rows` random keys and compare; the largest |difference|.
+    """Recompute the signal `name` of `num_rows` random keys and compare; the largest |difference|.
 
-    A row may differ by what its codec's error bound and computing allow, the latter relative to its largest |logit|.
+    A row may differ by what its codec's error bound and computing allow, the latter relative to its largest |value|.
     Raises `CacheMismatch`, naming the worst key and the likely cause, where one lies beyond; `repair` is the remedy
     that its message ends with.
     """
     plan, signal = reader.plan, reader.manifest.signals[name]
     view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)
     keys = zip(torch.split(view_B, LIVE_BATCH), torch.split(index_B, LIVE_BATCH), strict=True)
-    live_BK = torch.cat([teacher.logits(pixels_BCHW).cpu() for pixels_BCHW in teacher.render(keys)]).numpy()
+    own = teachers_own(name)
+    said = (teacher.signals(pixels_BCHW, [own])[own].cpu() for pixels_BCHW in renderer.render(keys))
+    live_B = torch.cat(list(said)).numpy()
     difference_B, allowed_B = np.empty(num_rows), np.empty(num_rows)
     for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):
         block = plan.block(view, index // plan.block_rows)
         position = slice(index - block.start, index - block.start + 1)
         parts = {part: array[position] for part, array in reader.stored(block, name).items()}
-        difference_B[row] = codecs.difference(signal.codec, parts, live_BK[row : row + 1])
+        difference_B[row] = codecs.difference(signal.codec, parts, live_B[row : row + 1])
         storage = float(signal.codec.errors(parts)[0]) + reader.manifest.error_before(name)
-        allowed_B[row] = storage + COMPUTE_ERROR[signal.precision] * np.abs(live_BK[row]).max()
+        allowed_B[row] = storage + COMPUTE_ERROR[signal.precision] * np.abs(live_B[row]).max()
     worst = int(np.argmax(difference_B - allowed_B))
     beyond = int((difference_B > allowed_B).sum())
     if not beyond:
         return float(difference_B.max())
     raise CacheMismatch(
-        f"logits beyond tolerance: {beyond} of {num_rows} rows differ from a live forward, worst at"
+        f"{own} beyond tolerance: {beyond} of {num_rows} rows differ from a live forward, worst at"
         f" view {int(view_B[worst])}, index {int(index_B[worst])}: |difference|"
         f" expected at most {allowed_B[worst]:.3g}, got {difference_B[worst]:.3g}; {repair}"
     )

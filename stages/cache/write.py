@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -20,8 +20,10 @@ from itertools import chain
 import numpy as np
 import torch
 from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.writer import LogitWriter
-from dhkd.data.render import Keys, Normalization, Renderer, witnesses
+from dhkd.data.render import Keys, Renderer, witnesses
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
 from numpy.typing import NDArray
@@ -46,30 +48,9 @@ class Written:
     remaining: int
 
 
-class Teacher:
-    """A frozen network, how its input is normalised, and where its pixels come from: keys in, raw logits out."""
-
-    def __init__(
-        self, network: torch.nn.Module, normalize: Normalization, renderer: Renderer, processes: Processes
-    ) -> None:
-        self._network = network.eval().requires_grad_(False)
-        self._network.to(processes.device).to(memory_format=torch.channels_last)
-        self._normalize, self._renderer, self._processes = normalize, renderer, processes
-
-    def render(self, batches: Iterator[Keys]) -> Iterator[Tensor]:
-        """Pixels uint8 (B, C, H, W) of each batch of keys, on the device."""
-        return self._renderer.render(batches)
-
-    @torch.inference_mode()
-    def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """Logits float32 (B, K) of pixels uint8 (B, C, H, W), both on the device."""
-        with self._processes.autocast():
-            logits_BK: Tensor = self._network(self._normalize(pixels_BCHW))
-        return logits_BK.float()
-
-
 def write_blocks(
     teacher: Teacher,
+    renderer: Renderer,
     writer: LogitWriter,
     *,
     batch_size: int,
@@ -82,7 +63,7 @@ def write_blocks(
     The first process lists what is missing and tells the others; at the end it lists again, until nothing is. `part`
     (number from 0, of how many) takes that share of all blocks; whoever finds nothing missing at the end finishes for
     all. Each process holds 2 · `views_at_once` blocks in memory, half of them being computed and half being written,
-    and the latter's encoded copies, whatever the cache's size. Raises `NonFiniteLoss` for logits that can't be stored.
+    and the latter's encoded copies, whatever the cache's size. Raises `NonFiniteLoss` for values that can't be stored.
     """
     began = time.perf_counter()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # blocks and rows, by this process
@@ -101,7 +82,8 @@ def write_blocks(
         if todo:
             fresh.update(missing)
             # By position in the one list that all processes have: balanced however little is left.
-            computed += _write(todo[processes.rank :: processes.world_size], teacher, writer, batch_size, processes)
+            mine = todo[processes.rank :: processes.world_size]
+            computed += _write(mine, teacher, renderer, writer, batch_size, processes)
             processes.wait()
             continue
         remaining = len(missing) or processes.broadcast(len(writer.missing_of_others()) if processes.is_first else None)
@@ -147,10 +129,15 @@ def _advancing(blocks: list[Block], advance: Callable[[int], None]) -> Iterator[
 
 
 def _write(
-    units: list[list[Block]], teacher: Teacher, writer: LogitWriter, batch_size: int, processes: Processes
+    units: list[list[Block]],
+    teacher: Teacher,
+    renderer: Renderer,
+    writer: LogitWriter,
+    batch_size: int,
+    processes: Processes,
 ) -> Tensor:
     """Compute and write these units, but for blocks that others wrote meanwhile; how many blocks and rows."""
-    (signal,) = writer.signals  # the teacher's logits, as they are called in this cache
+    signals = {name: teachers_own(name) for name in writer.signals}
     waiting, rendering = deque(units), deque[list[Block]]()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)
     pending: list[Future[bool]] = []
@@ -168,10 +155,10 @@ def _write(
                     rendering.append(left)
                     yield from _keys(left, batch_size)
 
-        pixels = teacher.render(keys_of_units())
+        pixels = renderer.render(keys_of_units())
         for first in pixels:
             unit = rendering.popleft()
-            rows = _compute(unit, teacher, signal, chain([first], pixels), batch_size, advance)
+            rows = _compute(unit, teacher, signals, chain([first], pixels), batch_size, advance)
             computed += torch.tensor([len(unit), sum(len(block) for block in unit)], device=processes.device)
             if not all(written.result() for written in pending) and waiting:
                 waiting.rotate(-secrets.randbelow(len(waiting)))  # away from the run that is at the same place
@@ -192,19 +179,20 @@ def _keys(unit: list[Block], batch_size: int) -> Iterator[Keys]:
 def _compute(
     unit: list[Block],
     teacher: Teacher,
-    signal: str,
+    signals: Mapping[str, str],
     pixels: Iterator[Tensor],
     batch_size: int,
     advance: Callable[[int], None],
 ) -> list[Rows]:
-    """Each block's logits, float32 (rows, K), and witnesses, uint32 (rows,)."""
+    """Each block's signals, float32 (rows, …), and witnesses, uint32 (rows,)."""
     rows: list[Rows] = [{} for _ in unit]
     for start, stop in unit[0].batches(batch_size):
         of_all_views = next(pixels)
         for number, (block, arrays) in enumerate(zip(unit, rows, strict=True)):
             pixels_BCHW = of_all_views[number :: len(unit)]
-            batch = {signal: teacher.logits(pixels_BCHW).cpu().numpy(), WITNESS: witnesses(pixels_BCHW)}
-            for name, values in batch.items():
+            said = teacher.signals(pixels_BCHW, signals.values())
+            batch = {name: said[own].cpu().numpy() for name, own in signals.items()}
+            for name, values in {**batch, WITNESS: witnesses(pixels_BCHW)}.items():
                 # Straight into the block: a list to be joined at the end would hold it twice.
                 if name not in arrays:
                     arrays[name] = np.empty((len(block), *values.shape[1:]), values.dtype)

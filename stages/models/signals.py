@@ -123,7 +123,8 @@ def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, 
     Pooled to `size`. Where that divides H × W, the mean over the map is logits − bias. Guo et al., "Class Attention
     Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section 3.1.
     """
-    weight_KD = head.weight.flatten(1)  # type: ignore[operator, union-attr]  # linear, or a 1×1 convolution
+    assert isinstance(head, nn.Linear | nn.Conv2d)
+    weight_KD = head.weight.flatten(1)
     # Both are linear, so that pooling may come first: it leaves less to multiply.
     return torch.einsum("bdhw,kd->bkhw", resized(final_BDHW, size), weight_KD)
 

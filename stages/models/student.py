@@ -16,7 +16,7 @@ class StudentOutputs(NamedTuple):
 
     task: Tensor
     distill: Tensor
-    features: Mapping[str, Tensor] = {}  # noqa: RUF012  # never written to
+    features: Mapping[str, Tensor] = {}  # never written to
 
 
 class Student(nn.Module):

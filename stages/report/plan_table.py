@@ -38,7 +38,26 @@ def _disk(plan: Mapping[str, Any]) -> str:
     each = plan["witness_bytes"] // plan["forwards"]
     witness = ("+ witness", f"{each}", _bytes(each * plan["data"]["samples"]), _bytes(plan["witness_bytes"]))
     table = plain_table(header, [*rows, (*witness, "", "", "", "")], left=1)
-    return f"{table}\n{plan['suggestion']}" if plan["suggestion"] else table
+    lines = [table, *([plan["suggestion"]] if plan["suggestion"] else []), *_signals(plan)]
+    return "\n".join(lines)
+
+
+def _signals(plan: Mapping[str, Any]) -> list[str]:
+    """Signals beside logits, where there are any."""
+    rows = [
+        (
+            signal["signal"],
+            "×".join(map(str, signal["shape"])),
+            f"{signal['row_bytes']:,}",
+            _bytes(signal["view_bytes"]),
+            _bytes(signal["bytes"]),
+            "cached" if signal["cached"] else "not cached" if signal["cacheable"] else "live only",
+            "needed" if signal["needed"] else "",
+        )
+        for signal in plan["signals"]
+    ]
+    header = ["other signals", "of a row", "bytes a row", "one view", _all(plan), "in the cache", "by the objective"]
+    return ["", plain_table(header, rows, left=2)] if rows else []
 
 
 def _memory(plan: Mapping[str, Any]) -> str:

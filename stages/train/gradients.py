@@ -1,9 +1,9 @@
 """From named terms to the gradients in `p.grad`: summed, or aligned so that some terms' gradient is never opposed.
 
 The alignment rule is that of Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
-2411.08937: with g1 the gradient that is kept and g2 the one against it, both over all parameters, g2 loses its component
-along g1 where the two conflict. It is one-sided: g1 is never altered. Weight decay and clipping come after it and are the
-caller's. Projecting tensor by tensor, or both gradients, would be other methods and is left out.
+2411.08937: with g1 the gradient that is kept and g2 the one against it, both over all parameters, g2 loses its
+component along g1 where the two conflict. It is one-sided: g1 is never altered. Weight decay and clipping come after it
+and are the caller's. Projecting tensor by tensor, or both gradients, would be other methods and is left out.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,9 @@ class Alignment:
 
     def split(self, names: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
         """The names of terms that are kept, those against them, and the free ones."""
-        kept, against, free = [], [], []
+        kept: list[str] = []
+        against: list[str] = []
+        free: list[str] = []
         for name in names:
             among = kept if name in self.kept else against if self.against is None or name in self.against else free
             among.append(name)
@@ -119,8 +121,8 @@ def backward(
         common = [i for i in others if i in total]
         sums = torch._foreach_add([total[i] for i in common], [others[i] for i in common]) if common else ()
         total |= others | dict(zip(common, sums, strict=True))
-    for i, gradient in total.items():
-        parameters[i].grad = gradient
+    for i, summed in total.items():
+        parameters[i].grad = summed
     return report
 
 

@@ -28,7 +28,8 @@ from dhkd.data.errors import CacheIncomplete
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Keys, Normalization, ResidentRenderer
 from dhkd.data.views import CropFlip
-from dhkd.stages.cache.write import Teacher, write_blocks
+from dhkd.stages.cache.write import write_blocks
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from torch import Tensor, nn
 
@@ -72,10 +73,10 @@ def stage_one(place: str, store: str, notes: Path) -> None:
     images = ImageSet("random", "train", pixels, torch.arange(SAMPLES) % CLASSES, CLASSES, *colours)
     processes = Processes("float32", cpu=True)
     renderer = Noting(images, CropFlip(padding=1, flip=True, seed=0), processes.device, notes)
-    teacher = Teacher(network, Normalization(*colours), renderer, processes)
+    teacher = Teacher(network, Normalization(*colours), processes)
     storage = storage_of(place)
     writer = LogitWriter(storage, store, begin(storage, store, manifest()), ["logits"])
-    write_blocks(teacher, writer, batch_size=BATCH, processes=processes)
+    write_blocks(teacher, renderer, writer, batch_size=BATCH, processes=processes)
 
 
 def started(place: str, store: str, notes: Path) -> int:

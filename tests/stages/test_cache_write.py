@@ -16,8 +16,9 @@ from dhkd.data.sources.image_folder import FolderFiles
 from dhkd.data.sources.image_folder import load as load_folder
 from dhkd.data.views import CropFlip
 from dhkd.stages.cache.compare import compare_with_live, random_keys
-from dhkd.stages.cache.write import Teacher, write_blocks
+from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from torch import nn
 
@@ -37,7 +38,7 @@ def network() -> nn.Module:
 def teacher_of(network: nn.Module, processes: Processes) -> tuple[Teacher, ResidentRenderer]:
     images = make_images()
     renderer = ResidentRenderer(images, CropFlip(padding=1, flip=True, seed=0), processes.device)
-    return Teacher(network, Normalization(images.mean, images.std), renderer, processes), renderer
+    return Teacher(network, Normalization(images.mean, images.std), processes), renderer
 
 
 def manifest_of(codec: str = "float16") -> Manifest:
@@ -50,7 +51,7 @@ def test_every_row_is_the_teachers_in_eval_mode(
 ) -> None:
     teacher, renderer = teacher_of(network.train(), processes)
     written = write_blocks(
-        teacher, writer_at(tmp_path / "c", manifest_of()), batch_size=batch_size, processes=processes
+        teacher, renderer, writer_at(tmp_path / "c", manifest_of()), batch_size=batch_size, processes=processes
     )
     assert (written.blocks, written.rows) == (VIEWS * 4, VIEWS * 37)
     reader = open_cache(tmp_path / "c")
@@ -66,8 +67,8 @@ def test_every_row_is_the_teachers_in_eval_mode(
 
 
 def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
-    teacher, _ = teacher_of(network, processes)
-    write_blocks(teacher, writer_at(tmp_path / "whole", manifest_of()), batch_size=4, processes=processes)
+    teacher, renderer = teacher_of(network, processes)
+    write_blocks(teacher, renderer, writer_at(tmp_path / "whole", manifest_of()), batch_size=4, processes=processes)
 
     rows = 0
 
@@ -80,10 +81,12 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
     hook = network.register_forward_hook(count)
     writer = writer_at(tmp_path / "cut", manifest_of())
     with pytest.raises(KeyboardInterrupt):
-        write_blocks(teacher, writer, batch_size=4, processes=processes)
+        write_blocks(teacher, renderer, writer, batch_size=4, processes=processes)
     finished = VIEWS * 4 - len(writer.missing())
     assert finished == 2, "what was computed before the interruption is stored"
-    again = write_blocks(teacher, writer_at(tmp_path / "cut", manifest_of()), batch_size=4, processes=processes)
+    again = write_blocks(
+        teacher, renderer, writer_at(tmp_path / "cut", manifest_of()), batch_size=4, processes=processes
+    )
     hook.remove()
     assert again.blocks == VIEWS * 4 - finished
     assert rows == 24 + again.rows, "no finished row is computed twice"
@@ -92,18 +95,20 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
 
 def test_what_can_not_be_stored_stops_the_writing(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
     network.fc.bias.data[1] = 1e6
-    teacher, _ = teacher_of(network, processes)
+    teacher, renderer = teacher_of(network, processes)
     writer = writer_at(tmp_path / "c", manifest_of())
     with pytest.raises(NonFiniteLoss, match=r"signal logits, view 0, index 0: expected finite float16"):
-        write_blocks(teacher, writer, batch_size=4, processes=processes)
-    write_blocks(teacher, writer_at(tmp_path / "wide", manifest_of("float32")), batch_size=4, processes=processes)
+        write_blocks(teacher, renderer, writer, batch_size=4, processes=processes)
+    write_blocks(
+        teacher, renderer, writer_at(tmp_path / "wide", manifest_of("float32")), batch_size=4, processes=processes
+    )
 
 
 @pytest.mark.timeout(60)
 def test_a_last_block_that_can_not_be_stored_is_not_passed_over(
     network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
-    teacher, _ = teacher_of(network, processes)
+    teacher, renderer = teacher_of(network, processes)
     batches = 0
 
     def overflow(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
@@ -114,7 +119,7 @@ def test_a_last_block_that_can_not_be_stored_is_not_passed_over(
     network.register_forward_hook(overflow)
     writer = writer_at(tmp_path / "c", manifest_of())
     with pytest.raises(NonFiniteLoss, match=r"view 1, index 3\d"):
-        write_blocks(teacher, writer, batch_size=BLOCK_ROWS, processes=processes)
+        write_blocks(teacher, renderer, writer, batch_size=BLOCK_ROWS, processes=processes)
     assert [str(block) for block in writer.missing()] == ["view 1, rows 30 to 37"]
 
 
@@ -122,16 +127,16 @@ def test_a_last_block_that_can_not_be_stored_is_not_passed_over(
 def test_live_comparison_allows_rounding_and_nothing_more(
     dtype: str, network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
-    teacher, _ = teacher_of(network, processes)
-    write_blocks(teacher, writer_at(tmp_path / "c", manifest_of(dtype)), batch_size=4, processes=processes)
+    teacher, renderer = teacher_of(network, processes)
+    write_blocks(teacher, renderer, writer_at(tmp_path / "c", manifest_of(dtype)), batch_size=4, processes=processes)
     reader = open_cache(tmp_path / "c")
     settings = {"name": "logits", "seed": 0, "num_rows": 64, "repair": "rebuild it"}
-    worst = compare_with_live(teacher, reader, **settings)
+    worst = compare_with_live(teacher, renderer, reader, **settings)
     assert worst < (1e-2 if dtype == "float16" else 1e-5)
     with torch.no_grad():
         network.fc.bias[1] += 0.02
     with pytest.raises(CacheMismatch, match=r"logits beyond tolerance: 64 of 64 rows .* got 0\.0[12].*; rebuild it"):
-        compare_with_live(teacher, reader, **settings)
+        compare_with_live(teacher, renderer, reader, **settings)
 
 
 def test_spot_checks_reach_every_view_and_row() -> None:
@@ -169,14 +174,14 @@ class CountingFiles(FolderFiles):
 
 def photo_teacher(
     folder: Path, network: nn.Module, processes: Processes, *, workers: int = 0
-) -> tuple[Teacher, CountingFiles]:
+) -> tuple[Teacher, PhotoRenderer, CountingFiles]:
     images = replace(load_folder("train", folder, folder), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     assert isinstance(images.files, FolderFiles)
     files = CountingFiles(images.files._folder, images.files._paths_N)
     files.reads = []
     recipe = RandomResizedCrop(size=16, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=0)
     renderer = PhotoRenderer(replace(images, files=files), recipe, processes.device, workers=workers)
-    return Teacher(network, Normalization(images.mean, images.std), renderer, processes), files
+    return Teacher(network, Normalization(images.mean, images.std), processes), renderer, files
 
 
 def photo_manifest() -> Manifest:
@@ -188,9 +193,9 @@ def one_by_one(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The cache of the photographs, one view at a time."""
     torch.manual_seed(3)
     processes = Processes("float32", cpu=True)
-    teacher, _ = photo_teacher(photo_folder, build_network("resnet8", 5), processes)
+    teacher, renderer, _ = photo_teacher(photo_folder, build_network("resnet8", 5), processes)
     path = tmp_path_factory.mktemp("one") / "c"
-    write_blocks(teacher, writer_at(path, photo_manifest()), batch_size=4, processes=processes)
+    write_blocks(teacher, renderer, writer_at(path, photo_manifest()), batch_size=4, processes=processes)
     processes.end()
     return files_of(path)
 
@@ -205,9 +210,9 @@ def test_the_views_that_are_computed_together_leave_no_trace(
     processes: Processes,
     tmp_path: Path,
 ) -> None:
-    teacher, _ = photo_teacher(photo_folder, network, processes, workers=workers)
+    teacher, renderer, _ = photo_teacher(photo_folder, network, processes, workers=workers)
     writer = writer_at(tmp_path / "c", photo_manifest())
-    written = write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
+    written = write_blocks(teacher, renderer, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
     assert (written.blocks, written.rows) == (PHOTO_VIEWS * 4, PHOTO_VIEWS * 37)
     assert files_of(tmp_path / "c") == one_by_one
 
@@ -216,9 +221,9 @@ def test_the_views_that_are_computed_together_leave_no_trace(
 def test_an_image_is_decoded_once_for_the_views_that_are_computed_together(
     views_at_once: int, times: int, photo_folder: Path, network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
-    teacher, files = photo_teacher(photo_folder, network, processes)
+    teacher, renderer, files = photo_teacher(photo_folder, network, processes)
     writer = writer_at(tmp_path / "c", photo_manifest())
-    write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
+    write_blocks(teacher, renderer, writer, batch_size=4, processes=processes, views_at_once=views_at_once)
     assert sorted(files.reads) == sorted(list(range(37)) * times)
 
 
@@ -231,7 +236,7 @@ def test_an_interruption_leaves_no_trace_whichever_views_were_computed_together(
     processes: Processes,
     tmp_path: Path,
 ) -> None:
-    teacher, _ = photo_teacher(photo_folder, network, processes)
+    teacher, renderer, _ = photo_teacher(photo_folder, network, processes)
     rows = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -243,7 +248,7 @@ def test_an_interruption_leaves_no_trace_whichever_views_were_computed_together(
     hook = network.register_forward_hook(count)
     writer = writer_at(tmp_path / "c", photo_manifest())
     with pytest.raises(KeyboardInterrupt):
-        write_blocks(teacher, writer, batch_size=4, processes=processes, views_at_once=3)
+        write_blocks(teacher, renderer, writer, batch_size=4, processes=processes, views_at_once=3)
     hook.remove()
     finished = PHOTO_VIEWS * 4 - len(writer.missing())
     assert finished == {4: 0, 35: 3, 100: 9}[rows_until], "what was computed before the interruption is stored"

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 class Setting:
     """What an objective is to work with: both networks' shapes, the training set's labels, the experiment's seed.
 
-    The student is the network that `Objective.architecture` names. `teacher_network` is there where weights of the teacher were given, in eval mode, on the CPU.
+    The student is the network that `Objective.architecture` names. `teacher_network` is there where weights of the
+    teacher were given, in eval mode, on the CPU.
     """
 
     student: Shapes
@@ -84,7 +85,7 @@ class Objective(ABC):
         """The name of the network that is trained, evaluated and exported, made of the preset's."""
         return setting.student.architecture
 
-    def start(self, network: Network, setting: Setting) -> None:
+    def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most take over nothing
         """Give the freshly initialised network what it takes over from the teacher."""
 
     def adapter(self, setting: Setting) -> nn.Module | None:

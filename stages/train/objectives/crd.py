@@ -32,8 +32,8 @@ STUDENT, TEACHER = "crd-student", "crd-teacher"
 def contrastive_loss(ratio_BM: Tensor) -> Tensor:
     """Noise-contrastive estimation: column 0 is the positive, the M others are noise; mean over the batch.
 
-    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 says how much likelier a sample
-    is by the model than as noise: its score over M/num_samples. Tian et al., equations 9 to 11.
+    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 says how much likelier a
+    sample is by the model than as noise: its score over M/num_samples. Tian et al., equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
     told_B = -torch.log1p(1 / ratio_BM[:, 0])

@@ -48,7 +48,8 @@ def standardized(logits_BK: Tensor) -> Tensor:
     centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
     # Of centred values, and not by std(): its gradient is NaN where all are equal.
     deviation_B1 = torch.linalg.vector_norm(centred_BK, dim=1, keepdim=True) / centred_BK.shape[1] ** 0.5
-    return centred_BK / (deviation_B1 + 1e-7)
+    result: Tensor = centred_BK / (deviation_B1 + 1e-7)
+    return result
 
 
 def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
