@@ -3,9 +3,9 @@
 import logging
 
 from dhkd.data.cache import codecs
-from dhkd.data.cache.codecs import Codec, TopK
+from dhkd.data.cache.codecs import Codec, Float, TopK
 from dhkd.data.cache.contract import WITNESS, Array, Block
-from dhkd.data.cache.manifest import Identity, Manifest
+from dhkd.data.cache.manifest import Identity, Manifest, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.errors import ConfigError
@@ -21,7 +21,9 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
     """
     manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
     for name, signal in manifest.signals.items():
-        if codec is None or codec == signal.codec:
+        # The other codecs are made for logits.
+        as_it_is = codec is None or not (isinstance(codec, Float) or teachers_own(name) == "logits")
+        if as_it_is or codec == signal.codec:
             signals[name] = signal
             continue
         if isinstance(signal.codec, TopK):

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dhkd.stages.train.gradients import AlignmentReport, backward
+from dhkd.stages.train.gradients import Alignment, AlignmentReport, backward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 WEIGHTS = {"ce": 0.8, "kl": 1.7}
+KEEP_CE = Alignment(kept=("ce",))
 
 
 class TwoHeads(nn.Module):
@@ -120,7 +121,7 @@ def test_aligned_gradient_is_the_textbook_projection(opposed: bool, dtype: torch
 
     g1, g2 = alone(make_terms, parameters, "ce"), alone(make_terms, parameters, "kl")
     assert (g1 @ g2 < 0) == opposed
-    report = backward(make_terms(), WEIGHTS, parameters, protected="ce")
+    report = backward(make_terms(), WEIGHTS, parameters, alignment=KEEP_CE)
 
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     merged = gradient_of(parameters)
@@ -133,11 +134,11 @@ def test_aligned_gradient_is_the_textbook_projection(opposed: bool, dtype: torch
     assert report.norm2_squared.item() == pytest.approx(g2 @ g2, rel=tolerance)
     expected_cosine = g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2)
     assert report.cosine.item() == pytest.approx(expected_cosine, rel=tolerance)
-    # Nothing is left that opposes the protected term, and g1 itself is in there unaltered.
+    # Nothing is left that opposes the term that is kept, and g1 itself is in there unaltered.
     assert (merged - g1) @ g1 >= -tolerance * (g1 @ g1)
 
 
-def test_the_other_term_can_be_protected() -> None:
+def test_the_other_term_can_be_kept() -> None:
     model = agreeing_heads(TwoHeads()).double()
     images_BCHW, labels_B = batch()
     parameters = list(model.parameters())
@@ -146,12 +147,12 @@ def test_the_other_term_can_be_protected() -> None:
         return two_terms(model, images_BCHW.double(), labels_B, opposed=True)
 
     g1, g2 = alone(make_terms, parameters, "ce"), alone(make_terms, parameters, "kl")
-    backward(make_terms(), WEIGHTS, parameters, protected="kl")
+    backward(make_terms(), WEIGHTS, parameters, alignment=Alignment(kept=("kl",)))
     np.testing.assert_allclose(gradient_of(parameters), textbook(g2, g1), rtol=1e-10, atol=1e-14)
     assert not np.allclose(textbook(g2, g1), textbook(g1, g2), rtol=1e-2)
 
 
-def test_unprotected_is_one_backward_of_the_weighted_sum() -> None:
+def test_unaligned_is_one_backward_of_the_weighted_sum() -> None:
     model = agreeing_heads(TwoHeads())
     twin = copy.deepcopy(model)
     images_BCHW, labels_B = batch()
@@ -160,7 +161,7 @@ def test_unprotected_is_one_backward_of_the_weighted_sum() -> None:
     terms = two_terms(model, images_BCHW, labels_B, opposed=True)
     calls: list[list[Tensor]] = []
     report = backward(
-        terms, WEIGHTS, list(model.parameters()), protected=None, scale=lambda loss: 3.0 * loss, average=calls.append
+        terms, WEIGHTS, list(model.parameters()), alignment=None, scale=lambda loss: 3.0 * loss, average=calls.append
     )
     assert report is None
     assert calls == []  # DDP's hooks average what backward() leaves
@@ -179,7 +180,7 @@ coefficient_lists = st.lists(st.one_of(st.none(), st.integers(-50, 50)), min_siz
 def test_any_reach_and_any_sign(first: list[int | None], second: list[int | None]) -> None:
     parameters = scalars(5)
     g1, g2 = (np.array([c or 0 for c in coefficients] + [0], dtype=float) for coefficients in (first, second))
-    report = backward(linear_terms(first, second, parameters), ONE, parameters, protected="ce")
+    report = backward(linear_terms(first, second, parameters), ONE, parameters, alignment=KEEP_CE)
     merged = gradient_of(parameters)
     np.testing.assert_allclose(merged, textbook(g1, g2), rtol=1e-12, atol=1e-12)
     assert (merged - g1) @ g1 >= -1e-12 * (1 + g1 @ g1)
@@ -188,14 +189,14 @@ def test_any_reach_and_any_sign(first: list[int | None], second: list[int | None
     assert bool(report.conflict) == (g1 @ g2 < 0)
     if g1 @ g2 >= 0:  # one-sided: without a conflict it is the plain sum, to the bit
         twins = scalars(5)
-        backward(linear_terms(first, second, twins), ONE, twins, protected=None)
+        backward(linear_terms(first, second, twins), ONE, twins, alignment=None)
         assert (merged == gradient_of(twins)).all()
 
 
 def test_a_zero_gradient_leaves_the_other_alone() -> None:
     for first, second in (([0.0, 0.0], [3.0, -4.0]), ([3.0, -4.0], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])):
         parameters = scalars(2)
-        report = backward(linear_terms(first, second, parameters), ONE, parameters, protected="ce")
+        report = backward(linear_terms(first, second, parameters), ONE, parameters, alignment=KEEP_CE)
         assert gradient_of(parameters).tolist() == [a + b for a, b in zip(first, second, strict=True)]
         assert report is not None
         assert report.cosine == 0
@@ -206,13 +207,15 @@ def test_a_term_of_weight_zero_neither_aligns_nor_is_aligned() -> None:
     for name, left in (("ce", [-3.0, -1.0]), ("kl", [2.0, 5.0])):
         parameters = scalars(2)
         terms = linear_terms([2.0, 5.0], [-3.0, -1.0], parameters)
-        backward(terms, {**ONE, name: 0.0}, parameters, protected="ce")
+        backward(terms, {**ONE, name: 0.0}, parameters, alignment=KEEP_CE)
         assert gradient_of(parameters).tolist() == left
 
 
 def test_heads_over_a_frozen_body_share_no_parameter() -> None:
     parameters = scalars(2)
-    report = backward({"ce": 2 * parameters[0].sum(), "kl": -3 * parameters[1].sum()}, ONE, parameters, protected="ce")
+    report = backward(
+        {"ce": 2 * parameters[0].sum(), "kl": -3 * parameters[1].sum()}, ONE, parameters, alignment=KEEP_CE
+    )
     assert gradient_of(parameters).tolist() == [2, -3]
     assert report is not None
     assert report.dot == 0
@@ -222,8 +225,100 @@ def test_several_other_terms_are_projected_as_one() -> None:
     parameters = scalars(2)
     terms = linear_terms([1.0, 0.0], [-5.0, 1.0], parameters)
     terms["third"] = linear_terms([], [4.0, 2.0], parameters)["kl"]
-    backward(terms, {**ONE, "third": 1.0}, parameters, protected="ce")
+    backward(terms, {**ONE, "third": 1.0}, parameters, alignment=KEEP_CE)
     assert gradient_of(parameters).tolist() == [1, 3]  # (−5, 1) + (4, 2) = (−1, 3), projected: (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("free", [("hint",), ("hint", "angle")], ids=["one-free", "two-free"])
+@pytest.mark.parametrize("opposed", [True, False])
+def test_free_terms_are_added_as_they_are(opposed: bool, free: tuple[str, ...], dtype: torch.dtype) -> None:
+    model = agreeing_heads(TwoHeads()).to(dtype)
+    images_BCHW, labels_B = batch()
+    parameters = list(model.parameters())
+    weights = {"hint": 3.0, **WEIGHTS, "angle": 0.7}
+    weights = {name: weight for name, weight in weights.items() if name in WEIGHTS or name in free}
+
+    def make_terms() -> dict[str, Tensor]:
+        images = images_BCHW.to(dtype)
+        terms = two_terms(model, images, labels_B, opposed=opposed)
+        # Against the cross-entropy, and of a parameter that no other term reaches; the other of the body alone.
+        terms["hint"] = -2 * terms["ce"] + model.unused.square().sum()
+        terms["angle"] = model.body(images).abs().mean()
+        return {name: terms[name] for name in weights}
+
+    gradients = {}
+    for name in weights:
+        (weights[name] * make_terms()[name]).backward()
+        gradients[name] = gradient_of(parameters)
+        model.zero_grad(set_to_none=True)
+    g1, g2 = gradients["ce"], gradients["kl"]
+    g3 = np.sum([gradients[name] for name in free], axis=0)
+    assert g1 @ g3 < 0
+    report = backward(make_terms(), weights, parameters, alignment=Alignment(kept=("ce",), against=("kl",)))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    merged, expected = gradient_of(parameters), textbook(g1, g2) + g3
+    np.testing.assert_allclose(merged, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    # Projected together with g2 it would have been another; and so it would, where they conflict, kept with g1.
+    others = [textbook(g1, g2 + g3), *([textbook(g1 + g3, g2)] if opposed else [])]
+    assert all(np.abs(merged - other).max() > 0.01 * np.abs(merged).max() for other in others)
+    assert report is not None
+    assert report.dot.item() == pytest.approx(g1 @ g2, rel=tolerance)
+    assert report.norm2_squared.item() == pytest.approx(g2 @ g2, rel=tolerance)
+
+
+three_terms = st.lists(coefficient_lists, min_size=3, max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(coefficients=three_terms)
+def test_a_free_term_of_any_reach_is_added(coefficients: list[list[int | None]]) -> None:
+    parameters = scalars(5)
+    g1, g2, g3 = (np.array([c or 0 for c in row] + [0], dtype=float) for row in coefficients)
+    terms = linear_terms(coefficients[0], coefficients[1], parameters)
+    terms["free"] = linear_terms(coefficients[2], [], parameters)["ce"]
+    backward(terms, {**ONE, "free": 1.0}, parameters, alignment=Alignment(kept=("ce",), against=("kl",)))
+    np.testing.assert_allclose(gradient_of(parameters), textbook(g1, g2) + g3, rtol=1e-12, atol=1e-12)
+
+
+def test_free_terms_are_averaged_and_scaled_like_the_others() -> None:
+    parameters = scalars(3)
+    seen: list[list[float]] = []
+
+    def average(gradients: list[Tensor]) -> None:
+        seen.append([gradient.item() for gradient in gradients])
+        for gradient in gradients:
+            gradient.mul_(10)
+
+    terms = {"free": 4 * parameters[0].sum() + parameters[2].sum(), "ce": parameters[0].sum()}
+    terms["kl"] = -3 * parameters[0].sum() + 2 * parameters[1].sum()
+    aligned = Alignment(kept=("ce",), against=("kl",))
+    weights = {"free": 1.0, **ONE}
+    backward(terms, weights, parameters, alignment=aligned, scale=lambda loss: 2 * loss, average=average)
+    assert seen == [[2.0], [-6.0, 4.0], [8.0, 2.0]]
+    assert gradient_of(parameters).tolist() == [20 + 80, 40, 20]
+
+
+def test_terms_are_split_by_name_and_none_means_all_others() -> None:
+    names = ["map", "kl", "ce", "angle"]
+    assert Alignment(kept=("ce",)).split(names) == (["ce"], ["map", "kl", "angle"], [])
+    assert Alignment(kept=("ce",), against=("kl",)).split(names) == (["ce"], ["kl"], ["map", "angle"])
+    assert Alignment(kept=("ce", "kl"), against=("kl", "map")).split(names) == (["kl", "ce"], ["map"], ["angle"])
+    assert Alignment(kept=("ce",), against=()).split(names) == (["ce"], [], ["map", "kl", "angle"])
+
+
+@pytest.mark.parametrize(
+    ("alignment", "says"),
+    [
+        (Alignment(kept=("mse",)), "no term is kept"),
+        (Alignment(kept=("ce", "kl")), "no term is against"),
+        (Alignment(kept=("ce",), against=("mse",)), "no term is against"),
+    ],
+)
+def test_an_alignment_without_terms_on_both_sides_is_a_programmers_error(alignment: Alignment, says: str) -> None:
+    parameters = scalars(2)
+    with pytest.raises(AssertionError, match=says):
+        backward(linear_terms([1.0], [1.0], parameters), ONE, parameters, alignment=alignment)
 
 
 @pytest.mark.parametrize("opposed", [True, False])
@@ -234,7 +329,7 @@ def test_a_common_scale_passes_through(opposed: bool) -> None:
         model = agreeing_heads(TwoHeads())
         parameters = list(model.parameters())
         terms = two_terms(model, images_BCHW, labels_B, opposed=opposed)
-        report = backward(terms, WEIGHTS, parameters, protected="ce", scale=lambda loss, f=factor: f * loss)
+        report = backward(terms, WEIGHTS, parameters, alignment=KEEP_CE, scale=lambda loss, f=factor: f * loss)
         assert isinstance(report, AlignmentReport)
         gradients.append(gradient_of(parameters) / factor)
         reports.append(report)
@@ -255,7 +350,7 @@ def test_what_is_not_finite_stays_so(which: str, position: int, second: list[flo
     optimizer = torch.optim.SGD(parameters, lr=1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     terms = linear_terms(coefficients["ce"], coefficients["kl"], parameters)
-    backward(terms, ONE, parameters, protected="ce", scale=scaler.scale)
+    backward(terms, ONE, parameters, alignment=KEEP_CE, scale=scaler.scale)
     assert not np.isfinite(gradient_of(parameters)).all()
     scaler.step(optimizer)
     scaler.update()
@@ -272,7 +367,7 @@ def test_memory_format_changes_nothing_but_the_layout(opposed: bool, weights_las
         strided.to(memory_format=torch.channels_last)
     for model, images in ((plain, images_BCHW), (strided, images_BCHW.to(memory_format=torch.channels_last))):
         terms = two_terms(model, images, labels_B, opposed=opposed)
-        backward(terms, WEIGHTS, list(model.parameters()), protected="ce")
+        backward(terms, WEIGHTS, list(model.parameters()), alignment=KEEP_CE)
     for one, other in zip(plain.parameters(), strided.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
         if other.grad is not None:
@@ -291,7 +386,7 @@ def test_gradients_that_share_memory_or_are_views() -> None:
     # autograd gives `first` and `second` one tensor, and `third` an expanded one.
     terms = {"ce": ((first + second) * x_DE).sum() + third.sum(), "kl": -third.sum() - (first * x_DE).sum()}
     parameters = [first, second, third]
-    backward(terms, ONE, parameters, protected="ce", average=average)
+    backward(terms, ONE, parameters, alignment=KEEP_CE, average=average)
     x, zero, one = x_DE.double().numpy().ravel(), np.zeros(12), np.ones(12)
     expected = textbook(np.concatenate([x, x, one]), np.concatenate([-x, zero, -one]))
     np.testing.assert_allclose(gradient_of(parameters), expected, rtol=1e-5, atol=1e-6)
@@ -310,7 +405,7 @@ def test_averaging_sees_what_each_term_reaches_and_comes_before_the_projection()
         "ce": parameters[0].sum() + 3 * parameters[1].sum(),
         "kl": -9 * parameters[0].sum() + 7 * parameters[2].sum(),
     }
-    backward(terms, ONE, parameters, protected="ce", average=average)
+    backward(terms, ONE, parameters, alignment=KEEP_CE, average=average)
     assert seen == [[1.0, 3.0], [-9.0, 7.0]]
     expected = textbook(np.array([3.0, 5.0, 0.0]), np.array([-5.0, 0.0, 11.0]))
     np.testing.assert_allclose(gradient_of(parameters), expected, rtol=1e-12)
@@ -319,7 +414,7 @@ def test_averaging_sees_what_each_term_reaches_and_comes_before_the_projection()
 def test_weights_must_name_the_terms() -> None:
     parameters = scalars(2)
     with pytest.raises(AssertionError, match="kl"):
-        backward(linear_terms([1.0], [1.0], parameters), {"ce": 1.0}, parameters, protected="ce")
+        backward(linear_terms([1.0], [1.0], parameters), {"ce": 1.0}, parameters, alignment=KEEP_CE)
 
 
 IN_EVERY_PROCESS = """
@@ -353,7 +448,7 @@ for way in ("average, then project", "project, then average", "summed by DDP"):
         terms = tests.two_terms(parallel, images_BCHW[mine], labels_B[mine], opposed=True)
         backward(
             terms, tests.WEIGHTS, parameters,
-            protected=None if summed else "ce", average=average if way.startswith("average") else None,
+            alignment=None if summed else tests.KEEP_CE, average=average if way.startswith("average") else None,
         )
     if way.startswith("project"):
         average([parameter.grad for parameter in parameters])
@@ -392,13 +487,13 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, li
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def joint_gradient(protected: str | None) -> tuple[np.ndarray, AlignmentReport | None]:
+def joint_gradient(alignment: Alignment | None) -> tuple[np.ndarray, AlignmentReport | None]:
     """One process's result on the whole batch."""
     model = agreeing_heads(TwoHeads()).double()
     model.unused.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     terms = two_terms(model, *uneven_batch(), opposed=True)
-    report = backward(terms, WEIGHTS, parameters, protected=protected)
+    report = backward(terms, WEIGHTS, parameters, alignment=alignment)
     return gradient_of(parameters), report
 
 
@@ -408,7 +503,7 @@ def flat(tensors: Sequence[Tensor]) -> np.ndarray:
 
 @pytest.mark.slow
 def test_two_processes_align_as_one_on_the_joint_batch(two_processes: list[dict[str, list[Tensor]]]) -> None:
-    joint, report = joint_gradient("ce")
+    joint, report = joint_gradient(KEEP_CE)
     assert report is not None
     assert report.conflict
     for result in two_processes:
@@ -417,7 +512,7 @@ def test_two_processes_align_as_one_on_the_joint_batch(two_processes: list[dict[
 
 @pytest.mark.slow
 def test_projecting_before_averaging_is_another_algorithm(two_processes: list[dict[str, list[Tensor]]]) -> None:
-    joint, _ = joint_gradient("ce")
+    joint, _ = joint_gradient(KEEP_CE)
     other = flat(two_processes[0]["project, then average"])
     assert np.linalg.norm(other - joint) > 0.01 * np.linalg.norm(joint)
 

@@ -365,14 +365,15 @@ def test_logits_at_any_size_come_from_the_pooled_feature(name: str) -> None:
     network = build_network(name, 7).eval()
     for size in (8, 16):
         images_BCHW = images_of_size(size)
-        logits_BK, embedding_BD, maps = network.outputs(images_BCHW)
+        logits_BK, embedding_BD, maps, final_BDHW = network.outputs(images_BCHW)
         assert embedding_BD.shape == (2, network.embedding_dim)
         assert logits_BK.shape == (2, 7)
         assert maps == ()
+        assert torch.equal(final_BDHW.mean((2, 3)), embedding_BD)
         assert torch.equal(network.head(embedding_BD), logits_BK)
         assert torch.equal(network(images_BCHW), logits_BK)
     for size in (32, 64, 96):
-        logits_BK, embedding_BD, _ = network.to("meta").outputs(torch.empty(2, 3, size, size, device="meta"))
+        logits_BK, embedding_BD, *_ = network.to("meta").outputs(torch.empty(2, 3, size, size, device="meta"))
         assert (logits_BK.shape, embedding_BD.shape) == ((2, 7), (2, network.embedding_dim))
 
 
@@ -393,7 +394,8 @@ def test_the_forward_is_the_one_that_the_names_spell(name: str, size: int) -> No
     network = used_network(name).double()
     images_BCHW = images_of_size(size).double()
     expected = READINGS[family(name)](network.state_dict(), images_BCHW)
-    logits_BK, embedding_BD, maps = network.outputs(images_BCHW, maps=True)
+    logits_BK, embedding_BD, maps, final_BDHW = network.outputs(images_BCHW, maps=True)
+    torch.testing.assert_close(final_BDHW.mean((2, 3)), expected.pooled_BD, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(embedding_BD, expected.pooled_BD, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(logits_BK, expected.logits_BK, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close([tuple(one) for one in maps], expected.maps, rtol=1e-9, atol=1e-9)
@@ -425,8 +427,10 @@ def test_asking_for_maps_changes_nothing_else(name: str, training: bool) -> None
     plain = used_network(name).train(training)
     asked = copy.deepcopy(plain)
     images_BCHW = images_of_size(16)
-    (logits_BK, embedding_BD, none), seen = plain.outputs(images_BCHW), asked.outputs(images_BCHW, maps=True)
+    logits_BK, embedding_BD, none, final_BDHW = plain.outputs(images_BCHW)
+    seen = asked.outputs(images_BCHW, maps=True)
     assert none == ()
+    assert torch.equal(seen.final, final_BDHW)
     assert_sides_of_an_activation(seen.maps, linear=name == "MobileNetV2")
     assert torch.equal(seen.logits, logits_BK)
     assert torch.equal(seen.embedding, embedding_BD)
@@ -511,11 +515,11 @@ def test_an_unknown_network_is_told_the_nearest(name: str, hint: str) -> None:
     assert str(caught.value) == f"unknown network '{name}': {hint}valid are {', '.join(sorted(NETWORKS))}"
 
 
-def test_count_parameters_leaves_buffers_and_frozen_ones_out() -> None:
+def test_count_parameters_leaves_buffers_out_and_counts_frozen_ones() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     assert count_parameters(module) == 12 + 4 + 8
-    module[0].requires_grad_(False)
-    assert count_parameters(module) == 8
+    module[0].requires_grad_(False)  # such as a teacher's classifier, which was trained once
+    assert count_parameters(module) == 12 + 4 + 8
 
 
 def test_the_nonlinear_head_is_the_papers() -> None:
@@ -586,8 +590,9 @@ def test_every_network_of_torchvision_has_a_classifier_and_its_input(name: str) 
     size = 299 if name == "inception_v3" else 224
     with torch.device("meta"):
         network = build_network(f"torchvision:{name}", 7).eval()
-    logits_BK, embedding_BD, maps = network.outputs(torch.empty(2, 3, size, size, device="meta"))
+    logits_BK, embedding_BD, maps, final_BDHW = network.outputs(torch.empty(2, 3, size, size, device="meta"))
     assert (logits_BK.shape, embedding_BD.shape, maps) == ((2, 7), (2, network.embedding_dim), ())
+    assert final_BDHW is None  # which map the library pools is not told unless maps are asked for
     # No layer follows the classifier, and nothing of a training's auxiliary ones is left.
     layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert layers[-1] is network.head
@@ -612,7 +617,7 @@ def test_logits_are_the_librarys_own(name: str) -> None:
     assert list(state) == list(plain.state_dict())
     use(network)
     images_BCHW = images_of_size(64)
-    logits_BK, embedding_BD, _ = network.outputs(images_BCHW)
+    logits_BK, embedding_BD, *_ = network.outputs(images_BCHW)
     assert torch.equal(logits_BK, plain(images_BCHW))
     assert torch.equal(network(images_BCHW), logits_BK)
     assert embedding_BD.shape == (2, network.embedding_dim)
@@ -711,7 +716,8 @@ def test_maps_of_a_foreign_resnet_are_those_that_its_names_spell() -> None:
             x = relu(before)
         maps.append((before, x))
     expected = classified(state, maps, x, "fc")
-    logits_BK, embedding_BD, seen = network.outputs(images_BCHW, maps=True)
+    logits_BK, embedding_BD, seen, final_BDHW = network.outputs(images_BCHW, maps=True)
+    assert final_BDHW is seen[-1].after
     torch.testing.assert_close(logits_BK, expected.logits_BK, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(embedding_BD, expected.pooled_BD, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close([tuple(one) for one in seen], expected.maps, rtol=1e-9, atol=1e-9)
@@ -767,7 +773,7 @@ class Spread(nn.Module):
 def test_the_embedding_is_averaged_over_positions(shape: tuple[int, ...]) -> None:
     head = nn.Conv2d(6, 7, 1) if shape[1:] == (6, 3, 4) else nn.Linear(6, 7)
     network = ForeignNetwork("spread", Spread(head), 7)
-    logits_BK, embedding_BD, _ = network.outputs(torch.randn(shape))
+    logits_BK, embedding_BD, *_ = network.outputs(torch.randn(shape))
     assert embedding_BD.shape == (2, network.embedding_dim) == (2, 6)
     from_embedding = F.linear(embedding_BD, head.weight.flatten(1), head.bias)
     torch.testing.assert_close(logits_BK, from_embedding)
@@ -792,7 +798,7 @@ def test_a_network_without_a_classifier_is_refused() -> None:
     [
         (
             "torch:resnet18",
-            "unknown library of networks 'torch': did you mean 'torchvision'? valid are timm, torchvision",
+            "unknown library of networks 'torch': did you mean 'torchvision'? valid are simkd, timm, torchvision",
         ),
         (
             "torchvision:resnet19",
@@ -832,7 +838,7 @@ def test_timms_networks_are_its_own(name: str, width: int, size: int) -> None:
     network = build_network(f"timm:{name}", 7).eval()
     assert list(network.state_dict()) == list(plain.state_dict())
     images_BCHW = images_of_size(size)
-    logits_BK, embedding_BD, _ = network.outputs(images_BCHW)
+    logits_BK, embedding_BD, *_ = network.outputs(images_BCHW)
     assert torch.equal(logits_BK, plain(images_BCHW))
     assert embedding_BD.shape == (2, network.embedding_dim) == (2, width)
     assert torch.equal(network.head(embedding_BD), logits_BK)
