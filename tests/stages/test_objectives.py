@@ -264,7 +264,7 @@ def test_single_head_objectives_of_one_setting_differ() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("dkhd", {}, ["objective 'dkhd'", "'dhkd'"]),
+        ("dhkdd", {}, ["objective 'dhkdd'", "did you mean 'dhkd'"]),
         ("kd", {"temprature": 4.0}, ["'kd'", "'temprature'", "did you mean 'temperature'"]),
         (
             "kd",

@@ -6,6 +6,7 @@ Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", Ne
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -18,11 +19,17 @@ def correlation_distance(first_RC: Tensor, second_RC: Tensor) -> Tensor:
 
     Huang et al., equations 7 and 8. In 0 to 2; no positive affine map of a row changes it.
     """
-    first_RC, second_RC = (
-        F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
-        for x in (losses.widened(first_RC), losses.widened(second_RC))
-    )
+    first_RC, second_RC = _variation(losses.widened(first_RC)), _variation(losses.widened(second_RC))
     return 1 - (first_RC * second_RC).sum(dim=1).mean()
+
+
+def _variation(x_RC: Tensor) -> Tensor:
+    """Each row minus its mean, of length 1; a constant row is zeros, and has no gradient."""
+    centred_RC = x_RC - x_RC.mean(dim=1, keepdim=True)
+    # Of a constant row rounding may leave something, which would be as good a direction as any other.
+    rounding_R1 = 8 * torch.finfo(x_RC.dtype).eps * x_RC.abs().amax(dim=1, keepdim=True)
+    varies_R1 = centred_RC.abs().amax(dim=1, keepdim=True) > rounding_R1
+    return F.normalize(torch.where(varies_R1, centred_RC, 0.0), dim=1)
 
 
 @dataclass(frozen=True)

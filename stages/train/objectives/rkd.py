@@ -48,7 +48,8 @@ def _cosines(embedding_BD: Tensor) -> Tensor:
     difference_BBD = embedding_BD[None] - embedding_BD[:, None]
     distance_BB1 = _distances(embedding_BD)[..., None]
     direction_BBD = difference_BBD / torch.where(distance_BB1 > 0, distance_BB1, 1.0)
-    return torch.bmm(direction_BBD, direction_BBD.transpose(1, 2))
+    with torch.autocast(direction_BBD.device.type, enabled=False):  # under which products would be of bf16
+        return torch.bmm(direction_BBD, direction_BBD.transpose(1, 2))
 
 
 @dataclass(frozen=True)
