@@ -7,7 +7,6 @@ on, and another `--methods` adds rows. Not part of `make bench`: it takes an hou
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,6 +16,7 @@ from dhkd.pipeline import commands
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.report.tables import plain_table
 from dhkd.stages.train.objectives import OBJECTIVES
+from rich.console import Console
 
 SIGNALS = "cache.signals=[logits,embedding,cam,attention]"
 COMBINED = ("dhkd + reviewkd",)
@@ -41,6 +41,7 @@ def trained(out: Path, method: str, seed: int, overrides: list[str]) -> dict[str
 
 
 def main() -> None:
+    """Train what isn't there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of teacher, cache and runs")
     parser.add_argument("--methods", nargs="+", default=[*OBJECTIVES, *COMBINED])
@@ -65,11 +66,12 @@ def main() -> None:
         for seed in range(options.seeds):
             result = trained(options.out, method, seed, options.overrides)
             top1.append(result["last_top1"])
-            print(f"{method}, seed {seed}: {top1[-1]:.2f} %", file=sys.stderr, flush=True)
+            Console(stderr=True).print(f"{method}, seed {seed}: {top1[-1]:.2f} %", highlight=False)
         each = ", ".join(f"{value:.2f}" for value in top1)
         spread = f"{stdev(top1):.2f}" if len(top1) > 1 else "–"
         rows.append((method, f"{mean(top1):.2f}", spread, each, ", ".join(result["live"]) or "–"))
-    print(plain_table(["method", "top-1 %", "std", "of each seed", "live"], rows, left=1))
+    table = plain_table(["method", "top-1 %", "std", "of each seed", "live"], rows, left=1)
+    Console(width=1000, highlight=False, markup=False).print(table)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,9 @@ class DistillationSet(Dataset[Item]):
         needs = {build.LOGITS: temperature}
         names, lacking = build.cached_names(needs, self.reader, settings.teacher, "pass its temperature")
         if lacking:
+            wanted = signal_name(settings.teacher, build.LOGITS)
             raise CacheMismatch(
-                f"cache at {self.reader.location}: expected {signal_name(settings.teacher, build.LOGITS)}, it holds"
+                f"cache at {self.reader.location}: expected the signal {wanted}, it holds"
                 f" {', '.join(self.reader.manifest.signals)}; choose with --set student.teacher=NAME"
             )
         build.require_cache(experiment, self.reader, images, recipe, names["logits"], None)

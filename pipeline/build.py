@@ -143,7 +143,7 @@ def setting_of(
     shapes_of = partial(Shapes, num_classes=images.num_classes, image=(height, width))
     student, of_teacher = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
     setting = Setting(student, of_teacher, images.labels_N, experiment.seed, teacher)
-    return replace(setting, student=shapes_of(objective.architecture(setting)))
+    return replace(setting, student=student.of(objective.architecture(setting)))
 
 
 def student_of(objective: Objective, setting: Setting) -> Student:
@@ -421,9 +421,9 @@ def cached_names(
 def require_live(
     experiment: Experiment, setting: Setting, lacking: Sequence[str], reader: LogitReader | None, recipe: Recipe
 ) -> None:
-    """Raise `ConfigError` unless the experiment says that the teacher runs in every step, for the signals `lacking`.
+    """Raise an error unless the experiment says that the teacher runs in every step, for the signals `lacking`.
 
-    It names the two ways to get them, and what each costs.
+    It names the two ways to get them, and what each costs: `CacheMismatch`, or `ConfigError` where there is no cache.
     """
     if not lacking or experiment.teacher.live:
         return
@@ -433,22 +433,28 @@ def require_live(
         f"run the teacher in every step with --set teacher.live=true and --teacher FILE ({num_samples * epochs:,}"
         f" forwards for each student)"
     )
-    where = f"cache at {reader.location}" if reader else "--cache"
-    holds = ", ".join(reader.manifest.signals) if reader else "none was given"
-    named = experiment.student.teacher
-    wanted = ", ".join(signal_name(None if named == MEAN_OF_TEACHERS else named, need) for need in lacking)
-    message = f"{where}: objective {experiment.objective!r} needs the signal {wanted}; got {holds}"
     uncacheable = [need for need in lacking if parse(need).batch]
-    if uncacheable:
-        raise ConfigError(f"{message}; {', '.join(uncacheable)} can't be cached: {live}")
-    codec = experiment.cache.codec
-    sizes = [
-        codec_of_signal(codec, need, setting.teacher.num_classes).parts(setting.teacher.row(need)) for need in lacking
-    ]
-    size = num_samples * sum(map(row_bytes, sizes))
-    raise ConfigError(
-        f"{message}; cache it with 'dhkd cache-teacher … --signals {','.join(lacking)}' ({size / 1e6:,.1f} MB a view,"
+    codec, size = experiment.cache.codec, 0
+    for need in lacking:
+        parts = codec_of_signal(codec, need, setting.teacher.num_classes).parts(setting.teacher.row(need))
+        size += num_samples * row_bytes(parts)
+    cache = (
+        f"cache it with 'dhkd cache-teacher … --signals {','.join(lacking)}' ({size / 1e6:,.1f} MB a view,"
         f" {num_samples * views:,} forwards once for {views} views), or {live}"
+    )
+    remedy = f"{', '.join(uncacheable)} can't be cached: {live}" if uncacheable else cache
+    if reader is None:
+        raise ConfigError(
+            f"--cache: objective {experiment.objective!r} needs the signal {', '.join(lacking)}, no cache was given;"
+            f" {remedy}"
+        )
+    named = experiment.student.teacher
+    wanted = [signal_name(None if named == MEAN_OF_TEACHERS else named, need) for need in lacking]
+    if {teachers_own(name) for name in reader.manifest.signals} >= set(lacking):
+        remedy = f"choose another teacher of it with --set student.teacher=NAME, or {remedy}"
+    raise CacheMismatch(
+        f"cache at {reader.location}: objective {experiment.objective!r} needs the signal {', '.join(wanted)}, it holds"
+        f" {', '.join(reader.manifest.signals)}; {remedy}"
     )
 
 

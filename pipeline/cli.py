@@ -522,6 +522,24 @@ def plan(
 
 
 @cli.command()
+@click.argument("preset", default="cifar100/resnet32x4-resnet8x4")
+@overrides_option
+@click.option("--samples", type=click.IntRange(2), metavar="N", help="Training samples, where the source can't tell.")
+@click.option("--classes", type=click.IntRange(2), metavar="K", help="Classes, where the source can't tell.")
+@json_option
+def methods(
+    preset: str, overrides: Sequence[str], smoke: bool, samples: int | None, classes: int | None, as_json: bool
+) -> None:
+    """List the methods: what each needs of PRESET's teacher, how large that is, what is trained beside the student."""
+    experiment = _experiment(preset, overrides, smoke)
+    from dhkd.pipeline.methods import list_methods
+    from dhkd.stages.report.tables import methods_table
+
+    result = list_methods(experiment, samples=samples, classes=classes)
+    _emit(result, as_json, methods_table(result) if not as_json else "")
+
+
+@cli.command()
 @click.option("--out", type=PATH, help="Folder for everything it makes [default: a new one under runs/].")
 @cpu_option
 @click.option("--smoke", is_flag=True, help="Seconds instead of minutes, and nothing learnt.")

@@ -170,6 +170,11 @@ def train_student(
         if teacher is not None:
             trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
         network = trained.network if trained else None
+        if objective.takes_of_teacher and network is None:
+            raise ConfigError(
+                f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
+                f" no cache holds; expected its weights, got none"
+            )
         setting = build.setting_of(experiment, settings, images, objective, network)
         needs = objective.needs(setting)
         names: Names = {}

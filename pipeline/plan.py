@@ -170,7 +170,7 @@ def make_plan(
     settings, epochs = experiment.student, experiment.student.epochs
     views = build.num_views_of(experiment, build.recipe_of(experiment.views))
     asked = build.codec_of(experiment.cache.codec, num_classes)
-    setting = _setting(experiment, num_classes)
+    setting = usual_setting(experiment, num_classes)
     others = _other_signals(experiment, setting, num_samples, views)
     largest = max((other["row_bytes"] for other in others if other["cached"]), default=0)
     codecs = []
@@ -221,12 +221,12 @@ def make_plan(
     }
 
 
-def _setting(experiment: Experiment, num_classes: int) -> Setting:
+def usual_setting(experiment: Experiment, num_classes: int) -> Setting:
     """Both networks' shapes, of a usual size where nobody says how large images are: logits are the same of any."""
     pixels = _pixels(experiment) or USUAL_PIXELS
     shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))
     student, teacher = shapes_of(experiment.student.architecture), shapes_of(experiment.teacher.architecture)
-    return Setting(student, teacher, torch.zeros(0, dtype=torch.int64), experiment.seed)
+    return Setting(student, teacher, torch.arange(num_classes), experiment.seed)
 
 
 def _pixels(experiment: Experiment) -> int | None:
@@ -330,7 +330,7 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = settings.batch_size
     processes = Processes(resolve_precision(settings.precision, cpu), cpu)
     try:
-        student = build.student_of(build_objective("ce", {}), _setting(experiment, num_classes))
+        student = build.student_of(build_objective("ce", {}), usual_setting(experiment, num_classes))
         model, optimizer = processes.prepare(student, build.optimizer_of(settings, student))
         parameters = list(model.parameters())
         images_BCHW = _noise(rows, pixels, processes.device)

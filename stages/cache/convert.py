@@ -21,9 +21,8 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
     """
     manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
     for name, signal in manifest.signals.items():
-        # The other codecs are made for logits.
-        as_it_is = codec is None or not (isinstance(codec, Float) or teachers_own(name) == "logits")
-        if as_it_is or codec == signal.codec:
+        serves = isinstance(codec, Float) or teachers_own(name) == "logits"  # other codecs are made for these
+        if codec is None or codec == signal.codec or not serves:
             signals[name] = signal
             continue
         if isinstance(signal.codec, TopK):

@@ -153,6 +153,10 @@ class Shapes:
         """`image` is the height and width of what it is shown."""
         self.architecture, self.num_classes, self._image = architecture, num_classes, image
 
+    def of(self, architecture: str) -> "Shapes":
+        """Those of another network, shown the same."""
+        return Shapes(architecture, self.num_classes, self._image)
+
     def row(self, name: str) -> Shape:
         """The shape of one sample's signal."""
         outputs = self._outputs if needs_maps([name]) else self._without_maps

@@ -1,6 +1,7 @@
 """Tables for people, of what the commands return as plain values."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,38 @@ def presets_table(rows: Sequence[Mapping[str, Any]]) -> str:
     width = max(len(row["name"]) for row in rows)
     others = [f"{row['name']:{width}}  {row['description']}" for row in rows if not row["published"]]
     return "\n".join([plain_table(header, table, left=3), "", *others])
+
+
+def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each objective needs, of `dhkd methods`."""
+    table = []
+    for row in rows:
+        weights = f"; takes the teacher's {row['takes_of_teacher']}" if row["takes_of_teacher"] else ""
+        table.append(
+            (
+                row["method"],
+                signals_in_short(row["signals"]),
+                f"{row['row_bytes']:,}" if row["signals"] else "",
+                f"{row['view_bytes'] / 1e6:,.1f}" if row["signals"] else "",
+                f"{row['extra_parameters']:,}",
+                {None: "no teacher", True: "cache or live", False: "live only"}[row["cacheable"]] + weights,
+            )
+        )
+    header = ["method", "signals", "bytes a row", "MB a view", "extra parameters", "from"]
+    return plain_table(header, table, left=2)
+
+
+def signals_in_short(names: Sequence[str]) -> str:
+    """Signals' names, those of several stages as one: "map1…3-before"."""
+    numbered = [name for name in names if re.match(r"(map|attention)\d", name)]
+    if len(numbered) < 2:
+        return ", ".join(names)
+    first, last = numbered[0], numbered[-1]
+    number = re.search(r"\d+", last)
+    assert number is not None
+    several = re.sub(r"\d+", lambda found: f"{found[0]}…{number[0]}", first.partition("-")[0], count=1)
+    suffix = first.partition("-")[2] if not first.startswith("attention") else ""
+    return ", ".join([several + (f"-{suffix}" if suffix else ""), *(name for name in names if name not in numbered)])
 
 
 def demo_table(result: Mapping[str, Any]) -> str:

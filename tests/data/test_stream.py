@@ -154,11 +154,11 @@ def require_same(first: Batch, second: Batch) -> None:
 
 def union(parts: Sequence[Batch]) -> Batch:
     """What the processes hold of one step, put together in the order of their ranks."""
-    (global_size,) = {part.global_size for part in parts}
+    ((epoch, global_size),) = {(part.epoch, part.global_size) for part in parts}
     fields = ("view_B", "index_B", "images_BCHW", "labels_B")
     joined = {field: torch.cat([getattr(part, field) for part in parts]) for field in fields}
     teacher = {name: torch.cat([part.teacher[name] for part in parts]) for name in parts[0].teacher}
-    return Batch(**joined, teacher=teacher, global_size=global_size)
+    return Batch(**joined, epoch=epoch, teacher=teacher, global_size=global_size)
 
 
 # the join

@@ -41,7 +41,7 @@ def stream_of(preset: str | Path, cache: Path | str, overrides: Sequence[str], d
     experiment, cpu = load_experiment(str(preset), overrides), torch.device("cpu")
     images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
     reader, settings = build.reader_of(str(cache), data), experiment.student
-    names = build.cached_names({"logits": None}, reader, settings.teacher, "")
+    names, _ = build.cached_names({"logits": None}, reader, settings.teacher, "")
     return Stream(
         build.renderer_of(images, recipe, cpu, data),
         build.normalization_of(settings, images),

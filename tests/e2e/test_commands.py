@@ -1,6 +1,7 @@
 """The whole way, as a user goes it: train a teacher, cache it, train students, and what is done with them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,24 @@ RESULT_FIELDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def of_every_signal(cache: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small cache with all that any objective needs of it, maps too, added in a second call."""
+    out = shutil.copytree(cache, tmp_path_factory.mktemp("signals") / "c")
+    maps = ",".join(["map2", *(f"map{stage}-before" for stage in (1, 2, 3))])
+    signals = f"embedding,cam,attention,last_map,{maps}"
+    done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", out, "--signals", signals)
+    return out
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_student_of_every_objective_from_one_cache(objective: str, cache: Path, tmp_path: Path) -> None:
+def test_a_student_of_every_objective_from_one_cache(
+    objective: str, of_every_signal: Path, teacher: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    settings = [*SMALL, "--set", f"objective={objective}"]
-    outcome = done("train-student", "digits", *settings, "--cache", cache, "--out", out, "--json")
+    settings = [*SMALL, "--set", f"objective={objective}", "--set", "objectives.ofd.teacher_batch_norm=eval"]
+    words = ["train-student", "digits", *settings, "--cache", of_every_signal, "--teacher", teacher, "--out", out]
+    outcome = done(*words, "--json")
     result = outcome.result
     assert result == json.loads((out / "result.json").read_text())
     assert result.keys() >= RESULT_FIELDS
@@ -39,7 +53,8 @@ def test_a_student_of_every_objective_from_one_cache(objective: str, cache: Path
 
     # What a student is after training: a plain network, without the auxiliary head.
     tensors = safetensors.torch.load_file(out / "student.safetensors")
-    assert tensors.keys() == build_network("resnet8", 10).state_dict().keys()
+    assert tensors.keys() == build_network(result["architecture"], 10).state_dict().keys()
+    assert (result["architecture"] == "resnet8") == (objective != "simkd")
     exported = tmp_path / "exported.safetensors"
     done("export", out, "--out", exported)
     assert safetensors.torch.load_file(exported).keys() == tensors.keys()

@@ -228,13 +228,15 @@ def test_a_real_cache_is_as_planned(codec: str, store: str, teacher: Path, tmp_p
 def test_blocks_are_those_that_caching_makes() -> None:
     experiment = load_experiment("digits", ["cache.block_mb=0.005", "cache.codec=int8"])
     images, recipe = load_source("digits", "train"), build.recipe_of(experiment.views)
-    planned, made = codec_in(make_plan(experiment), "int8"), build.plan_of(experiment, images, recipe)
+    setting = planning.usual_setting(experiment, images.num_classes)
+    planned, made = codec_in(make_plan(experiment), "int8"), build.plan_of(experiment, images, recipe, setting)
     assert (planned["block_rows"], planned["blocks"]) == (made.block_rows, len(made.blocks()))
 
 
 # the command
 
 KEYS = {
+    "signals",
     "data", "views", "view_kind", "all_views", "teacher", "student", "epochs", "window", "in_memory", "store",
     "block_mb", "codecs", "witness_bytes", "suggestion", "forwards", "rates", "stage_one_hours", "bytes_per_second",
     "student_hours", "pays_from", "students", "asked_students",

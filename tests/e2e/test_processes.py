@@ -107,10 +107,16 @@ def training(cache: Path, out: Path, objective: str) -> list[object]:
     return ["train-student", "digits", *settings, "--cache", cache, "--out", out]
 
 
-def test_kill_9_of_training_then_resume(cache: Path, tmp_path: Path) -> None:
-    """The same final weights, bit for bit; dhkd's head has dropout and batch norm, which must come back too."""
-    done(*training(cache, tmp_path / "whole", "dhkd"))
-    words = training(cache, tmp_path / "cut", "dhkd")
+@pytest.mark.parametrize("objective", ["dhkd", pytest.param("crd + reviewkd", marks=pytest.mark.slow)])
+def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Path, tmp_path: Path) -> None:
+    """The same final weights, bit for bit.
+
+    dhkd's head has dropout and batch norm, crd a memory of every sample and reviewkd convolutions, which must come back
+    too.
+    """
+    live = ["--teacher", teacher, "--set", "teacher.live=true", "--set", "objectives.crd.negatives=200"]
+    done(*training(cache, tmp_path / "whole", objective), *live)
+    words = [*training(cache, tmp_path / "cut", objective), *live]
     for epochs in (1, 3):
         process = spawn(*words, "--resume", env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
         metrics = tmp_path / "cut" / "metrics.jsonl"
@@ -138,6 +144,7 @@ def timings(line: dict[str, float]) -> dict[str, float]:
 
 JOINT = """
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -146,13 +153,16 @@ from dhkd.data.stream import ResidentSignals, Stream
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.sources import Selection, load_source
 from dhkd.data.views import CropFlip
+from dhkd.pipeline.build import student_of
 from dhkd.stages.models import build_network
 from dhkd.stages.models.evaluate import evaluate
-from dhkd.stages.models.student import Student, auxiliary_head
+from dhkd.stages.models.signals import Shapes
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import train
-from dhkd.stages.train.objectives import build_objective
+from dhkd.stages.train.objectives import combined_objective
+from dhkd.stages.train.objectives.contract import Setting
 from dhkd.stages.train.run_folder import RunFolder
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -172,16 +182,20 @@ test = UnaugmentedRenderer(test, processes.device)
 normalize = Normalization(images.mean, images.std)
 renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
 signals = ResidentSignals(open_cache(cache), {"logits": ["logits"]}, processes.device)
+options = {"dhkd": {"head": "linear"}, "crd": {"negatives": 50}}
+torch.manual_seed(7)
+teacher = Teacher(build_network("resnet8", 10), normalize, processes)
 for case in sys.argv[3:]:
     name, batch_size = case.split(":")
-    objective = build_objective(name, {"head": "linear"} if name == "dhkd" else {})
-    torch.manual_seed(0)
-    backbone = build_network("resnet8", 10)
-    freeze(backbone)
-    head = auxiliary_head(objective.auxiliary, 64, 10) if objective.auxiliary else None
-    student = Student(backbone, head)
+    objective = combined_objective(name, options)
+    shapes = Shapes("resnet8", 10, (8, 8))
+    setting = Setting(shapes, shapes, images.labels_N, 0)
+    live = [own for own in objective.needs(setting) if own != "logits"]
+    student = student_of(objective, setting)
+    freeze(student.backbone)
     stream = Stream(
         renderer, normalize, signals, schedule="independent", seed=3, batch_size=int(batch_size),
+        live=partial(teacher.signals, names=live) if live else None,
         rank=processes.rank, world_size=processes.world_size,
     )
     train(
@@ -195,7 +209,7 @@ processes.end()
 """
 
 
-CASES = ("dhkd:31", "kd:31", "kd:50")
+CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dist:31")
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +230,7 @@ def test_two_training_processes_take_the_steps_of_one(case: str, trained: dict[i
     alone = torch.load(trained[1] / case / "rank0.pt", weights_only=True)
     first, second = (torch.load(trained[2] / case / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, weights in alone.items():
-        assert torch.equal(first[name], second[name]), "both processes hold the same weights"
+        assert torch.equal(first[name], second[name]), "both processes hold the same weights, and the same memory"
         torch.testing.assert_close(first[name], weights, rtol=1e-3, atol=2e-5)
     one, two = (read_metrics(trained[number] / case)[-1] for number in (1, 2))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)

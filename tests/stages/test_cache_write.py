@@ -255,6 +255,7 @@ def test_an_interruption_leaves_no_trace_whichever_views_were_computed_together(
     # The missing blocks group otherwise now: some rows lack one view, others all of them.
     again = write_blocks(
         teacher,
+        renderer,
         writer_at(tmp_path / "c", photo_manifest()),
         batch_size=4,
         processes=processes,

@@ -32,15 +32,6 @@ class Setting:
     seed: int
     teacher_network: Network | None = None
 
-    def teacher_weights(self, objective: str, what: str) -> Network:
-        """The teacher's network; raises `ConfigError` where it wasn't given."""
-        if self.teacher_network is None:
-            raise ConfigError(
-                f"objective {objective!r} needs {what} itself, which no cache holds; give its weights with"
-                f" --teacher FILE"
-            )
-        return self.teacher_network
-
     def stages(self, objective: str) -> list[int]:
         """The stages behind the stem, by number. Raises `ConfigError` unless both networks have equally many."""
         student, teacher = len(self.student.maps), len(self.teacher.maps)
@@ -59,6 +50,8 @@ class Objective(ABC):
     couples_rows: bool = False
     # Whether its losses, cross-entropy aside, are of logits. Alignment leaves others alone.
     of_logits: bool = True
+    # What it takes of the teacher's network itself, beside signals, so that its weights have to be given.
+    takes_of_teacher: str | None = None
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:

@@ -87,6 +87,7 @@ class OFD(Objective):
     teacher_batch_norm: Literal["train", "eval"] = "train"
 
     of_logits = False
+    takes_of_teacher = "batch norm"
 
     def __post_init__(self) -> None:
         require_weights("ofd", ce_weight=self.ce_weight, ofd_weight=self.ofd_weight)
@@ -101,8 +102,9 @@ class OFD(Objective):
 
     def adapter(self, setting: Setting) -> nn.Module:
         """The connectors, with the margins of the teacher's batch norms."""
-        stages, teacher = setting.stages("ofd"), setting.teacher_weights("ofd", "the teacher's batch norm")
-        batch_norms = _batch_norms(teacher, stages)
+        assert setting.teacher_network is not None
+        stages = setting.stages("ofd")
+        batch_norms = _batch_norms(setting.teacher_network, stages)
         return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
 
     def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:

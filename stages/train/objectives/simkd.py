@@ -30,6 +30,7 @@ class SimKD(Objective):
     map_weight: float = 1.0
 
     of_logits = False
+    takes_of_teacher = "classifier"
 
     def __post_init__(self) -> None:
         require_weights("simkd", ce_weight=self.ce_weight, map_weight=self.map_weight)
@@ -48,8 +49,8 @@ class SimKD(Objective):
 
     def start(self, network: Network, setting: Setting) -> None:
         """Copy the teacher's classifier."""
-        teacher = setting.teacher_weights("simkd", "the teacher's classifier")
-        network.head.load_state_dict(teacher.head.state_dict())
+        assert setting.teacher_network is not None
+        network.head.load_state_dict(setting.teacher_network.head.state_dict())
 
     def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `map`."""
