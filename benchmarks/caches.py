@@ -1,4 +1,4 @@
-"""Caches of random logits to be timed: what the values are has no influence on it."""
+"""Caches of random values to be timed: what the values are has no influence on it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,14 @@ from dhkd.data.cache.writer import LogitWriter, begin
 
 
 def manifest_of(
-    num_views: int, num_samples: int, num_classes: int, block_rows: int, codec: Mapping[str, Any] | None = None
+    num_views: int,
+    num_samples: int,
+    num_classes: int,
+    block_rows: int,
+    codec: Mapping[str, Any] | None = None,
+    signals: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Manifest:
-    """A manifest of logits in this codec, by default float16."""
+    """A manifest of logits, or of `signals` with the shape of a row of each, in this codec, by default float16."""
     dataset = {
         "name": "random",
         "split": "train",
@@ -22,10 +27,16 @@ def manifest_of(
         "num_classes": num_classes,
         "fingerprint": "",
     }
-    signal = {"teacher": {}, "precision": "float32", "codec": codec or {"kind": "float16"}, "row": [num_classes]}
+    stored = {"teacher": {}, "precision": "float32", "codec": codec or {"kind": "float16"}}
+    rows = signals or {"logits": (num_classes,)}
+    said = {name: {**stored, "row": row} for name, row in rows.items()}
     tree = {
         "format": 2,
-        "identity": {"dataset": dataset, "recipe": {}, "signals": {"logits": signal}},
+        "identity": {
+            "dataset": dataset,
+            "recipe": {},
+            "signals": {name: {**stored, "row": row} for name, row in rows.items()},
+        },
         "provenance": {},
         "num_views": num_views,
         "block_rows": block_rows,
@@ -41,9 +52,13 @@ def writer_at(path: Path, manifest: Manifest, store: str = "zarr") -> LogitWrite
 
 def rows_of(writer: LogitWriter) -> dict[str, np.ndarray[Any, Any]]:
     """As many random rows as a block has at most."""
-    shape = (writer.plan.block_rows, writer.manifest.num_classes)
-    logits_BK = 3.5 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    return {"logits": logits_BK, WITNESS: np.zeros(len(logits_BK), dtype=np.uint32)}
+    rows, generator = writer.plan.block_rows, np.random.default_rng(0)
+    values = {
+        # Features are small, so that losses whose weights expect that don't diverge.
+        name: (3.5 if name == "logits" else 0.1) * generator.standard_normal((rows, *signal.row), dtype=np.float32)
+        for name, signal in writer.manifest.signals.items()
+    }
+    return {**values, WITNESS: np.zeros(rows, dtype=np.uint32)}
 
 
 def write(writer: LogitWriter, blocks: list[Block]) -> None:

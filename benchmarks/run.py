@@ -8,13 +8,14 @@ measured here, nor several processes, nor a GPU.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -31,20 +32,20 @@ from dhkd.configs.schema import Training
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
+from dhkd.data.stream import Batch, Live, NoSignals, ResidentSignals, Signals, Stream
 from dhkd.data.views import CropFlip
 from dhkd.pipeline.build import learning_rate_of, optimizer_of, student_of
 from dhkd.pipeline.environment import hardware, versions
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import Network, build_network
-from dhkd.stages.models.signals import Shapes
+from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.report.tables import plain_table
 
 # The loop's own step: what is timed must be what users run, and `train` offers no smaller unit than an epoch.
 from dhkd.stages.train.loop import _seed_dropout, _step
-from dhkd.stages.train.objectives import build_objective
+from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 from dhkd.stages.train.objectives.contract import Setting
 from figure import Figure, interleaved, middle
 from photographs import decoding, large_index
@@ -85,6 +86,8 @@ class Sizes:
     photographs: int
     photograph_rounds: int
     large_samples: int  # in the cache of ImageNet's size
+    method_samples: int
+    method_rounds: int
     block_megabytes: float  # as computed, of the blocks whose memory is measured
 
 
@@ -107,6 +110,8 @@ FULL = Sizes(
     photographs=256,
     photograph_rounds=9,
     large_samples=1_281_167,
+    method_samples=50_000,
+    method_rounds=30,
     block_megabytes=32.0,
 )
 QUICK = Sizes(
@@ -128,6 +133,8 @@ QUICK = Sizes(
     photographs=64,
     photograph_rounds=2,
     large_samples=40_000,
+    method_samples=500,
+    method_rounds=2,
     block_megabytes=8.0,
 )
 
@@ -165,10 +172,11 @@ class Loop:
     def __init__(self, objective: str, stream: Stream, processes: Processes, teacher: Network | None = None) -> None:
         # A low rate, so that random labels don't make the loss diverge; it has no influence on the time.
         training = Training(architecture=STUDENT, epochs=1000, lr=1e-4)
-        self.objective = build_objective(objective, {})
+        self.objective = combined_objective(objective, {})
         shapes_of = partial(Shapes, num_classes=NUM_CLASSES, image=(32, 32))
         labels_N = stream.renderer.images.labels_N
         setting = Setting(shapes_of(STUDENT), shapes_of(TEACHER), labels_N, seed=0, teacher_network=teacher)
+        setting = replace(setting, student=shapes_of(self.objective.architecture(setting)))
         self.student = student_of(self.objective, setting)
         self.optimizer = optimizer_of(training, self.student)
         self._model, self._prepared = processes.prepare(self.student, self.optimizer)
@@ -336,6 +344,41 @@ def _bare_update(loop: Loop, epoch: int, step: int, batch: Batch) -> None:
     loop.optimizer.zero_grad()
 
 
+def method_steps(sizes: Sizes, folder: Path, processes: Processes) -> list[Figure]:
+    """What a step of each method costs over a cross-entropy step: signals from the cache, whole maps from the teacher.
+
+    CRD's memory is that of as many samples as there are images.
+    """
+    images = _random_images(sizes.method_samples, NUM_CLASSES)
+    torch.manual_seed(0)
+    network = build_network(TEACHER, NUM_CLASSES).eval()
+    teacher = Teacher(copy.deepcopy(network), Normalization(MEAN, STD), processes)
+    shapes = Shapes(TEACHER, NUM_CLASSES, (32, 32))
+    setting = Setting(Shapes(STUDENT, NUM_CLASSES, (32, 32)), shapes, images.labels_N, 0)
+    objectives = {name: combined_objective(name, {}) for name in (*OBJECTIVES, "dhkd + reviewkd")}
+    needs = {name: list(objective.needs(setting)) for name, objective in objectives.items()}
+    of_maps = {own for names in needs.values() for own in names if parse(own).kind in ("map", "last_map")}
+    cached = {own: shapes.row(own) for names in needs.values() for own in names if own not in of_maps}
+    manifest = manifest_of(1, len(images), NUM_CLASSES, len(images) // 5, signals=cached)
+    reader = open_cache(complete_cache(folder / "signals.zarr", manifest))
+    renderer = ResidentRenderer(images, RECIPE, processes.device)
+    loops, details = {}, {}
+    for name, wanted in needs.items():
+        live = [own for own in wanted if own in of_maps]
+        names = {own: [own] for own in wanted if own in cached}
+        signals = ResidentSignals(reader, names, processes.device) if names else NoSignals(1)
+        run = partial(teacher.signals, names=live) if live else None
+        loops[name] = Loop(name, _stream(renderer, signals, sizes.batch_sizes[0], run), processes, network)
+        details[name] = "live" if live else "cached" if names else "no teacher"
+    seconds = interleaved({name: loop.step for name, loop in loops.items()}, sizes.method_rounds)
+    detail = f"{TEACHER} → {STUDENT}, batch {sizes.batch_sizes[0]}, {len(images):,} samples"
+    return [
+        middle(f"step: {name} ({details[name]}) / ce", seconds[name] / seconds["ce"], "×", detail)
+        for name in loops
+        if name != "ce"
+    ]
+
+
 def opening(sizes: Sizes, cache: Path) -> Figure:
     """Point 5: seconds from a path to the first view of a complete cache in memory."""
 
@@ -433,11 +476,12 @@ def _random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageS
     return ImageSet("random", "train", images_NCHW, labels_N, num_classes, MEAN, STD)
 
 
-def _stream(renderer: ResidentRenderer, signals: Signals, batch_size: int) -> Stream:
-    return Stream(renderer, Normalization(MEAN, STD), signals, schedule="independent", seed=0, batch_size=batch_size)
+def _stream(renderer: ResidentRenderer, signals: Signals, batch_size: int, live: Live | None = None) -> Stream:
+    normalize = Normalization(MEAN, STD)
+    return Stream(renderer, normalize, signals, schedule="independent", seed=0, batch_size=batch_size, live=live)
 
 
-POINTS = ("step", "caching", "rendering", "alignment", "opening", "memory", "stores", "photographs", "large")
+POINTS = ("step", "caching", "rendering", "alignment", "opening", "memory", "stores", "photographs", "large", "methods")
 
 
 def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
@@ -459,6 +503,7 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
         "stores": lambda: stores(sizes.store_rounds, sizes.store_rows, folder),
         "photographs": lambda: decoding(sizes.photograph_rounds, sizes.photographs),
         "large": lambda: large_index(sizes.large_samples, folder),
+        "methods": lambda: method_steps(sizes, folder, processes),
     }
     figures: list[Figure] = []
     for point in points:
