@@ -36,7 +36,7 @@ def contrastive_loss(ratio_BM: Tensor) -> Tensor:
     sample is by the model than as noise: its score over M/num_samples. Tian et al., equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
-    told_B = -torch.log1p(1 / ratio_BM[:, 0])
+    told_B = F.logsigmoid(ratio_BM[:, 0].log())  # by way of 1/r, whose gradient is 1/r², small ones would overflow
     untold_B = -torch.log1p(ratio_BM[:, 1:]).sum(dim=1)
     return -(told_B + untold_B).mean()
 
