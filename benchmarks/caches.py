@@ -32,11 +32,7 @@ def manifest_of(
     said = {name: {**stored, "row": row} for name, row in rows.items()}
     tree = {
         "format": 2,
-        "identity": {
-            "dataset": dataset,
-            "recipe": {},
-            "signals": {name: {**stored, "row": row} for name, row in rows.items()},
-        },
+        "identity": {"dataset": dataset, "recipe": {}, "signals": said},
         "provenance": {},
         "num_views": num_views,
         "block_rows": block_rows,

@@ -155,7 +155,7 @@ def test_any_number_of_processes_writes_the_same_cache(written_by: dict[Any, Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("readers", [1, 2, 4])
+@pytest.mark.parametrize("readers", [1, 2])  # four read in the test below
 def test_any_number_of_processes_reads_the_same_from_both_stores(
     readers: int, written_by: dict[Any, Path], tmp_path: Path
 ) -> None:
