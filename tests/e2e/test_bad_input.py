@@ -36,6 +36,7 @@ def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:
         ("teacher.sha256=" + "ab" * 32, 1, ["teacher.sha256 expected abababababab…, got"]),
         ("student=resnet9", 2, ["unknown network 'resnet9'", "did you mean 'resnet"]),
         ("objective=dhdk", 2, ["unknown objective 'dhdk'", "did you mean"]),
+        ("objectives.dhdk.temperature=2", 2, ["unknown objective 'dhdk'", "did you mean"]),
         ("objectives.dhkd.temprature=2", 2, ["'temprature'", "did you mean 'temperature'"]),
         ("student.epoch=3", 2, ["unknown key 'epoch'", "did you mean 'epochs'"]),
         ("student.batch_size=1", 2, ["student.batch_size", "greater than or equal to 2, got 1"]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment, preset_names
 from dhkd.stages.models import build_network, count_parameters
+from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 from PIL import Image
 
 from tests.e2e.conftest import done
@@ -91,3 +92,43 @@ def test_smoke_runs_both_stages(name: str, photographs: Path, tmp_path: Path) ->
     student = done("train-student", *words, "--cache", tmp_path / "c.zarr", "--out", tmp_path / "student").result
     assert (student["architecture"], student["objective"]) == (experiment.student.architecture, "dhkd")
     assert student["cache"]["teacher_sha256"] == teacher["sha256"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_objective_takes_the_presets_options(name: str) -> None:
+    options = load_experiment(name).objectives
+    for objective in (*OBJECTIVES, "dhkd + reviewkd"):
+        assert combined_objective(objective, options)
+
+
+# Per pair: DKD's beta, ReviewKD's weight, CAT-KD's weight, grid and whether maps are normalised.
+PUBLISHED = {
+    "cifar100/resnet56-resnet20": (2, 0.6, (0.7, 2, False)),
+    "cifar100/resnet110-resnet32": (2, 1, (1.8, 2, False)),
+    "cifar100/resnet32x4-resnet8x4": (8, 5, (15, 2, False)),
+    "cifar100/wrn_40_2-wrn_16_2": (6, 5, (12, 2, False)),
+    "cifar100/wrn_40_2-wrn_40_1": (6, 5, (1.5, 2, False)),
+    "cifar100/vgg13-vgg8": (6, None, (4.5, 2, False)),
+    "cifar100/vgg13-MobileNetV2": (6, None, (15, 2, True)),
+    "cifar100/resnet32x4-ShuffleV1": (8, 5, (600, 4, True)),
+    "cifar100/resnet32x4-ShuffleV2": (8, 8, (600, 4, True)),
+    "cifar100/wrn_40_2-ShuffleV1": (8, 5, (80, 4, True)),
+    "cifar100/ResNet50-MobileNetV2": (8, 30, (40, 2, True)),
+    "imagenet/resnet34-resnet18": (0.5, 1, (0.5, 4, False)),
+    "imagenet/resnet50-MobileNetV1": (2, 8, (10, 2, True)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_settings_are_those_published_for_the_pair(name: str) -> None:
+    options = load_experiment(name).objectives
+    beta, review, cam = PUBLISHED[name]
+    assert combined_objective("dkd", options).beta == beta
+    assert review is None or combined_objective("reviewkd", options).review_weight == review
+    cat_kd = combined_objective("cat-kd", options)
+    assert (cat_kd.cam_weight, cat_kd.grid, cat_kd.normalize) == cam
+    large = name.startswith("imagenet/")
+    assert combined_objective("kd", options).temperature == (1 if large else 4)
+    assert combined_objective("dkd", options).temperature == (1 if large else 4)
+    assert combined_objective("dist", options).temperature == (1 if large else 4)
+    assert combined_objective("ofd", options).ofd_weight == (1e-4 if large else 1e-3)

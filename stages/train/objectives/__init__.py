@@ -54,6 +54,8 @@ def combined_objective(
 
     `alignment` takes the place of theirs. Raises `ConfigError`, in one line.
     """
+    for name in options:
+        one_of("objective", name, OBJECTIVES)
     parts = []
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())
