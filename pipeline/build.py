@@ -18,6 +18,7 @@ from dhkd.data.cache.contract import Plan
 from dhkd.data.cache.manifest import (
     DatasetIdentity,
     Identity,
+    Manifest,
     SignalIdentity,
     require_identity,
     signal_name,
@@ -52,6 +53,7 @@ MeanStd = tuple[Triple, Triple]
 Recipe = CropFlip | RandomResizedCrop
 
 LOGITS = "logits"
+LARGEST_BLOCK_BYTES = 2**30  # a process computes one and writes another, as float32
 MEAN_OF_TEACHERS = "mean"  # instead of a teacher's name
 
 
@@ -341,6 +343,18 @@ def largest_row(experiment: Experiment, setting: Setting) -> int:
 def _plan(experiment: Experiment, images: DataSet, setting: Setting, num_views: int) -> Plan:
     block_bytes = int(experiment.cache.block_mb * 2**20)
     return Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
+
+
+def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: str) -> None:
+    """Raise `ConfigError` where blocks that were cut for small signals would hold too much of these."""
+    row = sum(row_bytes(manifest.signals[name].parts) for name in signals)
+    if row * manifest.block_rows > LARGEST_BLOCK_BYTES:
+        raise ConfigError(
+            f"cache at {location}: its blocks of {manifest.block_rows:,} rows would hold"
+            f" {row * manifest.block_rows / 1e9:.1f} GB of {', '.join(signals)}, expected at most"
+            f" {LARGEST_BLOCK_BYTES / 1e9:.1f}; write all signals to another --out, where blocks are cut for them, or"
+            f" run the teacher live"
+        )
 
 
 def reader_of(location: str, options: DataOptions) -> LogitReader:

@@ -106,8 +106,8 @@ def cache_teacher(
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
         found = processes.broadcast(find(storage) if processes.is_first else None)
-        if found is not None:
-            found.manifest.extended_by(wanted, out)  # before anything expensive
+        if found is not None:  # before anything expensive
+            build.require_small_blocks(found.manifest.extended_by(wanted, out), signals, out)
         if found is None or not set(signals) <= set(found.manifest.signals):
             test = build.test_renderer_of(experiment, processes.device, data)
             provenance = _cache_provenance(trained.network, test, normalize, command, processes)
