@@ -25,21 +25,26 @@ def cache_table(result: Mapping[str, Any]) -> str:
         ),
         ("views", f"{result['views']} of {identity['recipe']['kind']} ({recipe})"),
     ]
+    before: list[tuple[str, str]] = []
     for name, signal in identity["signals"].items():
         teacher, made = signal["teacher"], provenance.get(name, {})
         codec = ", ".join(f"{value}" if key == "kind" else f"{key} {value}" for key, value in signal["codec"].items())
-        rows += [
-            (f"signal {name}", f"{codec}, computed in {signal['precision']}"),
+        origin = [
             (
                 "  teacher",
                 f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}),"
                 f" test top-1 {made.get('teacher_test_top1', float('nan')):.2f} %",
             ),
-            *((f"  {key}", text) for key, text in _exactness(result["bounds"].get(name)).items()),
             ("  made with", ", ".join(f"{library} {version}" for library, version in made.get("versions", {}).items())),
             ("  made on", str(made.get("hardware", "unknown"))),
             ("  command", str(made.get("command", "unknown"))),
         ]
+        rows += [
+            (f"signal {name}", f"{codec}, computed in {signal['precision']}"),
+            *((f"  {key}", text) for key, text in _exactness(result["bounds"].get(name)).items()),
+            *([("  teacher", "the same, in the same call")] if origin == before else origin),
+        ]
+        before = origin
     return plain_table(["", ""], rows, header=False)
 
 
