@@ -217,7 +217,7 @@ def overhaul(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 def overhaul_by_definition(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Heo et al., equations 2 and 4: target max(t, m); 0 where s ≤ target ≤ 0, else (target − s)²; summed."""
-    total = student_BCHW.new_zeros(())
+    total = 0 * student_BCHW.sum()  # there may be nothing to count
     for s_CHW, t_CHW in zip(student_BCHW, teacher_BCHW, strict=True):
         for margin, s_HW, t_HW in zip(margins_of(student_BCHW), s_CHW, t_CHW, strict=True):
             for s, t in zip(s_HW.reshape(-1), t_HW.reshape(-1), strict=True):
@@ -275,6 +275,9 @@ def simkd(student_BDHW: Tensor, teacher_BDHW: Tensor) -> Tensor:
     return build_objective("simkd", {}).terms(student, labels_of(logits_BK), signal)["map"]
 
 
+# Of few numbers some may vary so little that float32 can't tell their correlation or deviation well.
+ROWS = [(1, 8), (3, 9), (6, 7)]
+COLUMNS = [(8, 3), (9, 7), (7, 4)]
 LOGITS = [(1, 2), (2, 3), (3, 7), (6, 4)]
 MAPS = [(1, 1, 2, 2), (2, 3, 4, 4), (3, 2, 5, 3)]
 RELATIONS = [(2, 3), (3, 2), (5, 6)]
@@ -285,18 +288,18 @@ KL_ROUNDING = 5 * TEMPERATURE**2
 CASES = {
     "tckd": (tckd, tckd_by_definition, LOGITS, KL_ROUNDING),
     "nckd": (nckd, nckd_by_definition, LOGITS, KL_ROUNDING),
-    "inter": (inter, inter_by_definition, [(1, 3), (3, 7), (6, 4)], 3 * TEMPERATURE**2),
-    "intra": (intra, intra_by_definition, [(3, 3), (5, 7), (6, 4)], 3 * TEMPERATURE**2),
+    "inter": (inter, inter_by_definition, ROWS, 3 * TEMPERATURE**2),
+    "intra": (intra, intra_by_definition, COLUMNS, 3 * TEMPERATURE**2),
     "distance": (distance_loss, distance_by_definition, RELATIONS, 1),
     "angle": (angle_loss, angle_by_definition, RELATIONS, 2),
-    "attention": (attention_term, attention_term_by_definition, [(1, 1, 2, 3), (2, 3, 4, 6), (3, 2, 5, 7)], 0),
+    "attention": (attention_term, attention_term_by_definition, [(1, 1, 2, 3), (2, 3, 4, 6), (3, 2, 5, 7)], 2),
     "cam": (cam_plain, cam_by_definition, MAPS, 0),
-    "cam, normalised": (cam_normalized, cam_normalized_by_definition, MAPS, 0),
+    "cam, normalised": (cam_normalized, cam_normalized_by_definition, MAPS, 2),
     "overhaul": (overhaul, overhaul_by_definition, MAPS, 0),
     "review": (hierarchical_context_loss, review_by_definition, SQUARES, 0),
-    "smoothed": (smoothed, smoothed_by_definition, LOGITS, 0),
+    "smoothed": (smoothed, smoothed_by_definition, LOGITS, 2),
     "mse": (losses.logit_mse, cam_by_definition, LOGITS, 0),
-    "standardised": (standardized_kd, standardized_kd_by_definition, [(1, 3), (3, 7), (6, 4)], KL_ROUNDING),
+    "standardised": (standardized_kd, standardized_kd_by_definition, ROWS, KL_ROUNDING),
     "simkd": (simkd, cam_by_definition, MAPS, 0),
 }
 EACH_CASE = [pytest.param(*case, id=name) for name, case in CASES.items()]
