@@ -151,6 +151,7 @@ class Alignment(Section):
 
     kept: tuple[str, ...] = Field(("ce",), min_length=1)
     against: tuple[str, ...] | None = Field(None, min_length=1)
+    every: int = Field(1, ge=1, description="steps for which a coefficient is used; above 1 an approximation, cheaper")
 
 
 class Experiment(Section):

@@ -15,7 +15,7 @@ from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError, one_of
 from dhkd.data.philox import Domain, permutations, raw_rows
 from dhkd.data.read_ahead import ReadAhead
-from dhkd.data.render import Keys, Normalization, Renderer, witnesses
+from dhkd.data.render import Keys, Normalization, Renderer, ResidentRenderer, witnesses
 from dhkd.data.schedule import SCHEDULES, order_of_epoch, windowed_order
 from numpy.typing import NDArray
 from torch import Tensor
@@ -43,6 +43,7 @@ class Signals(Protocol):
     """Where a stream takes the teacher's signals from."""
 
     num_views: int
+    in_memory: bool  # all of them, so that any rows can be gathered at any time
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Be told the epoch's keys in training order, and have at hand what `gather` will ask for first."""
@@ -57,6 +58,8 @@ Live = Callable[[Tensor], dict[str, Tensor]]
 
 class NoSignals:
     """A stream without a teacher: views are free, nothing is gathered."""
+
+    in_memory = True
 
     def __init__(self, num_views: int) -> None:
         self.num_views = num_views
@@ -93,6 +96,8 @@ class _Decoder:
 class ResidentSignals:
     """Every view of the named signals in memory, as stored, read once: any schedule can gather from it."""
 
+    in_memory = True
+
     def __init__(self, reader: LogitReader, names: Names, device: torch.device) -> None:
         plan = reader.plan
         self.num_views = plan.num_views
@@ -122,6 +127,8 @@ class ResidentSignals:
 
 class StreamedSignals:
     """One view of the named signals in memory at a time, the next one read while this one trains: for `cycle`."""
+
+    in_memory = False
 
     def __init__(self, reader: LogitReader, names: Names, device: torch.device) -> None:
         self.num_views = reader.plan.num_views
@@ -166,6 +173,8 @@ class WindowedSignals:
 
     For orders and schedules in which a block's samples follow one another closely and share a view.
     """
+
+    in_memory = False
 
     def __init__(self, reader: LogitReader, names: Names, device: torch.device, window: int) -> None:
         self.num_views = reader.plan.num_views
@@ -246,6 +255,11 @@ class Stream:
     def steps_per_epoch(self) -> int:
         """How many batches an epoch has, the same for every process."""
         return len(self._shares)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether any batch can be made again at little cost: images and signals are in memory."""
+        return isinstance(self.renderer, ResidentRenderer) and self._signals.in_memory
 
     @property
     def samples_per_epoch(self) -> int:

@@ -129,7 +129,7 @@ def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
 def objective_of(experiment: Experiment) -> Objective:
     """The experiment's objective, or several, with the options that the preset gives each."""
     said = experiment.alignment
-    alignment = Alignment(said.kept, said.against) if said else None
+    alignment = Alignment(said.kept, said.against, said.every) if said else None
     return combined_objective(experiment.objective, experiment.objectives, alignment)
 
 
@@ -162,14 +162,15 @@ def student_of(objective: Objective, setting: Setting) -> Student:
     return student.to(memory_format=torch.channels_last)
 
 
-def optimizer_of(training: Training, student: nn.Module) -> torch.optim.Optimizer:
-    """SGD over all the student's parameters."""
+def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+    """SGD over all the student's parameters; `fused` it can leave an update out without asking the host."""
     return torch.optim.SGD(
         student.parameters(),
         lr=training.lr,
         momentum=training.momentum,
         nesterov=training.nesterov,
         weight_decay=training.weight_decay,
+        fused=fused,
     )
 
 

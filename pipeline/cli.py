@@ -146,9 +146,9 @@ def train_teacher(
 ) -> None:
     """Train the preset's teacher."""
     experiment = _experiment(preset, overrides, smoke, teacher__precision=precision)
-    from dhkd.pipeline import commands
+    from dhkd.pipeline import training
 
-    result = commands.train_teacher(experiment, out, data=data, cpu=cpu, resume=resume)
+    result = training.train_teacher(experiment, out, data=data, cpu=cpu, resume=resume)
     _print_run(result, out, as_json)
 
 
@@ -273,9 +273,9 @@ def train_student(
     lists them. What the cache lacks can be added to it, or the teacher be run in every step: --set teacher.live=true.
     """
     experiment = _experiment(preset, overrides, smoke, student__precision=precision)
-    from dhkd.pipeline import commands
+    from dhkd.pipeline import training
 
-    result = commands.train_student(
+    result = training.train_student(
         experiment, cache, out, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
     )
     _print_run(result, out, as_json)

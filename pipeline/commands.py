@@ -4,17 +4,14 @@ The way through each function is the way of the data; DESIGN's two stages can be
 `train_student`.
 """
 
-import copy
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from dhkd.configs.schema import Codec, Experiment, Training
+from dhkd.configs.schema import Codec, Experiment
 from dhkd.data.cache.codecs import Bounds
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.places import storage_of
@@ -23,54 +20,27 @@ from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete, ConfigError, WeightsError
 from dhkd.data.photographs import PhotoRenderer
-from dhkd.data.render import DataSet, Normalization, Renderer
-from dhkd.data.stream import Live, Names, NoSignals, Signals, Stream
+from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.drift import WITNESS_BLOCKS, check_pixels, rerender
-from dhkd.pipeline.environment import hardware, hardware_name, versions
+from dhkd.pipeline.drift import WITNESS_BLOCKS, rerender
+from dhkd.pipeline.environment import hardware_name, versions
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.convert import convert_blocks, converted
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import count_parameters
-from dhkd.stages.models.evaluate import Accuracy, evaluate
+from dhkd.stages.models.evaluate import evaluate
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
 from dhkd.stages.processes import Processes, resolve_precision
 from dhkd.stages.progress import progress_bar
-from dhkd.stages.train.loop import train
 from dhkd.stages.train.objectives import build_objective
-from dhkd.stages.train.objectives.contract import Objective, Setting
-from dhkd.stages.train.run_folder import RunFolder
 from torch import nn
 
 log = logging.getLogger("dhkd")
 
 EVALUATION_BATCH = 500
 LIVE_ROWS = 64  # rows recomputed at the end of stage one
-
-
-def train_teacher(
-    experiment: Experiment, out: Path, *, data: DataOptions, cpu: bool = False, resume: bool = False
-) -> dict[str, Any]:
-    """Train the preset's teacher with cross-entropy on freshly drawn views; the run's result, also in `out`."""
-    settings = experiment.teacher
-    processes = Processes(resolve_precision(settings.precision, cpu), cpu, track_into=out)
-    try:
-        run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
-        if run.result is not None:
-            return run.result
-        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        renderer = build.renderer_of(images, recipe, processes.device, data)
-        normalize = build.normalization_of(settings, images)
-        objective = build_objective("ce", {})
-        setting = build.setting_of(experiment, settings, images, objective)
-        signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images, setting)
-        stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
-        test = build.test_renderer_of(experiment, processes.device, data)
-        return _train("teacher", settings, objective, setting, stream, normalize, test, run, processes, {})
-    finally:
-        processes.end()
 
 
 def cache_teacher(
@@ -123,7 +93,7 @@ def cache_teacher(
             part=part,
         )
         result: dict[str, Any] = {
-            "cache": _describe(out, manifest),
+            "cache": describe(out, manifest),
             "complete": not written.remaining,
             "blocks_written": written.blocks,
             "blocks_repaired": written.repaired,
@@ -132,7 +102,7 @@ def cache_teacher(
             "seconds": round(written.seconds, 2),
             "rows_per_second": round(written.rows / written.seconds, 1) if written.rows else None,
             "teacher_top1": manifest.provenance[signals[0]]["teacher_test_top1"],
-            **_unreadable(renderer, processes),
+            **unreadable(renderer, processes),
             "processes": processes.world_size,
             "versions": versions(),
         }
@@ -141,95 +111,6 @@ def cache_teacher(
         return result
     finally:
         processes.end()
-
-
-def train_student(
-    experiment: Experiment,
-    cache: str | None,
-    out: Path,
-    *,
-    data: DataOptions,
-    teacher: Path | None = None,
-    allow_drift: bool = False,
-    cpu: bool = False,
-    resume: bool = False,
-) -> dict[str, Any]:
-    """Train the preset's student from the cache; the run's result, also in `out`.
-
-    The cache must be complete and of this data set, recipe and (where the experiment or `teacher` names one) teacher.
-    Without one, the objective must need no teacher or the experiment say that it runs live. Pixels that differ from
-    those that the teacher saw are an error, with `allow_drift` a warning.
-    """
-    settings = experiment.student
-    processes = Processes(resolve_precision(settings.precision, cpu), cpu, track_into=out)
-    try:
-        objective = build.objective_of(experiment)
-        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        reader = build.reader_of(cache, data) if cache is not None else None
-        trained = None
-        if teacher is not None:
-            trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-        network = trained.network if trained else None
-        if objective.takes_of_teacher and network is None:
-            raise ConfigError(
-                f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
-                f" no cache holds; expected its weights, got none"
-            )
-        setting = build.setting_of(experiment, settings, images, objective, network)
-        needs = objective.needs(setting)
-        names: Names = {}
-        live = list(needs)
-        if reader is not None:
-            names, live = build.cached_names(needs, reader, settings.teacher, "choose another objective")
-            stored = [name for signals in names.values() for name in signals]
-            build.require_cache(experiment, reader, images, recipe, stored, network)
-            reader.require_present()
-        build.require_live(experiment, setting, live, reader, recipe)
-        runs_live = _live(experiment, trained, images, live, processes) if live else None
-        identity = {
-            "command": "train-student",
-            "cache": reader and reader.manifest.digest,
-            "views": reader and reader.plan.num_views,
-            "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
-        }
-        run = _claim(out, experiment, identity, processes, resume)
-        if run.result is not None:
-            return run.result
-        renderer = build.renderer_of(images, recipe, processes.device, data)
-        test = build.test_renderer_of(experiment, processes.device, data)
-        normalize = build.normalization_of(settings, images)
-        signals: Signals = NoSignals(recipe.num_views)
-        block_rows = build.block_rows_of(experiment, images, setting)
-        if reader is not None:
-            _info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
-            copies = processes.world_size if processes.device.type == "cpu" else 1
-            signals = build.signals_of(names, reader, settings, processes.device, copies)
-            block_rows = reader.plan.block_rows
-        schedule = settings.view_schedule
-        stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, runs_live, processes)
-        facts = {
-            "objective": experiment.objective,
-            "cache": reader and _describe(reader.location, reader.manifest),
-            "live": live,
-        }
-        return _train("student", settings, objective, setting, stream, normalize, test, run, processes, facts)
-    finally:
-        processes.end()
-
-
-def _live(
-    experiment: Experiment, trained: build.Trained | None, images: DataSet, names: list[str], processes: Processes
-) -> Live:
-    """The teacher in every step, for these signals."""
-    if trained is None:
-        raise ConfigError(
-            f"--teacher: the teacher is to run in every step, for {', '.join(names)}; expected its weights, got none"
-        )
-    _info(processes, f"the teacher runs in every step, for {', '.join(names)}")
-    normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
-    # A copy: what the objective takes of the network stays on the CPU, as it is.
-    teacher = Teacher(copy.deepcopy(trained.network), normalize, processes)
-    return partial(teacher.signals, names=names)
 
 
 def evaluate_network(
@@ -258,7 +139,7 @@ def evaluate_network(
             "top1": accuracy.top1,
             "top5": accuracy.top5,
             "samples": len(test.images),
-            **_unreadable(test, processes),
+            **unreadable(test, processes),
             "precision": processes.precision,
             "versions": versions(),
         }
@@ -283,7 +164,7 @@ def verify(
     reader = build.reader_of(cache, data)
     read, damages = _read_everything(reader)
     result: dict[str, Any] = {
-        "cache": _describe(cache, reader.manifest),
+        "cache": describe(cache, reader.manifest),
         **read,
         "damaged": [
             {"key": damage.key, "block": str(damage.block) if damage.block else None, "reason": damage.reason}
@@ -356,7 +237,7 @@ def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, all
     blocks = convert_blocks(reader, LogitWriter(storage, store, manifest, manifest.signals))
     result = open_cache(out)
     return {
-        "cache": _describe(out, result.manifest),
+        "cache": describe(out, result.manifest),
         "store": result.store,
         "blocks_written": blocks,
         "bytes": result.stored_bytes(),
@@ -399,7 +280,7 @@ def inspect(cache: str) -> dict[str, Any]:
     total = plan.num_views * plan.blocks_per_view
     reader = LogitReader(storage, found.index) if found.index else None
     return {
-        **_describe(cache, manifest),
+        **describe(cache, manifest),
         "format": found.index.version if found.index else manifest.format,
         "store": found.store,
         "complete": reader is not None and reader.manifest == manifest and not missing,
@@ -433,48 +314,7 @@ def _bounds(reader: LogitReader) -> dict[str, dict[str, float | None]]:
     return bounds
 
 
-def _claim(
-    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
-) -> RunFolder:
-    settings = experiment.model_dump(mode="json", exclude={"smoke", "record"})
-    run = RunFolder(out, {"run": {**facts, "precision": processes.precision}, "experiment": settings}, resume=resume)
-    processes.wait()  # before the first process writes into the folder that the others look at
-    if run.result is not None:
-        _info(processes, f"run at {out}: already finished")
-    return run
-
-
-def _stream(
-    experiment: Experiment,
-    settings: Training,
-    renderer: Renderer,
-    normalize: Normalization,
-    signals: Signals,
-    schedule: str,
-    block_rows: int,
-    live: Live | None,
-    processes: Processes,
-) -> Stream:
-    stream = Stream(
-        renderer,
-        normalize,
-        signals,
-        schedule=schedule,
-        seed=experiment.seed,
-        batch_size=settings.batch_size,
-        block_rows=block_rows,
-        window=experiment.student.window,  # what the data's size asks of the student's order, it asks of the teacher's
-        live=live,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
-    dropped = stream.num_samples - stream.samples_per_epoch
-    if dropped:
-        _info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
-    return stream
-
-
-def _unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
+def unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
     """The files that a black image stood in for in this call, of all processes; nothing where there are none."""
     if not isinstance(renderer, PhotoRenderer):
         return {}
@@ -482,70 +322,12 @@ def _unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
     return {"unreadable_files": files} if files else {}
 
 
-def _train(
-    role: str,
-    settings: Training,
-    objective: Objective,
-    setting: Setting,
-    stream: Stream,
-    normalize: Normalization,
-    test: Renderer,
-    run: RunFolder,
-    processes: Processes,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    num_classes = test.images.num_classes
-    student = build.student_of(objective, setting)
-    architecture = setting.student.architecture
-
-    def accuracy_of(network: nn.Module) -> Accuracy:
-        return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
-
-    figures = train(
-        student,
-        build.optimizer_of(settings, student),
-        objective,
-        stream,
-        accuracy_of,
-        learning_rate=build.learning_rate_of(settings),
-        epochs=settings.epochs,
-        seed=setting.seed,
-        clip_norm=settings.clip_norm,
-        run=run,
-        processes=processes,
-    )
-    result = {
-        "role": role,
-        "architecture": architecture,
-        "parameters": count_parameters(student.backbone),
-        **figures,
-        "seed": setting.seed,
-        **facts,
-        **_unreadable(stream.renderer, processes),
-        "sha256": weights_sha256(student.backbone),
-        "precision": processes.precision,
-        "hardware": hardware(processes.device),
-        "processes": processes.world_size,
-        "versions": versions(),
-    }
-    if processes.is_first:
-        about = {
-            "architecture": architecture,
-            "num_classes": str(num_classes),
-            "mean": json.dumps(normalize.mean),
-            "std": json.dumps(normalize.std),
-        }
-        save_weights(run.path / f"{role}.safetensors", student.backbone, about)
-        run.write_result(result)
-    return result
-
-
 def _cache_provenance(
     network: nn.Module, test: Renderer, normalize: Normalization, command: str, processes: Processes
 ) -> dict[str, Any]:
     """No times, hosts or process counts: a cache must be the same whoever writes it."""
     accuracy = evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
-    _info(processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
+    info(processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
     return {
         "command": command,
         "teacher_test_top1": accuracy.top1,
@@ -555,7 +337,8 @@ def _cache_provenance(
     }
 
 
-def _describe(location: str, manifest: Manifest) -> dict[str, Any]:
+def describe(location: str, manifest: Manifest) -> dict[str, Any]:
+    """A cache in a few words, as results hold it."""
     first = next(iter(manifest.signals.values()))
     return {
         "path": str(location),
@@ -569,6 +352,7 @@ def _describe(location: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _info(processes: Processes, line: str) -> None:
+def info(processes: Processes, line: str) -> None:
+    """Log a line, once however many processes there are."""
     if processes.is_first:
         log.info(line)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
-from dhkd.pipeline import commands
+from dhkd.pipeline import commands, training
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.report.curves import accuracy_curves
 from dhkd.stages.train.run_folder import read_metrics
@@ -27,7 +27,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
     data = DataOptions()
     experiment = load_experiment("demo", smoke=smoke)
     log.info("teacher: %s", experiment.teacher.architecture)
-    teacher = commands.train_teacher(experiment, out / "teacher", data=data, cpu=cpu)
+    teacher = training.train_teacher(experiment, out / "teacher", data=data, cpu=cpu)
     log.info("cache: every view, once")
     cache = commands.cache_teacher(
         experiment, out / "teacher", str(out / "teacher.zarr"), data=data, command="dhkd demo", cpu=cpu
@@ -38,7 +38,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
     for objective in OBJECTIVES:
         overrides = [f"objective={objective}"]
         log.info("student: %s with %s", experiment.student.architecture, objective)
-        student = commands.train_student(
+        student = training.train_student(
             load_experiment("demo", overrides, smoke=smoke),
             str(out / "teacher.zarr"),
             out / objective,

@@ -5,7 +5,7 @@ tracks. It does not shard data here: its loader would repeat samples to even bat
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object
 from dhkd.data.errors import ConfigError
 from torch import Tensor, nn
@@ -46,9 +47,9 @@ def _cpu_has_bf16() -> bool:
 class Processes:
     """The processes that run one command together."""
 
-    def __init__(self, precision: Precision, cpu: bool = False, track_into: Path | None = None) -> None:
-        trackers = ["tensorboard"] if track_into is not None and find_spec("tensorboard") else None
+    def __init__(self, precision: Precision, cpu: bool = False) -> None:
         self.precision = precision
+        self._trackers: list[TensorBoardTracker] = []
         if precision == "float32":  # and no less: TF32 keeps ten bits of a factor
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         # Without a GPU, Accelerate has to be told so: else each process that `torchrun` starts takes itself for the
@@ -56,8 +57,6 @@ class Processes:
         self.accelerator = Accelerator(
             mixed_precision="no" if precision == "float32" else precision,
             cpu=cpu or not torch.accelerator.is_available(),
-            log_with=trackers,
-            project_dir=str(track_into) if track_into else None,
             dataloader_config=DataLoaderConfiguration(),
         )
         self.device: torch.device = self.accelerator.device
@@ -136,17 +135,23 @@ class Processes:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
-    def start_tracking(self, config: Mapping[str, Any]) -> None:
-        """Open the trackers for a run with these settings (nested plain values)."""
-        if self.accelerator.log_with:
-            self.accelerator.init_trackers("tracking", config=_flat(config))
+    def tracker(self, folder: Path, config: Mapping[str, Any]) -> Callable[[Mapping[str, float], int], None]:
+        """Where a run's values go, by step: TensorBoard's files in `folder`, with its settings (nested plain values).
 
-    def track(self, values: Mapping[str, float], step: int) -> None:
-        """Give every tracker these values."""
-        self.accelerator.log(dict(values), step=step)
+        Nowhere without TensorBoard, and in all processes but the first.
+        """
+        if not self.is_first or not find_spec("tensorboard"):
+            return lambda values, step: None
+        tracker = TensorBoardTracker("tracking", str(folder))
+        tracker.start()
+        tracker.store_init_configuration(_flat(config))
+        self._trackers.append(tracker)
+        return lambda values, step: tracker.log(dict(values), step=step)
 
     def end(self) -> None:
         """Close trackers and the process group, so that another `Processes` may follow in this interpreter."""
+        for tracker in self._trackers:
+            tracker.finish()
         self.accelerator.end_training()
         self.accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from dhkd.data.stream import Batch
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import needs_maps, signals_of_outputs
@@ -51,6 +52,29 @@ class Student(nn.Module):
             features |= self.adapter(features, batch)
         return StudentOutputs(out.logits, distill, features)
 
+    def seed_dropout(self, seed: int) -> None:
+        """Make what our own dropout draws next a function of `seed`; foreign networks' draws from torch's generator."""
+        for module in self.modules():
+            if isinstance(module, SeededDropout):
+                module.seed = seed
+
+
+class SeededDropout(nn.Module):
+    """`nn.Dropout` whose mask is a function of `seed`, whatever other threads draw meanwhile."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.seed = 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        """As it is in eval mode; in training a share p of the elements is 0, the others are divided by 1 - p."""
+        if not self.training:
+            return values
+        generator = torch.Generator(values.device).manual_seed(self.seed)
+        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=generator)
+        return values * kept.div_(1 - self.p)
+
 
 def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:
     """The head for the logit-level loss, (B, embedding_dim) to (B, num_classes).
@@ -62,7 +86,7 @@ def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) ->
     hidden = 200
     return nn.Sequential(
         nn.Linear(embedding_dim, hidden),
-        nn.Dropout(0.1),
+        SeededDropout(0.1),
         nn.BatchNorm1d(hidden),
         nn.ReLU(),
         nn.Linear(hidden, num_classes),

@@ -21,11 +21,14 @@ Gradient = dict[int, Tensor]
 class Alignment:
     """The terms whose gradient g1 is `kept`, and those `against` whose gradient g2 is projected; None: all others.
 
-    A term of neither is added as it is.
+    A term of neither is added as it is. The coefficient of the projection is computed in every step that is a multiple
+    of `every`, counted in the epoch, and used in the following ones; beyond 1 that is an approximation, which spares
+    them the second backward pass.
     """
 
     kept: tuple[str, ...]
     against: tuple[str, ...] | None = None
+    every: int = 1
 
     def split(self, names: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
         """The names of terms that are kept, those against them, and the free ones."""
@@ -61,6 +64,12 @@ class AlignmentReport:
         """Whether the gradients opposed each other, so that g2 was projected: a bool scalar."""
         return self.dot < 0
 
+    @property
+    def coefficient(self) -> Tensor:
+        """c = min(0, ⟨g1, g2⟩) / ‖g1‖², 0 where g1 = 0: what of g1 is taken off."""
+        # clamp hands a NaN on, so a gradient that overflowed is not finite after the projection either.
+        return torch.where(self.norm1_squared == 0, 0.0, self.dot.clamp(max=0) / self.norm1_squared)
+
 
 def backward(
     terms: Mapping[str, Tensor],
@@ -68,6 +77,7 @@ def backward(
     parameters: Sequence[nn.Parameter],
     *,
     alignment: Alignment | None,
+    coefficient: Tensor | None = None,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     average: Callable[[list[Tensor]], None] | None = None,
 ) -> AlignmentReport | None:
@@ -77,7 +87,8 @@ def backward(
     `backward()` of the weighted sum, which DDP's hooks average, and None comes back. Otherwise g1 is the gradient of
     the terms that are kept, g2 that of those against them, g3 that of the others, and `grad` becomes
     (1 − c)·g1 + g2 + g3 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², c = 0 where g1 = 0. A parameter that none reaches keeps its
-    `grad`, as after `backward()`.
+    `grad`, as after `backward()`. With a `coefficient` c of another step this is one `backward()` again, of the terms
+    weighted by it, and None comes back.
 
     `scale` multiplies each loss (fp16's GradScaler). A common factor cancels in c, so scaled gradients are aligned as
     the true ones would be, and one that overflowed stays non-finite for the scaler to see. `average` replaces each
@@ -94,6 +105,10 @@ def backward(
     groups = alignment.split(weighted)
     assert groups[0], f"no term is kept of {sorted(terms)}"
     assert groups[1], f"no term is against those that are kept, of {sorted(terms)}"
+    if coefficient is not None:
+        g1_of, *others_of = [_sum(weighted[name] for name in names) for names in groups if names]
+        torch.autograd.backward(scale(_sum([(1 - coefficient) * g1_of, *others_of])))
+        return None
     losses = [scale(_sum(weighted[name] for name in names)) for names in groups if names]
     kept = losses[0]
     gradients = [_gradient(loss, parameters, retain_graph=loss is not losses[-1]) for loss in losses]
@@ -108,8 +123,7 @@ def backward(
         norm1_squared=_norm_squared(g1),
         norm2_squared=_norm_squared(g2),
     )
-    # clamp hands a NaN on, so a gradient that overflowed is not finite after the projection either.
-    c = torch.where(report.norm1_squared == 0, 0.0, report.dot.clamp(max=0) / report.norm1_squared)
+    c = report.coefficient
 
     # All of g1 is multiplied, the part that g2 doesn't reach too: the projection is along g1 as a whole. Not in place,
     # for autograd may hand out one tensor for two parameters.

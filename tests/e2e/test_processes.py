@@ -160,7 +160,7 @@ from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.loop import train
+from dhkd.stages.train.loop import Task, train
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Setting
 from dhkd.stages.train.run_folder import RunFolder
@@ -201,12 +201,13 @@ for case in sys.argv[3:]:
         live=partial(teacher.signals, names=live) if live else None,
         rank=processes.rank, world_size=processes.world_size,
     )
-    train(
+    task = Task(
         student, torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4), objective, stream,
         lambda network: evaluate(network, test, normalize, batch_size=50, processes=processes),
         learning_rate=LearningRate(rate, "constant", epochs=epochs), epochs=epochs, seed=0,
-        clip_norm=None, run=RunFolder(out / case, {}, resume=True), processes=processes,
+        clip_norm=None, run=RunFolder(out / case, {}, resume=True),
     )
+    train(task, processes)
     torch.save(student.state_dict(), out / case / f"rank{processes.rank}.pt")
 processes.end()
 """

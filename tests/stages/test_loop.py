@@ -1,15 +1,17 @@
 """The training loop: a cached step is a live one, resuming leaves no trace, a broken loss stops before the update."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.errors import NonFiniteLoss, RunMismatch
+from dhkd.data.errors import DhkdError, NonFiniteLoss, RunMismatch
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
 from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
@@ -22,9 +24,10 @@ from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
-from dhkd.stages.train.gradients import backward
+from dhkd.stages.train.gradients import Alignment, backward
+from dhkd.stages.train.learner import dropout_seed
 from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.loop import _seed_dropout, train
+from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.objectives import OBJECTIVES, build_objective, combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 from dhkd.stages.train.run_folder import RunFolder, read_metrics
@@ -85,9 +88,8 @@ def new_student(objective_name: str, architecture: str = "resnet8") -> Student:
     return student_of(objective_of(objective_name), setting_of(objective_name, architecture))
 
 
-def run_train(
+def task_of(
     world: World,
-    processes: Processes,
     out: Path,
     *,
     student: Student | None = None,
@@ -95,24 +97,36 @@ def run_train(
     epochs: int = 3,
     lr: float = 0.05,
     signals: Signals | None = None,
+    stream: Stream | None = None,
     weight_decay: float = 5e-4,
     clip_norm: float | None = None,
-) -> Student:
+    seed: int = 7,
+    look_every: int | None = None,
+    alignment: Alignment | None = None,
+) -> Task:
     student = student or new_student(objective)
-    train(
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, fused=look_every is not None
+    )
+    return Task(
         student,
-        torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay),
-        objective_of(objective),
-        world.stream(signals),
+        optimizer,
+        combined_objective(objective, OPTIONS, alignment),
+        stream or world.stream(signals),
         lambda network: Accuracy(float(network(torch.ones(1, 3, 8, 8)).detach().sum()), 0.0),
         learning_rate=LearningRate(lr, "cosine", epochs=3),
         epochs=epochs,
-        seed=7,
+        seed=seed,
         clip_norm=clip_norm,
         run=RunFolder(out, {}, resume=True),
-        processes=processes,
+        look_every=look_every,
     )
-    return student
+
+
+def run_train(world: World, processes: Processes, out: Path, **said: Any) -> Student:
+    task = task_of(world, out, **said)
+    train(task, processes)
+    return task.student
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 3e-3), ("float32", 1e-5)])
@@ -177,6 +191,8 @@ def test_metrics_name_every_term(processes: Processes, tmp_path: Path) -> None:
 class OneBadRow:
     """The cache's signals, but for one key whose logit is not finite: as memory that went bad would give it."""
 
+    in_memory = True
+
     def __init__(self, signals: ResidentSignals, view: int, index: int) -> None:
         self.num_views, self._signals, self._key = signals.num_views, signals, (view, index)
 
@@ -203,6 +219,124 @@ def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes,
     resumed = run_train(world, processes, tmp_path / "run", objective="kd")
     whole = run_train(world, processes, tmp_path / "whole", objective="kd")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("look_every", [2, 3, 64])
+@pytest.mark.parametrize("objective", ["kd", "dhkd"])
+def test_a_late_look_finds_the_same(objective: str, look_every: int, processes: Processes, tmp_path: Path) -> None:
+    """However many steps later the host looks, the error names the step and key, and nothing was updated since."""
+    world = World(tmp_path, processes)
+    view, index = (int(keys[14]) for keys in world.stream().keys(0))  # in the second batch of the first epoch
+    bad, ended, messages = OneBadRow(world.signals, view, index), [], []
+    for every in (1, look_every):
+        task = task_of(world, tmp_path / str(every), objective=objective, signals=bad, look_every=every)
+        with pytest.raises(NonFiniteLoss, match=rf"at epoch 1, step 2, keys \(view, index\) \({view}, {index}\);") as e:
+            train(task, processes)
+        messages.append(str(e.value))
+        ended.append([parameter.detach().clone() for parameter in task.student.parameters()])
+    assert messages[0] == messages[1]
+    assert all(map(torch.equal, *ended)), "the second step's update was left out, and all that followed"
+
+
+def test_a_late_look_changes_nothing(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    seldom, always = (run_train(world, processes, tmp_path / str(every), look_every=every) for every in (64, 1))
+    assert all(map(torch.equal, seldom.state_dict().values(), always.state_dict().values()))
+    lines = [
+        [{**line, "seconds": 0, "train_seconds": 0, "samples_per_second": 0} for line in read_metrics(tmp_path / n)]
+        for n in ("64", "1")
+    ]
+    assert lines[0] == lines[1]
+
+
+TOGETHER = ("dhkd", "kd", "ce", "crd", "dhkd + 0.5 * kd")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes: Processes, tmp_path: Path) -> None:
+    """Of one stream and of another, with and without dropout; also where a part of them stopped an epoch earlier."""
+    world = World(tmp_path, processes, objective="dhkd + crd")
+    streams = {7: world.stream(), 8: replace_seed(world, 3)}
+    cases = [(name, seed) for name in TOGETHER for seed in streams]
+
+    def tasks(folder: str, epochs: int, some: list[tuple[str, int]]) -> list[Task]:
+        return [
+            task_of(
+                world,
+                tmp_path / folder / f"{name}-{seed}",
+                objective=name,
+                seed=seed,
+                stream=streams[seed],
+                epochs=epochs,
+            )
+            for name, seed in some
+        ]
+
+    torch.set_num_threads(1)
+    alone = tasks("alone", 3, cases)
+    figures = [train(task, processes) for task in alone]
+    torch.set_num_threads(2)
+    if stopped:
+        train_together(tasks("together", 1, cases[:4]), processes)
+        train_together(tasks("together", 2, cases[2:6]), processes)
+    together = tasks("together", 3, cases)
+    outcomes = train_together(together, processes)
+    for one, other, figure, outcome in zip(alone, together, figures, outcomes, strict=True):
+        assert not isinstance(outcome, DhkdError)
+        assert outcome["last_top1"] == figure["last_top1"]
+        for name, tensor in one.student.state_dict().items():
+            assert torch.equal(other.student.state_dict()[name], tensor), (one.run.path.name, name)
+        assert [line["loss"] for line in read_metrics(one.run.path)] == [
+            line["loss"] for line in read_metrics(other.run.path)
+        ]
+
+
+def replace_seed(world: World, seed: int) -> Stream:
+    return Stream(world.renderer, world.normalize, world.signals, schedule="independent", seed=seed, batch_size=BATCH)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_one_student_that_fails_leaves_the_others_alone(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    stream = world.stream()
+    broken = new_student("ce")
+    broken.backbone.fc.bias.data[2] = float("inf")
+    tasks = [
+        task_of(world, tmp_path / "good", objective="kd", stream=stream),
+        task_of(world, tmp_path / "bad", objective="ce", stream=stream, student=broken),
+    ]
+    good, bad = train_together(tasks, processes)
+    assert isinstance(bad, NonFiniteLoss)
+    assert isinstance(good, dict)
+    assert good["epochs"] == 3
+    assert [line["epoch"] for line in read_metrics(tmp_path / "good")] == [1, 2, 3]
+    assert not (tmp_path / "bad" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_coefficient_that_is_used_again(every: int, processes: Processes, tmp_path: Path) -> None:
+    """Resumed it is the same run; and it is another method than the exact one, close to it over a few steps."""
+    world = World(tmp_path, processes)
+    said = {"objective": "dhkd", "lr": 0.005}
+    exact = run_train(world, processes, tmp_path / "exact", **said)
+    again = run_train(world, processes, tmp_path / "again", alignment=Alignment(("ce",), None, every), **said)
+    for epochs in (1, 3):
+        cut = run_train(
+            world, processes, tmp_path / "cut", alignment=Alignment(("ce",), None, every), epochs=epochs, **said
+        )
+    assert all(map(torch.equal, again.state_dict().values(), cut.state_dict().values()))
+    start = torch.cat([p.detach().flatten() for p in new_student("dhkd").parameters()])
+    ends = [torch.cat([p.detach().flatten() for p in student.parameters()]) for student in (exact, again)]
+    assert 0 < (ends[0] - ends[1]).norm() < 0.2 * (ends[0] - start).norm()
 
 
 def test_nothing_is_updated_by_a_loss_that_is_not_finite(processes: Processes, tmp_path: Path) -> None:
@@ -236,10 +370,11 @@ def test_a_checkpoint_of_another_network_is_refused(processes: Processes, tmp_pa
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
-    drawn = []
+    student, images_BCHW, drawn = new_student("dhkd"), torch.rand(3, 3, 8, 8), []
     for seed, step, rank in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]:
-        _seed_dropout(seed, step, rank)
-        drawn.append(tuple(torch.rand(4).tolist()))
+        student.seed_dropout(dropout_seed(seed, step, rank))
+        torch.manual_seed(len(drawn))  # nothing of torch's own generator enters
+        drawn.append(tuple(student(images_BCHW).distill.flatten().tolist()))
     assert drawn[0] == drawn[-1]
     assert len(set(drawn)) == 4
 
@@ -249,7 +384,7 @@ def test_result_figures(processes: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, processes)
     student = new_student("ce")
     accuracies = iter([Accuracy(30, 60), Accuracy(50, 90), Accuracy(40, 95)])
-    figures = train(
+    task = Task(
         student,
         torch.optim.SGD(student.parameters(), lr=0.01),
         build_objective("ce", {}),
@@ -260,8 +395,8 @@ def test_result_figures(processes: Processes, tmp_path: Path) -> None:
         seed=0,
         clip_norm=None,
         run=RunFolder(tmp_path / "run", {}, resume=False),
-        processes=processes,
     )
+    figures = train(task, processes)
     assert (figures["last_top1"], figures["best_top1"]) == (40, 50)
     assert (figures["last_top5"], figures["best_top5"]) == (95, 95)
     assert figures["samples_per_second"] > 0

@@ -1,0 +1,397 @@
+"""`train-teacher` and `train-student`: from experiments to runs, one or several side by side.
+
+The way through each function is the way of the data. Students that train together share what does not depend on them:
+images, test set and cache in memory, and the batches of those that see the same keys.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dhkd.configs.schema import Experiment, Training
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.errors import ConfigError, DhkdError
+from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.stream import Live, Names, NoSignals, Signals, Stream
+from dhkd.pipeline import build
+from dhkd.pipeline.commands import EVALUATION_BATCH, describe, info, unreadable
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.drift import check_pixels
+from dhkd.pipeline.environment import hardware, versions
+from dhkd.stages.models import count_parameters
+from dhkd.stages.models.evaluate import Accuracy, evaluate
+from dhkd.stages.models.teacher import Teacher
+from dhkd.stages.models.weights import save_weights, weights_sha256
+from dhkd.stages.processes import Processes, resolve_precision
+from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.objectives import build_objective
+from dhkd.stages.train.objectives.contract import Objective, Setting
+from dhkd.stages.train.run_folder import RunFolder
+from torch import nn
+
+
+def train_teacher(
+    experiment: Experiment, out: Path, *, data: DataOptions, cpu: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Train the preset's teacher with cross-entropy on freshly drawn views; the run's result, also in `out`."""
+    settings = experiment.teacher
+    processes = Processes(resolve_precision(settings.precision, cpu), cpu)
+    try:
+        run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
+        if run.result is not None:
+            return run.result
+        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
+        renderer = build.renderer_of(images, recipe, processes.device, data)
+        normalize = build.normalization_of(settings, images)
+        objective = build_objective("ce", {})
+        setting = build.setting_of(experiment, settings, images, objective)
+        signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images, setting)
+        stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
+        test = build.test_renderer_of(experiment, processes.device, data)
+        task = _task(settings, objective, setting, stream, normalize, test, run, processes)
+        return _finish("teacher", task, train(task, processes), setting, normalize, test, processes, {})
+    finally:
+        processes.end()
+
+
+def train_student(
+    experiment: Experiment,
+    cache: str | None,
+    out: Path,
+    *,
+    data: DataOptions,
+    teacher: Path | None = None,
+    allow_drift: bool = False,
+    cpu: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train the preset's student from the cache; the run's result, also in `out`.
+
+    The cache must be complete and of this data set, recipe and (where the experiment or `teacher` names one) teacher.
+    Without one, the objective must need no teacher or the experiment say that it runs live. Pixels that differ from
+    those that the teacher saw are an error, with `allow_drift` a warning.
+    """
+    (outcome,) = train_students(
+        {out: experiment}, cache, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
+    ).values()
+    if isinstance(outcome, DhkdError):
+        raise outcome
+    return outcome
+
+
+# What students that train together have in common: the sections of a preset, and fields of its student.
+SHARED = ("data", "views", "teacher", "cache")
+SHARED_OF_STUDENT = ("precision",)
+
+
+def train_students(
+    experiments: Mapping[Path, Experiment],
+    cache: str | None,
+    *,
+    data: DataOptions,
+    teacher: Path | None = None,
+    allow_drift: bool = False,
+    cpu: bool = False,
+    resume: bool = False,
+) -> dict[Path, dict[str, Any] | DhkdError]:
+    """Train each folder's student as `train_student` does, side by side; their results, or what ended one of them.
+
+    Each ends as it would alone on as many threads. Raises `ConfigError` where the experiments differ in more than their
+    students, or several processes share the work.
+    """
+    experiment = next(iter(experiments.values()))
+    processes = Processes(resolve_precision(experiment.student.precision, cpu), cpu)
+    try:
+        _require_alike(experiments, processes)
+        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
+        reader = build.reader_of(cache, data) if cache is not None else None
+        trained = None
+        if teacher is not None:
+            trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+        students = {
+            out: _prepared(each, out, images, recipe, reader, trained, processes, resume)
+            for out, each in experiments.items()
+        }
+        outcomes: dict[Path, dict[str, Any] | DhkdError] = {
+            out: student.run.result for out, student in students.items() if student.run.result is not None
+        }
+        waiting = {out: student for out, student in students.items() if out not in outcomes}
+        if waiting:
+            renderer = build.renderer_of(images, recipe, processes.device, data)
+            test = build.test_renderer_of(experiment, processes.device, data)
+            if reader is not None:
+                info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
+            streams = _streams(waiting, renderer, reader, trained, processes)
+            tasks = [
+                _task(
+                    student.experiment.student,
+                    student.objective,
+                    student.setting,
+                    streams[out],
+                    build.normalization_of(student.experiment.student, images),
+                    test,
+                    student.run,
+                    processes,
+                )
+                for out, student in waiting.items()
+            ]
+            for (out, student), task, figures in zip(
+                waiting.items(), tasks, train_together(tasks, processes), strict=True
+            ):
+                if isinstance(figures, DhkdError):
+                    outcomes[out] = figures
+                    continue
+                facts = {
+                    "objective": student.experiment.objective,
+                    "cache": reader and describe(reader.location, reader.manifest),
+                    "live": student.live,
+                    "together": len(tasks),
+                }
+                normalize = build.normalization_of(student.experiment.student, images)
+                outcomes[out] = _finish("student", task, figures, student.setting, normalize, test, processes, facts)
+        return {out: outcomes[out] for out in experiments}
+    finally:
+        processes.end()
+
+
+def _require_alike(experiments: Mapping[Path, Experiment], processes: Processes) -> None:
+    if len(experiments) == 1:
+        return
+    if processes.world_size > 1:
+        raise ConfigError(
+            f"{len(experiments)} students together: expected one process, got {processes.world_size}; start it without"
+            f" torchrun, or train one student with several processes"
+        )
+    if processes.precision == "fp16":
+        raise ConfigError(
+            "several students together: expected precision bf16 or float32, got fp16; they would share"
+            " one gradient scaler"
+        )
+    first, *others = experiments.values()
+    for other in others:
+        for section in SHARED:
+            if getattr(other, section) != getattr(first, section):
+                raise ConfigError(
+                    f"several students together: expected one {section}, got two that differ; train them"
+                    f" one after the other"
+                )
+        for field in SHARED_OF_STUDENT:
+            if getattr(other.student, field) != getattr(first.student, field):
+                raise ConfigError(
+                    f"several students together: expected one student.{field}, got"
+                    f" {getattr(first.student, field)} and {getattr(other.student, field)}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """An experiment whose cache and settings were checked, and whose folder is claimed."""
+
+    experiment: Experiment
+    objective: Objective
+    setting: Setting
+    names: Names  # what comes from the cache
+    live: list[str]  # what the teacher says in every step
+    run: RunFolder
+
+
+def _prepared(
+    experiment: Experiment,
+    out: Path,
+    images: build.Images,
+    recipe: build.Recipe,
+    reader: LogitReader | None,
+    trained: build.Trained | None,
+    processes: Processes,
+    resume: bool,
+) -> _Prepared:
+    settings, objective = experiment.student, build.objective_of(experiment)
+    network = trained.network if trained else None
+    if objective.takes_of_teacher and network is None:
+        raise ConfigError(
+            f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
+            f" no cache holds; expected its weights, got none"
+        )
+    setting = build.setting_of(experiment, settings, images, objective, network)
+    needs = objective.needs(setting)
+    names: Names = {}
+    live = list(needs)
+    if reader is not None:
+        names, live = build.cached_names(needs, reader, settings.teacher, "choose another objective")
+        stored = [name for signals in names.values() for name in signals]
+        build.require_cache(experiment, reader, images, recipe, stored, network)
+        reader.require_present()
+    build.require_live(experiment, setting, live, reader, recipe)
+    if live and trained is None:
+        raise ConfigError(
+            f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"
+        )
+    identity = {
+        "command": "train-student",
+        "cache": reader and reader.manifest.digest,
+        "views": reader and reader.plan.num_views,
+        "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
+    }
+    return _Prepared(experiment, objective, setting, names, live, _claim(out, experiment, identity, processes, resume))
+
+
+def _streams(
+    students: Mapping[Path, _Prepared],
+    renderer: Renderer,
+    reader: LogitReader | None,
+    trained: build.Trained | None,
+    processes: Processes,
+) -> dict[Path, Stream]:
+    """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
+    alike: dict[tuple[object, ...], list[_Prepared]] = {}
+    for student in students.values():
+        settings = student.experiment.student
+        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window)
+        alike.setdefault((*order, settings.teacher), []).append(student)
+    resident: dict[str | None, Signals] = {}  # the whole cache, once for all streams that draw any view of it
+    streams: dict[Path, Stream] = {}
+    for group in alike.values():
+        first, images = group[0], renderer.images
+        experiment, settings = first.experiment, first.experiment.student
+        teacher, independent = settings.teacher, settings.view_schedule == "independent"
+        if reader is None:
+            signals: Signals = NoSignals(build.recipe_of(experiment.views).num_views)
+        elif independent and teacher in resident:
+            signals = resident[teacher]
+        else:
+            among = [each for each in students.values() if each.experiment.student.teacher == teacher]
+            names = {need: stored for each in (among if independent else group) for need, stored in each.names.items()}
+            copies = processes.world_size if processes.device.type == "cpu" else 1
+            signals = build.signals_of(names, reader, settings, processes.device, copies)
+            if independent:
+                resident[teacher] = signals
+        block_rows = reader.plan.block_rows if reader else build.block_rows_of(experiment, images, first.setting)
+        live = list(dict.fromkeys(name for each in group for name in each.live))
+        runs_live = _live(experiment, trained, images, live, processes) if live else None
+        normalize, schedule = build.normalization_of(settings, images), settings.view_schedule
+        stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, runs_live, processes)
+        streams |= {out: stream for out, student in students.items() if student in group}
+    return streams
+
+
+def _live(
+    experiment: Experiment, trained: build.Trained | None, images: DataSet, names: list[str], processes: Processes
+) -> Live:
+    """The teacher in every step, for these signals."""
+    assert trained is not None
+    info(processes, f"the teacher runs in every step, for {', '.join(names)}")
+    normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
+    # A copy: what the objective takes of the network stays on the CPU, as it is.
+    teacher = Teacher(copy.deepcopy(trained.network), normalize, processes)
+    return partial(teacher.signals, names=names)
+
+
+def _claim(
+    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
+) -> RunFolder:
+    settings = experiment.model_dump(mode="json", exclude={"smoke", "record"})
+    run = RunFolder(out, {"run": {**facts, "precision": processes.precision}, "experiment": settings}, resume=resume)
+    processes.wait()  # before the first process writes into the folder that the others look at
+    if run.result is not None:
+        info(processes, f"run at {out}: already finished")
+    return run
+
+
+def _stream(
+    experiment: Experiment,
+    settings: Training,
+    renderer: Renderer,
+    normalize: Normalization,
+    signals: Signals,
+    schedule: str,
+    block_rows: int,
+    live: Live | None,
+    processes: Processes,
+) -> Stream:
+    stream = Stream(
+        renderer,
+        normalize,
+        signals,
+        schedule=schedule,
+        seed=experiment.seed,
+        batch_size=settings.batch_size,
+        block_rows=block_rows,
+        window=experiment.student.window,  # what the data's size asks of the student's order, it asks of the teacher's
+        live=live,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    dropped = stream.num_samples - stream.samples_per_epoch
+    if dropped:
+        info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
+    return stream
+
+
+def _task(
+    settings: Training,
+    objective: Objective,
+    setting: Setting,
+    stream: Stream,
+    normalize: Normalization,
+    test: Renderer,
+    run: RunFolder,
+    processes: Processes,
+) -> Task:
+    def accuracy_of(network: nn.Module) -> Accuracy:
+        return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
+
+    student = build.student_of(objective, setting)
+    return Task(
+        student,
+        build.optimizer_of(settings, student, fused=processes.device.type == "cuda"),
+        objective,
+        stream,
+        accuracy_of,
+        build.learning_rate_of(settings),
+        epochs=settings.epochs,
+        seed=setting.seed,
+        clip_norm=settings.clip_norm,
+        run=run,
+    )
+
+
+def _finish(
+    role: str,
+    task: Task,
+    figures: Mapping[str, Any],
+    setting: Setting,
+    normalize: Normalization,
+    test: Renderer,
+    processes: Processes,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The result of a finished run, which it writes into the run's folder beside the weights."""
+    network, architecture = task.student.backbone, setting.student.architecture
+    result = {
+        "role": role,
+        "architecture": architecture,
+        "parameters": count_parameters(network),
+        **figures,
+        "seed": setting.seed,
+        **facts,
+        **unreadable(task.stream.renderer, processes),
+        "sha256": weights_sha256(network),
+        "precision": processes.precision,
+        "hardware": hardware(processes.device),
+        "processes": processes.world_size,
+        "versions": versions(),
+    }
+    if processes.is_first:
+        about = {
+            "architecture": architecture,
+            "num_classes": str(test.images.num_classes),
+            "mean": json.dumps(normalize.mean),
+            "std": json.dumps(normalize.std),
+        }
+        save_weights(task.run.path / f"{role}.safetensors", network, about)
+        task.run.write_result(result)
+    return result

@@ -1,0 +1,50 @@
+"""Several learners on one device at once.
+
+On a CPU small networks don't fill all cores: a student on each core does more than all cores on one student after
+another. So learners go to threads that share the cores out, and with them each one's number of threads is known: a
+student ends as it does alone on as many. On a GPU they take turns, since launching is the host's work and one thread's.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def threads_of_each(learners: int, threads: int) -> int:
+    """How many of a CPU's `threads` each of so many learners computes on: 1 from as many learners on."""
+    return max(1, threads // learners)
+
+
+class Crew:
+    """Does a piece of work for each of `learners` things, as many at a time as fits the device."""
+
+    def __init__(self, learners: int, device: torch.device) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads = torch.get_num_threads()
+        if learners > 1 and device.type == "cpu" and self._threads > 1:
+            each = threads_of_each(learners, self._threads)
+            self._pool = ThreadPoolExecutor(
+                self._threads // each, "learner", initializer=torch.set_num_threads, initargs=(each,)
+            )
+
+    def each(self, work: Callable[[T], object], things: Sequence[T]) -> None:
+        """Do `work` on every one of `things`, and wait; what it raised is raised here."""
+        if self._pool is None:
+            for thing in things:
+                work(thing)
+            return
+        for done in [self._pool.submit(work, thing) for thing in things]:
+            done.result()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)
