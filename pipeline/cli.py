@@ -248,6 +248,14 @@ def cache_teacher(
     " so.",
 )
 @click.option("--allow-drift", is_flag=True, help="Train even where pixels differ from those that the teacher saw.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=A,B",
+    help="Train a student for each value, side by side on one device, in folders of --out; repeatable: of every"
+    " combination.",
+)
+@click.option("--together", type=click.IntRange(min=1), help="Of a grid, how many at a time [default: all].")
 @precision_option
 @data_options
 @cpu_option
@@ -261,24 +269,59 @@ def train_student(
     out: Path,
     teacher: Path | None,
     allow_drift: bool,
+    grid: Sequence[str],
+    together: int | None,
     precision: str | None,
     data: DataOptions,
     cpu: bool,
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Train a student from the cache.
+    """Train a student from the cache, or with --grid several.
 
     Choose the method with --set objective=NAME, or several with --set objective='NAME + 0.5 * NAME'; 'dhkd methods'
     lists them. What the cache lacks can be added to it, or the teacher be run in every step: --set teacher.live=true.
     """
-    experiment = _experiment(preset, overrides, smoke, student__precision=precision)
+    if not grid:
+        if together is not None:
+            raise click.UsageError("--together is for a --grid")
+        experiment = _experiment(preset, overrides, smoke, student__precision=precision)
+        from dhkd.pipeline import training
+
+        result = training.train_student(
+            experiment, cache, out, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
+        )
+        return _print_run(result, out, as_json)
+    from dhkd.configs.grid import combinations
+
+    experiments = {
+        out / name: _experiment(preset, [*overrides, *chosen], smoke, student__precision=precision)
+        for name, chosen in combinations(grid).items()
+    }
     from dhkd.pipeline import training
 
-    result = training.train_student(
-        experiment, cache, out, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
+    outcomes = training.train_grid(
+        experiments,
+        cache,
+        data=data,
+        together=together or len(experiments),
+        teacher=teacher,
+        allow_drift=allow_drift,
+        cpu=cpu,
+        resume=resume,
     )
-    _print_run(result, out, as_json)
+    failed = {str(run): str(error) for run, error in outcomes.items() if isinstance(error, DhkdError)}
+    if as_json:
+        results = {str(run): result for run, result in outcomes.items() if str(run) not in failed}
+        _emit({"runs": results, "failed": failed}, as_json, "")
+    else:
+        for run, outcome in outcomes.items():
+            if not isinstance(outcome, DhkdError):
+                _print_run(outcome, run, as_json)
+    if failed:
+        lines = "; ".join(f"{run}: {error}" for run, error in failed.items())
+        raise DhkdError(f"{len(failed)} of {len(outcomes)} students ended early: {lines}")
+    return None
 
 
 @cli.command()

@@ -158,6 +158,18 @@ def train_students(
         processes.end()
 
 
+def train_grid(
+    experiments: Mapping[Path, Experiment], cache: str | None, *, together: int, **given: Any
+) -> dict[Path, dict[str, Any] | DhkdError]:
+    """Train as many at a time as `together` says, with what `train_students` is `given`; all results."""
+    outcomes: dict[Path, dict[str, Any] | DhkdError] = {}
+    outs = list(experiments)
+    for start in range(0, len(outs), together):
+        group = {out: experiments[out] for out in outs[start : start + together]}
+        outcomes |= train_students(group, cache, **given)
+    return outcomes
+
+
 def _require_alike(experiments: Mapping[Path, Experiment], processes: Processes) -> None:
     if len(experiments) == 1:
         return

@@ -116,7 +116,7 @@ class _Run:
 
     def __init__(self, task: Task, processes: Processes, alone: bool) -> None:
         self.task, self.error = task, None
-        self._processes = processes
+        self._processes, self._alone = processes, alone
         stream = task.stream
         self._learner = Learner(
             task.student,
@@ -179,7 +179,7 @@ class _Run:
         if self.error is not None or not self._processes.is_first:
             return
         task, line = self.task, self._line
-        log.info(_summary(line, task.epochs))
+        log.info("%s%s", "" if self._alone else f"{task.run.path.name}: ", _summary(line, task.epochs))
         self._track(line, self.cursor.epochs_done)
         self.cursor.metrics_bytes = task.run.append_metrics(line)
         tensors = {"student": task.student.state_dict(), "optimizer": task.optimizer.state_dict()}
