@@ -85,6 +85,9 @@ class Training(Section):
     warmup_epochs: float = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
     precision: Precision = "auto"
+    compile: Literal["off", "reduce-overhead", "max"] = Field(
+        "off", description="reduce-overhead: a GPU replays a step as one graph; max: the network is compiled as well"
+    )
 
 
 class Teacher(Training):

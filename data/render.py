@@ -118,10 +118,11 @@ class UnaugmentedRenderer:
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         self.images, self.device = images, device
+        self._images_NCHW = images.images_NCHW.to(device)
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device."""
-        return (self.images.images_NCHW[index_B].to(self.device) for _, index_B in batches)
+        return (self._images_NCHW[index_B.to(self.device)] for _, index_B in batches)
 
 
 def witnesses(pixels_BCHW: Tensor) -> NDArray[np.uint32]:

@@ -49,7 +49,10 @@ class Signals(Protocol):
         """Be told the epoch's keys in training order, and have at hand what `gather` will ask for first."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: (B, …)}."""
+        """The rows of these keys of every signal: {name: (B, …)}.
+
+        Keys are on the CPU, or where the signals are if those are in memory.
+        """
 
 
 # From pixels uint8 (B, C, H, W) on the device to signals float32 {name: (B, …)}: a teacher that runs in every step.
@@ -281,8 +284,13 @@ class Stream:
         self._signals.prepare(epoch, view_N, index_N)
         mine = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
         keys = [(view_N[rows], index_N[rows]) for rows in mine]
-        for (view_B, index_B), bounds, pixels_BCHW in zip(keys, self._shares, self.renderer.render(keys), strict=True):
-            signals = self._signals.gather(view_B, index_B)
+        used = keys
+        if self.repeatable:  # all at once: a copy to a GPU for each batch would wait for what was launched before
+            views, indices = view_N.to(self.renderer.device), index_N.to(self.renderer.device)
+            used = [(views[rows], indices[rows]) for rows in mine]
+        batches = zip(keys, used, self._shares, self.renderer.render(used), strict=True)
+        for (view_B, index_B), used_B, bounds, pixels_BCHW in batches:
+            signals = self._signals.gather(*used_B)
             if self._live is not None:
                 signals |= self._live(pixels_BCHW)
             yield Batch(
@@ -290,7 +298,7 @@ class Stream:
                 view_B=view_B,
                 index_B=index_B,
                 images_BCHW=self._normalize(pixels_BCHW),
-                labels_B=self._labels[index_B.to(self._labels.device)],
+                labels_B=self._labels[used_B[1].to(self._labels.device)],
                 teacher=signals,
                 global_size=bounds[-1] - bounds[0],
             )

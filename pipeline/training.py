@@ -6,7 +6,7 @@ images, test set and cache in memory, and the batches of those that see the same
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,6 +139,8 @@ def train_students(
                 )
                 for out, student in waiting.items()
             ]
+            if len(tasks) > 1:
+                _require_own_draws(tasks)
             for (out, student), task, figures in zip(
                 waiting.items(), tasks, train_together(tasks, processes), strict=True
             ):
@@ -197,6 +199,15 @@ def _require_alike(experiments: Mapping[Path, Experiment], processes: Processes)
                     f"several students together: expected one student.{field}, got"
                     f" {getattr(first.student, field)} and {getattr(other.student, field)}"
                 )
+
+
+def _require_own_draws(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if task.student.draws_from_torch():
+            raise ConfigError(
+                f"several students together: {task.run.path.name} has dropout that draws from torch's own generator,"
+                f" which they would share; train it alone"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,6 +379,7 @@ def _task(
         seed=setting.seed,
         clip_norm=settings.clip_norm,
         run=run,
+        compiled=settings.compile,
     )
 
 

@@ -1,13 +1,14 @@
 """The student: a network with its task head and, in training, what its objective puts beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from dhkd.data.stream import Batch
-from dhkd.stages.models.network import Network
+from dhkd.stages.models.network import Network, Outputs
 from dhkd.stages.models.signals import needs_maps, signals_of_outputs
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 AuxiliaryHead = Literal["linear", "nonlinear"]
 
@@ -39,41 +40,66 @@ class Student(nn.Module):
         self.auxiliary = auxiliary
         self.adapter = adapter
         self._reads = list(reads)
+        self._compiled: Callable[..., Outputs] | None = None
         # Every process computes these alike; DDP would send them from the first to the others before each step.
         shared = getattr(adapter, "same_in_every_process", ())
         self._ddp_params_and_buffers_to_ignore = [f"adapter.{name}" for name in shared]
 
     def forward(self, images_BCHW: Tensor, batch: Batch | None = None) -> StudentOutputs:
         """Both heads' logits from one forward, without an auxiliary head the same tensor twice, and the features."""
-        out = self.backbone.outputs(images_BCHW, maps=needs_maps(self._reads))
+        outputs = self._compiled or self.backbone.outputs
+        out = outputs(images_BCHW, maps=needs_maps(self._reads))
         distill = out.logits if self.auxiliary is None else self.auxiliary(out.embedding)
         features = signals_of_outputs(self.backbone, out, self._reads)
         if self.adapter is not None:
             features |= self.adapter(features, batch)
         return StudentOutputs(out.logits, distill, features)
 
+    def compile_backbone(self) -> None:
+        """Train with kernels that torch.compile makes of the backbone at its first batch; weights keep their names."""
+        self._compiled = torch.compile(self.backbone.outputs, dynamic=False)
+
     def seed_dropout(self, seed: int) -> None:
         """Make what our own dropout draws next a function of `seed`; foreign networks' draws from torch's generator."""
-        for module in self.modules():
-            if isinstance(module, SeededDropout):
-                module.seed = seed
+        for dropout in self._dropouts():
+            dropout.generator_on(next(self.parameters()).device).manual_seed(seed)
+
+    def generators(self) -> list[torch.Generator]:
+        """What our own dropout draws from."""
+        return [dropout.generator_on(next(self.parameters()).device) for dropout in self._dropouts()]
+
+    def draws_from_torch(self) -> bool:
+        """Whether a foreign network's dropout, or stochastic depth, draws from torch's own generator."""
+        drawing = (_DropoutNd, nn.AlphaDropout, nn.RReLU)
+        return any(
+            isinstance(module, drawing) or type(module).__name__ in ("DropPath", "StochasticDepth")
+            for module in self.modules()
+        )
+
+    def _dropouts(self) -> "list[SeededDropout]":
+        return [module for module in self.modules() if isinstance(module, SeededDropout)]
 
 
 class SeededDropout(nn.Module):
-    """`nn.Dropout` whose mask is a function of `seed`, whatever other threads draw meanwhile."""
+    """`nn.Dropout` that draws from a generator of its own, whatever other threads draw meanwhile."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.seed = 0
+        self._generator: torch.Generator | None = None
 
     def forward(self, values: Tensor) -> Tensor:
         """As it is in eval mode; in training a share p of the elements is 0, the others are divided by 1 - p."""
         if not self.training:
             return values
-        generator = torch.Generator(values.device).manual_seed(self.seed)
-        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=generator)
+        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator_on(values.device))
         return values * kept.div_(1 - self.p)
+
+    def generator_on(self, device: torch.device) -> torch.Generator:
+        """Its generator, which lives where it draws."""
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device)
+        return self._generator
 
 
 def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:

@@ -8,13 +8,15 @@ looks, the error names the first such step and nothing was updated.
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
-from dhkd.data.errors import NonFiniteLoss
+from dhkd.data.errors import ConfigError, NonFiniteLoss
 from dhkd.data.philox import Domain, raw_rows
 from dhkd.data.stream import Batch
 from dhkd.stages.models.student import Student, StudentOutputs
 from dhkd.stages.processes import Processes, joined
+from dhkd.stages.train.captured import CapturedStep
 from dhkd.stages.train.gradients import backward
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
@@ -23,13 +25,16 @@ from torch import Tensor
 KEYS_NAMED = 5  # how many keys an error about a batch lists
 LOOK_EVERY_ON_GPU = 64
 
+# "reduce-overhead" replays a step as a CUDA graph; "max" also compiles the backbone, which is all it does on a CPU.
+Compile = Literal["off", "reduce-overhead", "max"]
+
 
 class Learner:
     """A student, its optimizer and its objective: `begin` an epoch, `learn` from its batches in order, `end` it.
 
     `again` gives the batch of a step of an epoch once more, to say which of its rows made a loss not finite; without
-    it the host looks after every step. `alone`: no other learner is in this interpreter, so torch's own generator, from
-    which foreign networks' dropout draws, is this one's.
+    it the host looks after every step. `compiled`: how steps are made fast. `alone`: no other learner is in this
+    interpreter, so torch's own generator, from which foreign networks' dropout draws, is this one's.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Learner:
         processes: Processes,
         again: Callable[[int, int], Batch] | None = None,
         look_every: int | None = None,
+        compiled: Compile = "off",
         alone: bool = True,
     ) -> None:
         self.student, self.objective = student, objective
@@ -60,24 +66,32 @@ class Learner:
             look_every = LOOK_EVERY_ON_GPU if late else 1
         assert look_every == 1 or (fused and again is not None)
         self._look_every = look_every
-        self._epoch = 0
-        self._weights: dict[str, float] = {}
-        self._names: list[str] = []
-        self._skipped = 0
-        self._coefficient: Tensor | None = None
-
-    def begin(self, epoch: int) -> None:
-        """Start an epoch, from 0."""
-        self.model.train()
-        self._epoch, self._weights = epoch, self.objective.weights(epoch)
-        self._names = [*self._weights, "hits", "rows", "conflicts"]
-        device = self._processes.device
+        self._captured: CapturedStep | None = None
+        if compiled != "off":
+            self._compile(compiled)
+        # One set of them for the whole run, written in place: a captured step knows where they are, and no more.
+        device = processes.device
+        self._names = [*objective.weights(0), "hits", "rows", "conflicts"]
         self._totals = torch.zeros(len(self._names), dtype=torch.float64, device=device)
         # The first step of which a term was not finite, and which terms' sums were not; -1: none so far.
         self._broken_at = torch.full((), -1, dtype=torch.int64, device=device)
         self._broken = torch.zeros(len(self._names), dtype=torch.bool, device=device)
-        self._coefficient = None  # checkpoints are between epochs, so what outlives a step begins anew with each
-        self._skipped = 0
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self._coefficient = torch.zeros((), device=device)
+        self._rate = torch.zeros((), device=device)
+        self._epoch = self._skipped = 0
+        self._weights: dict[str, float] = {}
+
+    def begin(self, epoch: int) -> None:
+        """Start an epoch, from 0."""
+        self.model.train()
+        weights = self.objective.weights(epoch)
+        if weights != self._weights and self._captured is not None:
+            self._captured.forget()
+        self._epoch, self._weights, self._skipped = epoch, weights, 0
+        self._totals.zero_()
+        self._broken_at.fill_(-1)
+        self._broken.zero_()
 
     def learn(self, step: int, batch: Batch) -> None:
         """Update the student on the batch of this `step` of the epoch, from 0.
@@ -85,10 +99,18 @@ class Learner:
         Raises `NonFiniteLoss`, at the latest when `end` is called.
         """
         rate = self._learning_rate.at(self._epoch, step, self._steps_per_epoch)
-        for group in self._prepared.param_groups:
-            group["lr"] = rate
+        self._step.fill_(step)
         self._seed_dropout(step)
-        self._update(step, batch)
+        # Whether the step computes a coefficient of its own. Checkpoints are between epochs, and the first step does.
+        alignment = self.objective.alignment
+        projects = alignment is not None and step % alignment.every == 0
+        if self._captured is None:
+            self._set_rate(rate)
+            self._update(batch, projects)
+        else:
+            self._rate.fill_(rate)
+            self._set_rate(self._rate)
+            self._captured(batch, projects)
         self._skipped += self._processes.step_was_skipped(self._prepared)
         if self._look_every > 1 and (step + 1) % self._look_every == 0:
             self._require_finite(None)
@@ -99,6 +121,7 @@ class Learner:
         `seconds` are what it took, from which rates are computed. Raises `NonFiniteLoss`.
         """
         self._require_finite(None)
+        self._set_rate(self._learning_rate.at(self._epoch, self._steps_per_epoch - 1, self._steps_per_epoch))
         totals = dict(zip(self._names, self._totals.tolist(), strict=True))
         rows = totals["rows"]
         means = {name: totals[name] / rows for name in self._weights}
@@ -116,17 +139,40 @@ class Learner:
             metrics["skipped_steps"] = float(self._skipped)
         return metrics
 
-    def _update(self, step: int, batch: Batch) -> None:
+    def _compile(self, compiled: Compile) -> None:
+        on_gpu = self._processes.device.type == "cuda"
+        if not on_gpu and compiled == "reduce-overhead":
+            raise ConfigError("compile reduce-overhead: expected a GPU, which replays a step; on a CPU use max or off")
+        if compiled == "max":
+            self.student.compile_backbone()
+        if not on_gpu:
+            return
+        hindrances = {
+            "several processes": self._processes.world_size > 1,
+            "precision fp16": self._processes.precision == "fp16",
+            "an objective that works on the host": not self.objective.capturable,
+            "images or a cache that are not all in memory": self._again is None,
+            "an optimizer that is not fused": not self._optimizer.defaults.get("fused"),
+        }
+        found = [hindrance for hindrance, is_there in hindrances.items() if is_there]
+        if found:
+            raise ConfigError(f"compile {compiled}: a graph can't hold a step with {' and '.join(found)}; use off")
+        self._captured = CapturedStep(self._update, self.student.generators)
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self._prepared.param_groups:
+            group["lr"] = rate
+
+    def _update(self, batch: Batch, projects: bool) -> None:
         processes, alignment = self._processes, self.objective.alignment
-        again = alignment is not None and step % alignment.every == 0
         # Aligned gradients come from autograd.grad, which DDP's averaging never sees: they are averaged in `backward`.
-        with processes.unsynchronized(self.model) if again else nullcontext():
+        with processes.unsynchronized(self.model) if projects else nullcontext():
             student: StudentOutputs = self.model(batch.images_BCHW, batch)
             joint = self.objective.couples_rows and processes.world_size > 1
             seen = _joined(student, batch) if joint else (student, batch.labels_B, batch.teacher)
             terms = self.objective.terms(*seen)
             sums = self._sums(terms, student, batch)
-            self._watch(step, sums)
+            self._watch(sums)
             if self._look_every == 1:
                 self._require_finite((student, batch))
             # DDP averages over processes. Where terms are means over this process's rows, together with this factor
@@ -138,13 +184,13 @@ class Learner:
                 {name: weight * share for name, weight in self._weights.items()},
                 self._parameters,
                 alignment=alignment,
-                coefficient=None if again else self._coefficient,
+                coefficient=None if projects else self._coefficient,
                 scale=processes.scale,
                 average=processes.average if processes.world_size > 1 else None,
             )
         if report is not None:
             sums[-1] = report.conflict
-            self._coefficient = report.coefficient
+            self._coefficient.copy_(report.coefficient)
         self._totals += sums
         if self._clip_norm is not None:
             processes.clip(self.model, self._clip_norm)
@@ -159,12 +205,12 @@ class Learner:
         sums = self._processes.sum(torch.stack([value.double() for value in values]))
         return torch.cat([sums, sums.new_zeros(1)])
 
-    def _watch(self, step: int, sums: Tensor) -> None:
+    def _watch(self, sums: Tensor) -> None:
         """Remember the first step with a term that isn't finite, and have the optimizer leave out its update."""
         broken = ~sums.isfinite()
         first = broken.any() & (self._broken_at < 0)
-        self._broken = torch.where(first, broken, self._broken)
-        self._broken_at = torch.where(first, step, self._broken_at)
+        self._broken.copy_(torch.where(first, broken, self._broken))
+        self._broken_at.copy_(torch.where(first, self._step, self._broken_at))
         if self._look_every > 1:
             # What GradScaler uses, too: the fused optimizer's kernels do nothing where this is 1.
             self._optimizer.found_inf = (self._broken_at >= 0).float()  # type: ignore[attr-defined]

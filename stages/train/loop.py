@@ -23,7 +23,7 @@ from dhkd.stages.models.weights import fit_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
 from dhkd.stages.train.crew import Crew
-from dhkd.stages.train.learner import Learner
+from dhkd.stages.train.learner import Compile, Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
 from dhkd.stages.train.run_folder import RunFolder
@@ -51,6 +51,7 @@ class Task:
     clip_norm: float | None
     run: RunFolder
     look_every: int | None = None
+    compiled: Compile = "off"
 
 
 def train(task: Task, processes: Processes) -> dict[str, Any]:
@@ -129,6 +130,7 @@ class _Run:
             processes=processes,
             again=partial(_again, stream) if stream.repeatable else None,
             look_every=task.look_every,
+            compiled=task.compiled,
             alone=alone,
         )
         self.cursor = _restore(task)

@@ -25,7 +25,7 @@ from dhkd.stages.models.student import Student
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.gradients import Alignment, backward
-from dhkd.stages.train.learner import dropout_seed
+from dhkd.stages.train.learner import Compile, dropout_seed
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.objectives import OBJECTIVES, build_objective, combined_objective
@@ -66,9 +66,9 @@ class World:
         names = {name: [name] for name in needs}
         self.signals = ResidentSignals(open_cache(folder / "c.zarr"), names, processes.device)
 
-    def stream(self, signals: Signals | None = None) -> Stream:
+    def stream(self, signals: Signals | None = None, seed: int = 2) -> Stream:
         signals = signals or self.signals
-        return Stream(self.renderer, self.normalize, signals, schedule="independent", seed=2, batch_size=BATCH)
+        return Stream(self.renderer, self.normalize, signals, schedule="independent", seed=seed, batch_size=BATCH)
 
 
 def teacher_network() -> Network:
@@ -103,23 +103,28 @@ def task_of(
     seed: int = 7,
     look_every: int | None = None,
     alignment: Alignment | None = None,
+    fused: bool = False,
+    compiled: Compile = "off",
 ) -> Task:
     student = student or new_student(objective)
     optimizer = torch.optim.SGD(
-        student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, fused=look_every is not None
+        student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused or look_every is not None
     )
     return Task(
         student,
         optimizer,
         combined_objective(objective, OPTIONS, alignment),
         stream or world.stream(signals),
-        lambda network: Accuracy(float(network(torch.ones(1, 3, 8, 8)).detach().sum()), 0.0),
+        lambda network: Accuracy(
+            float(network(torch.ones(1, 3, 8, 8, device=network.head.weight.device)).detach().sum()), 0.0
+        ),
         learning_rate=LearningRate(lr, "cosine", epochs=3),
         epochs=epochs,
         seed=seed,
         clip_norm=clip_norm,
         run=RunFolder(out, {}, resume=True),
         look_every=look_every,
+        compiled=compiled,
     )
 
 
@@ -265,7 +270,7 @@ def two_threads() -> Iterator[None]:
 def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes: Processes, tmp_path: Path) -> None:
     """Of one stream and of another, with and without dropout; also where a part of them stopped an epoch earlier."""
     world = World(tmp_path, processes, objective="dhkd + crd")
-    streams = {7: world.stream(), 8: replace_seed(world, 3)}
+    streams = {7: world.stream(), 8: world.stream(seed=3)}
     cases = [(name, seed) for name in TOGETHER for seed in streams]
 
     def tasks(folder: str, epochs: int, some: list[tuple[str, int]]) -> list[Task]:
@@ -298,10 +303,6 @@ def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes
         assert [line["loss"] for line in read_metrics(one.run.path)] == [
             line["loss"] for line in read_metrics(other.run.path)
         ]
-
-
-def replace_seed(world: World, seed: int) -> Stream:
-    return Stream(world.renderer, world.normalize, world.signals, schedule="independent", seed=seed, batch_size=BATCH)
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -65,6 +65,11 @@ class Combined(Objective):
         return any(part.couples_rows for _, _, part in self.parts)
 
     @property
+    def capturable(self) -> bool:  # type: ignore[override]
+        """Whether all parts' steps are."""
+        return all(part.capturable for _, _, part in self.parts)
+
+    @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]
         """What any part takes."""
         return " and ".join(part.takes_of_teacher for _, _, part in self.parts if part.takes_of_teacher) or None

@@ -50,6 +50,8 @@ class Objective(ABC):
     couples_rows: bool = False
     # Whether its losses, cross-entropy aside, are of logits. Alignment leaves others alone.
     of_logits: bool = True
+    # Whether its step is the device's work alone, so that a CUDA graph can hold it.
+    capturable: bool = True
     # What it takes of the teacher's network itself, beside signals, so that its weights have to be given.
     takes_of_teacher: str | None = None
 

@@ -152,6 +152,7 @@ class CRD(Objective):
     momentum: float = 0.5
 
     of_logits = False
+    capturable = False  # it draws its negatives on the host
 
     def __post_init__(self) -> None:
         require_temperature("crd", self.temperature)
