@@ -138,6 +138,27 @@ def test_aligned_gradient_is_the_textbook_projection(opposed: bool, dtype: torch
     assert (merged - g1) @ g1 >= -tolerance * (g1 @ g1)
 
 
+@pytest.mark.parametrize("opposed", [False, True])
+def test_with_its_own_coefficient_one_backward_gives_the_aligned_gradient(opposed: bool) -> None:
+    model = agreeing_heads(TwoHeads()).double()
+    images_BCHW, labels_B = batch()
+    parameters = list(model.parameters())
+
+    def gradient(coefficient: Tensor | None) -> tuple[np.ndarray, AlignmentReport | None]:
+        model.zero_grad()
+        terms = two_terms(model, images_BCHW.double(), labels_B, opposed=opposed)
+        report = backward(terms, WEIGHTS, parameters, alignment=KEEP_CE, coefficient=coefficient)
+        return vector([parameter.grad for parameter in parameters], parameters), report
+
+    exact, report = gradient(None)
+    assert report is not None
+    again, none = gradient(report.coefficient)
+    assert none is None
+    np.testing.assert_allclose(again, exact, rtol=1e-10, atol=1e-14)
+    summed, _ = gradient(torch.zeros(()))
+    assert np.allclose(summed, exact) != opposed, "where nothing is opposed, it is the sum"
+
+
 def test_the_other_term_can_be_kept() -> None:
     model = agreeing_heads(TwoHeads()).double()
     images_BCHW, labels_B = batch()
