@@ -32,14 +32,14 @@ test-all: setup
 # mypy needs to find the root folders under their import name, without a root package.
 check: setup
 	mkdir -p .types/dhkd
-	for folder in pipeline stages data configs; do ln -sfn ../../$$folder .types/dhkd/$$folder; done
+	for folder in pipeline stages data configs benchmarks; do ln -sfn ../../$$folder .types/dhkd/$$folder; done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	MYPYPATH=.types $(BIN)/mypy -p dhkd
 	$(BIN)/pytest -q tests/test_imports.py
 
 bench: setup
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/dhkd bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,20 @@ class Figure:
             target = f"≤ {self.at_most:g}"
         elif self.at_least is not None:
             target = f"≥ {self.at_least:g}"
-        spread = f"{_text(self.quartiles[0])} to {_text(self.quartiles[1])}" if self.quartiles else ""
+        spread = f"{text_of(self.quartiles[0])} to {text_of(self.quartiles[1])}" if self.quartiles else ""
         verdict = {None: "", True: "yes", False: "NO"}[self.reached]
-        return [self.name, self.detail, _text(self.value), self.unit, spread, target, verdict]
+        return [self.name, self.detail, text_of(self.value), self.unit, spread, target, verdict]
 
 
-def _text(value: float) -> str:
+def text_of(value: float) -> str:
+    """A figure with as many digits as its size asks for."""
     digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:,.{digits}f}"
 
 
 def middle(
     name: str,
-    values: Sequence[float],
+    values: Sequence[float] | NDArray[np.float64],
     unit: str,
     detail: str,
     *,
@@ -54,13 +56,14 @@ def middle(
     at_least: float | None = None,
 ) -> Figure:
     """The figure that repetitions give: their median, and their quartiles beside it."""
-    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return Figure(name, float(median(values)), unit, detail, (float(low), float(high)), at_most, at_least)
+    all_of_them = [float(value) for value in values]
+    low, _, high = quantiles(all_of_them, n=4, method="inclusive") if len(all_of_them) > 1 else all_of_them * 3
+    return Figure(name, median(all_of_them), unit, detail, (low, high), at_most, at_least)
 
 
 def interleaved(
     actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
-) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+) -> dict[str, NDArray[np.float64]]:
     """Seconds of every action in every round; they take turns, and the order turns around from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     order = list(actions)

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from dhkd.configs.load import load_experiment
-from dhkd.pipeline import commands
+from dhkd.pipeline import commands, training
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.report.tables import plain_table
 from dhkd.stages.train.objectives import OBJECTIVES
@@ -29,7 +29,7 @@ def trained(out: Path, method: str, seed: int, overrides: list[str]) -> dict[str
         result: dict[str, Any] = json.loads((run / "result.json").read_bytes())
         return result
     settings = [f"objective={method}", f"seed={seed}", "teacher.live=true", *overrides]
-    return commands.train_student(
+    return training.train_student(
         load_experiment("demo", settings),
         str(out / "teacher.zarr"),
         run,
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     if not (options.out / "teacher" / "result.json").is_file():
-        commands.train_teacher(
+        training.train_teacher(
             load_experiment("demo"), options.out / "teacher", data=DataOptions(), cpu=True, resume=True
         )
     if not (options.out / "teacher.zarr" / "index.json").is_file():

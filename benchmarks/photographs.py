@@ -14,7 +14,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from caches import complete_cache, manifest_of
+from dhkd.benchmarks.caches import complete_cache, manifest_of
+from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.data.cache.contract import Plan
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.philox import Domain, permutations, raw_rows
@@ -23,7 +24,6 @@ from dhkd.data.render import Keys, Normalization
 from dhkd.data.resized_crop import RandomResizedCrop
 from dhkd.data.sources.image_folder import FolderFiles
 from dhkd.data.stream import Stream, WindowedSignals
-from figure import Figure, interleaved, middle
 from PIL import Image
 from torch import Tensor
 
@@ -59,7 +59,9 @@ def generated_photographs(number: int) -> PhotoSet:
     rng = np.random.default_rng(0)
     contents = []
     for _ in range(number):
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(smooth, dtype=np.int16) + rng.integers(-24, 25, (375, 500, 3), dtype=np.int16)
         stream = io.BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=94)

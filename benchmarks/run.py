@@ -1,4 +1,4 @@
-"""What `make bench` runs: the claims about speed and memory as one table of figures, each beside its target.
+"""What `dhkd bench` runs: the claims about speed and memory as one table of figures, each beside its target.
 
 Not a test: a figure on a shared machine may miss its target without a fault, so nothing fails and the load is written
 down beside it. A ratio is the median over the repetitions of one run in which both sides took turns (A, B, B, A, …):
@@ -7,7 +7,6 @@ sides compared are the project's own code and, where a figure says so, a plain P
 measured here, nor several processes, nor a GPU.
 """
 
-import argparse
 import copy
 import json
 import multiprocessing
@@ -15,50 +14,55 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
+from itertools import count, cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
-from caches import complete_cache, manifest_of, writer_at
-from dhkd.configs.schema import Training
+from dhkd.benchmarks.caches import complete_cache, manifest_of, writer_at
+from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.online import PictureSet, online
+from dhkd.benchmarks.pairs import pairs
+from dhkd.benchmarks.photographs import decoding, large_index
+from dhkd.benchmarks.steps import (
+    MEAN,
+    NUM_CLASSES,
+    RECIPE,
+    STD,
+    STUDENT,
+    TEACHER,
+    Loop,
+    random_images,
+    steps_per_second,
+    stream_of,
+)
+from dhkd.benchmarks.stores import stores
+from dhkd.benchmarks.together import together
 from dhkd.data.cache.reader import LogitReader, open_cache
+from dhkd.data.errors import ConfigError, unknown
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import Batch, Live, NoSignals, ResidentSignals, Signals, Stream
-from dhkd.data.views import CropFlip
-from dhkd.pipeline.build import learning_rate_of, optimizer_of, student_of
+from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals
 from dhkd.pipeline.environment import hardware, versions
 from dhkd.stages.cache.write import write_blocks
-from dhkd.stages.models import Network, build_network
+from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.report.tables import plain_table
-
-# The loop's own step: what is timed must be what users run, and `train` offers no smaller unit than an epoch.
-from dhkd.stages.train.loop import _seed_dropout, _step
 from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 from dhkd.stages.train.objectives.contract import Setting
-from figure import Figure, interleaved, middle
-from photographs import decoding, large_index
-from PIL import Image
 from rich.console import Console
-from stores import stores
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
-NUM_CLASSES = 100
-MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
-RECIPE = CropFlip(padding=4, flip=True, seed=0)
-STUDENT, TEACHER = "resnet20", "resnet56"
 MEGABYTE = 1e6
 
 progress = Console(stderr=True)
@@ -75,6 +79,8 @@ class Sizes:
     step_rounds: int  # repetitions of one step
     plain_rounds: int  # repetitions of a run of steps of the plain script
     plain_steps: int  # steps in such a run, after as many to warm up
+    pair_rounds: int
+    together_rounds: int
     teacher_rows: int  # in a view; two views are cached in every repetition
     teacher_batch: int
     teacher_rounds: int
@@ -99,6 +105,8 @@ FULL = Sizes(
     step_rounds=60,
     plain_rounds=3,
     plain_steps=10,
+    pair_rounds=9,
+    together_rounds=15,
     teacher_rows=512,
     teacher_batch=256,
     teacher_rounds=10,
@@ -122,6 +130,8 @@ QUICK = Sizes(
     step_rounds=3,
     plain_rounds=1,
     plain_steps=3,
+    pair_rounds=2,
+    together_rounds=2,
     teacher_rows=32,
     teacher_batch=32,
     teacher_rounds=2,
@@ -143,107 +153,28 @@ def student_step(sizes: Sizes, images: ImageSet, reader: LogitReader, processes:
     """Point 1: what a step with a resident cache costs over a cross-entropy step on the same renderer."""
     renderer = ResidentRenderer(images, RECIPE, processes.device)
     resident = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
-    signals = {"ce": NoSignals(resident.num_views), "kd": resident, "binary-kl": resident}
+    signals: dict[str, Signals] = {"ce": NoSignals(resident.num_views), "kd": resident, "binary-kl": resident}
     figures = []
     for batch_size in sizes.batch_sizes:
-        loops = {name: Loop(name, _stream(renderer, signals[name], batch_size), processes) for name in signals}
+        loops = {name: Loop(name, stream_of(renderer, signals[name], batch_size), processes) for name in signals}
         seconds = interleaved({name: loop.step for name, loop in loops.items()}, sizes.step_rounds)
         detail = f"{STUDENT}, batch {batch_size}"
         figures += [
-            middle(f"step: {name} from the cache / ce", seconds[name] / seconds["ce"], "×", detail, at_most=1.03)
+            middle(f"step: {name} from the cache / ce", seconds[name] / seconds["ce"], "×", detail, at_most=1.02)
             for name in ("kd", "binary-kl")
         ]
-        runs = {
-            "dhkd's loop, ce": lambda loop=loops["ce"]: iter(loop.step, loop),
-            "plain PyTorch, ce, 0 workers": partial(_plain_script, images, batch_size, 0),
-            "plain PyTorch, ce, 2 workers": partial(_plain_script, images, batch_size, 2),
+        plain = partial(online, images, student=STUDENT, teacher=None, batch_size=batch_size)
+        runs: dict[str, Callable[[], Iterator[None]]] = {
+            "dhkd's loop, ce": loops["ce"].steps,
+            "plain PyTorch, ce, 0 workers": partial(plain, workers=0),
+            "plain PyTorch, ce, 2 workers": partial(plain, workers=2),
         }
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(sizes.plain_rounds):
             for name, start in runs.items():
-                rates[name].append(batch_size * _steps_per_second(start(), sizes.plain_steps))
+                rates[name].append(batch_size * steps_per_second(start(), sizes.plain_steps))
         figures += [middle(f"rate: {name}", values, "images/s", detail) for name, values in rates.items()]
     return figures
-
-
-class Loop:
-    """A student in training, one step at a time: the body of the training loop, with its own step function."""
-
-    def __init__(self, objective: str, stream: Stream, processes: Processes, teacher: Network | None = None) -> None:
-        # A low rate, so that random labels don't make the loss diverge; it has no influence on the time.
-        training = Training(architecture=STUDENT, epochs=1000, lr=1e-4)
-        self.objective = combined_objective(objective, {})
-        shapes_of = partial(Shapes, num_classes=NUM_CLASSES, image=(32, 32))
-        labels_N = stream.renderer.images.labels_N
-        setting = Setting(shapes_of(STUDENT), shapes_of(TEACHER), labels_N, seed=0, teacher_network=teacher)
-        setting = replace(setting, student=shapes_of(self.objective.architecture(setting)))
-        self.student = student_of(self.objective, setting)
-        self.optimizer = optimizer_of(training, self.student)
-        self._model, self._prepared = processes.prepare(self.student, self.optimizer)
-        self._model.train()
-        self._learning_rate, self._stream, self._processes = learning_rate_of(training), stream, processes
-        self._batches = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
-
-    def step(self) -> None:
-        """Take the stream's next batch and train on it."""
-        self.train_on(*next(self._batches))
-
-    def train_on(self, epoch: int, step: int, batch: Batch) -> None:
-        """One update on a batch that is ready."""
-        steps = self._stream.steps_per_epoch
-        for group in self._prepared.param_groups:
-            group["lr"] = self._learning_rate.at(epoch, step, steps)
-        _seed_dropout(0, epoch * steps + step, self._processes.rank)
-        weights = self.objective.weights(epoch)
-        _step(self._model, self._prepared, self.objective, batch, weights, None, self._processes, (epoch, step))
-        self._processes.step_was_skipped(self._prepared)
-
-
-class PictureSet(Dataset[tuple[Tensor, int]]):
-    """The images as torchvision's CIFAR classes give them: one at a time, as a PIL image, transformed."""
-
-    def __init__(self, images: ImageSet) -> None:
-        from torchvision import transforms  # takes as long to import as torch; the processes of point 6 do without
-
-        self._images_NHWC = images.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
-        self._labels = images.labels_N.tolist()
-        self._transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(Image.fromarray(self._images_NHWC[index])), self._labels[index]
-
-
-def _plain_script(images: ImageSet, batch_size: int, workers: int) -> Iterator[None]:
-    """The training script that everyone writes, cross-entropy alone; yields after every step."""
-    network = build_network(STUDENT, NUM_CLASSES).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(PictureSet(images), batch_size, shuffle=True, num_workers=workers)
-    for _ in count():
-        for images_BCHW, labels_B in loader:
-            loss = F.cross_entropy(network(images_BCHW), labels_B)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            yield
-
-
-def _steps_per_second(steps: Iterator[None], num_steps: int) -> float:
-    for _ in range(num_steps):
-        next(steps)
-    began = time.perf_counter()
-    for _ in range(num_steps):
-        next(steps)
-    return num_steps / (time.perf_counter() - began)
 
 
 def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) -> Figure:
@@ -258,7 +189,7 @@ def caching(sizes: Sizes, images: ImageSet, folder: Path, processes: Processes) 
     ready = [
         normalize(renderer.pixels(torch.full_like(index_B, view), index_B))
         for view in views
-        for index_B in index_N.split(sizes.teacher_batch)
+        for index_B in torch.split(index_N, sizes.teacher_batch)
     ]
     warm_up = 1
     manifest = manifest_of(len(views), len(images), NUM_CLASSES, sizes.teacher_batch)
@@ -310,25 +241,23 @@ def alignment(sizes: Sizes, images: ImageSet, reader: LogitReader, processes: Pr
     resident = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
     figures = []
     for batch_size in sizes.batch_sizes:
-        stream = _stream(renderer, resident, batch_size)
+        stream = stream_of(renderer, resident, batch_size)
         aligned, bare = Loop("dhkd", stream, processes), Loop("dhkd", stream, processes)
         ready = list(enumerate(stream.epoch(0)))[:-1]  # the last one is smaller
-        turns = {"aligned": 0, "bare": 0}
-
-        def turn(name: str, update: Callable[[int, int, Batch], None], ready=ready, turns=turns) -> None:
-            step, batch = ready[turns[name] % len(ready)]
-            turns[name] += 1
-            update(0, step, batch)
-
         actions = {
-            "aligned": partial(turn, "aligned", aligned.train_on),
-            "bare": partial(turn, "bare", partial(_bare_update, bare)),
+            "aligned": partial(_turn, aligned.train_on, cycle(ready)),
+            "bare": partial(_turn, partial(_bare_update, bare), cycle(ready)),
         }
         seconds = interleaved(actions, sizes.step_rounds)
         detail = f"{STUDENT} with a nonlinear auxiliary head, batch {batch_size}"
         ratios = seconds["aligned"] / seconds["bare"]
-        figures.append(middle("dhkd's step / forward + two backwards", ratios, "×", detail, at_most=1.05))
+        figures.append(middle("dhkd's step / forward + two backwards", ratios, "×", detail, at_most=1.02))
     return figures
+
+
+def _turn(update: Callable[[int, int, Batch], None], batches: Iterator[tuple[int, Batch]]) -> None:
+    step, batch = next(batches)
+    update(0, step, batch)
 
 
 def _bare_update(loop: Loop, epoch: int, step: int, batch: Batch) -> None:
@@ -349,7 +278,7 @@ def method_steps(sizes: Sizes, folder: Path, processes: Processes) -> list[Figur
 
     CRD's memory is that of as many samples as there are images.
     """
-    images = _random_images(sizes.method_samples, NUM_CLASSES)
+    images = random_images(sizes.method_samples, NUM_CLASSES)
     torch.manual_seed(0)
     network = build_network(TEACHER, NUM_CLASSES).eval()
     teacher = Teacher(copy.deepcopy(network), Normalization(MEAN, STD), processes)
@@ -368,7 +297,7 @@ def method_steps(sizes: Sizes, folder: Path, processes: Processes) -> list[Figur
         names = {own: [own] for own in wanted if own in cached}
         signals = ResidentSignals(reader, names, processes.device) if names else NoSignals(1)
         run = partial(teacher.signals, names=live) if live else None
-        loops[name] = Loop(name, _stream(renderer, signals, sizes.batch_sizes[0], run), processes, network)
+        loops[name] = Loop(name, stream_of(renderer, signals, sizes.batch_sizes[0], run), processes, network)
         details[name] = "live" if live else "cached" if names else "no teacher"
     seconds = interleaved({name: loop.step for name, loop in loops.items()}, sizes.method_rounds)
     detail = f"{TEACHER} → {STUDENT}, batch {sizes.batch_sizes[0]}, {len(images):,} samples"
@@ -452,12 +381,12 @@ def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Pa
     """Two blocks a view, of a teacher that costs next to nothing."""
     num_classes, batch_size = 1000, 256
     block_rows = block_bytes // (np.dtype(np.float32).itemsize * num_classes)
-    images = _random_images(2 * block_rows, num_classes, size=8)
+    images = random_images(2 * block_rows, num_classes, size=8)
     processes = Processes("float32", cpu=True)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
 
     def write(images: ImageSet, views: int, path: Path) -> None:
-        teacher = Teacher(network, Normalization(MEAN, STD), processes)
+        teacher = Teacher(network, Normalization(MEAN, STD), processes)  # type: ignore[arg-type]  # logits suffice
         manifest = manifest_of(views, len(images), num_classes, min(block_rows, len(images)))
         write_blocks(teacher, renderer, writer_at(path, manifest), batch_size=batch_size, processes=processes)
 
@@ -469,19 +398,20 @@ def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Pa
     parent.send("written")
 
 
-def _random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageSet:
-    generator = torch.Generator().manual_seed(0)
-    images_NCHW = torch.randint(256, (num_samples, 3, size, size), generator=generator, dtype=torch.uint8)
-    labels_N = torch.randint(num_classes, (num_samples,), generator=generator)
-    return ImageSet("random", "train", images_NCHW, labels_N, num_classes, MEAN, STD)
-
-
-def _stream(renderer: ResidentRenderer, signals: Signals, batch_size: int, live: Live | None = None) -> Stream:
-    normalize = Normalization(MEAN, STD)
-    return Stream(renderer, normalize, signals, schedule="independent", seed=0, batch_size=batch_size, live=live)
-
-
-POINTS = ("step", "caching", "rendering", "alignment", "opening", "memory", "stores", "photographs", "large", "methods")
+POINTS = (
+    "step",
+    "pairs",
+    "together",
+    "caching",
+    "rendering",
+    "alignment",
+    "opening",
+    "memory",
+    "stores",
+    "photographs",
+    "large",
+    "methods",
+)
 
 
 def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
@@ -489,14 +419,16 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
     processes = Processes("float32", cpu=True)
     began = time.perf_counter()
     progress.print("    0 s  writing the cache that the students read", highlight=False)
-    images = _random_images(sizes.samples, NUM_CLASSES)
+    images = random_images(sizes.samples, NUM_CLASSES)
     block_rows = -(-sizes.samples // sizes.blocks_per_view)
     cache = complete_cache(folder / "complete.zarr", manifest_of(sizes.views, sizes.samples, NUM_CLASSES, block_rows))
     reader = open_cache(cache)
     measurements: dict[str, Callable[[], Figure | list[Figure]]] = {
         "step": lambda: student_step(sizes, images, reader, processes),
+        "pairs": lambda: pairs(sizes.pair_rounds, sizes.plain_steps, sizes.batch_sizes[0], images, reader, processes),
+        "together": lambda: together(sizes.together_rounds, sizes.batch_sizes[0], images, processes),
         "caching": lambda: caching(sizes, images, folder, processes),
-        "rendering": lambda: rendering(sizes, _random_images(sizes.render_samples, NUM_CLASSES), processes),
+        "rendering": lambda: rendering(sizes, random_images(sizes.render_samples, NUM_CLASSES), processes),
         "alignment": lambda: alignment(sizes, images, reader, processes),
         "opening": lambda: opening(sizes, cache),
         "memory": lambda: memory(sizes, folder),
@@ -514,18 +446,15 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
     return figures
 
 
-def main() -> None:
-    """Measure, print the table, write the same as JSON."""
-    parser = argparse.ArgumentParser(description="Measure dhkd's speed and memory on this machine's CPU.")
-    parser.add_argument("--quick", action="store_true", help="a smoke of seconds; its figures mean nothing")
-    parser.add_argument("--out", type=Path, help="the JSON file, by default runs/bench.json or runs/bench-quick.json")
-    parser.add_argument("--only", nargs="+", choices=POINTS, default=POINTS, help="these points alone")
-    arguments = parser.parse_args()
-    out = arguments.out or Path("runs") / ("bench-quick.json" if arguments.quick else "bench.json")
+def bench(points: Sequence[str], *, quick: bool, out: Path) -> tuple[dict[str, Any], str]:
+    """Measure these points and write `out`, a JSON file; what it holds, and the same as a table."""
+    unknown_points = [point for point in points if point not in POINTS]
+    if unknown_points:
+        raise ConfigError(unknown("point", unknown_points[0], POINTS))
     out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": arguments.quick,
+        "quick": quick,
         "hardware": hardware(torch.device("cpu")),
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
@@ -534,7 +463,7 @@ def main() -> None:
     began = time.perf_counter()
     # Beside the results, so that caches are written to the kind of disk that users write theirs to.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="bench-") as folder:
-        figures = measure(QUICK if arguments.quick else FULL, Path(folder), arguments.only)
+        figures = measure(QUICK if quick else FULL, Path(folder), points)
     facts |= {"load_at_end": os.getloadavg()[0], "seconds": round(time.perf_counter() - began, 1)}
     result = {**facts, "figures": [{**asdict(figure), "reached": figure.reached} for figure in figures]}
     out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -546,10 +475,6 @@ def main() -> None:
         f" {', '.join(f'{name} {version}' for name, version in versions().items())}; {facts['date']};"
         f" {facts['seconds']:.0f} s; also in {out}",
     ]
-    if arguments.quick:
+    if quick:
         lines.append("--quick: far too small to measure anything; run it without for figures")
-    Console(width=1000, highlight=False, markup=False).print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main()
+    return result, "\n".join(lines)

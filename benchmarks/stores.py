@@ -3,16 +3,18 @@
 import multiprocessing
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from caches import complete_cache, manifest_of, rows_of, write, writer_at
+from dhkd.benchmarks.caches import complete_cache, manifest_of, rows_of, write, writer_at
+from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.data.cache.reader import Damage, open_cache
-from figure import Figure, interleaved, middle
 
 STORES = {"zarr": 0.15, "webdataset": 0.1}  # the least rate of reading, relative to numpy.memmap's
-CODECS = {
+CODECS: dict[str, dict[str, Any]] = {
     "float32": {"kind": "float32"},
     "float16": {"kind": "float16"},
     "int8": {"kind": "int8"},
@@ -80,8 +82,8 @@ def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
     figures = []
     num_rows = num_views * num_samples
     for order in orders:
-        actions: dict[str, Callable[[], None]] = {store: lambda s=store, o=order: read(s, o) for store in STORES}
-        seconds = interleaved({"memmap": lambda o=order: map_(o), **actions}, rounds)
+        actions: dict[str, Callable[[], None]] = {store: partial(read, store, order) for store in STORES}
+        seconds = interleaved({"memmap": partial(map_, order), **actions}, rounds)
         detail = f"{num_views} views × {num_samples:,} rows × {CLASSES}, float16, lately written"
         for store, least in STORES.items():
             name = f"reading {order}: {store}"
@@ -89,7 +91,7 @@ def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
             figures.append(middle(f"{name} / memmap", ratio, "×", detail, at_least=least))
             figures.append(middle(name, num_rows / seconds[store], "rows/s", detail, at_least=LEAST_ROWS))
     megabytes = num_rows * (2 * CLASSES + 4) / 1e6
-    seconds = interleaved({store: lambda s=store: verify(s) for store in STORES}, rounds)
+    seconds = interleaved({store: partial(verify, store) for store in STORES}, rounds)
     for store in STORES:
         detail = f"{megabytes:,.0f} MB, every byte of it, without a teacher"
         figures.append(middle(f"verifying: {store}", megabytes / seconds[store], "MB/s", detail, at_least=200))

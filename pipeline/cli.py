@@ -596,6 +596,28 @@ def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
     _emit(result, as_json, demo_table(result) if not as_json else "")
 
 
+@cli.command()
+@click.option("--quick", is_flag=True, help="A smoke of seconds; its figures mean nothing.")
+@click.option("--only", multiple=True, metavar="A,B", help="These points alone; an unknown one lists them.")
+@click.option("--out", type=PATH, help="The JSON file [default: runs/bench.json, or runs/bench-quick.json].")
+@click.option("--compare", nargs=2, type=PATH, metavar="A B", help="Measure nothing; compare two such files.")
+@json_option
+def bench(quick: bool, only: Sequence[str], out: Path | None, compare: tuple[Path, Path] | None, as_json: bool) -> None:
+    """Measure dhkd's speed and memory on this machine, each figure beside its target."""
+    if compare is not None:
+        from dhkd.benchmarks.compare import comparison
+
+        return click.echo(comparison(*compare))
+    from dhkd.benchmarks.run import POINTS
+    from dhkd.benchmarks.run import bench as measure
+
+    out = out or Path("runs") / ("bench-quick.json" if quick else "bench.json")
+    points = [point.strip() for points in only for point in points.split(",")]
+    result, table = measure(points or POINTS, quick=quick, out=out)
+    _emit(result, as_json, table)
+    return None
+
+
 def _experiment(preset: str, overrides: Sequence[str], smoke: bool, **settings: str | None) -> "Experiment":
     """The experiment; an option such as --precision is an override of its own, after all others."""
     from dhkd.configs.load import load_experiment

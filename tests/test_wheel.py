@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("pipeline", "stages", "data", "configs")
+FOLDERS = ("pipeline", "stages", "data", "configs", "benchmarks")
 
 LIST = """
 import dhkd.configs.load as load

@@ -1,0 +1,92 @@
+"""Several students side by side in one process, against one after the other; and what there is to gain at most."""
+
+import multiprocessing
+import time
+from functools import partial
+from itertools import count
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, random_images, stream_of
+from dhkd.data.image_set import ImageSet
+from dhkd.data.render import ResidentRenderer
+from dhkd.data.stream import Batch, NoSignals
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.crew import Crew
+from numpy.typing import NDArray
+
+STUDENTS, STEPS = 4, 3  # steps of each student in a repetition
+
+
+def together(rounds: int, batch_size: int, images: ImageSet, processes: Processes) -> list[Figure]:
+    """The rate of four students on shared batches over their rate one after the other on all threads.
+
+    Beside it the rate of as many processes as there are threads, each with one of them and a student of its own, over
+    that of one student on all: what is lost when a network's layers are divided, and all that there is to gain.
+    """
+    stream = stream_of(ResidentRenderer(images, RECIPE, processes.device), NoSignals(RECIPE.num_views), batch_size)
+    loops = [Loop("ce", stream, processes, alone=False) for _ in range(STUDENTS)]
+    shared = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+    threads = torch.get_num_threads()
+
+    def one_after_the_other() -> None:
+        for loop in loops:
+            for _ in range(STEPS):
+                loop.train_on(*next(shared))
+
+    with Crew(STUDENTS, processes.device) as crew:
+
+        def side_by_side() -> None:
+            for _ in range(STEPS):
+                crew.each(partial(_train, *next(shared)), loops)
+
+        seconds = interleaved({"one": one_after_the_other, "all": side_by_side}, rounds, warm_up=1)
+    detail = f"{STUDENTS} × {STUDENT}, batch {batch_size}, {threads} threads"
+    ratio = seconds["one"] / seconds["all"]
+    figures = [middle("together / one after the other", ratio, "×", detail, at_least=1.3)]
+    if threads > 1:
+        ceiling = _independent(rounds, threads, batch_size)
+        detail = f"{threads} processes of one thread / one process of {threads}, {STUDENT}, batch {batch_size}"
+        figures.append(middle("independent processes / one after the other", ceiling, "×", detail))
+    return figures
+
+
+def _train(epoch: int, step: int, batch: Batch, loop: Loop) -> None:
+    loop.train_on(epoch, step, batch)
+
+
+def _independent(rounds: int, threads: int, batch_size: int) -> NDArray[np.float64]:
+    spawn = multiprocessing.get_context("spawn")
+    children = []
+    for of_child in (*[1] * threads, threads):
+        here, there = spawn.Pipe()
+        child = spawn.Process(target=_train_when_told, args=(there, of_child, batch_size), daemon=True)
+        child.start()
+        children.append((child, here))
+    *singles, whole = [connection for _, connection in children]
+
+    def run(connections: list[Connection], steps: int) -> None:
+        for connection in connections:
+            connection.send(steps)
+        for connection in connections:
+            connection.recv()
+
+    actions = {"singles": partial(run, singles, STEPS), "whole": partial(run, [whole], STEPS * threads)}
+    seconds = interleaved(actions, rounds, warm_up=1)
+    for child, connection in children:
+        connection.send(0)
+        child.join()
+    return seconds["whole"] / seconds["singles"]
+
+
+def _train_when_told(parent: Connection, threads: int, batch_size: int) -> None:
+    torch.set_num_threads(threads)
+    processes = Processes("float32", cpu=True)
+    renderer = ResidentRenderer(random_images(500, 100), RECIPE, processes.device)
+    loop = Loop("ce", stream_of(renderer, NoSignals(RECIPE.num_views), batch_size), processes)
+    while steps := parent.recv():
+        for _ in range(steps):
+            loop.step()
+        parent.send(time.time())
