@@ -1,4 +1,6 @@
-"""Stage one: missing blocks → mine → keys → pixels → teacher → store. The write of a block overlaps the next forward.
+"""Stage one: missing blocks → mine → keys → pixels → teacher → store, three at a time.
+
+One thread renders and launches the teacher, one takes what it said, and one writes the block before.
 
 Every block is computed in the same batches whoever computes it, so that the number of processes, their order and
 interruptions leave no trace in the bytes. Blocks of the same rows in several views can be rendered together, which lets
@@ -15,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -23,6 +26,7 @@ from dhkd.data.cache.contract import WITNESS, Block
 from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.render import Keys, Renderer, witnesses
+from dhkd.stages.cache.hand_over import HandOver
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
@@ -63,7 +67,8 @@ def write_blocks(
     The first process lists what is missing and tells the others; at the end it lists again, until nothing is. `part`
     (number from 0, of how many) takes that share of all blocks; whoever finds nothing missing at the end finishes for
     all. Each process holds 2 · `views_at_once` blocks in memory, half of them being computed and half being written,
-    and the latter's encoded copies, whatever the cache's size. Raises `NonFiniteLoss` for values that can't be stored.
+    the latter's encoded copies, and a few batches under way, whatever the cache's size. Raises `NonFiniteLoss` for
+    values that can't be stored.
     """
     began = time.perf_counter()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # blocks and rows, by this process
@@ -144,6 +149,7 @@ def _write(
     with (
         progress_bar("caching", sum(len(b) for unit in units for b in unit), visible=processes.is_first) as advance,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as thread,
+        HandOver(processes.device) as taking,
     ):
 
         def keys_of_units() -> Iterator[Keys]:
@@ -158,11 +164,11 @@ def _write(
         pixels = renderer.render(keys_of_units())
         for first in pixels:
             unit = rendering.popleft()
-            rows = _compute(unit, teacher, signals, chain([first], pixels), batch_size, advance)
+            rows, taken = _launch(unit, teacher, signals, chain([first], pixels), batch_size, advance, taking)
             computed += torch.tensor([len(unit), sum(len(block) for block in unit)], device=processes.device)
             if not all(written.result() for written in pending) and waiting:
                 waiting.rotate(-secrets.randbelow(len(waiting)))  # away from the run that is at the same place
-            pending = [thread.submit(writer.write, block, rows.pop(0)) for block in unit]
+            pending = [thread.submit(_put, writer, block, rows.pop(0), taken) for block in unit]
         for written in pending:
             written.result()
     return computed
@@ -176,26 +182,43 @@ def _keys(unit: list[Block], batch_size: int) -> Iterator[Keys]:
         yield view_V.repeat(len(index_B)), index_B.repeat_interleave(len(view_V))
 
 
-def _compute(
+def _launch(
     unit: list[Block],
     teacher: Teacher,
     signals: Mapping[str, str],
     pixels: Iterator[Tensor],
     batch_size: int,
     advance: Callable[[int], None],
-) -> list[Rows]:
-    """Each block's signals, float32 (rows, …), and witnesses, uint32 (rows,)."""
+    taking: HandOver,
+) -> tuple[list[Rows], Future[None]]:
+    """Each block's signals, float32 (rows, …), and witnesses, uint32 (rows,), once the future is done."""
     rows: list[Rows] = [{} for _ in unit]
     for start, stop in unit[0].batches(batch_size):
         of_all_views = next(pixels)
         for number, (block, arrays) in enumerate(zip(unit, rows, strict=True)):
             pixels_BCHW = of_all_views[number :: len(unit)]
             said = teacher.signals(pixels_BCHW, signals.values())
-            batch = {name: said[own].cpu().numpy() for name, own in signals.items()}
-            for name, values in {**batch, WITNESS: witnesses(pixels_BCHW)}.items():
-                # Straight into the block: a list to be joined at the end would hold it twice.
-                if name not in arrays:
-                    arrays[name] = np.empty((len(block), *values.shape[1:]), values.dtype)
-                arrays[name][start - block.start : stop - block.start] = values
-            advance(stop - start)
-    return rows
+            batch = {name: said[own] for name, own in signals.items()}
+            take = partial(_take, arrays, block, start, stop, advance)
+            taken = taking.give({**batch, WITNESS: pixels_BCHW.contiguous()}, take)
+    return rows, taken
+
+
+def _take(
+    arrays: Rows, block: Block, start: int, stop: int, advance: Callable[[int], None], batch: dict[str, Tensor]
+) -> None:
+    """Put a batch, on the CPU, into its block's arrays; under the witness's name come the pixels."""
+    pixels_BCHW = batch.pop(WITNESS)
+    taken = {name: values.numpy() for name, values in batch.items()}
+    for name, values in {**taken, WITNESS: witnesses(pixels_BCHW)}.items():
+        # Straight into the block: a list to be joined at the end would hold it twice.
+        if name not in arrays:
+            arrays[name] = np.empty((len(block), *values.shape[1:]), values.dtype)
+        arrays[name][start - block.start : stop - block.start] = values
+    advance(stop - start)
+
+
+def _put(writer: LogitWriter, block: Block, rows: Rows, taken: Future[None]) -> bool:
+    """Write a block when all of it is there; whether it was not there before."""
+    taken.result()
+    return writer.write(block, rows)
