@@ -9,7 +9,7 @@ from dhkd.benchmarks.figure import text_of
 from dhkd.data.errors import ConfigError
 from dhkd.stages.report.tables import plain_table
 
-SAME = ("hardware", "cores", "versions", "quick")  # what two runs should share for their figures to be compared
+SAME = ("hardware", "gpu", "cores", "versions", "quick")  # what two runs should share for their figures to be compared
 
 
 def comparison(first: Path, second: Path) -> str:

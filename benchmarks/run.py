@@ -4,7 +4,7 @@ Not a test: a figure on a shared machine may miss its target without a fault, so
 down beside it. A ratio is the median over the repetitions of one run in which both sides took turns (A, B, B, A, …):
 what slows the machine for a while slows both. Everything runs on the CPU, on random images of CIFAR-100's shape; the
 sides compared are the project's own code and, where a figure says so, a plain PyTorch script. Accuracy is not
-measured here, nor several processes, nor a GPU.
+measured here, nor several processes; a GPU by the point `gpu` alone.
 """
 
 import copy
@@ -28,9 +28,11 @@ import psutil
 import torch
 from dhkd.benchmarks.caches import complete_cache, manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.gpu import gpu
 from dhkd.benchmarks.online import PictureSet, online
 from dhkd.benchmarks.pairs import pairs
 from dhkd.benchmarks.photographs import decoding, large_index
+from dhkd.benchmarks.profiled import profiled
 from dhkd.benchmarks.steps import (
     MEAN,
     NUM_CLASSES,
@@ -81,6 +83,7 @@ class Sizes:
     plain_steps: int  # steps in such a run, after as many to warm up
     pair_rounds: int
     together_rounds: int
+    profile_steps: int
     teacher_rows: int  # in a view; two views are cached in every repetition
     teacher_batch: int
     teacher_rounds: int
@@ -94,6 +97,9 @@ class Sizes:
     large_samples: int  # in the cache of ImageNet's size
     method_samples: int
     method_rounds: int
+    gpu_steps: int
+    gpu_rounds: int
+    gpu_samples: int
     block_megabytes: float  # as computed, of the blocks whose memory is measured
 
 
@@ -107,6 +113,7 @@ FULL = Sizes(
     plain_steps=10,
     pair_rounds=7,
     together_rounds=15,
+    profile_steps=78,  # an epoch of the 5,000 samples
     teacher_rows=512,
     teacher_batch=256,
     teacher_rounds=10,
@@ -120,6 +127,9 @@ FULL = Sizes(
     large_samples=1_281_167,
     method_samples=50_000,
     method_rounds=30,
+    gpu_steps=400,
+    gpu_rounds=5,
+    gpu_samples=50_000,
     block_megabytes=32.0,
 )
 QUICK = Sizes(
@@ -132,6 +142,7 @@ QUICK = Sizes(
     plain_steps=3,
     pair_rounds=2,
     together_rounds=2,
+    profile_steps=4,
     teacher_rows=32,
     teacher_batch=32,
     teacher_rounds=2,
@@ -145,6 +156,9 @@ QUICK = Sizes(
     large_samples=40_000,
     method_samples=500,
     method_rounds=2,
+    gpu_steps=20,
+    gpu_rounds=2,
+    gpu_samples=2_000,
     block_megabytes=8.0,
 )
 
@@ -398,10 +412,12 @@ def _write_when_told(parent: Connection, block_bytes: int, views: int, cache: Pa
     parent.send("written")
 
 
+GPU = "gpu"
 POINTS = (
     "step",
     "pairs",
     "together",
+    "profile",
     "caching",
     "rendering",
     "alignment",
@@ -411,6 +427,7 @@ POINTS = (
     "photographs",
     "large",
     "methods",
+    GPU,
 )
 
 
@@ -427,6 +444,9 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
         "step": lambda: student_step(sizes, images, reader, processes),
         "pairs": lambda: pairs(sizes.pair_rounds, sizes.plain_steps, sizes.batch_sizes[0], images, reader, processes),
         "together": lambda: together(sizes.together_rounds, sizes.batch_sizes[0], images, processes),
+        "profile": lambda: profiled(
+            sizes.profile_steps, sizes.together_rounds, sizes.batch_sizes[0], images, reader, processes
+        ),
         "caching": lambda: caching(sizes, images, folder, processes),
         "rendering": lambda: rendering(sizes, random_images(sizes.render_samples, NUM_CLASSES), processes),
         "alignment": lambda: alignment(sizes, images, reader, processes),
@@ -438,10 +458,18 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
         "methods": lambda: method_steps(sizes, folder, processes),
     }
     figures: list[Figure] = []
-    for point in points:
+    for point in [point for point in points if point != GPU]:
         progress.print(f"{time.perf_counter() - began:5.0f} s  {point}", highlight=False)
         found = measurements[point]()
         figures += found if isinstance(found, list) else [found]
+    processes.end()
+    if GPU in points and torch.cuda.is_available():
+        progress.print(f"{time.perf_counter() - began:5.0f} s  {GPU}", highlight=False)
+        processes = Processes("bf16")
+        figures += gpu(sizes.gpu_steps, sizes.gpu_rounds, sizes.gpu_samples, folder, processes)
+        processes.end()
+    elif GPU in points:
+        progress.print("        skipped: gpu; torch.cuda finds none", highlight=False)
     progress.print(f"{time.perf_counter() - began:5.0f} s  done", highlight=False)
     return figures
 
@@ -456,6 +484,7 @@ def bench(points: Sequence[str], *, quick: bool, out: Path) -> tuple[dict[str, A
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,
         "hardware": hardware(torch.device("cpu")),
+        "gpu": hardware(torch.device("cuda")) if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
         "versions": versions(),

@@ -17,7 +17,8 @@ from dhkd.stages.models import Network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.gradients import Alignment
-from dhkd.stages.train.learner import Learner
+from dhkd.stages.train.learner import Compile, Learner
+from dhkd.stages.train.loop import batch_of
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Setting
 
@@ -53,6 +54,7 @@ class Loop:
         *,
         networks: tuple[str, str] | None = None,
         every: int = 1,
+        compiled: Compile = "off",
         alone: bool = True,
     ) -> None:
         # A low rate, so that random labels don't make the loss diverge; it has no influence on the time.
@@ -64,7 +66,8 @@ class Loop:
         setting = Setting(shapes_of(student), shapes_of(of_teacher), labels_N, seed=0, teacher_network=teacher)
         setting = replace(setting, student=shapes_of(self.objective.architecture(setting)))
         self.student = student_of(self.objective, setting)
-        self.optimizer = optimizer_of(training, self.student)
+        on_gpu = processes.device.type == "cuda"
+        self.optimizer = optimizer_of(training, self.student, fused=on_gpu)
         self._learner = Learner(
             self.student,
             self.optimizer,
@@ -74,6 +77,8 @@ class Loop:
             seed=0,
             clip_norm=None,
             processes=processes,
+            again=partial(batch_of, stream) if stream.repeatable else None,
+            compiled=compiled,
             alone=alone,
         )
         self._batches = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))

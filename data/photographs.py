@@ -8,6 +8,7 @@ Grey, CMYK, palette and RGBA images become RGB (transparency is dropped); the or
 in the standard recipes of ImageNet.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 log = logging.getLogger("dhkd")
 
@@ -145,7 +147,11 @@ class PhotoRenderer:
                 pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
                 yield pixels_BHWC.permute(0, 3, 1, 2)
         finally:
-            # An error's traceback keeps this frame, and so the workers, alive for as long as the error is looked at.
+            # Now, and not when the iterator is forgotten, which an error's traceback delays: as long as torch watches a
+            # worker that died, it raises an error in whatever the main thread does when any child process ends.
+            with contextlib.suppress(RuntimeError):
+                if isinstance(rendered, _MultiProcessingDataLoaderIter):
+                    rendered._shutdown_workers()
             del rendered, loader
 
     def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:

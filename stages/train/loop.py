@@ -86,16 +86,16 @@ def _epoch(runs: "Sequence[_Run]", epoch: int, crew: Crew, processes: Processes)
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
     with progress_bar(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
         for step, batches in enumerate(zip_longest(*(stream.epoch(epoch) for stream in streams))):
-            batch_of = {id(stream): batch for stream, batch in zip(streams, batches, strict=True)}
-            learning = [run for run in runs if run.error is None and batch_of[id(run.task.stream)] is not None]
-            crew.each(partial(_learn, step, batch_of), learning)
-            advance(sum(batch_of[id(run.task.stream)].global_size for run in learning))
+            batches_now = {id(stream): batch for stream, batch in zip(streams, batches, strict=True)}
+            learning = [run for run in runs if run.error is None and batches_now[id(run.task.stream)] is not None]
+            crew.each(partial(_learn, step, batches_now), learning)
+            advance(sum(batches_now[id(run.task.stream)].global_size for run in learning))
             if not any(run.error is None for run in runs):
                 return
 
 
-def _learn(step: int, batch_of: Mapping[int, Batch], run: "_Run") -> None:
-    run.learn(step, batch_of[id(run.task.stream)])
+def _learn(step: int, batches: Mapping[int, Batch], run: "_Run") -> None:
+    run.learn(step, batches[id(run.task.stream)])
 
 
 @dataclass
@@ -128,7 +128,7 @@ class _Run:
             seed=task.seed,
             clip_norm=task.clip_norm,
             processes=processes,
-            again=partial(_again, stream) if stream.repeatable else None,
+            again=partial(batch_of, stream) if stream.repeatable else None,
             look_every=task.look_every,
             compiled=task.compiled,
             alone=alone,
@@ -201,7 +201,8 @@ class _Run:
         }
 
 
-def _again(stream: Stream, epoch: int, step: int) -> Batch:
+def batch_of(stream: Stream, epoch: int, step: int) -> Batch:
+    """The batch of one step, made by itself."""
     return next(islice(stream.epoch(epoch), step, None))
 
 

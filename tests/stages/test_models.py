@@ -15,7 +15,7 @@ from dhkd.stages.models import NETWORKS, Network, build_network, count_parameter
 from dhkd.stages.models.foreign import ForeignNetwork
 from dhkd.stages.models.network import StageMap
 from dhkd.stages.models.resnet import BasicBlock
-from dhkd.stages.models.student import AuxiliaryHead, Student, auxiliary_head
+from dhkd.stages.models.student import AuxiliaryHead, SeededDropout, Student, auxiliary_head
 from torch import Tensor, nn
 
 CLASSES = 100
@@ -526,7 +526,7 @@ def test_the_nonlinear_head_is_the_papers() -> None:
     head = auxiliary_head("nonlinear", 64, CLASSES)
     assert isinstance(head, nn.Sequential)
     linear, dropout, norm, relu, last = head
-    assert [type(layer) for layer in head] == [nn.Linear, nn.Dropout, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in head] == [nn.Linear, SeededDropout, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert (linear.in_features, linear.out_features, last.in_features, last.out_features) == (64, 200, 200, CLASSES)
     assert linear.bias is not None
     assert last.bias is not None

@@ -1,0 +1,156 @@
+"""What a GPU makes of it: steps launched and captured, several students, stage one, and the online script beside them.
+
+`dhkd bench --only gpu`; without a GPU it says so and measures nothing. Nothing here needs files: images are random, of
+CIFAR-100's shape and number, and so is the cache, which lies in memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from dhkd.benchmarks.caches import complete_cache, manifest_of, writer_at
+from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.online import online
+from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, Loop, random_images, stream_of
+from dhkd.data.cache.reader import open_cache
+from dhkd.data.image_set import ImageSet
+from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.stream import ResidentSignals
+from dhkd.stages.cache.write import write_blocks
+from dhkd.stages.models import build_network
+from dhkd.stages.models.teacher import Teacher
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.crew import Crew
+from dhkd.stages.train.learner import Compile
+from torch.profiler import ProfilerActivity, profile
+
+PAIRS = (("resnet8x4", "resnet32x4"), ("resnet20", "resnet56"))
+BATCH = 64
+EPOCHS, SAMPLES = 240, 50_000  # of the published runs
+STUDENTS = 8
+WARM_UP = 200  # steps, in which graphs are captured and kernels compiled
+
+
+def gpu(
+    steps: int,
+    rounds: int,
+    samples: int,
+    folder: Path,
+    processes: Processes,
+    ways: Sequence[Compile] = ("off", "reduce-overhead", "max"),
+) -> list[Figure]:
+    """Rates of the published training on this device; `steps` in a repetition, `samples` in the set."""
+    images = random_images(samples, NUM_CLASSES)
+    renderer = ResidentRenderer(images, RECIPE, processes.device)
+    reader = open_cache(complete_cache(folder / "gpu.zarr", manifest_of(8, samples, NUM_CLASSES, -(-samples // 3))))
+    signals = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
+    figures: list[Figure] = []
+    for student, teacher in PAIRS:
+        loops = {
+            f"{objective}, compile {how}": Loop(
+                objective,
+                stream_of(renderer, signals, BATCH),
+                processes,
+                networks=(student, teacher),
+                compiled=how,
+            )
+            for objective in ("ce", "dhkd")
+            for how in ways
+        }
+        for loop in loops.values():
+            _run(loop.step, WARM_UP, processes)
+        script = online(
+            images,
+            student=student,
+            teacher=teacher,
+            aligned=True,
+            batch_size=BATCH,
+            workers=4,
+            device=processes.device,
+        )
+        actions = {name: partial(_run, loop.step, steps, processes) for name, loop in loops.items()}
+        actions["online script, aligned, 4 workers"] = partial(_run, partial(next, script), steps // 4, processes)
+        seconds = interleaved(actions, rounds, warm_up=1)
+        rates = {name: steps / values for name, values in seconds.items()}
+        rates["online script, aligned, 4 workers"] /= 4
+        detail = f"{student} ← {teacher}, batch {BATCH}, {processes.precision}"
+        figures += [middle(f"gpu: {name}", rate, "steps/s", detail) for name, rate in rates.items()]
+        fastest = max((name for name in rates if name.startswith("dhkd")), key=lambda name: float(rates[name].mean()))
+        run = EPOCHS * -(-SAMPLES // BATCH) / rates[fastest]
+        bound = 300.0 if student == "resnet8x4" else None
+        figures.append(
+            middle(f"gpu: steps of {EPOCHS} epochs, {fastest}", run, "s", f"{detail}, reckoned", at_most=bound)
+        )
+        speed_up = rates[fastest] / rates["online script, aligned, 4 workers"]
+        figures.append(middle(f"gpu: {fastest} / online script", speed_up, "×", detail))
+        busy = _busy_share(loops[fastest].step, steps, processes)
+        figures.append(Figure(f"gpu: busy share, {fastest}", busy, "", detail))
+    captured: Compile = "reduce-overhead" if "reduce-overhead" in ways else "off"
+    figures.append(_together(steps, rounds, renderer, signals, processes, captured))
+    figures.append(_stage_one(images, renderer, folder, processes))
+    return figures
+
+
+def _run(step: Callable[[], object], steps: int, processes: Processes) -> None:
+    for _ in range(steps):
+        step()
+    if processes.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _busy_share(step: Callable[[], object], steps: int, processes: Processes) -> float:
+    """The share of the time in which some kernel runs, at most: their durations' sum over the time that passed."""
+    on_gpu = processes.device.type == "cuda"
+    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    began = perf_counter()
+    with profile(activities=activities) as found:
+        _run(step, steps, processes)
+        passed = perf_counter() - began
+    events = found.key_averages()
+    busy = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events)
+    return float(busy) / 1e6 / passed
+
+
+def _together(
+    steps: int, rounds: int, renderer: ResidentRenderer, signals: ResidentSignals, processes: Processes, how: Compile
+) -> Figure:
+    stream = stream_of(renderer, signals, BATCH)
+    loops = [Loop("dhkd", stream, processes, compiled=how, alone=False) for _ in range(STUDENTS)]
+    batches = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+    with Crew(STUDENTS, processes.device) as crew:
+
+        def side_by_side() -> None:
+            at = next(batches)
+            crew.each(lambda loop: loop.train_on(*at), loops)
+
+        def one_after_the_other() -> Iterator[None]:
+            while True:
+                for loop in loops:
+                    for _ in range(steps):
+                        loop.train_on(*next(batches))
+                        yield
+
+        alone = one_after_the_other()
+        _run(side_by_side, WARM_UP, processes)
+        actions = {
+            "one": partial(_run, partial(next, alone), STUDENTS * steps, processes),
+            "all": partial(_run, side_by_side, steps, processes),
+        }
+        seconds = interleaved(actions, rounds, warm_up=1)
+    detail = f"{STUDENTS} × resnet20, batch {BATCH}, {processes.precision}, compile {how}"
+    return middle("gpu: together / one after the other", seconds["one"] / seconds["all"], "×", detail, at_least=3.0)
+
+
+def _stage_one(images: ImageSet, renderer: ResidentRenderer, folder: Path, processes: Processes) -> Figure:
+    teacher = Teacher(build_network("resnet32x4", NUM_CLASSES), Normalization(MEAN, STD), processes)
+    views, block_rows, seconds = 4, -(-len(images) // 3), []
+    for number in range(3):
+        manifest = manifest_of(views, len(images), NUM_CLASSES, block_rows)
+        writer = writer_at(folder / f"stage-one-{number}.zarr", manifest)
+        written = write_blocks(teacher, renderer, writer, batch_size=2048, processes=processes)
+        seconds.append(written.seconds * RECIPE.num_views / views * SAMPLES / len(images))
+    detail = f"resnet32x4, batch 2048, {processes.precision}, {views} views × {len(images):,} written, reckoned for all"
+    return middle(f"gpu: caching {RECIPE.num_views} views", seconds[1:], "s", detail, at_most=180.0)
