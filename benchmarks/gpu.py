@@ -6,7 +6,6 @@ CIFAR-100's shape and number, and so is the cache, which lies in memory.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from time import perf_counter
 
@@ -14,7 +13,8 @@ import torch
 from dhkd.benchmarks.caches import complete_cache, manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.online import online
-from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, Loop, random_images, stream_of
+from dhkd.benchmarks.pairs import PAIRS
+from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, Loop, batches_of, random_images, stream_of
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
@@ -27,10 +27,10 @@ from dhkd.stages.train.crew import Crew
 from dhkd.stages.train.learner import Compile
 from torch.profiler import ProfilerActivity, profile
 
-PAIRS = (("resnet8x4", "resnet32x4"), ("resnet20", "resnet56"))
 BATCH = 64
 EPOCHS, SAMPLES = 240, 50_000  # of the published runs
 STUDENTS = 8
+SCRIPT = "online script, aligned, 4 workers"
 WARM_UP = 200  # steps, in which graphs are captured and kernels compiled
 
 
@@ -72,10 +72,10 @@ def gpu(
             device=processes.device,
         )
         actions = {name: partial(_run, loop.step, steps, processes) for name, loop in loops.items()}
-        actions["online script, aligned, 4 workers"] = partial(_run, partial(next, script), steps // 4, processes)
+        actions[SCRIPT] = partial(_run, partial(next, script), steps // 4, processes)
         seconds = interleaved(actions, rounds, warm_up=1)
         rates = {name: steps / values for name, values in seconds.items()}
-        rates["online script, aligned, 4 workers"] /= 4
+        rates[SCRIPT] /= 4
         detail = f"{student} ← {teacher}, batch {BATCH}, {processes.precision}"
         figures += [middle(f"gpu: {name}", rate, "steps/s", detail) for name, rate in rates.items()]
         fastest = max((name for name in rates if name.startswith("dhkd")), key=lambda name: float(rates[name].mean()))
@@ -84,7 +84,7 @@ def gpu(
         figures.append(
             middle(f"gpu: steps of {EPOCHS} epochs, {fastest}", run, "s", f"{detail}, reckoned", at_most=bound)
         )
-        speed_up = rates[fastest] / rates["online script, aligned, 4 workers"]
+        speed_up = rates[fastest] / rates[SCRIPT]
         figures.append(middle(f"gpu: {fastest} / online script", speed_up, "×", detail))
         busy = _busy_share(loops[fastest].step, steps, processes)
         figures.append(Figure(f"gpu: busy share, {fastest}", busy, "", detail))
@@ -119,7 +119,7 @@ def _together(
 ) -> Figure:
     stream = stream_of(renderer, signals, BATCH)
     loops = [Loop("dhkd", stream, processes, compiled=how, alone=False) for _ in range(STUDENTS)]
-    batches = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+    batches = batches_of(stream)
     with Crew(STUDENTS, processes.device) as crew:
 
         def side_by_side() -> None:

@@ -16,6 +16,7 @@ from dhkd.stages.processes import Processes
 
 PAIRS = (("resnet20", "resnet56"), ("resnet8x4", "resnet32x4"))
 STEPS = 4  # in a repetition: as many as a coefficient is used for
+ALIGNED = "online script, teacher live, aligned"
 REFRESHED = "dhkd, coefficient of every 4th step"
 
 
@@ -43,7 +44,7 @@ def pairs(
         without = {
             "online script, ce": script(teacher=None),
             "online script, teacher live": script(teacher=teacher),
-            "online script, teacher live, aligned": script(teacher=teacher, aligned=True),
+            ALIGNED: script(teacher=teacher, aligned=True),
         }
         actions = {name: partial(_repeat, step) for name, step in with_cache.items()}
         actions |= {name: partial(_take, steps) for name, steps in without.items()}
@@ -56,15 +57,14 @@ def pairs(
             if name != "ce"
         ]
         rates = {name: STEPS * batch_size / values for name, values in seconds.items()}
-        aligned = "online script, teacher live, aligned"
         for workers in (1, 2):  # each loader anew, so that nothing was fetched while others had their turn
-            runs = [steps_per_second(script(teacher=teacher, aligned=True, workers=workers), worker_steps)]
-            rates[f"{aligned}, {workers} workers"] = np.array(runs) * batch_size
+            rate = steps_per_second(script(teacher=teacher, aligned=True, workers=workers), worker_steps)
+            rates[f"{ALIGNED}, {workers} workers"] = np.array([rate * batch_size])
         figures += [middle(f"rate: {name}", values, "images/s", detail) for name, values in rates.items()]
         at_least = 2.0 if student == "resnet20" else None
-        speed_up = seconds[aligned] / seconds["dhkd"]
+        speed_up = seconds[ALIGNED] / seconds["dhkd"]
         figures.append(middle("dhkd / online script, aligned", speed_up, "×", detail, at_least=at_least))
-        best = max(float(np.median(rates[name])) for name in rates if name.startswith(aligned))
+        best = max(float(np.median(rates[name])) for name in rates if name.startswith(ALIGNED))
         figures.append(
             Figure(
                 "dhkd / online script, aligned, with its best number of workers",

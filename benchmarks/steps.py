@@ -42,6 +42,11 @@ def stream_of(renderer: ResidentRenderer, signals: Signals, batch_size: int, liv
     return Stream(renderer, normalize, signals, schedule="independent", seed=0, batch_size=batch_size, live=live)
 
 
+def batches_of(stream: Stream) -> Iterator[tuple[int, int, Batch]]:
+    """Endless epochs: epoch, step and batch."""
+    return ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+
+
 class Loop:
     """A student in training, one step at a time, as the training loop takes them."""
 
@@ -81,7 +86,7 @@ class Loop:
             compiled=compiled,
             alone=alone,
         )
-        self._batches = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+        self._batches = batches_of(stream)
         self._epoch = -1
 
     def step(self) -> None:

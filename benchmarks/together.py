@@ -3,13 +3,12 @@
 import multiprocessing
 import time
 from functools import partial
-from itertools import count
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 from dhkd.benchmarks.figure import Figure, interleaved, middle
-from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, random_images, stream_of
+from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, batches_of, random_images, stream_of
 from dhkd.data.image_set import ImageSet
 from dhkd.data.render import ResidentRenderer
 from dhkd.data.stream import Batch, NoSignals
@@ -28,7 +27,7 @@ def together(rounds: int, batch_size: int, images: ImageSet, processes: Processe
     """
     stream = stream_of(ResidentRenderer(images, RECIPE, processes.device), NoSignals(RECIPE.num_views), batch_size)
     loops = [Loop("ce", stream, processes, alone=False) for _ in range(STUDENTS)]
-    shared = ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
+    shared = batches_of(stream)
     threads = torch.get_num_threads()
 
     def one_after_the_other() -> None:

@@ -6,7 +6,7 @@ images, test set and cache in memory, and the batches of those that see the same
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 from dhkd.stages.train.run_folder import RunFolder
-from torch import nn
+from torch import Tensor, nn
 
 
 def train_teacher(
@@ -112,49 +112,48 @@ def train_students(
         trained = None
         if teacher is not None:
             trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-        students = {
-            out: _prepared(each, out, images, recipe, reader, trained, processes, resume)
-            for out, each in experiments.items()
-        }
+        students = {out: _prepared(each, images, recipe, reader, trained) for out, each in experiments.items()}
+        if reader is not None:
+            reader.require_present()
+        runs = {out: _claim(out, each.experiment, each.facts, processes, resume) for out, each in students.items()}
         outcomes: dict[Path, dict[str, Any] | DhkdError] = {
-            out: student.run.result for out, student in students.items() if student.run.result is not None
+            out: run.result for out, run in runs.items() if run.result is not None
         }
         waiting = {out: student for out, student in students.items() if out not in outcomes}
         if waiting:
             renderer = build.renderer_of(images, recipe, processes.device, data)
             test = build.test_renderer_of(experiment, processes.device, data)
+            normalize = build.normalization_of(experiment.student, images)
             if reader is not None:
                 info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
-            streams = _streams(waiting, renderer, reader, trained, processes)
-            tasks = [
-                _task(
+            streams = _streams(waiting, renderer, normalize, reader, trained, processes)
+            tasks = {
+                out: _task(
                     student.experiment.student,
                     student.objective,
                     student.setting,
                     streams[out],
-                    build.normalization_of(student.experiment.student, images),
+                    normalize,
                     test,
-                    student.run,
+                    runs[out],
                     processes,
                 )
                 for out, student in waiting.items()
-            ]
-            if len(tasks) > 1:
-                _require_own_draws(tasks)
-            for (out, student), task, figures in zip(
-                waiting.items(), tasks, train_together(tasks, processes), strict=True
-            ):
+            }
+            _require_own_draws(tasks)
+            for out, figures in zip(tasks, train_together(list(tasks.values()), processes), strict=True):
                 if isinstance(figures, DhkdError):
                     outcomes[out] = figures
                     continue
+                student = students[out]
                 facts = {
                     "objective": student.experiment.objective,
                     "cache": reader and describe(reader.location, reader.manifest),
                     "live": student.live,
                     "together": len(tasks),
                 }
-                normalize = build.normalization_of(student.experiment.student, images)
-                outcomes[out] = _finish("student", task, figures, student.setting, normalize, test, processes, facts)
+                setting = student.setting
+                outcomes[out] = _finish("student", tasks[out], figures, setting, normalize, test, processes, facts)
         return {out: outcomes[out] for out in experiments}
     finally:
         processes.end()
@@ -201,36 +200,35 @@ def _require_alike(experiments: Mapping[Path, Experiment], processes: Processes)
                 )
 
 
-def _require_own_draws(tasks: Sequence[Task]) -> None:
-    for task in tasks:
+def _require_own_draws(tasks: Mapping[Path, Task]) -> None:
+    if len(tasks) == 1:
+        return
+    for out, task in tasks.items():
         if task.student.draws_from_torch():
             raise ConfigError(
-                f"several students together: {task.run.path.name} has dropout that draws from torch's own generator,"
+                f"several students together: {out.name} has dropout that draws from torch's own generator,"
                 f" which they would share; train it alone"
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Prepared:
-    """An experiment whose cache and settings were checked, and whose folder is claimed."""
+    """An experiment that fits the cache, and what comes from where."""
 
     experiment: Experiment
     objective: Objective
     setting: Setting
     names: Names  # what comes from the cache
     live: list[str]  # what the teacher says in every step
-    run: RunFolder
+    facts: Mapping[str, Any]  # what a run of it is, beside its settings
 
 
 def _prepared(
     experiment: Experiment,
-    out: Path,
     images: build.Images,
     recipe: build.Recipe,
     reader: LogitReader | None,
     trained: build.Trained | None,
-    processes: Processes,
-    resume: bool,
 ) -> _Prepared:
     settings, objective = experiment.student, build.objective_of(experiment)
     network = trained.network if trained else None
@@ -247,39 +245,41 @@ def _prepared(
         names, live = build.cached_names(needs, reader, settings.teacher, "choose another objective")
         stored = [name for signals in names.values() for name in signals]
         build.require_cache(experiment, reader, images, recipe, stored, network)
-        reader.require_present()
     build.require_live(experiment, setting, live, reader, recipe)
     if live and trained is None:
         raise ConfigError(
             f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"
         )
-    identity = {
+    facts = {
         "command": "train-student",
         "cache": reader and reader.manifest.digest,
         "views": reader and reader.plan.num_views,
         "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
     }
-    return _Prepared(experiment, objective, setting, names, live, _claim(out, experiment, identity, processes, resume))
+    return _Prepared(experiment, objective, setting, names, live, facts)
 
 
 def _streams(
     students: Mapping[Path, _Prepared],
     renderer: Renderer,
+    normalize: Normalization,
     reader: LogitReader | None,
     trained: build.Trained | None,
     processes: Processes,
 ) -> dict[Path, Stream]:
     """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
-    alike: dict[tuple[object, ...], list[_Prepared]] = {}
-    for student in students.values():
+    alike: dict[tuple[object, ...], list[Path]] = {}
+    for out, student in students.items():
         settings = student.experiment.student
         order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window)
-        alike.setdefault((*order, settings.teacher), []).append(student)
-    resident: dict[str | None, Signals] = {}  # the whole cache, once for all streams that draw any view of it
+        alike.setdefault((*order, settings.teacher), []).append(out)
+    # In memory once for all streams: the teacher, and by its name the whole cache where any view of it is drawn.
+    says = _live_teacher(students, trained, renderer.images, processes)
+    resident: dict[str | None, Signals] = {}
     streams: dict[Path, Stream] = {}
-    for group in alike.values():
-        first, images = group[0], renderer.images
-        experiment, settings = first.experiment, first.experiment.student
+    for outs in alike.values():
+        group = [students[out] for out in outs]
+        experiment, settings = group[0].experiment, group[0].experiment.student
         teacher, independent = settings.teacher, settings.view_schedule == "independent"
         if reader is None:
             signals: Signals = NoSignals(build.recipe_of(experiment.views).num_views)
@@ -292,25 +292,30 @@ def _streams(
             signals = build.signals_of(names, reader, settings, processes.device, copies)
             if independent:
                 resident[teacher] = signals
-        block_rows = reader.plan.block_rows if reader else build.block_rows_of(experiment, images, first.setting)
+        if reader is not None:
+            block_rows = reader.plan.block_rows
+        else:
+            block_rows = build.block_rows_of(experiment, renderer.images, group[0].setting)
         live = list(dict.fromkeys(name for each in group for name in each.live))
-        runs_live = _live(experiment, trained, images, live, processes) if live else None
-        normalize, schedule = build.normalization_of(settings, images), settings.view_schedule
+        runs_live = partial(says, names=live) if says and live else None
+        schedule = settings.view_schedule
         stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, runs_live, processes)
-        streams |= {out: stream for out, student in students.items() if student in group}
+        streams |= dict.fromkeys(outs, stream)
     return streams
 
 
-def _live(
-    experiment: Experiment, trained: build.Trained | None, images: DataSet, names: list[str], processes: Processes
-) -> Live:
-    """The teacher in every step, for these signals."""
-    assert trained is not None
-    info(processes, f"the teacher runs in every step, for {', '.join(names)}")
-    normalize = build.normalization_of(experiment.teacher, images, trained.mean_std)
+def _live_teacher(
+    students: Mapping[Path, _Prepared], trained: build.Trained | None, images: DataSet, processes: Processes
+) -> Callable[..., dict[str, Tensor]] | None:
+    """`Teacher.signals` of the teacher that runs in every step, if one does."""
+    live = dict.fromkeys(name for student in students.values() for name in student.live)
+    if not live or trained is None:
+        return None
+    info(processes, f"the teacher runs in every step, for {', '.join(live)}")
+    teacher = next(iter(students.values())).experiment.teacher
+    normalize = build.normalization_of(teacher, images, trained.mean_std)
     # A copy: what the objective takes of the network stays on the CPU, as it is.
-    teacher = Teacher(copy.deepcopy(trained.network), normalize, processes)
-    return partial(teacher.signals, names=names)
+    return Teacher(copy.deepcopy(trained.network), normalize, processes).signals
 
 
 def _claim(

@@ -23,7 +23,9 @@ class HandOver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="taker")
         self._under_way: deque[Future[None]] = deque()
         # Copies in a stream of their own don't queue up behind the batches that were launched meanwhile.
-        self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._aside: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
     def give(self, tensors: Mapping[str, Tensor], take: Callable[[dict[str, Tensor]], None]) -> Future[None]:
         """Have `take` called with copies of `tensors` on the CPU; waits while too many are under way.

@@ -144,7 +144,7 @@ def _write(
     """Compute and write these units, but for blocks that others wrote meanwhile; how many blocks and rows."""
     signals = {name: teachers_own(name) for name in writer.signals}
     waiting, rendering = deque(units), deque[list[Block]]()
-    computed = torch.zeros(2, dtype=torch.int64, device=processes.device)
+    computed = np.zeros(2, dtype=np.int64)
     pending: list[Future[bool]] = []
     with (
         progress_bar("caching", sum(len(b) for unit in units for b in unit), visible=processes.is_first) as advance,
@@ -165,13 +165,13 @@ def _write(
         for first in pixels:
             unit = rendering.popleft()
             rows, taken = _launch(unit, teacher, signals, chain([first], pixels), batch_size, advance, taking)
-            computed += torch.tensor([len(unit), sum(len(block) for block in unit)], device=processes.device)
+            computed += len(unit), sum(len(block) for block in unit)
             if not all(written.result() for written in pending) and waiting:
                 waiting.rotate(-secrets.randbelow(len(waiting)))  # away from the run that is at the same place
             pending = [thread.submit(_put, writer, block, rows.pop(0), taken) for block in unit]
         for written in pending:
             written.result()
-    return computed
+    return torch.from_numpy(computed).to(processes.device)
 
 
 def _keys(unit: list[Block], batch_size: int) -> Iterator[Keys]:

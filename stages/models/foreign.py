@@ -62,8 +62,8 @@ class ForeignNetwork(Network):
             relu = inner.get_submodule(path)
             assert isinstance(relu, nn.ReLU)
             relu.inplace = False  # the map before the activation must outlive it
-        self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]  # torch's
+        self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]  # torch's
 
     @property
     def head(self) -> nn.Module:

@@ -61,23 +61,21 @@ class Student(nn.Module):
 
     def seed_dropout(self, seed: int) -> None:
         """Make what our own dropout draws next a function of `seed`; foreign networks' draws from torch's generator."""
-        for dropout in self._dropouts():
-            dropout.generator_on(next(self.parameters()).device).manual_seed(seed)
+        for generator in self.generators():
+            generator.manual_seed(seed)
 
     def generators(self) -> list[torch.Generator]:
         """What our own dropout draws from."""
-        return [dropout.generator_on(next(self.parameters()).device) for dropout in self._dropouts()]
+        device = next(self.parameters()).device
+        return [module.generator_on(device) for module in self.modules() if isinstance(module, SeededDropout)]
 
     def draws_from_torch(self) -> bool:
         """Whether a foreign network's dropout, or stochastic depth, draws from torch's own generator."""
-        drawing = (_DropoutNd, nn.AlphaDropout, nn.RReLU)
+        drawing = (_DropoutNd, nn.RReLU)
         return any(
             isinstance(module, drawing) or type(module).__name__ in ("DropPath", "StochasticDepth")
             for module in self.modules()
         )
-
-    def _dropouts(self) -> "list[SeededDropout]":
-        return [module for module in self.modules() if isinstance(module, SeededDropout)]
 
 
 class SeededDropout(nn.Module):

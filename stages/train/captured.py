@@ -29,7 +29,7 @@ class CapturedStep:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Batch]] = {}
         self._seen: Counter[Hashable] = Counter()
         # Where capturing has to happen, and what comes before it.
-        self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
 
     def forget(self) -> None:
         """Capture anew: what a step does has changed."""

@@ -2,8 +2,8 @@
 
 On a CPU small networks don't fill all cores: a student on each core does more than all cores on one student after
 another. So learners go to threads that share the cores out, and with them each one's number of threads is known: a
-student ends as it does alone on as many. On a GPU one thread launches
-them all, each into a stream of its own, so that their kernels may run beside each other.
+student ends as it does alone on as many. On a GPU one thread launches them all, each into a stream of its own, so that
+their kernels may run beside each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,21 +16,17 @@ import torch
 T = TypeVar("T")
 
 
-def threads_of_each(learners: int, threads: int) -> int:
-    """How many of a CPU's `threads` each of so many learners computes on: 1 from as many learners on."""
-    return max(1, threads // learners)
-
-
 class Crew:
     """Does a piece of work for each of `learners` things, as many at a time as fits the device."""
 
     def __init__(self, learners: int, device: torch.device) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._threads = torch.get_num_threads()
-        on_gpu = learners > 1 and device.type == "cuda"
-        self._streams = [torch.cuda.Stream(device) for _ in range(learners)] if on_gpu else []  # type: ignore[no-untyped-call]
+        self._streams: list[torch.cuda.Stream] = []
+        if learners > 1 and device.type == "cuda":
+            self._streams = [torch.cuda.Stream(device) for _ in range(learners)]  # type: ignore[no-untyped-call]  # torch's
         if learners > 1 and device.type == "cpu" and self._threads > 1:
-            each = threads_of_each(learners, self._threads)
+            each = max(1, self._threads // learners)
             self._pool = ThreadPoolExecutor(
                 self._threads // each, "learner", initializer=torch.set_num_threads, initargs=(each,)
             )

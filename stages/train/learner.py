@@ -121,12 +121,13 @@ class Learner:
         `seconds` are what it took, from which rates are computed. Raises `NonFiniteLoss`.
         """
         self._require_finite(None)
-        self._set_rate(self._learning_rate.at(self._epoch, self._steps_per_epoch - 1, self._steps_per_epoch))
+        rate = self._learning_rate.at(self._epoch, self._steps_per_epoch - 1, self._steps_per_epoch)
+        self._set_rate(rate)  # a captured step's is a tensor, and a checkpoint holds a number
         totals = dict(zip(self._names, self._totals.tolist(), strict=True))
         rows = totals["rows"]
         means = {name: totals[name] / rows for name in self._weights}
         metrics = {
-            "learning_rate": float(self._prepared.param_groups[0]["lr"]),
+            "learning_rate": rate,
             "loss": sum(self._weights[name] * mean for name, mean in means.items()),
             **means,
             "train_top1": 100 * totals["hits"] / rows,
@@ -213,7 +214,7 @@ class Learner:
         self._broken_at.copy_(torch.where(first, self._step, self._broken_at))
         if self._look_every > 1:
             # What GradScaler uses, too: the fused optimizer's kernels do nothing where this is 1.
-            self._optimizer.found_inf = (self._broken_at >= 0).float()  # type: ignore[attr-defined]
+            self._optimizer.found_inf = (self._broken_at >= 0).float()  # type: ignore[attr-defined]  # SGD.step reads it
 
     def _require_finite(self, at_hand: tuple[StudentOutputs, Batch] | None) -> None:
         """Stop, in every process alike, naming term, step and keys, if a loss was not finite.

@@ -70,9 +70,10 @@ def train_together(tasks: Sequence[Task], processes: Processes) -> list[dict[str
     runs = [_Run(task, processes, alone=len(tasks) == 1) for task in tasks]
     with Crew(len(runs), processes.device) as crew:
         for epoch in range(min(run.cursor.epochs_done for run in runs), max(task.epochs for task in tasks)):
-            crew.each(_Run.begin, active := [run for run in runs if run.expects(epoch)])
+            active = [run for run in runs if run.expects(epoch)]
+            crew.each(_Run.begin, active)
             _epoch(active, epoch, crew, processes)
-            crew.each(_Run.end, active := [run for run in active if run.error is None])
+            crew.each(_Run.end, [run for run in active if run.error is None])
             for run in active:
                 run.record()
             processes.wait()
@@ -81,21 +82,21 @@ def train_together(tasks: Sequence[Task], processes: Processes) -> list[dict[str
 
 def _epoch(runs: "Sequence[_Run]", epoch: int, crew: Crew, processes: Processes) -> None:
     """One pass over each run's training set, in step with one another."""
-    streams = list({id(run.task.stream): run.task.stream for run in runs}.values())
+    streams = list(dict.fromkeys(run.task.stream for run in runs))
     samples = sum(run.task.stream.samples_per_epoch for run in runs)
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
     with progress_bar(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
         for step, batches in enumerate(zip_longest(*(stream.epoch(epoch) for stream in streams))):
-            batches_now = {id(stream): batch for stream, batch in zip(streams, batches, strict=True)}
-            learning = [run for run in runs if run.error is None and batches_now[id(run.task.stream)] is not None]
-            crew.each(partial(_learn, step, batches_now), learning)
-            advance(sum(batches_now[id(run.task.stream)].global_size for run in learning))
+            batch_of_stream = dict(zip(streams, batches, strict=True))
+            learning = [run for run in runs if run.error is None and batch_of_stream[run.task.stream] is not None]
+            crew.each(partial(_learn, step, batch_of_stream), learning)
+            advance(sum(batch_of_stream[run.task.stream].global_size for run in learning))
             if not any(run.error is None for run in runs):
                 return
 
 
-def _learn(step: int, batches: Mapping[int, Batch], run: "_Run") -> None:
-    run.learn(step, batches[id(run.task.stream)])
+def _learn(step: int, batch_of_stream: Mapping[Stream, Batch], run: "_Run") -> None:
+    run.learn(step, batch_of_stream[run.task.stream])
 
 
 @dataclass
@@ -116,7 +117,8 @@ class _Run:
     """A task on its way: where it stands, and what it writes into its folder."""
 
     def __init__(self, task: Task, processes: Processes, alone: bool) -> None:
-        self.task, self.error = task, None
+        self.task = task
+        self.error: DhkdError | None = None
         self._processes, self._alone = processes, alone
         stream = task.stream
         self._learner = Learner(
@@ -138,8 +140,6 @@ class _Run:
             task.run.begin()
             task.run.cut_metrics(self.cursor.metrics_bytes)
         self._track = processes.tracker(task.run.path, task.run.config)
-
-    error: DhkdError | None
 
     def expects(self, epoch: int) -> bool:
         """Whether this is the epoch it is to train next."""
@@ -222,7 +222,7 @@ def _restore(task: Task) -> Cursor:
     return cursor
 
 
-def _summary(line: dict[str, float], epochs: int) -> str:
+def _summary(line: Mapping[str, float], epochs: int) -> str:
     return (
         f"epoch {line['epoch']}/{epochs}  loss {line['loss']:.4f}  train {line['train_top1']:.2f} %"
         f"  test {line['top1']:.2f} %  {line['samples_per_second']:,.0f} samples/s"
