@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, batches_of, random_images, stream_of
 from dhkd.data.image_set import ImageSet
@@ -15,6 +16,7 @@ from dhkd.data.stream import Batch, NoSignals
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.crew import Crew
 from numpy.typing import NDArray
+from torch import Tensor
 
 STUDENTS, STEPS = 4, 3  # steps of each student in a repetition
 
@@ -49,7 +51,31 @@ def together(rounds: int, batch_size: int, images: ImageSet, processes: Processe
         ceiling = _independent(rounds, threads, batch_size)
         detail = f"{threads} processes of one thread / one process of {threads}, {STUDENT}, batch {batch_size}"
         figures.append(middle("independent processes / one after the other", ceiling, "×", detail))
-    return figures
+    return [*figures, *(_stacked(rounds, batch_size, channels, side) for channels, side in ((16, 32), (64, 8)))]
+
+
+def _stacked(rounds: int, batch_size: int, channels: int, side: int) -> Figure:
+    """A convolution of each student, forward and backward, against one convolution of as many groups for all."""
+
+    def tensors(students: int) -> tuple[Tensor, Tensor]:
+        weight = torch.randn(students * channels, channels, 3, 3, requires_grad=True)
+        images = torch.randn(batch_size, students * channels, side, side).to(memory_format=torch.channels_last)
+        return images.requires_grad_(), weight
+
+    single, stacked = [tensors(1) for _ in range(STUDENTS)], tensors(STUDENTS)
+
+    def one_after_the_other() -> None:
+        for images, weight in single:
+            torch.autograd.backward(F.conv2d(images, weight, padding=1).sum())
+
+    def as_groups() -> None:
+        torch.autograd.backward(F.conv2d(*stacked, padding=1, groups=STUDENTS).sum())
+
+    seconds = interleaved({"one": one_after_the_other, "groups": as_groups}, rounds)
+    detail = (
+        f"{STUDENTS} convolutions 3 × 3 of {channels} channels, {side} × {side}, batch {batch_size}, with gradients"
+    )
+    return middle("one after the other / stacked in groups", seconds["one"] / seconds["groups"], "×", detail)
 
 
 def _train(epoch: int, step: int, batch: Batch, loop: Loop) -> None:
