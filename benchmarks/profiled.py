@@ -1,20 +1,27 @@
-"""Where the time of an epoch goes, and how far its steps are from what the machine can do."""
+"""Where the time of both stages goes, and how far they are from what the machine can do."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
 from time import perf_counter
 
 import torch
+from dhkd.benchmarks.caches import manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
-from dhkd.benchmarks.steps import RECIPE, STUDENT, TEACHER, Loop, stream_of
+from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, STUDENT, TEACHER, Loop, stream_of
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.image_set import ImageSet
-from dhkd.data.render import ResidentRenderer
+from dhkd.data.render import Normalization, ResidentRenderer
 from dhkd.data.stream import ResidentSignals
+from dhkd.stages.cache.write import write_blocks
+from dhkd.stages.models import build_network
+from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-# From a part of a step to what its operators' names begin with; the first that fits counts.
+# From a part of a stage to what its operators' names begin with; the first that fits counts.
 PARTS = {
     "convolutions, backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward", "aten::cudnn_conv"),
     "convolutions, forward": ("aten::mkldnn_convolution", "aten::convolution", "aten::_convolution", "aten::conv2d"),
@@ -27,44 +34,98 @@ MATRIX, COPIED = 2048, 2**28  # rows of a square matrix, bytes
 
 
 def profiled(
-    steps: int, rounds: int, batch_size: int, images: ImageSet, reader: LogitReader, processes: Processes
+    steps: int, rounds: int, batch_size: int, images: ImageSet, reader: LogitReader, folder: Path, processes: Processes
 ) -> list[Figure]:
-    """Shares of an aligned student's steps by operators' own time, and its FLOP/s beside those of a matrix product."""
+    """Shares of the operators' own time in both stages, and FLOP/s and bytes/s beside those of the plainest code.
+
+    Stage one writes a view of the images that `steps` batches have, stage two takes so many aligned steps.
+    """
     renderer = ResidentRenderer(images, RECIPE, processes.device)
     resident = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
-    loop = Loop("dhkd", stream_of(renderer, resident, batch_size), processes)
-    for _ in range(2):
-        loop.step()
+    stream = stream_of(renderer, resident, batch_size)
+    loop = Loop("dhkd", stream, processes)
+    normalize = Normalization(MEAN, STD)
+    network = build_network(TEACHER, NUM_CLASSES)
+    teacher = Teacher(network, normalize, processes)
+    rows = images.first(min(len(images), steps * batch_size))
+    manifest = manifest_of(1, len(rows), NUM_CLASSES, len(rows))
+    source = ResidentRenderer(rows, RECIPE, processes.device)
+    numbers = count()
+
+    def cache() -> None:
+        writer = writer_at(folder / f"profiled-{next(numbers)}.zarr", manifest)
+        write_blocks(teacher, source, writer, batch_size=batch_size, processes=processes)
+
+    view_B, index_B = (keys[:batch_size] for keys in stream.keys(0))
+    pixels_BCHW = renderer.pixels(view_B, index_B)
+    ready_BCHW = normalize(pixels_BCHW).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        network(ready_BCHW)
+
+    def fetch() -> None:
+        normalize(renderer.pixels(view_B, index_B))
+        resident.gather(view_B, index_B)
+
+    in_step, in_forward = (_flops(action) for action in (loop.step, forward))
+    figures = [
+        *_shares("stage one", cache, f"{TEACHER}, {len(rows):,} rows into a cache, batches of {batch_size}"),
+        *_shares(
+            "stage two", partial(_repeat, loop.step, steps), f"{STUDENT}, dhkd, {steps} steps, batches of {batch_size}"
+        ),
+    ]
+    matrix = torch.rand(MATRIX, MATRIX, device=processes.device)
+    block, into = torch.ones(COPIED, dtype=torch.uint8), torch.empty(COPIED, dtype=torch.uint8)
+    actions: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "step": loop.step,
+        "fetch": fetch,
+        "product": lambda: matrix @ matrix,
+        "copy": lambda: into.copy_(block),
+    }
+    seconds = interleaved(actions, rounds)
+    product, copied = 2 * MATRIX**3 / seconds["product"], 2 * COPIED / seconds["copy"]
+    figures.append(middle("bound: a matrix product", product / 1e9, "GFLOP/s", f"{MATRIX} × {MATRIX}, float32"))
+    for name, flops, of in (("forward", in_forward, TEACHER), ("step", in_step, STUDENT)):
+        rate, detail = flops / seconds[name], f"{of}, batch {batch_size}, {flops / 1e9:.1f} GFLOP"
+        figures.append(middle(f"{name}: FLOP/s", rate / 1e9, "GFLOP/s", detail))
+        figures.append(middle(f"{name}: FLOP/s / those of the product", rate / product, "×", detail))
+    # Every pixel is read and written as a byte and written as a float; a row of the cache is read and decoded.
+    moved = pixels_BCHW.numel() * 6 + batch_size * NUM_CLASSES * 6
+    rate, detail = moved / seconds["fetch"], f"a batch of {batch_size}, {moved / 1e6:.2f} MB read and written"
+    return [
+        *figures,
+        middle("bound: copying memory", copied / 1e9, "GB/s", "256 MiB, read and written"),
+        middle("rendering and gathering: bytes/s", rate / 1e9, "GB/s", detail),
+        middle("rendering and gathering: bytes/s / those of a copy", rate / copied, "×", detail),
+        middle("rendering and gathering / a step", seconds["fetch"] / seconds["step"], "×", detail),
+    ]
+
+
+def _repeat(action: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        action()
+
+
+def _flops(action: Callable[[], None]) -> int:
+    """What matrix products and convolutions take, once it is warm."""
+    _repeat(action, 2)
     with FlopCounterMode(display=False) as flops:
-        loop.step()
+        action()
+    return flops.get_total_flops()
+
+
+def _shares(stage: str, action: Callable[[], None], detail: str) -> list[Figure]:
+    """Shares of the operators' own time in what the action takes; operators in other threads run beside that."""
+    action()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         began = perf_counter()
-        for _ in range(steps):
-            loop.step()
+        action()
         passed = perf_counter() - began
     seconds: dict[str, float] = dict.fromkeys([*PARTS, "other operators"], 0.0)
     for event in found.key_averages():
         part = next((part for part, starts in PARTS.items() if event.key.startswith(starts)), "other operators")
         seconds[part] += event.self_cpu_time_total / 1e6
-    seconds["Python between operators"] = max(0.0, passed - sum(seconds.values()))
-    detail = f"{STUDENT} ← {TEACHER}, dhkd, batch {batch_size}, {steps} steps, profiled"
-    figures = [Figure(f"share: {part}", of_part / passed, "", detail) for part, of_part in seconds.items()]
-
-    matrix = torch.rand(MATRIX, MATRIX, device=processes.device)
-    block, into = torch.ones(COPIED, dtype=torch.uint8), torch.empty(COPIED, dtype=torch.uint8)
-    actions: dict[str, Callable[[], object]] = {
-        "step": loop.step,
-        "product": lambda: matrix @ matrix,
-        "copy": lambda: into.copy_(block),
-    }
-    times = interleaved(actions, rounds)
-    detail = f"{STUDENT} ← {TEACHER}, dhkd, batch {batch_size}"
-    of_step = flops.get_total_flops() / times["step"] / 1e9
-    of_product = 2 * MATRIX**3 / times["product"] / 1e9
-    return [
-        *figures,
-        middle("a step's FLOP/s", of_step, "GFLOP/s", f"{detail}, {flops.get_total_flops() / 1e9:.1f} GFLOP a step"),
-        middle("a matrix product's FLOP/s", of_product, "GFLOP/s", f"{MATRIX} × {MATRIX}, float32"),
-        middle("a step / a matrix product, FLOP/s", of_step / of_product, "×", detail),
-        middle("copying memory", 2 * COPIED / times["copy"] / 1e9, "GB/s", "256 MiB, read and written"),
-    ]
+    seconds["between operators"] = max(0.0, passed - sum(seconds.values()))
+    return [Figure(f"{stage}: {part}", of_part / passed, "", detail) for part, of_part in seconds.items()]

@@ -445,7 +445,7 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
         "pairs": lambda: pairs(sizes.pair_rounds, sizes.plain_steps, sizes.batch_sizes[0], images, reader, processes),
         "together": lambda: together(sizes.together_rounds, sizes.batch_sizes[0], images, processes),
         "profile": lambda: profiled(
-            sizes.profile_steps, sizes.together_rounds, sizes.batch_sizes[0], images, reader, processes
+            sizes.profile_steps, sizes.together_rounds, sizes.batch_sizes[0], images, reader, folder, processes
         ),
         "caching": lambda: caching(sizes, images, folder, processes),
         "rendering": lambda: rendering(sizes, random_images(sizes.render_samples, NUM_CLASSES), processes),

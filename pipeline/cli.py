@@ -108,6 +108,12 @@ precision_option = click.option(
     type=click.Choice(["auto", "float32", "bf16", "fp16"]),
     help="What the network computes in; auto takes bf16 where the hardware has it.",
 )
+compile_option = click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["off", "reduce-overhead", "max"]),
+    help="reduce-overhead: a GPU replays a step as one graph; max: the network is compiled as well [default: off].",
+)
 teacher_help = (
     "The teacher: a run's folder, a file of weights (.safetensors, .pth), or packaged[:TAG], what its library offers."
 )
@@ -129,6 +135,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @preset_option
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @precision_option
+@compile_option
 @data_options
 @cpu_option
 @resume_option
@@ -139,13 +146,14 @@ def train_teacher(
     smoke: bool,
     out: Path,
     precision: str | None,
+    compiled: str | None,
     data: DataOptions,
     cpu: bool,
     resume: bool,
     as_json: bool,
 ) -> None:
     """Train the preset's teacher."""
-    experiment = _experiment(preset, overrides, smoke, teacher__precision=precision)
+    experiment = _experiment(preset, overrides, smoke, teacher__precision=precision, teacher__compile=compiled)
     from dhkd.pipeline import training
 
     result = training.train_teacher(experiment, out, data=data, cpu=cpu, resume=resume)
@@ -257,6 +265,7 @@ def cache_teacher(
 )
 @click.option("--together", type=click.IntRange(min=1), help="Of a grid, how many at a time [default: all].")
 @precision_option
+@compile_option
 @data_options
 @cpu_option
 @resume_option
@@ -272,6 +281,7 @@ def train_student(
     grid: Sequence[str],
     together: int | None,
     precision: str | None,
+    compiled: str | None,
     data: DataOptions,
     cpu: bool,
     resume: bool,
@@ -282,10 +292,11 @@ def train_student(
     Choose the method with --set objective=NAME, or several with --set objective='NAME + 0.5 * NAME'; 'dhkd methods'
     lists them. What the cache lacks can be added to it, or the teacher be run in every step: --set teacher.live=true.
     """
+    chosen = {"student__precision": precision, "student__compile": compiled}
     if not grid:
         if together is not None:
             raise click.UsageError("--together is for a --grid")
-        experiment = _experiment(preset, overrides, smoke, student__precision=precision)
+        experiment = _experiment(preset, overrides, smoke, **chosen)
         from dhkd.pipeline import training
 
         result = training.train_student(
@@ -295,8 +306,8 @@ def train_student(
     from dhkd.configs.grid import combinations
 
     experiments = {
-        out / name: _experiment(preset, [*overrides, *chosen], smoke, student__precision=precision)
-        for name, chosen in combinations(grid).items()
+        out / name: _experiment(preset, [*overrides, *values], smoke, **chosen)
+        for name, values in combinations(grid).items()
     }
     from dhkd.pipeline import training
 

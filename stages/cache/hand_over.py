@@ -34,7 +34,7 @@ class HandOver:
         """
         while len(self._under_way) >= UNDER_WAY:
             self._under_way.popleft().result()
-        ready = torch.cuda.current_stream().record_event() if self._aside else None
+        ready = torch.cuda.current_stream(self._aside.device).record_event() if self._aside else None
         self._under_way.append(self._thread.submit(self._pass_on, dict(tensors), ready, take))
         return self._under_way[-1]
 
@@ -48,7 +48,8 @@ class HandOver:
                     name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
                     for name, tensor in tensors.items()
                 }
-                copied = self._aside.record_event()
+                copied = torch.cuda.Event(blocking=True)  # waits asleep: the launching thread needs the interpreter
+                copied.record(self._aside)
             copied.synchronize()  # the tensors are held until here, so that their memory isn't given to another batch
             tensors = copies
         take(tensors)

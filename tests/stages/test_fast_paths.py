@@ -1,4 +1,5 @@
-"""No fast path changes results: compiled against plain, a step captured on a GPU against one that is launched.
+"""No fast path changes results: compiled against plain, a cache read ahead against one in memory, a step captured on a
+GPU against one that is launched.
 
 What needs a GPU is skipped, with that reason, where there is none.
 """
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, NonFiniteLoss
+from dhkd.data.stream import Signals, Stream, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.learner import Learner
@@ -19,7 +22,7 @@ from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.run_folder import read_metrics
 from torch import Tensor
 
-from tests.stages.test_loop import OneBadRow, World, task_of
+from tests.stages.test_loop import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")
 
@@ -43,6 +46,34 @@ def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path
     assert close(weights_of(compiled), weights_of(plain), start, 1e-3)
     assert compiled.student.state_dict().keys() == plain.student.state_dict().keys()
     assert figures[0]["last_top1"] == pytest.approx(figures[1]["last_top1"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("schedule", "window"), [("cycle", None), ("cycle", 20), ("block", 20)])
+def test_reading_ahead_changes_nothing(
+    schedule: str, window: int | None, processes: Processes, tmp_path: Path
+) -> None:
+    """Signals that are fetched by a thread while a student trains, against those that were in memory before."""
+    world = World(tmp_path, processes)
+    reader, names = open_cache(tmp_path / "c.zarr"), {"logits": ["logits"]}
+    ahead: Signals = StreamedSignals(reader, names, processes.device)
+    if window is not None:
+        ahead = WindowedSignals(reader, names, processes.device, window)
+    ends = []
+    for name, signals in (("ahead", ahead), ("at-hand", world.signals)):
+        stream = Stream(
+            world.renderer,
+            world.normalize,
+            signals,
+            schedule=schedule,
+            seed=2,
+            batch_size=BATCH,
+            block_rows=reader.plan.block_rows,
+            window=window,
+        )
+        task = task_of(world, tmp_path / name, stream=stream)
+        train(task, processes)
+        ends.append(weights_of(task))
+    assert torch.equal(*ends)
 
 
 def test_a_graph_needs_a_gpu(processes: Processes, tmp_path: Path) -> None:
