@@ -49,9 +49,7 @@ def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path
 
 
 @pytest.mark.parametrize(("schedule", "window"), [("cycle", None), ("cycle", 20), ("block", 20)])
-def test_reading_ahead_changes_nothing(
-    schedule: str, window: int | None, processes: Processes, tmp_path: Path
-) -> None:
+def test_reading_ahead_changes_nothing(schedule: str, window: int | None, processes: Processes, tmp_path: Path) -> None:
     """Signals that are fetched by a thread while a student trains, against those that were in memory before."""
     world = World(tmp_path, processes)
     reader, names = open_cache(tmp_path / "c.zarr"), {"logits": ["logits"]}
