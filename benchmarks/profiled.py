@@ -113,7 +113,7 @@ def _flops(action: Callable[[], None]) -> int:
     _repeat(action, 2)
     with FlopCounterMode(display=False) as flops:
         action()
-    return flops.get_total_flops()
+    return int(flops.get_total_flops())
 
 
 def _shares(stage: str, action: Callable[[], None], detail: str) -> list[Figure]:

@@ -88,6 +88,9 @@ class Training(Section):
     compile: Literal["off", "reduce-overhead", "max"] = Field(
         "off", description="reduce-overhead: a GPU replays a step as one graph; max: the network is compiled as well"
     )
+    keep_every: int | None = Field(
+        None, ge=1, description="epochs between weights that are kept in the run's folder, for reports over training"
+    )
 
 
 class Teacher(Training):
@@ -105,6 +108,7 @@ class Student(Training):
     view_schedule: Literal["independent", "cycle", "block"] = Field(
         "independent", description="independent needs the whole cache in memory, cycle one view at a time, block blocks"
     )
+    views: int | None = Field(None, ge=1, description="train on so many of the cached views, the first; null: on all")
     teacher: str | None = Field(
         None, description="which of the teachers in the cache, by its name there; mean: of all; null: the one without"
     )

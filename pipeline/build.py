@@ -473,6 +473,18 @@ def require_live(
     )
 
 
+def of_views(reader: LogitReader, student: StudentSettings) -> LogitReader:
+    """The cache, or as many of its views as the student is to train on."""
+    if student.views is None:
+        return reader
+    if student.views > reader.plan.num_views:
+        raise ConfigError(
+            f"student.views: expected at most {reader.plan.num_views}, which the cache at {reader.location} holds, got"
+            f" {student.views}; cache more with 'dhkd cache-teacher --views {student.views}'"
+        )
+    return reader.of_first_views(student.views)
+
+
 def signals_of(
     names: Names, reader: LogitReader, student: StudentSettings, device: torch.device, copies: int
 ) -> Signals:

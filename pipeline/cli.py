@@ -337,6 +337,228 @@ def train_student(
 
 @cli.command()
 @preset_option
+@click.option("--cache", help=f"{CACHE} Not needed for ce, nor where the teacher runs live.")
+@click.option("--out", type=PATH, required=True, help="The folder that takes a folder for each run, and the table.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=A,B",
+    help="The values that a setting is to take; repeatable: every combination.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), help="Train each with so many seeds, from 0 [default: the preset's]."
+)
+@click.option(
+    "--part", callback=_part, metavar="I/N", default="1/1", help="Do the I-th of N shares: for a cluster's job array."
+)
+@click.option("--together", type=click.IntRange(min=1), default=1, show_default=True, help="How many side by side.")
+@click.option("--again", is_flag=True, help="Go on with runs that failed, which are left alone otherwise.")
+@click.option("--baseline", metavar="AXIS=VALUE", help="What each is compared with [default: objective=ce, else kd].")
+@click.option("--teacher", type=PATH, help="As for train-student.")
+@click.option("--allow-drift", is_flag=True, help="Train even where pixels differ from those that the teacher saw.")
+@precision_option
+@compile_option
+@data_options
+@cpu_option
+@json_option
+def sweep(
+    preset: str,
+    overrides: Sequence[str],
+    smoke: bool,
+    cache: str | None,
+    out: Path,
+    grid: Sequence[str],
+    seeds: int | None,
+    part: tuple[int, int],
+    together: int,
+    again: bool,
+    baseline: str | None,
+    teacher: Path | None,
+    allow_drift: bool,
+    precision: str | None,
+    compiled: str | None,
+    data: DataOptions,
+    cpu: bool,
+    as_json: bool,
+) -> None:
+    """Train every student of a grid, each once, and compare them.
+
+    Interrupted, it goes on where it stopped: run the same command again. Started several times, or under 'torchrun' or
+    'accelerate launch' with a device for each process, it shares the runs out; one that fails leaves the others.
+    """
+    from dhkd.configs.grid import combinations
+
+    listed = [*grid, *([f"seed={','.join(map(str, range(seeds)))}"] if seeds else [])]
+    if not listed:
+        raise click.UsageError("expected --grid or --seeds; a single student is train-student's")
+    chosen = {"student__precision": precision, "student__compile": compiled}
+    experiments = {
+        name: _experiment(preset, [*overrides, *values], smoke, **chosen)
+        for name, values in combinations(listed).items()
+    }
+    speaks = int(os.environ.get("RANK", "0")) == 0
+    _work_alone()
+    from dhkd.pipeline.comparison import compare
+    from dhkd.pipeline.runs import read_runs
+    from dhkd.pipeline.sweep import sweep as train_all
+    from dhkd.stages.report.tables import runs_table
+
+    result = train_all(
+        experiments,
+        cache,
+        out,
+        command=shlex.join(["dhkd", *sys.argv[1:]]),
+        data=data,
+        part=part,
+        together=together,
+        again=again,
+        teacher=teacher,
+        allow_drift=allow_drift,
+        cpu=cpu,
+    )
+    if speaks:
+        compared = compare(read_runs(out), baseline)
+        table = runs_table(compared) if not as_json else ""
+        _emit(
+            {**result, "comparison": compared}, as_json, f"{table}\n{len(result['finished'])} runs in {result['table']}"
+        )
+    if result["failed"]:
+        lines = "; ".join(f"{run}: {line}" for run, line in result["failed"].items())
+        raise DhkdError(f"{len(result['failed'])} of {result['runs']} runs failed: {lines}")
+
+
+def _work_alone() -> None:
+    """Make a process that was started together with others a worker of its own, on its own device."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = [device for device in visible.split(",") if device]
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(rank) % len(devices)] if devices else rank
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
+class _ReportGroup(click.Group):
+    """A group in which a word that is no command's name is a folder, to compare the runs of."""
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        named = words[0] in self.commands
+        return super().resolve_command(context, words if named else ["runs", *words])
+
+
+@cli.group(cls=_ReportGroup)
+def report() -> None:
+    """Compare the runs in a folder, or analyse them: 'dhkd report DIR', or 'dhkd report ANALYSIS DIR'."""
+
+
+@report.command("runs")
+@click.argument("folder", type=PATH)
+@click.option("--baseline", metavar="AXIS=VALUE", help="What each is compared with [default: objective=ce, else kd].")
+@json_option
+def report_runs(folder: Path, baseline: str | None, as_json: bool) -> None:
+    """Compare the finished runs in FOLDER: accuracies over seeds, differences, cost. 'runs' may be left out."""
+    from dhkd.pipeline.comparison import compare
+    from dhkd.pipeline.runs import require_runs, write_table
+    from dhkd.stages.report.tables import runs_table
+
+    runs = require_runs(folder)
+    compared = compare(runs, baseline)
+    path = write_table(runs, folder)
+    _emit(compared, as_json, f"{runs_table(compared)}\nEvery run: {path}" if not as_json else "")
+
+
+def _analysis(name: str, *options: Callable[[F], F]) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
+    """A command of `report` that reads the runs of a folder and writes files: --out says where."""
+    common = _options(
+        click.argument("folder", type=PATH),
+        click.option("--out", type=PATH, help="Where table and pictures go [default: FOLDER/report]."),
+        *options,
+        json_option,
+    )
+
+    def decorate(function: Callable[..., dict[str, Any]]) -> click.Command:
+        @functools.wraps(function)
+        def analyse(folder: Path, out: Path | None, as_json: bool, **said: Any) -> None:
+            from dhkd.pipeline.runs import read_runs
+            from dhkd.stages.report.tables import analysis_table
+
+            result = function(read_runs(folder), out or folder / "report", **said)
+            _emit(result, as_json, analysis_table(result) if not as_json else "")
+
+        return report.command(name)(common(analyse))
+
+    return decorate
+
+
+_teacher_of_runs = click.option("--teacher", type=PATH, required=True, help=teacher_help)
+_samples = click.option("--samples", type=click.IntRange(2), default=2000, show_default=True, help="How many images.")
+
+
+@_analysis("views")
+def report_views(runs: Any, out: Path) -> dict[str, Any]:
+    """Accuracy against the number of cached views: how many are enough."""
+    from dhkd.pipeline import analyses
+
+    return analyses.report_views(runs, out)
+
+
+@_analysis("collapse")
+def report_collapse(runs: Any, out: Path) -> dict[str, Any]:
+    """Accuracy and loss over training: cross-entropy and BinaryKL alone, on one head, on two."""
+    from dhkd.pipeline import analyses
+
+    return analyses.report_collapse(runs, out)
+
+
+@_analysis(
+    "conflict",
+    click.option("--cache", required=True, help="The cache that they were trained from."),
+    _samples,
+    click.option("--temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True),
+    _data_options,
+    cpu_option,
+)
+def report_conflict(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+    """Where cross-entropy's gradient and BinaryKL's point apart, over training."""
+    from dhkd.pipeline import analyses
+
+    return analyses.report_conflict(runs, said.pop("cache"), out, **_with_data(said))
+
+
+@_analysis("correlation", _teacher_of_runs, _data_options, cpu_option)
+def report_correlation(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+    """The teacher's correlation of logits less that of each student."""
+    from dhkd.pipeline import analyses
+
+    return analyses.report_correlation(runs, said.pop("teacher"), out, **_with_data(said))
+
+
+@_analysis("tsne", _teacher_of_runs, _samples, _data_options, cpu_option)
+def report_tsne(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+    """t-SNE of penultimate features, the teacher's and each student's."""
+    from dhkd.pipeline import analyses
+
+    return analyses.report_tsne(runs, said.pop("teacher"), out, **_with_data(said))
+
+
+@_analysis("etf", click.option("--teacher", type=PATH, help=teacher_help), _data_options, cpu_option)
+def report_etf(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+    """How far classes have collapsed to a simplex equiangular tight frame."""
+    from dhkd.pipeline import analyses
+
+    return analyses.report_etf(runs, said.pop("teacher"), out, **_with_data(said))
+
+
+def _with_data(said: dict[str, Any]) -> dict[str, Any]:
+    options = ("data_root", "download", "workers", "allow_bad", "fetched_gb")
+    return {**{k: v for k, v in said.items() if k not in options}, "data": DataOptions(*(said[k] for k in options))}
+
+
+@cli.command()
+@preset_option
 @click.option("--teacher", type=PATH, help="Evaluate these weights in the preset's teacher.")
 @click.option("--student", type=PATH, help="Evaluate these weights in the preset's student.")
 @precision_option

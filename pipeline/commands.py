@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from dhkd.configs.schema import Codec, Experiment
-from dhkd.data.cache.codecs import Bounds
+from dhkd.data.cache.codecs import Bounds, row_bytes
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.places import storage_of
 from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
@@ -349,6 +349,7 @@ def describe(location: str, manifest: Manifest) -> dict[str, Any]:
         "samples": manifest.num_samples,
         "classes": manifest.num_classes,
         "signals": {name: signal.codec.kind for name, signal in manifest.signals.items()},
+        "row_bytes": sum(row_bytes(signal.parts) for signal in manifest.signals.values()),
     }
 
 

@@ -253,10 +253,15 @@ def _prepared(
     facts = {
         "command": "train-student",
         "cache": reader and reader.manifest.digest,
-        "views": reader and reader.plan.num_views,
+        "views": reader and build.of_views(reader, settings).plan.num_views,
         "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
     }
     return _Prepared(experiment, objective, setting, names, live, facts)
+
+
+def _held(student: _Prepared) -> tuple[str | None, int | None]:
+    """What of a cache is held in memory where any view of it is drawn: of which teacher, and how many views."""
+    return student.experiment.student.teacher, student.experiment.student.views
 
 
 def _streams(
@@ -271,27 +276,28 @@ def _streams(
     alike: dict[tuple[object, ...], list[Path]] = {}
     for out, student in students.items():
         settings = student.experiment.student
-        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window)
+        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window, settings.views)
         alike.setdefault((*order, settings.teacher), []).append(out)
     # In memory once for all streams: the teacher, and by its name the whole cache where any view of it is drawn.
     says = _live_teacher(students, trained, renderer.images, processes)
-    resident: dict[str | None, Signals] = {}
+    resident: dict[tuple[str | None, int | None], Signals] = {}
     streams: dict[Path, Stream] = {}
     for outs in alike.values():
         group = [students[out] for out in outs]
         experiment, settings = group[0].experiment, group[0].experiment.student
-        teacher, independent = settings.teacher, settings.view_schedule == "independent"
+        held, independent = _held(group[0]), settings.view_schedule == "independent"
         if reader is None:
-            signals: Signals = NoSignals(build.recipe_of(experiment.views).num_views)
-        elif independent and teacher in resident:
-            signals = resident[teacher]
+            num_views = build.recipe_of(experiment.views).num_views
+            signals: Signals = NoSignals(min(num_views, settings.views or num_views))
+        elif independent and held in resident:
+            signals = resident[held]
         else:
-            among = [each for each in students.values() if each.experiment.student.teacher == teacher]
+            among = [each for each in students.values() if _held(each) == held]
             names = {need: stored for each in (among if independent else group) for need, stored in each.names.items()}
             copies = processes.world_size if processes.device.type == "cpu" else 1
-            signals = build.signals_of(names, reader, settings, processes.device, copies)
+            signals = build.signals_of(names, build.of_views(reader, settings), settings, processes.device, copies)
             if independent:
-                resident[teacher] = signals
+                resident[held] = signals
         if reader is not None:
             block_rows = reader.plan.block_rows
         else:
@@ -385,6 +391,7 @@ def _task(
         clip_norm=settings.clip_norm,
         run=run,
         compiled=settings.compile,
+        keep_every=settings.keep_every,
     )
 
 

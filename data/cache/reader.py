@@ -1,7 +1,8 @@
 """Reading a complete cache, wherever it lies: an object is checked against the index before a value of it is used."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,12 @@ class LogitReader:
     def store(self) -> str:
         """The name of its store."""
         return self._index.store
+
+    def of_first_views(self, num_views: int) -> "LogitReader":
+        """The same cache as if it had only its first `num_views` views."""
+        fewer = copy.copy(self)
+        fewer.plan = replace(self.plan, num_views=num_views)
+        return fewer
 
     def bound(self, name: str) -> Bound | None:
         """How far a signal lies from what the teacher said; None for caches of version 1, which don't tell."""

@@ -48,7 +48,7 @@ class HandOver:
                     name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
                     for name, tensor in tensors.items()
                 }
-                copied = torch.cuda.Event(blocking=True)  # waits asleep: the launching thread needs the interpreter
+                copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep
                 copied.record(self._aside)
             copied.synchronize()  # the tensors are held until here, so that their memory isn't given to another batch
             tensors = copies

@@ -38,6 +38,7 @@ class Task:
 
     Tasks may share a `stream`. `evaluate` maps the student's backbone (in eval mode) to its test accuracy. `look_every`
     is how many steps the host lets the device run before it looks whether losses are finite; None: as fits the device.
+    The student's weights are kept before the first epoch, after every `keep_every` of them and after the last.
     """
 
     student: Student
@@ -52,6 +53,7 @@ class Task:
     run: RunFolder
     look_every: int | None = None
     compiled: Compile = "off"
+    keep_every: int | None = None
 
 
 def train(task: Task, processes: Processes) -> dict[str, Any]:
@@ -139,6 +141,8 @@ class _Run:
         if processes.is_first:
             task.run.begin()
             task.run.cut_metrics(self.cursor.metrics_bytes)
+            if self.cursor.epochs_done == 0:
+                self._keep()
         self._track = processes.tracker(task.run.path, task.run.config)
 
     def expects(self, epoch: int) -> bool:
@@ -184,8 +188,14 @@ class _Run:
         log.info("%s%s", "" if self._alone else f"{task.run.path.name}: ", _summary(line, task.epochs))
         self._track(line, self.cursor.epochs_done)
         self.cursor.metrics_bytes = task.run.append_metrics(line)
+        self._keep()
         tensors = {"student": task.student.state_dict(), "optimizer": task.optimizer.state_dict()}
         task.run.save_checkpoint({"cursor": asdict(self.cursor), **tensors})
+
+    def _keep(self) -> None:
+        task, epochs = self.task, self.cursor.epochs_done
+        if task.keep_every is not None and (epochs % task.keep_every == 0 or epochs == task.epochs):
+            task.run.keep_weights(epochs, task.student.state_dict())
 
     def figures(self) -> dict[str, Any]:
         """What `train` returns."""

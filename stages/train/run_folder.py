@@ -14,8 +14,11 @@ import yaml
 from dhkd.data.cache.manifest import differences
 from dhkd.data.errors import RunExists, RunMismatch
 from dhkd.data.files import write_atomically
+from safetensors.torch import save
+from torch import Tensor
 
 CONFIG, METRICS, RESULT, CHECKPOINT = "config.yaml", "metrics.jsonl", "result.json", "checkpoint/state.pt"
+KEPT = "weights"
 
 
 class RunFolder:
@@ -104,6 +107,11 @@ class RunFolder:
                 f"checkpoint {path} can't be read ({reason}); delete it to train from the start"
             ) from error
 
+    def keep_weights(self, epochs: int, state: Mapping[str, Tensor]) -> None:
+        """Keep what was learnt in so many epochs; `kept_weights` finds it."""
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        write_atomically(self.path / KEPT / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
         text = json.dumps(result, indent=2).encode() + b"\n"
@@ -124,6 +132,11 @@ def read_config(path: Path) -> dict[str, Any] | None:
             f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
         ) from error
     return config
+
+
+def kept_weights(path: Path) -> dict[int, Path]:
+    """By number of epochs, the files of a run's weights over training; none unless it was told to keep some."""
+    return {int(file.stem.partition("-")[2]): file for file in sorted((path / KEPT).glob("epoch-*.safetensors"))}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

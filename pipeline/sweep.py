@@ -1,0 +1,165 @@
+"""`dhkd sweep`: every student of a grid, each trained once, whatever interrupts it, and one table of what came out.
+
+A run's folder says where it stands: result.json, it is finished; failed.txt, it ended early and is left alone until it
+is asked for again; else it is begun, or gone on with. Whoever works on a run holds its lock, so that the same command
+may be started several times.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dhkd.configs.schema import Experiment
+from dhkd.data.errors import ConfigError, DhkdError
+from dhkd.data.files import write_atomically
+from dhkd.pipeline import build
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.runs import FAILED, read_runs, write_table
+from dhkd.pipeline.training import train_students
+from dhkd.stages.train.run_folder import RESULT
+
+log = logging.getLogger("dhkd")
+
+SWEEP = "sweep.json"  # what was asked for: the command, and the names of all runs
+
+
+def sweep(
+    experiments: Mapping[str, Experiment],
+    cache: str | None,
+    out: Path,
+    *,
+    command: str,
+    data: DataOptions,
+    part: tuple[int, int] = (0, 1),
+    together: int = 1,
+    again: bool = False,
+    teacher: Path | None = None,
+    allow_drift: bool = False,
+    cpu: bool = False,
+) -> dict[str, Any]:
+    """Train each name's student in its folder of `out`, unless it is finished or has failed; how all of them stand.
+
+    `part` (I, N) takes every N-th run from the I-th (from 0) on, `together` trains as many side by side, `again` has
+    failed runs gone on with. What ends one run early leaves the others. Raises `DhkdError` for what concerns all.
+    """
+    for experiment in experiments.values():
+        build.objective_of(experiment)  # a name that is none is found before hours have passed
+    _require_different(experiments)
+    if cache is not None:
+        build.reader_of(cache, data).require_present()
+    _remember(out, command, list(experiments))
+    mine = list(experiments)[part[0] :: part[1]]
+    waiting = [name for name in mine if _is_open(out / name, again)]
+    finished = sum((out / name / RESULT).exists() for name in mine)
+    log.info("sweep: %d of %d runs to train%s", len(waiting), len(mine), f", {finished} finished" if finished else "")
+    began, ended = time.perf_counter(), 0
+    refused: dict[str, str] = {}
+    for start in range(0, len(waiting), together):
+        with contextlib.ExitStack() as locks:
+            group = [name for name in waiting[start : start + together] if locks.enter_context(_mine_alone(out / name))]
+            # Another worker may have ended it since.
+            group = [name for name in group if _is_open(out / name, again)]
+            for name in group:
+                (out / name / FAILED).unlink(missing_ok=True)
+            refused |= _train({name: experiments[name] for name in group}, cache, out, data, teacher, allow_drift, cpu)
+        ended += len(group)
+        left = len(waiting) - min(start + together, len(waiting))
+        write_table(read_runs(out), out)
+        if group and left:
+            minutes = (time.perf_counter() - began) / ended * left / 60
+            log.info("sweep: %d of %d runs left, about %.1f min", left, len(waiting), minutes)
+    runs = read_runs(out)
+    return {
+        "folder": str(out),
+        "table": str(write_table(runs, out)),
+        "runs": len(experiments),
+        "finished": [run.name for run in runs if run.state == "finished"],
+        "failed": {run.name: run.failure for run in runs if run.failure is not None} | refused,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _train(
+    group: Mapping[str, Experiment],
+    cache: str | None,
+    out: Path,
+    data: DataOptions,
+    teacher: Path | None,
+    allow_drift: bool,
+    cpu: bool,
+) -> dict[str, str]:
+    """Train these side by side; of those that could not even begin, why."""
+    if not group:
+        return {}
+    try:
+        outcomes: Mapping[Path, dict[str, Any] | Exception] = train_students(
+            {out / name: experiment for name, experiment in group.items()},
+            cache,
+            data=data,
+            teacher=teacher,
+            allow_drift=allow_drift,
+            cpu=cpu,
+            resume=True,
+        )
+    except Exception as error:  # a run's own fault or the program's: either way the other runs are to be trained
+        if len(group) > 1:  # what they can't do together they may do one by one
+            each = [_train({name: e}, cache, out, data, teacher, allow_drift, cpu) for name, e in group.items()]
+            return {name: line for refused in each for name, line in refused.items()}
+        outcomes = {out / name: error for name in group}
+    refused = {}
+    for run, outcome in outcomes.items():
+        if not isinstance(outcome, Exception):
+            log.info("%s: trained, top-1 %.2f %%", run.name, outcome["last_top1"])
+            continue
+        line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
+        log.error("%s: %s", run.name, line)
+        if (run / "config.yaml").exists():
+            text = "".join([line, "\n\n", *traceback.format_exception(outcome)]).encode()
+            write_atomically(run / FAILED, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
+        else:
+            refused[run.name] = line
+    return refused
+
+
+def _is_open(run: Path, again: bool) -> bool:
+    return not (run / RESULT).exists() and (again or not (run / FAILED).exists())
+
+
+@contextlib.contextmanager
+def _mine_alone(run: Path) -> Iterator[bool]:
+    """Whether this worker may train the run: no other one has its lock, which goes with the process that holds it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another worker trains it", run.name)
+            yield False
+        else:
+            yield True
+
+
+def _require_different(experiments: Mapping[str, Experiment]) -> None:
+    seen: dict[str, str] = {}
+    for name, experiment in experiments.items():
+        settings = experiment.model_dump_json(exclude={"smoke", "record"})
+        if settings in seen:
+            raise ConfigError(f"--grid: expected different runs, {seen[settings]} and {name} have the same settings")
+        seen[settings] = name
+
+
+def _remember(out: Path, command: str, names: Sequence[str]) -> None:
+    """Add to what a report of `out` will want to know; a sweep may be extended by another command."""
+    path = out / SWEEP
+    before: dict[str, Any] = {"commands": [], "runs": []}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        before |= json.loads(path.read_bytes())
+    both = {key: list(dict.fromkeys([*before[key], *now])) for key, now in (("commands", [command]), ("runs", names))}
+    if both != before:
+        write_atomically(path, lambda stream: stream.write(json.dumps(both, indent=2).encode() + b"\n"))

@@ -1,0 +1,53 @@
+"""What a network's outputs and features look like as geometry: correlated logits, and how far classes collapsed."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+
+def logit_correlation(logits_NK: Float) -> Float:
+    """Pearson's correlation of every two classes' logits over the samples, (K, K); 0 for a logit that is constant."""
+    centred_NK = logits_NK - logits_NK.mean(axis=0)
+    norms_K = np.linalg.norm(centred_NK, axis=0)
+    scaled_NK = np.divide(centred_NK, norms_K, out=np.zeros_like(centred_NK), where=norms_K > 0)
+    correlation: Float = scaled_NK.T @ scaled_NK
+    return correlation
+
+
+def neural_collapse(features_ND: Float, labels_N: NDArray[np.int64], classifier_KD: Float) -> dict[str, float]:
+    """How near features and classifier are to a simplex equiangular tight frame, where each measure is 0.
+
+    Classes without a sample are left out of the features' measures; at least two need some.
+    `within_class`: tr(Σ_W Σ_B⁺) / K, of the covariances within and between classes. `features_etf`, `classifier_etf`:
+    ‖M Mᵀ/‖M Mᵀ‖ − (I − 1 1ᵀ/K)/√(K − 1)‖ of the class means less their mean, and of the classifier's rows. `norms`:
+    the standard deviation of the means' norms over their mean. `angles`: mean |cos + 1/(K − 1)| over every two means.
+    `duality`: ‖W/‖W‖ − M/‖M‖‖. All norms are Frobenius'.
+
+    Papyan, Han, Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training", PNAS 2020,
+    arXiv 2008.08186.
+    """
+    present = np.unique(labels_N)
+    means_KD = np.stack([features_ND[labels_N == label].mean(axis=0) for label in present])
+    centred_KD = means_KD - means_KD.mean(axis=0)
+    rest_ND = features_ND - means_KD[np.searchsorted(present, labels_N)]
+    within_DD, between_DD = rest_ND.T @ rest_ND / len(rest_ND), centred_KD.T @ centred_KD / len(present)
+    norms_K = np.linalg.norm(centred_KD, axis=1)
+    unit_KD = centred_KD / np.maximum(norms_K, np.finfo(np.float64).tiny)[:, None]
+    cosines = (unit_KD @ unit_KD.T)[~np.eye(len(present), dtype=bool)]
+    rows_KD = classifier_KD[present]
+    return {
+        "within_class": float(np.trace(within_DD @ np.linalg.pinv(between_DD)) / len(present)),
+        "features_etf": _from_etf(centred_KD),
+        "classifier_etf": _from_etf(rows_KD),
+        "norms": float(norms_K.std() / norms_K.mean()),
+        "angles": float(np.abs(cosines + 1 / (len(present) - 1)).mean()),
+        "duality": float(np.linalg.norm(rows_KD / np.linalg.norm(rows_KD) - centred_KD / np.linalg.norm(centred_KD))),
+    }
+
+
+def _from_etf(rows_KD: Float) -> float:
+    products_KK = rows_KD @ rows_KD.T
+    count = len(rows_KD)
+    etf_KK = (np.eye(count) - 1 / count) / np.sqrt(count - 1)
+    return float(np.linalg.norm(products_KK / np.linalg.norm(products_KK) - etf_KK))

@@ -1,0 +1,101 @@
+"""Pictures of analyses, each as PNG and SVG: lines with bands, matrices, scattered points."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from dhkd.data.files import write_atomically
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) in order, with half of each y's interval where there is one."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    half: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: lines by name."""
+
+    lines: Mapping[str, Line]
+    xlabel: str
+    ylabel: str
+
+
+def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
+    """Panels side by side, one legend; the files that were written."""
+    figure = _figure(5.5 * len(panels), 4.2)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for (name, line), marker in zip(panel.lines.items(), cycle("osD^v<>PX"), strict=False):
+            (drawn,) = axes.plot(line.x, line.y, marker=marker, markersize=4, label=name)
+            half = np.array([np.nan if value is None else value for value in line.half], dtype=float)
+            if len(half):
+                low, high = np.array(line.y) - half, np.array(line.y) + half
+                axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.grid(alpha=0.3)
+    figure.axes[-1].legend(fontsize="small")
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def draw_matrices(matrices: Mapping[str, Float], title: str, path: Path) -> list[str]:
+    """Square matrices side by side in one scale of colours that is symmetric about 0; the files that were written."""
+    limit = max(float(np.abs(matrix).max()) for matrix in matrices.values())
+    figure = _figure(3.4 * len(matrices) + 0.8, 3.6)
+    row = figure.subplots(1, len(matrices), squeeze=False)[0]
+    for axes, (name, matrix) in zip(row, matrices.items(), strict=True):
+        image = axes.imshow(matrix, cmap="coolwarm", vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set(title=name, xticks=[], yticks=[])
+    figure.colorbar(image, ax=list(row))
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def draw_points(points: Mapping[str, Float], labels_N: NDArray[np.int64], title: str, path: Path) -> list[str]:
+    """Points (N, 2) of each name, coloured by label; the files that were written."""
+    columns = min(3, len(points))
+    rows = math.ceil(len(points) / columns)
+    figure = _figure(3.8 * columns, 3.8 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(points) :]:
+        axes.remove()
+    for axes, (name, points_N2) in zip(grid, points.items(), strict=False):
+        axes.scatter(points_N2[:, 0], points_N2[:, 1], c=labels_N, cmap="tab20", s=6, linewidths=0)
+        axes.set(title=name, xticks=[], yticks=[])
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # without pyplot, which would look for a display
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> list[str]:
+    files = [path.with_suffix(f".{kind}") for kind in ("png", "svg")]
+    for file in files:
+        kind = file.suffix[1:]
+        # Without a date, so that the same figures give the same file.
+        facts = {"Date": None} if kind == "svg" else None
+        write_atomically(
+            file,
+            lambda stream, kind=kind, facts=facts: figure.savefig(  # type: ignore[misc]
+                stream, format=kind, dpi=150, metadata=facts
+            ),
+        )
+    return [str(file) for file in files]

@@ -1,0 +1,252 @@
+"""`dhkd sweep` and `dhkd report`: every run once whatever happens, and a table that is what the runs' own files say."""
+
+import csv
+import fcntl
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dhkd.pipeline.runs import axes_of, read_runs
+from scipy import stats
+
+from tests.e2e.conftest import SMALL, dhkd, done, in_processes, spawn
+
+GRID = ("--grid", "objective=ce,kd,dkd,dhkd", "--grid", "student=resnet8,resnet14", "--seeds", 3)
+FEW = ("--grid", "objective=ce,kd", "--seeds", 2)
+SIZES = [word if word != "student.epochs=2" else "student.epochs=1" for word in SMALL]
+
+
+def words_for(cache: Path, out: Path, *more: object) -> list[object]:
+    return ["sweep", "digits", *SIZES, "--cache", cache, "--out", out, *more]
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return result
+
+
+def finished_in(out: Path) -> dict[Path, int]:
+    """Each finished run's folder, and when it finished."""
+    return {path.parent: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_repeats_nothing(cache: Path, tmp_path: Path) -> None:
+    process = spawn(*words_for(cache, tmp_path, *GRID))
+    while len(finished_in(tmp_path)) < 8:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished_in(tmp_path)
+    assert 8 <= len(before) < 24, "it was killed too late"
+
+    result = done(*words_for(cache, tmp_path, *GRID, "--json")).result
+    after = finished_in(tmp_path)
+    assert len(after) == 24
+    assert {run: after[run] for run in before} == before
+    assert (len(result["finished"]), result["failed"]) == (24, {})
+
+    rows = {row["run"]: row for row in rows_of(tmp_path)}
+    assert len(rows) == 24
+    for run in after:
+        own, row = result_of(run), rows[run.name]
+        objective, student, seed = (part.partition("=")[2] for part in run.name.split(","))
+        assert (row["objective"], row["student"], row["seed"], row["state"]) == (objective, student, seed, "finished")
+        for name in ("last_top1", "best_top1", "last_top5", "seconds", "samples_per_second", "epochs", "parameters"):
+            assert float(row[name]) == own[name]
+        assert (row["sha256"], own["seed"], own["architecture"]) == (own["sha256"], int(seed), student)
+        assert row["cache"] == own["cache"]["digest"]
+
+
+def test_a_killed_run_is_gone_on_with(cache: Path, tmp_path: Path) -> None:
+    """What a kill leaves of a run ends as one that was not interrupted."""
+    words = [word if word != "student.epochs=1" else "student.epochs=12" for word in words_for(cache, tmp_path / "cut")]
+    process = spawn(*words, "--seeds", 1)
+    while not list(tmp_path.rglob("state.pt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not finished_in(tmp_path), "it was killed too late"
+    done(*words, "--seeds", 1)
+    whole = [word if word != tmp_path / "cut" else tmp_path / "whole" for word in words]
+    done(*whole, "--seeds", 1)
+    cut, uncut = (result_of(tmp_path / name / "seed=0") for name in ("cut", "whole"))
+    assert cut["sha256"] == uncut["sha256"]
+
+
+def test_a_run_that_fails_is_kept_apart(cache: Path, tmp_path: Path) -> None:
+    words = words_for(cache, tmp_path, "--set", "objective=kd", "--grid", "student.lr=1e30,0.01")
+    outcome = dhkd(*words)
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error")]
+    assert "1 of 2 runs failed: student.lr=1e30: loss term" in line
+    failed = tmp_path / "student.lr=1e30" / "failed.txt"
+    assert failed.read_text().startswith("loss term")
+    assert "Traceback" in failed.read_text()
+    assert {row["run"]: row["state"] for row in rows_of(tmp_path)} == {
+        "student.lr=0.01": "finished",
+        "student.lr=1e30": "failed",
+    }
+    written = failed.stat().st_mtime_ns
+    assert dhkd(*words).code == 1
+    assert failed.stat().st_mtime_ns == written, "it was tried again without being asked for"
+    assert dhkd(*words, "--again").code == 1
+    assert failed.stat().st_mtime_ns != written
+
+
+def test_parts_do_all_of_it(cache: Path, tmp_path: Path) -> None:
+    for part, finished in (("1/3", 2), ("3/3", 3), ("2/3", 4)):
+        result = done(*words_for(cache, tmp_path, *FEW, "--part", part, "--json")).result
+        assert (len(result["finished"]), result["runs"]) == (finished, 4)
+
+
+def test_a_run_that_another_worker_trains_is_left_to_it(cache: Path, tmp_path: Path) -> None:
+    busy = tmp_path / "objective=ce,seed=0"
+    busy.mkdir()
+    with (busy / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert len(done(*words_for(cache, tmp_path, *FEW, "--json")).result["finished"]) == 3
+    assert len(done(*words_for(cache, tmp_path, *FEW, "--json")).result["finished"]) == 4
+
+
+@pytest.mark.slow
+def test_workers_share_the_runs_out(cache: Path, tmp_path: Path) -> None:
+    """Two that are started by hand, and two that torchrun starts: each run is trained once."""
+    workers = [spawn(*words_for(cache, tmp_path / "by-hand", *FEW), stderr=subprocess.STDOUT) for _ in range(2)]
+    said = "".join(worker.communicate()[0] for worker in workers)
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    started = in_processes(2, *words_for(cache, tmp_path / "torchrun", *FEW))
+    assert started.code == 0, started.err
+    for out, text in (("by-hand", said), ("torchrun", started.err)):
+        assert len(finished_in(tmp_path / out)) == 4
+        for objective in ("ce", "kd"):
+            for seed in (0, 1):
+                assert text.count(f"objective={objective},seed={seed}: trained") == 1
+        assert all(result_of(run)["processes"] == 1 for run in finished_in(tmp_path / out))
+
+
+def test_together_is_as_one_by_one(cache: Path, tmp_path: Path) -> None:
+    one_by_one, together = tmp_path / "one", tmp_path / "together"
+    done(*words_for(cache, one_by_one, *FEW))
+    done(*words_for(cache, together, *FEW, "--together", 2))
+    for run in finished_in(one_by_one):
+        same = result_of(together / run.name)
+        assert same["last_top1"] == pytest.approx(result_of(run)["last_top1"])
+        assert same["together"] == 2
+
+
+def test_the_table_says_what_seeds_account_for(cache: Path, tmp_path: Path) -> None:
+    result = done(*words_for(cache, tmp_path, "--grid", "objective=ce,kd", "--seeds", 3, "--json")).result
+    rows = {row["values"]["objective"]: row for row in result["comparison"]["rows"]}
+    tops = {
+        name: [result_of(tmp_path / f"objective={name},seed={seed}")["last_top1"] for seed in range(3)] for name in rows
+    }
+    for name, row in rows.items():
+        low, high = stats.t.interval(0.95, 2, stats.tmean(tops[name]), stats.sem(tops[name]))
+        assert row["last_top1"]["mean"] == pytest.approx(stats.tmean(tops[name]))
+        assert row["last_top1"]["deviation"] == pytest.approx(stats.tstd(tops[name]))
+        assert row["last_top1"]["half"] == pytest.approx((high - low) / 2)
+        assert row["seeds"] == [0, 1, 2]
+    assert result["comparison"]["baseline"] == "objective=ce"
+    assert rows["ce"]["difference"] is None
+    paired = [kd - ce for kd, ce in zip(tops["kd"], tops["ce"], strict=True)]
+    assert rows["kd"]["difference"]["mean"] == pytest.approx(stats.tmean(paired))
+    report = done("report", tmp_path, "--json").result
+    assert report == result["comparison"]
+    cost = report["cost"]
+    assert (cost["teacher_forwards_cached"], cost["teacher_forwards_live"]) == (3 * 150, 3 * 150)
+
+
+@pytest.fixture(scope="module")
+def swept(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of two objectives and two seeds: never to be changed."""
+    out = tmp_path_factory.mktemp("swept") / "sweep"
+    done(*words_for(cache, out, *FEW))
+    return out
+
+
+def copied(swept: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "sweep"
+    subprocess.run(["cp", "-r", swept, out], check=True)
+    return out
+
+
+def test_a_folder_of_runs_trained_by_hand_is_as_good(cache: Path, swept: Path, tmp_path: Path) -> None:
+    out = copied(swept, tmp_path)
+    done(
+        "train-student", "digits", *SIZES, "--cache", cache, "--set", "objective=dhkd", "--out", out / "mine" / "first"
+    )
+    runs = read_runs(out)
+    assert next(run.name for run in runs if run.state == "finished") == "mine/first"
+    assert axes_of(runs) == {"objective": "experiment.objective"}
+    assert "dhkd" in done("report", out, "--baseline", "objective=kd").out
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lambda run: (run / "result.json").write_text("{"), "expected a finished run's figures in JSON"),
+        (lambda run: edit(run, last_top1=99.0), "last_top1 is 99, but by metrics.jsonl it is"),
+        (lambda run: edit(run, best_top1="high"), "expected a finished run's figures in JSON"),
+        (lambda run: edit(run, epochs=7), "epochs is 7, but by metrics.jsonl it is 1"),
+        (lambda run: edit(run, last_top5=None), "expected a finished run's figures in JSON"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"top1"\n{"top1": 1}\n'), "metrics.jsonl, line 1: expected"),
+        (lambda run: (run / "config.yaml").write_text("run: {}\n"), "expected a run's configuration"),
+        (lambda run: (run / "result.json").unlink(), "1 unfinished runs are left out: objective=kd,seed=1"),
+    ],
+)
+def test_a_damaged_run_is_named_and_left_out(fault: Any, says: str, swept: Path, tmp_path: Path) -> None:
+    out = copied(swept, tmp_path)
+    fault(out / "objective=kd,seed=1")
+    outcome = done("report", out)
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("beware: ")]
+    assert says in line
+    assert "objective=kd,seed=1" in line
+    rows = {row["values"]["objective"]: row for row in done("report", out, "--json").result["rows"]}
+    assert (rows["kd"]["seeds"], rows["ce"]["seeds"]) == ([0], [0, 1])
+
+
+def edit(run: Path, **values: object) -> None:
+    (run / "result.json").write_text(json.dumps({**result_of(run), **values}))
+
+
+def test_runs_of_two_caches_are_not_compared_in_silence(teacher: Path, swept: Path, tmp_path: Path) -> None:
+    out, other = copied(swept, tmp_path), tmp_path / "other.zarr"
+    done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", other, "--set", "views.seed=1")
+    done("train-student", "digits", *SIZES, "--set", "views.seed=1", "--cache", other, "--set", "objective=kd",
+         "--out", out / "of-another")  # fmt: skip
+    outcome = done("report", out)
+    assert "beware: runs of 2 caches (" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["report", "{empty}"], 1, "expected finished runs of train-student or sweep, found none"),
+        (["report", "{empty}/none"], 1, "expected a folder of runs, found nothing"),
+        (["report", "{swept}", "--baseline", "objective=dhkd"], 2, "unknown value 'dhkd'"),
+        (["report", "{swept}", "--baseline", "objectiv=ce"], 2, "unknown axis 'objectiv': did you mean 'objective'?"),
+        (["sweep", "digits", "--out", "{empty}/out"], 2, "expected --grid or --seeds"),
+        (["sweep", "digits", "--out", "{empty}/out", "--grid", "objective=ce,dhdk"], 2, "unknown objective 'dhdk'"),
+        (["sweep", "digits", "--out", "{empty}/out", "--grid", "seed=1", "--seeds", "2"], 2, "got seed twice"),
+        (["sweep", "digits", "--out", "{empty}/out", "--grid", "student.lr=0.1,0.10"], 2, "expected different"),
+        (["sweep", "digits", "--out", "{empty}/out", "--seeds", "2", "--cache", "{empty}/none"], 1, "none"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words: list[str], code: int, says: str, swept: Path, tmp_path: Path) -> None:
+    outcome = dhkd(*(word.format(empty=tmp_path, swept=swept) for word in words))
+    assert outcome.code == code, outcome.err
+    assert says in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 3
+    assert not list(tmp_path.rglob("config.yaml"))

@@ -1,0 +1,54 @@
+"""Means, spreads and paired differences over seeds, against scipy and against cases that can be done by hand."""
+
+import pytest
+from dhkd.stages.report.statistics import difference, spread
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
+
+accuracies = st.lists(st.floats(0, 100), min_size=2, max_size=12)
+
+
+@given(accuracies)
+def test_the_interval_is_students(values: list[float]) -> None:
+    assume(stats.tstd(values) > 1e-6)
+    found = spread(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, stats.tmean(values), stats.sem(values))
+    assert found.interval == pytest.approx((low, high))
+    assert (found.count, found.mean) == (len(values), pytest.approx(stats.tmean(values)))
+    assert found.deviation == pytest.approx(stats.tstd(values))
+
+
+def test_one_value_has_no_spread() -> None:
+    found = spread([70.0])
+    assert (found.count, found.mean, found.deviation, found.half, found.interval) == (1, 70.0, None, None, None)
+
+
+@given(accuracies, accuracies)
+def test_a_difference_is_that_of_pairs(one: list[float], other: list[float]) -> None:
+    """The same verdict as a paired t-test at 5 %."""
+    count = min(len(one), len(other))
+    pairs = list(zip(one[:count], other[:count], strict=True))
+    assume(stats.tstd([a - b for a, b in pairs]) > 1e-6)
+    found = difference(dict(enumerate(one)), dict(enumerate(other)))
+    assert found is not None
+    test = stats.ttest_rel(*zip(*pairs, strict=True))
+    assume(abs(test.pvalue - 0.05) > 1e-6)
+    expected = "within noise" if test.pvalue > 0.05 else "higher" if found.mean > 0 else "lower"
+    assert found.verdict == expected
+
+
+def test_what_seeds_share_drops_out() -> None:
+    """Seeds that differ by much from one another, and each by one from the baseline's."""
+    baseline = {0: 50.0, 1: 60.0, 2: 70.0}
+    better = difference({seed: value + 1 + 0.01 * seed for seed, value in baseline.items()}, baseline)
+    assert better is not None
+    assert better.verdict == "higher"
+    assert better.mean == pytest.approx(1.01)
+
+
+def test_only_seeds_of_both_count() -> None:
+    found = difference({0: 1.0, 5: 9.0}, {0: 0.0, 7: 100.0})
+    assert found is not None
+    assert (found.count, found.mean, found.verdict) == (1, 1.0, "one seed")
+    assert difference({1: 1.0}, {2: 1.0}) is None
