@@ -13,11 +13,13 @@ from dhkd.data.image_set import ImageSet
 from dhkd.data.render import ResidentRenderer
 from dhkd.data.stream import NoSignals, ResidentSignals, Stream
 from dhkd.stages.processes import Processes
+from dhkd.stages.train.learner import Compile
 
 PAIRS = (("resnet20", "resnet56"), ("resnet8x4", "resnet32x4"))
 STEPS = 4  # in a repetition: as many as a coefficient is used for
 ALIGNED = "online script, teacher live, aligned"
 REFRESHED = "dhkd, coefficient of every 4th step"
+COMPILED = "dhkd, --compile max"
 
 
 def pairs(
@@ -40,6 +42,7 @@ def pairs(
             "kd": step("kd", stream_of(renderer, resident, batch_size)),
             "dhkd": step("dhkd", stream_of(renderer, resident, batch_size)),
             REFRESHED: step("dhkd", stream_of(renderer, resident, batch_size), every=4),
+            COMPILED: step("dhkd", stream_of(renderer, resident, batch_size), compiled="max"),
         }
         without = {
             "online script, ce": script(teacher=None),
@@ -62,8 +65,9 @@ def pairs(
             rates[f"{ALIGNED}, {workers} workers"] = np.array([rate * batch_size])
         figures += [middle(f"rate: {name}", values, "images/s", detail) for name, values in rates.items()]
         at_least = 2.0 if student == "resnet20" else None
-        speed_up = seconds[ALIGNED] / seconds["dhkd"]
-        figures.append(middle("dhkd / online script, aligned", speed_up, "×", detail, at_least=at_least))
+        for name in ("dhkd", COMPILED):
+            speed_up = seconds[ALIGNED] / seconds[name]
+            figures.append(middle(f"{name} / online script, aligned", speed_up, "×", detail, at_least=at_least))
         best = max(float(np.median(rates[name])) for name in rates if name.startswith(ALIGNED))
         figures.append(
             Figure(
@@ -77,9 +81,14 @@ def pairs(
 
 
 def _step_of(
-    processes: Processes, networks: tuple[str, str], objective: str, stream: Stream, every: int = 1
+    processes: Processes,
+    networks: tuple[str, str],
+    objective: str,
+    stream: Stream,
+    every: int = 1,
+    compiled: Compile = "off",
 ) -> Callable[[], None]:
-    return Loop(objective, stream, processes, networks=networks, every=every).step
+    return Loop(objective, stream, processes, networks=networks, every=every, compiled=compiled).step
 
 
 def _repeat(step: Callable[[], None]) -> None:

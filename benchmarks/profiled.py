@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from dhkd.benchmarks.caches import manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.operators import seconds_by_part
 from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, STUDENT, TEACHER, Loop, stream_of
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.image_set import ImageSet
@@ -18,18 +18,8 @@ from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-# From a part of a stage to what its operators' names begin with; the first that fits counts.
-PARTS = {
-    "convolutions, backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward", "aten::cudnn_conv"),
-    "convolutions, forward": ("aten::mkldnn_convolution", "aten::convolution", "aten::_convolution", "aten::conv2d"),
-    "batch norm": ("aten::native_batch_norm", "aten::batch_norm", "aten::cudnn_batch_norm", "aten::_batch_norm"),
-    "ReLU and residual sums": ("aten::relu", "aten::clamp_min", "aten::threshold_backward", "aten::add"),
-    "rendering and gathering": ("aten::index",),
-    "projection and update": ("aten::_foreach", "aten::_fused_sgd"),
-}
 MATRIX, COPIED = 2048, 2**28  # rows of a square matrix, bytes
 
 
@@ -119,13 +109,5 @@ def _flops(action: Callable[[], None]) -> int:
 def _shares(stage: str, action: Callable[[], None], detail: str) -> list[Figure]:
     """Shares of the operators' own time in what the action takes; operators in other threads run beside that."""
     action()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        began = perf_counter()
-        action()
-        passed = perf_counter() - began
-    seconds: dict[str, float] = dict.fromkeys([*PARTS, "other operators"], 0.0)
-    for event in found.key_averages():
-        part = next((part for part, starts in PARTS.items() if event.key.startswith(starts)), "other operators")
-        seconds[part] += event.self_cpu_time_total / 1e6
-    seconds["between operators"] = max(0.0, passed - sum(seconds.values()))
+    seconds, passed = seconds_by_part(action)
     return [Figure(f"{stage}: {part}", of_part / passed, "", detail) for part, of_part in seconds.items()]

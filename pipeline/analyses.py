@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.configs.schema import Experiment
-from dhkd.data.errors import RunMismatch
+from dhkd.data.errors import ConfigError, RunMismatch
 from dhkd.data.files import write_atomically
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline import build
@@ -28,10 +28,10 @@ from dhkd.stages.processes import Processes
 from dhkd.stages.report import conflict as forces
 from dhkd.stages.report.geometry import logit_correlation, neural_collapse
 from dhkd.stages.report.pictures import Line, Panel, draw_lines, draw_matrices, draw_points
-from dhkd.stages.report.statistics import spread
+from dhkd.stages.report.statistics import Spread, spread
 from dhkd.stages.train.objectives.losses import binary_kl, binary_kl_norm
 from dhkd.stages.train.run_folder import kept_weights
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 BATCH = 500
@@ -74,15 +74,15 @@ def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
     lines: dict[str, dict[str, Line]] = {"top1": {}, "loss": {}}
     for name, group in groups_of(trained, axes_of(trained)).items():
         epochs = range(1, max(len(run.metrics) for run in group) + 1)
-        of_name: dict[str, list[Any]] = {"top1": [], "loss": []}
+        of_name: dict[str, list[Spread]] = {"top1": [], "loss": []}
         for epoch in epochs:
             there = [run.metrics[epoch - 1] for run in group if len(run.metrics) >= epoch]
             found = {what: spread([line[what] for line in there]) for what in of_name}
             for what, each in found.items():
                 of_name[what].append(each)
             rows.append([name, epoch, len(there), *(v for e in found.values() for v in (e.mean, e.deviation))])
-        for what, each in of_name.items():
-            lines[what][name] = Line(list(epochs), [point.mean for point in each], [point.half for point in each])
+        for what, points in of_name.items():
+            lines[what][name] = Line(list(epochs), [point.mean for point in points], [point.half for point in points])
     header = ["runs", "epoch", "seeds", "top1", "top1_deviation", "loss", "loss_deviation"]
     table = _write_csv(out / "collapse.csv", header, rows)
     panels = [
@@ -254,12 +254,12 @@ def _forces(
             ce, kl = (forces.on_classifier(each, features_ND, labels_N) for each in (ce_NK, kl_NK))
             agreement = forces.conflict(ce, kl)
             yield ["classifier", *agreement.values(), *_norms(ce), *_norms(kl)]
-        ce = forces.on_features(ce_NK, head.weight, labels_N)
-        of_head = head if auxiliary is None else auxiliary
-        linear = getattr(of_head, "weight", None)
-        kl = forces.on_features(kl_NK, linear, labels_N) if linear is not None else None
+        parts = [*_norms(forces.on_features(ce_NK, _classifier_of(head), labels_N)), None, None]
+        distilling = auxiliary or head
+        if isinstance(distilling, nn.Linear):
+            parts[2:] = _norms(forces.on_features(kl_NK, distilling.weight, labels_N))
         agreement = forces.conflict(forces.Forces(-of_ce, 0 * of_ce), forces.Forces(-of_kl, 0 * of_kl))
-        yield ["features", *agreement.values(), *_norms(ce), *(_norms(kl) if kl is not None else ["", ""])]
+        yield ["features", *agreement.values(), *parts]
 
 
 def _norms(found: forces.Forces) -> list[float]:
@@ -296,12 +296,17 @@ def _outputs_of(network: Network, normalize: Normalization, test: Renderer, samp
     index_N = torch.arange(min(samples or len(test.images), len(test.images)))
     keys = [(torch.zeros_like(index_B), index_B) for index_B in torch.split(index_N, BATCH)]
     found = [network.eval().outputs(normalize(pixels)) for pixels in test.render(keys)]
-    logits, features = (
-        torch.cat(each).double().cpu().numpy()
-        for each in zip(*((out.logits, out.embedding) for out in found), strict=True)
-    )
+    logits = torch.cat([outputs.logits for outputs in found]).double().cpu().numpy()
+    features = torch.cat([outputs.embedding for outputs in found]).double().cpu().numpy()
     labels = test.images.labels_N[index_N].numpy()
-    return _Outputs(logits, features, labels, network.head.weight.detach().double().cpu().numpy())
+    return _Outputs(logits, features, labels, _classifier_of(network.head).double().cpu().numpy())
+
+
+def _classifier_of(head: nn.Module) -> Tensor:
+    """The classifier's rows, (K, D)."""
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(f"expected networks whose classifier is linear, got {type(head).__name__}")
+    return head.weight.detach()
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

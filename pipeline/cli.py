@@ -488,7 +488,7 @@ def _analysis(name: str, *options: Callable[[F], F]) -> Callable[[Callable[..., 
             result = function(read_runs(folder), out or folder / "report", **said)
             _emit(result, as_json, analysis_table(result) if not as_json else "")
 
-        return report.command(name)(common(analyse))
+        return report.command(name)(common(cast(Any, analyse)))
 
     return decorate
 

@@ -89,7 +89,7 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
         and len({json.dumps(run.settings.get(key), sort_keys=True) for run in runs}) > 1
     ]
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
-    taken = [*short.values(), *("seed", "state", *FIGURES)]
+    taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
     return {name if taken.count(name) == 1 else key: key for key, name in short.items()}
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.configs.schema import Experiment
-from dhkd.data.errors import ConfigError, DhkdError
+from dhkd.data.cache.manifest import differences
+from dhkd.data.errors import ConfigError, DhkdError, RunMismatch
 from dhkd.data.files import write_atomically
 from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.runs import FAILED, read_runs, write_table
-from dhkd.pipeline.training import train_students
-from dhkd.stages.train.run_folder import RESULT
+from dhkd.pipeline.training import settings_of, train_students
+from dhkd.stages.train.run_folder import RESULT, read_config
 
 log = logging.getLogger("dhkd")
 
@@ -51,8 +52,13 @@ def sweep(
     for experiment in experiments.values():
         build.objective_of(experiment)  # a name that is none is found before hours have passed
     _require_different(experiments)
+    digest = None
     if cache is not None:
-        build.reader_of(cache, data).require_present()
+        reader = build.reader_of(cache, data)
+        reader.require_present()
+        digest = reader.manifest.digest
+    for name, experiment in experiments.items():
+        _require_same(out / name, experiment, digest)
     _remember(out, command, list(experiments))
     mine = list(experiments)[part[0] :: part[1]]
     waiting = [name for name in mine if _is_open(out / name, again)]
@@ -148,10 +154,23 @@ def _mine_alone(run: Path) -> Iterator[bool]:
 def _require_different(experiments: Mapping[str, Experiment]) -> None:
     seen: dict[str, str] = {}
     for name, experiment in experiments.items():
-        settings = experiment.model_dump_json(exclude={"smoke", "record"})
+        settings = json.dumps(settings_of(experiment), sort_keys=True)
         if settings in seen:
             raise ConfigError(f"--grid: expected different runs, {seen[settings]} and {name} have the same settings")
         seen[settings] = name
+
+
+def _require_same(run: Path, experiment: Experiment, cache: str | None) -> None:
+    """Raise `RunMismatch` where the folder holds another run: a finished one is not looked at again by training."""
+    existing = read_config(run)
+    if existing is None:
+        return
+    changed = differences(existing.get("experiment") or {}, settings_of(experiment), exact=True)
+    before = (existing.get("run") or {}).get("cache")
+    if before != cache:
+        changed.append(f"cache expected {str(before)[:12]}, got {str(cache)[:12]}")
+    if changed:
+        raise RunMismatch(f"run at {run}: {'; '.join(changed)}; give its own settings or choose another --out")
 
 
 def _remember(out: Path, command: str, names: Sequence[str]) -> None:

@@ -324,11 +324,16 @@ def _live_teacher(
     return Teacher(copy.deepcopy(trained.network), normalize, processes).signals
 
 
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """What makes a run of it what it is, as plain values."""
+    return experiment.model_dump(mode="json", exclude={"smoke", "record"})
+
+
 def _claim(
     out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
 ) -> RunFolder:
-    settings = experiment.model_dump(mode="json", exclude={"smoke", "record"})
-    run = RunFolder(out, {"run": {**facts, "precision": processes.precision}, "experiment": settings}, resume=resume)
+    config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
+    run = RunFolder(out, config, resume=resume)
     processes.wait()  # before the first process writes into the folder that the others look at
     if run.result is not None:
         info(processes, f"run at {out}: already finished")

@@ -41,6 +41,8 @@ def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:
         ("student.epoch=3", 2, ["unknown key 'epoch'", "did you mean 'epochs'"]),
         ("student.batch_size=1", 2, ["student.batch_size", "greater than or equal to 2, got 1"]),
         ("student.precision=fp16", 2, ["precision fp16: expected a GPU"]),
+        ("student.compile=reduce-overhead", 2, ["compile reduce-overhead: expected a GPU"]),
+        ("student.views=4", 2, ["student.views: expected at most 3", "got 4; cache more with"]),
         ("student.lr=fast", 2, ["student.lr", "got 'fast'"]),
         ("data=digit", 2, ["unknown data source 'digit'", "did you mean 'digits'"]),
         ("data.limit=1438", 2, ["data.limit: expected 1 to 1437", "got 1438"]),
@@ -52,6 +54,13 @@ def test_a_student_refuses(setting: str, code: int, says: list[str], cache: Path
     small = [word for word in SMALL if word not in ("--precision", "float32", "--cpu")]
     assert_one_line(dhkd("train-student", "digits", *small, "--set", setting, *words), code, says)
     assert not (tmp_path / "run" / "config.yaml").exists(), "the folder stays free for the right command"
+
+
+def test_compile_is_an_option_too(cache: Path, tmp_path: Path) -> None:
+    outcome = dhkd(
+        "train-student", "digits", *SMALL, "--compile", "reduce-overhead", "--cache", cache, "--out", tmp_path
+    )
+    assert_one_line(outcome, 2, ["compile reduce-overhead: expected a GPU"])
 
 
 def test_the_nearest_preset_is_named(cache: Path, tmp_path: Path) -> None:

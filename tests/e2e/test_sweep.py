@@ -105,6 +105,21 @@ def test_a_run_that_fails_is_kept_apart(cache: Path, tmp_path: Path) -> None:
     assert failed.stat().st_mtime_ns != written
 
 
+def test_other_settings_are_not_taken_for_the_same_runs(
+    cache: Path, other_teacher: Path, swept: Path, tmp_path: Path
+) -> None:
+    out = copied(swept, tmp_path)
+    outcome = dhkd(*words_for(cache, out, *FEW, "--set", "student.lr=0.5"))
+    assert outcome.code == 1
+    assert "student.lr expected" in outcome.err
+    assert "choose another --out" in outcome.err
+    other = tmp_path / "other.zarr"
+    done("cache-teacher", "digits", *SMALL, "--teacher", other_teacher, "--out", other)
+    outcome = dhkd(*words_for(other, out, *FEW))
+    assert outcome.code == 1
+    assert "cache expected" in outcome.err
+
+
 def test_parts_do_all_of_it(cache: Path, tmp_path: Path) -> None:
     for part, finished in (("1/3", 2), ("3/3", 3), ("2/3", 4)):
         result = done(*words_for(cache, tmp_path, *FEW, "--part", part, "--json")).result

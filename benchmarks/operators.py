@@ -1,0 +1,51 @@
+"""Where the time of a command goes, by operators: `python -P -m dhkd.benchmarks.operators train-student PRESET …`.
+
+The command runs in this process under torch's profiler, which slows it a little. What it says of itself goes where it
+always goes; the table follows on standard error.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from time import perf_counter
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # read when torch is imported; below, it tells of GPUs that aren't there
+
+from torch.profiler import ProfilerActivity, profile
+
+# From a part to what its operators' names begin with; the first that fits counts.
+PARTS = {
+    "convolutions, backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward", "aten::cudnn_conv"),
+    "convolutions, forward": ("aten::mkldnn_convolution", "aten::convolution", "aten::_convolution", "aten::conv2d"),
+    "batch norm": ("aten::native_batch_norm", "aten::batch_norm", "aten::cudnn_batch_norm", "aten::_batch_norm"),
+    "ReLU and residual sums": ("aten::relu", "aten::clamp_min", "aten::threshold_backward", "aten::add"),
+    "rendering and gathering": ("aten::index",),
+    "projection and update": ("aten::_foreach", "aten::_fused_sgd"),
+}
+
+
+def seconds_by_part(action: Callable[[], object]) -> tuple[dict[str, float], float]:
+    """Operators' own seconds by part, what passed between them, and all seconds; an operator in a thread counts too."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        began = perf_counter()
+        action()
+        passed = perf_counter() - began
+    seconds: dict[str, float] = dict.fromkeys([*PARTS, "other operators"], 0.0)
+    for event in found.key_averages():
+        part = next((part for part, starts in PARTS.items() if event.key.startswith(starts)), "other operators")
+        seconds[part] += event.self_cpu_time_total / 1e6
+    seconds["between operators"] = max(0.0, passed - sum(seconds.values()))
+    return seconds, passed
+
+
+def _command() -> None:
+    from dhkd.pipeline.cli import cli
+
+    cli(sys.argv[1:], standalone_mode=False)
+
+
+if __name__ == "__main__":
+    seconds, passed = seconds_by_part(_command)
+    for part, of_part in seconds.items():
+        sys.stderr.write(f"{part:28}{of_part:8.2f} s {100 * of_part / passed:6.1f} %\n")
+    sys.stderr.write(f"{'all':28}{passed:8.2f} s\n")

@@ -1,0 +1,189 @@
+"""`dhkd report ANALYSIS`: tables and pictures that say what the runs' own files and networks say."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dhkd.configs.load import load_experiment
+from dhkd.data.cache.reader import open_cache
+from dhkd.pipeline import build
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.run_folder import kept_weights, read_metrics
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.e2e.conftest import SMALL, dhkd, done
+
+CPU = torch.device("cpu")
+OBJECTIVES = ("ce", "binary-kl", "dhkd")
+
+
+@pytest.fixture(scope="module")
+def swept(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three objectives and two seeds, weights kept after every epoch: never to be changed."""
+    out = tmp_path_factory.mktemp("swept") / "sweep"
+    done("sweep", "digits", *SMALL, "--cache", cache, "--out", out, "--set", "student.keep_every=1",
+         "--grid", f"objective={','.join(OBJECTIVES)}", "--seeds", 2)  # fmt: skip
+    return out
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def require_pictures(out: Path, name: str) -> None:
+    with Image.open(out / f"{name}.png") as image:
+        assert min(image.size) > 300
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10, "nothing is drawn"
+    assert (out / f"{name}.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_weights_are_kept_over_training(swept: Path) -> None:
+    for run in swept.glob("objective=*"):
+        kept = kept_weights(run)
+        assert list(kept) == [0, 1, 2]
+        first, last = (load_file(kept[epochs]) for epochs in (0, 2))
+        assert not torch.equal(first["backbone.conv1.weight"], last["backbone.conv1.weight"])
+        assert torch.equal(load_file(run / "student.safetensors")["conv1.weight"], last["backbone.conv1.weight"])
+
+
+def test_resuming_keeps_the_same_weights(cache: Path, tmp_path: Path) -> None:
+    words: list[object] = ["digits", *SMALL, "--cache", cache, "--set", "student.keep_every=2", "--set", "objective=kd"]
+    words = [word if word != "student.epochs=2" else "student.epochs=3" for word in words]
+    done("train-student", *words, "--out", tmp_path / "whole")
+    assert list(kept_weights(tmp_path / "whole")) == [0, 2, 3]
+
+
+def test_collapse_is_the_runs_own_metrics(swept: Path, tmp_path: Path) -> None:
+    printed = done("report", "collapse", swept, "--out", tmp_path, "--json").result
+    rows = table(tmp_path / "collapse.csv")
+    assert len(rows) == 3 * 2
+    for row in rows:
+        lines = [read_metrics(swept / f"objective={row['runs']},seed={seed}")[int(row["epoch"]) - 1] for seed in (0, 1)]
+        assert float(row["top1"]) == pytest.approx(np.mean([line["top1"] for line in lines]))
+        assert float(row["loss"]) == pytest.approx(np.mean([line["loss"] for line in lines]))
+        assert float(row["top1_deviation"]) == pytest.approx(np.std([line["top1"] for line in lines], ddof=1))
+    assert [(row["runs"], row["epoch"]) for row in printed["rows"]] == [(name, 2) for name in sorted(OBJECTIVES)]
+    require_pictures(tmp_path, "collapse")
+
+
+def test_views_are_those_that_students_saw(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    words = ["sweep", "digits", *SMALL, "--cache", cache, "--out", out, "--set", "objective=kd"]
+    done(*words, "--grid", "student.views=1,3", "--seeds", 2)
+    done("report", "views", out)
+    rows = table(out / "report" / "views.csv")
+    assert [(row["views"], row["seeds"]) for row in rows] == [("1", "2"), ("3", "2")]
+    for row in rows:
+        tops = [
+            json.loads((out / f"student.views={row['views']},seed={seed}" / "result.json").read_text())["last_top1"]
+            for seed in (0, 1)
+        ]
+        assert float(row["top1"]) == pytest.approx(np.mean(tops))
+        assert int(row["teacher_forwards"]) == int(row["views"]) * 150
+        assert int(row["cache_bytes"]) == int(row["views"]) * 150 * 10 * 2
+    require_pictures(out / "report", "views")
+
+
+def test_a_student_sees_the_views_it_is_told(teacher: Path, cache: Path, tmp_path: Path) -> None:
+    """The first alone of three: as from a cache that has no more."""
+    words: list[object] = ["digits", *SMALL, "--set", "objective=kd", "--json"]
+    few = done("train-student", *words, "--cache", cache, "--set", "student.views=1", "--out", tmp_path / "few").result
+    all_of_them = done("train-student", *words, "--cache", cache, "--out", tmp_path / "all").result
+    assert few["sha256"] != all_of_them["sha256"]
+    one = tmp_path / "one.zarr"
+    done("cache-teacher", "digits", *SMALL, "--views", 1, "--teacher", teacher, "--out", one)
+    alone = done("train-student", *words, "--cache", one, "--out", tmp_path / "alone").result
+    assert alone["sha256"] == few["sha256"]
+    outcome = dhkd("train-student", *words, "--cache", cache, "--set", "student.views=4", "--out", tmp_path / "five")
+    assert outcome.code == 2
+    assert "student.views: expected at most 3" in outcome.err
+
+
+def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Path) -> None:
+    done("report", "conflict", swept, "--cache", cache, "--out", tmp_path, "--samples", 40, "--cpu")
+    rows = {(row["run"], row["epochs"], row["on"]): row for row in table(tmp_path / "conflict.csv")}
+    # Runs with a head for each loss have nothing in common on the classifiers.
+    expected_rows = 2 * 3 * (2 + 2 + 1)
+    assert len(rows) == expected_rows
+    run = swept / "objective=binary-kl,seed=1"
+    experiment, data = load_experiment(str(run)), DataOptions()
+    images = build.images_of(experiment, "train", data)
+    objective = build.objective_of(experiment)
+    student = build.student_of(objective, build.setting_of(experiment, experiment.student, images, objective))
+    student.load_state_dict(load_file(kept_weights(run)[1]))
+    renderer = build.renderer_of(images, build.recipe_of(experiment.views), CPU, data)
+    pixels = next(iter(renderer.render([(torch.zeros(40, dtype=torch.int64), torch.arange(40))])))
+    out = student.eval().backbone.outputs(build.normalization_of(experiment.student, images)(pixels))
+    teacher_NK = torch.from_numpy(open_cache(cache).read(0, np.arange(40)))
+    weight = student.backbone.head.weight
+    found = [
+        torch.autograd.grad(loss, [weight, out.embedding], retain_graph=True)
+        for loss in (
+            losses.cross_entropy(out.logits, images.labels_N[:40]),
+            losses.binary_kl(out.logits, teacher_NK, 2.0),
+        )
+    ]
+    for on, one, other in zip(("classifier", "features"), *found, strict=True):
+        row = rows[run.name, "1", on]
+        cosines: Tensor = torch.cosine_similarity(one, other, dim=1)
+        assert float(row["cosine"]) == pytest.approx(float(cosines.mean()), abs=1e-4)
+        assert float(row["conflicting"]) == pytest.approx(float((cosines < 0).double().mean()), abs=0.03)
+    require_pictures(tmp_path, "conflict")
+
+
+def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None:
+    few = tmp_path / "runs"
+    for objective in OBJECTIVES:
+        shutil.copytree(swept / f"objective={objective},seed=0", few / objective)
+    done("report", "correlation", few, "--teacher", teacher, "--cpu", "--out", tmp_path)
+    done("report", "tsne", few, "--teacher", teacher, "--cpu", "--samples", 60, "--out", tmp_path)
+    done("report", "etf", few, "--teacher", teacher, "--cpu", "--out", tmp_path)
+    with np.load(tmp_path / "correlation.npz") as arrays:
+        assert set(arrays) == {"teacher", *OBJECTIVES}
+        np.testing.assert_allclose(np.diag(arrays["teacher"]), 1)
+        for row in table(tmp_path / "correlation.csv"):
+            assert float(row["mean_absolute_difference"]) == pytest.approx(np.abs(arrays[row["run"]]).mean())
+    with np.load(tmp_path / "tsne.npz") as arrays:
+        assert {name: points.shape for name, points in arrays.items()} == {
+            **dict.fromkeys(("teacher", *OBJECTIVES), (60, 2)),
+            "labels": (60,),
+        }
+        before = arrays["dhkd"]
+    done("report", "tsne", few, "--teacher", teacher, "--cpu", "--samples", 60, "--out", tmp_path)
+    with np.load(tmp_path / "tsne.npz") as arrays:
+        np.testing.assert_array_equal(arrays["dhkd"], before)
+    assert [row["run"] for row in table(tmp_path / "etf.csv")] == ["teacher", *sorted(OBJECTIVES)]
+    for name in ("correlation", "tsne", "etf"):
+        require_pictures(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["views", "{swept}"], 1, "expected finished runs that differ in how many views they saw"),
+        (["collapse", "{empty}"], 1, "expected runs with at least one finished epoch, found none"),
+        (["conflict", "{few}", "--cache", "{cache}"], 1, "expected finished runs that kept weights over training"),
+        (["etf", "{empty}"], 1, "expected finished runs, found none"),
+        (["colapse", "{swept}"], 2, ""),
+        (["tsne", "{swept}"], 2, "Missing option '--teacher'"),
+    ],
+)
+def test_what_an_analysis_lacks_is_said(
+    words: list[str], code: int, says: str, swept: Path, cache: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(swept / "objective=ce,seed=0", few / "ce")
+    shutil.rmtree(few / "ce" / "weights")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    outcome = dhkd("report", *(word.format(swept=swept, few=few, empty=empty, cache=cache) for word in words))
+    assert outcome.code == code, outcome.err
+    assert says in outcome.err
