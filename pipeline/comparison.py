@@ -92,7 +92,7 @@ def _row(group: Sequence[Run], against: Sequence[Run] | None, axes: Mapping[str,
     last, best = (_by_seed(group, name) for name in ("last_top1", "best_top1"))
     differs = difference(last, _by_seed(against, "last_top1")) if against else None
     return {
-        "values": {short: first.settings.get(key) for short, key in axes.items()},
+        "values": {short: _shown(key, first.settings.get(key)) for short, key in axes.items()},
         "runs": [run.name for run in group],
         "seeds": sorted(last),
         "last_top1": _plain(spread(list(last.values()))),
@@ -101,6 +101,10 @@ def _row(group: Sequence[Run], against: Sequence[Run] | None, axes: Mapping[str,
         "published": published_of(first),
         "seconds": spread([float(run.result["seconds"]) for run in group if run.result]).mean,
     }
+
+
+def _shown(key: str, value: Any) -> Any:
+    return value[:12] if key == "run.cache" and value is not None else value
 
 
 def _by_seed(group: Sequence[Run], figure: str) -> dict[int, float]:
@@ -139,13 +143,9 @@ def _warnings(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
     unfinished = [run.name for run in runs if run.state == "unfinished"]
     if unfinished:
         lines.append(f"{len(unfinished)} unfinished runs are left out: {', '.join(unfinished)}")
-    for what, key in {"caches": "run.cache", "training sets": "experiment.data.limit"}.items():
-        values = {
-            run.settings.get(key) for run in finished if not (key == "run.cache" and run.settings.get(key) is None)
-        }
-        if len(values) > 1:
-            named = ", ".join(sorted(str(value)[:12] for value in values))
-            lines.append(f"runs of different {what} ({named}): differences between them are not the method's alone")
+    caches = sorted({run.settings["run.cache"][:12] for run in finished if run.settings.get("run.cache")})
+    if len(caches) > 1:
+        lines.append(f"runs of {len(caches)} caches ({', '.join(caches)}): what differs may be the caches' doing")
     return lines
 
 

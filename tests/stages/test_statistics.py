@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-accuracies = st.lists(st.floats(0, 100), min_size=2, max_size=12)
+accuracies = st.lists(st.integers(0, 10_000).map(lambda hundredths: hundredths / 100), min_size=2, max_size=12)
 
 
 @given(accuracies)
