@@ -11,6 +11,7 @@ from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
 # Where nobody says what to compare with: the first of these objectives that is there.
 BASELINES = ("ce", "kd")
+WITHOUT_TEACHER = ("ce", "label-smoothing")
 # Axes whose values say which axis they are of.
 TELLING = ("objective", "student", "teacher")
 # A run without a cache is comparable to runs with any.
@@ -154,11 +155,11 @@ def _cost(finished: Sequence[Run]) -> dict[str, float]:
     caches: dict[str, int] = {}
     live = 0
     for run in finished:
-        cache = run.result["cache"] if run.result is not None else None
-        if cache is None or run.settings.get("experiment.objective") == "ce":
-            continue
-        caches[cache["digest"]] = cache["views"] * cache["samples"]
-        live += int(run.result["epochs"] * cache["samples"])  # type: ignore[index]  # it is finished
+        result = run.result or {}
+        cache = result.get("cache")
+        if cache and not result.get("live") and run.settings.get("experiment.objective") not in WITHOUT_TEACHER:
+            caches[cache["digest"]] = cache["views"] * cache["samples"]
+            live += int(result["epochs"] * cache["samples"])
     return {
         "teacher_forwards_cached": sum(caches.values()),
         "teacher_forwards_live": live,

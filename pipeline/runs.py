@@ -24,6 +24,7 @@ State = Literal["finished", "unfinished", "failed", "damaged"]
 SHORT = {"experiment.student.architecture": "student", "experiment.teacher.architecture": "teacher"}
 # Settings that differ without making runs differ: prose, and what another one says too.
 NO_SETTINGS = ("experiment.description", "experiment.student.views", "run.command", "run.live")
+LIVE = "run.live."  # what the teacher said in every step follows from the objective
 FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "epochs", "seconds", "samples_per_second", "parameters")
 ACCURACIES = FIGURES[:4]
 
@@ -86,6 +87,7 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
         key
         for key in keys
         if key not in (*NO_SETTINGS, "experiment.seed")
+        and not key.startswith(LIVE)
         and len({json.dumps(run.settings.get(key), sort_keys=True) for run in runs}) > 1
     ]
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Float = NDArray[np.float64]
+
+MARKERS, STYLES = "osD^v<>PX", ("-", "--", ":")
+COLOURS = 10  # of matplotlib's cycle, after which lines of another style begin
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,22 @@ class Panel:
 
 def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     """Panels side by side, one legend; the files that were written."""
-    figure = _figure(5.5 * len(panels), 4.2)
+    from matplotlib.ticker import MaxNLocator
+
+    names = [name for panel in panels for name in panel.lines]
+    figure = _figure(5 * len(panels) + 1 + 0.08 * max(map(len, names)), max(4.2, 0.2 * len(names) / len(panels)))
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for (name, line), marker in zip(panel.lines.items(), cycle("osD^v<>PX"), strict=False):
-            (drawn,) = axes.plot(line.x, line.y, marker=marker, markersize=4, label=name)
+        for number, (name, line) in enumerate(panel.lines.items()):
+            look = {"marker": MARKERS[number % len(MARKERS)], "linestyle": STYLES[number // COLOURS % len(STYLES)]}
+            (drawn,) = axes.plot(line.x, line.y, markersize=4, label=name, **look)
             half = np.array([np.nan if value is None else value for value in line.half], dtype=float)
             if len(half):
                 low, high = np.array(line.y) - half, np.array(line.y) + half
                 axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    figure.axes[-1].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(title)
     return _save(figure, path)
 
