@@ -11,7 +11,7 @@ ARGS ?=
 # Tests compute on one thread each; those of one file stay together, since they share what is slow to make.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,10 @@ check: setup
 	$(BIN)/ruff check .
 	MYPYPATH=.types $(BIN)/mypy -p dhkd
 	$(BIN)/pytest -q tests/test_imports.py
+	$(BIN)/mkdocs build --quiet --strict
+
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	$(BIN)/dhkd bench $(ARGS)
