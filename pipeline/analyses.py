@@ -26,7 +26,7 @@ from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import read_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.report import conflict as forces
-from dhkd.stages.report.geometry import logit_correlation, neural_collapse
+from dhkd.stages.report.geometry import embedded, logit_correlation, neural_collapse
 from dhkd.stages.report.pictures import Line, Panel, draw_lines, draw_matrices, draw_points
 from dhkd.stages.report.statistics import Spread, spread
 from dhkd.stages.train.objectives.losses import binary_kl, binary_kl_norm
@@ -166,12 +166,9 @@ def report_tsne(
     runs: Sequence[Run], teacher: Path, out: Path, *, samples: int, data: DataOptions, cpu: bool
 ) -> dict[str, Any]:
     """t-SNE of penultimate features of the first `samples` test images, teacher's and students'; one fixed seed."""
-    from sklearn.manifold import TSNE  # takes seconds to import
-
     points, labels_N = {}, np.zeros(0, dtype=np.int64)
     for name, outputs in _outputs(runs, teacher, samples, data, cpu):
-        perplexity = min(30.0, (len(outputs.features_ND) - 1) / 3)
-        points[name] = TSNE(random_state=TSNE_SEED, perplexity=perplexity).fit_transform(outputs.features_ND)
+        points[name] = embedded(outputs.features_ND, TSNE_SEED)
         labels_N = outputs.labels_N
     arrays = _write_npz(out / "tsne.npz", {**points, "labels": labels_N})
     picture = draw_points(points, labels_N, "t-SNE of penultimate features", out / "tsne")

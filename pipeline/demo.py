@@ -9,7 +9,7 @@ from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
 from dhkd.pipeline import commands, training
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.stages.report.curves import accuracy_curves
+from dhkd.stages.report.pictures import accuracy_curves
 from dhkd.stages.train.run_folder import read_metrics
 
 log = logging.getLogger("dhkd")

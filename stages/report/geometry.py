@@ -15,6 +15,18 @@ def logit_correlation(logits_NK: Float) -> Float:
     return correlation
 
 
+def embedded(features_ND: Float, seed: int) -> Float:
+    """t-SNE's picture of features in the plane, (N, 2), the same for the same seed.
+
+    Perplexity 30, less for fewer than 90 points. Van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008.
+    """
+    from sklearn.manifold import TSNE  # takes seconds to import
+
+    perplexity = min(30.0, (len(features_ND) - 1) / 3)
+    points_N2 = TSNE(random_state=seed, perplexity=perplexity).fit_transform(features_ND)
+    return np.asarray(points_N2, dtype=np.float64)
+
+
 def neural_collapse(features_ND: Float, labels_N: NDArray[np.int64], classifier_KD: Float) -> dict[str, float]:
     """How near features and classifier are to a simplex equiangular tight frame, where each measure is 0.
 

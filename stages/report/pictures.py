@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,22 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(title)
     return _save(figure, path)
+
+
+def accuracy_curves(curves: Mapping[str, Sequence[float]], teacher_top1: float, title: str, path: Path) -> None:
+    """Draw each run's top-1 accuracy in percent after every epoch, and the teacher's as a line, as a PNG at `path`."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    for (name, accuracies), marker in zip(curves.items(), cycle(MARKERS), strict=False):
+        axes.plot(range(1, len(accuracies) + 1), accuracies, marker=marker, label=name)
+    axes.axhline(teacher_top1, color="grey", linestyle="--", label="teacher")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="test top-1 accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=150))
 
 
 def draw_matrices(matrices: Mapping[str, Float], title: str, path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dhkd.stages.report.curves import accuracy_curves
+from dhkd.stages.report.pictures import accuracy_curves
 from dhkd.stages.report.tables import cache_table, demo_table, plain_table
 from PIL import Image
 
