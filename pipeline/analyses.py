@@ -70,6 +70,16 @@ def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:
         raise RunMismatch("report collapse: expected runs with at least one finished epoch, found none")
+    rows, panels = curves_of(trained)
+    header = ["runs", "epoch", "seeds", "top1", "top1_deviation", "loss", "loss_deviation"]
+    table = _write_csv(out / "collapse.csv", header, rows)
+    files = [table, *draw_lines(panels, "Accuracy and loss over training", out / "collapse")]
+    last = [row for row, following in zip(rows, [*rows[1:], None], strict=True) if not following or following[1] == 1]
+    return {"rows": _as_dicts(header, last), "files": files}
+
+
+def curves_of(trained: Sequence[Run]) -> tuple[list[list[Any]], list[Panel]]:
+    """Rows (name, epoch, seeds, accuracy and loss with deviations), and panels of both; means over seeds."""
     rows = []
     lines: dict[str, dict[str, Line]] = {"top1": {}, "loss": {}}
     for name, group in groups_of(trained, axes_of(trained)).items():
@@ -83,15 +93,11 @@ def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
             rows.append([name, epoch, len(there), *(v for e in found.values() for v in (e.mean, e.deviation))])
         for what, points in of_name.items():
             lines[what][name] = Line(list(epochs), [point.mean for point in points], [point.half for point in points])
-    header = ["runs", "epoch", "seeds", "top1", "top1_deviation", "loss", "loss_deviation"]
-    table = _write_csv(out / "collapse.csv", header, rows)
     panels = [
         Panel(lines["top1"], "epoch", "test top-1 accuracy (%)"),
         Panel(lines["loss"], "epoch", "training loss"),
     ]
-    files = [table, *draw_lines(panels, "Accuracy and loss over training", out / "collapse")]
-    last = [row for row, following in zip(rows, [*rows[1:], None], strict=True) if not following or following[1] == 1]
-    return {"rows": _as_dicts(header, last), "files": files}
+    return rows, panels
 
 
 def report_conflict(
@@ -281,7 +287,8 @@ def _outputs(
             yield "teacher", _outputs_of(trained.network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment = load_experiment(str(run.path))
-            network = build.trained_network(experiment.student.architecture, classes, run.path, "student").network
+            assert run.result is not None  # its architecture is the student's own, or what an objective made of it
+            network = build.trained_network(str(run.result["architecture"]), classes, run.path, "student").network
             normalize = build.normalization_of(experiment.student, test.images)
             yield run.name, _outputs_of(network.to(processes.device), normalize, test, samples)
     finally:

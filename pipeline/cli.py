@@ -457,8 +457,9 @@ def report() -> None:
 @report.command("runs")
 @click.argument("folder", type=PATH)
 @click.option("--baseline", metavar="AXIS=VALUE", help="What each is compared with [default: objective=ce, else kd].")
+@click.option("--html", type=PATH, metavar="FILE", help="Write it as a page, too: one file that needs no network.")
 @json_option
-def report_runs(folder: Path, baseline: str | None, as_json: bool) -> None:
+def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: bool) -> None:
     """Compare the finished runs in FOLDER: accuracies over seeds, differences, cost. 'runs' may be left out."""
     from dhkd.pipeline.comparison import compare
     from dhkd.pipeline.runs import require_runs, write_table
@@ -467,7 +468,29 @@ def report_runs(folder: Path, baseline: str | None, as_json: bool) -> None:
     runs = require_runs(folder)
     compared = compare(runs, baseline)
     path = write_table(runs, folder)
-    _emit(compared, as_json, f"{runs_table(compared)}\nEvery run: {path}" if not as_json else "")
+    lines = [runs_table(compared), f"Every run: {path}"]
+    if html is not None:
+        from dhkd.pipeline.page import write_page
+
+        write_page(runs, folder, html, baseline)
+        lines.append(f"Page: {html}")
+    _emit(compared, as_json, "\n".join(lines))
+
+
+@cli.command()
+@click.argument("folder", type=PATH)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+@click.option("--baseline", metavar="AXIS=VALUE", help="What each is compared with [default: objective=ce, else kd].")
+def serve(folder: Path, port: int, baseline: str | None) -> None:
+    """Show the page of FOLDER's runs while they are trained, to this machine alone; Ctrl-C ends it."""
+    from dhkd.pipeline.serve import server_of
+
+    with server_of(folder, port, baseline) as server:
+        click.echo(f"http://127.0.0.1:{server.server_port}/", err=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
 
 
 def _analysis(name: str, *options: Callable[[F], F]) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:

@@ -153,9 +153,9 @@ def runs_table(result: Mapping[str, Any]) -> str:
             (
                 *(str(row["values"][axis]) for axis in axes),
                 str(len(row["seeds"])),
-                _spread(row["last_top1"]),
-                _spread(row["best_top1"]),
-                *([_difference(differs)] if baseline else []),
+                spread_text(row["last_top1"]),
+                spread_text(row["best_top1"]),
+                *([difference_text(differs)] if baseline else []),
                 *([f"{row['published']:.2f}" if row["published"] is not None else ""] if published else []),
                 f"{row['seconds']:,.1f}",
             )
@@ -183,18 +183,20 @@ def analysis_table(result: Mapping[str, Any]) -> str:
     return "\n".join([plain_table(header, rows, left=1), *result["files"]])
 
 
-def _spread(found: Mapping[str, Any]) -> str:
+def spread_text(found: Mapping[str, Any]) -> str:
+    """A mean over seeds, with half of its interval and the standard deviation where there are two or more."""
     if found["half"] is None:
         return f"{found['mean']:.2f}"
     return f"{found['mean']:.2f} ± {found['half']:.2f} ({found['deviation']:.2f})"
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
+def difference_text(found: Mapping[str, Any] | None) -> str:
+    """A difference with half of its interval, and what that says; nothing where there is none."""
     if found is None:
         return ""
     if found["half"] is None:
         return f"{found['mean']:+.2f}, {found['verdict']}"
-    return f"{found['mean']:+.2f} ± {found['half']:.2f}, {found['verdict']}"
+    return f"{found['mean']:+.2f} ± {found['half']:.2f}, {found['verdict']}".replace("-", "−")
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:

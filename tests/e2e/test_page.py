@@ -1,0 +1,274 @@
+"""The page of results in a browser: tables, charts, colours, and nothing that leaves it; the same, served."""
+
+import http.client
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dhkd.pipeline.serve import server_of
+
+from tests.e2e.conftest import SMALL, dhkd, done
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+BROWSER = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="needs Debian's chromium")]
+
+SIZES = [word if word != "student.epochs=2" else "student.epochs=1" for word in SMALL]
+STRANGE = '<b onclick="x">&amp;'
+
+
+@pytest.fixture(scope="module")
+def swept(cache: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two objectives and seeds, one of a name that is markup, one that failed, and every analysis."""
+    out = tmp_path_factory.mktemp("swept") / "a & <i>sweep"
+    words = ["--cache", cache, "--out", out, "--set", "student.keep_every=1"]
+    done("sweep", "digits", *SMALL, *words, "--grid", "objective=ce,binary-kl", "--seeds", 2)
+    shutil.copytree(out / "objective=ce,seed=1", out / STRANGE)
+    settings = (out / STRANGE / "config.yaml").read_text()
+    (out / STRANGE / "config.yaml").write_text(settings.replace("seed: 1", "seed: 7"))
+    dhkd(
+        "sweep",
+        "digits",
+        *SIZES,
+        *words[:-1],
+        "student.keep_every=1",
+        "--set",
+        "objective=kd",
+        "--grid",
+        "student.lr=1e30",
+    )
+    views = out / "views"
+    done("sweep", "digits", *SIZES, "--cache", cache, "--out", views, "--grid", "student.views=1,3", "--seeds", 2)
+    done("report", "views", views, "--out", out / "report")
+    shutil.rmtree(views)
+    done("report", "conflict", out, "--cache", cache, "--samples", 40, "--cpu")
+    for analysis in ("correlation", "etf", "tsne"):
+        done("report", analysis, out, "--teacher", teacher, "--cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def written(swept: Path) -> Path:
+    done("report", swept, "--html", swept / "page.html")
+    return swept / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@contextmanager
+def shown(browser: Any, address: str, **options: Any) -> Iterator[Any]:
+    """The page at an address, which must not ask for anything else nor complain."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector(".chart .main-svg")
+    yield page
+    context.close()
+    assert said == []
+    origin = address.rpartition("/")[0]
+    assert all(url.startswith(origin) and (url.endswith(("/", "/version")) or url == address) for url in asked), asked
+
+
+def column(page: Any, table: str, number: int) -> list[str]:
+    texts: list[str] = page.eval_on_selector_all(
+        f"#{table} tbody tr:not([hidden])", f"rows => rows.map(row => row.cells[{number}].textContent.trim())"
+    )
+    return texts
+
+
+def test_a_click_or_a_key_sorts(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri()) as page:
+        page.click("#runs thead button:has-text('top-1')")
+        number = page.locator("#runs thead th").all_inner_texts().index("top-1 %")
+        up = [float(text) for text in column(page, "runs", number) if text]
+        assert up == sorted(up)
+        assert len(set(up)) > 1
+        assert column(page, "runs", number)[-1] == "", "a run that failed has none, and is last"
+        assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "ascending"
+        page.focus(f"#runs thead button >> nth={number}")
+        page.keyboard.press("Enter")
+        assert [float(text) for text in column(page, "runs", number) if text] == up[::-1]
+        assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "descending"
+        page.focus("#runs thead button >> nth=0")
+        page.keyboard.press("Space")
+        assert page.locator("#runs thead th[aria-sort]").count() == 1
+
+
+def test_a_filter_leaves_rows_with_every_word(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri()) as page:
+        everything = len(column(page, "runs", 0))
+        page.get_by_label("Filter").nth(1).fill("binary-kl seed=1")
+        assert column(page, "runs", 0) == ["objective=binary-kl,seed=1"]
+        assert page.inner_text("#runs-count") == f"1 of {everything}"
+        page.get_by_label("Filter").nth(1).fill("nothing like it")
+        assert column(page, "runs", 0) == []
+        page.get_by_label("Filter").nth(1).fill("")
+        assert len(column(page, "runs", 0)) == everything
+
+
+def test_a_run_opens_and_closes(browser: Any, swept: Path, written: Path) -> None:
+    result = json.loads((swept / "objective=binary-kl,seed=0" / "result.json").read_text())
+    with shown(browser, written.as_uri()) as page:
+        page.get_by_role("button", name="objective=binary-kl,seed=0").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#run-chart .main-svg")
+        assert page.inner_text("#run-name") == "objective=binary-kl,seed=0"
+        settings = page.inner_text("#run-settings")
+        assert result["sha256"] in settings
+        assert "experiment.student.lr" in settings
+        assert page.locator("#run-epochs tr").count() == 2
+        page.keyboard.press("Escape")
+        assert not page.is_visible("#run")
+
+
+def test_names_are_text(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri()) as page:
+        assert page.inner_text("h1") == "a & <i>sweep"
+        assert STRANGE in column(page, "runs", 0)
+        page.click(f".open >> text={STRANGE}")
+        assert page.inner_text("#run-name") == STRANGE
+        assert page.locator("main b, dialog b, h1 i").count() == 0
+
+
+def ground(page: Any) -> int:
+    """How bright the page is, of 255."""
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return max(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+def ink_of_chart(page: Any) -> str:
+    fill: str = page.evaluate("getComputedStyle(document.querySelector('.chart .xtick text')).fill")
+    return fill
+
+
+def test_dark_by_the_system_and_by_the_button(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri(), color_scheme="light") as page:
+        assert ground(page) > 200
+        before = ink_of_chart(page)
+        page.click("#theme")
+        assert ground(page) < 60
+        page.wait_for_timeout(500)
+        assert ink_of_chart(page) != before
+        assert page.get_attribute("#theme", "aria-pressed") == "true"
+    with shown(browser, written.as_uri(), color_scheme="dark") as page:
+        assert ground(page) < 60
+        page.click("#theme")
+        assert ground(page) > 200
+
+
+def test_a_phone_scrolls_tables_not_the_page(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri(), viewport={"width": 360, "height": 700}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("Math.max(...[...document.querySelectorAll('.wide')].map(box => box.scrollWidth))") > 360
+
+
+def test_every_analysis_is_there_and_told_in_words(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri()) as page:
+        headings = page.locator("main h2").all_inner_texts()
+        for heading in (
+            "Over training",
+            "How many views",
+            "Where the losses",
+            "Correlation of",
+            "Features in",
+            "Neural",
+        ):
+            assert any(text.startswith(heading) for text in headings), heading
+        charts = page.locator("main .chart").count()
+        assert page.locator("main .chart .main-svg").count() >= charts
+        alternatives = page.eval_on_selector_all("main .chart", "all => all.map(one => one.ariaLabel)")
+        assert all(len(text) > 20 for text in alternatives)
+        assert "ends at" in alternatives[0]
+
+
+def test_what_to_beware_of_is_said(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri()) as page:
+        assert "student.lr=1e30 failed: loss term" in page.inner_text(".warnings")
+
+
+def test_runs_of_two_caches_carry_a_warning(browser: Any, swept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    for name in ("objective=binary-kl,seed=0", "objective=binary-kl,seed=1"):
+        subprocess.run(["cp", "-r", swept / name, out / name] if out.exists() else ["cp", "-r", swept, out], check=True)
+    config = out / "objective=binary-kl,seed=1" / "config.yaml"
+    text = config.read_text()
+    digest = json.loads((config.parent / "result.json").read_text())["cache"]["digest"]
+    config.write_text(text.replace(digest, "f" * 64))
+    done("report", out, "--html", out / "page.html")
+    with shown(browser, (out / "page.html").as_uri()) as page:
+        assert "runs of 2 caches" in page.inner_text(".warnings")
+
+
+def test_a_page_needs_a_finished_run(tmp_path: Path) -> None:
+    outcome = dhkd("report", tmp_path, "--html", tmp_path / "page.html")
+    assert (outcome.code, (tmp_path / "page.html").exists()) == (1, False)
+    assert "expected finished runs" in outcome.err
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[int]:
+    with server_of(folder, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    out.mkdir()
+    shutil.copytree(swept / "objective=ce,seed=0", out / "objective=ce,seed=0")
+    with served(out) as port, shown(browser, f"http://127.0.0.1:{port}/") as page:
+        assert column(page, "runs", 0) == ["objective=ce,seed=0"]
+        shutil.copytree(swept / "objective=ce,seed=1", out / "objective=ce,seed=1")
+        page.wait_for_selector("#runs tbody tr >> nth=1", timeout=20_000)
+
+
+def test_an_empty_folder_is_served_until_there_is_something(browser: Any, tmp_path: Path) -> None:
+    with served(tmp_path) as port:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        assert "No run is finished yet" in page.inner_text("main")
+        context.close()
+
+
+def asked(port: int, path: str, host: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Host": host})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_only_this_machine_is_answered_and_only_the_page(swept: Path) -> None:
+    with server_of(swept, 0) as unused:
+        assert unused.server_address[0] == "127.0.0.1"
+    with served(swept) as port:
+        assert asked(port, "/version", f"127.0.0.1:{port}") == 200
+        assert asked(port, "/version", f"localhost:{port}") == 200
+        assert asked(port, "/version", f"elsewhere.example:{port}") == 403
+        assert asked(port, "/page.html", f"127.0.0.1:{port}") == 404
+        assert asked(port, "/../../etc/passwd", f"127.0.0.1:{port}") == 404
+        outcome = dhkd("serve", swept, "--port", port)
+        assert outcome.code == 2
+        assert f"--port {port}: " in outcome.err
+        assert "choose another" in outcome.err
