@@ -82,6 +82,7 @@ def require_runs(folder: Path) -> list[Run]:
 
 def axes_of(runs: Sequence[Run]) -> dict[str, str]:
     """What differs among the runs' settings: short name to dotted key; the seed isn't among it."""
+    runs = [run for run in runs if "experiment.seed" in run.settings]  # of the others the settings are not known
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [
         key

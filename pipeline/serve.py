@@ -6,7 +6,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from dhkd.data.errors import ConfigError
+from dhkd.data.errors import ConfigError, DhkdError
 from dhkd.pipeline.page import page_of
 from dhkd.pipeline.runs import FAILED, read_runs
 from dhkd.pipeline.sweep import SWEEP
@@ -28,15 +28,19 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
             if host not in (ADDRESS, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/":
-                self._answer(page_of(read_runs(folder), folder, baseline, version_of(folder)), "text/html")
+                version = version_of(folder)  # of before it is read: what changes meanwhile is another version
+                try:
+                    self._answer(page_of(read_runs(folder), folder, baseline, version), "text/html")
+                except DhkdError as error:
+                    self._answer(str(error), "text/plain", HTTPStatus.INTERNAL_SERVER_ERROR)
             elif self.path == "/version":
                 self._answer(version_of(folder), "text/plain")
             else:
                 self.send_error(HTTPStatus.NOT_FOUND)
 
-        def _answer(self, text: str, kind: str) -> None:
+        def _answer(self, text: str, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
             content = text.encode()
-            self.send_response(HTTPStatus.OK)
+            self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Cache-Control", "no-store")

@@ -230,6 +230,11 @@ def test_a_damaged_run_is_named_and_left_out(fault: Any, says: str, swept: Path,
     assert "objective=kd,seed=1" in line
     rows = {row["values"]["objective"]: row for row in done("report", out, "--json").result["rows"]}
     assert (rows["kd"]["seeds"], rows["ce"]["seeds"]) == ([0], [0, 1])
+    table = rows_of(out)
+    assert list(table[0])[:4] == ["run", "objective", "seed", "state"], "what can't be read is no difference"
+    states = {row["run"]: row["state"] for row in table}
+    assert states.pop("objective=kd,seed=1") in ("damaged", "unfinished")
+    assert set(states.values()) == {"finished"}
 
 
 def edit(run: Path, **values: object) -> None:
