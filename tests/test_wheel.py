@@ -40,7 +40,8 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_module_and_preset_is_in_it(unpacked: Path) -> None:
-    wanted = [f for folder in FOLDERS for suffix in ("py", "yaml") for f in (ROOT / folder).rglob(f"*.{suffix}")]
+    kinds = ("py", "yaml", "html", "css", "js")
+    wanted = [file for folder in FOLDERS for kind in kinds for file in (ROOT / folder).rglob(f"*.{kind}")]
     lacking = [str(f.relative_to(ROOT)) for f in wanted if not (unpacked / "dhkd" / f.relative_to(ROOT)).is_file()]
     assert lacking == []
 

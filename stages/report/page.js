@@ -69,6 +69,8 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
     }
     document.getElementById(`${input.dataset.filters}-count`).textContent = `${shown} of ${rows.length}`;
   });
+  // Loaded anew, browsers put back what was typed.
+  addEventListener("pageshow", () => input.value && input.dispatchEvent(new Event("input")));
 }
 
 // A run: everything as text, so that no name or setting is ever markup.

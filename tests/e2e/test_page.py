@@ -240,6 +240,11 @@ def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Pa
         assert column(page, "runs", 0) == ["objective=ce,seed=0"]
         shutil.copytree(swept / "objective=ce,seed=1", out / "objective=ce,seed=1")
         page.wait_for_selector("#runs tbody tr >> nth=1", timeout=20_000)
+        page.get_by_label("Filter").nth(1).fill("seed=1")
+        shutil.copytree(swept / "objective=binary-kl,seed=1", out / "objective=binary-kl,seed=1")
+        page.wait_for_selector("#runs tbody tr >> nth=2", state="attached", timeout=20_000)
+        page.wait_for_timeout(500)
+        assert column(page, "runs", 0) == ["objective=binary-kl,seed=1", "objective=ce,seed=1"], "what was typed stays"
 
 
 def test_an_empty_folder_is_served_until_there_is_something(browser: Any, tmp_path: Path) -> None:
