@@ -56,10 +56,11 @@ for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => sort(button.closest("th")));
 }
 
-// Filtering: rows that hold every word.
+// Filtering: rows that hold every word. A served page is loaded anew time and again, and keeps what was typed.
 for (const input of document.querySelectorAll("input[data-filters]")) {
+  const kept = `dhkd-${input.id}`;
   const rows = [...document.getElementById(input.dataset.filters).tBodies[0].rows];
-  input.addEventListener("input", () => {
+  const filter = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of rows) {
@@ -68,9 +69,11 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
       shown += row.hidden ? 0 : 1;
     }
     document.getElementById(`${input.dataset.filters}-count`).textContent = `${shown} of ${rows.length}`;
-  });
-  // Loaded anew, browsers put back what was typed.
-  addEventListener("pageshow", () => input.value && input.dispatchEvent(new Event("input")));
+    if (data.version) sessionStorage.setItem(kept, input.value);
+  };
+  if (data.version) input.value = sessionStorage.getItem(kept) ?? "";
+  input.addEventListener("input", filter);
+  filter();
 }
 
 // A run: everything as text, so that no name or setting is ever markup.
