@@ -61,7 +61,7 @@ def report_views(runs: Sequence[Run], out: Path) -> dict[str, Any]:
             rows.append([name, number, each.count, each.mean, each.deviation, each.half, forwards, bytes_])
     header = ["runs", "views", "seeds", "top1", "deviation", "half_interval", "teacher_forwards", "cache_bytes"]
     table = _write_csv(out / "views.csv", header, rows)
-    panel = Panel(lines, "cached views", "test top-1 accuracy (%)")
+    panel = Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)
     return {"rows": _as_dicts(header, rows), "files": [table, *draw_lines([panel], "How many views", out / "views")]}
 
 

@@ -440,12 +440,16 @@ def _work_alone() -> None:
 
 
 class _ReportGroup(click.Group):
-    """A group in which a word that is no command's name is a folder, to compare the runs of."""
+    """A group in which a word that is no command's name is a folder, to compare the runs of.
+
+    A folder may be called as an analysis is: where no other word is a folder, it is meant.
+    """
 
     def resolve_command(
         self, context: click.Context, words: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        named = words[0] in self.commands
+        meant = Path(words[0]).is_dir() and not any(Path(word).is_dir() for word in words[1:])
+        named = words[0] in self.commands and not meant
         return super().resolve_command(context, words if named else ["runs", *words])
 
 

@@ -149,7 +149,7 @@ def _views(path: Path) -> list[Chart]:
         lines[name] = Line([float(row["views"]) for row in mine], [float(row["top1"]) for row in mine], halves)
     said = "; ".join(f"{row['runs']}, {row['views']} views: {float(row['top1']):.1f} %" for row in rows)
     says = "Test accuracy against the number of cached views, with 95 % intervals over seeds."
-    panel = Panel(lines, "cached views", "test top-1 (%)")
+    panel = Panel(lines, "cached views", "test top-1 (%)", log_x=True)
     return [Chart("How many views are enough", says, said, line_chart([panel]))] if rows else []
 
 

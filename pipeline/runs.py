@@ -7,6 +7,7 @@ trained one by one is as good as a sweep's.
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise RunMismatch(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'nothing'}")
     runs = []
-    for config in sorted(folder.rglob(CONFIG)):
+    for config in sorted(folder.rglob(CONFIG), key=_naturally):
         name = str(config.parent.relative_to(folder))
         run = _read(config.parent, folder.name if name == "." else name)
         if run.settings.get("run.command", "train-student") == "train-student":
@@ -174,6 +175,12 @@ def _result(path: Path, metrics: Sequence[Mapping[str, float]]) -> dict[str, Any
                 )
     assert isinstance(result, dict)
     return result
+
+
+def _naturally(path: Path) -> list[tuple[int, str]]:
+    """As people sort: 4 before 16."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

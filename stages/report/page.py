@@ -129,6 +129,9 @@ def line_chart(panels: Sequence[Panel]) -> Mapping[str, Any]:
                 )  # fmt: skip
                 figure.add_trace(area, row=1, col=column)
         figure.update_xaxes(title_text=panel.xlabel, row=1, col=column)
+        if panel.log_x:
+            every = sorted({x for line in panel.lines.values() for x in line.x})
+            figure.update_xaxes(type="log", tickvals=every, row=1, col=column)
         figure.update_yaxes(title_text=panel.ylabel, row=1, col=column)
     figure.update_layout(margin={"l": 60, "r": 10, "t": 20, "b": 50}, legend={"orientation": "h", "y": -0.2})
     figure.update_layout(showlegend=max(len(panel.lines) for panel in panels) > 1)

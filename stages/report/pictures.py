@@ -31,11 +31,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: lines by name."""
+    """One pair of axes: lines by name; `log_x` where x grows by factors."""
 
     lines: Mapping[str, Line]
     xlabel: str
     ylabel: str
+    log_x: bool = False
 
 
 def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
@@ -53,7 +54,13 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
                 low, high = np.array(line.y) - half, np.array(line.y) + half
                 axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if panel.log_x:
+            axes.set_xscale("log")
+            every = sorted({x for line in panel.lines.values() for x in line.x})
+            axes.set_xticks(every, labels=[f"{x:g}" for x in every], minor=False)
+            axes.set_xticks([], minor=True)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(title)

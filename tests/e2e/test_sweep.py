@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -118,6 +119,13 @@ def test_other_settings_are_not_taken_for_the_same_runs(
     outcome = dhkd(*words_for(other, out, *FEW))
     assert outcome.code == 1
     assert "cache expected" in outcome.err
+
+
+def test_a_folder_may_be_called_as_an_analysis_is(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(swept, tmp_path / "views")
+    monkeypatch.chdir(tmp_path)
+    assert done("report", "views", "--json").result == done("report", "runs", "views", "--json").result
+    done("report", "collapse", "views")
 
 
 def test_parts_do_all_of_it(cache: Path, tmp_path: Path) -> None:
