@@ -3,12 +3,14 @@
 A kill or a full disk leaves the old file or none, plus at most one `*.partial` that nobody reads.
 """
 
+import csv
 import errno
+import io
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True) -> bool:
@@ -37,6 +39,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace
         raise
     sync_folder(path.parent)
     return written
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Give `path` a table, None as an empty field; a file that holds it already is left as it is."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    content = text.getvalue().encode()
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, lambda stream: stream.write(content))
 
 
 def _link(partial: Path, path: Path) -> bool:

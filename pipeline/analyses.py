@@ -3,8 +3,6 @@
 How many views are enough, whether heads collapse, where losses conflict, what networks' outputs and features look like.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from dhkd.configs.load import load_experiment
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError, RunMismatch
-from dhkd.data.files import write_atomically
+from dhkd.data.files import write_atomically, write_csv
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline import build
 from dhkd.pipeline.comparison import groups_of
@@ -60,9 +58,12 @@ def report_views(runs: Sequence[Run], out: Path) -> dict[str, Any]:
             bytes_ = forwards * cache["row_bytes"] if cache and cache.get("row_bytes") else None
             rows.append([name, number, each.count, each.mean, each.deviation, each.half, forwards, bytes_])
     header = ["runs", "views", "seeds", "top1", "deviation", "half_interval", "teacher_forwards", "cache_bytes"]
-    table = _write_csv(out / "views.csv", header, rows)
+    write_csv(table := out / "views.csv", header, rows)
     panel = Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)
-    return {"rows": _as_dicts(header, rows), "files": [table, *draw_lines([panel], "How many views", out / "views")]}
+    return {
+        "rows": _as_dicts(header, rows),
+        "files": [str(table), *draw_lines([panel], "How many views", out / "views")],
+    }
 
 
 def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
@@ -72,8 +73,8 @@ def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
         raise RunMismatch("report collapse: expected runs with at least one finished epoch, found none")
     rows, panels = curves_of(trained)
     header = ["runs", "epoch", "seeds", "top1", "top1_deviation", "loss", "loss_deviation"]
-    table = _write_csv(out / "collapse.csv", header, rows)
-    files = [table, *draw_lines(panels, "Accuracy and loss over training", out / "collapse")]
+    write_csv(table := out / "collapse.csv", header, rows)
+    files = [str(table), *draw_lines(panels, "Accuracy and loss over training", out / "collapse")]
     last = [row for row, following in zip(rows, [*rows[1:], None], strict=True) if not following or following[1] == 1]
     return {"rows": _as_dicts(header, last), "files": files}
 
@@ -117,26 +118,19 @@ def report_conflict(
     rows = []
     try:
         reader = build.reader_of(cache, data)
+        count = min(samples, reader.plan.num_samples)
+        teacher_NK = torch.from_numpy(reader.read(0, np.arange(count))).to(processes.device)
         for run in kept:
             subject = _subject(run, data, processes)
-            count = min(samples, reader.plan.num_samples)
-            teacher_NK = torch.from_numpy(reader.read(0, np.arange(count))).to(processes.device)
-            images, recipe = (
-                build.images_of(subject.experiment, "train", data),
-                build.recipe_of(subject.experiment.views),
-            )
-            renderer = build.renderer_of(images, recipe, processes.device, data)
-            labels_N = images.labels_N[:count].to(processes.device)
+            labels_N = subject.renderer.images.labels_N[:count].to(processes.device)
             for epochs, file in kept_weights(run.path).items():
                 subject.student.load_state_dict(read_weights(file))
                 subject.student.eval()
-                rows += [
-                    [run.name, epochs, *row] for row in _forces(subject, renderer, labels_N, teacher_NK, temperature)
-                ]
+                rows += [[run.name, epochs, *row] for row in _forces(subject, labels_N, teacher_NK, temperature)]
     finally:
         processes.end()
     header = ["run", "epochs", "on", "cosine", "conflicting", "ce_pull", "ce_push", "binary_kl_pull", "binary_kl_push"]
-    table = _write_csv(out / "conflict.csv", header, rows)
+    write_csv(table := out / "conflict.csv", header, rows)
     panels = [
         Panel(
             {
@@ -149,7 +143,7 @@ def report_conflict(
         )
         for on in ("classifier", "features")
     ]
-    files = [table, *draw_lines(panels, "Cross-entropy's gradient and BinaryKL's", out / "conflict")]
+    files = [str(table), *draw_lines(panels, "Cross-entropy's gradient and BinaryKL's", out / "conflict")]
     return {"rows": _as_dicts(header, rows), "files": files}
 
 
@@ -163,9 +157,9 @@ def report_correlation(
     arrays = _write_npz(out / "correlation.npz", {"teacher": of_teacher, **differences})
     header = ["run", "mean_absolute_difference"]
     rows = [[name, float(np.abs(difference).mean())] for name, difference in differences.items()]
-    table = _write_csv(out / "correlation.csv", header, rows)
+    write_csv(table := out / "correlation.csv", header, rows)
     picture = draw_matrices(differences, "Teacher's correlation of logits less the student's", out / "correlation")
-    return {"rows": _as_dicts(header, rows), "files": [table, arrays, *picture]}
+    return {"rows": _as_dicts(header, rows), "files": [str(table), arrays, *picture]}
 
 
 def report_tsne(
@@ -190,20 +184,21 @@ def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: Da
     }
     measures = list(next(iter(found.values())))
     header, rows = ["run", *measures], [[name, *values.values()] for name, values in found.items()]
-    table = _write_csv(out / "etf.csv", header, rows)
+    write_csv(table := out / "etf.csv", header, rows)
     numbered = list(range(len(measures)))
     lines = {name: Line(numbered, list(values.values())) for name, values in found.items()}
     named = ", ".join(f"{number} {measure}" for number, measure in enumerate(measures))
     picture = draw_lines([Panel(lines, named, "distance")], "Neural collapse", out / "etf")
-    return {"rows": _as_dicts(header, rows), "files": [table, *picture]}
+    return {"rows": _as_dicts(header, rows), "files": [str(table), *picture]}
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A run's experiment, and its student to load weights into."""
+    """A run's experiment, its student to load weights into, and what that was trained on."""
 
     experiment: Experiment
     student: Student
+    renderer: Renderer
     normalize: Normalization
 
 
@@ -223,12 +218,11 @@ def _subject(run: Run, data: DataOptions, processes: Processes) -> _Subject:
     objective = build.objective_of(experiment)
     setting = build.setting_of(experiment, experiment.student, images, objective)
     student = build.student_of(objective, setting).to(processes.device)
-    return _Subject(experiment, student, build.normalization_of(experiment.student, images))
+    renderer = build.renderer_of(images, build.recipe_of(experiment.views), processes.device, data)
+    return _Subject(experiment, student, renderer, build.normalization_of(experiment.student, images))
 
 
-def _forces(
-    subject: _Subject, renderer: Renderer, labels_N: Tensor, teacher_NK: Tensor, temperature: float
-) -> Iterator[list[Any]]:
+def _forces(subject: _Subject, labels_N: Tensor, teacher_NK: Tensor, temperature: float) -> Iterator[list[Any]]:
     """On classifier and on features: cosine, share of conflicting rows, mean norms of each loss's pull and push.
 
     Where BinaryKL has a head of its own that is not linear, its parts are not told apart, and none of its forces are on
@@ -238,7 +232,7 @@ def _forces(
     index_N = torch.arange(count)
     keys = [(torch.zeros_like(index_B), index_B) for index_B in torch.split(index_N, BATCH)]
     with torch.no_grad():
-        found = [student.backbone.outputs(subject.normalize(pixels)) for pixels in renderer.render(keys)]
+        found = [student.backbone.outputs(subject.normalize(pixels)) for pixels in subject.renderer.render(keys)]
     features_ND = torch.cat([outputs.embedding.float() for outputs in found]).requires_grad_()
     head, auxiliary = student.backbone.head, student.auxiliary
     logits_NK = head(features_ND)
@@ -311,15 +305,6 @@ def _classifier_of(head: nn.Module) -> Tensor:
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"expected networks whose classifier is linear, got {type(head).__name__}")
     return head.weight.detach()
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
-    write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
-    return str(path)
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Any]) -> str:

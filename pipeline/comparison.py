@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from dhkd.configs.load import load_experiment, preset_names
@@ -128,6 +129,7 @@ def published_of(run: Run) -> float | None:
     return None if found is None else float(found)
 
 
+@cache
 def _published() -> dict[tuple[Any, ...], Mapping[str, float]]:
     table = {}
     for name in preset_names():

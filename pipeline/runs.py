@@ -4,8 +4,6 @@ Whatever is said of runs (tables, statistics, pictures, the page) is said of the
 trained one by one is as good as a sweep's.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dhkd.data.errors import RunMismatch
-from dhkd.data.files import write_atomically
+from dhkd.data.files import write_csv
 from dhkd.stages.train.run_folder import CONFIG, METRICS, RESULT, read_config
 
 FAILED = "failed.txt"  # one line, then the traceback
@@ -100,20 +98,16 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
 def write_table(runs: Sequence[Run], folder: Path) -> Path:
     """Write results.csv: a line for each run, with what differs, its state and what came out; where it is."""
     axes = axes_of(runs)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *axes, "seed", "state", *FIGURES, "cache", "sha256"])
+    rows = []
     for run in runs:
         result = run.result if run.state == "finished" and run.result is not None else {}
         settings = [_plain(run.settings.get(key)) for key in axes.values()]
         figures = [result.get(name, "") for name in FIGURES]
         facts = [run.settings.get("run.cache") or "", result.get("sha256", "")]
         seed = run.settings.get("experiment.seed", "")
-        writer.writerow([run.name, *settings, seed, run.state, *figures, *facts])
+        rows.append([run.name, *settings, seed, run.state, *figures, *facts])
     path = folder / TABLE
-    content = text.getvalue().encode()
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(path, lambda stream: stream.write(content))
+    write_csv(path, ["run", *axes, "seed", "state", *FIGURES, "cache", "sha256"], rows)
     return path
 
 

@@ -11,7 +11,8 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.runs import FAILED, read_runs, write_table
 from dhkd.pipeline.training import settings_of, train_students
-from dhkd.stages.train.run_folder import RESULT, read_config
+from dhkd.stages.train.run_folder import CONFIG, RESULT, read_config
 
 log = logging.getLogger("dhkd")
+
+Train = Callable[[Mapping[Path, Experiment]], Mapping[Path, dict[str, Any] | DhkdError]]
 
 SWEEP = "sweep.json"  # what was asked for: the command, and the names of all runs
 
@@ -64,6 +67,9 @@ def sweep(
     waiting = [name for name in mine if _is_open(out / name, again)]
     finished = sum((out / name / RESULT).exists() for name in mine)
     log.info("sweep: %d of %d runs to train%s", len(waiting), len(mine), f", {finished} finished" if finished else "")
+    train = partial(
+        train_students, cache=cache, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=True
+    )
     began, ended = time.perf_counter(), 0
     refused: dict[str, str] = {}
     for start in range(0, len(waiting), together):
@@ -73,7 +79,7 @@ def sweep(
             group = [name for name in group if _is_open(out / name, again)]
             for name in group:
                 (out / name / FAILED).unlink(missing_ok=True)
-            refused |= _train({name: experiments[name] for name in group}, cache, out, data, teacher, allow_drift, cpu)
+            refused |= _train({out / name: experiments[name] for name in group}, train)
         ended += len(group)
         left = len(waiting) - min(start + together, len(waiting))
         write_table(read_runs(out), out)
@@ -91,33 +97,17 @@ def sweep(
     }
 
 
-def _train(
-    group: Mapping[str, Experiment],
-    cache: str | None,
-    out: Path,
-    data: DataOptions,
-    teacher: Path | None,
-    allow_drift: bool,
-    cpu: bool,
-) -> dict[str, str]:
+def _train(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
     """Train these side by side; of those that could not even begin, why."""
     if not group:
         return {}
     try:
-        outcomes: Mapping[Path, dict[str, Any] | Exception] = train_students(
-            {out / name: experiment for name, experiment in group.items()},
-            cache,
-            data=data,
-            teacher=teacher,
-            allow_drift=allow_drift,
-            cpu=cpu,
-            resume=True,
-        )
+        outcomes: Mapping[Path, dict[str, Any] | Exception] = train(group)
     except Exception as error:  # a run's own fault or the program's: either way the other runs are to be trained
         if len(group) > 1:  # what they can't do together they may do one by one
-            each = [_train({name: e}, cache, out, data, teacher, allow_drift, cpu) for name, e in group.items()]
+            each = [_train({run: experiment}, train) for run, experiment in group.items()]
             return {name: line for refused in each for name, line in refused.items()}
-        outcomes = {out / name: error for name in group}
+        outcomes = dict.fromkeys(group, error)
     refused = {}
     for run, outcome in outcomes.items():
         if not isinstance(outcome, Exception):
@@ -125,12 +115,16 @@ def _train(
             continue
         line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
         log.error("%s: %s", run.name, line)
-        if (run / "config.yaml").exists():
-            text = "".join([line, "\n\n", *traceback.format_exception(outcome)]).encode()
-            write_atomically(run / FAILED, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
+        if (run / CONFIG).exists():
+            _keep_failure(run, line, outcome)
         else:
             refused[run.name] = line
     return refused
+
+
+def _keep_failure(run: Path, line: str, error: Exception) -> None:
+    text = "".join([line, "\n\n", *traceback.format_exception(error)])
+    write_atomically(run / FAILED, lambda stream: stream.write(text.encode()))
 
 
 def _is_open(run: Path, again: bool) -> bool:

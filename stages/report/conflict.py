@@ -46,18 +46,21 @@ def binary_kl_norm_residual(logits_NK: Tensor, teacher_NK: Tensor, temperature: 
 
 def on_classifier(residual_NK: Tensor, features_ND: Tensor, labels_N: Tensor) -> Forces:
     """Proposition 1: on each row w_k, the pull of samples of class k and the push of the others. (K, D) each."""
-    own_NK = one_hot(labels_N, residual_NK.shape[1]).bool()
-    count = len(labels_N)
-    pull, push = (torch.where(mine, residual_NK, 0.0).T @ features_ND / count for mine in (own_NK, ~own_NK))
-    return Forces(pull, push)
+    own_NK, others_NK = _by_class(residual_NK, labels_N)
+    return Forces(own_NK.T @ features_ND, others_NK.T @ features_ND)
 
 
 def on_features(residual_NK: Tensor, classifier_KD: Tensor, labels_N: Tensor) -> Forces:
     """Proposition 2: on each feature h_i, the pull of its own class's row and the push of the others'. (N, D) each."""
+    own_NK, others_NK = _by_class(residual_NK, labels_N)
+    return Forces(own_NK @ classifier_KD, others_NK @ classifier_KD)
+
+
+def _by_class(residual_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the residual over N what is of each sample's own class, and the rest; 0 elsewhere."""
     own_NK = one_hot(labels_N, residual_NK.shape[1]).bool()
-    count = len(labels_N)
-    pull, push = (torch.where(mine, residual_NK, 0.0) @ classifier_KD / count for mine in (own_NK, ~own_NK))
-    return Forces(pull, push)
+    mean_NK = residual_NK / len(labels_N)
+    return mean_NK.where(own_NK, 0.0), mean_NK.where(~own_NK, 0.0)
 
 
 def conflict(one: Forces, other: Forces) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,10 +124,5 @@ def _save(figure: "Figure", path: Path) -> list[str]:
         kind = file.suffix[1:]
         # Without a date, so that the same figures give the same file.
         facts = {"Date": None} if kind == "svg" else None
-        write_atomically(
-            file,
-            lambda stream, kind=kind, facts=facts: figure.savefig(  # type: ignore[misc]
-                stream, format=kind, dpi=150, metadata=facts
-            ),
-        )
+        write_atomically(file, partial(figure.savefig, format=kind, dpi=150, metadata=facts))
     return [str(file) for file in files]
