@@ -55,6 +55,10 @@ class RunMismatch(DhkdError, ValueError):
     """A run's folder lacks what resuming needs, or belongs to another experiment."""
 
 
+class TrackerError(DhkdError, RuntimeError):
+    """A tracker that was asked for can't show a run."""
+
+
 class NonFiniteLoss(DhkdError, ArithmeticError):
     """A loss or a teacher's logit is not finite."""
 

@@ -114,6 +114,13 @@ compile_option = click.option(
     type=click.Choice(["off", "reduce-overhead", "max"]),
     help="reduce-overhead: a GPU replays a step as one graph; max: the network is compiled as well [default: off].",
 )
+track_option = click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "mlflow", "none"]),
+    help="Show runs there; repeatable. Each is set up by its own environment variables [default: tensorboard, where it"
+    " is installed].",
+)
 teacher_help = (
     "The teacher: a run's folder, a file of weights (.safetensors, .pth), or packaged[:TAG], what its library offers."
 )
@@ -136,6 +143,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @precision_option
 @compile_option
+@track_option
 @data_options
 @cpu_option
 @resume_option
@@ -147,6 +155,7 @@ def train_teacher(
     out: Path,
     precision: str | None,
     compiled: str | None,
+    track: Sequence[str],
     data: DataOptions,
     cpu: bool,
     resume: bool,
@@ -156,7 +165,7 @@ def train_teacher(
     experiment = _experiment(preset, overrides, smoke, teacher__precision=precision, teacher__compile=compiled)
     from dhkd.pipeline import training
 
-    result = training.train_teacher(experiment, out, data=data, cpu=cpu, resume=resume)
+    result = training.train_teacher(experiment, out, data=data, track=track or None, cpu=cpu, resume=resume)
     _print_run(result, out, as_json)
 
 
@@ -266,6 +275,7 @@ def cache_teacher(
 @click.option("--together", type=click.IntRange(min=1), help="Of a grid, how many at a time [default: all].")
 @precision_option
 @compile_option
+@track_option
 @data_options
 @cpu_option
 @resume_option
@@ -282,6 +292,7 @@ def train_student(
     together: int | None,
     precision: str | None,
     compiled: str | None,
+    track: Sequence[str],
     data: DataOptions,
     cpu: bool,
     resume: bool,
@@ -300,7 +311,15 @@ def train_student(
         from dhkd.pipeline import training
 
         result = training.train_student(
-            experiment, cache, out, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
+            experiment,
+            cache,
+            out,
+            data=data,
+            teacher=teacher,
+            allow_drift=allow_drift,
+            track=track or None,
+            cpu=cpu,
+            resume=resume,
         )
         return _print_run(result, out, as_json)
     from dhkd.configs.grid import combinations
@@ -318,6 +337,7 @@ def train_student(
         together=together or len(experiments),
         teacher=teacher,
         allow_drift=allow_drift,
+        track=track or None,
         cpu=cpu,
         resume=resume,
     )
@@ -358,6 +378,7 @@ def train_student(
 @click.option("--allow-drift", is_flag=True, help="Train even where pixels differ from those that the teacher saw.")
 @precision_option
 @compile_option
+@track_option
 @data_options
 @cpu_option
 @json_option
@@ -377,6 +398,7 @@ def sweep(
     allow_drift: bool,
     precision: str | None,
     compiled: str | None,
+    track: Sequence[str],
     data: DataOptions,
     cpu: bool,
     as_json: bool,
@@ -414,6 +436,7 @@ def sweep(
         again=again,
         teacher=teacher,
         allow_drift=allow_drift,
+        track=track or None,
         cpu=cpu,
     )
     if speaks:

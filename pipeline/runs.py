@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dhkd.data.errors import RunMismatch
 from dhkd.data.files import write_csv
+from dhkd.data.flat import flat
 from dhkd.stages.train.run_folder import CONFIG, METRICS, RESULT, read_config
 
 FAILED = "failed.txt"  # one line, then the traceback
@@ -117,7 +118,7 @@ def _read(path: Path, name: str) -> Run:
     failed = path / FAILED
     failure = failed.read_text().partition("\n")[0] if failed.exists() else None
     try:
-        settings = _flat(read_config(path) or {})
+        settings = flat(read_config(path) or {})
         if type(settings.get("experiment.seed")) is not int:
             raise RunMismatch(f"{path / CONFIG}: expected a run's configuration, found none with a seed")
         metrics = _metrics(path)
@@ -175,13 +176,6 @@ def _naturally(path: Path) -> list[tuple[int, str]]:
     """As people sort: 4 before 16."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _plain(value: Any) -> str:

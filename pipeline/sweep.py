@@ -18,7 +18,7 @@ from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
-from dhkd.data.errors import ConfigError, DhkdError, RunMismatch
+from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
 from dhkd.data.files import write_atomically
 from dhkd.pipeline import build
 from dhkd.pipeline.data_options import DataOptions
@@ -45,12 +45,14 @@ def sweep(
     again: bool = False,
     teacher: Path | None = None,
     allow_drift: bool = False,
+    track: Sequence[str] | None = None,
     cpu: bool = False,
 ) -> dict[str, Any]:
     """Train each name's student in its folder of `out`, unless it is finished or has failed; how all of them stand.
 
     `part` (I, N) takes every N-th run from the I-th (from 0) on, `together` trains as many side by side, `again` has
-    failed runs gone on with. What ends one run early leaves the others. Raises `DhkdError` for what concerns all.
+    failed runs gone on with, `track` is that of `train_student`. What ends one run early leaves the others. Raises
+    `DhkdError` for what concerns all.
     """
     for experiment in experiments.values():
         build.objective_of(experiment)  # a name that is none is found before hours have passed
@@ -68,9 +70,16 @@ def sweep(
     finished = sum((out / name / RESULT).exists() for name in mine)
     log.info("sweep: %d of %d runs to train%s", len(waiting), len(mine), f", {finished} finished" if finished else "")
     train = partial(
-        train_students, cache=cache, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=True
+        train_students,
+        cache=cache,
+        data=data,
+        teacher=teacher,
+        allow_drift=allow_drift,
+        track=track,
+        cpu=cpu,
+        resume=True,
     )
-    began, ended = time.perf_counter(), 0
+    began = time.perf_counter()
     refused: dict[str, str] = {}
     for start in range(0, len(waiting), together):
         with contextlib.ExitStack() as locks:
@@ -80,11 +89,12 @@ def sweep(
             for name in group:
                 (out / name / FAILED).unlink(missing_ok=True)
             refused |= _train({out / name: experiments[name] for name in group}, train)
-        ended += len(group)
-        left = len(waiting) - min(start + together, len(waiting))
         write_table(read_runs(out), out)
+        # Whoever shares the work goes through the same list: what was passed by here is what all have done.
+        passed = start + together
+        left = sum(_is_open(out / name, again) for name in waiting[passed:])
         if group and left:
-            minutes = (time.perf_counter() - began) / ended * left / 60
+            minutes = (time.perf_counter() - began) / passed * left / 60
             log.info("sweep: %d of %d runs left, about %.1f min", left, len(waiting), minutes)
     runs = read_runs(out)
     return {
@@ -115,7 +125,8 @@ def _train(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
             continue
         line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
         log.error("%s: %s", run.name, line)
-        if (run / CONFIG).exists():
+        # A tracker that says no is nothing of the run's own.
+        if (run / CONFIG).exists() and not isinstance(outcome, TrackerError):
             _keep_failure(run, line, outcome)
         else:
             refused[run.name] = line

@@ -6,7 +6,7 @@ images, test set and cache in memory, and the batches of those that see the same
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.models.weights import save_weights, weights_sha256
 from dhkd.stages.processes import Processes, resolve_precision
+from dhkd.stages.trackers import installed_trackers
 from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
@@ -35,9 +36,19 @@ from torch import Tensor, nn
 
 
 def train_teacher(
-    experiment: Experiment, out: Path, *, data: DataOptions, cpu: bool = False, resume: bool = False
+    experiment: Experiment,
+    out: Path,
+    *,
+    data: DataOptions,
+    track: Sequence[str] | None = None,
+    cpu: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Train the preset's teacher with cross-entropy on freshly drawn views; the run's result, also in `out`."""
+    """Train the preset's teacher with cross-entropy on freshly drawn views; the run's result, also in `out`.
+
+    `track` names the trackers that are shown it, as `installed_trackers` takes them.
+    """
+    trackers = installed_trackers(track)
     settings = experiment.teacher
     processes = Processes(resolve_precision(settings.precision, cpu), cpu)
     try:
@@ -52,7 +63,7 @@ def train_teacher(
         signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images, setting)
         stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
         test = build.test_renderer_of(experiment, processes.device, data)
-        task = _task(settings, objective, setting, stream, normalize, test, run, processes)
+        task = _task(settings, objective, setting, stream, normalize, test, run, trackers, processes)
         return _finish("teacher", task, train(task, processes), setting, normalize, test, processes, {})
     finally:
         processes.end()
@@ -66,6 +77,7 @@ def train_student(
     data: DataOptions,
     teacher: Path | None = None,
     allow_drift: bool = False,
+    track: Sequence[str] | None = None,
     cpu: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -73,10 +85,18 @@ def train_student(
 
     The cache must be complete and of this data set, recipe and (where the experiment or `teacher` names one) teacher.
     Without one, the objective must need no teacher or the experiment say that it runs live. Pixels that differ from
-    those that the teacher saw are an error, with `allow_drift` a warning.
+    those that the teacher saw are an error, with `allow_drift` a warning. `track` names the trackers that are shown the
+    run, as `installed_trackers` takes them.
     """
     (outcome,) = train_students(
-        {out: experiment}, cache, data=data, teacher=teacher, allow_drift=allow_drift, cpu=cpu, resume=resume
+        {out: experiment},
+        cache,
+        data=data,
+        teacher=teacher,
+        allow_drift=allow_drift,
+        track=track,
+        cpu=cpu,
+        resume=resume,
     ).values()
     if isinstance(outcome, DhkdError):
         raise outcome
@@ -95,6 +115,7 @@ def train_students(
     data: DataOptions,
     teacher: Path | None = None,
     allow_drift: bool = False,
+    track: Sequence[str] | None = None,
     cpu: bool = False,
     resume: bool = False,
 ) -> dict[Path, dict[str, Any] | DhkdError]:
@@ -103,6 +124,7 @@ def train_students(
     Each ends as it would alone on as many threads. Raises `ConfigError` where the experiments differ in more than their
     students, or several processes share the work.
     """
+    trackers = installed_trackers(track)
     experiment = next(iter(experiments.values()))
     processes = Processes(resolve_precision(experiment.student.precision, cpu), cpu)
     try:
@@ -136,6 +158,7 @@ def train_students(
                     normalize,
                     test,
                     runs[out],
+                    trackers,
                     processes,
                 )
                 for out, student in waiting.items()
@@ -378,6 +401,7 @@ def _task(
     normalize: Normalization,
     test: Renderer,
     run: RunFolder,
+    trackers: Sequence[str],
     processes: Processes,
 ) -> Task:
     def accuracy_of(network: nn.Module) -> Accuracy:
@@ -397,6 +421,7 @@ def _task(
         run=run,
         compiled=settings.compile,
         keep_every=settings.keep_every,
+        trackers=trackers,
     )
 
 

@@ -1,20 +1,17 @@
 """Which process am I, on which device, and how do processes agree: the one wrapper around Accelerate's `Accelerator`.
 
-Accelerate finds out how it was started (alone, `accelerate launch`, `torchrun`), prepares model and optimizer, and
-tracks. It does not shard data here: its loader would repeat samples to even batches out.
+Accelerate finds out how it was started (alone, `accelerate launch`, `torchrun`), and prepares model and
+optimizer. It does not shard data here: its loader would repeat samples to even batches out.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import TensorBoardTracker
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object
 from dhkd.data.errors import ConfigError
 from torch import Tensor, nn
@@ -49,7 +46,6 @@ class Processes:
 
     def __init__(self, precision: Precision, cpu: bool = False) -> None:
         self.precision = precision
-        self._trackers: list[TensorBoardTracker] = []
         if precision == "float32":  # and no less: TF32 keeps ten bits of a factor
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         # Without a GPU, Accelerate has to be told so: else each process that `torchrun` starts takes itself for the
@@ -135,23 +131,8 @@ class Processes:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
-    def tracker(self, folder: Path, config: Mapping[str, Any]) -> Callable[[Mapping[str, float], int], None]:
-        """Where a run's values go, by step: TensorBoard's files in `folder`, with its settings (nested plain values).
-
-        Nowhere without TensorBoard, and in all processes but the first.
-        """
-        if not self.is_first or not find_spec("tensorboard"):
-            return lambda values, step: None
-        tracker = TensorBoardTracker("tracking", str(folder))
-        tracker.start()
-        tracker.store_init_configuration(_flat(config))
-        self._trackers.append(tracker)
-        return lambda values, step: tracker.log(dict(values), step=step)
-
     def end(self) -> None:
-        """Close trackers and the process group, so that another `Processes` may follow in this interpreter."""
-        for tracker in self._trackers:
-            tracker.finish()
+        """Close the process group, so that another `Processes` may follow in this interpreter."""
         self.accelerator.end_training()
         self.accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -173,13 +154,3 @@ def joined(mine: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     torch.distributed.all_gather(parts, padded)
     return torch.cat([mine if part == rank else parts[part][: rows[part]] for part in range(world_size)])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "pipeline": ("pipeline", "stages", "data", "configs"),
     "stages/models": ("stages.models", "stages.processes", "data"),
     "stages/cache": ("stages.cache", "stages.models", "stages.processes", "stages.progress", "data"),
-    "stages/train": ("stages.train", "stages.models", "stages.processes", "stages.progress", "data"),
+    "stages/train": ("stages.train", "stages.models", "stages.processes", "stages.progress", "stages.trackers", "data"),
     "stages/report": ("stages.report", "data"),
     "stages": ("data",),
     "data": ("data",),
@@ -26,7 +26,9 @@ MAY_IMPORT = {
 # Where each is imported, at most; None of a module: only inside functions, so that importing the module is cheap.
 HOMES = {
     "click": {"pipeline/cli.py"},
-    "accelerate": {"stages/processes.py"},
+    "accelerate": {"stages/processes.py", "stages/trackers.py"},
+    "mlflow": {"stages/trackers.py"},
+    "wandb": {"stages/trackers.py"},
     "zarr": {"data/cache/zarr_layout.py"},
     "webdataset": {"data/sources/tar_shards.py"},
     "PIL": {"data/photographs.py", "data/sources/glyphs.py"},

@@ -9,6 +9,7 @@ ends as it would alone.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, zip_longest
@@ -22,6 +23,7 @@ from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import fit_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
+from dhkd.stages.trackers import Trackers
 from dhkd.stages.train.crew import Crew
 from dhkd.stages.train.learner import Compile, Learner
 from dhkd.stages.train.learning_rate import LearningRate
@@ -38,7 +40,8 @@ class Task:
 
     Tasks may share a `stream`. `evaluate` maps the student's backbone (in eval mode) to its test accuracy. `look_every`
     is how many steps the host lets the device run before it looks whether losses are finite; None: as fits the device.
-    The student's weights are kept before the first epoch, after every `keep_every` of them and after the last.
+    The student's weights are kept before the first epoch, after every `keep_every` of them and after the last. Each
+    epoch's metrics also go to `trackers`.
     """
 
     student: Student
@@ -54,6 +57,7 @@ class Task:
     look_every: int | None = None
     compiled: Compile = "off"
     keep_every: int | None = None
+    trackers: Sequence[str] = ()
 
 
 def train(task: Task, processes: Processes) -> dict[str, Any]:
@@ -69,8 +73,11 @@ def train(task: Task, processes: Processes) -> dict[str, Any]:
 
 def train_together(tasks: Sequence[Task], processes: Processes) -> list[dict[str, Any] | DhkdError]:
     """Each task's figures as `train` gives them, or the error that ended it while the others went on."""
-    runs = [_Run(task, processes, alone=len(tasks) == 1) for task in tasks]
-    with Crew(len(runs), processes.device) as crew:
+    runs: list[_Run] = []
+    with ExitStack() as ends, Crew(len(tasks), processes.device) as crew:
+        for task in tasks:
+            runs.append(_Run(task, processes, alone=len(tasks) == 1))
+            ends.callback(runs[-1].end_tracking)
         for epoch in range(min(run.cursor.epochs_done for run in runs), max(task.epochs for task in tasks)):
             active = [run for run in runs if run.expects(epoch)]
             crew.each(_Run.begin, active)
@@ -138,12 +145,13 @@ class _Run:
             alone=alone,
         )
         self.cursor = _restore(task)
+        # Before the folder is taken: a tracker that says no leaves it as it was.
+        self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
         if processes.is_first:
             task.run.begin()
             task.run.cut_metrics(self.cursor.metrics_bytes)
             if self.cursor.epochs_done == 0:
                 self._keep()
-        self._track = processes.tracker(task.run.path, task.run.config)
 
     def expects(self, epoch: int) -> bool:
         """Whether this is the epoch it is to train next."""
@@ -186,7 +194,7 @@ class _Run:
             return
         task, line = self.task, self._line
         log.info("%s%s", "" if self._alone else f"{task.run.path.name}: ", _summary(line, task.epochs))
-        self._track(line, self.cursor.epochs_done)
+        self._trackers.log(line, self.cursor.epochs_done)
         self.cursor.metrics_bytes = task.run.append_metrics(line)
         self._keep()
         tensors = {"student": task.student.state_dict(), "optimizer": task.optimizer.state_dict()}
@@ -196,6 +204,10 @@ class _Run:
         task, epochs = self.task, self.cursor.epochs_done
         if task.keep_every is not None and (epochs % task.keep_every == 0 or epochs == task.epochs):
             task.run.keep_weights(epochs, task.student.state_dict())
+
+    def end_tracking(self) -> None:
+        """Say to the trackers that no more will come."""
+        self._trackers.end(failed=self.cursor.epochs_done < self.task.epochs)
 
     def figures(self) -> dict[str, Any]:
         """What `train` returns."""
