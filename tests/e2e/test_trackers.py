@@ -22,7 +22,7 @@ wandb_internal = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="n
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's database without a run, whose tables take seconds to make."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -140,6 +140,9 @@ def test_a_tracker_that_says_no_takes_nothing(cache: Path, tmp_path: Path, monke
     assert not list(tmp_path.rglob("failed.txt")), "a run was blamed for it"
     done("sweep", *words[:-2], "--seeds", 1, "--track", "none")
     assert not list(tmp_path.rglob("tracking"))
+    (tmp_path / "out" / "seed=0" / "result.json").unlink()
+    assert dhkd("sweep", *words, "--seeds", 1).code == 1
+    assert not list(tmp_path.rglob("failed.txt")), "a run that was begun was blamed for it"
 
 
 @pytest.mark.slow
