@@ -3,6 +3,7 @@
 How many views are enough, whether heads collapse, where losses conflict, what networks' outputs and features look like.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from dhkd.stages.models.weights import read_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.report import conflict as forces
 from dhkd.stages.report.geometry import embedded, logit_correlation, neural_collapse
-from dhkd.stages.report.pictures import Line, Panel, draw_lines, draw_matrices, draw_points
+from dhkd.stages.report.pictures import Line, Panel, Values, draw_lines, draw_matrices, draw_points, draw_values
 from dhkd.stages.report.statistics import Spread, spread
 from dhkd.stages.train.objectives.losses import binary_kl, binary_kl_norm
 from dhkd.stages.train.run_folder import kept_weights
@@ -34,10 +35,14 @@ from torch.nn.functional import cross_entropy
 
 BATCH = 500
 TSNE_SEED = 0
+TEACHER = "teacher"
 
 
-def report_views(runs: Sequence[Run], out: Path) -> dict[str, Any]:
-    """Accuracy against how many views students trained on, with the cache's bytes and the teacher's forwards."""
+def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None = None) -> dict[str, Any]:
+    """Accuracy against how many views students trained on, with what the cache costs.
+
+    In bytes, in forwards of the teacher and, where its `teacher_rate` in rows/s is given, in hours.
+    """
     finished = [run for run in runs if run.state == "finished" and run.settings.get("run.views")]
     if len({run.settings["run.views"] for run in finished}) < 2:
         raise RunMismatch(
@@ -47,17 +52,18 @@ def report_views(runs: Sequence[Run], out: Path) -> dict[str, Any]:
     axes = {short: key for short, key in axes_of(finished).items() if key not in ("run.views", "run.cache")}
     rows, lines = [], {}
     for name, group in groups_of(finished, axes).items():
-        by_views = groups_of(group, {"views": "run.views"})
-        points = sorted(by_views.values(), key=lambda of: of[0].settings["run.views"])
+        points = groups_of(group, {"views": "run.views"}).values()
         found = [spread([float(run.result["last_top1"]) for run in of if run.result]) for of in points]
         views = [int(of[0].settings["run.views"]) for of in points]
         lines[name] = Line(views, [each.mean for each in found], [each.half for each in found])
         for number, each, of in zip(views, found, points, strict=True):
             cache = of[0].result["cache"] if of[0].result else None
             forwards = number * cache["samples"] if cache else None
-            bytes_ = forwards * cache["row_bytes"] if cache and cache.get("row_bytes") else None
-            rows.append([name, number, each.count, each.mean, each.deviation, each.half, forwards, bytes_])
-    header = ["runs", "views", "seeds", "top1", "deviation", "half_interval", "teacher_forwards", "cache_bytes"]
+            hours = forwards / teacher_rate / 3600 if forwards and teacher_rate else None
+            bytes_ = forwards * cache["row_bytes"] if forwards and cache and cache.get("row_bytes") else None
+            rows.append([name, number, each.count, each.mean, each.deviation, each.half, forwards, hours, bytes_])
+    header = ["runs", "views", "seeds", "top1", "deviation", "half_interval"]
+    header += ["teacher_forwards", "teacher_hours", "cache_bytes"]
     write_csv(table := out / "views.csv", header, rows)
     panel = Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)
     return {
@@ -67,36 +73,44 @@ def report_views(runs: Sequence[Run], out: Path) -> dict[str, Any]:
 
 
 def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
-    """Accuracy and training loss over epochs of every kind of run, means over seeds."""
+    """Accuracy and training losses over epochs of every kind of run, means over seeds."""
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:
         raise RunMismatch("report collapse: expected runs with at least one finished epoch, found none")
     rows, panels = curves_of(trained)
-    header = ["runs", "epoch", "seeds", "top1", "top1_deviation", "loss", "loss_deviation"]
+    header = ["runs", "epoch", "seeds", *(column for name in CURVES for column in (name, f"{name}_deviation"))]
     write_csv(table := out / "collapse.csv", header, rows)
     files = [str(table), *draw_lines(panels, "Accuracy and loss over training", out / "collapse")]
     last = [row for row, following in zip(rows, [*rows[1:], None], strict=True) if not following or following[1] == 1]
     return {"rows": _as_dicts(header, last), "files": files}
 
 
+# What metrics.jsonl holds of every run. Losses of different methods are sums of different terms, cross-entropy alone
+# is the same one everywhere that it is computed, whatever its weight.
+CURVES = {"top1": "test top-1 accuracy (%)", "loss": "training loss", "ce": "cross-entropy in training"}
+
+
 def curves_of(trained: Sequence[Run]) -> tuple[list[list[Any]], list[Panel]]:
-    """Rows (name, epoch, seeds, accuracy and loss with deviations), and panels of both; means over seeds."""
+    """Rows (name, epoch, seeds, then mean and deviation of each of `CURVES`), and a panel of each; over seeds."""
     rows = []
-    lines: dict[str, dict[str, Line]] = {"top1": {}, "loss": {}}
+    lines: dict[str, dict[str, Line]] = {curve: {} for curve in CURVES}
     for name, group in groups_of(trained, axes_of(trained)).items():
-        epochs = range(1, max(len(run.metrics) for run in group) + 1)
-        of_name: dict[str, list[Spread]] = {"top1": [], "loss": []}
-        for epoch in epochs:
+        points: dict[str, dict[int, Spread]] = {curve: {} for curve in CURVES}
+        for epoch in range(1, max(len(run.metrics) for run in group) + 1):
             there = [run.metrics[epoch - 1] for run in group if len(run.metrics) >= epoch]
-            found = {what: spread([line[what] for line in there]) for what in of_name}
-            for what, each in found.items():
-                of_name[what].append(each)
-            rows.append([name, epoch, len(there), *(v for e in found.values() for v in (e.mean, e.deviation))])
-        for what, points in of_name.items():
-            lines[what][name] = Line(list(epochs), [point.mean for point in points], [point.half for point in points])
+            row: list[Any] = [name, epoch, len(there)]
+            for curve in CURVES:
+                values = [line[curve] for line in there if curve in line]
+                if values:
+                    points[curve][epoch] = spread(values)
+                row += [points[curve][epoch].mean, points[curve][epoch].deviation] if values else [None, None]
+            rows.append(row)
+        for curve, found in points.items():
+            if found:
+                means, halves = [each.mean for each in found.values()], [each.half for each in found.values()]
+                lines[curve][name] = Line(list(found), means, halves)
     panels = [
-        Panel(lines["top1"], "epoch", "test top-1 accuracy (%)"),
-        Panel(lines["loss"], "epoch", "training loss"),
+        Panel(lines[curve], "epoch", label, log_y=curve == "loss") for curve, label in CURVES.items() if lines[curve]
     ]
     return rows, panels
 
@@ -115,7 +129,7 @@ def report_conflict(
             " 'dhkd sweep … --set student.keep_every=10'"
         )
     processes = Processes("float32", cpu)
-    rows = []
+    group_of, rows = _group_of(kept), []
     try:
         reader = build.reader_of(cache, data)
         count = min(samples, reader.plan.num_samples)
@@ -126,70 +140,119 @@ def report_conflict(
             for epochs, file in kept_weights(run.path).items():
                 subject.student.load_state_dict(read_weights(file))
                 subject.student.eval()
-                rows += [[run.name, epochs, *row] for row in _forces(subject, labels_N, teacher_NK, temperature)]
+                found = _forces(subject, labels_N, teacher_NK, temperature)
+                rows += [[group_of[run.name], run.seed, epochs, *row] for row in found]
     finally:
         processes.end()
-    header = ["run", "epochs", "on", "cosine", "conflicting", "ce_pull", "ce_push", "binary_kl_pull", "binary_kl_push"]
+    header = ["runs", "seed", "epochs", "on", "cosine", "conflicting"]
+    header += ["ce_pull", "ce_push", "binary_kl_pull", "binary_kl_push"]
     write_csv(table := out / "conflict.csv", header, rows)
-    panels = [
-        Panel(
-            {
-                run.name: Line([row[1] for row in mine], [row[3] for row in mine])
-                for run in kept
-                if (mine := [row for row in rows if row[0] == run.name and row[2] == on])
-            },
-            "epochs",
-            f"mean cosine on {on}",
-        )
-        for on in ("classifier", "features")
+    files = [
+        str(table),
+        *draw_lines(
+            conflict_panels(_as_dicts(header, rows)), "Cross-entropy's gradient and BinaryKL's", out / "conflict"
+        ),
     ]
-    files = [str(table), *draw_lines(panels, "Cross-entropy's gradient and BinaryKL's", out / "conflict")]
     return {"rows": _as_dicts(header, rows), "files": files}
+
+
+def conflict_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Cosines over training, means over seeds, on classifier and features; `rows` are those of conflict.csv."""
+    panels = []
+    for on in ("classifier", "features"):
+        lines: dict[str, Line] = {}
+        for name in dict.fromkeys(row["runs"] for row in rows):
+            mine = [row for row in rows if (row["runs"], row["on"]) == (name, on)]
+            # A cosine is not a number where one of the two losses acts on no row.
+            cosines = [(int(row["epochs"]), value) for row in mine if not math.isnan(value := float(row["cosine"]))]
+            found = {epochs: spread([value for at, value in cosines if at == epochs]) for epochs, _ in cosines}
+            means, halves = [each.mean for each in found.values()], [each.half for each in found.values()]
+            if found:
+                lines[name] = Line(list(found), means, halves)
+        panels += [Panel(lines, "epochs", f"mean cosine on {on}")] if lines else []
+    return panels
 
 
 def report_correlation(
     runs: Sequence[Run], teacher: Path, out: Path, *, data: DataOptions, cpu: bool
 ) -> dict[str, Any]:
-    """The teacher's correlation of logits less that of students, on the test set."""
-    found = {name: logit_correlation(outputs.logits_NK) for name, outputs in _outputs(runs, teacher, None, data, cpu)}
-    of_teacher = found.pop("teacher")
-    differences = {name: of_teacher - correlation for name, correlation in found.items()}
-    arrays = _write_npz(out / "correlation.npz", {"teacher": of_teacher, **differences})
-    header = ["run", "mean_absolute_difference"]
-    rows = [[name, float(np.abs(difference).mean())] for name, difference in differences.items()]
+    """The teacher's correlation of logits less that of students, on the test set.
+
+    The table is of all runs, arrays and picture of the first seed of each kind.
+    """
+    group_of, rows = _group_of(_finished(runs)), []
+    of_teacher, shown = np.zeros((0, 0)), dict[str, np.ndarray[Any, np.dtype[np.float64]]]()
+    for run, outputs in _outputs(_finished(runs), teacher, None, data, cpu):
+        correlation = logit_correlation(outputs.logits_NK)
+        if run is None:
+            of_teacher = correlation
+            continue
+        difference, name = of_teacher - correlation, group_of[run.name]
+        rows.append([name, run.seed, float(np.abs(difference).mean())])
+        shown.setdefault(name, difference)
+    arrays = _write_npz(out / "correlation.npz", {TEACHER: of_teacher, **shown})
+    header = ["runs", "seed", "mean_absolute_difference"]
     write_csv(table := out / "correlation.csv", header, rows)
-    picture = draw_matrices(differences, "Teacher's correlation of logits less the student's", out / "correlation")
+    picture = draw_matrices(shown, "Teacher's correlation of logits less the student's", out / "correlation")
     return {"rows": _as_dicts(header, rows), "files": [str(table), arrays, *picture]}
 
 
 def report_tsne(
     runs: Sequence[Run], teacher: Path, out: Path, *, samples: int, data: DataOptions, cpu: bool
 ) -> dict[str, Any]:
-    """t-SNE of penultimate features of the first `samples` test images, teacher's and students'; one fixed seed."""
+    """t-SNE of penultimate features of the first `samples` test images, one fixed seed.
+
+    Of the teacher, and of the first seed of each kind of student.
+    """
+    finished = _finished(runs)
+    group_of = _group_of(finished)
+    first = {group_of[run.name]: run for run in reversed(finished)}
     points, labels_N = {}, np.zeros(0, dtype=np.int64)
-    for name, outputs in _outputs(runs, teacher, samples, data, cpu):
-        points[name] = embedded(outputs.features_ND, TSNE_SEED)
+    for run, outputs in _outputs([run for run in finished if run in first.values()], teacher, samples, data, cpu):
+        points[TEACHER if run is None else group_of[run.name]] = embedded(outputs.features_ND, TSNE_SEED)
         labels_N = outputs.labels_N
     arrays = _write_npz(out / "tsne.npz", {**points, "labels": labels_N})
     picture = draw_points(points, labels_N, "t-SNE of penultimate features", out / "tsne")
-    header = ["run", "points"]
+    header = ["runs", "points"]
     return {"rows": _as_dicts(header, [[name, len(of)] for name, of in points.items()]), "files": [arrays, *picture]}
 
 
 def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: DataOptions, cpu: bool) -> dict[str, Any]:
     """How far features and classifiers are from a simplex equiangular tight frame, on the test set."""
-    found = {
-        name: neural_collapse(outputs.features_ND, outputs.labels_N, outputs.classifier_KD)
-        for name, outputs in _outputs(runs, teacher, None, data, cpu)
-    }
-    measures = list(next(iter(found.values())))
-    header, rows = ["run", *measures], [[name, *values.values()] for name, values in found.items()]
+    group_of, rows, header = _group_of(_finished(runs)), [], []
+    for run, outputs in _outputs(_finished(runs), teacher, None, data, cpu):
+        measures = neural_collapse(outputs.features_ND, outputs.labels_N, outputs.classifier_KD)
+        header = ["runs", "seed", *measures]
+        rows.append([*((TEACHER, None) if run is None else (group_of[run.name], run.seed)), *measures.values()])
     write_csv(table := out / "etf.csv", header, rows)
-    numbered = list(range(len(measures)))
-    lines = {name: Line(numbered, list(values.values())) for name, values in found.items()}
-    named = ", ".join(f"{number} {measure}" for number, measure in enumerate(measures))
-    picture = draw_lines([Panel(lines, named, "distance")], "Neural collapse", out / "etf")
+    picture = draw_values(etf_panels(_as_dicts(header, rows)), "Distance from a simplex ETF", out / "etf")
     return {"rows": _as_dicts(header, rows), "files": [str(table), *picture]}
+
+
+def etf_panels(rows: Sequence[Mapping[str, Any]]) -> list[Values]:
+    """A panel of each measure of neural collapse; of rows of etf.csv."""
+    names = sorted(dict.fromkeys(row["runs"] for row in rows), key=TEACHER.__eq__)  # the teacher's last
+    return [
+        Values(
+            {name: [float(row[measure]) for row in rows if row["runs"] == name] for name in names},
+            measure.replace("_", " "),
+        )
+        for measure in rows[0]
+        if measure not in ("runs", "seed")
+    ]
+
+
+def _finished(runs: Sequence[Run]) -> list[Run]:
+    """The finished runs, sorted as they are compared."""
+    finished = [run for run in runs if run.state == "finished"]
+    if not finished:
+        raise RunMismatch("expected finished runs, found none")
+    return [run for group in groups_of(finished, axes_of(finished)).values() for run in group]
+
+
+def _group_of(runs: Sequence[Run]) -> dict[str, str]:
+    """By run, the name of what it is, but for its seed."""
+    return {run.name: name for name, group in groups_of(runs, axes_of(runs)).items() for run in group}
 
 
 @dataclass(frozen=True)
@@ -264,12 +327,9 @@ def _norms(found: forces.Forces) -> list[float]:
 
 
 def _outputs(
-    runs: Sequence[Run], teacher: Path | None, samples: int | None, data: DataOptions, cpu: bool
-) -> Iterator[tuple[str, _Outputs]]:
-    """The teacher's, then each finished run's, on the test set or its first `samples` images."""
-    finished = [run for run in runs if run.state == "finished"]
-    if not finished:
-        raise RunMismatch("expected finished runs, found none")
+    finished: Sequence[Run], teacher: Path | None, samples: int | None, data: DataOptions, cpu: bool
+) -> Iterator[tuple[Run | None, _Outputs]]:
+    """The teacher's, as None's, then each run's, on the test set or its first `samples` images."""
     processes = Processes("float32", cpu)
     try:
         first = load_experiment(str(finished[0].path))
@@ -278,13 +338,13 @@ def _outputs(
         if teacher is not None:
             trained = build.trained_network(first.teacher.architecture, classes, teacher, "teacher")
             normalize = build.normalization_of(first.teacher, test.images, trained.mean_std)
-            yield "teacher", _outputs_of(trained.network.to(processes.device), normalize, test, samples)
+            yield None, _outputs_of(trained.network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment = load_experiment(str(run.path))
             assert run.result is not None  # its architecture is the student's own, or what an objective made of it
             network = build.trained_network(str(run.result["architecture"]), classes, run.path, "student").network
             normalize = build.normalization_of(experiment.student, test.images)
-            yield run.name, _outputs_of(network.to(processes.device), normalize, test, samples)
+            yield run, _outputs_of(network.to(processes.device), normalize, test, samples)
     finally:
         processes.end()
 

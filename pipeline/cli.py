@@ -547,12 +547,20 @@ _teacher_of_runs = click.option("--teacher", type=PATH, required=True, help=teac
 _samples = click.option("--samples", type=click.IntRange(2), default=2000, show_default=True, help="How many images.")
 
 
-@_analysis("views")
-def report_views(runs: Any, out: Path) -> dict[str, Any]:
-    """Accuracy against the number of cached views: how many are enough."""
+@_analysis(
+    "views",
+    click.option(
+        "--teacher-rate",
+        type=click.FloatRange(0, min_open=True),
+        metavar="ROWS/S",
+        help="The teacher's images a second, as 'plan --measure' and cache-teacher print them: adds hours.",
+    ),
+)
+def report_views(runs: Any, out: Path, teacher_rate: float | None) -> dict[str, Any]:
+    """Accuracy against the number of cached views: how many are enough, and what they cost."""
     from dhkd.pipeline import analyses
 
-    return analyses.report_views(runs, out)
+    return analyses.report_views(runs, out, teacher_rate=teacher_rate)
 
 
 @_analysis("collapse")

@@ -7,7 +7,7 @@ from typing import Any
 
 from dhkd.configs.load import load_experiment, preset_names
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.pipeline.runs import Run, axes_of
+from dhkd.pipeline.runs import Run, axes_of, naturally
 from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
 # Where nobody says what to compare with: the first of these objectives that is there.
@@ -27,7 +27,11 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Any]:
     finished = [run for run in runs if run.state == "finished"]
     axes = _axes(finished)
     key, value = _baseline(baseline, axes, finished)
-    groups = groups_of(finished, axes)
+    # What is compared stands together, in the last column, the baseline first.
+    axes = {short: axis for short, axis in axes.items() if axis != key} | {
+        short: axis for short, axis in axes.items() if axis == key
+    }
+    groups = groups_of(finished, axes, first=value)
     rows = []
     for name, group in groups.items():
         against = None
@@ -45,14 +49,30 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Any]:
     }
 
 
-def groups_of(runs: Sequence[Run], axes: Mapping[str, str]) -> dict[str, list[Run]]:
-    """Runs that are alike in these settings, under a name that says what those are."""
+def groups_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -> dict[str, list[Run]]:
+    """Runs that are alike in these settings, under a name that says what those are, sorted by them.
+
+    `first` is the last axis's value that goes before the others. What a run has no value of isn't in its name.
+    """
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: _by_settings(run, axes, first)):
         values = {short: run.settings.get(key) for short, key in axes.items()}
-        said = [str(value) if short in TELLING else f"{short}={value}" for short, value in values.items()]
+        said = [
+            str(value) if short in TELLING else f"{short}={value}"
+            for short, value in values.items()
+            if value is not None
+        ]
         groups.setdefault(", ".join(said) or "all", []).append(run)
     return groups
+
+
+def _by_settings(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
+    """As people sort, axis by axis, then by seed."""
+    values = [run.settings.get(key) for key in axes.values()]
+    places: list[Any] = [naturally(str(value)) if value is not None else [] for value in values]
+    if first is not None and values:
+        places[-1] = (values[-1] != first, places[-1])
+    return [*places, run.seed]
 
 
 def _axes(finished: Sequence[Run]) -> dict[str, str]:

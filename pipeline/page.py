@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 import numpy as np
 from dhkd.data.files import write_atomically
-from dhkd.pipeline.analyses import curves_of
+from dhkd.pipeline.analyses import TEACHER, conflict_panels, curves_of, etf_panels
 from dhkd.pipeline.comparison import compare
 from dhkd.pipeline.runs import FIGURES, Run, State, axes_of
 from dhkd.pipeline.sweep import SWEEP
-from dhkd.stages.report.page import Cell, Chart, Page, RunPart, Table, html_of, line_chart, matrix_chart, point_chart
-from dhkd.stages.report.pictures import Line, Panel
+from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
+from dhkd.stages.report.page import Cell, Chart, Page, RunPart, Table, html_of
+from dhkd.stages.report.pictures import Line, Panel, Values
 from dhkd.stages.report.tables import difference_text, spread_text
 
 
@@ -36,7 +37,7 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
         summary=f"Students that were distilled from a teacher: {', '.join(counts) or 'no run yet'}.",
         warnings=compared["warnings"],
         comparison=_comparison(compared),
-        charts=_charts(runs, folder),
+        charts=[*_accuracy(runs, compared), *_charts(runs, folder)],
         runs=_runs(runs),
         parts={run.name: _part(run) for run in runs},
         cost=_cost(compared["cost"], runs),
@@ -73,7 +74,7 @@ def _comparison(compared: Mapping[str, Any]) -> Table:
         left=max(1, len(axes)),
         caption="Runs that differ in their seed alone are one row; test accuracy after the last epoch, and the best",
         note="Mean ± half of the 95 % interval over seeds (standard deviation). A difference is that of the same seeds;"
-        " one whose interval holds 0 is within noise.",
+        " one whose interval holds 0 is within noise, and of twenty that are nothing but noise one is not.",
     )
 
 
@@ -110,101 +111,118 @@ def _part(run: Run) -> RunPart:
         if all(name in line for line in run.metrics)
     ]
     settings = [(key, json.dumps(value)) for key, value in run.settings.items()]
-    return RunPart(columns, epochs, [*facts, *settings], line_chart(panels))
+    return RunPart(columns, epochs, [*facts, *settings], line_charts(panels))
+
+
+def _accuracy(runs: Sequence[Run], compared: Mapping[str, Any]) -> list[Chart]:
+    """Who is ahead, and by more than the noise?"""
+    rows = compared["rows"]
+    if not rows:
+        return []
+    of_run = {run.name: float(run.result["last_top1"]) for run in runs if run.result is not None}
+    of_seeds = {row["name"]: [of_run[name] for name in row["runs"]] for row in rows}
+    published = {row["name"]: row["published"] for row in rows if row["published"] is not None}
+    values = Values(of_seeds, "test top-1 (%)", published, "published")
+    says = "After the last epoch, the mean over seeds with its 95 % interval; an open circle is a seed."
+    says += " A cross is the paper's figure, of its own schedule and data." if published else ""
+    spoken = "; ".join(f"{row['name']}: {spread_text(row['last_top1'])}" for row in rows)
+    return [Chart("Accuracy", says, spoken, value_charts([values]))]
 
 
 def _charts(runs: Sequence[Run], folder: Path) -> list[Chart]:
     """Curves of all runs, then what analyses have left in the folder's `report`."""
-    charts = []
-    trained = [run for run in runs if run.state != "damaged" and run.metrics]
-    if trained:
-        rows, panels = curves_of(trained)
-        names = list(dict.fromkeys(row[0] for row in rows))
-        last = {row[0]: row[3] for row in rows}
-        spoken = "; ".join(f"{name} ends at {last[name]:.1f} %" for name in names)
-        charts.append(
-            Chart(
-                "Over training",
-                "Test accuracy and training loss after every epoch, means over seeds with 95 % intervals. Losses of"
-                " different methods are sums of different terms: only their course can be compared.",
-                f"Test accuracy over epochs: {spoken}",
-                line_chart(panels),
-            )
-        )
     found = folder / "report"
-    charts += _views(found / "views.csv")
-    charts += _conflict(found / "conflict.csv")
-    charts += _correlation(found / "correlation.npz")
-    charts += _tsne(found / "tsne.npz")
-    charts += _etf(found / "etf.csv")
-    return charts
+    return [
+        *_curves(runs),
+        *_views(_table(found / "views.csv")),
+        *_conflict(_table(found / "conflict.csv")),
+        *_correlation(_arrays(found / "correlation.npz")),
+        *_tsne(_arrays(found / "tsne.npz")),
+        *_etf(_table(found / "etf.csv")),
+    ]
 
 
-def _views(path: Path) -> list[Chart]:
-    rows = _table(path)
+def _curves(runs: Sequence[Run]) -> list[Chart]:
+    trained = [run for run in runs if run.state != "damaged" and run.metrics]
+    if not trained:
+        return []
+    rows, panels = curves_of(trained)
+    says = (
+        "After every epoch, means over seeds with 95 % intervals. Losses of different methods are sums of different"
+        " terms, of which only the course can be compared; cross-entropy is the same one for all."
+    )
+    last = {row[0]: row[3] for row in rows}
+    spoken = "; ".join(f"{name} ends at {top1:.1f} %" for name, top1 in last.items())
+    return [Chart("Over training", says, f"Test accuracy: {spoken}", line_charts(panels), legend_of(panels))]
+
+
+def _views(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+    if not rows:
+        return []
     lines = {}
     for name in dict.fromkeys(row["runs"] for row in rows):
         mine = [row for row in rows if row["runs"] == name]
         halves = [float(row["half_interval"]) if row["half_interval"] else None for row in mine]
         lines[name] = Line([float(row["views"]) for row in mine], [float(row["top1"]) for row in mine], halves)
-    said = "; ".join(f"{row['runs']}, {row['views']} views: {float(row['top1']):.1f} %" for row in rows)
-    says = "Test accuracy against the number of cached views, with 95 % intervals over seeds."
-    panel = Panel(lines, "cached views", "test top-1 (%)", log_x=True)
-    return [Chart("How many views are enough", says, said, line_chart([panel]))] if rows else []
+    costs = "; ".join(
+        f"{row['views']}: {float(row['cache_bytes'] or 0) / 1e6:,.1f} MB"
+        + (f", {float(row['teacher_hours']):.2g} h of the teacher" if row["teacher_hours"] else "")
+        for row in {row["views"]: row for row in rows}.values()
+    )
+    says = f"Test accuracy against the number of cached views, with 95 % intervals over seeds. What they cost: {costs}."
+    spoken = "; ".join(f"{row['runs']}, {row['views']} views: {float(row['top1']):.1f} %" for row in rows)
+    panels = [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)]
+    return [Chart("How many views are enough", says, spoken, line_charts(panels), legend_of(panels))]
 
 
-def _conflict(path: Path) -> list[Chart]:
-    rows = _table(path)
-    panels = []
-    for on in ("classifier", "features"):
-        of_part = [row for row in rows if row["on"] == on]
-        lines = {
-            name: Line(
-                [float(row["epochs"]) for row in of_part if row["run"] == name],
-                [float(row["cosine"]) for row in of_part if row["run"] == name],
-            )
-            for name in dict.fromkeys(row["run"] for row in of_part)
-        }
-        panels.append(Panel(lines, "epochs", f"mean cosine on {on}"))
+def _conflict(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+    panels = conflict_panels(rows) if rows else []
     says = (
         "The cosine between cross-entropy's gradient and BinaryKL's, on the classifier's rows and on the features"
-        " before it; below 0 they pull apart. A student with a head for each loss has no row in common."
+        " before it, means over seeds; below 0 they pull apart. A student with a head for each loss has no row in"
+        " common."
     )
-    said = "Mean cosines over training; the same figures are in conflict.csv"
-    return [Chart("Where the losses conflict", says, said, line_chart(panels))] if rows else []
-
-
-def _correlation(path: Path) -> list[Chart]:
-    arrays = {name: array for name, array in _arrays(path).items() if name != "teacher"}
-    if not arrays:
-        return []
-    said = "; ".join(f"{name}: mean absolute difference {np.abs(array).mean():.3f}" for name, array in arrays.items())
-    says = "The teacher's correlation of every two classes' logits less the student's; the paler, the more alike."
-    return [Chart("Correlation of logits", says, said, matrix_chart(arrays))]
-
-
-def _tsne(path: Path) -> list[Chart]:
-    arrays = _arrays(path)
-    labels_N = arrays.pop("labels", None)
-    if labels_N is None or not arrays:
-        return []
-    says = "t-SNE of penultimate features of test images, coloured by class; distances between groups mean little."
-    said = f"Scattered points of {', '.join(arrays)}"
-    return [Chart("Features in the plane", says, said, point_chart(arrays, labels_N))]
-
-
-def _etf(path: Path) -> list[Chart]:
-    rows = _table(path)
-    if not rows:
-        return []
-    measures = [name for name in rows[0] if name != "run"]
-    lines = {row["run"]: Line(list(range(len(measures))), [float(row[name]) for name in measures]) for row in rows}
-    named = ", ".join(f"{number} {name.replace('_', ' ')}" for number, name in enumerate(measures))
-    said = "; ".join(
-        f"{row['run']}: " + ", ".join(f"{name} {float(row[name]):.2f}" for name in measures) for row in rows
+    spoken = "; ".join(
+        f"{panel.ylabel} of {name}, from {line.y[0]:.2f} to {line.y[-1]:.2f}"
+        for panel in panels
+        for name, line in panel.lines.items()
     )
-    says = f"Distances from a simplex equiangular tight frame, where each is 0: {named}."
-    return [Chart("Neural collapse", says, said, line_chart([Panel(lines, "measure", "distance")]))]
+    return [Chart("Where the losses conflict", says, spoken, line_charts(panels), legend_of(panels))] if panels else []
+
+
+def _correlation(arrays: Mapping[str, Any]) -> list[Chart]:
+    differences = {name: array for name, array in arrays.items() if name != TEACHER}
+    says = (
+        "The teacher's correlation of every two classes' logits less the student's, of the first seed: the paler, the"
+        " more alike."
+    )
+    spoken = "; ".join(f"{name}: mean absolute difference {np.abs(of).mean():.3f}" for name, of in differences.items())
+    charts = matrix_charts(differences) if differences else []
+    return [Chart("Correlation of logits", says, spoken, charts, small=True)] if charts else []
+
+
+def _tsne(arrays: Mapping[str, Any]) -> list[Chart]:
+    points = {name: array for name, array in arrays.items() if name != "labels"}
+    says = (
+        "t-SNE of penultimate features of test images, of the first seed, coloured by class; distances between groups"
+        " mean little."
+    )
+    spoken = f"Scattered points of {', '.join(points)}"
+    charts = point_charts(points, arrays["labels"]) if points else []
+    return [Chart("Features in the plane", says, spoken, charts, small=True)] if charts else []
+
+
+def _etf(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+    panels = etf_panels(rows) if rows else []
+    says = (
+        "Distances of test features and classifier from a simplex equiangular tight frame, where each measure is 0;"
+        " means over seeds with 95 % intervals."
+    )
+    spoken = "; ".join(
+        f"{panel.label}: " + ", ".join(f"{name} {np.mean(values):.2f}" for name, values in panel.of_seeds.items())
+        for panel in panels
+    )
+    return [Chart("Neural collapse", says, spoken, value_charts(panels))] if panels else []
 
 
 def _cost(cost: Mapping[str, Any], runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@ def read_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise RunMismatch(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'nothing'}")
     runs = []
-    for config in sorted(folder.rglob(CONFIG), key=_naturally):
+    for config in sorted(folder.rglob(CONFIG), key=lambda config: naturally(str(config))):
         name = str(config.parent.relative_to(folder))
         run = _read(config.parent, folder.name if name == "." else name)
         if run.settings.get("run.command", "train-student") == "train-student":
@@ -172,10 +172,10 @@ def _result(path: Path, metrics: Sequence[Mapping[str, float]]) -> dict[str, Any
     return result
 
 
-def _naturally(path: Path) -> list[tuple[int, str]]:
-    """As people sort: 4 before 16."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+def naturally(text: str) -> list[tuple[float, str]]:
+    """As people sort: 4 before 16, and 0.05 before 0.1."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)  # text and numbers in turn
+    return [(float(part), "") if position % 2 else (0.0, part) for position, part in enumerate(parts)]
 
 
 def _plain(value: Any) -> str:

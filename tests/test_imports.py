@@ -35,7 +35,7 @@ HOMES = {
     "matplotlib": {"stages/report/pictures.py", "data/sources/glyphs.py"},
     "sklearn": {"data/sources/digits.py", "stages/report/geometry.py"},
     "scipy": {"stages/report/statistics.py"},
-    "plotly": {"stages/report/page.py"},
+    "plotly": {"stages/report/charts.py", "stages/report/page.py"},
     "jinja2": {"stages/report/page.py"},
     "torchvision": {"data/sources/cifar100.py", "stages/models/foreign.py"},
     "timm": {"stages/models/foreign.py"},

@@ -2,6 +2,12 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 
+// A served page is loaded anew time and again: what was typed, sorted and hidden stays as long as its tab.
+const kept = {
+  get: (name) => (data.version ? sessionStorage.getItem(`dhkd-${name}`) : null),
+  set: (name, value) => { if (data.version) sessionStorage.setItem(`dhkd-${name}`, value); },
+};
+
 // Colours: the system's, unless the button was pressed; a page from a file may have no storage.
 const stored = () => { try { return localStorage.getItem("dhkd-theme"); } catch { return null; } };
 const store = (theme) => { try { localStorage.setItem("dhkd-theme", theme); } catch { /* it lasts as long as the page */ } };
@@ -9,25 +15,34 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 let chosen = stored();
 const isDark = () => (chosen ? chosen === "dark" : system.matches);
 
-function layoutOf(chart) {
+function layoutOf(figure) {
   const style = getComputedStyle(root);
   const ink = style.getPropertyValue("--ink"), line = style.getPropertyValue("--line");
-  const layout = { ...chart.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink } };
-  for (const key of Object.keys(chart.layout).filter((name) => /^[xy]axis/.test(name))) {
-    layout[key] = { ...chart.layout[key], gridcolor: line, zerolinecolor: line, linecolor: line };
+  const layout = { ...figure.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink } };
+  for (const axis of ["xaxis", "yaxis"]) {
+    layout[axis] = { ...figure.layout[axis], gridcolor: line, zerolinecolor: line, linecolor: line };
   }
   return layout;
 }
+
+// What is drawn where, so that it can be drawn again in other colours; a chart's hidden lines are left out.
 const drawn = new Map();
-function draw(id, chart) {
-  drawn.set(id, chart);
-  Plotly.react(id, chart.data, layoutOf(chart), { responsive: true, displaylogo: false });
+const hidden = new Map();
+function draw(place, figure) {
+  const out = hidden.get(place.parentElement.id) ?? new Set();
+  const traces = figure.data.map((trace) => ({ ...trace, visible: !out.has(trace.legendgroup) }));
+  drawn.set(place, figure);
+  place.classList.toggle("own-height", Boolean(figure.layout.height));
+  Plotly.react(place, traces, layoutOf(figure), { responsive: true, displaylogo: false });
+}
+function drawChart(id, chart) {
+  const places = document.getElementById(id).children;
+  chart.figures.forEach((figure, number) => draw(places[number], figure));
 }
 function paint() {
   root.classList.toggle("dark", isDark());
-  const button = document.getElementById("theme");
-  button.setAttribute("aria-pressed", String(isDark()));
-  for (const [id, chart] of drawn) draw(id, chart);
+  document.getElementById("theme").setAttribute("aria-pressed", String(isDark()));
+  for (const [place, figure] of drawn) draw(place, figure);
 }
 document.getElementById("theme").addEventListener("click", () => {
   chosen = isDark() ? "light" : "dark";
@@ -36,10 +51,30 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 system.addEventListener("change", paint);
 
+// One legend for all figures of a chart; a name hides its lines in each.
+const BORDERS = { solid: "solid", dash: "dashed", dot: "dotted" };
+function makeLegend(id, chart) {
+  const out = new Set(JSON.parse(kept.get(`hidden-${id}`) ?? "[]"));
+  hidden.set(id, out);
+  document.getElementById(`${id}-legend`).replaceChildren(...chart.legend.map(([name, colour, dash]) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+    button.style.setProperty("--colour", colour);
+    button.style.setProperty("--dash", BORDERS[dash]);
+    const show = () => button.setAttribute("aria-pressed", String(!out.has(name)));
+    button.addEventListener("click", () => {
+      if (!out.delete(name)) out.add(name);
+      kept.set(`hidden-${id}`, JSON.stringify([...out]));
+      show();
+      drawChart(id, chart);
+    });
+    show();
+    return button;
+  }));
+}
+
 // Sorting: numbers as numbers, what is empty last, equal rows as they were.
-function sort(header) {
+function sort(header, direction) {
   const table = header.closest("table"), column = header.cellIndex;
-  const direction = header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", direction);
   const body = table.tBodies[0], sign = direction === "ascending" ? 1 : -1;
@@ -51,14 +86,20 @@ function sort(header) {
     return sign * (Number.isNaN(difference) ? a.localeCompare(b, "en", { numeric: true }) : difference);
   });
   body.append(...rows);
+  kept.set(`sorted-${table.id}`, JSON.stringify([header.textContent, direction]));
 }
 for (const button of document.querySelectorAll("thead button")) {
-  button.addEventListener("click", () => sort(button.closest("th")));
+  const header = button.closest("th");
+  button.addEventListener("click", () => {
+    sort(header, header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
+  });
+  // By its name: while a sweep runs, columns may come.
+  const [name, direction] = JSON.parse(kept.get(`sorted-${header.closest("table").id}`) ?? "[]");
+  if (name === header.textContent) sort(header, direction);
 }
 
-// Filtering: rows that hold every word. A served page is loaded anew time and again, and keeps what was typed.
+// Filtering: rows that hold every word.
 for (const input of document.querySelectorAll("input[data-filters]")) {
-  const kept = `dhkd-${input.id}`;
   const rows = [...document.getElementById(input.dataset.filters).tBodies[0].rows];
   const filter = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -69,9 +110,9 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
       shown += row.hidden ? 0 : 1;
     }
     document.getElementById(`${input.dataset.filters}-count`).textContent = `${shown} of ${rows.length}`;
-    if (data.version) sessionStorage.setItem(kept, input.value);
+    kept.set(input.id, input.value);
   };
-  if (data.version) input.value = sessionStorage.getItem(kept) ?? "";
+  input.value = kept.get(input.id) ?? "";
   input.addEventListener("input", filter);
   filter();
 }
@@ -85,6 +126,7 @@ function fill(id, rows, tag) {
     return row;
   }));
 }
+const opened = document.getElementById("run"), runChart = document.getElementById("run-chart");
 for (const button of document.querySelectorAll(".open")) {
   button.addEventListener("click", () => {
     const run = data.runs[button.dataset.run];
@@ -92,20 +134,24 @@ for (const button of document.querySelectorAll(".open")) {
     fill("run-head", [run.columns], "th");
     fill("run-epochs", run.epochs, "td");
     fill("run-settings", run.settings, "td");
-    document.getElementById("run").showModal();
-    draw("run-chart", run.chart);
+    runChart.replaceChildren(...run.figures.map(() => Object.assign(document.createElement("div"), { className: "chart" })));
+    opened.showModal();
+    drawChart("run-chart", run);
   });
 }
-document.getElementById("run").addEventListener("close", () => drawn.delete("run-chart"));
+opened.addEventListener("close", () => { for (const place of runChart.children) drawn.delete(place); });
 
 paint();
-for (const [id, chart] of Object.entries(data.charts)) draw(id, chart);
+for (const [id, chart] of Object.entries(data.charts)) {
+  if (chart.legend.length) makeLegend(id, chart);
+  drawChart(id, chart);
+}
 
 // Served while a sweep runs: loaded anew when something has changed, where the reader was, unless a run is open.
 if (data.version) {
   setInterval(async () => {
     const answer = await fetch("version").catch(() => null);
     const changed = answer && answer.ok && (await answer.text()) !== data.version;
-    if (changed && !document.getElementById("run").open) location.reload();
+    if (changed && !opened.open) location.reload();
   }, 2000);
 }

@@ -1,15 +1,16 @@
-"""Pictures of analyses, each as PNG and SVG: lines with bands, matrices, scattered points."""
+"""Pictures of analyses, each as PNG and SVG: lines with bands, values over seeds, matrices, scattered points."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dhkd.data.files import write_atomically
+from dhkd.stages.report.statistics import spread
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -32,12 +33,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: lines by name; `log_x` where x grows by factors."""
+    """One pair of axes: lines by name; `log_x`, `log_y` where x or y go by factors."""
 
     lines: Mapping[str, Line]
     xlabel: str
     ylabel: str
     log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """One axis: each name's values, one of every seed, and `marks`, figures from elsewhere that `marked` explains."""
+
+    of_seeds: Mapping[str, Sequence[float]]
+    label: str
+    marks: Mapping[str, float] = field(default_factory=dict)
+    marked: str = ""
 
 
 def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
@@ -62,8 +74,31 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
             axes.set_xticks([], minor=True)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if panel.log_y:
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
+    """Panels side by side, a row for each name: its seeds' values, their mean and its interval; the files written."""
+    names = list(dict.fromkeys(name for panel in panels for name in panel.of_seeds))
+    figure = _figure(3.2 * len(panels) + 1 + 0.08 * max(map(len, names)), 1.2 + 0.3 * len(names))
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(row, panels, strict=True):
+        for name, values in panel.of_seeds.items():
+            found, y = spread(values), names.index(name)
+            colour = f"C{y % COLOURS}"
+            axes.errorbar(found.mean, y, xerr=found.half, fmt="o", color=colour, capsize=3)
+            axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, markerfacecolor="none", alpha=0.6)
+            if name in panel.marks:
+                axes.plot(panel.marks[name], y, "x", color=colour)
+        axes.set_xlabel("\n".join(filter(None, (panel.label, panel.marked and f"× {panel.marked}"))))
+        axes.grid(alpha=0.3)
+    row[0].set_yticks(range(len(names)), names)
+    row[0].invert_yaxis()
     figure.suptitle(title)
     return _save(figure, path)
 
@@ -85,31 +120,37 @@ def accuracy_curves(curves: Mapping[str, Sequence[float]], teacher_top1: float, 
 
 
 def draw_matrices(matrices: Mapping[str, Float], title: str, path: Path) -> list[str]:
-    """Square matrices side by side in one scale of colours that is symmetric about 0; the files that were written."""
+    """Square matrices in one scale of colours that is symmetric about 0; the files that were written."""
     limit = max(float(np.abs(matrix).max()) for matrix in matrices.values())
-    figure = _figure(3.4 * len(matrices) + 0.8, 3.6)
-    row = figure.subplots(1, len(matrices), squeeze=False)[0]
-    for axes, (name, matrix) in zip(row, matrices.items(), strict=True):
+    figure, cells = _grid(list(matrices), 3.2)
+    for axes, matrix in zip(cells, matrices.values(), strict=True):
         image = axes.imshow(matrix, cmap="coolwarm", vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.set(title=name, xticks=[], yticks=[])
-    figure.colorbar(image, ax=list(row))
+    figure.colorbar(image, ax=cells)
     figure.suptitle(title)
     return _save(figure, path)
 
 
 def draw_points(points: Mapping[str, Float], labels_N: NDArray[np.int64], title: str, path: Path) -> list[str]:
     """Points (N, 2) of each name, coloured by label; the files that were written."""
-    columns = min(3, len(points))
-    rows = math.ceil(len(points) / columns)
-    figure = _figure(3.8 * columns, 3.8 * rows + 0.4)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(points) :]:
-        axes.remove()
-    for axes, (name, points_N2) in zip(grid, points.items(), strict=False):
+    figure, cells = _grid(list(points), 3.8)
+    for axes, points_N2 in zip(cells, points.values(), strict=True):
         axes.scatter(points_N2[:, 0], points_N2[:, 1], c=labels_N, cmap="tab20", s=6, linewidths=0)
-        axes.set(title=name, xticks=[], yticks=[])
     figure.suptitle(title)
     return _save(figure, path)
+
+
+def _grid(names: Sequence[str], inches: float) -> "tuple[Figure, list[Any]]":
+    """A figure with a square of so many inches for each name, and their axes."""
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(inches * columns + 0.8, (inches + 0.3) * rows + 0.4)
+    cells = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in cells[len(names) :]:
+        axes.remove()
+    for axes, name in zip(cells, names, strict=False):
+        axes.set_title(name, fontsize="small")
+        axes.set(xticks=[], yticks=[])
+    return figure, cells[: len(names)]
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -69,6 +69,7 @@ def test_collapse_is_the_runs_own_metrics(swept: Path, tmp_path: Path) -> None:
         lines = [read_metrics(swept / f"objective={row['runs']},seed={seed}")[int(row["epoch"]) - 1] for seed in (0, 1)]
         assert float(row["top1"]) == pytest.approx(np.mean([line["top1"] for line in lines]))
         assert float(row["loss"]) == pytest.approx(np.mean([line["loss"] for line in lines]))
+        assert float(row["ce"]) == pytest.approx(np.mean([line["ce"] for line in lines]))
         assert float(row["top1_deviation"]) == pytest.approx(np.std([line["top1"] for line in lines], ddof=1))
     assert [(row["runs"], row["epoch"]) for row in printed["rows"]] == [(name, 2) for name in sorted(OBJECTIVES)]
     require_pictures(tmp_path, "collapse")
@@ -78,7 +79,7 @@ def test_views_are_those_that_students_saw(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     words = ["sweep", "digits", *SMALL, "--cache", cache, "--out", out, "--set", "objective=kd"]
     done(*words, "--grid", "student.views=1,3", "--seeds", 2)
-    done("report", "views", out)
+    done("report", "views", out, "--teacher-rate", 50)
     rows = table(out / "report" / "views.csv")
     assert [(row["views"], row["seeds"]) for row in rows] == [("1", "2"), ("3", "2")]
     for row in rows:
@@ -88,6 +89,7 @@ def test_views_are_those_that_students_saw(cache: Path, tmp_path: Path) -> None:
         ]
         assert float(row["top1"]) == pytest.approx(np.mean(tops))
         assert int(row["teacher_forwards"]) == int(row["views"]) * 150
+        assert float(row["teacher_hours"]) == pytest.approx(int(row["views"]) * 150 / 50 / 3600)
         assert int(row["cache_bytes"]) == int(row["views"]) * 150 * 10 * 2
     require_pictures(out / "report", "views")
 
@@ -109,7 +111,7 @@ def test_a_student_sees_the_views_it_is_told(teacher: Path, cache: Path, tmp_pat
 
 def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Path) -> None:
     done("report", "conflict", swept, "--cache", cache, "--out", tmp_path, "--samples", 40, "--cpu")
-    rows = {(row["run"], row["epochs"], row["on"]): row for row in table(tmp_path / "conflict.csv")}
+    rows = {(row["runs"], row["seed"], row["epochs"], row["on"]): row for row in table(tmp_path / "conflict.csv")}
     # Runs with a head for each loss have nothing in common on the classifiers.
     expected_rows = 2 * 3 * (2 + 2 + 1)
     assert len(rows) == expected_rows
@@ -132,7 +134,7 @@ def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Pat
         )
     ]
     for on, one, other in zip(("classifier", "features"), *found, strict=True):
-        row = rows[run.name, "1", on]
+        row = rows["binary-kl", "1", "1", on]
         cosines: Tensor = torch.cosine_similarity(one, other, dim=1)
         assert float(row["cosine"]) == pytest.approx(float(cosines.mean()), abs=1e-4)
         assert float(row["conflicting"]) == pytest.approx(float((cosines < 0).double().mean()), abs=0.03)
@@ -140,29 +142,35 @@ def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Pat
 
 
 def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None:
-    few = tmp_path / "runs"
-    for objective in OBJECTIVES:
-        shutil.copytree(swept / f"objective={objective},seed=0", few / objective)
-    done("report", "correlation", few, "--teacher", teacher, "--cpu", "--out", tmp_path)
-    done("report", "tsne", few, "--teacher", teacher, "--cpu", "--samples", 60, "--out", tmp_path)
-    done("report", "etf", few, "--teacher", teacher, "--cpu", "--out", tmp_path)
+    """Tables are of every run; arrays and pictures of the first seed of each kind, the runs' order notwithstanding."""
+    for analysis, *more in (("correlation",), ("etf",), ("tsne", "--samples", 60)):
+        done("report", analysis, swept, "--teacher", teacher, "--cpu", "--out", tmp_path, *more)
+        require_pictures(tmp_path, analysis)
     with np.load(tmp_path / "correlation.npz") as arrays:
-        assert set(arrays) == {"teacher", *OBJECTIVES}
+        assert list(arrays) == ["teacher", *sorted(OBJECTIVES)]
         np.testing.assert_allclose(np.diag(arrays["teacher"]), 1)
-        for row in table(tmp_path / "correlation.csv"):
-            assert float(row["mean_absolute_difference"]) == pytest.approx(np.abs(arrays[row["run"]]).mean())
+        rows = table(tmp_path / "correlation.csv")
+        assert [(row["runs"], row["seed"]) for row in rows] == [(o, s) for o in sorted(OBJECTIVES) for s in "01"]
+        of_seed = {(row["runs"], row["seed"]): float(row["mean_absolute_difference"]) for row in rows}
+        for objective in OBJECTIVES:
+            assert of_seed[objective, "0"] == pytest.approx(np.abs(arrays[objective]).mean())
+            assert of_seed[objective, "0"] != of_seed[objective, "1"]
     with np.load(tmp_path / "tsne.npz") as arrays:
         assert {name: points.shape for name, points in arrays.items()} == {
             **dict.fromkeys(("teacher", *OBJECTIVES), (60, 2)),
             "labels": (60,),
         }
         before = arrays["dhkd"]
-    done("report", "tsne", few, "--teacher", teacher, "--cpu", "--samples", 60, "--out", tmp_path)
-    with np.load(tmp_path / "tsne.npz") as arrays:
-        np.testing.assert_array_equal(arrays["dhkd"], before)
-    assert [row["run"] for row in table(tmp_path / "etf.csv")] == ["teacher", *sorted(OBJECTIVES)]
-    for name in ("correlation", "tsne", "etf"):
-        require_pictures(tmp_path, name)
+    few = tmp_path / "few"
+    shutil.copytree(swept / "objective=dhkd,seed=0", few / "dhkd")
+    done("report", "tsne", few, "--teacher", teacher, "--cpu", "--samples", 60, "--out", tmp_path / "again")
+    with np.load(tmp_path / "again" / "tsne.npz") as arrays:
+        np.testing.assert_array_equal(arrays["all"], before, "of the first seed, and the same every time")
+    rows = table(tmp_path / "etf.csv")
+    assert [(row["runs"], row["seed"]) for row in rows] == [
+        ("teacher", ""),
+        *((objective, seed) for objective in sorted(OBJECTIVES) for seed in "01"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -191,11 +191,45 @@ def test_every_analysis_is_there_and_told_in_words(browser: Any, written: Path) 
             "Neural",
         ):
             assert any(text.startswith(heading) for text in headings), heading
-        charts = page.locator("main .chart").count()
-        assert page.locator("main .chart .main-svg").count() >= charts
-        alternatives = page.eval_on_selector_all("main .chart", "all => all.map(one => one.ariaLabel)")
+        charts = page.locator("main .chart")
+        assert charts.count() > len(headings)
+        assert all(charts.nth(number).locator(".main-svg").count() for number in range(charts.count()))
+        alternatives = page.eval_on_selector_all("main .panels", "all => all.map(one => one.ariaLabel)")
         assert all(len(text) > 20 for text in alternatives)
-        assert "ends at" in alternatives[0]
+        assert "ends at" in alternatives[1]
+
+
+def test_accuracy_is_that_of_the_runs(browser: Any, swept: Path, written: Path) -> None:
+    """A row for each kind, its seeds' accuracies, and their mean."""
+    tops = [
+        json.loads((swept / f"objective=binary-kl,seed={seed}" / "result.json").read_text())["last_top1"]
+        for seed in (0, 1)
+    ]
+    with shown(browser, written.as_uri()) as page:
+        traces = page.evaluate("document.querySelector('#accuracy .chart').data.map(one => [one.name, one.x])")
+        means = dict(traces)
+        assert means["binary-kl, a seed"] == tops
+        assert means["binary-kl"] == pytest.approx([sum(tops) / 2])
+
+
+def visible(page: Any) -> list[list[str]]:
+    """The lines that each panel of the curves shows."""
+    panels: list[list[str]] = page.eval_on_selector_all(
+        "#over-training .chart",
+        "all => all.map(one => one.data.filter(line => line.visible && line.name).map(line => line.name))",
+    )
+    return panels
+
+
+def test_the_legend_hides_a_line_in_every_panel(browser: Any, written: Path) -> None:
+    with shown(browser, written.as_uri()) as page:
+        assert visible(page) == [["binary-kl", "ce"]] * 3
+        button = page.get_by_role("group", name="Lines of Over training").get_by_role("button", name="ce", exact=True)
+        button.focus()
+        page.keyboard.press("Enter")
+        assert (button.get_attribute("aria-pressed"), visible(page)) == ("false", [["binary-kl"]] * 3)
+        page.keyboard.press("Enter")
+        assert (button.get_attribute("aria-pressed"), visible(page)) == ("true", [["binary-kl", "ce"]] * 3)
 
 
 def test_what_to_beware_of_is_said(browser: Any, written: Path) -> None:
@@ -241,10 +275,20 @@ def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Pa
         shutil.copytree(swept / "objective=ce,seed=1", out / "objective=ce,seed=1")
         page.wait_for_selector("#runs tbody tr >> nth=1", timeout=20_000)
         page.get_by_label("Filter").nth(1).fill("seed=1")
+        for _ in range(2):
+            page.click("#runs thead button:has-text('run')")
         shutil.copytree(swept / "objective=binary-kl,seed=1", out / "objective=binary-kl,seed=1")
         page.wait_for_selector("#runs tbody tr >> nth=2", state="attached", timeout=20_000)
         page.wait_for_timeout(500)
-        assert column(page, "runs", 0) == ["objective=binary-kl,seed=1", "objective=ce,seed=1"], "what was typed stays"
+        stays = ["objective=ce,seed=1", "objective=binary-kl,seed=1"]
+        assert column(page, "runs", 0) == stays, "what was typed and sorted stays"
+        page.get_by_role("button", name="binary-kl", exact=True).click()
+        shutil.copytree(swept / "objective=binary-kl,seed=0", out / "objective=binary-kl,seed=0")
+        page.wait_for_selector("#runs tbody tr >> nth=3", state="attached", timeout=20_000)
+        page.wait_for_timeout(500)
+        assert visible(page) == [["ce"]] * 3, "what was hidden stays"
+        page.get_by_role("button", name="binary-kl", exact=True).click()
+        assert visible(page) == [["binary-kl", "ce"]] * 3
 
 
 def test_an_empty_folder_is_served_until_there_is_something(browser: Any, tmp_path: Path) -> None:
