@@ -4,38 +4,56 @@ How many views are enough, whether heads collapse, where losses conflict, what n
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from dhkd.configs.load import load_experiment
-from dhkd.configs.schema import Experiment
-from dhkd.data.errors import ConfigError, RunMismatch
+from dhkd.data.errors import RunMismatch
 from dhkd.data.files import write_atomically, write_csv
-from dhkd.data.render import Normalization, Renderer
-from dhkd.pipeline import build
 from dhkd.pipeline.comparison import groups_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.probes import forces_over_training, outputs_of_runs
 from dhkd.pipeline.runs import Run, axes_of
-from dhkd.stages.models import Network
-from dhkd.stages.models.student import Student
-from dhkd.stages.models.weights import read_weights
-from dhkd.stages.processes import Processes
-from dhkd.stages.report import conflict as forces
 from dhkd.stages.report.geometry import embedded, logit_correlation, neural_collapse
 from dhkd.stages.report.pictures import Line, Panel, Values, draw_lines, draw_matrices, draw_points, draw_values
 from dhkd.stages.report.statistics import Spread, spread
-from dhkd.stages.train.objectives.losses import binary_kl, binary_kl_norm
 from dhkd.stages.train.run_folder import kept_weights
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-BATCH = 500
 TSNE_SEED = 0
 TEACHER = "teacher"
+
+
+def report_comparison(runs: Sequence[Run], compared: Mapping[str, Any], out: Path) -> list[str]:
+    """Write what `compare` found of these runs as a table and a picture; the files."""
+    axes = compared["axes"]
+    figures = ("mean", "deviation", "half")
+    header = [*axes, "seeds", *(f"{name}_{figure}" for name in ("last_top1", "best_top1") for figure in figures)]
+    header += ["baseline", "difference", "difference_half", "verdict", "published", "seconds"]
+    rows = []
+    for row in compared["rows"]:
+        differs = row["difference"] or {}
+        rows.append(
+            [
+                *(row["values"][axis] for axis in axes),
+                len(row["seeds"]),
+                *(row[name][figure] for name in ("last_top1", "best_top1") for figure in figures),
+                compared["baseline"],
+                *(differs.get(name) for name in ("mean", "half", "verdict")),
+                row["published"],
+                row["seconds"],
+            ]
+        )
+    write_csv(table := out / "comparison.csv", header, rows)
+    return [str(table), *draw_values([accuracy_values(runs, compared)], "After the last epoch", out / "comparison")]
+
+
+def accuracy_values(runs: Sequence[Run], compared: Mapping[str, Any]) -> Values:
+    """Test accuracy of every seed by what was compared, with the paper's figures."""
+    of_run = {run.name: float(run.result["last_top1"]) for run in runs if run.result is not None}
+    of_seeds = {row["name"]: [of_run[name] for name in row["runs"]] for row in compared["rows"]}
+    published = {row["name"]: row["published"] for row in compared["rows"] if row["published"] is not None}
+    return Values(of_seeds, "test top-1 (%)", published, "published" if published else "")
 
 
 def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None = None) -> dict[str, Any]:
@@ -128,32 +146,14 @@ def report_conflict(
             "report conflict: expected finished runs that kept weights over training; make them with"
             " 'dhkd sweep … --set student.keep_every=10'"
         )
-    processes = Processes("float32", cpu)
-    group_of, rows = _group_of(kept), []
-    try:
-        reader = build.reader_of(cache, data)
-        count = min(samples, reader.plan.num_samples)
-        teacher_NK = torch.from_numpy(reader.read(0, np.arange(count))).to(processes.device)
-        for run in kept:
-            subject = _subject(run, data, processes)
-            labels_N = subject.renderer.images.labels_N[:count].to(processes.device)
-            for epochs, file in kept_weights(run.path).items():
-                subject.student.load_state_dict(read_weights(file))
-                subject.student.eval()
-                found = _forces(subject, labels_N, teacher_NK, temperature)
-                rows += [[group_of[run.name], run.seed, epochs, *row] for row in found]
-    finally:
-        processes.end()
-    header = ["runs", "seed", "epochs", "on", "cosine", "conflicting"]
-    header += ["ce_pull", "ce_push", "binary_kl_pull", "binary_kl_push"]
-    write_csv(table := out / "conflict.csv", header, rows)
-    files = [
-        str(table),
-        *draw_lines(
-            conflict_panels(_as_dicts(header, rows)), "Cross-entropy's gradient and BinaryKL's", out / "conflict"
-        ),
+    group_of = _group_of(kept)
+    rows = [
+        {"runs": group_of[run.name], "seed": run.seed, "epochs": epochs, **row}
+        for run, epochs, row in forces_over_training(kept, cache, samples, temperature, data, cpu)
     ]
-    return {"rows": _as_dicts(header, rows), "files": files}
+    write_csv(table := out / "conflict.csv", list(rows[0]), [list(row.values()) for row in rows])
+    picture = draw_lines(conflict_panels(rows), "Cross-entropy's gradient and BinaryKL's", out / "conflict")
+    return {"rows": rows, "files": [str(table), *picture]}
 
 
 def conflict_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
@@ -182,7 +182,7 @@ def report_correlation(
     """
     group_of, rows = _group_of(_finished(runs)), []
     of_teacher, shown = np.zeros((0, 0)), dict[str, np.ndarray[Any, np.dtype[np.float64]]]()
-    for run, outputs in _outputs(_finished(runs), teacher, None, data, cpu):
+    for run, outputs in outputs_of_runs(_finished(runs), teacher, None, data, cpu):
         correlation = logit_correlation(outputs.logits_NK)
         if run is None:
             of_teacher = correlation
@@ -208,7 +208,9 @@ def report_tsne(
     group_of = _group_of(finished)
     first = {group_of[run.name]: run for run in reversed(finished)}
     points, labels_N = {}, np.zeros(0, dtype=np.int64)
-    for run, outputs in _outputs([run for run in finished if run in first.values()], teacher, samples, data, cpu):
+    for run, outputs in outputs_of_runs(
+        [run for run in finished if run in first.values()], teacher, samples, data, cpu
+    ):
         points[TEACHER if run is None else group_of[run.name]] = embedded(outputs.features_ND, TSNE_SEED)
         labels_N = outputs.labels_N
     arrays = _write_npz(out / "tsne.npz", {**points, "labels": labels_N})
@@ -220,7 +222,7 @@ def report_tsne(
 def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: DataOptions, cpu: bool) -> dict[str, Any]:
     """How far features and classifiers are from a simplex equiangular tight frame, on the test set."""
     group_of, rows, header = _group_of(_finished(runs)), [], []
-    for run, outputs in _outputs(_finished(runs), teacher, None, data, cpu):
+    for run, outputs in outputs_of_runs(_finished(runs), teacher, None, data, cpu):
         measures = neural_collapse(outputs.features_ND, outputs.labels_N, outputs.classifier_KD)
         header = ["runs", "seed", *measures]
         rows.append([*((TEACHER, None) if run is None else (group_of[run.name], run.seed)), *measures.values()])
@@ -253,118 +255,6 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
 def _group_of(runs: Sequence[Run]) -> dict[str, str]:
     """By run, the name of what it is, but for its seed."""
     return {run.name: name for name, group in groups_of(runs, axes_of(runs)).items() for run in group}
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A run's experiment, its student to load weights into, and what that was trained on."""
-
-    experiment: Experiment
-    student: Student
-    renderer: Renderer
-    normalize: Normalization
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """What a network says of test images, and the rows of its classifier."""
-
-    logits_NK: np.ndarray[Any, np.dtype[np.float64]]
-    features_ND: np.ndarray[Any, np.dtype[np.float64]]
-    labels_N: np.ndarray[Any, np.dtype[np.int64]]
-    classifier_KD: np.ndarray[Any, np.dtype[np.float64]]
-
-
-def _subject(run: Run, data: DataOptions, processes: Processes) -> _Subject:
-    experiment = load_experiment(str(run.path))
-    images = build.images_of(experiment, "train", data)
-    objective = build.objective_of(experiment)
-    setting = build.setting_of(experiment, experiment.student, images, objective)
-    student = build.student_of(objective, setting).to(processes.device)
-    renderer = build.renderer_of(images, build.recipe_of(experiment.views), processes.device, data)
-    return _Subject(experiment, student, renderer, build.normalization_of(experiment.student, images))
-
-
-def _forces(subject: _Subject, labels_N: Tensor, teacher_NK: Tensor, temperature: float) -> Iterator[list[Any]]:
-    """On classifier and on features: cosine, share of conflicting rows, mean norms of each loss's pull and push.
-
-    Where BinaryKL has a head of its own that is not linear, its parts are not told apart, and none of its forces are on
-    the classifier.
-    """
-    student, count = subject.student, len(labels_N)
-    index_N = torch.arange(count)
-    keys = [(torch.zeros_like(index_B), index_B) for index_B in torch.split(index_N, BATCH)]
-    with torch.no_grad():
-        found = [student.backbone.outputs(subject.normalize(pixels)) for pixels in subject.renderer.render(keys)]
-    features_ND = torch.cat([outputs.embedding.float() for outputs in found]).requires_grad_()
-    head, auxiliary = student.backbone.head, student.auxiliary
-    logits_NK = head(features_ND)
-    distill_NK = logits_NK if auxiliary is None else auxiliary(features_ND)
-    plain = subject.experiment.objective == "binary-kl"
-    loss = (binary_kl if plain else binary_kl_norm)(distill_NK, teacher_NK, temperature)
-    of_ce, of_kl = (
-        torch.autograd.grad(each, features_ND, retain_graph=True)[0]
-        for each in (cross_entropy(logits_NK, labels_N), loss)
-    )
-    residual_of = forces.binary_kl_residual if plain else forces.binary_kl_norm_residual
-    with torch.no_grad():
-        ce_NK = forces.cross_entropy_residual(logits_NK, labels_N)
-        kl_NK = residual_of(distill_NK, teacher_NK, temperature)
-        if auxiliary is None:
-            ce, kl = (forces.on_classifier(each, features_ND, labels_N) for each in (ce_NK, kl_NK))
-            agreement = forces.conflict(ce, kl)
-            yield ["classifier", *agreement.values(), *_norms(ce), *_norms(kl)]
-        parts = [*_norms(forces.on_features(ce_NK, _classifier_of(head), labels_N)), None, None]
-        distilling = auxiliary or head
-        if isinstance(distilling, nn.Linear):
-            parts[2:] = _norms(forces.on_features(kl_NK, distilling.weight, labels_N))
-        agreement = forces.conflict(forces.Forces(-of_ce, 0 * of_ce), forces.Forces(-of_kl, 0 * of_kl))
-        yield ["features", *agreement.values(), *parts]
-
-
-def _norms(found: forces.Forces) -> list[float]:
-    return [float(part.norm(dim=1).mean()) for part in (found.pull, found.push)]
-
-
-def _outputs(
-    finished: Sequence[Run], teacher: Path | None, samples: int | None, data: DataOptions, cpu: bool
-) -> Iterator[tuple[Run | None, _Outputs]]:
-    """The teacher's, as None's, then each run's, on the test set or its first `samples` images."""
-    processes = Processes("float32", cpu)
-    try:
-        first = load_experiment(str(finished[0].path))
-        test = build.test_renderer_of(first, processes.device, data)
-        classes = test.images.num_classes
-        if teacher is not None:
-            trained = build.trained_network(first.teacher.architecture, classes, teacher, "teacher")
-            normalize = build.normalization_of(first.teacher, test.images, trained.mean_std)
-            yield None, _outputs_of(trained.network.to(processes.device), normalize, test, samples)
-        for run in finished:
-            experiment = load_experiment(str(run.path))
-            assert run.result is not None  # its architecture is the student's own, or what an objective made of it
-            network = build.trained_network(str(run.result["architecture"]), classes, run.path, "student").network
-            normalize = build.normalization_of(experiment.student, test.images)
-            yield run, _outputs_of(network.to(processes.device), normalize, test, samples)
-    finally:
-        processes.end()
-
-
-@torch.no_grad()
-def _outputs_of(network: Network, normalize: Normalization, test: Renderer, samples: int | None) -> _Outputs:
-    index_N = torch.arange(min(samples or len(test.images), len(test.images)))
-    keys = [(torch.zeros_like(index_B), index_B) for index_B in torch.split(index_N, BATCH)]
-    found = [network.eval().outputs(normalize(pixels)) for pixels in test.render(keys)]
-    logits = torch.cat([outputs.logits for outputs in found]).double().cpu().numpy()
-    features = torch.cat([outputs.embedding for outputs in found]).double().cpu().numpy()
-    labels = test.images.labels_N[index_N].numpy()
-    return _Outputs(logits, features, labels, _classifier_of(network.head).double().cpu().numpy())
-
-
-def _classifier_of(head: nn.Module) -> Tensor:
-    """The classifier's rows, (K, D)."""
-    if not isinstance(head, nn.Linear):
-        raise ConfigError(f"expected networks whose classifier is linear, got {type(head).__name__}")
-    return head.weight.detach()
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Any]) -> str:

@@ -396,6 +396,17 @@ def require_cache(
     require_identity(identity, reader.manifest, reader.location, remedy)
 
 
+def digest_for(reader: LogitReader, teacher: str | None) -> str:
+    """The name of what students of a teacher (None, its name there, or "mean") learn from: its logits on these images.
+
+    It stays what it is when other signals, teachers or views are added to the cache.
+    """
+    signals = reader.manifest.signals
+    own = [name for name in signals if name == signal_name(teacher, LOGITS)]
+    logits = [name for name in signals if teachers_own(name) == LOGITS] if teacher == MEAN_OF_TEACHERS else own
+    return reader.manifest.digest_of(logits or signals)
+
+
 def cached_names(
     needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str
 ) -> tuple[Names, list[str]]:

@@ -488,6 +488,7 @@ def report() -> None:
 @json_option
 def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: bool) -> None:
     """Compare the finished runs in FOLDER: accuracies over seeds, differences, cost. 'runs' may be left out."""
+    from dhkd.pipeline.analyses import report_comparison
     from dhkd.pipeline.comparison import compare
     from dhkd.pipeline.runs import require_runs, write_table
     from dhkd.stages.report.tables import runs_table
@@ -495,7 +496,7 @@ def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: 
     runs = require_runs(folder)
     compared = compare(runs, baseline)
     path = write_table(runs, folder)
-    lines = [runs_table(compared), f"Every run: {path}"]
+    lines = [runs_table(compared), *report_comparison(runs, compared, folder / "report"), f"Every run: {path}"]
     if html is not None:
         from dhkd.pipeline.page import write_page
 

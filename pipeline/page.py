@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 import numpy as np
 from dhkd.data.files import write_atomically
-from dhkd.pipeline.analyses import TEACHER, conflict_panels, curves_of, etf_panels
+from dhkd.pipeline.analyses import TEACHER, accuracy_values, conflict_panels, curves_of, etf_panels
 from dhkd.pipeline.comparison import compare
 from dhkd.pipeline.runs import FIGURES, Run, State, axes_of
 from dhkd.pipeline.sweep import SWEEP
 from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
 from dhkd.stages.report.page import Cell, Chart, Page, RunPart, Table, html_of
-from dhkd.stages.report.pictures import Line, Panel, Values
+from dhkd.stages.report.pictures import Line, Panel
 from dhkd.stages.report.tables import difference_text, spread_text
 
 
@@ -119,12 +119,9 @@ def _accuracy(runs: Sequence[Run], compared: Mapping[str, Any]) -> list[Chart]:
     rows = compared["rows"]
     if not rows:
         return []
-    of_run = {run.name: float(run.result["last_top1"]) for run in runs if run.result is not None}
-    of_seeds = {row["name"]: [of_run[name] for name in row["runs"]] for row in rows}
-    published = {row["name"]: row["published"] for row in rows if row["published"] is not None}
-    values = Values(of_seeds, "test top-1 (%)", published, "published")
+    values = accuracy_values(runs, compared)
     says = "After the last epoch, the mean over seeds with its 95 % interval; an open circle is a seed."
-    says += " A cross is the paper's figure, of its own schedule and data." if published else ""
+    says += " A cross is the paper's figure, of its own schedule and data." if values.marks else ""
     spoken = "; ".join(f"{row['name']}: {spread_text(row['last_top1'])}" for row in rows)
     return [Chart("Accuracy", says, spoken, value_charts([values]))]
 

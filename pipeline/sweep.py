@@ -57,12 +57,11 @@ def sweep(
     for experiment in experiments.values():
         build.objective_of(experiment)  # a name that is none is found before hours have passed
     _require_different(experiments)
-    digest = None
-    if cache is not None:
-        reader = build.reader_of(cache, data)
+    reader = build.reader_of(cache, data) if cache is not None else None
+    if reader is not None:
         reader.require_present()
-        digest = reader.manifest.digest
     for name, experiment in experiments.items():
+        digest = None if reader is None else build.digest_for(reader, experiment.student.teacher)
         _require_same(out / name, experiment, digest)
     _remember(out, command, list(experiments))
     mine = list(experiments)[part[0] :: part[1]]

@@ -171,7 +171,8 @@ def train_students(
                 student = students[out]
                 facts = {
                     "objective": student.experiment.objective,
-                    "cache": reader and describe(reader.location, reader.manifest),
+                    "cache": reader
+                    and {**describe(reader.location, reader.manifest), "digest": student.facts["cache"]},
                     "live": student.live,
                     "together": len(tasks),
                 }
@@ -275,7 +276,7 @@ def _prepared(
         )
     facts = {
         "command": "train-student",
-        "cache": reader and reader.manifest.digest,
+        "cache": reader and build.digest_for(reader, settings.teacher),
         "views": reader and build.of_views(reader, settings).plan.num_views,
         "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
     }

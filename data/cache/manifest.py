@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from dhkd.data.cache.codecs import Codec
@@ -134,7 +134,13 @@ class Manifest(_Tree):
     @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the identity: the name of what is cached."""
-        return hashlib.sha256(canonical(self.identity.model_dump(mode="json"))).hexdigest()
+        return self.digest_of(self.signals)
+
+    def digest_of(self, names: Iterable[str]) -> str:
+        """The same of a cache that had just these signals."""
+        identity = self.identity.model_dump(mode="json")
+        identity["signals"] = {name: identity["signals"][name] for name in names}
+        return hashlib.sha256(canonical(identity)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""

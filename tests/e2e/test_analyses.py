@@ -179,19 +179,28 @@ def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None
         (["views", "{swept}"], 1, "expected finished runs that differ in how many views they saw"),
         (["collapse", "{empty}"], 1, "expected runs with at least one finished epoch, found none"),
         (["conflict", "{few}", "--cache", "{cache}"], 1, "expected finished runs that kept weights over training"),
+        (
+            ["conflict", "{swept}", "--cache", "{other}", "--cpu"],
+            1,
+            "from which objective=binary-kl,seed=0 was trained",
+        ),
         (["etf", "{empty}"], 1, "expected finished runs, found none"),
         (["colapse", "{swept}"], 2, ""),
         (["tsne", "{swept}"], 2, "Missing option '--teacher'"),
     ],
 )
 def test_what_an_analysis_lacks_is_said(
-    words: list[str], code: int, says: str, swept: Path, cache: Path, tmp_path: Path
+    words: list[str], code: int, says: str, swept: Path, cache: Path, other_teacher: Path, tmp_path: Path
 ) -> None:
     few = tmp_path / "few"
     shutil.copytree(swept / "objective=ce,seed=0", few / "ce")
     shutil.rmtree(few / "ce" / "weights")
     empty = tmp_path / "empty"
     empty.mkdir()
-    outcome = dhkd("report", *(word.format(swept=swept, few=few, empty=empty, cache=cache) for word in words))
+    other = tmp_path / "other.zarr"
+    if "{other}" in words:
+        done("cache-teacher", "digits", *SMALL, "--teacher", other_teacher, "--out", other)
+    places = {"swept": swept, "few": few, "empty": empty, "cache": cache, "other": other}
+    outcome = dhkd("report", *(word.format(**places) for word in words))
     assert outcome.code == code, outcome.err
     assert says in outcome.err

@@ -121,6 +121,23 @@ def test_other_settings_are_not_taken_for_the_same_runs(
     assert "cache expected" in outcome.err
 
 
+def test_signals_that_are_added_to_a_cache_leave_its_runs_what_they_are(
+    teacher: Path, cache: Path, tmp_path: Path
+) -> None:
+    """A sweep goes on, a run that was begun too, and nothing is said of two caches."""
+    grown, out = tmp_path / "grown.zarr", tmp_path / "out"
+    shutil.copytree(cache, grown)
+    done(*words_for(grown, out, "--grid", "objective=kd", "--seeds", 2))
+    (out / "objective=kd,seed=1" / "result.json").unlink()
+    before = finished_in(out)
+    done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", grown, "--signals", "embedding")
+    result = done(*words_for(grown, out, "--grid", "objective=kd,rkd", "--seeds", 2, "--json")).result
+    assert len(result["finished"]) == 4
+    assert {run: finished_in(out)[run] for run in before} == before
+    assert (result["comparison"]["warnings"], result["comparison"]["axes"]) == ([], ["objective"])
+    assert result["comparison"]["cost"]["teacher_forwards_cached"] == 3 * 150
+
+
 def test_a_folder_may_be_called_as_an_analysis_is(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(swept, tmp_path / "views")
     monkeypatch.chdir(tmp_path)
@@ -187,6 +204,13 @@ def test_the_table_says_what_seeds_account_for(cache: Path, tmp_path: Path) -> N
     assert rows["kd"]["difference"]["mean"] == pytest.approx(stats.tmean(paired))
     report = done("report", tmp_path, "--json").result
     assert report == result["comparison"]
+    with (tmp_path / "report" / "comparison.csv").open(newline="") as stream:
+        written = {row["objective"]: row for row in csv.DictReader(stream)}
+    for name, row in rows.items():
+        assert float(written[name]["last_top1_mean"]) == row["last_top1"]["mean"]
+        assert float(written[name]["best_top1_half"]) == row["best_top1"]["half"]
+        assert written[name]["verdict"] == (row["difference"] or {"verdict": ""})["verdict"]
+    assert (tmp_path / "report" / "comparison.png").stat().st_size > 10_000
     cost = report["cost"]
     assert (cost["teacher_forwards_cached"], cost["teacher_forwards_live"]) == (3 * 150, 3 * 150)
 
