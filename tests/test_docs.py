@@ -1,10 +1,13 @@
-"""The documentation's own words: every message in troubleshooting.md is one that the program can give."""
+"""The documentation's own words: every message in troubleshooting.md, and every command, is one of the program's."""
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+from dhkd.pipeline.cli import cli
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [file for folder in ("data", "stages", "pipeline", "configs") for file in (ROOT / folder).rglob("*.py")]
@@ -37,3 +40,49 @@ def test_there_are_some() -> None:
 def test_the_program_says_so(heading: str, said: list[str]) -> None:
     pattern = re.compile(".*".join(re.escape(part.strip()) for part in heading.split("…")), re.DOTALL)
     assert any(pattern.search(message) for message in said), heading
+
+
+def documented() -> list[tuple[str, str]]:
+    """Every command of a code block, continued lines joined: the page, and the words from `dhkd` on."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in re.sub(r"\\\n\s*", "", block).splitlines():
+                words = re.search(r"^(?:.* )?(dhkd [a-z].*)", line)
+                if words:
+                    found.append((page.name, words[1].partition(" #")[0]))
+    return found
+
+
+DOCUMENTED = documented()
+
+
+def test_there_are_some_commands() -> None:
+    assert len(DOCUMENTED) > 30
+    assert {page for page, _ in DOCUMENTED} >= {"README.md", "experiments.md", "cache.md", "data.md", "methods.md"}
+
+
+@pytest.mark.parametrize(("page", "line"), DOCUMENTED)
+def test_a_documented_command_is_one(page: str, line: str) -> None:
+    """Its name is a command's, and so are its options."""
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    context = click.Context(cli)
+    while isinstance(command, click.Group):
+        # `report DIR` is short for `report runs DIR`.
+        name = words[0] if command is not cli.commands["report"] or words[0] in command.commands else "runs"
+        found = command.get_command(context, name)
+        assert found is not None, line
+        words = words[1:] if name == words[0] else words
+        if isinstance(found, click.Group) and (not words or words[0].startswith("-")):
+            break
+        command = found
+    options = {option for parameter in found.params for option in parameter.opts}
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in options]
+    assert unknown == [], line
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
+    assert len(links) > 5
+    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []

@@ -56,12 +56,15 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     """Panels side by side, one legend; the files that were written."""
     from matplotlib.ticker import MaxNLocator
 
-    names = [name for panel in panels for name in panel.lines]
-    figure = _figure(5 * len(panels) + 1 + 0.08 * max(map(len, names)), max(4.2, 0.2 * len(names) / len(panels)))
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    figure = _figure(5 * len(panels) + 1 + 0.08 * max(map(len, names)), max(4.2, 0.2 * len(names)))
+    legend: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for number, (name, line) in enumerate(panel.lines.items()):
+        for name, line in panel.lines.items():
+            number = names.index(name)  # the same in every panel
             look = {"marker": MARKERS[number % len(MARKERS)], "linestyle": STYLES[number // COLOURS % len(STYLES)]}
-            (drawn,) = axes.plot(line.x, line.y, markersize=4, label=name, **look)
+            (drawn,) = axes.plot(line.x, line.y, markersize=4, color=f"C{number % COLOURS}", **look)
+            legend.setdefault(name, drawn)
             half = np.array([np.nan if value is None else value for value in line.half], dtype=float)
             if len(half):
                 low, high = np.array(line.y) - half, np.array(line.y) + half
@@ -77,7 +80,7 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
         if panel.log_y:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.legend([legend[name] for name in names], names, loc="outside right upper", fontsize="small")
     figure.suptitle(title)
     return _save(figure, path)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dhkd.stages.report.pictures import accuracy_curves
+from dhkd.stages.report.pictures import Line, Panel, Values, accuracy_curves, draw_lines, draw_values
 from dhkd.stages.report.tables import cache_table, demo_table, plain_table
 from PIL import Image
 
@@ -206,3 +206,30 @@ def test_more_runs_than_markers_and_a_single_epoch(tmp_path: Path) -> None:
     few = {f"run {n}": [float(n)] for n in range(8)}
     accuracy_curves(few, 55.0, "many", tmp_path / "q.png")
     assert (pixels(tmp_path / "p.png") != pixels(tmp_path / "q.png")).any()
+
+
+def test_a_name_has_one_look_in_every_panel_and_one_entry_in_the_legend(tmp_path: Path) -> None:
+    """Also where a panel lacks it."""
+    line = Line([1, 2, 3], [1.0, 2.0, 3.0])
+    panels = [Panel({"ce": line}, "x", "y"), Panel({"dhkd": line, "ce": Line([1, 2, 3], [3.0, 2.0, 1.0])}, "x", "y")]
+    draw_lines(panels, "two", tmp_path / "two")
+    written = (tmp_path / "two.svg").read_text()
+    # matplotlib writes text as paths, with the text itself in a comment.
+    assert [written.count(f"<!-- {name} -->") for name in ("ce", "dhkd")] == [1, 1]
+    blue, orange = (written.count(f"stroke: {colour}; stroke-width: 1.5") for colour in ("#1f77b4", "#ff7f0e"))
+    assert (blue, orange) == (3, 2), "ce's two lines and dhkd's one, and each once in the legend"
+
+
+def test_rows_show_seeds_and_marks(tmp_path: Path) -> None:
+    drawn = []
+    for number, values in enumerate(
+        (
+            Values({"ce": [1.0, 2.0], "kd": [3.0, 4.0]}, "top-1"),
+            Values({"ce": [1.0, 2.0], "kd": [3.0, 4.5]}, "top-1"),
+            Values({"ce": [1.0, 2.0], "kd": [3.0, 4.0]}, "top-1", {"ce": 5.0}, "published"),
+        )
+    ):
+        draw_values([values], "rows", tmp_path / str(number))
+        drawn.append(pixels(tmp_path / f"{number}.png").tobytes())
+    assert len(set(drawn)) == 3
+    assert "<!-- × published -->" in (tmp_path / "2.svg").read_text()

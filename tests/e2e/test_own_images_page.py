@@ -1,4 +1,4 @@
-"""The README's example of a preset of one's own, as it stands there, on a few images in that layout."""
+"""The documentation's examples of a preset of one's own, as it stands there, on a few images in that layout."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.e2e.conftest import done
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 EXAMPLES = {  # from the preset to size, split of the test, and what lies between a class's folder and its images
     "cifar10.yaml": (32, "test", "", "png"),
     "tiny-imagenet.yaml": (64, "val", "images/", "JPEG"),
@@ -19,10 +19,10 @@ EXAMPLES = {  # from the preset to size, split of the test, and what lies betwee
 
 def blocks(kind: str) -> list[str]:
     """The code blocks of one language."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_every_preset_of_the_readme_is_tested_here() -> None:
+def test_every_preset_of_the_page_is_tested_here() -> None:
     assert [block.split(",")[0].removeprefix("# ") for block in blocks("yaml")] == list(EXAMPLES)
 
 
