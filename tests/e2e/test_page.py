@@ -138,6 +138,19 @@ def test_a_run_opens_and_closes(browser: Any, swept: Path, written: Path) -> Non
         assert not page.is_visible("#run")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_stands_in_the_way_of_a_screen_reader(browser: Any, written: Path, scheme: str) -> None:
+    """By axe's rules: names, roles, contrast, what can be reached by keyboard; of the page and of an opened run."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    with shown(browser, written.as_uri(), color_scheme=scheme, bypass_csp=True) as page:
+        for opened in (False, True):
+            if opened:
+                page.locator(".open").first.click()
+                page.wait_for_selector("#run-chart .main-svg")
+            found = axe.run(page)
+            assert found.violations_count == 0, found.generate_report()
+
+
 def test_names_are_text(browser: Any, written: Path) -> None:
     with shown(browser, written.as_uri()) as page:
         assert page.inner_text("h1") == "a & <i>sweep"
