@@ -291,6 +291,9 @@ def inspect(cache: str) -> dict[str, Any]:
         "rows_per_block": plan.block_rows,
         "bytes": reader.stored_bytes() if reader else None,
         "bounds": _bounds(reader) if reader else {},
+        "digests": {
+            name: manifest.digest_of([name]) for name in manifest.signals if teachers_own(name) == build.LOGITS
+        },
         "identity": manifest.identity.model_dump(mode="json"),
         "provenance": manifest.provenance,
     }

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,12 +32,13 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
     waiting = len(set(planned["runs"]) - {run.name for run in runs})
     counts = [f"{count} {state}" for state, count in states.items() if count]
     counts += [f"{waiting} not begun"] if waiting else []
+    analyses, unreadable = _analyses(folder / "report")
     page = Page(
         title=folder.resolve().name,
         summary=f"Students that were distilled from a teacher: {', '.join(counts) or 'no run yet'}.",
-        warnings=compared["warnings"],
+        warnings=[*compared["warnings"], *unreadable],
         comparison=_comparison(compared),
-        charts=[*_accuracy(runs, compared), *_charts(runs, folder)],
+        charts=[*_accuracy(runs, compared), *_curves(runs), *analyses],
         runs=_runs(runs),
         parts={run.name: _part(run) for run in runs},
         cost=_cost(compared["cost"], runs),
@@ -126,17 +127,28 @@ def _accuracy(runs: Sequence[Run], compared: Mapping[str, Any]) -> list[Chart]:
     return [Chart("Accuracy", says, spoken, value_charts([values]))]
 
 
-def _charts(runs: Sequence[Run], folder: Path) -> list[Chart]:
-    """Curves of all runs, then what analyses have left in the folder's `report`."""
-    found = folder / "report"
-    return [
-        *_curves(runs),
-        *_views(_table(found / "views.csv")),
-        *_conflict(_table(found / "conflict.csv")),
-        *_correlation(_arrays(found / "correlation.npz")),
-        *_tsne(_arrays(found / "tsne.npz")),
-        *_etf(_table(found / "etf.csv")),
-    ]
+def _analyses(found: Path) -> tuple[list[Chart], list[str]]:
+    """What analyses have left in a folder, and a line for each file that is none of theirs."""
+    shows: Mapping[str, Callable[[Any], list[Chart]]] = {
+        "views.csv": _views,
+        "conflict.csv": _conflict,
+        "correlation.npz": _correlation,
+        "tsne.npz": _tsne,
+        "etf.csv": _etf,
+    }
+    charts, unreadable = [], []
+    for name, show in shows.items():
+        path = found / name
+        try:
+            charts += show(_table(path) if path.suffix == ".csv" else _arrays(path))
+        # Whatever csv, numpy and the figures' own arithmetic make of bytes that someone else wrote.
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            remedy = f"make it again with 'dhkd report {path.stem}'"
+            unreadable.append(
+                f"{path.parent.name}/{name}: expected an analysis's figures, found others ({what}); {remedy}"
+            )
+    return charts, unreadable
 
 
 def _curves(runs: Sequence[Run]) -> list[Chart]:

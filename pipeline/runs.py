@@ -138,7 +138,7 @@ def _metrics(path: Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines):
         try:
             found.append(json.loads(line))
-            found[-1]["top1"] + 0.0
+            found[-1]["top1"], [value + 0.0 for value in found[-1].values()]
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) - 1:
                 return found[:number]

@@ -41,6 +41,7 @@ def cache_table(result: Mapping[str, Any]) -> str:
         ]
         rows += [
             (f"signal {name}", f"{codec}, computed in {signal['precision']}"),
+            *([("  in runs", result["digests"][name][:12])] if name in result["digests"] else []),
             *((f"  {key}", text) for key, text in _exactness(result["bounds"].get(name)).items()),
             *([("  teacher", "the same, in the same call")] if origin == before else origin),
         ]

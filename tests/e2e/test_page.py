@@ -263,6 +263,23 @@ def test_runs_of_two_caches_carry_a_warning(browser: Any, swept: Path, tmp_path:
         assert "runs of 2 caches" in page.inner_text(".warnings")
 
 
+def test_an_analysis_that_was_edited_is_named_and_left_out(browser: Any, swept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    shutil.copytree(swept, out)
+    rows = (out / "report" / "etf.csv").read_text()
+    (out / "report" / "etf.csv").write_text(rows.replace("seed", "speed").replace("0.", "zero"))
+    (out / "report" / "views.csv").write_text("views,top1\n1,2\n")
+    (out / "report" / "tsne.npz").write_bytes(b"PK")
+    done("report", out, "--html", out / "page.html")
+    with shown(browser, (out / "page.html").as_uri()) as page:
+        said = page.inner_text(".warnings")
+        for analysis in ("etf", "views", "tsne"):
+            assert f"make it again with 'dhkd report {analysis}'" in said
+        headings = page.locator("main h2").all_inner_texts()
+        assert "Correlation of logits" in headings
+        assert not {"Neural collapse", "How many views are enough", "Features in the plane"} & set(headings)
+
+
 def test_a_page_needs_a_finished_run(tmp_path: Path) -> None:
     outcome = dhkd("report", tmp_path, "--html", tmp_path / "page.html")
     assert (outcome.code, (tmp_path / "page.html").exists()) == (1, False)

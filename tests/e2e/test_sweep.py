@@ -131,6 +131,7 @@ def test_signals_that_are_added_to_a_cache_leave_its_runs_what_they_are(
     (out / "objective=kd,seed=1" / "result.json").unlink()
     before = finished_in(out)
     done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", grown, "--signals", "embedding")
+    assert done("inspect", grown, "--json").result["digests"]["logits"] == rows_of(out)[0]["cache"]
     result = done(*words_for(grown, out, "--grid", "objective=kd,rkd", "--seeds", 2, "--json")).result
     assert len(result["finished"]) == 4
     assert {run: finished_in(out)[run] for run in before} == before
@@ -249,6 +250,10 @@ def test_a_folder_of_runs_trained_by_hand_is_as_good(cache: Path, swept: Path, t
         (lambda run: edit(run, epochs=7), "epochs is 7, but by metrics.jsonl it is 1"),
         (lambda run: edit(run, last_top5=None), "expected a finished run's figures in JSON"),
         (lambda run: (run / "metrics.jsonl").write_text('{"top1"\n{"top1": 1}\n'), "metrics.jsonl, line 1: expected"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text('{"top1": 1.0, "loss": "low"}\n{}\n'),
+            "metrics.jsonl, line 1: exp",
+        ),
         (lambda run: (run / "config.yaml").write_text("run: {}\n"), "expected a run's configuration"),
         (lambda run: (run / "result.json").unlink(), "1 unfinished runs are left out: objective=kd,seed=1"),
     ],

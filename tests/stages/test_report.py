@@ -62,6 +62,7 @@ def test_no_colour_code_is_ever_in_a_table(variable: str, monkeypatch: pytest.Mo
 
 CACHE: dict[str, Any] = {
     "path": "runs/c.zarr",
+    "digests": {"logits": "e7" * 32},
     "digest": "d1" * 32,
     "store": "zarr",
     "format": 2,
@@ -118,6 +119,7 @@ def test_a_caches_table_holds_every_figure() -> None:
         "data set": "cifar100, train: 50,000 samples, 100 classes (abababababab)",
         "views": "12 of crop-flip (version 1, padding 4, flip True, seed 9)",
         "signal logits": "float16, computed in bf16",
+        "in runs": "e7e7e7e7e7e7",
         "teacher": "resnet56 (3f3f3f3f3f3f), test top-1 72.34 %",
         "error": "a logit differs from the teacher's by at most 0.0078; the top class can change only where it leads"
         " by at most 0.016",
