@@ -3,10 +3,11 @@
 A section given as a bare word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 MAX_SEED = 2**63 - 1
@@ -28,6 +29,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 Means = tuple[Share, Share, Share]
 Spreads = tuple[Spread, Spread, Spread]
+
+
+def _finite(value: Any) -> Any:
+    """The same value, wherever pydantic doesn't look: NaN is unequal to itself, so a run with one is never the same."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, found {value}")
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for each in inner:
+        _finite(each)
+    return value
+
+
+Free = Annotated[Mapping[str, Any], AfterValidator(_finite)]
 
 
 class Data(Section):
@@ -172,12 +186,12 @@ class Experiment(Section):
     student: Student
     objective: str = Field("dhkd", description="a name, or several with factors: dhkd + 0.5 * reviewkd")
     alignment: Alignment | None = Field(None, description="of gradients; null: as the objective has it")
-    objectives: Mapping[str, Mapping[str, Any]] = Field(
+    objectives: Mapping[str, Free] = Field(
         default_factory=dict, description="each objective's options where they differ from its own defaults"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    smoke: Mapping[str, Any] = Field(default_factory=dict, description="what --smoke sets, to run in seconds")
-    record: Mapping[str, Any] = Field(
+    smoke: Free = Field(default_factory=dict, description="what --smoke sets, to run in seconds")
+    record: Free = Field(
         default_factory=dict,
         description="free; ours hold commands, paper, parameters, published (top-1 in percent) and measured",
     )

@@ -273,6 +273,8 @@ def test_an_unknown_key_names_the_nearest(override: str, parts: list[str]) -> No
         ("student.lr=.nan", "nan"),
         ("student.lr=.inf", "inf"),
         ("student.lr=1e999", "inf"),
+        ("objectives.kd.temperature=.nan", "expected finite numbers, found nan"),
+        ("smoke={cache.views: [1, .inf]}", "expected finite numbers, found inf"),
         ("student.momentum=1", "1"),
         ("student.batch_size=1", "1"),
         ("student.milestones=30", "30"),
