@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 MAX_SEED = 2**63 - 1
@@ -34,7 +35,7 @@ Spreads = tuple[Spread, Spread, Spread]
 def _finite(value: Any) -> Any:
     """The same value, wherever pydantic doesn't look: NaN is unequal to itself, so a run with one is never the same."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"expected finite numbers, found {value}")
+        raise PydanticCustomError("finite_number", "expected finite numbers")
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     for each in inner:
         _finite(each)
