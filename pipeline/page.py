@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 import numpy as np
@@ -35,7 +36,7 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
     analyses, unreadable = _analyses(folder / "report")
     page = Page(
         title=folder.resolve().name,
-        summary=f"Students that were distilled from a teacher: {', '.join(counts) or 'no run yet'}.",
+        summary=f"Students of a cached teacher: {', '.join(counts) or 'no run yet'}.{_left(runs, waiting)}",
         warnings=[*compared["warnings"], *unreadable],
         comparison=_comparison(compared),
         charts=[*_accuracy(runs, compared), *_curves(runs), *analyses],
@@ -46,6 +47,17 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
         version=version,
     )
     return html_of(page)
+
+
+def _left(runs: Sequence[Run], waiting: int) -> str:
+    """How long the others will take, if they take as long as those that are finished, by who trains some now."""
+    seconds = [float(run.result["seconds"]) for run in runs if run.state == "finished" and run.result is not None]
+    begun = [run for run in runs if run.state == "unfinished"]
+    if not (seconds and begun):
+        return ""
+    done = sum(len(run.metrics) / int(run.settings["experiment.student.epochs"]) for run in begun)
+    minutes = fmean(seconds) * (len(begun) + waiting - done) / len(begun) / 60
+    return f" About {minutes:,.1f} min of training left."
 
 
 def _sweep(folder: Path) -> Mapping[str, Any]:

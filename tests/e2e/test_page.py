@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dhkd.pipeline.page import page_of
+from dhkd.pipeline.runs import read_runs
 from dhkd.pipeline.serve import server_of
 
 from tests.e2e.conftest import SMALL, dhkd, done
@@ -319,6 +321,24 @@ def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Pa
         assert visible(page) == [["ce"]] * 3, "what was hidden stays"
         page.get_by_role("button", name="binary-kl", exact=True).click()
         assert visible(page) == [["binary-kl", "ce"]] * 3
+
+
+def test_it_says_how_long_the_rest_will_take(swept: Path, tmp_path: Path) -> None:
+    """Two runs take as long as the finished one, one of them has half of its epochs, and two are trained at a time."""
+    out = tmp_path / "runs"
+    out.mkdir()
+    for name in ("objective=ce,seed=0", "objective=ce,seed=1", "objective=binary-kl,seed=0"):
+        shutil.copytree(swept / name, out / name)
+    shutil.copy(swept / "sweep.json", out)  # which knows of binary-kl's seed 1, too, and of student.lr=1e30
+    result = json.loads((out / "objective=ce,seed=0" / "result.json").read_text())
+    result["seconds"] = 600.0
+    (out / "objective=ce,seed=0" / "result.json").write_text(json.dumps(result))
+    for number, name in enumerate(("objective=ce,seed=1", "objective=binary-kl,seed=0")):
+        (out / name / "result.json").unlink()
+        lines = (out / name / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (out / name / "metrics.jsonl").write_text("".join(lines[:number]))
+    text = page_of(read_runs(out), out)
+    assert "1 finished, 2 unfinished, 2 not begun. About 17.5 min of training left." in text
 
 
 def test_an_empty_folder_is_served_until_there_is_something(browser: Any, tmp_path: Path) -> None:

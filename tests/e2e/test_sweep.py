@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -214,6 +215,20 @@ def test_the_table_says_what_seeds_account_for(cache: Path, tmp_path: Path) -> N
     assert (tmp_path / "report" / "comparison.png").stat().st_size > 10_000
     cost = report["cost"]
     assert (cost["teacher_forwards_cached"], cost["teacher_forwards_live"]) == (3 * 150, 3 * 150)
+
+
+def test_pandas_reads_the_table_as_the_page_says(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/experiments.md, as it stands there."""
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    code = code.replace("runs/sweep", str(swept)).replace('["student", "objective"]', '["objective"]')
+    found: list[Any] = []
+    exec(code.replace("print(", "found.append("), {"found": found})
+    assert isinstance(found[0], pandas.DataFrame)
+    for objective in ("ce", "kd"):
+        tops = [result_of(swept / f"objective={objective},seed={seed}")["last_top1"] for seed in (0, 1)]
+        assert found[0].loc[objective].tolist() == pytest.approx([stats.tmean(tops), stats.tstd(tops), 2])
 
 
 @pytest.fixture(scope="module")
