@@ -1,5 +1,6 @@
 """Runs side by side: those that differ in their seed alone as one row, with a baseline's and the paper's figures."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -15,6 +16,7 @@ BASELINES = ("ce", "kd")
 WITHOUT_TEACHER = ("ce", "label-smoothing")
 # Axes whose values say which axis they are of.
 TELLING = ("objective", "student", "teacher")
+OBJECTIVE = "experiment.objective"
 # A run without a cache is comparable to runs with any.
 OF_CACHE = ("run.cache", "run.views")
 
@@ -56,12 +58,9 @@ def groups_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -
     """
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: _by_settings(run, axes, first)):
-        values = {short: run.settings.get(key) for short, key in axes.items()}
-        said = [
-            str(value) if short in TELLING else f"{short}={value}"
-            for short, value in values.items()
-            if value is not None
-        ]
+        values = {short: run.settings.get(key) for short, key in axes.items() if run.settings.get(key) is not None}
+        said = [str(value) for short, value in values.items() if short in TELLING]
+        said += [f"{short}={value}" for short, value in values.items() if short not in TELLING]
         groups.setdefault(", ".join(said) or "all", []).append(run)
     return groups
 
@@ -102,11 +101,19 @@ def _baseline(said: str | None, axes: Mapping[str, str], finished: Sequence[Run]
 
 def _is_baseline(other: Run, run: Run, axes: Mapping[str, str], key: str, value: Any) -> bool:
     alike = all(
-        other.settings.get(axis) == run.settings.get(axis) or (axis in OF_CACHE and other.settings.get(axis) is None)
+        other.settings.get(axis) == run.settings.get(axis)
+        or (axis in OF_CACHE and other.settings.get(axis) is None)
+        or (key == OBJECTIVE and _is_of_other_objectives(axis, str(value)))
         for axis in axes.values()
         if axis != key
     )
     return alike and other.settings.get(key) == value
+
+
+def _is_of_other_objectives(axis: str, objective: str) -> bool:
+    """Whether a setting is an option of objectives other than these: it does nothing to them."""
+    _, _, option = axis.partition(f"{OBJECTIVE}s.")
+    return bool(option) and option.partition(".")[0] not in re.findall(r"[\w-]+", objective)
 
 
 def _row(group: Sequence[Run], against: Sequence[Run] | None, axes: Mapping[str, str]) -> dict[str, Any]:

@@ -256,6 +256,24 @@ def test_a_folder_of_runs_trained_by_hand_is_as_good(cache: Path, swept: Path, t
     assert "dhkd" in done("report", out, "--baseline", "objective=kd").out
 
 
+def test_an_objectives_own_options_are_compared_with_a_baseline_that_has_none(
+    cache: Path, swept: Path, tmp_path: Path
+) -> None:
+    out = copied(swept, tmp_path)
+    option = "objectives.binary-kl-norm.ce_weight"
+    words = words_for(
+        cache, out, "--set", "objective=binary-kl-norm", "--grid", f"{option}=0,1", "--seeds", 2, "--json"
+    )
+    rows = {row["name"]: row for row in done(*words).result["comparison"]["rows"]}
+    assert list(rows) == ["ce", "kd", "binary-kl-norm, ce_weight=0", "binary-kl-norm, ce_weight=1"]
+    for weight in (0, 1):
+        of_it, of_ce = ([result_of(out / name)["last_top1"] for name in names] for names in (
+            [f"{option}={weight},seed={seed}" for seed in (0, 1)], [f"objective=ce,seed={seed}" for seed in (0, 1)]
+        ))  # fmt: skip
+        difference = rows[f"binary-kl-norm, ce_weight={weight}"]["difference"]
+        assert difference["mean"] == pytest.approx(stats.tmean(of_it) - stats.tmean(of_ce))
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
