@@ -74,7 +74,7 @@ def _comparison(compared: Mapping[str, Any]) -> Table:
     rows = []
     for row in compared["rows"]:
         last, best, differs = row["last_top1"], row["best_top1"], row["difference"]
-        cells = [Cell(str(row["values"][axis]), str(row["values"][axis])) for axis in axes] or [Cell("all", "all")]
+        cells = [_value(row["values"][axis]) for axis in axes] or [Cell("all", "all")]
         cells.append(Cell(str(len(row["seeds"])), len(row["seeds"])))
         cells += [Cell(spread_text(found), found["mean"]) for found in (last, best)]
         cells += [Cell(difference_text(differs), "" if differs is None else differs["mean"])] if baseline else []
@@ -97,12 +97,12 @@ def _runs(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         result = run.result if run.state == "finished" and run.result is not None else {}
-        values = [str(run.settings.get(key)) for key in axes.values()]
+        values = [_value(run.settings.get(key)) for key in axes.values()]
         digits = {"epochs": 0, "seconds": 1}
         rows.append(
             [
                 Cell(run.name, run.name),
-                *(Cell(value, value) for value in values),
+                *values,
                 Cell(run.state, run.state),
                 *(_number(result.get(name), digits.get(name, 2)) for name in shown),
             ]
@@ -287,6 +287,11 @@ def _arrays(path: Path) -> dict[str, Any]:
         return {}
     with np.load(path) as arrays:
         return dict(arrays)
+
+
+def _value(value: Any) -> Cell:
+    """A setting, which a run of another method may not have."""
+    return Cell("–") if value is None else Cell(str(value), str(value))
 
 
 def _number(value: float | None, digits: int) -> Cell:

@@ -152,7 +152,7 @@ def runs_table(result: Mapping[str, Any]) -> str:
         differs = row["difference"]
         table.append(
             (
-                *(str(row["values"][axis]) for axis in axes),
+                *("–" if row["values"][axis] is None else str(row["values"][axis]) for axis in axes),
                 str(len(row["seeds"])),
                 spread_text(row["last_top1"]),
                 spread_text(row["best_top1"]),
