@@ -80,7 +80,8 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
         if panel.log_y:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    figure.legend([legend[name] for name in names], names, loc="outside right upper", fontsize="small")
+    if len(names) > 1:
+        figure.legend([legend[name] for name in names], names, loc="outside right upper", fontsize="small")
     figure.suptitle(title)
     return _save(figure, path)
 
