@@ -16,6 +16,7 @@ from dhkd.pipeline.sweep import SWEEP
 from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
 from dhkd.stages.report.page import Cell, Chart, Page, RunPart, Table, html_of
 from dhkd.stages.report.pictures import Line, Panel
+from dhkd.stages.report.plan_table import bytes_text, duration_text
 from dhkd.stages.report.tables import difference_text, spread_text
 
 
@@ -33,13 +34,14 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
     waiting = len(set(planned["runs"]) - {run.name for run in runs})
     counts = [f"{count} {state}" for state, count in states.items() if count]
     counts += [f"{waiting} not begun"] if waiting else []
-    analyses, unreadable = _analyses(folder / "report")
+    order = [row["name"] for row in compared["rows"]]  # what has one colour in every chart
+    analyses, unreadable = _analyses(folder / "report", order)
     page = Page(
         title=folder.resolve().name,
         summary=f"Students of a cached teacher: {', '.join(counts) or 'no run yet'}.{_left(runs, waiting)}",
         warnings=[*compared["warnings"], *unreadable],
         comparison=_comparison(compared),
-        charts=[*_accuracy(runs, compared), *_curves(runs), *analyses],
+        charts=[*_accuracy(runs, compared), *_curves(runs, order), *analyses],
         runs=_runs(runs),
         parts={run.name: _part(run) for run in runs},
         cost=_cost(compared["cost"], runs),
@@ -139,9 +141,9 @@ def _accuracy(runs: Sequence[Run], compared: Mapping[str, Any]) -> list[Chart]:
     return [Chart("Accuracy", says, spoken, value_charts([values]))]
 
 
-def _analyses(found: Path) -> tuple[list[Chart], list[str]]:
+def _analyses(found: Path, order: Sequence[str]) -> tuple[list[Chart], list[str]]:
     """What analyses have left in a folder, and a line for each file that is none of theirs."""
-    shows: Mapping[str, Callable[[Any], list[Chart]]] = {
+    shows: Mapping[str, Callable[[Any, Sequence[str]], list[Chart]]] = {
         "views.csv": _views,
         "conflict.csv": _conflict,
         "correlation.npz": _correlation,
@@ -152,7 +154,7 @@ def _analyses(found: Path) -> tuple[list[Chart], list[str]]:
     for name, show in shows.items():
         path = found / name
         try:
-            charts += show(_table(path) if path.suffix == ".csv" else _arrays(path))
+            charts += show(_table(path) if path.suffix == ".csv" else _arrays(path), order)
         # Whatever csv, numpy and the figures' own arithmetic make of bytes that someone else wrote.
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
@@ -163,7 +165,7 @@ def _analyses(found: Path) -> tuple[list[Chart], list[str]]:
     return charts, unreadable
 
 
-def _curves(runs: Sequence[Run]) -> list[Chart]:
+def _curves(runs: Sequence[Run], order: Sequence[str]) -> list[Chart]:
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:
         return []
@@ -174,10 +176,11 @@ def _curves(runs: Sequence[Run]) -> list[Chart]:
     )
     last = {row[0]: row[3] for row in rows}
     spoken = "; ".join(f"{name} ends at {top1:.1f} %" for name, top1 in last.items())
-    return [Chart("Over training", says, f"Test accuracy: {spoken}", line_charts(panels), legend_of(panels))]
+    figures, legend = line_charts(panels, order), legend_of(panels, order)
+    return [Chart("Over training", says, f"Test accuracy: {spoken}", figures, legend)]
 
 
-def _views(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+def _views(rows: Sequence[Mapping[str, str]], order: Sequence[str]) -> list[Chart]:
     if not rows:
         return []
     lines = {}
@@ -186,17 +189,17 @@ def _views(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         halves = [float(row["half_interval"]) if row["half_interval"] else None for row in mine]
         lines[name] = Line([float(row["views"]) for row in mine], [float(row["top1"]) for row in mine], halves)
     costs = "; ".join(
-        f"{row['views']}: {float(row['cache_bytes'] or 0) / 1e6:,.1f} MB"
-        + (f", {float(row['teacher_hours']):.2g} h of the teacher" if row["teacher_hours"] else "")
+        f"{row['views']}: {bytes_text(float(row['cache_bytes'] or 0))}"
+        + (f" and {duration_text(float(row['teacher_hours']))} of the teacher" if row["teacher_hours"] else "")
         for row in {row["views"]: row for row in rows}.values()
     )
     says = f"Test accuracy against the number of cached views, with 95 % intervals over seeds. What they cost: {costs}."
     spoken = "; ".join(f"{row['runs']}, {row['views']} views: {float(row['top1']):.1f} %" for row in rows)
     panels = [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)]
-    return [Chart("How many views are enough", says, spoken, line_charts(panels), legend_of(panels))]
+    return [Chart("How many views are enough", says, spoken, line_charts(panels, order), legend_of(panels, order))]
 
 
-def _conflict(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+def _conflict(rows: Sequence[Mapping[str, str]], order: Sequence[str]) -> list[Chart]:
     panels = conflict_panels(rows) if rows else []
     says = (
         "The cosine between cross-entropy's gradient and BinaryKL's, on the classifier's rows and on the features"
@@ -208,11 +211,14 @@ def _conflict(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         for panel in panels
         for name, line in panel.lines.items()
     )
-    return [Chart("Where the losses conflict", says, spoken, line_charts(panels), legend_of(panels))] if panels else []
+    figures, legend = line_charts(panels, order), legend_of(panels, order)
+    return [Chart("Where the losses conflict", says, spoken, figures, legend)] if panels else []
 
 
-def _correlation(arrays: Mapping[str, Any]) -> list[Chart]:
-    differences = {name: array for name, array in arrays.items() if name != TEACHER}
+def _correlation(arrays: Mapping[str, Any], order: Sequence[str]) -> list[Chart]:
+    differences = {
+        name: arrays[name] for name in dict.fromkeys([*order, *arrays]) if name in arrays and name != TEACHER
+    }
     says = (
         "The teacher's correlation of every two classes' logits less the student's, of the first seed: the paler, the"
         " more alike."
@@ -222,8 +228,9 @@ def _correlation(arrays: Mapping[str, Any]) -> list[Chart]:
     return [Chart("Correlation of logits", says, spoken, charts, small=True)] if charts else []
 
 
-def _tsne(arrays: Mapping[str, Any]) -> list[Chart]:
-    points = {name: array for name, array in arrays.items() if name != "labels"}
+def _tsne(arrays: Mapping[str, Any], order: Sequence[str]) -> list[Chart]:
+    names = dict.fromkeys([TEACHER, *order, *arrays])
+    points = {name: arrays[name] for name in names if name in arrays and name != "labels"}
     says = (
         "t-SNE of penultimate features of test images, of the first seed, coloured by class; distances between groups"
         " mean little."
@@ -233,7 +240,7 @@ def _tsne(arrays: Mapping[str, Any]) -> list[Chart]:
     return [Chart("Features in the plane", says, spoken, charts, small=True)] if charts else []
 
 
-def _etf(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+def _etf(rows: Sequence[Mapping[str, str]], order: Sequence[str]) -> list[Chart]:
     panels = etf_panels(rows) if rows else []
     says = (
         "Distances of test features and classifier from a simplex equiangular tight frame, where each measure is 0;"
@@ -243,7 +250,7 @@ def _etf(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         f"{panel.label}: " + ", ".join(f"{name} {np.mean(values):.2f}" for name, values in panel.of_seeds.items())
         for panel in panels
     )
-    return [Chart("Neural collapse", says, spoken, value_charts(panels))] if panels else []
+    return [Chart("Neural collapse", says, spoken, value_charts(panels, order))] if panels else []
 
 
 def _cost(cost: Mapping[str, Any], runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -15,11 +15,15 @@ MARGIN = {"l": 60, "r": 10, "t": 10, "b": 45}
 DASHES = ("solid", "dash", "dot")
 
 
-def line_charts(panels: Sequence[Panel]) -> list[Figure]:
-    """A figure for each panel; a band for each line that has intervals, where there are few."""
+def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figure]:
+    """A figure for each panel; a band for each line that has intervals, where there are few.
+
+    Names in `order` have their place's look, so that it is the same in every chart.
+    """
     from plotly import graph_objects
 
-    looks = _looks([name for panel in panels for name in panel.lines])
+    looks = _looks([*order, *(name for panel in panels for name in panel.lines)])
+    few = len({name for panel in panels for name in panel.lines}) <= MOST_BANDS
     figures = []
     for panel in panels:
         figure = _empty(xaxis_title_text=panel.xlabel, yaxis_title_text=panel.ylabel)
@@ -27,7 +31,7 @@ def line_charts(panels: Sequence[Panel]) -> list[Figure]:
             colour, dash = looks[name]
             shown = {"legendgroup": name, "mode": "lines+markers", "line": {"color": colour, "dash": dash}}
             figure.add_trace(graph_objects.Scatter(x=list(line.x), y=list(line.y), name=name, **shown))
-            band = _band(line) if len(looks) <= MOST_BANDS else None
+            band = _band(line) if few else None
             if band is not None:
                 area = {"fill": "toself", "fillcolor": _pale(colour), "line_width": 0, "mode": "lines"}
                 figure.add_trace(
@@ -42,23 +46,25 @@ def line_charts(panels: Sequence[Panel]) -> list[Figure]:
     return figures
 
 
-def legend_of(panels: Sequence[Panel]) -> list[tuple[str, str, str]]:
-    """Name, colour and dash of every line; none where there is one alone."""
-    looks = _looks([name for panel in panels for name in panel.lines])
+def legend_of(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[tuple[str, str, str]]:
+    """Name, colour and dash of every line, in order; none where there is one alone."""
+    names = [name for panel in panels for name in panel.lines]
+    looks = {name: look for name, look in _looks([*order, *names]).items() if name in names}
     return [(name, *look) for name, look in looks.items()] if len(looks) > 1 else []
 
 
-def value_charts(panels: Sequence[Values]) -> list[Figure]:
+def value_charts(panels: Sequence[Values], order: Sequence[str] = ()) -> list[Figure]:
     """A figure for each panel: a row for each name, with its seeds' values, their mean and its interval."""
     from plotly import graph_objects
 
-    looks = _looks([name for panel in panels for name in panel.of_seeds])
+    looks = _looks([*order, *(name for panel in panels for name in panel.of_seeds)])
     figures = []
     for panel in panels:
         figure = _empty(xaxis_title_text=panel.label, height=90 + 26 * len(panel.of_seeds))
         # Names are values of an axis, which plotly would fill from below.
         figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-        for name, values in panel.of_seeds.items():
+        for name in (name for name in looks if name in panel.of_seeds):
+            values = panel.of_seeds[name]
             found = spread(values)
             mean = {"x": [found.mean], "y": [name], "mode": "markers", "marker": {"color": looks[name][0], "size": 10}}
             interval = {"error_x": {"type": "data", "array": [found.half]}} if found.half is not None else {}

@@ -27,16 +27,16 @@ def _disk(plan: Mapping[str, Any]) -> str:
         (
             _name(codec),
             f"{codec['row_bytes']:,}",
-            _bytes(codec["view_bytes"]),
-            _bytes(codec["bytes"]),
+            bytes_text(codec["view_bytes"]),
+            bytes_text(codec["bytes"]),
             f"{codec['block_rows']:,}",
-            _bytes(codec["block_bytes"]),
+            bytes_text(codec["block_bytes"]),
             *(f"{codec['objects'][store]:,}" for store in ("zarr", "webdataset")),
         )
         for codec in plan["codecs"]
     ]
     each = plan["witness_bytes"] // plan["forwards"]
-    witness = ("+ witness", f"{each}", _bytes(each * plan["data"]["samples"]), _bytes(plan["witness_bytes"]))
+    witness = ("+ witness", f"{each}", bytes_text(each * plan["data"]["samples"]), bytes_text(plan["witness_bytes"]))
     table = plain_table(header, [*rows, (*witness, "", "", "", "")], left=1)
     lines = [table, *([plan["suggestion"]] if plan["suggestion"] else []), *_signals(plan)]
     return "\n".join(lines)
@@ -49,8 +49,8 @@ def _signals(plan: Mapping[str, Any]) -> list[str]:
             signal["signal"],
             "×".join(map(str, signal["shape"])),
             f"{signal['row_bytes']:,}",
-            _bytes(signal["view_bytes"]),
-            _bytes(signal["bytes"]),
+            bytes_text(signal["view_bytes"]),
+            bytes_text(signal["bytes"]),
             "cached" if signal["cached"] else "not cached" if signal["cacheable"] else "live only",
             "needed" if signal["needed"] else "",
         )
@@ -64,7 +64,7 @@ def _memory(plan: Mapping[str, Any]) -> str:
     window = f"{plan['window']:,} samples" if plan["window"] else "one block"
     ways = {"resident": "resident: all views", "views": "cycle: two views", "windows": f"block: 2 windows of {window}"}
     marked = [f"{text} *" if way == plan["in_memory"] else text for way, text in ways.items()]
-    rows = [(_name(codec), *(_bytes(codec["memory"][way]) for way in ways)) for codec in plan["codecs"]]
+    rows = [(_name(codec), *(bytes_text(codec["memory"][way]) for way in ways)) for codec in plan["codecs"]]
     return plain_table(["in memory", *marked], rows, left=1) + "\n* what the preset does"
 
 
@@ -77,11 +77,11 @@ def _work(plan: Mapping[str, Any]) -> list[str]:
     steps = f"a student: {_number(plan['epochs'], 'epoch')} of {data['samples']:,} samples"
     if rates["teacher"]:
         forwards += (
-            f", {_duration(plan['stage_one_hours'])} at {_rate(rates['teacher'])},"
-            f" {_bytes(plan['bytes_per_second'])}/s written"
+            f", {duration_text(plan['stage_one_hours'])} at {_rate(rates['teacher'])},"
+            f" {bytes_text(plan['bytes_per_second'])}/s written"
         )
     if rates["student"]:
-        steps += f", {_duration(plan['student_hours'])} at {_rate(rates['student'])} with plain cross-entropy"
+        steps += f", {duration_text(plan['student_hours'])} at {_rate(rates['student'])} with plain cross-entropy"
     lines = [forwards, steps]
     if rates["measured"]:
         lines += [
@@ -155,7 +155,8 @@ def _number(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _bytes(number: float) -> str:
+def bytes_text(number: float) -> str:
+    """Bytes in the unit that fits."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= 0.9995 * size:  # what rounds to it is it
             scaled = number / size
@@ -163,7 +164,8 @@ def _bytes(number: float) -> str:
     return f"{number:.0f} B"
 
 
-def _duration(hours: float) -> str:
+def duration_text(hours: float) -> str:
+    """Hours in the unit that fits."""
     seconds = hours * 3600
     if seconds < 99.5:
         return f"{seconds:.3g} s"

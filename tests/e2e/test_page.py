@@ -227,6 +227,21 @@ def test_accuracy_is_that_of_the_runs(browser: Any, swept: Path, written: Path) 
         assert means["binary-kl"] == pytest.approx([sum(tops) / 2])
 
 
+def test_a_kind_of_run_has_one_colour_in_every_chart(browser: Any, written: Path) -> None:
+    script = (
+        "all => all.flatMap(one => one.data.filter(of => of.name).map(of => [of.name, (of.line || of.marker).color]))"
+    )
+    with shown(browser, written.as_uri()) as page:
+        for name in ("ce", "binary-kl"):
+            colours = {
+                colour
+                for chart in ("accuracy", "over-training", "where-the-losses-conflict", "neural-collapse")
+                for named, colour in page.eval_on_selector_all(f"#{chart} .chart", script)
+                if named == name
+            }
+            assert len(colours) == 1, name
+
+
 def visible(page: Any) -> list[list[str]]:
     """The lines that each panel of the curves shows."""
     panels: list[list[str]] = page.eval_on_selector_all(
