@@ -75,26 +75,30 @@ def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None =
             " 'dhkd sweep … --grid student.views=1,3,10'"
         )
     axes = {short: key for short, key in axes_of(finished).items() if key not in ("run.views", "run.cache")}
-    rows, lines = [], {}
+    rows = []
     for name, group in groups_of(finished, axes).items():
-        points = groups_of(group, {"views": "run.views"}).values()
-        found = [spread([float(run.result["last_top1"]) for run in of if run.result]) for of in points]
-        views = [int(of[0].settings["run.views"]) for of in points]
-        lines[name] = Line(views, [each.mean for each in found], [each.half for each in found])
-        for number, each, of in zip(views, found, points, strict=True):
-            cache = of[0].result["cache"] if of[0].result else None
+        for of in groups_of(group, {"views": "run.views"}).values():
+            number, cache = int(of[0].settings["run.views"]), of[0].result["cache"] if of[0].result else None
+            found = spread([float(run.result["last_top1"]) for run in of if run.result])
             forwards = number * cache["samples"] if cache else None
             hours = forwards / teacher_rate / 3600 if forwards and teacher_rate else None
             bytes_ = forwards * cache["row_bytes"] if forwards and cache and cache.get("row_bytes") else None
-            rows.append([name, number, each.count, each.mean, each.deviation, each.half, forwards, hours, bytes_])
+            rows.append([name, number, found.count, found.mean, found.deviation, found.half, forwards, hours, bytes_])
     header = ["runs", "views", "seeds", "top1", "deviation", "half_interval"]
     header += ["teacher_forwards", "teacher_hours", "cache_bytes"]
     write_csv(table := out / "views.csv", header, rows)
-    panel = Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)
-    return {
-        "rows": _as_dicts(header, rows),
-        "files": [str(table), *draw_lines([panel], "How many views", out / "views")],
-    }
+    picture = draw_lines(views_panels(_as_dicts(header, rows)), "How many views", out / "views")
+    return {"rows": _as_dicts(header, rows), "files": [str(table), *picture]}
+
+
+def views_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Accuracy against views; of rows of views.csv."""
+    lines = {}
+    for name in dict.fromkeys(row["runs"] for row in rows):
+        mine = [row for row in rows if row["runs"] == name]
+        halves = [None if row["half_interval"] in ("", None) else float(row["half_interval"]) for row in mine]
+        lines[name] = Line([int(row["views"]) for row in mine], [float(row["top1"]) for row in mine], halves)
+    return [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)]
 
 
 def report_collapse(runs: Sequence[Run], out: Path) -> dict[str, Any]:
@@ -132,8 +136,7 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[list[Any]], list[Panel]]:
             rows.append(row)
         for curve, found in points.items():
             if found:
-                means, halves = [each.mean for each in found.values()], [each.half for each in found.values()]
-                lines[curve][name] = Line(list(found), means, halves)
+                lines[curve][name] = _line(found)
     panels = [
         Panel(lines[curve], "epoch", label, log_y=curve == "loss") for curve, label in CURVES.items() if lines[curve]
     ]
@@ -173,9 +176,8 @@ def conflict_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
             # A cosine is not a number where one of the two losses acts on no row.
             cosines = [(int(row["epochs"]), value) for row in mine if not math.isnan(value := float(row["cosine"]))]
             found = {epochs: spread([value for at, value in cosines if at == epochs]) for epochs, _ in cosines}
-            means, halves = [each.mean for each in found.values()], [each.half for each in found.values()]
             if found:
-                lines[name] = Line(list(found), means, halves)
+                lines[name] = _line(found)
         panels += [Panel(lines, "epochs", f"mean cosine on {on}")] if lines else []
     return panels
 
@@ -187,9 +189,10 @@ def report_correlation(
 
     The table is of all runs, arrays and picture of the first seed of each kind.
     """
-    group_of, rows = _group_of(_finished(runs)), []
+    finished = _finished(runs)
+    group_of, rows = _group_of(finished), []
     of_teacher, shown = np.zeros((0, 0)), dict[str, np.ndarray[Any, np.dtype[np.float64]]]()
-    for run, outputs in outputs_of_runs(_finished(runs), teacher, None, data, cpu):
+    for run, outputs in outputs_of_runs(finished, teacher, None, data, cpu):
         correlation = logit_correlation(outputs.logits_NK)
         if run is None:
             of_teacher = correlation
@@ -228,8 +231,9 @@ def report_tsne(
 
 def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: DataOptions, cpu: bool) -> dict[str, Any]:
     """How far features and classifiers are from a simplex equiangular tight frame, on the test set."""
-    group_of, rows, header = _group_of(_finished(runs)), [], []
-    for run, outputs in outputs_of_runs(_finished(runs), teacher, None, data, cpu):
+    finished = _finished(runs)
+    group_of, rows, header = _group_of(finished), [], []
+    for run, outputs in outputs_of_runs(finished, teacher, None, data, cpu):
         measures = neural_collapse(outputs.features_ND, outputs.labels_N, outputs.classifier_KD)
         header = ["runs", "seed", *measures]
         rows.append([*((TEACHER, None) if run is None else (group_of[run.name], run.seed)), *measures.values()])
@@ -262,6 +266,10 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
 def _group_of(runs: Sequence[Run]) -> dict[str, str]:
     """By run, the name of what it is, but for its seed."""
     return {run.name: name for name, group in groups_of(runs, axes_of(runs)).items() for run in group}
+
+
+def _line(found: Mapping[int, Spread]) -> Line:
+    return Line(list(found), [each.mean for each in found.values()], [each.half for each in found.values()])
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Any]) -> str:

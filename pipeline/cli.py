@@ -165,7 +165,7 @@ def train_teacher(
     experiment = _experiment(preset, overrides, smoke, teacher__precision=precision, teacher__compile=compiled)
     from dhkd.pipeline import training
 
-    result = training.train_teacher(experiment, out, data=data, track=track or None, cpu=cpu, resume=resume)
+    result = training.train_teacher(experiment, out, data=data, track=track, cpu=cpu, resume=resume)
     _print_run(result, out, as_json)
 
 
@@ -317,7 +317,7 @@ def train_student(
             data=data,
             teacher=teacher,
             allow_drift=allow_drift,
-            track=track or None,
+            track=track,
             cpu=cpu,
             resume=resume,
         )
@@ -337,7 +337,7 @@ def train_student(
         together=together or len(experiments),
         teacher=teacher,
         allow_drift=allow_drift,
-        track=track or None,
+        track=track,
         cpu=cpu,
         resume=resume,
     )
@@ -436,7 +436,7 @@ def sweep(
         again=again,
         teacher=teacher,
         allow_drift=allow_drift,
-        track=track or None,
+        track=track,
         cpu=cpu,
     )
     if speaks:

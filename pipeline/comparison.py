@@ -151,7 +151,7 @@ def published_of(run: Run) -> float | None:
     pair = tuple(
         run.settings.get(f"experiment.{key}") for key in ("data.source", "teacher.architecture", "student.architecture")
     )
-    objective = str(run.settings.get("experiment.objective"))
+    objective = str(run.settings.get(OBJECTIVE))
     found = _published().get(pair, {}).get("student" if objective == "ce" else objective)
     return None if found is None else float(found)
 
@@ -186,7 +186,7 @@ def _cost(finished: Sequence[Run]) -> dict[str, float]:
     for run in finished:
         result = run.result or {}
         cache = result.get("cache")
-        if cache and not result.get("live") and run.settings.get("experiment.objective") not in WITHOUT_TEACHER:
+        if cache and not result.get("live") and run.settings.get(OBJECTIVE) not in WITHOUT_TEACHER:
             caches[cache["digest"]] = cache["views"] * cache["samples"]
             live += int(result["epochs"] * cache["samples"])
     return {

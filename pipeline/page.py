@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 from dhkd.data.files import write_atomically
-from dhkd.pipeline.analyses import TEACHER, accuracy_values, conflict_panels, curves_of, etf_panels
+from dhkd.pipeline.analyses import TEACHER, accuracy_values, conflict_panels, curves_of, etf_panels, views_panels
 from dhkd.pipeline.comparison import compare
 from dhkd.pipeline.runs import FIGURES, Run, State, axes_of
 from dhkd.pipeline.sweep import SWEEP
@@ -183,11 +183,6 @@ def _curves(runs: Sequence[Run], order: Sequence[str]) -> list[Chart]:
 def _views(rows: Sequence[Mapping[str, str]], order: Sequence[str]) -> list[Chart]:
     if not rows:
         return []
-    lines = {}
-    for name in dict.fromkeys(row["runs"] for row in rows):
-        mine = [row for row in rows if row["runs"] == name]
-        halves = [float(row["half_interval"]) if row["half_interval"] else None for row in mine]
-        lines[name] = Line([float(row["views"]) for row in mine], [float(row["top1"]) for row in mine], halves)
     costs = "; ".join(
         f"{row['views']}: {bytes_text(float(row['cache_bytes'] or 0))}"
         + (f" and {duration_text(float(row['teacher_hours']))} of the teacher" if row["teacher_hours"] else "")
@@ -195,7 +190,7 @@ def _views(rows: Sequence[Mapping[str, str]], order: Sequence[str]) -> list[Char
     )
     says = f"Test accuracy against the number of cached views, with 95 % intervals over seeds. What they cost: {costs}."
     spoken = "; ".join(f"{row['runs']}, {row['views']} views: {float(row['top1']):.1f} %" for row in rows)
-    panels = [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)]
+    panels = views_panels(rows)
     return [Chart("How many views are enough", says, spoken, line_charts(panels, order), legend_of(panels, order))]
 
 

@@ -114,7 +114,7 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
             f" {digest[:12]}; give that one"
         )
     images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-    build.require_cache(experiment, reader, images, recipe, ["logits"], None)
+    build.require_cache(experiment, reader, images, recipe, [build.LOGITS], None)
     objective = build.objective_of(experiment)
     setting = build.setting_of(experiment, experiment.student, images, objective)
     student = build.student_of(objective, setting).to(processes.device)
@@ -151,13 +151,15 @@ def _forces(subject: _Subject, index_N: Tensor, teacher_NK: Tensor, temperature:
         if auxiliary is None:
             ce, kl = (forces.on_classifier(each, features_ND, labels_N) for each in (ce_NK, kl_NK))
             yield {"on": "classifier", **forces.conflict(ce, kl), **_norms("ce", ce), **_norms("binary_kl", kl)}
-        distilling, known = auxiliary or head, _norms("ce", forces.on_features(ce_NK, _classifier_of(head), labels_N))
-        if isinstance(distilling, nn.Linear):
-            known |= _norms("binary_kl", forces.on_features(kl_NK, distilling.weight, labels_N))
-        else:
-            known |= _norms("binary_kl", None)
+        distilling = auxiliary or head
+        ce = forces.on_features(ce_NK, _classifier_of(head), labels_N)
+        known = (
+            forces.on_features(kl_NK, _classifier_of(distilling), labels_N)
+            if isinstance(distilling, nn.Linear)
+            else None
+        )
         agreement = forces.conflict(forces.Forces(-of_ce, 0 * of_ce), forces.Forces(-of_kl, 0 * of_kl))
-        yield {"on": "features", **agreement, **known}
+        yield {"on": "features", **agreement, **_norms("ce", ce), **_norms("binary_kl", known)}
 
 
 def _norms(loss: str, found: forces.Forces | None) -> dict[str, float | None]:

@@ -45,7 +45,7 @@ def sweep(
     again: bool = False,
     teacher: Path | None = None,
     allow_drift: bool = False,
-    track: Sequence[str] | None = None,
+    track: Sequence[str] = (),
     cpu: bool = False,
 ) -> dict[str, Any]:
     """Train each name's student in its folder of `out`, unless it is finished or has failed; how all of them stand.

@@ -40,7 +40,7 @@ def train_teacher(
     out: Path,
     *,
     data: DataOptions,
-    track: Sequence[str] | None = None,
+    track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def train_student(
     data: DataOptions,
     teacher: Path | None = None,
     allow_drift: bool = False,
-    track: Sequence[str] | None = None,
+    track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def train_students(
     data: DataOptions,
     teacher: Path | None = None,
     allow_drift: bool = False,
-    track: Sequence[str] | None = None,
+    track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
 ) -> dict[Path, dict[str, Any] | DhkdError]:

@@ -29,12 +29,12 @@ Log = Callable[[dict[str, float], int], None]
 End = Callable[[bool], None]
 
 
-def installed_trackers(names: Sequence[str] | None) -> tuple[str, ...]:
-    """These trackers ("none" is none of them), by default TensorBoard where it is installed.
+def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
+    """These trackers ("none" is none of them); where none is named, TensorBoard if it is installed.
 
     Raises `ConfigError` for one that isn't installed.
     """
-    if names is None:
+    if not names:
         return ("tensorboard",) if find_spec("tensorboard") else ()
     wanted = tuple(name for name in dict.fromkeys(names) if name != "none")
     for name in wanted:
