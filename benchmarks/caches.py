@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.blocks import WITNESS, Block
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.places import storage_of
+from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 
 

@@ -16,9 +16,9 @@ from dhkd.benchmarks.online import online
 from dhkd.benchmarks.pairs import PAIRS
 from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, Loop, batches_of, random_images, stream_of
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import ResidentSignals
+from dhkd.data.stream.signals import ResidentSignals
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher

@@ -12,7 +12,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from dhkd.configs.load import load_experiment
-from dhkd.pipeline import commands, training
+from dhkd.pipeline import training
+from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.report.tables import plain_table
 from dhkd.stages.train.objectives import OBJECTIVES
@@ -53,7 +54,7 @@ def main() -> None:
             load_experiment("demo"), options.out / "teacher", data=DataOptions(), cpu=True, resume=True
         )
     if not (options.out / "teacher.zarr" / "index.json").is_file():
-        commands.cache_teacher(
+        cache_teacher(
             load_experiment("demo", [SIGNALS]),
             options.out / "teacher",
             str(options.out / "teacher.zarr"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import torch
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.stages.models import build_network
 from dhkd.stages.models.student import auxiliary_head
 from dhkd.stages.train.objectives import losses

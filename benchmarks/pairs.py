@@ -9,9 +9,10 @@ from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.online import online
 from dhkd.benchmarks.steps import RECIPE, Loop, steps_per_second, stream_of
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.render import ResidentRenderer
-from dhkd.data.stream import NoSignals, ResidentSignals, Stream
+from dhkd.data.stream.batches import Stream
+from dhkd.data.stream.signals import NoSignals, ResidentSignals
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.learner import Compile
 

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from dhkd.benchmarks.caches import complete_cache, manifest_of
 from dhkd.benchmarks.figure import Figure, interleaved, middle
-from dhkd.data.cache.contract import Plan
+from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.philox import Domain, permutations, raw_rows
-from dhkd.data.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.draws.philox import Domain, permutations, raw_rows
+from dhkd.data.images.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.render import Keys, Normalization
-from dhkd.data.resized_crop import RandomResizedCrop
 from dhkd.data.sources.image_folder import FolderFiles
-from dhkd.data.stream import Stream, WindowedSignals
+from dhkd.data.stream.batches import Stream
+from dhkd.data.stream.signals import WindowedSignals
 from PIL import Image
 from torch import Tensor
 

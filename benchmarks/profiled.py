@@ -11,9 +11,9 @@ from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.operators import seconds_by_part
 from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, STUDENT, TEACHER, Loop, stream_of
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import ResidentSignals
+from dhkd.data.stream.signals import ResidentSignals
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher

@@ -49,9 +49,10 @@ from dhkd.benchmarks.stores import stores
 from dhkd.benchmarks.together import together
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals
+from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
 from dhkd.pipeline.environment import hardware, versions
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network

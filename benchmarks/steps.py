@@ -8,11 +8,12 @@ from itertools import count
 
 import torch
 from dhkd.configs.schema import Training
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import Batch, Live, Signals, Stream
-from dhkd.data.views import CropFlip
-from dhkd.pipeline.build import learning_rate_of, optimizer_of, student_of
+from dhkd.data.stream.batches import Batch, Live, Stream
+from dhkd.data.stream.signals import Signals
+from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
 from dhkd.stages.models import Network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.processes import Processes

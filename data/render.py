@@ -1,18 +1,16 @@
 """From keys to pixels to what a network eats.
 
 Images held in memory are rendered here, a whole batch with one gather, on the device where they live; photographs are
-decoded in `photographs.py`. Both give batches of pixels for batches of keys.
+decoded in `images/photographs.py`. Both give batches of pixels for batches of keys.
 """
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from dhkd.data.image_set import ImageSet, Triple
-from dhkd.data.views import CropFlip
-from numpy.typing import NDArray
+from dhkd.data.images.in_memory import ImageSet, Triple
+from dhkd.data.recipes.crop_flip import CropFlip
 from torch import Tensor
 
 Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
@@ -123,9 +121,3 @@ class UnaugmentedRenderer:
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device."""
         return (self._images_NCHW[index_B.to(self.device)] for _, index_B in batches)
-
-
-def witnesses(pixels_BCHW: Tensor) -> NDArray[np.uint32]:
-    """zlib.crc32 of each image's pixels as bytes in (C, H, W) order, uint32 (B,): what a cache remembers of a view."""
-    rows = pixels_BCHW.contiguous().cpu().numpy().reshape(len(pixels_BCHW), -1)
-    return np.fromiter((zlib.crc32(row.data) for row in rows), dtype=np.uint32, count=len(rows))

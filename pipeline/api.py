@@ -15,10 +15,12 @@ import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader, open_cache
+from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.schedule import SCHEDULES
-from dhkd.data.stream import StreamedSignals
-from dhkd.pipeline import build
+from dhkd.data.stream.signals import StreamedSignals
+from dhkd.pipeline.build.cache import LOGITS, cached_names, reader_of, signals_of
+from dhkd.pipeline.build.checks import require_cache
+from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from torch import Tensor
@@ -62,23 +64,23 @@ class DistillationSet(Dataset[Item]):
     ) -> None:
         experiment, data = load_experiment(str(preset), overrides), data or DataOptions()
         settings = experiment.student.model_copy(update={"window": None})
-        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        self.reader = build.reader_of(str(cache), data)
-        needs = {build.LOGITS: temperature}
-        names, lacking = build.cached_names(needs, self.reader, settings.teacher, "pass its temperature")
+        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+        self.reader = reader_of(str(cache), data)
+        needs = {LOGITS: temperature}
+        names, lacking = cached_names(needs, self.reader, settings.teacher, "pass its temperature")
         if lacking:
-            wanted = signal_name(settings.teacher, build.LOGITS)
+            wanted = signal_name(settings.teacher, LOGITS)
             raise CacheMismatch(
                 f"cache at {self.reader.location}: expected the signal {wanted}, it holds"
                 f" {', '.join(self.reader.manifest.signals)}; choose with --set student.teacher=NAME"
             )
-        build.require_cache(experiment, self.reader, images, recipe, names["logits"], None)
+        require_cache(experiment, self.reader, images, recipe, names["logits"], None)
         self.reader.require_present()
-        self._renderer = build.renderer_of(images, recipe, _CPU, dataclasses.replace(data, workers=0))
+        self._renderer = renderer_of(images, recipe, _CPU, dataclasses.replace(data, workers=0))
         log.info(check_pixels(self._renderer, self.reader, seed=experiment.seed, allow_drift=allow_drift))
-        self._normalize = build.normalization_of(settings, images)
+        self._normalize = normalization_of(settings, images)
         copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self._signals = build.signals_of(names, self.reader, settings, _CPU, copies)
+        self._signals = signals_of(names, self.reader, settings, _CPU, copies)
         self._schedule, self._seed = SCHEDULES[settings.view_schedule], experiment.seed
         self._made_by = os.getpid()
         self._epoch = multiprocessing.RawValue("q", 0)  # shared with workers, which may outlive an epoch

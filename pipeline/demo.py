@@ -7,10 +7,11 @@ from typing import Any
 
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
-from dhkd.pipeline import commands, training
+from dhkd.data.runs.folder import read_metrics
+from dhkd.pipeline import training
+from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.report.pictures import accuracy_curves
-from dhkd.stages.train.run_folder import read_metrics
 
 log = logging.getLogger("dhkd")
 
@@ -29,7 +30,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
     log.info("teacher: %s", experiment.teacher.architecture)
     teacher = training.train_teacher(experiment, out / "teacher", data=data, cpu=cpu)
     log.info("cache: every view, once")
-    cache = commands.cache_teacher(
+    cache = cache_teacher(
         experiment, out / "teacher", str(out / "teacher.zarr"), data=data, command="dhkd demo", cpu=cpu
     )
     rate = cache["rows_per_second"]

@@ -5,9 +5,9 @@ from typing import Any
 
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch
-from dhkd.data.photographs import PhotoRenderer
+from dhkd.data.images.photographs import PhotoRenderer
 from dhkd.data.render import Renderer
-from dhkd.data.stream import check_witnesses
+from dhkd.data.stream.check import check_witnesses
 from dhkd.pipeline.environment import versions
 
 WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # re-rendered before training

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
-from dhkd.pipeline import build
+from dhkd.pipeline.build.cache import codec_of_signal
+from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.plan import samples_of, usual_setting
 from dhkd.stages.models import build_network, count_parameters
 from dhkd.stages.models.signals import parse
@@ -42,10 +43,10 @@ def _facts(experiment: Experiment, objective: Objective, plain: Setting, num_sam
     setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
     needs, row = list(objective.needs(setting)), 0
     for own in needs:
-        codec = build.codec_of_signal(experiment.cache.codec, own, setting.teacher.num_classes)
+        codec = codec_of_signal(experiment.cache.codec, own, setting.teacher.num_classes)
         row += row_bytes(codec.parts(setting.teacher.row(own)))
     with torch.device("meta"):
-        student = build.student_of(objective, setting)
+        student = student_of(objective, setting)
         own_parameters = count_parameters(build_network(plain.student.architecture, plain.student.num_classes))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return {

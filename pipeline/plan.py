@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.configs.schema import Experiment
+from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
-from dhkd.data.cache.contract import Plan
 from dhkd.data.errors import ConfigError
 from dhkd.data.sources import SIZES
-from dhkd.pipeline import build
+from dhkd.pipeline.build.cache import LOGITS, asked_signals, codec_of, codec_of_signal
+from dhkd.pipeline.build.data import num_views_of, recipe_of
+from dhkd.pipeline.build.training import objective_of, optimizer_of, student_of
 from dhkd.pipeline.environment import hardware
 from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import Shapes, parse
@@ -168,8 +170,8 @@ def make_plan(
     rates, measured = (rates or Rates()).completed(), None
     num_samples, num_classes, from_record = samples_of(experiment, samples, classes)
     settings, epochs = experiment.student, experiment.student.epochs
-    views = build.num_views_of(experiment, build.recipe_of(experiment.views))
-    asked = build.codec_of(experiment.cache.codec, num_classes)
+    views = num_views_of(experiment, recipe_of(experiment.views))
+    asked = codec_of(experiment.cache.codec, num_classes)
     setting = usual_setting(experiment, num_classes)
     others = _other_signals(experiment, setting, num_samples, views)
     largest = max((other["row_bytes"] for other in others if other["cached"]), default=0)
@@ -236,14 +238,14 @@ def _pixels(experiment: Experiment) -> int | None:
 
 def _other_signals(experiment: Experiment, setting: Setting, num_samples: int, views: int) -> list[dict[str, Any]]:
     """Beside logits, what the preset wants cached, and what its objective needs."""
-    cached = build.asked_signals(experiment, setting)
-    objective = build.objective_of(experiment)
+    cached = asked_signals(experiment, setting)
+    objective = objective_of(experiment)
     needed = objective.needs(setting)
     found = []
     for own in dict.fromkeys([*cached, *needed]):
-        if own == build.LOGITS:
+        if own == LOGITS:
             continue
-        codec = build.codec_of_signal(experiment.cache.codec, own, setting.teacher.num_classes)
+        codec = codec_of_signal(experiment.cache.codec, own, setting.teacher.num_classes)
         row = row_bytes(codec.parts(setting.teacher.row(own)))
         found.append(
             {
@@ -261,7 +263,7 @@ def _other_signals(experiment: Experiment, setting: Setting, num_samples: int, v
 
 
 def _in_memory(schedule: str, window: int | None) -> str:
-    """What of the cache training holds, as `build.signals_of` decides it."""
+    """What of the cache training holds, as `signals_of` decides it."""
     if window is not None and schedule != "independent":
         return "windows"
     return "views" if schedule == "cycle" else "resident"
@@ -273,7 +275,7 @@ def _codecs(asked: Codec, num_classes: int) -> Iterable[Codec]:
     if isinstance(asked, TopK):
         yield asked
     elif num_classes > USUAL_K:
-        yield build.codec_of(CodecSettings(kind="top-k", k=USUAL_K, temperature=4), num_classes)
+        yield codec_of(CodecSettings(kind="top-k", k=USUAL_K, temperature=4), num_classes)
 
 
 def _suggestion(asked: Codec, num_classes: int) -> str | None:
@@ -330,8 +332,8 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = settings.batch_size
     processes = Processes(resolve_precision(settings.precision, cpu), cpu)
     try:
-        student = build.student_of(build_objective("ce", {}), usual_setting(experiment, num_classes))
-        model, optimizer = processes.prepare(student, build.optimizer_of(settings, student))
+        student = student_of(build_objective("ce", {}), usual_setting(experiment, num_classes))
+        model, optimizer = processes.prepare(student, optimizer_of(settings, student))
         parameters = list(model.parameters())
         images_BCHW = _noise(rows, pixels, processes.device)
         labels_B = torch.arange(rows, device=processes.device) % num_classes

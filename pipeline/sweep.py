@@ -18,13 +18,15 @@ from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
+from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
-from dhkd.data.files import write_atomically
-from dhkd.pipeline import build
+from dhkd.data.runs.folder import CONFIG, RESULT, read_config
+from dhkd.data.runs.read import FAILED, read_runs
+from dhkd.pipeline.build.cache import digest_for, reader_of
+from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.runs import FAILED, read_runs, write_table
+from dhkd.pipeline.report.table import write_table
 from dhkd.pipeline.training import settings_of, train_students
-from dhkd.stages.train.run_folder import CONFIG, RESULT, read_config
 
 log = logging.getLogger("dhkd")
 
@@ -55,13 +57,13 @@ def sweep(
     `DhkdError` for what concerns all.
     """
     for experiment in experiments.values():
-        build.objective_of(experiment)  # a name that is none is found before hours have passed
+        objective_of(experiment)  # a name that is none is found before hours have passed
     _require_different(experiments)
-    reader = build.reader_of(cache, data) if cache is not None else None
+    reader = reader_of(cache, data) if cache is not None else None
     if reader is not None:
         reader.require_present()
     for name, experiment in experiments.items():
-        digest = None if reader is None else build.digest_for(reader, experiment.student.teacher)
+        digest = None if reader is None else digest_for(reader, experiment.student.teacher)
         _require_same(out / name, experiment, digest)
     _remember(out, command, list(experiments))
     mine = list(experiments)[part[0] :: part[1]]

@@ -16,9 +16,23 @@ from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import ConfigError, DhkdError
 from dhkd.data.render import DataSet, Normalization, Renderer
-from dhkd.data.stream import Live, Names, NoSignals, Signals, Stream
-from dhkd.pipeline import build
-from dhkd.pipeline.commands import EVALUATION_BATCH, describe, info, unreadable
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.stream.batches import Live, Stream
+from dhkd.data.stream.signals import Names, NoSignals, Signals
+from dhkd.pipeline.build.cache import block_rows_of, cached_names, digest_for, of_views, reader_of, signals_of
+from dhkd.pipeline.build.checks import require_cache, require_live
+from dhkd.pipeline.build.data import (
+    Images,
+    Recipe,
+    images_of,
+    normalization_of,
+    recipe_of,
+    renderer_of,
+    test_renderer_of,
+)
+from dhkd.pipeline.build.networks import Trained, trained_network
+from dhkd.pipeline.build.training import learning_rate_of, objective_of, optimizer_of, setting_of, student_of
+from dhkd.pipeline.caching import EVALUATION_BATCH, describe, info, unreadable
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import hardware, versions
@@ -31,7 +45,6 @@ from dhkd.stages.trackers import installed_trackers
 from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
-from dhkd.stages.train.run_folder import RunFolder
 from torch import Tensor, nn
 
 
@@ -55,14 +68,14 @@ def train_teacher(
         run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
         if run.result is not None:
             return run.result
-        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        renderer = build.renderer_of(images, recipe, processes.device, data)
-        normalize = build.normalization_of(settings, images)
+        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+        renderer = renderer_of(images, recipe, processes.device, data)
+        normalize = normalization_of(settings, images)
         objective = build_objective("ce", {})
-        setting = build.setting_of(experiment, settings, images, objective)
-        signals, block_rows = NoSignals(recipe.num_views), build.block_rows_of(experiment, images, setting)
+        setting = setting_of(experiment, settings, images, objective)
+        signals, block_rows = NoSignals(recipe.num_views), block_rows_of(experiment, images, setting)
         stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
-        test = build.test_renderer_of(experiment, processes.device, data)
+        test = test_renderer_of(experiment, processes.device, data)
         task = _task(settings, objective, setting, stream, normalize, test, run, trackers, processes)
         return _finish("teacher", task, train(task, processes), setting, normalize, test, processes, {})
     finally:
@@ -129,11 +142,11 @@ def train_students(
     processes = Processes(resolve_precision(experiment.student.precision, cpu), cpu)
     try:
         _require_alike(experiments, processes)
-        images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-        reader = build.reader_of(cache, data) if cache is not None else None
+        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+        reader = reader_of(cache, data) if cache is not None else None
         trained = None
         if teacher is not None:
-            trained = build.trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
         students = {out: _prepared(each, images, recipe, reader, trained) for out, each in experiments.items()}
         if reader is not None:
             reader.require_present()
@@ -143,9 +156,9 @@ def train_students(
         }
         waiting = {out: student for out, student in students.items() if out not in outcomes}
         if waiting:
-            renderer = build.renderer_of(images, recipe, processes.device, data)
-            test = build.test_renderer_of(experiment, processes.device, data)
-            normalize = build.normalization_of(experiment.student, images)
+            renderer = renderer_of(images, recipe, processes.device, data)
+            test = test_renderer_of(experiment, processes.device, data)
+            normalize = normalization_of(experiment.student, images)
             if reader is not None:
                 info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
             streams = _streams(waiting, renderer, normalize, reader, trained, processes)
@@ -249,35 +262,35 @@ class _Prepared:
 
 def _prepared(
     experiment: Experiment,
-    images: build.Images,
-    recipe: build.Recipe,
+    images: Images,
+    recipe: Recipe,
     reader: LogitReader | None,
-    trained: build.Trained | None,
+    trained: Trained | None,
 ) -> _Prepared:
-    settings, objective = experiment.student, build.objective_of(experiment)
+    settings, objective = experiment.student, objective_of(experiment)
     network = trained.network if trained else None
     if objective.takes_of_teacher and network is None:
         raise ConfigError(
             f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
             f" no cache holds; expected its weights, got none"
         )
-    setting = build.setting_of(experiment, settings, images, objective, network)
+    setting = setting_of(experiment, settings, images, objective, network)
     needs = objective.needs(setting)
     names: Names = {}
     live = list(needs)
     if reader is not None:
-        names, live = build.cached_names(needs, reader, settings.teacher, "choose another objective")
+        names, live = cached_names(needs, reader, settings.teacher, "choose another objective")
         stored = [name for signals in names.values() for name in signals]
-        build.require_cache(experiment, reader, images, recipe, stored, network)
-    build.require_live(experiment, setting, live, reader, recipe)
+        require_cache(experiment, reader, images, recipe, stored, network)
+    require_live(experiment, setting, live, reader, recipe)
     if live and trained is None:
         raise ConfigError(
             f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"
         )
     facts = {
         "command": "train-student",
-        "cache": reader and build.digest_for(reader, settings.teacher),
-        "views": reader and build.of_views(reader, settings).plan.num_views,
+        "cache": reader and digest_for(reader, settings.teacher),
+        "views": reader and of_views(reader, settings).plan.num_views,
         "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
     }
     return _Prepared(experiment, objective, setting, names, live, facts)
@@ -293,7 +306,7 @@ def _streams(
     renderer: Renderer,
     normalize: Normalization,
     reader: LogitReader | None,
-    trained: build.Trained | None,
+    trained: Trained | None,
     processes: Processes,
 ) -> dict[Path, Stream]:
     """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
@@ -311,7 +324,7 @@ def _streams(
         experiment, settings = group[0].experiment, group[0].experiment.student
         held, independent = _held(group[0]), settings.view_schedule == "independent"
         if reader is None:
-            num_views = build.recipe_of(experiment.views).num_views
+            num_views = recipe_of(experiment.views).num_views
             signals: Signals = NoSignals(min(num_views, settings.views or num_views))
         elif independent and held in resident:
             signals = resident[held]
@@ -319,13 +332,13 @@ def _streams(
             among = [each for each in students.values() if _held(each) == held]
             names = {need: stored for each in (among if independent else group) for need, stored in each.names.items()}
             copies = processes.world_size if processes.device.type == "cpu" else 1
-            signals = build.signals_of(names, build.of_views(reader, settings), settings, processes.device, copies)
+            signals = signals_of(names, of_views(reader, settings), settings, processes.device, copies)
             if independent:
                 resident[held] = signals
         if reader is not None:
             block_rows = reader.plan.block_rows
         else:
-            block_rows = build.block_rows_of(experiment, renderer.images, group[0].setting)
+            block_rows = block_rows_of(experiment, renderer.images, group[0].setting)
         live = list(dict.fromkeys(name for each in group for name in each.live))
         runs_live = partial(says, names=live) if says and live else None
         schedule = settings.view_schedule
@@ -335,7 +348,7 @@ def _streams(
 
 
 def _live_teacher(
-    students: Mapping[Path, _Prepared], trained: build.Trained | None, images: DataSet, processes: Processes
+    students: Mapping[Path, _Prepared], trained: Trained | None, images: DataSet, processes: Processes
 ) -> Callable[..., dict[str, Tensor]] | None:
     """`Teacher.signals` of the teacher that runs in every step, if one does."""
     live = dict.fromkeys(name for student in students.values() for name in student.live)
@@ -343,7 +356,7 @@ def _live_teacher(
         return None
     info(processes, f"the teacher runs in every step, for {', '.join(live)}")
     teacher = next(iter(students.values())).experiment.teacher
-    normalize = build.normalization_of(teacher, images, trained.mean_std)
+    normalize = normalization_of(teacher, images, trained.mean_std)
     # A copy: what the objective takes of the network stays on the CPU, as it is.
     return Teacher(copy.deepcopy(trained.network), normalize, processes).signals
 
@@ -408,14 +421,14 @@ def _task(
     def accuracy_of(network: nn.Module) -> Accuracy:
         return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
 
-    student = build.student_of(objective, setting)
+    student = student_of(objective, setting)
     return Task(
         student,
-        build.optimizer_of(settings, student, fused=processes.device.type == "cuda"),
+        optimizer_of(settings, student, fused=processes.device.type == "cuda"),
         objective,
         stream,
         accuracy_of,
-        build.learning_rate_of(settings),
+        learning_rate_of(settings),
         epochs=settings.epochs,
         seed=setting.seed,
         clip_norm=settings.clip_norm,

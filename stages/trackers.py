@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
+from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, TrackerError
-from dhkd.data.files import write_atomically
-from dhkd.data.flat import flat
+from dhkd.data.runs.flat import flat
 
 log = logging.getLogger("dhkd")
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dhkd.data.cache.contract import Block
+from dhkd.data.cache.blocks import Block
 from dhkd.data.cache.index import Index
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.places import storage_of
-from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.storage.base import Storage
+from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.stores import read_index
 from dhkd.data.cache.writer import LogitWriter, begin
 

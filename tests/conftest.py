@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.stages.processes import Processes
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter

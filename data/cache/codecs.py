@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from dhkd.data.cache.contract import Array, Block, Part
+from dhkd.data.cache.blocks import Array, Block, Part
 from dhkd.data.errors import NonFiniteLoss
 from numpy.typing import NDArray
 from pydantic import Field

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
+from dhkd.data.cache.blocks import WITNESS, Part, Plan
 from dhkd.data.cache.codecs import Codec
-from dhkd.data.cache.contract import WITNESS, Part, Plan
 from dhkd.data.errors import CacheDamaged, CacheMismatch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from dhkd.data.cache import codecs
-from dhkd.data.cache.contract import WITNESS, Array, Block, Plan
+from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
 from dhkd.data.cache.index import Bound, Index
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.nearby import Nearby
-from dhkd.data.cache.places import is_url, storage_of
-from dhkd.data.cache.storage import Storage, each
+from dhkd.data.cache.storage.base import Storage, each
+from dhkd.data.cache.storage.nearby import Nearby
+from dhkd.data.cache.storage.places import is_url, storage_of
 from dhkd.data.cache.stores import Found, find, layout_of
-from dhkd.data.copies import BoundedCopies
+from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import CacheDamaged, CacheIncomplete
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray

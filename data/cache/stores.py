@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from dhkd.data.cache import tar_layout, version_1, zarr_layout
-from dhkd.data.cache.contract import Layout
+from dhkd.data.cache import version_1
 from dhkd.data.cache.index import INDEX_KEY, Index
+from dhkd.data.cache.layouts import tar_shards as tar_layout
+from dhkd.data.cache.layouts import zarr_chunks as zarr_layout
+from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.storage.base import Storage
 from dhkd.data.errors import CacheDamaged, CacheMismatch, DhkdError, one_of
 
 LAYOUTS: dict[str, Callable[[Manifest], Layout]] = {

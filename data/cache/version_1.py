@@ -9,7 +9,7 @@ from typing import Any
 
 from dhkd.data.cache.index import Index
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.storage.base import Storage
 from dhkd.data.errors import CacheDamaged
 from pydantic import ValidationError
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from dhkd.data.cache import codecs
+from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
 from dhkd.data.cache.codecs import TopK
-from dhkd.data.cache.contract import WITNESS, Array, Block, Plan
 from dhkd.data.cache.index import INDEX_KEY, Bound, Index
 from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest
 from dhkd.data.cache.reader import AGAIN, Damage, missing_blocks
-from dhkd.data.cache.storage import Storage, each
+from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.cache.stores import find, layout_of
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from google_crc32c import value as crc32c

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.image_set import ImageSet, Triple
-from dhkd.data.photographs import PhotoSet
+from dhkd.data.images.in_memory import ImageSet, Triple
+from dhkd.data.images.photographs import PhotoSet
 from dhkd.data.sources import cifar100, digits, glyphs, image_folder, tar_shards
 
 # From split, the folder of files (None: the usual place) and whether to download, to the data set.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
-from dhkd.data.files import user_cache_folder
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 
 FOLDER = "cifar-100-python"
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}

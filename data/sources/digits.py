@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 
 NUM_TRAIN = 1437  # four fifths, in the package's own order; the other 360 are the test split
 LEVELS = 16  # the scans' grey levels are 0 to 16

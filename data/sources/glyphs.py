@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.disk.user_cache import user_cache_folder
+from dhkd.data.draws.philox import Domain, below, raw_rows
 from dhkd.data.errors import DataError
-from dhkd.data.files import user_cache_folder, write_atomically
-from dhkd.data.image_set import ImageSet
-from dhkd.data.philox import Domain, below, raw_rows
+from dhkd.data.images.in_memory import ImageSet
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import DataError
-from dhkd.data.philox import Domain, permutations, raw_rows
-from dhkd.data.photographs import PhotoSet
+from dhkd.data.images.photographs import PhotoSet
 from numpy.typing import NDArray
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list

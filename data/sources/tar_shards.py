@@ -21,10 +21,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from dhkd.data.copies import BoundedCopies, locked
+from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.disk.locks import locked
+from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.files import user_cache_folder, write_atomically
-from dhkd.data.photographs import PhotoSet
+from dhkd.data.images.photographs import PhotoSet
 from dhkd.data.sources.image_folder import SUFFIXES
 from numpy.typing import NDArray
 

@@ -5,8 +5,8 @@ import torch
 from dhkd.data.cache import codecs
 from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.reader import LogitReader
+from dhkd.data.draws.philox import Domain, below, raw_rows
 from dhkd.data.errors import CacheMismatch
-from dhkd.data.philox import Domain, below, raw_rows
 from dhkd.data.render import Renderer
 from dhkd.stages.models.teacher import Teacher
 from torch import Tensor

@@ -3,8 +3,8 @@
 import logging
 
 from dhkd.data.cache import codecs
+from dhkd.data.cache.blocks import WITNESS, Array, Block
 from dhkd.data.cache.codecs import Codec, Float, TopK
-from dhkd.data.cache.contract import WITNESS, Array, Block
 from dhkd.data.cache.manifest import Identity, Manifest, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.cache.writer import LogitWriter

@@ -22,10 +22,11 @@ from itertools import chain
 
 import numpy as np
 import torch
-from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.blocks import WITNESS, Block
 from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.writer import LogitWriter
-from dhkd.data.render import Keys, Renderer, witnesses
+from dhkd.data.images.witness import witnesses
+from dhkd.data.render import Keys, Renderer
 from dhkd.stages.cache.hand_over import HandOver
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.network import Network, Outputs
 from dhkd.stages.models.signals import needs_maps, signals_of_outputs
 from torch import Tensor, nn

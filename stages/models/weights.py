@@ -11,8 +11,8 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import WeightsError
-from dhkd.data.files import write_atomically
 from dhkd.stages.models.network import Network
 from torch import Tensor, nn
 

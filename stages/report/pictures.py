@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dhkd.data.files import write_atomically
+from dhkd.data.disk.atomic import write_atomically
 from dhkd.stages.report.statistics import spread
 from numpy.typing import NDArray
 

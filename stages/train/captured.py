@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import torch
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 
 WARM_UP = 2  # steps that run as they are before one of their kind is captured: libraries set themselves up in them
 

@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from typing import Literal
 
 import torch
+from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError, NonFiniteLoss
-from dhkd.data.philox import Domain, raw_rows
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.student import Student, StudentOutputs
 from dhkd.stages.processes import Processes, joined
 from dhkd.stages.train.captured import CapturedStep

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
-from dhkd.data.stream import Batch, Stream
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.stream.batches import Batch, Stream
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import fit_weights
@@ -28,7 +29,6 @@ from dhkd.stages.train.crew import Crew
 from dhkd.stages.train.learner import Compile, Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
-from dhkd.stages.train.run_folder import RunFolder
 from torch import nn
 
 log = logging.getLogger("dhkd")

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dhkd.data.cache.contract import Block, Layout
+from dhkd.data.cache.blocks import Block
+from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.places import storage_of
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage import Storage
+from dhkd.data.cache.storage.base import Storage
+from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.stores import layout_of
 from dhkd.data.cache.writer import LogitWriter
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dhkd.data.cache import codecs
-from dhkd.data.cache.contract import WITNESS, Block, Plan
+from dhkd.data.cache.blocks import WITNESS, Block, Plan
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import Damage, LogitReader
 from dhkd.data.cache.writer import LogitWriter

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from dhkd.data.cache.blocks import Array, Block
 from dhkd.data.cache.codecs import Bounds, Codec, Float, Int8, TopK, decode, difference, encode, row_bytes
-from dhkd.data.cache.contract import Array, Block
 from dhkd.data.errors import NonFiniteLoss
 from hypothesis import given, settings
 from hypothesis import strategies as st

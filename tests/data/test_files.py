@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from dhkd.data.files import sync_folder, user_cache_folder, write_atomically
+from dhkd.data.disk.atomic import sync_folder, write_atomically
+from dhkd.data.disk.user_cache import user_cache_folder
 
 from tests.conftest import small_disk
 

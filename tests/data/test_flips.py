@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dhkd.data.cache.contract import WITNESS
+from dhkd.data.cache.blocks import WITNESS
 from dhkd.data.cache.reader import Damage, LogitReader, open_cache
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 

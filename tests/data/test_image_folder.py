@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dhkd.data.draws.orders import order_of_epoch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.image_set import ImageSet
-from dhkd.data.photographs import MEAN, STD, PhotoRenderer, PhotoSet
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.photographs import MEAN, STD, PhotoRenderer, PhotoSet
+from dhkd.data.recipes.random_resized_crop import CenterCrop
 from dhkd.data.render import Normalization
-from dhkd.data.resized_crop import CenterCrop
-from dhkd.data.schedule import order_of_epoch
 from dhkd.data.sources import Selection, load_source
-from dhkd.data.stream import NoSignals, Stream
+from dhkd.data.stream.batches import Stream
+from dhkd.data.stream.signals import NoSignals
 
 from tests.conftest import encoded, make_photo
 

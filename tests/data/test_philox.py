@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dhkd.data.philox import Domain, below, permutations, raw_rows
+from dhkd.data.draws.philox import Domain, below, permutations, raw_rows
 from hypothesis import given
 from hypothesis import strategies as st
 

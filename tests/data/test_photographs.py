@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.photographs import CHUNK, PhotoRenderer, PhotoSet, Whole, in_memory
+from dhkd.data.images.photographs import CHUNK, PhotoRenderer, PhotoSet, Whole, in_memory
+from dhkd.data.recipes.random_resized_crop import CenterCrop, RandomResizedCrop
 from dhkd.data.render import Keys
-from dhkd.data.resized_crop import CenterCrop, RandomResizedCrop
 from dhkd.data.sources import image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from dhkd.data.read_ahead import ReadAhead
+from dhkd.data.stream.read_ahead import ReadAhead
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

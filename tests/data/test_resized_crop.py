@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.photographs import cut_of
-from dhkd.data.resized_crop import Box, CenterCrop, Cut, RandomResizedCrop
+from dhkd.data.images.photographs import cut_of
+from dhkd.data.recipes.random_resized_crop import Box, CenterCrop, Cut, RandomResizedCrop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Int64

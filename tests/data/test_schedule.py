@@ -4,7 +4,8 @@ from itertools import groupby
 
 import pytest
 import torch
-from dhkd.data.schedule import block, cycle, independent, order_of_epoch, windowed_order
+from dhkd.data.draws.orders import order_of_epoch, windowed_order
+from dhkd.data.draws.schedules import block, cycle, independent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.sources import FILE_SOURCES, SOURCES, SPLITS, Selection, cifar100, digits, glyphs, load_source
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from dhkd.data.cache.bucket import PATIENCE, RESUMES, Bucket, Patience
-from dhkd.data.cache.nearby import Nearby
-from dhkd.data.cache.storage import Folder, Storage
-from dhkd.data.copies import BoundedCopies
+from dhkd.data.cache.storage.base import Storage
+from dhkd.data.cache.storage.bucket import PATIENCE, RESUMES, Bucket, Patience
+from dhkd.data.cache.storage.folder import Folder
+from dhkd.data.cache.storage.nearby import Nearby
+from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DhkdError, StorageError
 
 from tests.servers import S3, Fault, Flaky, every, flaky, in_order, make_bucket, s3_endpoint, web
@@ -447,7 +448,7 @@ def test_without_obstore_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 FORKS = """
 import os, pickle, signal, sys
-from dhkd.data.cache.bucket import Bucket
+from dhkd.data.cache.storage.bucket import Bucket
 from dhkd.data.errors import StorageError
 
 bucket = Bucket(sys.argv[1])
@@ -631,8 +632,8 @@ def test_threads_fetch_an_object_once(kept: Kept) -> None:
 FETCH = """
 import sys
 from pathlib import Path
-from dhkd.data.cache.bucket import Bucket
-from dhkd.data.cache.nearby import Nearby
+from dhkd.data.cache.storage.bucket import Bucket
+from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.copies import BoundedCopies
 
 nearby = Nearby(Bucket(sys.argv[1]), BoundedCopies(Path(sys.argv[2]), 10**9))

@@ -11,24 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.blocks import WITNESS, Block
 from dhkd.data.cache.reader import LogitReader, open_cache
+from dhkd.data.draws.orders import windowed_order
+from dhkd.data.draws.schedules import SCHEDULES, independent
 from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
-from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer, witnesses
-from dhkd.data.schedule import SCHEDULES, independent, windowed_order
-from dhkd.data.stream import (
-    Batch,
-    NoSignals,
-    ResidentSignals,
-    Signals,
-    Stream,
-    StreamedSignals,
-    WindowedSignals,
-    check_witnesses,
-    shares,
-)
-from dhkd.data.views import CropFlip
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.witness import witnesses
+from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.stream.batches import Batch, Stream, shares
+from dhkd.data.stream.check import check_witnesses
+from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, Float32, Int64

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.image_set import ImageSet
-from dhkd.data.photographs import PhotoRenderer, PhotoSet
-from dhkd.data.resized_crop import RandomResizedCrop
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.sources import Selection, load_source, tar_shards
 from torch import Tensor
 from webdataset import ShardWriter, TarWriter

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.image_set import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer, witnesses
-from dhkd.data.views import CropFlip
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.witness import witnesses
+from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.render import Normalization, ResidentRenderer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import UInt8

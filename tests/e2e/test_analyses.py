@@ -10,10 +10,11 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache.reader import open_cache
-from dhkd.pipeline import build
+from dhkd.data.runs.folder import kept_weights, read_metrics
+from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
+from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.train.objectives import losses
-from dhkd.stages.train.run_folder import kept_weights, read_metrics
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -117,13 +118,13 @@ def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Pat
     assert len(rows) == expected_rows
     run = swept / "objective=binary-kl,seed=1"
     experiment, data = load_experiment(str(run)), DataOptions()
-    images = build.images_of(experiment, "train", data)
-    objective = build.objective_of(experiment)
-    student = build.student_of(objective, build.setting_of(experiment, experiment.student, images, objective))
+    images = images_of(experiment, "train", data)
+    objective = objective_of(experiment)
+    student = student_of(objective, setting_of(experiment, experiment.student, images, objective))
     student.load_state_dict(load_file(kept_weights(run)[1]))
-    renderer = build.renderer_of(images, build.recipe_of(experiment.views), CPU, data)
+    renderer = renderer_of(images, recipe_of(experiment.views), CPU, data)
     pixels = next(iter(renderer.render([(torch.zeros(40, dtype=torch.int64), torch.arange(40))])))
-    out = student.eval().backbone.outputs(build.normalization_of(experiment.student, images)(pixels))
+    out = student.eval().backbone.outputs(normalization_of(experiment.student, images)(pixels))
     teacher_NK = torch.from_numpy(open_cache(cache).read(0, np.arange(40)))
     weight = student.backbone.head.weight
     found = [

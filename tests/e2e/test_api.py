@@ -13,10 +13,11 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ConfigError, DataError
-from dhkd.data.stream import Stream
-from dhkd.data.views import CropFlip
-from dhkd.pipeline import build
+from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.api import DataOptions, DistillationSet, open_cache
+from dhkd.pipeline.build.cache import cached_names, reader_of, signals_of
+from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests import servers
@@ -39,13 +40,13 @@ student: {architecture: resnet8, epochs: 1, batch_size: 16, lr: 0.05}
 def stream_of(preset: str | Path, cache: Path | str, overrides: Sequence[str], data: DataOptions) -> Stream:
     """What `train-student` trains on, in batches of 37."""
     experiment, cpu = load_experiment(str(preset), overrides), torch.device("cpu")
-    images, recipe = build.images_of(experiment, "train", data), build.recipe_of(experiment.views)
-    reader, settings = build.reader_of(str(cache), data), experiment.student
-    names, _ = build.cached_names({"logits": None}, reader, settings.teacher, "")
+    images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+    reader, settings = reader_of(str(cache), data), experiment.student
+    names, _ = cached_names({"logits": None}, reader, settings.teacher, "")
     return Stream(
-        build.renderer_of(images, recipe, cpu, data),
-        build.normalization_of(settings, images),
-        build.signals_of(names, reader, settings, cpu, 1),
+        renderer_of(images, recipe, cpu, data),
+        normalization_of(settings, images),
+        signals_of(names, reader, settings, cpu, 1),
         schedule=settings.view_schedule,
         seed=experiment.seed,
         batch_size=37,

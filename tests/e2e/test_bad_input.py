@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dhkd.data.cache.contract import WITNESS
+from dhkd.data.cache.blocks import WITNESS
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.views import CropFlip
+from dhkd.data.recipes.crop_flip import CropFlip
 
 from tests.caches import complete, writer_at
 from tests.conftest import files_of

@@ -121,8 +121,8 @@ def test_a_complete_cache_is_not_written_again(cache: Path, teacher: Path) -> No
 def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> None:
     """Computed here by hand: load the weights, crop the image, forward."""
     from dhkd.data.cache.reader import open_cache
+    from dhkd.data.recipes.crop_flip import CropFlip
     from dhkd.data.sources import Selection, load_source
-    from dhkd.data.views import CropFlip
 
     images = load_source("digits", "train", selection=Selection(limit=150))
     network = build_network("resnet8", 10)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dhkd.pipeline.page import page_of
-from dhkd.pipeline.runs import read_runs
-from dhkd.pipeline.serve import server_of
+from dhkd.data.runs.read import read_runs
+from dhkd.pipeline.report.page import page_of
+from dhkd.pipeline.report.serve import server_of
 
 from tests.e2e.conftest import SMALL, dhkd, done
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.render import Normalization
-from dhkd.data.stream import Batch
-from dhkd.pipeline import build
+from dhkd.data.stream.batches import Batch
+from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.plan import usual_setting
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
@@ -46,7 +46,7 @@ def test_every_method_takes_a_step_on_a_pair(preset: str, processes: Processes) 
         signals = teacher.signals(images_BCHW, objective.needs(setting))
         for own, signal in signals.items():
             assert signal.shape[1:] == setting.teacher.row(own), f"{name}: {own}"
-        student = build.student_of(objective, setting)
+        student = student_of(objective, setting)
         batch = Batch(0, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW / 255, labels_B, signals, 4)
         terms = objective.terms(student(batch.images_BCHW, batch), labels_B, signals)
         assert all(bool(torch.isfinite(term)) for term in terms.values()), f"{name}: {terms}"

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dhkd.configs.load import load_experiment, preset_names
+from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.codecs import Float, Int8, TopK
-from dhkd.data.cache.contract import Plan
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.sources import SIZES, SOURCES, load_source
-from dhkd.pipeline import build
 from dhkd.pipeline import plan as planning
+from dhkd.pipeline.build.data import recipe_of
 from dhkd.pipeline.plan import Rates, cached_cost, make_plan, online_cost, pays_from, storage
 from dhkd.stages.report.plan_table import plan_table
 from hypothesis import given
@@ -227,9 +228,9 @@ def test_a_real_cache_is_as_planned(codec: str, store: str, teacher: Path, tmp_p
 
 def test_blocks_are_those_that_caching_makes() -> None:
     experiment = load_experiment("digits", ["cache.block_mb=0.005", "cache.codec=int8"])
-    images, recipe = load_source("digits", "train"), build.recipe_of(experiment.views)
+    images, recipe = load_source("digits", "train"), recipe_of(experiment.views)
     setting = planning.usual_setting(experiment, images.num_classes)
-    planned, made = codec_in(make_plan(experiment), "int8"), build.plan_of(experiment, images, recipe, setting)
+    planned, made = codec_in(make_plan(experiment), "int8"), plan_of(experiment, images, recipe, setting)
     assert (planned["block_rows"], planned["blocks"]) == (made.block_rows, len(made.blocks()))
 
 
@@ -389,7 +390,7 @@ def test_the_rate_is_that_of_the_median_run(monkeypatch: pytest.MonkeyPatch) -> 
         def run() -> None:
             clock[0] += next(left)
 
-        return planning._rate(run, 60, build.torch.device("cpu"))
+        return planning._rate(run, 60, torch.device("cpu"))
 
     monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(planning, "MEASURED_SECONDS", 10.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dhkd.stages.train.run_folder import read_metrics
+from dhkd.data.runs.folder import read_metrics
 
 from tests.conftest import files_of, small_disk
 from tests.e2e.conftest import SMALL, Outcome, dhkd, done, in_processes, spawn
@@ -152,7 +152,7 @@ from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRendere
 from dhkd.data.stream import ResidentSignals, Stream
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.sources import Selection, load_source
-from dhkd.data.views import CropFlip
+from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.pipeline.build import student_of
 from dhkd.stages.models import build_network
 from dhkd.stages.models.evaluate import evaluate
@@ -163,7 +163,7 @@ from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Setting
-from dhkd.stages.train.run_folder import RunFolder
+from dhkd.data.runs.folder import RunFolder
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 

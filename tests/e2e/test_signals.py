@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError
-from dhkd.pipeline import build
+from dhkd.pipeline.build import checks
+from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.stages.models import build_network
 from safetensors.torch import load_file
 
@@ -157,10 +158,10 @@ def test_a_signal_that_can_not_be_cached_or_read(teacher: Path, tmp_path: Path) 
 
 def test_blocks_that_would_become_too_large_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = open_cache(cache).manifest
-    build.require_small_blocks(manifest, ["logits"], "c")
-    monkeypatch.setattr(build, "LARGEST_BLOCK_BYTES", manifest.block_rows * 20 - 1)
+    require_small_blocks(manifest, ["logits"], "c")
+    monkeypatch.setattr(checks, "LARGEST_BLOCK_BYTES", manifest.block_rows * 20 - 1)
     with pytest.raises(ConfigError, match=r"its blocks of \d+ rows would hold .* of logits, .* another --out"):
-        build.require_small_blocks(manifest, ["logits"], "c")
+        require_small_blocks(manifest, ["logits"], "c")
 
 
 def test_alignment_of_any_split(cache: Path, teacher: Path, tmp_path: Path) -> None:

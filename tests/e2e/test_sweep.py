@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dhkd.pipeline.runs import axes_of, read_runs
+from dhkd.data.runs.read import read_runs
+from dhkd.pipeline.report.table import axes_of
 from scipy import stats
 
 from tests.e2e.conftest import SMALL, dhkd, done, in_processes, spawn

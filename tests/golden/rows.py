@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from dhkd.data.cache.contract import WITNESS, Block
+from dhkd.data.cache.blocks import WITNESS, Block
 
 from tests.caches import complete, manifest_of, writer_at
 

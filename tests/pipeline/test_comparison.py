@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dhkd.pipeline.analyses import accuracy_values
-from dhkd.pipeline.comparison import compare
-from dhkd.pipeline.runs import Run, naturally
+from dhkd.data.runs.read import Run, naturally
+from dhkd.pipeline.report.analyses import accuracy_values
+from dhkd.pipeline.report.comparison import compare
 
 
 def run(seed: int, top1: float, **settings: Any) -> Run:

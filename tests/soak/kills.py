@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.places import storage_of
 from dhkd.data.cache.reader import LogitReader, missing_blocks, open_cache
+from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.render import Keys, Normalization, ResidentRenderer
-from dhkd.data.views import CropFlip
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models import build_network
 from dhkd.stages.models.projected import ProjectedNetwork
 from dhkd.stages.models.signals import Shapes

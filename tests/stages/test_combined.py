@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes, needs_maps, signals_of_outputs
 from dhkd.stages.models.student import Student, auxiliary_head

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.render import Normalization, UnaugmentedRenderer
 from dhkd.stages.models import build_network
 from dhkd.stages.models.evaluate import Accuracy, evaluate

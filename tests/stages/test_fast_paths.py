@@ -13,13 +13,14 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, NonFiniteLoss
-from dhkd.data.stream import Signals, Stream, StreamedSignals, WindowedSignals
+from dhkd.data.runs.folder import read_metrics
+from dhkd.data.stream.batches import Stream
+from dhkd.data.stream.signals import Signals, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.learner import Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
-from dhkd.stages.train.run_folder import read_metrics
 from torch import Tensor
 
 from tests.stages.test_loop import BATCH, OneBadRow, World, task_of

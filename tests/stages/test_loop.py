@@ -12,11 +12,13 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import DhkdError, NonFiniteLoss, RunMismatch
-from dhkd.data.image_set import ImageSet
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.stream import Batch, NoSignals, ResidentSignals, Signals, Stream
-from dhkd.data.views import CropFlip
-from dhkd.pipeline.build import student_of
+from dhkd.data.runs.folder import RunFolder, read_metrics
+from dhkd.data.stream.batches import Batch, Stream
+from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
+from dhkd.pipeline.build.training import student_of
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.evaluate import Accuracy
@@ -30,7 +32,6 @@ from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.objectives import OBJECTIVES, build_objective, combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
-from dhkd.stages.train.run_folder import RunFolder, read_metrics
 from torch import Tensor
 
 from tests.caches import manifest_of, writer_at

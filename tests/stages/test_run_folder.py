@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from dhkd.data.errors import RunExists, RunMismatch
-from dhkd.stages.train.run_folder import RunFolder, read_config, read_metrics
+from dhkd.data.runs.folder import RunFolder, read_config, read_metrics
 
 from tests.conftest import small_disk
 

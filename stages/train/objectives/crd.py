@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
-from dhkd.data.philox import Domain, raw_rows
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.processes import joined
 from dhkd.stages.train.objectives import losses

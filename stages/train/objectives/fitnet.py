@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.signals import map_name, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import map_name, resized
 from dhkd.stages.models.student import StudentOutputs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from dhkd.data.stream import Batch
+from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.signals import map_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses

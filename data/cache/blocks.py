@@ -1,0 +1,76 @@
+"""Blocks: runs of consecutive indices of one view, the unit of work, ownership, storage, resumption and reading.
+
+A store gives each block its own objects for each signal and for the witness, and every object is put once, whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+WITNESS = "witness"  # the array beside the signals: a checksum of each row's rendered pixels
+
+
+Array = NDArray[np.generic]
+
+
+Part = tuple[str, tuple[int, ...]]  # dtype and shape of a row
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """Rows `start` to `stop` (exclusive) of view `view`; `number` counts a view's blocks."""
+
+    view: int
+    number: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"view {self.view}, rows {self.start} to {self.stop}"
+
+    def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
+        """The block's rows in runs of `batch_size`, as (start, stop): the same whoever computes them."""
+        for start in range(self.start, self.stop, batch_size):
+            yield start, min(start + batch_size, self.stop)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How (num_views, num_samples) rows are cut into blocks of at most `block_rows` rows.
+
+    `block_rows` is balanced, so that a view's last block is at most a few rows shorter than the others.
+    """
+
+    num_views: int
+    num_samples: int
+    block_rows: int
+
+    @classmethod
+    def balanced(cls, num_views: int, num_samples: int, row_bytes: int, block_bytes: int) -> "Plan":
+        """The fewest equal blocks of at most `block_bytes` each (at least one row)."""
+        largest = max(1, block_bytes // row_bytes)
+        per_view = -(-num_samples // largest)
+        return cls(num_views, num_samples, -(-num_samples // per_view))
+
+    @property
+    def blocks_per_view(self) -> int:
+        """How many blocks a view has."""
+        return -(-self.num_samples // self.block_rows)
+
+    def block(self, view: int, number: int) -> Block:
+        """Block `number` of view `view`."""
+        start = number * self.block_rows
+        return Block(view, number, start, min(start + self.block_rows, self.num_samples))
+
+    def blocks_of_view(self, view: int) -> list[Block]:
+        """A view's blocks, in order."""
+        return [self.block(view, number) for number in range(self.blocks_per_view)]
+
+    def blocks(self) -> list[Block]:
+        """All blocks, view by view."""
+        return [block for view in range(self.num_views) for block in self.blocks_of_view(view)]

@@ -1,0 +1,1 @@
+"""How a cache's blocks are laid out as objects."""

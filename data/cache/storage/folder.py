@@ -1,0 +1,58 @@
+"""A cache's objects in a folder of the file system."""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from dhkd.data.disk.atomic import sync_folder, write_atomically
+
+
+class Folder:
+    """A folder of the file system; several machines may share it."""
+
+    streams = 1  # a disk is as fast with one, and memory holds one block
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.location = path, str(path)
+
+    def get(self, key: str) -> bytes:
+        """The file's bytes; raises `FileNotFoundError` when there is none."""
+        try:
+            return (self.path / key).read_bytes()
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{self.path / key}: no file") from error
+
+    def size(self, key: str) -> int:
+        """The file's size in bytes, -1 when there is none."""
+        try:
+            facts = (self.path / key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else -1
+
+    def sizes(self) -> dict[str, int]:
+        """Every file's size, by its path in the folder."""
+        sizes: dict[str, int] = {}
+        folders = [(str(self.path), "")]
+        while folders:
+            folder, prefix = folders.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append((entry.path, f"{prefix}{entry.name}/"))
+                    else:
+                        with contextlib.suppress(FileNotFoundError):  # it may have been a put under way
+                            sizes[prefix + entry.name] = entry.stat().st_size
+        return sizes
+
+    def put(self, key: str, content: bytes, *, replace: bool) -> bool:
+        """Write the file aside, flush it and give it its name."""
+        return write_atomically(self.path / key, lambda stream: stream.write(content), replace=replace)
+
+    def delete(self, key: str) -> None:
+        """Remove the file, if it is there."""
+        path = self.path / key
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            sync_folder(path.parent)

@@ -1,0 +1,74 @@
+"""What was fetched from far away is kept near: copies of a cache's objects in a bounded folder of this machine."""
+
+import hashlib
+from collections.abc import Callable
+from typing import BinaryIO
+
+from dhkd.data.cache.storage.base import Storage
+from dhkd.data.disk.copies import BoundedCopies
+
+
+class Nearby:
+    """A storage whose objects are fetched once, where it is said what they hold; everything else passes through.
+
+    Any number of processes may share the folder of `copies`, of different caches too. A copy is known by the storage's
+    location, the key, and the size and checksum that the cache's index promises. So an object that was replaced has
+    another copy, and what is given is never stale.
+    """
+
+    def __init__(self, storage: Storage, copies: BoundedCopies) -> None:
+        self.location, self.streams = storage.location, storage.streams
+        self._storage, self._copies = storage, copies
+
+    def get_checked(
+        self, key: str, size: int, checksum: int, is_intact: Callable[[bytes], bool] = lambda content: True
+    ) -> bytes:
+        """The object's bytes, from its copy or fetched anew.
+
+        A copy that has another size or isn't intact was damaged, and is replaced by what the storage gives. That is
+        given as it is, for the caller to judge, but not kept unless it is as promised. Raises `FileNotFoundError` when
+        the object isn't there, `OSError` where the copy can't be written.
+        """
+        name = self._name(key, size, checksum)
+        fetched: list[bytes] = []
+
+        def fetch(copy: BinaryIO) -> None:
+            fetched.append(self._storage.get(key))
+            copy.write(fetched[-1])
+
+        def promised(content: bytes) -> bool:
+            return len(content) == size and is_intact(content)
+
+        for _ in range(2):
+            with self._copies.open(name, fetch) as copy:
+                content = copy.read()
+            if promised(content):
+                return content
+            self._copies.forget(name)
+            if fetched:
+                break
+        return fetched[-1] if fetched else self._storage.get(key)
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes, from the storage itself; raises `FileNotFoundError` when there is none."""
+        return self._storage.get(key)
+
+    def size(self, key: str) -> int:
+        """The object's size in bytes, -1 when there is none."""
+        return self._storage.size(key)
+
+    def sizes(self) -> dict[str, int] | None:
+        """Every object's size, by its key; None where the storage can't list."""
+        return self._storage.sizes()
+
+    def put(self, key: str, content: bytes, *, replace: bool) -> bool:
+        """Make the object in the storage."""
+        return self._storage.put(key, content, replace=replace)
+
+    def delete(self, key: str) -> None:
+        """Remove the object from the storage, if it is there."""
+        self._storage.delete(key)
+
+    def _name(self, key: str, size: int, checksum: int) -> str:
+        identity = f"{self.location}\n{key}\n{size}\n{checksum}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Random numbers that are functions of what they are for: the generator, schedules of views, orders of samples."""

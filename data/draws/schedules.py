@@ -1,0 +1,33 @@
+"""Which view a student sees of each sample in each epoch: a function of (seed, epoch, index)."""
+
+from collections.abc import Callable
+
+import torch
+from dhkd.data.draws.philox import Domain, below, raw_rows
+from torch import Tensor
+
+# From seed, epoch, num_samples, num_views and block_rows to the view of each sample, int64 (N,).
+Schedule = Callable[[int, int, int, int, int], Tensor]
+
+
+def independent(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
+    """Each sample draws one of the views anew in every epoch: int64 (N,). Needs every view at hand.
+
+    Over an exhaustive cache this is the distribution of online training.
+    """
+    raw = raw_rows(seed, Domain.SCHEDULE, epoch, 0, num_samples)[:, 0]
+    return torch.from_numpy(below(raw, num_views))
+
+
+def cycle(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
+    """All samples show view `epoch mod num_views`, so a cache is read plane by plane: int64 (N,)."""
+    return torch.full((num_samples,), epoch % num_views, dtype=torch.int64)
+
+
+def block(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
+    """Each block draws one of the views anew in every epoch, for all of its samples: int64 (N,)."""
+    raw = raw_rows(seed, Domain.BLOCK_VIEW, epoch, 0, -(-num_samples // block_rows))[:, 0]
+    return torch.from_numpy(below(raw, num_views).repeat(block_rows)[:num_samples])
+
+
+SCHEDULES: dict[str, Schedule] = {"independent": independent, "cycle": cycle, "block": block}

@@ -1,0 +1,1 @@
+"""Images: in memory or encoded, how they are decoded, and the witness of what was rendered."""

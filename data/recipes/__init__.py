@@ -1,0 +1,1 @@
+"""How a view is drawn: the recipes."""

@@ -1,0 +1,114 @@
+"""A view: one augmentation draw of the whole data set, as a pure function of (seed, view, index).
+
+A recipe says how a view is drawn. `draws` turns keys into plain integers and `apply` turns integers into pixels;
+nothing else enters: no global generator, no worker, no order, no batch, no device. Keys travel as two int64 tensors
+`view_B` and `index_B`. A recipe has a version: whoever changes its draws or its pixels raises it, since caches name it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from dhkd.data.draws.philox import Domain, permutations, raw_rows
+from dhkd.data.errors import ConfigError
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Pad with zeros, crop back to the original size, mirror half of the time: a finite set of views.
+
+    There are (2·padding + 1)² crops, twice that with flips (padding 4 with flips: 162). View v of sample i is the
+    v-th element of a permutation of them seeded by (seed, i). So the first V views of every sample are an unbiased
+    sample of them for any V, caches nest, and all of them together are exhaustive.
+    """
+
+    padding: int
+    flip: bool
+    seed: int
+
+    kind: ClassVar[str] = "crop-flip"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.padding <= 64:
+            raise ConfigError(f"views.padding: expected 0 to 64 pixels, got {self.padding}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"views.seed: expected 0 to 2^63 - 1, got {self.seed}")
+
+    @property
+    def num_offsets(self) -> int:
+        """How many positions a crop can take along one axis."""
+        return 2 * self.padding + 1
+
+    @property
+    def num_views(self) -> int:
+        """How many different views there are."""
+        return self.num_offsets**2 * (2 if self.flip else 1)
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """What a cache records of its recipe, and compares."""
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "padding": self.padding,
+            "flip": self.flip,
+            "seed": self.seed,
+        }
+
+    def orders(self, start: int, stop: int) -> Tensor:
+        """For samples `start` to `stop`, which of all crops each view is: int16 (stop - start, num_views)."""
+        raw = raw_rows(self.seed, Domain.VIEW, 0, start, stop, self.num_views)
+        return torch.from_numpy(permutations(raw).astype(np.int16))
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """The raw draws of each key: int64 (B, 3) of (dy, dx, flip), offsets in [0, 2·padding], flip 0 or 1."""
+        rows = {index: self.orders(index, index + 1)[0] for index in set(index_B.tolist())}
+        element_B = torch.tensor(
+            [int(rows[index][view]) for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)],
+            dtype=torch.int64,
+        )
+        return self.decode(element_B)
+
+    def decode(self, element_B: Tensor) -> Tensor:
+        """Elements of the enumeration of all crops (any integer dtype) as draws, int64 (B, 3)."""
+        element_B = element_B.long()
+        flips = 2 if self.flip else 1
+        position_B, flip_B = element_B // flips, element_B % flips
+        return torch.stack([position_B // self.num_offsets, position_B % self.num_offsets, flip_B], dim=1)
+
+    def windows(self, images_NCHW: Tensor) -> Tensor:
+        """Every crop of every image as a strided view of two padded copies (the second one mirrored).
+
+        uint8 (N, flips, offsets, offsets, H, W·C): the innermost axis is one contiguous run of bytes, which makes
+        gathering a batch several times faster than indexing pixels. Memory: (H + 2p)(W + 2p)C bytes an image and
+        copy, nothing more.
+        """
+        num, channels, height, width = images_NCHW.shape
+        padded = F.pad(images_NCHW, (self.padding,) * 4)
+        copies = [padded, padded.flip(-1)] if self.flip else [padded]
+        stored = torch.stack(copies, dim=1).permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
+        per_image, per_copy, per_row, per_pixel, _ = stored.stride()
+        return stored.as_strided(
+            (num, len(copies), self.num_offsets, self.num_offsets, height, width * channels),
+            (per_image, per_copy, per_row, per_pixel, per_row, 1),
+        )
+
+    def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
+        """The crops `draws` of the images `row_B`, from `windows`: uint8 (B, C, H, W), channels last in memory."""
+        dy_B, dx_B, flip_B = draws.unbind(1)
+        # A mirrored crop is a crop of the mirrored image, counted from the other side.
+        dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
+        batch = windows[row_B, flip_B, dy_B, dx_B]
+        _, height, row_bytes = batch.shape
+        channels = windows.stride(3)
+        return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
+
+    def apply(self, images_BCHW: Tensor, draws: Tensor) -> Tensor:
+        """The pixels that `draws` make of the images: uint8 (B, C, H, W), a crop each and no arithmetic on levels."""
+        rows_B = torch.arange(len(images_BCHW), device=images_BCHW.device)
+        return self.gather(self.windows(images_BCHW), rows_B, draws.to(images_BCHW.device))

@@ -1,0 +1,207 @@
+"""What is cut out of a photograph: a random box made a square, a test image's central square, or all of it.
+
+These recipes are integers in, integers out: raw draws by key, and a `Cut` once the photograph's size is known. There is
+no floating point on the way, so a cut is the same on every machine; which pixels a cut gives is the decoder's affair
+(`photographs.py`), and caches name it.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from functools import cached_property
+from math import isqrt
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from dhkd.data.draws.philox import Domain, raw_rows
+from dhkd.data.errors import ConfigError
+from torch import Tensor
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last two exclusive
+
+ATTEMPTS = 10  # boxes that are drawn before the central one is taken, as usual
+BITS = 32  # of every draw
+RATIOS = 4096  # aspect ratios that are told apart
+FRACTION = 24  # bits after the point of an aspect ratio
+HALF = FRACTION + BITS >> 1  # bits after the point of the root of area × aspect ratio
+
+
+class Cut(NamedTuple):
+    """What becomes of a photograph: its part `box` is resized to `size` (width, height), and `window` of that kept."""
+
+    box: Box
+    size: tuple[int, int]
+    window: Box
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A box of random area and aspect ratio, resized to size × size pixels, mirrored half of the time.
+
+    The area is uniform in `scale`, relative to the photograph's; the logarithm of width / height is uniform in that of
+    `ratio`; ten boxes are tried until one fits, else the largest central one with an allowed ratio is taken (Szegedy et
+    al., 2015, section 6, as it has become usual for ImageNet). There are as many views as anyone asks for.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: bool
+    seed: int
+
+    kind: ClassVar[str] = "random-resized-crop"
+    version: ClassVar[int] = 1
+    num_views: ClassVar[int] = 1 << 31
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 4096:
+            raise ConfigError(f"views.size: expected 1 to 4096 pixels, got {self.size}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"views.scale: expected 0 < smallest <= largest <= 1, got {self.scale}")
+        if not 0.01 <= self.ratio[0] <= self.ratio[1] <= 100:
+            raise ConfigError(f"views.ratio: expected 0.01 <= smallest <= largest <= 100, got {self.ratio}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"views.seed: expected 0 to 2^63 - 1, got {self.seed}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.size, self.size
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """What a cache records of its recipe, and compares."""
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "size": self.size,
+            "scale": list(self.scale),
+            "ratio": list(self.ratio),
+            "flip": self.flip,
+            "seed": self.seed,
+            "decoder": "pillow",
+            "resize": "pillow bilinear, antialiased",
+        }
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """The raw draws of each key: int64 (B, 41) of 32 bits; area, ratio, top and left of each attempt, then flip."""
+        columns = 4 * ATTEMPTS + 1
+        rows = [
+            raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
+            for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)
+        ]
+        raw = np.array(rows, dtype=np.uint64).reshape(len(rows), (columns + 1) // 2)
+        halves = np.stack([raw >> np.uint64(BITS), raw & np.uint64((1 << BITS) - 1)], axis=2)
+        return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
+
+    def cut(self, draws: list[int], height: int, width: int) -> Cut:
+        """One key's draws resolved against a photograph's size in pixels."""
+        window = (0, 0, self.size, self.size)
+        return Cut(self._box(draws, height, width), window[2:], window, self.flip and draws[-1] >> (BITS - 1) == 1)
+
+    def _box(self, draws: list[int], height: int, width: int) -> Box:
+        least, most = self._areas
+        for area, ratio, top, left in zip(*(draws[column:-1:4] for column in range(4)), strict=True):
+            # In 2^-32 pixels, and 2^-24: the box's area and its width / height.
+            target = height * width * (least + ((most - least) * area >> BITS))
+            aspect = self._ratios[ratio * RATIOS >> BITS]
+            box_width = _rounded_root(target * aspect)
+            box_height = _rounded_root((target << 2 * FRACTION) // aspect)
+            if 0 < box_width <= width and 0 < box_height <= height:
+                y = top * (height - box_height + 1) >> BITS
+                x = left * (width - box_width + 1) >> BITS
+                return x, y, x + box_width, y + box_height
+        return self._central(height, width)
+
+    def _central(self, height: int, width: int) -> Box:
+        narrowest, widest = self._ratio_bounds
+        box_width, box_height = width, height
+        if (width << FRACTION) < height * narrowest:
+            box_height = max(1, (2 * width << FRACTION) // narrowest + 1 >> 1)
+        elif (width << FRACTION) > height * widest:
+            box_width = max(1, (2 * height * widest >> FRACTION) + 1 >> 1)
+        x, y = (width - box_width) // 2, (height - box_height) // 2
+        return x, y, x + box_width, y + box_height
+
+    @cached_property
+    def _areas(self) -> tuple[int, int]:
+        least, most = (int(Decimal(share) * (1 << BITS)) for share in self.scale)
+        return least, most
+
+    @cached_property
+    def _ratio_bounds(self) -> tuple[int, int]:
+        narrowest, widest = (int(Decimal(ratio) * (1 << FRACTION)) for ratio in self.ratio)
+        return narrowest, widest
+
+    @cached_property
+    def _ratios(self) -> list[int]:
+        """The aspect ratios, evenly spaced in their logarithm, with `FRACTION` bits after the point."""
+        # Decimal's ln and exp are correctly rounded; the C library's are what it was built with.
+        with localcontext() as context:
+            context.prec = 30
+            low, high = (Decimal(ratio).ln() for ratio in self.ratio)
+            steps = ((2 * step + 1) * (high - low) / (2 * RATIOS) for step in range(RATIOS))
+            return [int(((low + step).exp() * (1 << FRACTION)).to_integral_value()) for step in steps]
+
+
+class Undrawn:
+    """A recipe without chance: every view of an image is the same."""
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Nothing is drawn: int64 (B, 0)."""
+        return torch.empty((len(index_B), 0), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class CenterCrop(Undrawn):
+    """The usual test image: the shorter side resized to `resize` pixels, then the central size × size square."""
+
+    size: int
+    resize: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.resize:
+            raise ConfigError(f"views.test_resize: expected at least views.size, {self.size}, got {self.resize}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.size, self.size
+
+    def cut(self, draws: list[int], height: int, width: int) -> Cut:
+        """The cut of a photograph of this size in pixels."""
+        shorter = min(height, width)
+        resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
+        # Halves go to the even neighbour, as in torchvision, whose test accuracies these are compared with.
+        left, top = (round((side - self.size) / 2) for side in (resized_width, resized_height))
+        window = (left, top, left + self.size, top + self.size)
+        return Cut((0, 0, width, height), (resized_width, resized_height), window, mirrored=False)
+
+
+@dataclass(frozen=True)
+class Whole(Undrawn):
+    """Images as they are, neither cut nor resized, all of them height × width pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.height, self.width
+
+    def cut(self, draws: list[int], height: int, width: int) -> Cut:
+        """All of it. Raises `ConfigError` for an image of another size."""
+        if (height, width) != self.shape:
+            raise ConfigError(
+                f"expected {self.width}×{self.height} pixels, as the first image has, got {width}×{height};"
+                f" use views.kind=random-resized-crop for images of several sizes"
+            )
+        everything = (0, 0, width, height)
+        return Cut(everything, (width, height), everything, mirrored=False)
+
+
+def _rounded_root(number: int) -> int:
+    """The root of number / 2^56, rounded to the nearest integer."""
+    return isqrt(number) + (1 << HALF - 1) >> HALF

@@ -1,0 +1,1 @@
+"""The folder of a run: written by training, read by reports."""

@@ -1,0 +1,46 @@
+"""Whether pixels still are those that the teacher saw: random rows rendered again and compared with the witnesses."""
+
+import numpy as np
+import torch
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.draws.philox import Domain, permutations, raw_rows
+from dhkd.data.errors import CacheMismatch
+from dhkd.data.images.witness import witnesses
+from dhkd.data.render import Renderer
+from torch import Tensor
+
+
+def check_witnesses(
+    renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int, max_blocks: int, versions: str = ""
+) -> int:
+    """Re-render random rows of random blocks and compare them with what the cache remembers; how many were compared.
+
+    Needs no teacher. Raises `CacheMismatch`, naming keys, where the pixels are not those that the teacher saw: another
+    order of the data set, a drift of the recipe or of a library, a wrong offset. `versions` is what the error says of
+    the libraries on both sides.
+    """
+    blocks = reader.plan.blocks()
+    numbers = _sample(seed, 0, len(blocks), max_blocks).tolist()
+    rows = [_sample(seed, number + 1, len(blocks[number]), rows_per_block) for number in numbers]
+    keys = [
+        (torch.full_like(row_B, blocks[number].view), row_B + blocks[number].start)
+        for number, row_B in zip(numbers, rows, strict=True)
+    ]
+    for number, row_B, (_, index_B), pixels in zip(numbers, rows, keys, renderer.render(keys), strict=True):
+        block, got = blocks[number], witnesses(pixels)
+        expected = reader.witness(block)[row_B.numpy()]
+        wrong = np.flatnonzero(got != expected)
+        if len(wrong):
+            raise CacheMismatch(
+                f"pixels differ from those that the teacher saw: {len(wrong)} of {len(got)} rows in {block},"
+                f" first at view {block.view}, index {int(index_B[int(wrong[0])])} (crc32 expected"
+                f" {int(expected[wrong[0]]):08x}, got {int(got[wrong[0]]):08x}); the data set, the recipe or a library"
+                f" has changed since the cache was written{versions}"
+            )
+    return sum(len(row_B) for row_B in rows)
+
+
+def _sample(seed: int, plane: int, num: int, at_most: int) -> Tensor:
+    """Different numbers below `num`, at most so many, int64."""
+    raw = raw_rows(seed, Domain.SPOT_CHECK, plane, 0, num)[:, 0]
+    return torch.from_numpy(permutations(raw)[:at_most])

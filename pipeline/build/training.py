@@ -1,0 +1,77 @@
+"""From settings to what a training step is made of: objective, student, optimizer, learning rate."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from dhkd.configs.schema import Experiment, Training
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.pipeline.build.data import Images
+from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.signals import Shapes
+from dhkd.stages.models.student import Student, auxiliary_head
+from dhkd.stages.train.gradients import Alignment
+from dhkd.stages.train.learning_rate import LearningRate
+from dhkd.stages.train.objectives import combined_objective
+from dhkd.stages.train.objectives.contract import Objective, Setting
+from torch import nn
+
+
+def objective_of(experiment: Experiment) -> Objective:
+    """The experiment's objective, or several, with the options that the preset gives each."""
+    said = experiment.alignment
+    alignment = Alignment(said.kept, said.against, said.every) if said else None
+    return combined_objective(experiment.objective, experiment.objectives, alignment)
+
+
+def setting_of(
+    experiment: Experiment, training: Training, images: Images, objective: Objective, teacher: Network | None = None
+) -> Setting:
+    """What `objective` is to work with in training the network of `training`; `teacher` has the teacher's weights."""
+    if isinstance(images, ImageSet):
+        _, _, height, width = images.images_NCHW.shape
+    else:
+        assert experiment.views.size is not None
+        height = width = experiment.views.size
+    shapes_of = partial(Shapes, num_classes=images.num_classes, image=(height, width))
+    student, of_teacher = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
+    setting = Setting(student, of_teacher, images.labels_N, experiment.seed, teacher)
+    return replace(setting, student=student.of(objective.architecture(setting)))
+
+
+def student_of(objective: Objective, setting: Setting) -> Student:
+    """A freshly initialised student with what its objective puts beside it, a function of the experiment's seed.
+
+    Channels last in memory.
+    """
+    torch.manual_seed(setting.seed)
+    backbone = build_network(setting.student.architecture, setting.student.num_classes)
+    objective.start(backbone, setting)
+    kind = objective.auxiliary
+    head = auxiliary_head(kind, backbone.embedding_dim, setting.student.num_classes) if kind else None
+    student = Student(backbone, head, objective.reads(setting), objective.adapter(setting))
+    return student.to(memory_format=torch.channels_last)
+
+
+def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+    """SGD over all the student's parameters; `fused` it can leave an update out without asking the host."""
+    return torch.optim.SGD(
+        student.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+        fused=fused,
+    )
+
+
+def learning_rate_of(training: Training) -> LearningRate:
+    """The learning rate as a function of epoch and step."""
+    return LearningRate(
+        base=training.lr,
+        kind=training.lr_schedule,
+        epochs=training.epochs,
+        milestones=training.milestones,
+        gamma=training.gamma,
+        warmup_epochs=training.warmup_epochs,
+    )

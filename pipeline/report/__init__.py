@@ -1,0 +1,1 @@
+"""From runs to comparisons, analyses, and the page that shows them."""

@@ -1,0 +1,71 @@
+"""`dhkd serve DIR`: the page of results while a sweep runs, for this machine alone."""
+
+import hashlib
+import logging
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from dhkd.data.errors import ConfigError, DhkdError
+from dhkd.data.runs.folder import CONFIG, METRICS, RESULT
+from dhkd.data.runs.read import FAILED, read_runs
+from dhkd.pipeline.report.page import page_of
+from dhkd.pipeline.sweep import SWEEP
+
+log = logging.getLogger("dhkd")
+
+ADDRESS = "127.0.0.1"
+WATCHED = (CONFIG, METRICS, RESULT, FAILED, SWEEP)
+
+
+def server_of(folder: Path, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
+    """A server of the page at `port`, 0 for any that is free; nobody but this machine reaches it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # A page elsewhere could have its own name lead here; only who asks for this machine by name is answered.
+            host = self.headers.get("Host", "").rpartition(":")[0]
+            if host not in (ADDRESS, "localhost"):
+                self.send_error(HTTPStatus.FORBIDDEN)
+            elif self.path == "/":
+                version = version_of(folder)  # of before it is read: what changes meanwhile is another version
+                try:
+                    self._answer(page_of(read_runs(folder), folder, baseline, version), "text/html")
+                except DhkdError as error:
+                    self._answer(str(error), "text/plain", HTTPStatus.INTERNAL_SERVER_ERROR)
+            elif self.path == "/version":
+                self._answer(version_of(folder), "text/plain")
+            else:
+                self.send_error(HTTPStatus.NOT_FOUND)
+
+        def _answer(self, text: str, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+            content = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *values: object) -> None:
+            log.debug(format, *values)
+
+    read_runs(folder)  # a folder that is none is told now
+    try:
+        return ThreadingHTTPServer((ADDRESS, port), Handler)
+    except OSError as error:
+        raise ConfigError(f"--port {port}: {error.strerror}; choose another, or 0 for any that is free") from error
+
+
+def version_of(folder: Path) -> str:
+    """Another text whenever a run has begun, finished an epoch, ended or failed, or an analysis was made."""
+    files = [file for name in WATCHED for file in folder.rglob(name)]
+    files += [file for file in (folder / "report").glob("*") if file.suffix in (".csv", ".npz")]
+    facts = []
+    for file in sorted(files):
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            continue  # replaced just now
+        facts.append(f"{file} {found.st_size} {found.st_mtime_ns}")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
