@@ -15,4 +15,5 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def lock_of(path: Path) -> Path:
+    """The file whose lock stands for `path`."""
     return path.with_suffix(".lock")

@@ -13,8 +13,8 @@ from dhkd.data.cache.reader import Damage, LogitReader, open_cache
 from dhkd.data.errors import CacheDamaged, CacheMismatch, DhkdError
 
 from tests.caches import writer_at
-from tests.conftest import files_of
 from tests.golden import rows
+from tests.samples import files_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMAT = Path(__file__).parents[2] / "docs" / "FORMAT.md"

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.e2e.conftest import SMALL, dhkd, done
+from tests.e2e.command_line import SMALL, dhkd, done
 
 CPU = torch.device("cpu")
 OBJECTIVES = ("ce", "binary-kl", "dhkd")

@@ -21,8 +21,8 @@ from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, ren
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests import servers
-from tests.conftest import encoded, make_photo
-from tests.e2e.conftest import ENVIRONMENT, done
+from tests.e2e.command_line import ENVIRONMENT, done
+from tests.samples import encoded, make_photo
 
 ROOT = Path(__file__).parents[2]
 HERE = ["data.limit=150", "teacher=resnet8"]  # what SMALL says of data and teacher

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,8 @@ from dhkd.data.cache.reader import open_cache
 from dhkd.data.recipes.crop_flip import CropFlip
 
 from tests.caches import complete, writer_at
-from tests.conftest import files_of
-from tests.e2e.conftest import SMALL, SMALL_VERIFY, Outcome, dhkd, done
-
-
-def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:
-    lines = [line for line in outcome.err.splitlines() if line.startswith("error")]
-    assert outcome.code == code, outcome.err
-    assert len(lines) == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    for words in says:
-        assert words in lines[0]
+from tests.e2e.command_line import SMALL, SMALL_VERIFY, assert_one_line, dhkd, done
+from tests.samples import files_of
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dhkd.stages.models.student import Student, auxiliary_head
 from dhkd.stages.train.gradients import Alignment, backward
 from dhkd.stages.train.objectives import losses
 
-from tests.e2e.conftest import dhkd, done
+from tests.e2e.command_line import dhkd, done
 
 
 @pytest.fixture(scope="module")

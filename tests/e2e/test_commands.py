@@ -11,7 +11,7 @@ import yaml
 from dhkd.stages.models import build_network
 from dhkd.stages.train.objectives import OBJECTIVES
 
-from tests.e2e.conftest import SMALL, SMALL_VERIFY, dhkd, done
+from tests.e2e.command_line import SMALL, SMALL_VERIFY, dhkd, done
 
 RESULT_FIELDS = {
     *("last_top1", "best_top1", "last_top5", "best_top5", "seconds", "samples_per_second", "seed", "cache", "versions"),

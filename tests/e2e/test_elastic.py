@@ -20,10 +20,20 @@ from dhkd.pipeline.api import DistillationSet
 
 from tests import servers
 from tests.conformance.places import s3_endpoint
-from tests.conftest import files_of
-from tests.e2e.conftest import COMMAND, ENVIRONMENT, SMALL, SMALL_VERIFY, Outcome, dhkd, done, in_processes, spawn
-from tests.e2e.test_bad_input import assert_one_line
+from tests.e2e.command_line import (
+    COMMAND,
+    ENVIRONMENT,
+    SMALL,
+    SMALL_VERIFY,
+    Outcome,
+    assert_one_line,
+    dhkd,
+    done,
+    in_processes,
+    spawn,
+)
 from tests.e2e.test_processes import JOINT, MANY_BLOCKS, wait_until
+from tests.samples import files_of
 
 __all__ = ["s3_endpoint"]
 

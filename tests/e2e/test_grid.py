@@ -10,7 +10,7 @@ import pytest
 from dhkd.configs.grid import combinations
 from dhkd.data.errors import ConfigError
 
-from tests.e2e.conftest import ENVIRONMENT, SMALL, dhkd, done, spawn
+from tests.e2e.command_line import ENVIRONMENT, SMALL, dhkd, done, spawn
 
 TWO_THREADS = {"env": {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}}
 GRID = ("--grid", "objective=ce,dhkd", "--grid", "seed=0,1")

@@ -10,7 +10,7 @@ from dhkd.pipeline import training
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.train.objectives import OBJECTIVES
 
-from tests.e2e.conftest import SMALL
+from tests.e2e.command_line import SMALL
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text()

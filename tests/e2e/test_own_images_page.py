@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import done
+from tests.e2e.command_line import done
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 EXAMPLES = {  # from the preset to size, split of the test, and what lies between a class's folder and its images

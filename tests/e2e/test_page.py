@@ -15,7 +15,7 @@ from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.report.page import page_of
 from dhkd.pipeline.report.serve import server_of
 
-from tests.e2e.conftest import SMALL, dhkd, done
+from tests.e2e.command_line import SMALL, dhkd, done
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 BROWSER = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)

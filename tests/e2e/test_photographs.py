@@ -13,8 +13,8 @@ import webdataset
 from dhkd.data.sources import load_source
 from PIL import Image
 
-from tests.conftest import files_of
-from tests.e2e.conftest import Outcome, dhkd, done, in_processes, spawn
+from tests.e2e.command_line import Outcome, dhkd, done, in_processes, spawn
+from tests.samples import files_of
 
 PRESET = """
 description: photographs

@@ -17,8 +17,7 @@ from dhkd.stages.report.plan_table import plan_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.e2e.conftest import SMALL, dhkd, done
-from tests.e2e.test_bad_input import assert_one_line
+from tests.e2e.command_line import SMALL, assert_one_line, dhkd, done
 
 CIFAR, IMAGENET = "cifar100/resnet56-resnet20", "imagenet/resnet34-resnet18"
 

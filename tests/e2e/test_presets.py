@@ -10,7 +10,7 @@ from dhkd.stages.models import build_network, count_parameters
 from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 from PIL import Image
 
-from tests.e2e.conftest import done
+from tests.e2e.command_line import done
 
 CLASSES = {"cifar100": 100, "imagenet": 1000}
 PAIRS = [name for name in preset_names() if "/" in name]

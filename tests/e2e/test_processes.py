@@ -12,8 +12,9 @@ import pytest
 import torch
 from dhkd.data.runs.folder import read_metrics
 
-from tests.conftest import files_of, small_disk
-from tests.e2e.conftest import SMALL, Outcome, dhkd, done, in_processes, spawn
+from tests.disks import small_disk
+from tests.e2e.command_line import SMALL, Outcome, dhkd, done, in_processes, spawn
+from tests.samples import files_of
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,8 @@ from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.stages.models import build_network
 from safetensors.torch import load_file
 
-from tests.conftest import files_of
-from tests.e2e.conftest import SMALL, SMALL_VERIFY, dhkd, done, in_processes
-from tests.e2e.test_bad_input import assert_one_line
+from tests.e2e.command_line import SMALL, SMALL_VERIFY, assert_one_line, dhkd, done, in_processes
+from tests.samples import files_of
 
 # Not --signals, which torchrun takes for an option of its own.
 OF_SIGNALS = ["--set", "cache.signals=[logits,embedding,cam,attention]"]

@@ -16,7 +16,7 @@ from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.report.table import axes_of
 from scipy import stats
 
-from tests.e2e.conftest import SMALL, dhkd, done, in_processes, spawn
+from tests.e2e.command_line import SMALL, dhkd, done, in_processes, spawn
 
 GRID = ("--grid", "objective=ce,kd,dkd,dhkd", "--grid", "student=resnet8,resnet14", "--seeds", 3)
 FEW = ("--grid", "objective=ce,kd", "--seeds", 2)

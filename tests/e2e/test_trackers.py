@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import SMALL, dhkd, done, spawn
+from tests.e2e.command_line import SMALL, dhkd, done, spawn
 
 mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
 wandb_internal = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb")

@@ -17,7 +17,7 @@ from dhkd.data.sources import Selection, load_source
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import NoSignals
 
-from tests.conftest import encoded, make_photo
+from tests.samples import encoded, make_photo
 
 # of the files in `test_golden_order`
 GOLDEN_ORDER = ["1/00", "0/02", "1/02", "0/00", "1/03", "0/01", "1/01", "0/03"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tests.conftest import make_images
+from tests.samples import make_images
 
 CPU = torch.device("cpu")
 

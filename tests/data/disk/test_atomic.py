@@ -12,7 +12,7 @@ import pytest
 from dhkd.data.disk.atomic import sync_folder, write_atomically
 from dhkd.data.disk.user_cache import user_cache_folder
 
-from tests.conftest import small_disk
+from tests.disks import small_disk
 
 OLD, NEW = b"old", b"the new content"
 

@@ -23,7 +23,7 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.conftest import make_images
+from tests.samples import make_images
 
 SMALL = {"train": 3, "test": 1}  # glyphs of each character, where the tests need only a few
 

@@ -24,7 +24,7 @@ from dhkd.data.sources import Selection, load_source, tar_shards
 from torch import Tensor
 from webdataset import ShardWriter, TarWriter
 
-from tests.conftest import encoded, make_photo
+from tests.samples import encoded, make_photo
 
 CPU = torch.device("cpu")
 RECIPE = RandomResizedCrop(size=16, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=5)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tests.conftest import encoded, make_photo
+from tests.samples import encoded, make_photo
 
 CPU = torch.device("cpu")
 RECIPE = RandomResizedCrop(size=24, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=5)

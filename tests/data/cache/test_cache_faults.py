@@ -30,7 +30,7 @@ from dhkd.data.errors import CacheDamaged, CacheIncomplete, StorageError
 
 from tests import caches, servers
 from tests.caches import complete, writer_at
-from tests.conftest import small_disk
+from tests.disks import small_disk
 from tests.servers import Fault, Flaky, every
 from tests.soak import kills
 
@@ -690,7 +690,7 @@ def test_two_runs_at_once_share_the_work_in_a_bucket(
         monkeypatch.setenv(name, value)
     place = f"{s3.url}/race-{store}"
     # By itself, since a fork of a process that has asked a bucket can't ask any.
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-P", "-c", RACE, place, store, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,

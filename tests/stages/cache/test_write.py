@@ -25,7 +25,7 @@ from torch import nn
 
 from tests import caches
 from tests.caches import writer_at
-from tests.conftest import encoded, files_of, make_images, make_photo
+from tests.samples import encoded, files_of, make_images, make_photo
 
 VIEWS, BLOCK_ROWS = 2, 10
 

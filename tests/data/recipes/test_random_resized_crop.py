@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import transforms
 
-from tests.conftest import make_photo
+from tests.samples import make_photo
 
 STANDARD = RandomResizedCrop(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=0)
 

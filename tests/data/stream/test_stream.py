@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.caches import complete, manifest_of, opened, writer_at
-from tests.conftest import make_images
+from tests.samples import make_images
 
 CPU = torch.device("cpu")
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 4, 37, 5, 10

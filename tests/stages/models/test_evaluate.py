@@ -14,7 +14,7 @@ from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.processes import Processes
 from torch import Tensor
 
-from tests.conftest import make_images
+from tests.samples import make_images
 
 SAMPLES = 37
 

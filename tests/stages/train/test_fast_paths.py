@@ -23,7 +23,7 @@ from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
 from torch import Tensor
 
-from tests.stages.test_loop import BATCH, OneBadRow, World, task_of
+from tests.stages.train.test_loop import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")
 

@@ -35,7 +35,7 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor
 
 from tests.caches import manifest_of, writer_at
-from tests.conftest import make_images
+from tests.samples import make_images
 
 RECIPE = CropFlip(padding=1, flip=True, seed=0)
 VIEWS, BATCH = 3, 10

@@ -18,8 +18,8 @@ from dhkd.stages.processes import Processes
 from torch import Tensor
 
 from tests.caches import writer_at
-from tests.conftest import make_images
-from tests.stages.test_cache_write import manifest_of
+from tests.samples import make_images
+from tests.stages.cache.test_write import manifest_of
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")

@@ -11,7 +11,7 @@ import torch
 from dhkd.data.errors import RunExists, RunMismatch
 from dhkd.data.runs.folder import RunFolder, read_config, read_metrics
 
-from tests.conftest import small_disk
+from tests.disks import small_disk
 
 CONFIG: dict[str, Any] = {
     "run": {"command": "train-student", "cache": "3f" * 32, "precision": "float32"},

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.caches import writer_at
 from tests.golden.rows import CLASSES, SAMPLES, STORES
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 HEADS = {"zarr": "zarr.json", "webdataset": "manifest.json"}
 
 ODD = st.one_of(

@@ -1,0 +1,114 @@
+"""The command line as a user runs it, in this interpreter or as processes of their own."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dhkd.pipeline.cli import main
+
+COMMAND = [sys.executable, "-P", "-m", "dhkd.pipeline.cli"]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+# digits cut to what takes a second: 150 samples, 3 views in 2 blocks each, networks of 8 layers.
+SMALL = [
+    *(
+        "--set",
+        "data.limit=150",
+        "--set",
+        "cache.views=3",
+        "--set",
+        "cache.block_mb=0.0015",
+        "--set",
+        "teacher=resnet8",
+    ),
+    *("--set", "teacher.epochs=1", "--set", "student.epochs=2", "--cpu", "--precision", "float32"),
+]
+
+
+SMALL_VERIFY = [word for word in SMALL if word not in ("--precision", "float32")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended with and said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """Its one JSON object."""
+        return json.loads(self.out)
+
+
+def dhkd(*words: object) -> Outcome:
+    """Run a command in this interpreter, which spares the seconds that importing torch takes."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    arguments, sys.argv = sys.argv, ["dhkd", *map(str, words)]
+    logging.root.handlers.clear()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = arguments
+        logging.root.handlers.clear()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def done(*words: object) -> Outcome:
+    """Run a command that has to succeed."""
+    outcome = dhkd(*words)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def spawn(*words: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a command as a process of its own."""
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    # Shells start background jobs with Ctrl-C ignored, and processes hand that on to those they start.
+    settings["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*COMMAND, *map(str, words)], **{**settings, **options})
+
+
+def in_processes(number: int, *words: object, script: Path | None = None) -> Outcome:
+    """Run a command, or a script, in several processes under torchrun, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number)]
+    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    program = [str(script)] if script else ["--no-python", *COMMAND]
+    run = subprocess.run(
+        [*launcher, *program, *map(str, words)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    return Outcome(run.returncode, run.stdout, run.stderr)
+
+
+def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:
+    """One line that begins with error and holds all of `says`, nothing on standard output, and this exit code."""
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error")]
+    assert outcome.code == code, outcome.err
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    for words in says:
+        assert words in lines[0]

@@ -1,0 +1,38 @@
+"""Samples: tiny data sets, photographs, and a folder's files as bytes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from dhkd.data.images.in_memory import ImageSet
+from PIL import Image
+
+
+def make_images(num_samples: int = 37, size: int = 8, num_classes: int = 5, seed: int = 0) -> ImageSet:
+    """A data set of random pixels, in which no two images are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (num_samples, 3, size, size), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num_samples) % num_classes
+    return ImageSet("random", "train", pixels, labels, num_classes, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def make_photo(seed: int, width: int = 60, height: int = 45) -> Image.Image:
+    """A small photograph: smooth gradients, so that resizing matters, and noise, so that no two are alike."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.5, 3) * x + rng.uniform(0.5, 3) * y + rng.uniform())) for _ in range(3)]
+    levels = 128 + 90 * np.stack(waves, axis=2) + rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def encoded(photo: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """The photograph as the bytes of a file."""
+    stream = io.BytesIO()
+    photo.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path in it."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
