@@ -16,8 +16,8 @@ from dhkd.benchmarks.online import online
 from dhkd.benchmarks.pairs import PAIRS
 from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, Loop, batches_of, random_images, stream_of
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import ResidentSignals
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network

@@ -49,8 +49,8 @@ from dhkd.benchmarks.stores import stores
 from dhkd.benchmarks.together import together
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
 from dhkd.pipeline.environment import hardware, versions

@@ -8,9 +8,9 @@ from itertools import count
 
 import torch
 from dhkd.configs.schema import Training
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch, Live, Stream
 from dhkd.data.stream.signals import Signals
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, batches_of, random_images, stream_of
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.signals import NoSignals
 from dhkd.stages.processes import Processes

@@ -15,7 +15,6 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
-from dhkd.data.images.photographs import PhotoRenderer
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of
 from dhkd.pipeline.build.checks import require_small_blocks
@@ -85,7 +84,7 @@ def cache_teacher(
             LogitWriter(storage, experiment.cache.store, manifest, signals),
             batch_size=experiment.cache.batch_size,
             processes=processes,
-            views_at_once=experiment.cache.views_at_once if isinstance(renderer, PhotoRenderer) else 1,
+            views_at_once=experiment.cache.views_at_once if not renderer.in_memory else 1,
             part=part,
         )
         result: dict[str, Any] = {
@@ -125,7 +124,7 @@ _REBUILD = "rebuild it with 'dhkd cache-teacher'"
 
 def unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
     """The files that a black image stood in for in this call, of all processes; nothing where there are none."""
-    if not isinstance(renderer, PhotoRenderer):
+    if renderer.in_memory:
         return {}
     files = sorted(processes.gather(list(renderer.unreadable)))
     return {"unreadable_files": files} if files else {}

@@ -15,15 +15,15 @@ from typing import Any
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import ConfigError, DhkdError
-from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import ENDLESS, Recipe
+from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.stream.batches import Live, Stream
 from dhkd.data.stream.signals import Names, NoSignals, Signals
 from dhkd.pipeline.build.cache import block_rows_of, cached_names, digest_for, of_views, reader_of, signals_of
 from dhkd.pipeline.build.checks import require_cache, require_live
 from dhkd.pipeline.build.data import (
-    Images,
-    Recipe,
     images_of,
     normalization_of,
     recipe_of,
@@ -73,7 +73,7 @@ def train_teacher(
         normalize = normalization_of(settings, images)
         objective = build_objective("ce", {})
         setting = setting_of(experiment, settings, images, objective)
-        signals, block_rows = NoSignals(recipe.num_views), block_rows_of(experiment, images, setting)
+        signals, block_rows = NoSignals(recipe.num_views or ENDLESS), block_rows_of(experiment, images, setting)
         stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
         test = test_renderer_of(experiment, processes.device, data)
         task = _task(settings, objective, setting, stream, normalize, test, run, trackers, processes)
@@ -324,7 +324,7 @@ def _streams(
         experiment, settings = group[0].experiment, group[0].experiment.student
         held, independent = _held(group[0]), settings.view_schedule == "independent"
         if reader is None:
-            num_views = recipe_of(experiment.views).num_views
+            num_views = recipe_of(experiment.views).num_views or ENDLESS
             signals: Signals = NoSignals(min(num_views, settings.views or num_views))
         elif independent and held in resident:
             signals = resident[held]
@@ -348,7 +348,7 @@ def _streams(
 
 
 def _live_teacher(
-    students: Mapping[Path, _Prepared], trained: Trained | None, images: DataSet, processes: Processes
+    students: Mapping[Path, _Prepared], trained: Trained | None, images: Images, processes: Processes
 ) -> Callable[..., dict[str, Tensor]] | None:
     """`Teacher.signals` of the teacher that runs in every step, if one does."""
     live = dict.fromkeys(name for student in students.values() for name in student.live)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dhkd.data.draws.orders import order_of_epoch, windowed_order
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import ConfigError, one_of
-from dhkd.data.render import Keys, Normalization, Renderer, ResidentRenderer
+from dhkd.data.render import Keys, Normalization, Renderer
 from dhkd.data.stream.signals import Signals
 from torch import Tensor
 
@@ -75,7 +75,7 @@ class Stream:
     @property
     def repeatable(self) -> bool:
         """Whether any batch can be made again at little cost: images and signals are in memory."""
-        return isinstance(self.renderer, ResidentRenderer) and self._signals.in_memory
+        return self.renderer.in_memory and self._signals.in_memory
 
     @property
     def samples_per_epoch(self) -> int:

@@ -19,9 +19,11 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.render import DataSet, Normalization
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
-from dhkd.pipeline.build.data import Recipe, dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.weights import weights_sha256
@@ -74,7 +76,7 @@ def codec_of_signal(settings: CodecSettings, own: str, num_classes: int) -> Code
 
 def cache_identity(
     experiment: Experiment,
-    images: DataSet,
+    images: Images,
     recipe: Recipe,
     setting: Setting,
     network: nn.Module,
@@ -101,12 +103,12 @@ def cache_identity(
     return Identity(dataset=dataset_identity(images), recipe=recipe.identity, signals=signals)
 
 
-def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe, setting: Setting) -> Plan:
+def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:
     """How the cache is cut into blocks."""
     return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
-def block_rows_of(experiment: Experiment, images: DataSet, setting: Setting) -> int:
+def block_rows_of(experiment: Experiment, images: Images, setting: Setting) -> int:
     """How many rows a block of the preset's cache has, for training without one in the same order."""
     return _plan(experiment, images, setting, 1).block_rows
 
@@ -120,7 +122,7 @@ def largest_row(experiment: Experiment, setting: Setting) -> int:
     return max(sizes)
 
 
-def _plan(experiment: Experiment, images: DataSet, setting: Setting, num_views: int) -> Plan:
+def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: int) -> Plan:
     block_bytes = int(experiment.cache.block_mb * 2**20)
     return Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
 

@@ -13,9 +13,10 @@ from dhkd.data.cache.manifest import (
 )
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.render import DataSet
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
 from dhkd.pipeline.build.cache import MEAN_OF_TEACHERS, codec_of_signal
-from dhkd.pipeline.build.data import Recipe, dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.train.objectives.contract import Setting
@@ -39,7 +40,7 @@ def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: s
 def require_cache(
     experiment: Experiment,
     reader: LogitReader,
-    images: DataSet,
+    images: Images,
     recipe: Recipe,
     names: Iterable[str],
     teacher: nn.Module | None,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 from dhkd.data.sources import load_source
+from dhkd.data.sources.base import Place
 from PIL import Image
 
 from tests.e2e.command_line import Outcome, dhkd, done, in_processes, spawn
@@ -58,7 +59,7 @@ def preset(root: Path) -> Path:
 
 def write_shards(root: Path, pattern: str, split: str, folder: str) -> None:
     """The split packed in the order of its keys, 30 samples to a shard."""
-    images = load_source("image-folder", split, root=root)
+    images = load_source("image-folder", split, Place(root=str(root)))
     (root / folder).mkdir()
     with webdataset.ShardWriter(str(root / folder / pattern), maxcount=30, verbose=0) as shards:
         for index, label in enumerate(images.labels_N.tolist()):

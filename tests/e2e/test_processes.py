@@ -149,10 +149,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRenderer
+from dhkd.data.render import Normalization
+from dhkd.data.images.in_memory import ResidentRenderer
+from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.stream import ResidentSignals, Stream
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.sources import Selection, load_source
+from dhkd.data.sources import load_source
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.pipeline.build import student_of
 from dhkd.stages.models import build_network
@@ -178,8 +180,8 @@ def freeze(module):
 
 cache, out = Path(sys.argv[1]), Path(sys.argv[2])
 processes = Processes("float32", cpu=True)
-images, test = load_source("digits", "train", selection=Selection(limit=150)), load_source("digits", "test")
-test = UnaugmentedRenderer(test, processes.device)
+images, test = load_source("digits", "train", limit=150), load_source("digits", "test")
+test = ResidentRenderer(test, AsTheyAre(), processes.device)
 normalize = Normalization(images.mean, images.std)
 renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
 signals = ResidentSignals(open_cache(cache), {"logits": ["logits"]}, processes.device)

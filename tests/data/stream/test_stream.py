@@ -16,10 +16,10 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.draws.orders import windowed_order
 from dhkd.data.draws.schedules import SCHEDULES, independent
 from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.images.witness import witnesses
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch, Stream, shares
 from dhkd.data.stream.check import check_witnesses
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.caches import complete, manifest_of, opened, writer_at
-from tests.samples import make_images
+from tests.samples import make_images, pixels_of
 
 CPU = torch.device("cpu")
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 4, 37, 5, 10
@@ -79,7 +79,7 @@ def pixels_by_key() -> Tensor:
     """uint8 (V, N, C, H, W), each drawn by its own key, without the renderer."""
     images, index_N = make_images(SAMPLES), torch.arange(SAMPLES)
     views = [RECIPE.draws(torch.full_like(index_N, view), index_N) for view in range(VIEWS)]
-    return torch.stack([RECIPE.apply(images.images_NCHW, draws) for draws in views])
+    return torch.stack([pixels_of(RECIPE, images.images_NCHW, draws) for draws in views])
 
 
 @pytest.fixture(scope="module")

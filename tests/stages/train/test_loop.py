@@ -12,9 +12,9 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import DhkdError, NonFiniteLoss, RunMismatch
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.runs.folder import RunFolder, read_metrics
 from dhkd.data.stream.batches import Batch, Stream
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals

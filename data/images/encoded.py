@@ -1,17 +1,14 @@
-"""A data set of encoded images, decoded and cut in worker processes. The only module that decodes (with Pillow).
+"""A data set of encoded images, decoded and cut in worker processes.
 
-A worker gets keys and gives pixels: what a key's pixels are depends on nothing else, so any number of workers, also
-none, gives the same. A file that can't be decoded stops everything with its name, unless so many are allowed; then a
-black image stands in for it in both stages, so that cache and data set stay aligned by key, and the file is listed.
-
-Grey, CMYK, palette and RGBA images become RGB (transparency is dropped); the orientation that EXIF tells is ignored, as
-in the standard recipes of ImageNet.
+A worker gets keys and gives pixels. The pixels of a key depend on nothing else, so any number of workers, even none,
+gives the same. A file that can't be decoded stops everything with its name, unless some are allowed: then a black image
+stands in for it in both stages, so that cache and data set stay aligned by key, and the file is listed.
 """
 
 import contextlib
 import hashlib
-import io
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,15 +16,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import PIL
 import torch
 from dhkd.data.errors import ConfigError, DataError, DhkdError
-from dhkd.data.images.in_memory import ImageSet, Triple
-from dhkd.data.recipes.random_resized_crop import CenterCrop, Cut, RandomResizedCrop, Whole
+from dhkd.data.images.base import Decoding, Triple
+from dhkd.data.images.decoding import decode
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.render import Keys
-from numpy.typing import NDArray
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -41,14 +38,12 @@ CHUNKS_AHEAD = 3  # of each worker; a chunk of 224×224 pixels takes 9.6 MB of s
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in units of full scale
 
-Image.init()  # all decoders now, since workers are forked and should not have to import anything
 
+class Photos(Protocol):
+    """The images of a set, one by one; small enough to be handed to every worker."""
 
-class Files(Protocol):
-    """Where the encoded images are; small enough to be handed to every worker."""
-
-    def read(self, index: int) -> bytes:
-        """The bytes of sample `index`. Raises `DataError` or `OSError`."""
+    def photo(self, index: int) -> Image:
+        """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
 
     def name(self, index: int) -> str:
         """What to call sample `index` in a message."""
@@ -57,7 +52,19 @@ class Files(Protocol):
         """What the first samples are called, one a line, whatever the machine: for a fingerprint."""
 
     def expect(self, index_B: Tensor) -> None:
-        """Be told, in the process that hands out keys, what will be read soon; return when it is at hand."""
+        """Fetch what will be read soon; called in the process that hands out keys, before a worker reads it."""
+
+
+class EncodedFiles(ABC):
+    """Images that lie encoded somewhere, and are read as bytes."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The bytes of sample `index`. Raises `DataError` or `OSError`."""
+
+    def photo(self, index: int) -> Image:
+        """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
+        return decode(self.read(index))
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class PhotoSet:
 
     name: str
     split: str
-    files: Files
+    files: Photos
     labels_N: Tensor
     num_classes: int
     mean: Triple = MEAN
@@ -78,9 +85,48 @@ class PhotoSet:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def shape(self) -> None:
+        """Not known before the images are decoded."""
+        return None
+
     def first(self, num_samples: int) -> "PhotoSet":
         """The set's first `num_samples` samples, in its own order."""
         return replace(self, labels_N=self.labels_N[:num_samples])
+
+    def normalized_with(self, mean: Triple | None, std: Triple | None) -> "PhotoSet":
+        """The same images, to be shown to networks with this mean and std; None leaves each as it is."""
+        return replace(self, mean=mean or self.mean, std=std or self.std)
+
+    def in_memory(self, decoding: Decoding) -> ImageSet:
+        """The same set with all images decoded, for sets whose images are small and all of one size.
+
+        Raises `DataError` where one can't be decoded, `ConfigError` where one has another size than the first.
+        """
+        recipe = AsTheyAre(self._first_shape(decoding.allow_bad))
+        assert recipe.shape is not None
+        renderer = self.renderer(recipe, torch.device("cpu"), decoding)
+        batches = torch.split(torch.arange(len(self)), CHUNK)
+        pixels_NCHW = torch.empty((len(self), 3, *recipe.shape), dtype=torch.uint8)
+        keys = ((torch.zeros_like(index_B), index_B) for index_B in batches)
+        for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
+            pixels_NCHW[index_B] = pixels_BCHW
+        return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std)
+
+    def _first_shape(self, allow_bad: int) -> tuple[int, int]:
+        """Height and width of the first image, or of the first readable one where some may be bad."""
+        for index in range(min(allow_bad, len(self) - 1) + 1):
+            try:
+                photo = self.files.photo(index)
+            except (DataError, OSError) as error:
+                reason = f"{self.name}: {self.files.name(index)} (index {index}): expected an image, got: {error}"
+            else:
+                return photo.height, photo.width
+        raise DataError(f"{reason}; replace it, or let black images stand in with --allow-bad N")
+
+    def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "PhotoRenderer":
+        """What makes pixels of any key of this set under the recipe."""
+        return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over labels and files' names, in order; the witnesses tell whether pixels changed."""
@@ -89,18 +135,19 @@ class PhotoSet:
         return digest.hexdigest()
 
 
-PhotoRecipe = RandomResizedCrop | CenterCrop | Whole
-
-
 class PhotoRenderer:
     """Pixels of any key of a `PhotoSet` under one recipe, decoded by `workers` processes (0: by this one).
 
     `unreadable` collects what was wrong with each file that a black image stands in for, at most `allow_bad` of them.
     """
 
+    in_memory = False
+    exact = False  # decoders differ by a grey level from version to version
+
     def __init__(
-        self, images: PhotoSet, recipe: PhotoRecipe, device: torch.device, *, workers: int = 0, allow_bad: int = 0
+        self, images: PhotoSet, recipe: Recipe, device: torch.device, *, workers: int = 0, allow_bad: int = 0
     ) -> None:
+        assert recipe.shape is not None, "images of several sizes make no batch"
         self.images, self.recipe, self.device = images, recipe, device
         self.unreadable: dict[str, str] = {}
         self._workers, self._allow_bad = workers, allow_bad
@@ -199,34 +246,6 @@ class PhotoRenderer:
         return chunk.pixels_BHWC.to(self.device, non_blocking=True)
 
 
-def in_memory(images: PhotoSet, *, workers: int = 0, allow_bad: int = 0) -> ImageSet:
-    """All images decoded, for sets whose images are small and all of one size.
-
-    Raises `DataError` where one can't be decoded, `ConfigError` where one has another size than the first.
-    """
-    first = _first_readable(images, allow_bad)
-    recipe = Whole(first.height, first.width)
-    renderer = PhotoRenderer(images, recipe, torch.device("cpu"), workers=workers, allow_bad=allow_bad)
-    batches = torch.split(torch.arange(len(images)), CHUNK)
-    pixels_NCHW = torch.empty((len(images), 3, *recipe.shape), dtype=torch.uint8)
-    keys = ((torch.zeros_like(index_B), index_B) for index_B in batches)
-    for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
-        pixels_NCHW[index_B] = pixels_BCHW
-    return ImageSet(
-        images.name, images.split, pixels_NCHW, images.labels_N, images.num_classes, images.mean, images.std
-    )
-
-
-def _first_readable(images: PhotoSet, allow_bad: int) -> Image.Image:
-    """The first image, or where so many may be bad the first good one."""
-    for index in range(min(allow_bad, len(images) - 1) + 1):
-        try:
-            return decode(images.files.read(index))
-        except (DataError, OSError) as error:
-            reason = f"{images.name}: {images.files.name(index)} (index {index}): expected an image, got: {error}"
-    raise DataError(f"{reason}; replace it, or let black images stand in with --allow-bad N")
-
-
 class _Chunk(NamedTuple):
     pixels_BHWC: Tensor
     unreadable: list[tuple[int, str]]
@@ -235,7 +254,7 @@ class _Chunk(NamedTuple):
 class _Photos(Dataset["_Chunk | DhkdError"]):
     """What a worker has: bytes by index, and the recipe."""
 
-    def __init__(self, files: Files, recipe: PhotoRecipe) -> None:
+    def __init__(self, files: Photos, recipe: Recipe) -> None:
         self._files, self._recipe = files, recipe
 
     def __getitem__(self, keys: Keys) -> "_Chunk | DhkdError":
@@ -246,19 +265,17 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             return error
 
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
-        pixels_BHWC = torch.zeros((len(index_B), *self._recipe.shape, 3), dtype=torch.uint8)
-        rows = pixels_BHWC.numpy()
+        shape = self._recipe.shape
+        assert shape is not None
+        pixels_BHWC = torch.zeros((len(index_B), *shape, 3), dtype=torch.uint8)
+        rows, draws_BD = pixels_BHWC.numpy(), self._recipe.draws(view_B, index_B)
         unreadable: list[tuple[int, str]] = []
-        previous, photo = -1, None
-        for row, (index, draws) in enumerate(
-            zip(index_B.tolist(), self._recipe.draws(view_B, index_B).tolist(), strict=True)
-        ):
+        # Consecutive keys of one image are its views: it is decoded once for all of them.
+        changes = (torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist()
+        for start, stop in pairwise([0, *changes, len(index_B)]):
+            index = int(index_B[start])
             try:
-                if index != previous:
-                    previous, photo = index, None
-                    photo = decode(self._files.read(index))
-                if photo is not None:
-                    rows[row] = cut_of(photo, self._recipe.cut(draws, photo.height, photo.width))
+                rows[start:stop] = self._recipe.pixels(self._files.photo(index), draws_BD[start:stop])
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
             except DataError as error:
@@ -266,35 +283,3 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             except OSError as error:
                 unreadable.append((index, error.strerror or str(error)))
         return _Chunk(pixels_BHWC, unreadable)
-
-
-def decode(content: bytes) -> Image.Image:
-    """An encoded image as RGB, all of it decoded. Raises `DataError` for anything that is not a whole image."""
-    if not content:
-        raise DataError("an empty file")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(content))
-        image.load()
-        if image.mode.startswith("I"):  # 16 bits, of which converting would keep all above 255 as white
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        if "transparency" in image.info and image.mode == "P":
-            image = image.convert("RGBA")  # else Pillow warns of what is dropped next
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except PIL.UnidentifiedImageError as error:
-        raise DataError(f"no image in a known format ({len(content):,} bytes)") from error
-    except Exception as error:  # a damaged file makes a decoder raise whatever its bytes lead it to
-        raise DataError(f"a damaged image ({' '.join(str(error).split()) or type(error).__name__})") from error
-
-
-def cut_of(photo: Image.Image, cut: Cut) -> NDArray[np.uint8]:
-    """The pixels of a cut, uint8 (H, W, 3)."""
-    if cut.box != (0, 0, photo.width, photo.height):
-        # Cropped before resizing: resizing with a box lets pixels from outside it in, at the borders.
-        photo = photo.crop(cut.box)
-    if photo.size != cut.size:
-        photo = photo.resize(cut.size, Image.Resampling.BILINEAR)
-    if cut.window != (0, 0, *cut.size):
-        photo = photo.crop(cut.window)
-    if cut.mirrored:
-        photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(photo)
