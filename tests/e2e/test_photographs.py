@@ -320,14 +320,13 @@ def session_of(pid: str) -> int:
     ("words", "message"),
     [
         (["--set", "cache.views=all"], "cache.views: random-resized-crop has no end of views; set a number"),
-        (["--set", "views.padding=4"], "random-resized-crop takes size and no padding"),
+        (["--set", "views.padding=4"], "views of kind random-resized-crop: unknown option 'padding'"),
         (["--set", "data.train=training"], "expected a folder of class folders at"),
-        (["--set", "data=digits"], "views.kind: random-resized-crop is for photographs"),
         (["--set", "data.num_classes=3"], "data.num_classes: image-folder counts its class folders"),
         (["--set", "data={source: webdataset, num_classes: 10}"], "expected tar files, found none"),
         (["--set", "data={source: webdataset}"], "data.num_classes: shards don't say how many classes there are"),
         (["--teacher", "packaged"], "network resnet8"),
-        (["--set", "views.kind=crop-flip"], "crop-flip takes padding and no size"),
+        (["--set", "views.kind=crop-flip"], "views of kind crop-flip: unknown option 'size'"),
         (["--set", "views={kind: crop-flip, padding: 2, flip: true}"], "pixels, as the first image has, got"),
     ],
 )

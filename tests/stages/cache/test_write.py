@@ -16,7 +16,7 @@ from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.render import Normalization
 from dhkd.data.sources.image_folder import FolderFiles
-from dhkd.data.sources.image_folder import load as load_folder
+from dhkd.data.sources.image_folder import images_below as load_folder
 from dhkd.stages.cache.compare import compare_with_live, random_keys
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
