@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from dhkd.data.cache import codecs
 from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.draws.philox import Domain, below, raw_rows
@@ -38,7 +37,7 @@ def compare_with_live(
         block = plan.block(view, index // plan.block_rows)
         position = slice(index - block.start, index - block.start + 1)
         parts = {part: array[position] for part, array in reader.stored(block, name).items()}
-        difference_B[row] = codecs.difference(signal.codec, parts, live_B[row : row + 1])
+        difference_B[row] = signal.codec.difference(parts, live_B[row : row + 1])
         storage = float(signal.codec.errors(parts)[0]) + reader.manifest.error_before(name)
         allowed_B[row] = storage + COMPUTE_ERROR[signal.precision] * np.abs(live_B[row]).max()
     worst = int(np.argmax(difference_B - allowed_B))
