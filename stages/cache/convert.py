@@ -1,4 +1,4 @@
-"""A cache written anew: in another store, with another codec, at another place."""
+"""A copy of a cache: in another store, with another codec, at another place."""
 
 import logging
 
@@ -17,7 +17,7 @@ log = logging.getLogger("dhkd")
 def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> Manifest:
     """The manifest of the cache with its signals stored by `codec`; None: as they are.
 
-    Raises `ConfigError` where that is impossible, or loses information and `allow_loss` doesn't hold.
+    Raises `ConfigError` if that is impossible, or if it loses information without `allow_loss`.
     """
     manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
     for name, signal in manifest.signals.items():
@@ -47,14 +47,14 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
 
 
 def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
-    """Write every missing block, check them all, and declare the new cache complete; how many blocks were written."""
+    """Write every missing block, check all blocks, and finish the new cache; the number of blocks written."""
     fresh: set[Block] = set()
     while True:
         missing = writer.missing()
         with progress_bar("converting", sum(map(len, missing)), visible=True) as advance:
             for block in missing:
                 for name in writer.manifest.names:
-                    writer.put(block, name, _stored_anew(reader, writer.manifest, block, name))
+                    writer.put(block, name, _converted(reader, writer.manifest, block, name))
                 advance(len(block))
         fresh.update(missing)
         damages = writer.complete(fresh)
@@ -64,7 +64,8 @@ def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
             log.warning("cache at %s: %s; its block is written again", writer.location, damage)
 
 
-def _stored_anew(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
+def _converted(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
+    """One array's block, in the parts of its new codec."""
     parts = reader.stored(block, name)
     if name == WITNESS or manifest.signals[name].codec == reader.manifest.signals[name].codec:
         return parts
