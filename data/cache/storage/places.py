@@ -25,8 +25,8 @@ PLACES: dict[str, Callable[[str], Storage]] = {
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether this is a URL rather than a folder's path."""
-    return _scheme(location) is not None
+    """Whether this is the URL of a place in the table, rather than a folder's path."""
+    return _scheme(location) in PLACES
 
 
 def storage_of(location: str | Path) -> Storage:
