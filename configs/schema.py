@@ -166,7 +166,7 @@ class Cache(Section):
         description="logits, embedding, last_map, map2-before, …; cam and attention: those that cat-kd and at need",
     )
     codec: Codec = Codec()
-    store: Literal["zarr", "webdataset"] = "zarr"
+    store: str = Field("zarr", description="how the cache is laid out: zarr or webdataset")
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
     views_at_once: int = Field(4, ge=1, description="for how many views a photograph is decoded once")

@@ -6,10 +6,10 @@ from typing import Any
 
 from dhkd.configs.schema import Codec, Experiment
 from dhkd.data.cache.codecs import Bounds
+from dhkd.data.cache.find import find
 from dhkd.data.cache.manifest import require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of
@@ -127,7 +127,7 @@ def inspect(cache: str) -> dict[str, Any]:
     reader = LogitReader(storage, found.index) if found.index else None
     return {
         **describe(cache, manifest),
-        "format": found.index.version if found.index else manifest.format,
+        "format": manifest.format,
         "store": found.store,
         "complete": reader is not None and reader.manifest == manifest and not missing,
         "complete_views": reader.plan.num_views if reader else 0,

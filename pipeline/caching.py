@@ -10,11 +10,13 @@ from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
+from dhkd.data.cache.find import find
+from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.errors import one_of
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of
 from dhkd.pipeline.build.checks import require_small_blocks
@@ -57,6 +59,7 @@ def cache_teacher(
     cache that holds several, `part` this call's number (from 0) of how many that share the work, `command` goes into
     the cache's provenance. Ends, when the cache is complete, by comparing random rows with a live forward.
     """
+    one_of("store", experiment.cache.store, LAYOUTS)  # an unknown one is refused before anything expensive
     precision = resolve_precision(experiment.cache.precision, cpu)
     processes = Processes(precision, cpu)
     try:

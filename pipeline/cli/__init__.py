@@ -174,7 +174,7 @@ def train_teacher(
 @click.option("--teacher", type=PATH, required=True, help=teacher_help)
 @click.option("--out", required=True, help=f"{CACHE} One that is there is gone on with, or extended.")
 @click.option("--views", help="How many views to cache: a number, or all.")
-@click.option("--store", type=click.Choice(["zarr", "webdataset"]), help="How the cache is laid out [default: zarr].")
+@click.option("--store", help="How the cache is laid out: zarr or webdataset [default: zarr].")
 @click.option("--codec", help="How logits are stored: float16, float32, int8, or as --set cache.codec says.")
 @click.option(
     "--name", help="What this teacher is called in a cache of several; its logits are added to what is there."
@@ -738,7 +738,7 @@ def verify(
 @cli.command()
 @click.argument("cache")
 @click.argument("out")
-@click.option("--store", type=click.Choice(["zarr", "webdataset"]), help="[default: as it is]")
+@click.option("--store", help="zarr or webdataset [default: as it is].")
 @click.option("--codec", help="float32, float16, int8 or top-k [default: as it is]")
 @click.option("--k", type=click.IntRange(1), help="With --codec top-k: how many logits of a row are kept.")
 @click.option("--temperature", type=float, help="With --codec top-k: at which the others' probabilities are added up.")
