@@ -5,7 +5,6 @@ What needs a GPU is skipped, with that reason, where there is none.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import Signals, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
 from dhkd.stages.train.gradients import Alignment
-from dhkd.stages.train.learner import Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.step import TrainingStep
 from torch import Tensor
 
 from tests.stages.train.test_loop import BATCH, OneBadRow, World, task_of
@@ -46,7 +45,7 @@ def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path
     figures = [train(task, processes) for task in (plain, compiled)]
     assert close(weights_of(compiled), weights_of(plain), start, 1e-3)
     assert compiled.student.state_dict().keys() == plain.student.state_dict().keys()
-    assert figures[0]["last_top1"] == pytest.approx(figures[1]["last_top1"], rel=1e-3)
+    assert figures[0].last_top1 == pytest.approx(figures[1].last_top1, rel=1e-3)
 
 
 @pytest.mark.parametrize(("schedule", "window"), [("cycle", None), ("cycle", 20), ("block", 20)])
@@ -173,26 +172,25 @@ def test_several_students_on_one_gpu(compiled: str, in_float32: Processes, tmp_p
 def test_the_host_waits_for_nothing_in_a_step(compiled: str, on_gpu: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, on_gpu)
     task = task_of(world, tmp_path / "run", fused=True)
-    learner = Learner(
+    training_step = TrainingStep(
         task.student,
         task.optimizer,
         task.objective,
+        task.stream,
         learning_rate=LearningRate(0.01, "cosine", epochs=9),
-        steps_per_epoch=task.stream.steps_per_epoch,
         seed=0,
         clip_norm=None,
         processes=on_gpu,
-        again=lambda epoch, step: next(islice(task.stream.epoch(epoch), step, None)),
         compiled=compiled,
     )
     for epoch in range(4):  # in the first ones everything is set up, and captured
-        learner.begin(epoch)
+        training_step.begin_epoch(epoch)
         batches = enumerate(task.stream.epoch(epoch))
-        learner.learn(*next(batches))
+        training_step(*next(batches))
         torch.cuda.set_sync_debug_mode("error" if epoch == 3 else "default")
         try:
             for step, batch in batches:
-                learner.learn(step, batch)
+                training_step(step, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        learner.end(1.0)
+        training_step.end_epoch(1.0)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,11 +27,11 @@ from dhkd.stages.models.student import Student
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.gradients import Alignment, backward
-from dhkd.stages.train.learner import Compile, dropout_seed
 from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.loop import Figures, Task, train, train_together
 from dhkd.stages.train.objectives import OBJECTIVES, build_objective, combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
+from dhkd.stages.train.step import Compile, dropout_seed
 from torch import Tensor
 
 from tests.caches import manifest_of, writer_at
@@ -298,7 +298,7 @@ def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes
     outcomes = train_together(together, processes)
     for one, other, figure, outcome in zip(alone, together, figures, outcomes, strict=True):
         assert not isinstance(outcome, DhkdError)
-        assert outcome["last_top1"] == figure["last_top1"]
+        assert outcome.last_top1 == figure.last_top1
         for name, tensor in one.student.state_dict().items():
             assert torch.equal(other.student.state_dict()[name], tensor), (one.run.path.name, name)
         assert [line["loss"] for line in read_metrics(one.run.path)] == [
@@ -318,8 +318,8 @@ def test_one_student_that_fails_leaves_the_others_alone(processes: Processes, tm
     ]
     good, bad = train_together(tasks, processes)
     assert isinstance(bad, NonFiniteLoss)
-    assert isinstance(good, dict)
-    assert good["epochs"] == 3
+    assert isinstance(good, Figures)
+    assert good.epochs == 3
     assert [line["epoch"] for line in read_metrics(tmp_path / "good")] == [1, 2, 3]
     assert not (tmp_path / "bad" / "metrics.jsonl").exists()
 
@@ -419,7 +419,7 @@ def test_result_figures(processes: Processes, tmp_path: Path) -> None:
         run=RunFolder(tmp_path / "run", {}, resume=False),
     )
     figures = train(task, processes)
-    assert (figures["last_top1"], figures["best_top1"]) == (40, 50)
-    assert (figures["last_top5"], figures["best_top5"]) == (95, 95)
-    assert figures["samples_per_second"] > 0
-    assert json.dumps(figures)
+    assert (figures.last_top1, figures.best_top1) == (40, 50)
+    assert (figures.last_top5, figures.best_top5) == (95, 95)
+    assert figures.samples_per_second > 0
+    assert json.dumps(asdict(figures))
