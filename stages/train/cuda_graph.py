@@ -61,7 +61,7 @@ class CapturedStep:
     def __call__(self, batch: Batch, kind: bool) -> None:
         """Do what `step(batch, kind)` does."""
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.teacher.items())
-        key = (kind, batch.images_BCHW.shape, batch.global_size, shapes)
+        key = (kind, batch.images_BCHW.shape, batch.labels.are_mixed, batch.global_size, shapes)
         if self._warm_ups[key] < WARM_UP:
             self._warm_ups[key] += 1
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -73,7 +73,7 @@ class CapturedStep:
             self._graphs[key] = self._capture(batch, kind)
         graph, captured = self._graphs[key]
         captured.images_BCHW.copy_(batch.images_BCHW)
-        captured.labels_B.copy_(batch.labels_B)
+        captured.labels.copy_(batch.labels)
         for name, values in captured.teacher.items():
             values.copy_(batch.teacher[name])
         graph.replay()
@@ -82,7 +82,7 @@ class CapturedStep:
         captured = replace(
             batch,
             images_BCHW=batch.images_BCHW.clone(),  # which keeps the memory format
-            labels_B=batch.labels_B.clone(),
+            labels=batch.labels.map(torch.clone),
             teacher={name: values.clone() for name, values in batch.teacher.items()},
         )
         graph = torch.cuda.CUDAGraph()

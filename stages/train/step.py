@@ -14,6 +14,7 @@ import torch
 from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch, Stream
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import Student, StudentOutputs
 from dhkd.stages.processes import Processes, joined
 from dhkd.stages.train.cuda_graph import CapturedStep, require_capturable
@@ -114,7 +115,7 @@ class TrainingStep:
         with processes.unsynchronized(self._model) if projects else nullcontext():
             outputs: StudentOutputs = self._model(batch.images_BCHW, batch)
 
-            terms = objective.terms(*(_joined(outputs, batch) if joint else (outputs, batch.labels_B, batch.teacher)))
+            terms = objective.terms(*(_joined(outputs, batch) if joint else (outputs, batch.labels, batch.teacher)))
             sums = self._sums(terms, outputs, batch)
             self._finite.check(sums)
             if self._look_every == 1:
@@ -175,7 +176,7 @@ class TrainingStep:
     def _sums(self, terms: Mapping[str, Tensor], outputs: StudentOutputs, batch: Batch) -> Tensor:
         """Every term times its rows, the correct answers and the rows, summed over the processes; then 0 conflicts."""
         rows = len(batch.index_B)
-        hits = (outputs.task.argmax(dim=1) == batch.labels_B).sum()
+        hits = batch.labels.hit_by(outputs.task.argmax(dim=1)).sum()
         values = [*(terms[name].detach() * rows for name in self._weights), hits, torch.full_like(hits, rows)]
         sums = self._processes.sum(torch.stack([value.double() for value in values]))
         return torch.cat([sums, sums.new_zeros(1)])
@@ -244,9 +245,9 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(raw_rows(seed, Domain.DROPOUT, step, rank, rank + 1)[0, 0] >> 1)
 
 
-def _joined(outputs: StudentOutputs, batch: Batch) -> tuple[StudentOutputs, Tensor, dict[str, Tensor]]:
+def _joined(outputs: StudentOutputs, batch: Batch) -> tuple[StudentOutputs, Labels, dict[str, Tensor]]:
     """The arguments of `terms`, with the rows of all processes."""
     task, features = joined(outputs.task), {name: joined(feature) for name, feature in outputs.features.items()}
     distill = task if outputs.distill is outputs.task else joined(outputs.distill)
     teacher = {name: joined(signal) for name, signal in batch.teacher.items()}
-    return StudentOutputs(task, distill, features), joined(batch.labels_B), teacher
+    return StudentOutputs(task, distill, features), batch.labels.map(joined), teacher

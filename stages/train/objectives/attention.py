@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import attention_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -46,14 +47,14 @@ class AttentionTransfer(Objective):
             names.append(attention_name(stage, size))
         return names
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `at`."""
         differences = [
             F.mse_loss(losses.widened(mine), teacher[name])
             for name, mine in student.features.items()
             if name.startswith(PREFIX)
         ]
-        return {"ce": losses.cross_entropy(student.task, labels_B), "at": sum(differences[1:], differences[0])}
+        return {"ce": losses.cross_entropy(student.task, labels), "at": sum(differences[1:], differences[0])}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The same in every epoch."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from dhkd.data.errors import ConfigError, unknown
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
@@ -117,11 +118,11 @@ class Combined(Objective):
         present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
         return Adapters(present) if present else None
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parts' terms by their own names."""
         terms: dict[str, Tensor] = {}
         for _, _, part in self.parts:
-            terms = part.terms(student, labels_B, teacher) | terms
+            terms = part.terms(student, labels, teacher) | terms
         return terms
 
     def weights(self, epoch: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
@@ -92,7 +93,7 @@ class Objective(ABC):
         return None
 
     @abstractmethod
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The named, unweighted losses of a batch, each a scalar and a mean over the batch's rows."""
 
     @abstractmethod

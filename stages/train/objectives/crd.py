@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.processes import joined
 from dhkd.stages.train.objectives import losses
@@ -103,6 +104,7 @@ class Contrast(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Ratios (B, 1 + negatives) of the student's embeddings by the teacher's memory, and the other way round."""
+        batch.labels.require_one_class("crd")  # negatives are of other classes than a row's own
         device = self.student.weight.device
         index_B = batch.index_B.to(device)
         chosen_BM = torch.cat([index_B[:, None], self._negatives.draw(batch.epoch, batch.index_B).to(device)], dim=1)
@@ -175,10 +177,10 @@ class CRD(Objective):
         widths = setting.student.embedding_dim, setting.teacher.embedding_dim
         return Contrast(*widths, self.dim, negatives, len(setting.labels_N), self.temperature, self.momentum)
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, `student-contrast` and `teacher-contrast`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "student-contrast": contrastive_loss(student.features[STUDENT]),
             "teacher-contrast": contrastive_loss(student.features[TEACHER]),
         }

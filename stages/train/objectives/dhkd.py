@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.objectives import losses
@@ -54,12 +55,12 @@ class DHKD(Objective):
         """The teacher's raw logits."""
         return {"logits": None}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` of the task head and the logit-level loss, under its own name, of the auxiliary head."""
         prepared = losses.standardized if self.standardize else losses.widened
         loss = LOGIT_LOSSES[self.loss]
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             self.loss: loss(prepared(student.distill), prepared(teacher["logits"]), self.temperature),
         }
 

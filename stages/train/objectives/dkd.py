@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import (
@@ -75,11 +76,12 @@ class DKD(Objective):
         """The teacher's probabilities; raw logits to be standardised."""
         return {"logits": None if self.standardize else self.temperature}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, `tckd` and `nckd`."""
         prepared = losses.standardized if self.standardize else losses.widened
-        tckd, nckd = decoupled_kd(prepared(student.task), prepared(teacher["logits"]), labels_B, self.temperature)
-        return {"ce": losses.cross_entropy(student.task, labels_B), "tckd": tckd, "nckd": nckd}
+        target_B = labels.one_class_each("dkd")
+        tckd, nckd = decoupled_kd(prepared(student.task), prepared(teacher["logits"]), target_B, self.temperature)
+        return {"ce": losses.cross_entropy(student.task, labels), "tckd": tckd, "nckd": nckd}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """alpha and beta warmed up; the cross-entropy's weight stays."""

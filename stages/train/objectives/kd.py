@@ -6,6 +6,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
@@ -32,11 +33,11 @@ class KD(Objective):
         """The teacher's probabilities; raw logits to be standardised."""
         return {"logits": None if self.standardize else self.temperature}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `kd`."""
         prepared = losses.standardized if self.standardize else losses.widened
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "kd": losses.kd(prepared(student.task), prepared(teacher["logits"]), self.temperature),
         }
 
@@ -59,10 +60,10 @@ class LogitMSE(Objective):
         """The teacher's raw logits."""
         return {"logits": None}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `mse`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "mse": losses.logit_mse(student.task, teacher["logits"]),
         }
 

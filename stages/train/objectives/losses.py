@@ -11,23 +11,36 @@ logistic function.
 
 import torch
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from torch import Tensor
 
 # From here on log cosh x = |x| − log 2 to the last digit of a float64: exp(−2·20) is 4e-18.
 LOG_COSH_IS_LINEAR = 20.0
 
 
-def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy with the labels (int64), mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i]."""
-    return F.cross_entropy(widened(logits_BK), labels_B)
+def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
+    """Cross-entropy with the labels, mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i].
+
+    A mixed image of share w has w · CE(first) + (1 − w) · CE(second). Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond
+    Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412, section 2.
+    """
+    return smoothed_cross_entropy(logits_BK, labels, 0.0)
 
 
-def smoothed_cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) -> Tensor:
     """Cross-entropy with (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
 
-    Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
+    A mixed image has the mean of both labels' losses, weighted as in `cross_entropy`. Szegedy et al., "Rethinking the
+    Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
     """
-    return F.cross_entropy(widened(logits_BK), labels_B, label_smoothing=smoothing)
+    logits_BK = widened(logits_BK)
+    if labels.second_B is None or labels.weight_B is None:
+        return F.cross_entropy(logits_BK, labels.first_B, label_smoothing=smoothing)
+    first_B, second_B = (
+        F.cross_entropy(logits_BK, classes_B, label_smoothing=smoothing, reduction="none")
+        for classes_B in (labels.first_B, labels.second_B)
+    )
+    return (labels.weight_B * first_B + (1 - labels.weight_B) * second_B).mean()
 
 
 def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:

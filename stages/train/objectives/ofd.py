@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import map_name, resized
 from dhkd.stages.models.student import StudentOutputs
@@ -107,14 +108,14 @@ class OFD(Objective):
         batch_norms = _batch_norms(setting.teacher_network, stages)
         return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `ofd`."""
         margins = {name.removeprefix(MARGIN): m for name, m in student.features.items() if name.startswith(MARGIN)}
         total = student.task.new_zeros(())
         for position, (stage, margin_BC) in enumerate(margins.items()):
             mine, theirs = student.features[f"{FEATURE}{stage}"], teacher[self._signal(int(stage))]
             total = total + partial_l2(mine, theirs, margin_BC[0]) / 2 ** (len(margins) - position - 1)
-        return {"ce": losses.cross_entropy(student.task, labels_B), "ofd": total}
+        return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The same in every epoch."""

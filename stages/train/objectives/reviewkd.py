@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import map_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -132,7 +133,7 @@ class ReviewKD(Objective):
         ]
         return Review(self.reads(setting), *levels)
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `review`."""
         total = student.task.new_zeros(())
         for name, mine in student.features.items():
@@ -140,7 +141,7 @@ class ReviewKD(Objective):
                 level = name.removeprefix(PREFIX)
                 theirs = teacher[level][:, :, None, None] if level == EMBEDDING else teacher[f"{level}-before"]
                 total = total + hierarchical_context_loss(mine, theirs)
-        return {"ce": losses.cross_entropy(student.task, labels_B), "review": total}
+        return {"ce": losses.cross_entropy(student.task, labels), "review": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The review's weight warmed up; the cross-entropy's stays."""

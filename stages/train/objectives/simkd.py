@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import resized
 from dhkd.stages.models.student import StudentOutputs
@@ -52,12 +53,12 @@ class SimKD(Objective):
         assert setting.teacher_network is not None
         network.head.load_state_dict(setting.teacher_network.head.state_dict())
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `map`."""
         mine = losses.widened(student.features[MAP])
         _, _, height, width = mine.shape
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "map": F.mse_loss(mine, resized(teacher[MAP], (height, width))),
         }
 

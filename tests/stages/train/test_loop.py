@@ -152,7 +152,7 @@ def test_a_cached_step_is_a_live_one(
         batch = replace(batch, teacher=teacher)
         student(batch.images_BCHW, batch)  # so that what is remembered of the teacher is of this batch
         torch.manual_seed(1)  # dropout
-        terms = objective.terms(student(batch.images_BCHW, batch), batch.labels_B, teacher)
+        terms = objective.terms(student(batch.images_BCHW, batch), batch.labels, teacher)
         backward(terms, weights, list(student.backbone.parameters()), alignment=None)
         gradients = [p.grad.flatten() for p in student.backbone.parameters() if p.grad is not None]
         return torch.cat(gradients)
@@ -346,7 +346,7 @@ def test_a_coefficient_that_is_used_again(every: int, processes: Processes, tmp_
     for step, batch in enumerate(by_hand.stream.epoch(0)):
         optimizer.param_groups[0]["lr"] = by_hand.learning_rate.at(0, step, 4)
         student.seed_dropout(dropout_seed(by_hand.seed, step, 0))
-        terms = by_hand.objective.terms(student(batch.images_BCHW, batch), batch.labels_B, batch.teacher)
+        terms = by_hand.objective.terms(student(batch.images_BCHW, batch), batch.labels, batch.teacher)
         report = backward(
             terms,
             by_hand.objective.weights(0),
