@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes `first_B`, int64; if images were mixed also `second_B`, int64, and the share of the first `weight_B`, 0 to 1.
+    """Classes `first_B`, int64; of mixed images also `second_B`, int64, and the first one's share `weight_B`, 0 to 1.
 
     In a mixed batch, an image that was left as it is has a share of 1.
     """

@@ -22,7 +22,7 @@ from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.step import TrainingStep
 from torch import Tensor
 
-from tests.stages.train.test_loop import BATCH, OneBadRow, World, task_of
+from tests.stages.train.worlds import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")
 
@@ -130,12 +130,12 @@ def test_a_captured_step_is_a_launched_one(
 @needs_gpu
 def test_a_captured_run_resumes(in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
-    said: dict[str, Any] = {"lr": 0.005, "fused": True, "compiled": "reduce-overhead"}
-    whole = task_of(world, tmp_path / "whole", **said)
+    options: dict[str, Any] = {"lr": 0.005, "fused": True, "compiled": "reduce-overhead"}
+    whole = task_of(world, tmp_path / "whole", **options)
     start = weights_of(whole)
     train(whole, in_float32)
     for epochs in (1, 3):
-        cut = task_of(world, tmp_path / "cut", epochs=epochs, **said)
+        cut = task_of(world, tmp_path / "cut", epochs=epochs, **options)
         train(cut, in_float32)
     assert close(weights_of(whole), weights_of(cut), start, 1e-3)
 
@@ -156,12 +156,12 @@ def test_a_captured_step_leaves_updates_out_too(in_float32: Processes, tmp_path:
 def test_several_students_on_one_gpu(compiled: str, in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
     stream, names = world.stream(), ["ce", "kd", "dhkd", "binary-kl"]
-    said: dict[str, Any] = {"stream": stream, "lr": 0.005, "fused": True, "compiled": compiled}
-    alone = [task_of(world, tmp_path / f"alone-{name}", objective=name, **said) for name in names]
+    options: dict[str, Any] = {"stream": stream, "lr": 0.005, "fused": True, "compiled": compiled}
+    alone = [task_of(world, tmp_path / f"alone-{name}", objective=name, **options) for name in names]
     starts = [weights_of(task) for task in alone]
     for task in alone:
         train(task, in_float32)
-    together = [task_of(world, tmp_path / f"together-{name}", objective=name, **said) for name in names]
+    together = [task_of(world, tmp_path / f"together-{name}", objective=name, **options) for name in names]
     train_together(together, in_float32)
     for one, other, start in zip(alone, together, starts, strict=True):
         assert close(weights_of(one), weights_of(other), start, 1e-3)
