@@ -1,4 +1,4 @@
-"""`ce`, plain training on the labels, the objective of teachers and of students alone, and `label-smoothing`."""
+"""`ce`, plain training on the labels as teachers are trained, and `label-smoothing`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class CrossEntropy(Objective):
 
 @dataclass(frozen=True)
 class LabelSmoothing(Objective):
-    """Cross-entropy with `smoothing` of the probability spread over all classes: what a teacher has to beat."""
+    """Cross-entropy with a share `smoothing` of the probability spread over all classes: a baseline without teacher."""
 
     smoothing: float = 0.1
 

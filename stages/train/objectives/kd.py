@@ -17,7 +17,7 @@ from torch import Tensor
 class KD(Objective):
     """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual ones of CIFAR-100.
 
-    `standardize`: both networks' logits are standardised before (`losses.standardized`).
+    With `standardize`, the logits of both networks are standardised first (`losses.standardized`).
     """
 
     temperature: float = 4.0
@@ -30,7 +30,7 @@ class KD(Objective):
         require_weights("kd", ce_weight=self.ce_weight, kd_weight=self.kd_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's probabilities; raw logits to be standardised."""
+        """The teacher's probabilities; if they are standardised, its raw logits."""
         return {"logits": None if self.standardize else self.temperature}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
