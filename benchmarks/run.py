@@ -277,7 +277,7 @@ def _turn(update: Callable[[int, int, Batch], None], batches: Iterator[tuple[int
 
 def _bare_update(loop: Loop, epoch: int, step: int, batch: Batch) -> None:
     """What aligning can't do without: both gradients, added up, and an update."""
-    terms = loop.objective.terms(loop.student(batch.images_BCHW), batch.labels_B, batch.teacher)
+    terms = loop.objective.terms(loop.student(batch.images_BCHW), batch.labels, batch.teacher)
     kept, rest = terms.values()
     parameters = list(loop.student.parameters())
     first = torch.autograd.grad(kept, parameters, retain_graph=True, allow_unused=True)

@@ -20,6 +20,7 @@ from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
 from dhkd.data.errors import ConfigError, one_of
 from dhkd.data.sources import SOURCES
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.cache import LOGITS, asked_signals, codec_of, codec_of_signal
 from dhkd.pipeline.build.data import num_views_of, recipe_of
 from dhkd.pipeline.build.training import objective_of, optimizer_of, student_of
@@ -337,10 +338,10 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
         model, optimizer = processes.prepare(student, optimizer_of(settings, student))
         parameters = list(model.parameters())
         images_BCHW = _noise(rows, pixels, processes.device)
-        labels_B = torch.arange(rows, device=processes.device) % num_classes
+        labels = Labels(torch.arange(rows, device=processes.device) % num_classes)
 
         def step() -> None:
-            terms = {"ce": cross_entropy(model(images_BCHW).task, labels_B)}
+            terms = {"ce": cross_entropy(model(images_BCHW).task, labels)}
             backward(terms, {"ce": 1.0}, parameters, alignment=None, scale=processes.scale)
             optimizer.step()
             optimizer.zero_grad()

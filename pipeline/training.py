@@ -7,7 +7,7 @@ images, test set and cache in memory, and the batches of those that see the same
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.models.weights import save_weights, weights_sha256
 from dhkd.stages.processes import Processes, resolve_precision
 from dhkd.stages.trackers import installed_trackers
-from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.loop import Figures, Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor, nn
@@ -442,7 +442,7 @@ def _task(
 def _finish(
     role: str,
     task: Task,
-    figures: Mapping[str, Any],
+    figures: Figures,
     setting: Setting,
     normalize: Normalization,
     test: Renderer,
@@ -455,7 +455,7 @@ def _finish(
         "role": role,
         "architecture": architecture,
         "parameters": count_parameters(network),
-        **figures,
+        **asdict(figures),
         "seed": setting.seed,
         **facts,
         **unreadable(task.stream.renderer, processes),
