@@ -488,7 +488,7 @@ def test_verify_lists_all_that_is_damaged(store: str, wholes: dict[str, Path], t
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error")]
     assert all(key in line for key in damaged)
     assert "4 of " in line
-    assert_one_line(dhkd("verify", out), 1, ["4 of ", "writes just those anew"])
+    assert_one_line(dhkd("verify", out), 1, ["4 of ", "it rewrites only those"])
 
     repaired = done(*caching(teacher, out, *store_words(store))).result
     assert repaired["complete"]
