@@ -19,6 +19,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
+    from dhkd.pipeline.results import TrainedRun
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -242,14 +243,14 @@ def cache_teacher(
     result = caching.cache_teacher(
         experiment, teacher, out, data=data, name=name, part=part, command=shlex.join(words), cpu=cpu
     )
-    rate = f", {result['rows_per_second']:,.0f} rows/s" if result["rows_per_second"] else ""
-    written = f"{result['blocks_written']} blocks written in {result['seconds']:.1f} s{rate}"
-    if not result["complete"]:
-        line = f"{out}: not complete yet, {result['blocks_left_to_others']} blocks are left to others; {written}"
+    rate = f", {result.rows_per_second:,.0f} rows/s" if result.rows_per_second else ""
+    written = f"{result.blocks_written} blocks written in {result.seconds:.1f} s{rate}"
+    if result.live is None:
+        line = f"{out}: not complete yet, {result.blocks_left_to_others} blocks are left to others; {written}"
     else:
         line = (
-            f"{out}: complete, {result['cache']['views']} views of {result['cache']['samples']} samples; {written};"
-            f" largest difference from a live forward {result['largest_difference_from_live']:.2g}"
+            f"{out}: complete, {result.cache.views} views of {result.cache.samples} samples; {written};"
+            f" largest difference from a live forward {result.live.largest_difference_from_live:.2g}"
         )
     _emit(result, as_json, line)
 
@@ -422,6 +423,7 @@ def sweep(
     _work_alone()
     from dhkd.data.runs.read import read_runs
     from dhkd.pipeline.report.comparison import compare
+    from dhkd.pipeline.results import plain
     from dhkd.pipeline.sweep import sweep as train_all
     from dhkd.stages.report.tables import runs_table
 
@@ -443,11 +445,13 @@ def sweep(
         compared = compare(read_runs(out), baseline)
         table = runs_table(compared) if not as_json else ""
         _emit(
-            {**result, "comparison": compared}, as_json, f"{table}\n{len(result['finished'])} runs in {result['table']}"
+            {**plain(result), "comparison": compared},
+            as_json,
+            f"{table}\n{len(result.finished)} runs in {result.table}",
         )
-    if result["failed"]:
-        lines = "; ".join(f"{run}: {line}" for run, line in result["failed"].items())
-        raise DhkdError(f"{len(result['failed'])} of {result['runs']} runs failed: {lines}")
+    if result.failed:
+        lines = "; ".join(f"{run}: {line}" for run, line in result.failed.items())
+        raise DhkdError(f"{len(result.failed)} of {result.runs} runs failed: {lines}")
 
 
 def _work_alone() -> None:
@@ -649,14 +653,14 @@ def evaluate(
     role = "teacher" if teacher else "student"
     settings = {f"{role}__precision": precision}
     experiment = _experiment(preset, overrides, smoke, **settings)
-    from dhkd.pipeline import networks
+    from dhkd.pipeline.evaluation import evaluate_network
 
-    result = networks.evaluate_network(experiment, weights, role, data=data, cpu=cpu)
+    result = evaluate_network(experiment, weights, role, data=data, cpu=cpu)
     _emit(
         result,
         as_json,
-        f"{result['weights']}: {result['architecture']}, top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %"
-        f" of {result['samples']} test images ({result['precision']})",
+        f"{result.weights}: {result.architecture}, top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
+        f" of {result.samples} test images ({result.precision})",
     )
 
 
@@ -666,10 +670,10 @@ def evaluate(
 @json_option
 def export(run: Path, out: Path, as_json: bool) -> None:
     """Write a run's network, without its auxiliary head, as safetensors."""
-    from dhkd.pipeline import networks
+    from dhkd.pipeline.export import export as export_network
 
-    result = networks.export(run, out)
-    _emit(result, as_json, f"{out}: {result['architecture']}, {result['parameters']:,} parameters")
+    result = export_network(run, out)
+    _emit(result, as_json, f"{out}: {result.metadata['architecture']}, {result.parameters:,} parameters")
 
 
 @cli.command()
@@ -677,11 +681,12 @@ def export(run: Path, out: Path, as_json: bool) -> None:
 @json_option
 def inspect(cache: str, as_json: bool) -> None:
     """Say what a cache is, how complete, how large, and how exact."""
-    from dhkd.pipeline import cache_care
+    from dhkd.pipeline import cache_tools
+    from dhkd.pipeline.results import plain
     from dhkd.stages.report.tables import cache_table
 
-    result = cache_care.inspect(cache)
-    _emit(result, as_json, cache_table(result) if not as_json else "")
+    result = cache_tools.inspect(cache)
+    _emit(result, as_json, cache_table(plain(result)) if not as_json else "")
 
 
 @cli.command()
@@ -712,25 +717,25 @@ def verify(
         raise click.UsageError("--teacher, --set and --smoke go with --preset")
     experiment = _experiment(preset, overrides, smoke) if preset else None
     from dhkd.data.errors import CacheDamaged
-    from dhkd.pipeline import cache_care
+    from dhkd.pipeline import cache_tools
 
-    result = cache_care.verify(cache, experiment, data=data, teacher=teacher, rows=rows, cpu=cpu)
-    line = f"{cache}: good; {result['objects']} objects read, {result['bytes'] / 1e6:,.1f} MB"
-    if "rows_rendered" in result:
-        line += f"; {result['rows_rendered']} rows re-rendered, all equal"
-    if "rows_recomputed" in result:
+    result = cache_tools.verify(cache, experiment, data=data, teacher=teacher, rows=rows, cpu=cpu)
+    line = f"{cache}: good; {result.objects} objects read, {result.bytes / 1e6:,.1f} MB"
+    if result.rows_rendered is not None:
+        line += f"; {result.rows_rendered} rows re-rendered, all equal"
+    if result.live is not None:
         line += (
-            f"; {result['rows_recomputed']} rows recomputed,"
-            f" largest difference {result['largest_difference_from_live']:.2g}, within tolerance"
+            f"; {result.rows_recomputed} rows recomputed,"
+            f" largest difference {result.live.largest_difference_from_live:.2g}, within tolerance"
         )
-    damaged = result["damaged"]
+    damaged = result.damaged
     if not damaged or as_json:
         _emit(result, as_json, line)
     if damaged:
-        listed = "; ".join(f"{one['key']} ({one['block'] or 'metadata'}): {one['reason']}" for one in damaged[:5])
+        listed = "; ".join(f"{one.key} ({one.block or 'metadata'}): {one.reason}" for one in damaged[:5])
         more = f"; and {len(damaged) - 5} more, which --json lists" if len(damaged) > 5 else ""
         raise CacheDamaged(
-            f"cache at {cache}: {len(damaged)} of {result['objects']} objects are damaged: {listed}{more}; run 'dhkd"
+            f"cache at {cache}: {len(damaged)} of {result.objects} objects are damaged: {listed}{more}; run 'dhkd"
             f" cache-teacher' again with the same arguments: it writes just those anew"
         )
 
@@ -756,15 +761,15 @@ def convert(
 ) -> None:
     """Write the cache CACHE anew at OUT: in another store, with another codec, or just elsewhere."""
     from dhkd.configs.load import parse_codec
-    from dhkd.pipeline import cache_care
+    from dhkd.pipeline import cache_tools
 
     wanted = parse_codec(codec, k, temperature) if codec or k or temperature else None
-    result = cache_care.convert(cache, out, store=store, codec=wanted, allow_loss=allow_loss)
+    result = cache_tools.convert(cache, out, store=store, codec=wanted, allow_loss=allow_loss)
     _emit(
         result,
         as_json,
-        f"{out}: complete, {result['store']}, {result['bytes'] / 1e6:,.1f} MB;"
-        f" {result['blocks_written']} blocks written in {result['seconds']:.1f} s",
+        f"{out}: complete, {result.store}, {result.bytes / 1e6:,.1f} MB;"
+        f" {result.blocks_written} blocks written in {result.seconds:.1f} s",
     )
 
 
@@ -883,10 +888,11 @@ def methods(
 def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
     """Teacher, cache and four students on an embedded data set, in a few minutes on a CPU."""
     from dhkd.pipeline.demo import run_demo
+    from dhkd.pipeline.results import plain
     from dhkd.stages.report.tables import demo_table
 
     result = run_demo(out, cpu=cpu, smoke=smoke)
-    _emit(result, as_json, demo_table(result) if not as_json else "")
+    _emit(result, as_json, demo_table(plain(result)) if not as_json else "")
 
 
 @cli.command()
@@ -919,18 +925,20 @@ def _experiment(preset: str, overrides: Sequence[str], smoke: bool, **settings: 
     return load_experiment(preset, [*overrides, *extra], smoke=smoke)
 
 
-def _print_run(result: dict[str, Any], out: Path, as_json: bool) -> None:
+def _print_run(result: "TrainedRun", out: Path, as_json: bool) -> None:
     _emit(
         result,
         as_json,
-        f"{out}: {result['architecture']} after {result['epochs']} epochs, top-1 {result['last_top1']:.2f} %"
-        f" (best {result['best_top1']:.2f}), top-5 {result['last_top5']:.2f} %, {result['seconds']:.1f} s",
+        f"{out}: {result.architecture} after {result.epochs} epochs, top-1 {result.last_top1:.2f} %"
+        f" (best {result.best_top1:.2f}), top-5 {result.last_top5:.2f} %, {result.seconds:.1f} s",
     )
 
 
 def _emit(result: Any, as_json: bool, text: str) -> None:
+    from dhkd.pipeline.results import plain
+
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one speaks
-        click.echo(json.dumps(result, indent=2) if as_json else text)
+        click.echo(json.dumps(plain(result), indent=2) if as_json else text)
 
 
 def main() -> None:
