@@ -20,6 +20,7 @@ from dhkd.pipeline.api import DistillationSet
 
 from tests import servers
 from tests.conformance.places import s3_endpoint
+from tests.e2e import joint_training
 from tests.e2e.command_line import (
     COMMAND,
     ENVIRONMENT,
@@ -32,7 +33,7 @@ from tests.e2e.command_line import (
     in_processes,
     spawn,
 )
-from tests.e2e.test_processes import JOINT, MANY_BLOCKS, wait_until
+from tests.e2e.interrupted import MANY_BLOCKS, wait_until
 from tests.samples import files_of
 
 __all__ = ["s3_endpoint"]
@@ -183,8 +184,7 @@ def test_any_number_of_processes_reads_the_same_from_both_stores(
 @pytest.mark.slow
 def test_four_training_processes_take_the_steps_of_one(written_by: dict[Any, Path], tmp_path: Path) -> None:
     """Batch norm is frozen; shares of 7 and 8 rows."""
-    script = tmp_path / "joint.py"
-    script.write_text(JOINT)
+    script = Path(joint_training.__file__)
     for number, cache in ((1, written_by["zarr", 1]), (4, written_by["webdataset", 2])):
         outcome = in_processes(number, cache, tmp_path / str(number), "kd:31", script=script)
         assert outcome.code == 0, outcome.err[-3000:]

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,29 +11,17 @@ import torch
 from dhkd.data.runs.folder import read_metrics
 
 from tests.disks import small_disk
+from tests.e2e import joint_training
 from tests.e2e.command_line import SMALL, Outcome, dhkd, done, in_processes, spawn
+from tests.e2e.interrupted import MANY_BLOCKS, wait_until
 from tests.samples import files_of
 
 pytestmark = pytest.mark.slow
-
-# Many blocks, each of a moment, so that a kill finds some done and some not.
-MANY_BLOCKS = [
-    *("--set", "cache.views=9", "--set", "cache.block_mb=0.0002", "--set", "cache.batch_size=4"),
-    *("--set", "data.limit=400", "--set", "teacher=resnet8", "--cpu", "--precision", "float32"),
-]
 
 
 def chunks_of(cache: Path) -> dict[Path, int]:
     """Every finished chunk and when it was written."""
     return {f: f.stat().st_mtime_ns for f in cache.rglob("c/**/*") if f.is_file() and not f.name.endswith(".partial")}
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -143,77 +129,6 @@ def timings(line: dict[str, float]) -> dict[str, float]:
     return {name: line[name] for name in ("seconds", "train_seconds", "samples_per_second")}
 
 
-JOINT = """
-import sys
-from functools import partial
-from pathlib import Path
-
-import torch
-from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRenderer
-from dhkd.data.stream import ResidentSignals, Stream
-from dhkd.data.cache.reader import open_cache
-from dhkd.data.sources import Selection, load_source
-from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.pipeline.build import student_of
-from dhkd.stages.models import build_network
-from dhkd.stages.models.evaluate import evaluate
-from dhkd.stages.models.signals import Shapes
-from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.processes import Processes
-from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.loop import Task, train
-from dhkd.stages.train.objectives import combined_objective
-from dhkd.stages.train.objectives.contract import Setting
-from dhkd.data.runs.folder import RunFolder
-from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
-
-
-def freeze(module):
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features))
-        freeze(child)
-
-
-cache, out = Path(sys.argv[1]), Path(sys.argv[2])
-processes = Processes("float32", cpu=True)
-images, test = load_source("digits", "train", selection=Selection(limit=150)), load_source("digits", "test")
-test = UnaugmentedRenderer(test, processes.device)
-normalize = Normalization(images.mean, images.std)
-renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
-signals = ResidentSignals(open_cache(cache), {"logits": ["logits"]}, processes.device)
-options = {"dhkd": {"head": "linear"}, "crd": {"negatives": 50}}
-torch.manual_seed(7)
-teacher = Teacher(build_network("resnet8", 10), normalize, processes)
-for case in sys.argv[3:]:
-    name, batch_size = case.split(":")
-    objective = combined_objective(name, options)
-    shapes = Shapes("resnet8", 10, (8, 8))
-    setting = Setting(shapes, shapes, images.labels_N, 0)
-    live = [own for own in objective.needs(setting) if own != "logits"]
-    # Five small steps where rows are related to one another: there the last digit, which may differ (it does between
-    # one and two threads), grows fast from step to step.
-    rate, epochs = (0.001, 1) if objective.couples_rows else (0.01, 2)
-    student = student_of(objective, setting)
-    freeze(student.backbone)
-    stream = Stream(
-        renderer, normalize, signals, schedule="independent", seed=3, batch_size=int(batch_size),
-        live=partial(teacher.signals, names=live) if live else None,
-        rank=processes.rank, world_size=processes.world_size,
-    )
-    task = Task(
-        student, torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4), objective, stream,
-        lambda network: evaluate(network, test, normalize, batch_size=50, processes=processes),
-        learning_rate=LearningRate(rate, "constant", epochs=epochs), epochs=epochs, seed=0,
-        clip_norm=None, run=RunFolder(out / case, {}, resume=True),
-    )
-    train(task, processes)
-    torch.save(student.state_dict(), out / case / f"rank{processes.rank}.pt")
-processes.end()
-"""
-
-
 CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dist:31")
 
 
@@ -221,10 +136,8 @@ CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dis
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """What one process, and what two, made of every case."""
     folder = tmp_path_factory.mktemp("joint")
-    script = folder / "joint.py"
-    script.write_text(JOINT)
     for number in (1, 2):
-        outcome = in_processes(number, cache, folder / str(number), *CASES, script=script)
+        outcome = in_processes(number, cache, folder / str(number), *CASES, script=Path(joint_training.__file__))
         assert outcome.code == 0, outcome.err[-3000:]
     return {number: folder / str(number) for number in (1, 2)}
 
