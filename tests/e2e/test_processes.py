@@ -36,7 +36,7 @@ def test_two_processes_write_the_cache_of_one(whole: Path, teacher: Path, tmp_pa
     words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", tmp_path / "c.zarr", "--json"]
     outcome = in_processes(2, *words)
     assert outcome.code == 0, outcome.err
-    result = outcome.result  # one of the two speaks
+    result = outcome.result  # only one of the two prints
     assert result["processes"] == 2
     assert result["blocks_written"] == len(list((whole / "witness" / "c").rglob("*/*")))
     assert outcome.err.count("the teacher's test accuracy") == 1
@@ -48,7 +48,7 @@ def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, te
     out = tmp_path / "c.zarr"
     words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out, "--json"]
     total = len(chunks_of(whole))
-    for wanted in (5, total // 3)[: 3 - processes]:  # at moments that differ from run to run
+    for wanted in (5, total // 3)[: 3 - processes]:  # the exact moment differs from run to run
         process = spawn(*words)
         wait_until(lambda wanted=wanted: len(chunks_of(out)) >= wanted, process)
         process.send_signal(signal.SIGKILL)
@@ -62,11 +62,11 @@ def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, te
     outcome = in_processes(2, *words) if processes == 2 else done(*words)
     assert outcome.code == 0, outcome.err
     after = chunks_of(out)
-    # A block has a chunk of logits and one of witnesses, and counts when both are there.
+    # A block is a chunk of logits and a chunk of witnesses; it counts when both exist.
     finished = sum((out / "witness" / "c" / b.parent.parent.name / b.parent.name) in before for b in before)
     assert outcome.result["blocks_written"] == total // 2 - finished
     rewritten = [f for f, written in before.items() if after[f] != written]
-    assert len(rewritten) <= 2, "no finished block is computed twice, at most half-finished ones"
+    assert len(rewritten) <= 2, "only blocks that were half written are computed twice"
     kept = {name: content for name, content in files_of(out).items() if not name.endswith(".partial")}
     assert kept == files_of(whole)
 
@@ -77,13 +77,13 @@ def test_ctrl_c_of_caching_is_one_line(whole: Path, teacher: Path, tmp_path: Pat
     process = spawn(*words)
     wait_until(lambda: len(chunks_of(out)) >= 5, process)
     process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
+    printed, reported = process.communicate(timeout=60)
     assert process.returncode == 1
     assert printed == ""
-    assert [line for line in said.splitlines() if "error" in line] == [
+    assert [line for line in reported.splitlines() if "error" in line] == [
         "error: interrupted; the same command (with --resume for training) goes on from here"
     ]
-    assert "Traceback" not in said
+    assert "Traceback" not in reported
     assert not list(out.rglob("*.partial"))
     done(*words)
     assert files_of(out) == files_of(whole)
@@ -96,10 +96,10 @@ def training(cache: Path, out: Path, objective: str) -> list[object]:
 
 @pytest.mark.parametrize("objective", ["dhkd", pytest.param("crd + reviewkd", marks=pytest.mark.slow)])
 def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Path, tmp_path: Path) -> None:
-    """The same final weights, bit for bit.
+    """The final weights are the same, bit for bit.
 
-    dhkd's head has dropout and batch norm, crd a memory of every sample and reviewkd convolutions, which must come back
-    too.
+    Their state must come back too: dhkd's head has dropout and batch norm, crd a memory of every sample, reviewkd
+    convolutions.
     """
     live = ["--teacher", teacher, "--set", "teacher.live=true", "--set", "objectives.crd.negatives=200"]
     done(*training(cache, tmp_path / "whole", objective), *live)
@@ -111,7 +111,7 @@ def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Pa
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not (tmp_path / "cut" / "result.json").exists()
-    # A line without its checkpoint, as a kill between the two leaves it.
+    # A line without its checkpoint, as a kill between the two writes leaves it.
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as stream:
         stream.write('{"epoch": 99}\n')
     done(*words, "--resume")
@@ -121,8 +121,8 @@ def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Pa
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "cut")
     ]
-    for one, other in zip(*lines, strict=True):
-        assert {**one, **timings(one)} == {**other, **timings(one)}
+    for uninterrupted, resumed in zip(*lines, strict=True):
+        assert {**uninterrupted, **timings(uninterrupted)} == {**resumed, **timings(uninterrupted)}
 
 
 def timings(line: dict[str, float]) -> dict[str, float]:
@@ -134,7 +134,7 @@ CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dis
 
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What one process, and what two, made of every case."""
+    """The weights of every case, trained by one process and by two."""
     folder = tmp_path_factory.mktemp("joint")
     for number in (1, 2):
         outcome = in_processes(number, cache, folder / str(number), *CASES, script=Path(joint_training.__file__))
@@ -144,16 +144,16 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_training_processes_take_the_steps_of_one(case: str, trained: dict[int, Path]) -> None:
-    """150 samples in batches of 31 make shares of 15 and 16 and a last batch of 26; batch norm is frozen."""
+    """150 samples in batches of 31 make shares of 15 and 16, and a last batch of 26. Batch norm is frozen."""
     alone = torch.load(trained[1] / case / "rank0.pt", weights_only=True)
     first, second = (torch.load(trained[2] / case / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, weights in alone.items():
-        assert torch.equal(first[name], second[name]), "both processes hold the same weights, and the same memory"
+        assert torch.equal(first[name], second[name]), "both processes hold the same weights and the same memory"
         torch.testing.assert_close(first[name], weights, rtol=1e-3, atol=2e-5)
     one, two = (read_metrics(trained[number] / case)[-1] for number in (1, 2))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     assert one["train_top1"] == pytest.approx(two["train_top1"], abs=1)
-    assert one["top1"] == pytest.approx(two["top1"], abs=0.6), "one or two of 360 may change sides"
+    assert one["top1"] == pytest.approx(two["top1"], abs=0.6), "one or two of 360 images may be classified otherwise"
     assert one["top1"] > 5
 
 

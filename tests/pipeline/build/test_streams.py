@@ -121,12 +121,13 @@ def test_a_shared_stream_gives_what_each_would_have_alone(source: Source, proces
 
 
 def test_the_whole_cache_is_in_memory_once(cache_alone: Source, processes: Processes) -> None:
-    """For all students that draw from the same views of one teacher, in whatever order."""
+    """For all students that draw from the same views of one teacher, in any order, with the signals of all of them."""
     streams = streams_of(
         cache_alone,
         processes,
-        {"one": (), "two": ("seed=1",), "three": ("student.views=1",), "four": ("student.teacher=b",)},
+        {"one": (), "two": ("seed=1", "objective=rkd"), "three": ("student.views=1",), "four": ("student.teacher=b",)},
     )
+    assert first_batch(streams["two"]).teacher.keys() >= {"embedding"}
     held = {name: stream._signals for name, stream in streams.items()}
     assert held["one"] is held["two"]
     assert len({id(signals) for signals in held.values()}) == 3
