@@ -1,9 +1,8 @@
 """cache-teacher, and what looks after a cache that exists: inspect, verify, convert."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from dhkd.pipeline.cli.options import (
@@ -26,6 +25,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Codec
+    from dhkd.pipeline.results import CachedTeacher, Converted, Verified
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: 
     emit(result, as_json, lambda: _line_of_caching(caching.out, result))
 
 
-def _line_of_caching(out: str, result: Mapping[str, Any]) -> str:
-    rate = f", {result['rows_per_second']:,.0f} rows/s" if result["rows_per_second"] else ""
-    written = f"{result['blocks_written']} blocks written in {result['seconds']:.1f} s{rate}"
-    if not result["complete"]:
-        return f"{out}: not complete yet, {result['blocks_left_to_others']} blocks are left to others; {written}"
+def _line_of_caching(out: str, result: "CachedTeacher") -> str:
+    rate = f", {result.rows_per_second:,.0f} rows/s" if result.rows_per_second else ""
+    written = f"{result.blocks_written} blocks written in {result.seconds:.1f} s{rate}"
+    if result.live is None:
+        return f"{out}: not complete yet, {result.blocks_left_to_others} blocks are left to others; {written}"
     return (
-        f"{out}: complete, {result['cache']['views']} views of {result['cache']['samples']} samples; {written};"
-        f" largest difference from a live forward {result['largest_difference_from_live']:.2g}"
+        f"{out}: complete, {result.cache.views} views of {result.cache.samples} samples; {written};"
+        f" largest difference from a live forward {result.live.largest_difference_from_live:.2g}"
     )
 
 
@@ -108,11 +108,12 @@ def _line_of_caching(out: str, result: Mapping[str, Any]) -> str:
 @json_option
 def inspect(cache: str, as_json: bool) -> None:
     """Describe a cache: contents, completeness, size, exactness."""
-    from dhkd.pipeline import cache_care
+    from dhkd.pipeline import cache_tools
+    from dhkd.pipeline.results import plain
     from dhkd.stages.report.tables import cache_table
 
-    result = cache_care.inspect(cache)
-    emit(result, as_json, lambda: cache_table(result))
+    result = cache_tools.inspect(cache)
+    emit(result, as_json, lambda: cache_table(plain(result)))
 
 
 @dataclass(frozen=True)
@@ -146,35 +147,37 @@ def verify(
     if experiment.preset is None and (compared.teacher is not None or experiment.overrides or experiment.smoke):
         raise click.UsageError("--teacher, --set and --smoke go with --preset")
     loaded = experiment.load() if experiment.preset else None
-    from dhkd.pipeline import cache_care
+    from dhkd.pipeline import cache_tools
 
-    result = cache_care.verify(cache, loaded, data=data, teacher=compared.teacher, rows=compared.rows, cpu=compared.cpu)
-    if as_json or not result["damaged"]:
+    result = cache_tools.verify(
+        cache, loaded, data=data, teacher=compared.teacher, rows=compared.rows, cpu=compared.cpu
+    )
+    if as_json or not result.damaged:
         emit(result, as_json, lambda: _line_of_verify(cache, result))
-    if result["damaged"]:
+    if result.damaged:
         from dhkd.data.errors import CacheDamaged
 
         raise CacheDamaged(_line_of_damage(cache, result))
 
 
-def _line_of_verify(cache: str, result: Mapping[str, Any]) -> str:
-    line = f"{cache}: good; {result['objects']} objects read, {result['bytes'] / 1e6:,.1f} MB"
-    if "rows_rendered" in result:
-        line += f"; {result['rows_rendered']} rows re-rendered, all equal"
-    if "rows_recomputed" in result:
+def _line_of_verify(cache: str, result: "Verified") -> str:
+    line = f"{cache}: good; {result.objects} objects read, {result.bytes / 1e6:,.1f} MB"
+    if result.rows_rendered is not None:
+        line += f"; {result.rows_rendered} rows re-rendered, all equal"
+    if result.live is not None:
         line += (
-            f"; {result['rows_recomputed']} rows recomputed,"
-            f" largest difference {result['largest_difference_from_live']:.2g}, within tolerance"
+            f"; {result.rows_recomputed} rows recomputed,"
+            f" largest difference {result.live.largest_difference_from_live:.2g}, within tolerance"
         )
     return line
 
 
-def _line_of_damage(cache: str, result: Mapping[str, Any]) -> str:
-    damaged = result["damaged"]
-    listed = "; ".join(f"{one['key']} ({one['block'] or 'metadata'}): {one['reason']}" for one in damaged[:5])
+def _line_of_damage(cache: str, result: "Verified") -> str:
+    damaged = result.damaged
+    listed = "; ".join(f"{one.key} ({one.block or 'metadata'}): {one.reason}" for one in damaged[:5])
     more = f"; and {len(damaged) - 5} more, which --json lists" if len(damaged) > 5 else ""
     return (
-        f"cache at {cache}: {len(damaged)} of {result['objects']} objects are damaged: {listed}{more}; run 'dhkd"
+        f"cache at {cache}: {len(damaged)} of {result.objects} objects are damaged: {listed}{more}; run 'dhkd"
         f" cache-teacher' again with the same arguments: it rewrites only those"
     )
 
@@ -214,14 +217,14 @@ def convert(cache: str, out: str, store: str | None, codec: CodecOptions, allow_
     CACHE stays as it is. If interrupted, run the same command again: it continues where it stopped.
     """
     wanted = codec.parse()
-    from dhkd.pipeline import cache_care
+    from dhkd.pipeline import cache_tools
 
-    result = cache_care.convert(cache, out, store=store, codec=wanted, allow_loss=allow_loss)
+    result = cache_tools.convert(cache, out, store=store, codec=wanted, allow_loss=allow_loss)
     emit(result, as_json, lambda: _line_of_convert(out, result))
 
 
-def _line_of_convert(out: str, result: Mapping[str, Any]) -> str:
+def _line_of_convert(out: str, result: "Converted") -> str:
     return (
-        f"{out}: complete, {result['store']}, {result['bytes'] / 1e6:,.1f} MB;"
-        f" {result['blocks_written']} blocks written in {result['seconds']:.1f} s"
+        f"{out}: complete, {result.store}, {result.bytes / 1e6:,.1f} MB;"
+        f" {result.blocks_written} blocks written in {result.seconds:.1f} s"
     )

@@ -1,9 +1,8 @@
 """evaluate and export: what is done with a trained network."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from dhkd.pipeline.cli.options import (
@@ -18,6 +17,9 @@ from dhkd.pipeline.cli.options import (
 )
 from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from dhkd.pipeline.results import Evaluated, Exported
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,16 @@ def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: Da
     weights, role = evaluated.network(str(experiment.preset))
     precision = evaluated.precision
     loaded = experiment.load(*([f"{role}.precision={precision}"] if precision is not None else []))
-    from dhkd.pipeline import networks
+    from dhkd.pipeline.evaluation import evaluate_network
 
-    result = networks.evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu)
+    result = evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu)
     emit(result, as_json, lambda: _line_of_evaluate(result))
 
 
-def _line_of_evaluate(result: Mapping[str, Any]) -> str:
+def _line_of_evaluate(result: "Evaluated") -> str:
     return (
-        f"{result['weights']}: {result['architecture']}, top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %"
-        f" of {result['samples']} test images ({result['precision']})"
+        f"{result.weights}: {result.architecture}, top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
+        f" of {result.samples} test images ({result.precision})"
     )
 
 
@@ -79,11 +81,11 @@ def export(run: Path, out: Path, as_json: bool) -> None:
 
     The auxiliary head is left out.
     """
-    from dhkd.pipeline import networks
+    from dhkd.pipeline.export import export as export_network
 
-    result = networks.export(run, out)
+    result = export_network(run, out)
     emit(result, as_json, lambda: _line_of_export(out, result))
 
 
-def _line_of_export(out: Path, result: Mapping[str, Any]) -> str:
-    return f"{out}: {result['architecture']}, {result['parameters']:,} parameters"
+def _line_of_export(out: Path, result: "Exported") -> str:
+    return f"{out}: {result.metadata['architecture']}, {result.parameters:,} parameters"

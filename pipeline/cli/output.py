@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from typing import Any
 
 import click
 
@@ -13,7 +12,9 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def emit(result: Any, as_json: bool, text: Callable[[], str]) -> None:
-    """Print `result`, plain JSON values of any shape, as JSON or as what `text` makes of it."""
+def emit(result: object, as_json: bool, text: Callable[[], str]) -> None:
+    """Print `result` (dataclasses, or JSON's own values) as JSON, or as what `text` makes of it."""
+    from dhkd.pipeline.results import plain
+
     if is_first_process():
-        click.echo(json.dumps(result, indent=2) if as_json else text())
+        click.echo(json.dumps(plain(result), indent=2) if as_json else text())

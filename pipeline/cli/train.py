@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from dhkd.data.errors import DhkdError
@@ -30,6 +30,9 @@ from dhkd.pipeline.cli.options import (
 from dhkd.pipeline.cli.output import emit, is_first_process
 from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from dhkd.pipeline.results import Swept, TrainedRun
 
 OF_TEACHER = {"precision": "teacher.precision={}", "compiled": "teacher.compile={}"}
 OF_STUDENT = {"precision": "student.precision={}", "compiled": "student.compile={}"}
@@ -144,10 +147,10 @@ def _train_grid(
         raise DhkdError(f"{len(failed)} of {len(outcomes)} students ended early: {lines}")
 
 
-def _line_of_run(out: Path, result: Mapping[str, Any]) -> str:
+def _line_of_run(out: Path, result: "TrainedRun") -> str:
     return (
-        f"{out}: {result['architecture']} after {result['epochs']} epochs, top-1 {result['last_top1']:.2f} %"
-        f" (best {result['best_top1']:.2f}), top-5 {result['last_top5']:.2f} %, {result['seconds']:.1f} s"
+        f"{out}: {result.architecture} after {result.epochs} epochs, top-1 {result.last_top1:.2f} %"
+        f" (best {result.best_top1:.2f}), top-5 {result.last_top5:.2f} %, {result.seconds:.1f} s"
     )
 
 
@@ -230,17 +233,19 @@ def sweep(
         cpu=run.cpu,
     )
     if prints:
-        compared = {**result, "comparison": compare(read_runs(run.out), chosen.baseline)}
-        emit(compared, as_json, lambda: _text_of_sweep(compared))
-    if result["failed"]:
-        lines = "; ".join(f"{name}: {line}" for name, line in result["failed"].items())
-        raise DhkdError(f"{len(result['failed'])} of {result['runs']} runs failed: {lines}")
+        from dhkd.pipeline.results import plain
+
+        compared = compare(read_runs(run.out), chosen.baseline)
+        emit({**plain(result), "comparison": compared}, as_json, lambda: _text_of_sweep(result, compared))
+    if result.failed:
+        lines = "; ".join(f"{name}: {line}" for name, line in result.failed.items())
+        raise DhkdError(f"{len(result.failed)} of {result.runs} runs failed: {lines}")
 
 
-def _text_of_sweep(result: Mapping[str, Any]) -> str:
+def _text_of_sweep(result: "Swept", compared: Mapping[str, Any]) -> str:
     from dhkd.stages.report.tables import runs_table
 
-    return f"{runs_table(result['comparison'])}\n{len(result['finished'])} runs in {result['table']}"
+    return f"{runs_table(compared)}\n{len(result.finished)} runs in {result.table}"
 
 
 def _work_alone() -> None:

@@ -33,7 +33,8 @@ def test_the_worked_example_trains(cache: Path, tmp_path: Path, monkeypatch: pyt
         metrics = (out / "metrics.jsonl").read_text()
         assert '"cosine":' in metrics
         assert '"short":' in metrics
-        assert result["objective"] == objective
+        assert result.distillation is not None
+        assert result.distillation.objective == objective
 
 
 def test_the_table_is_what_the_program_says() -> None:

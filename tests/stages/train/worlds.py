@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import ResidentSignals, Signals

@@ -1,0 +1,52 @@
+"""What surrounds a command."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from dhkd.data.errors import ConfigError
+from dhkd.data.images.encoded import PhotoRenderer, PhotoSet
+from dhkd.data.images.in_memory import ResidentRenderer
+from dhkd.data.recipes.random_resized_crop import CenterCrop
+from dhkd.data.recipes.unaugmented import AsTheyAre
+from dhkd.data.sources import load_source
+from dhkd.pipeline.environment import processes_for, unreadable_files
+from dhkd.stages.processes import Processes
+
+from tests.samples import encoded, make_images, make_photo
+
+
+def test_processes_end_whatever_happens() -> None:
+    """So that those of another precision may follow."""
+    with pytest.raises(ConfigError, match="a fault"), processes_for("float32", cpu=True):
+        raise ConfigError("a fault")
+    with processes_for("bf16", cpu=True) as processes:
+        assert (processes.precision, processes.accelerator.mixed_precision) == ("bf16", "bf16")
+
+
+def test_files_that_could_not_be_read_are_listed(processes: Processes, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number in range(4):
+            file = tmp_path / split / f"class{number % 2}" / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded(make_photo(number)))
+    images = load_source("image-folder", "train", root=str(tmp_path))
+    assert isinstance(images, PhotoSet)
+    keys = (torch.zeros(4, dtype=torch.int64), torch.arange(4))
+
+    def listed() -> list[str] | None:
+        renderer = PhotoRenderer(images, CenterCrop(16, 16), processes.device, allow_bad=2)
+        for _ in renderer.render([keys, keys]):
+            pass
+        return unreadable_files(renderer, processes)
+
+    assert listed() is None
+    for number in (3, 0):
+        (tmp_path / "train" / f"class{number % 2}" / f"{number}.jpg").write_bytes(b"not an image")
+    files = listed()
+    assert files == sorted(files or [])
+    assert [Path(file).name for file in files] == ["0.jpg", "3.jpg"]
+
+
+def test_images_in_memory_are_all_readable(processes: Processes) -> None:
+    assert unreadable_files(ResidentRenderer(make_images(), AsTheyAre(), processes.device), processes) is None
