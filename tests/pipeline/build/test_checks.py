@@ -8,6 +8,7 @@ import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.images.base import Images
 from dhkd.pipeline.build.checks import (
     LARGEST_BLOCK_BYTES,
     require_alike,
@@ -28,7 +29,7 @@ from tests.caches import manifest_of
 from tests.pipeline.conftest import experiment_of, untrained_weights
 
 
-def digits(experiment: Experiment) -> DataSet:
+def digits(experiment: Experiment) -> Images:
     return images_of(experiment, "train", DataOptions())
 
 
