@@ -31,7 +31,7 @@ HOMES = {
     "wandb": {"stages/trackers.py"},
     "zarr": {"data/cache/layouts/zarr_chunks.py"},
     "webdataset": {"data/sources/tar_shards.py"},
-    "PIL": {"data/images/photographs.py", "data/sources/glyphs.py"},
+    "PIL": {"data/images/cuts.py", "data/images/decoding.py", "data/sources/glyphs.py"},
     "matplotlib": {"stages/report/pictures.py", "data/sources/glyphs.py"},
     "sklearn": {"data/sources/digits.py", "stages/report/geometry.py"},
     "scipy": {"stages/report/statistics.py"},
@@ -48,6 +48,7 @@ HOMES = {
         "data/cache/layouts/zarr_chunks.py",
     },
     "pydantic": {
+        "data/options.py",
         "configs/schema.py",
         "configs/load.py",
         "data/cache/codecs/__init__.py",
@@ -56,7 +57,6 @@ HOMES = {
         "data/cache/codecs/top_k.py",
         "data/cache/index.py",
         "data/cache/manifest.py",
-        "stages/train/objectives/__init__.py",
     },
     "rich": {"stages/progress.py", "stages/report/tables.py"},
 }

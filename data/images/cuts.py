@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from dhkd.data.images.decoding import Photo
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,7 +19,7 @@ class Cut(NamedTuple):
     mirrored: bool
 
 
-def cut_of(photo: Image.Image, cut: Cut) -> NDArray[np.uint8]:
+def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
     """The pixels of a cut, uint8 (H, W, 3)."""
     if cut.box != (0, 0, photo.width, photo.height):
         # Cropped before resizing: resizing with a box lets pixels from outside it in, at the borders.

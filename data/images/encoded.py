@@ -19,12 +19,11 @@ from typing import NamedTuple, Protocol
 import torch
 from dhkd.data.errors import ConfigError, DataError, DhkdError
 from dhkd.data.images.base import Decoding, Triple
-from dhkd.data.images.decoding import decode
+from dhkd.data.images.decoding import Photo, decode
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.render import Keys
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -42,7 +41,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in units
 class Photos(Protocol):
     """The images of a set, one by one; small enough to be handed to every worker."""
 
-    def photo(self, index: int) -> Image:
+    def photo(self, index: int) -> Photo:
         """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
 
     def name(self, index: int) -> str:
@@ -62,7 +61,7 @@ class EncodedFiles(ABC):
     def read(self, index: int) -> bytes:
         """The bytes of sample `index`. Raises `DataError` or `OSError`."""
 
-    def photo(self, index: int) -> Image:
+    def photo(self, index: int) -> Photo:
         """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
         return decode(self.read(index))
 

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from dhkd.data.images.decoding import photo_of
+from dhkd.data.images.decoding import Photo, photo_of
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 # How many views are told apart where there is no end of them.
@@ -50,7 +49,7 @@ class Recipe(ABC):
         """The integers drawn for each key (two int64 tensors on the CPU): int64 (B, D)."""
 
     @abstractmethod
-    def pixels(self, photo: Image, draws_BD: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """What each row of draws makes of one decoded RGB image: uint8 (B, H, W, 3)."""
 
     @abstractmethod

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.decoding import Photo
 from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 
@@ -109,7 +109,7 @@ class CropFlip(Recipe):
         channels = windows.stride(3)
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
-    def pixels(self, photo: Image, draws_BD: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """A crop for each row of draws, and no arithmetic on levels: uint8 (B, H, W, 3)."""
         image_1CHW = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
         row_B = torch.zeros(len(draws_BD), dtype=torch.int64)

@@ -16,10 +16,10 @@ import torch
 from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.cuts import Box, Cut, cut_of
+from dhkd.data.images.decoding import Photo
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import CenterCrop
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 ATTEMPTS = 10  # boxes that are drawn before the central one is taken, as usual
@@ -91,7 +91,7 @@ class RandomResizedCrop(Recipe):
         halves = np.stack([raw >> np.uint64(BITS), raw & np.uint64((1 << BITS) - 1)], axis=2)
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
-    def pixels(self, photo: Image, draws_BD: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """What each row of draws cuts out of a photograph: uint8 (B, size, size, 3)."""
         return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.cuts import Cut, cut_of
+from dhkd.data.images.decoding import Photo
 from dhkd.data.recipes.base import Recipe, Render
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 
@@ -43,7 +43,7 @@ class AsTheyAre(Unaugmented):
 
     exact = True
 
-    def pixels(self, photo: Image, draws_BD: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """All of the image. Raises `ConfigError` for an image of another size."""
         if self.shape not in (None, (photo.height, photo.width)):
             height, width = self.shape
@@ -74,7 +74,7 @@ class CenterCrop(Unaugmented):
         """Height and width of the pixels."""
         return self.size, self.size
 
-    def pixels(self, photo: Image, draws_BD: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """The central square, once for each row of draws."""
         square = cut_of(photo, self.cut(photo.height, photo.width))
         return np.repeat(square[None], len(draws_BD), axis=0)

@@ -10,6 +10,7 @@ from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.recipes.random_resized_crop import CenterCrop
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.sources import load_source
+from dhkd.data.sources.base import Place
 from dhkd.pipeline.environment import processes_for, unreadable_files
 from dhkd.stages.processes import Processes
 
@@ -30,7 +31,7 @@ def test_files_that_could_not_be_read_are_listed(processes: Processes, tmp_path:
             file = tmp_path / split / f"class{number % 2}" / f"{number}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encoded(make_photo(number)))
-    images = load_source("image-folder", "train", root=str(tmp_path))
+    images = load_source("image-folder", "train", Place(str(tmp_path)))
     assert isinstance(images, PhotoSet)
     keys = (torch.zeros(4, dtype=torch.int64), torch.arange(4))
 
