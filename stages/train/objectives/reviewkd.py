@@ -32,7 +32,7 @@ Level = tuple[int, int, int]  # channels, height, width
 
 
 def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Mean squared difference of the maps and of their averages on 4 × 4, 2 × 2 and 1 × 1 positions, if fewer.
+    """Mean squared difference of the maps and of their averages on 4 × 4, 2 × 2 and 1 × 1 positions, where fewer.
 
     Each coarser level weighs half as much as the one before, and the weights sum to 1. Chen et al., section 3.4.
     """

@@ -1,7 +1,6 @@
-"""No fast path changes results: compiled against plain, a cache read ahead against one in memory, a step captured on a
-GPU against one that is launched.
+"""No fast path changes results: compiling, reading a cache ahead, and capturing a step on a GPU.
 
-What needs a GPU is skipped, with that reason, where there is none.
+Tests that need a GPU are skipped, with that reason, if there is none.
 """
 
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def weights_of(task: Task) -> Tensor:
 
 
 def close(one: Tensor, other: Tensor, start: Tensor, share: float) -> bool:
-    """Whether two ends lie apart by less than this share of the way from where both started."""
+    """Whether two ends are closer to each other than this share of the distance from their common start."""
     return bool((one - other).norm() < share * (one - start).norm())
 
 
@@ -50,14 +49,14 @@ def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path
 
 @pytest.mark.parametrize(("schedule", "window"), [("cycle", None), ("cycle", 20), ("block", 20)])
 def test_reading_ahead_changes_nothing(schedule: str, window: int | None, processes: Processes, tmp_path: Path) -> None:
-    """Signals that are fetched by a thread while a student trains, against those that were in memory before."""
+    """Signals that a thread fetches while a student trains, against signals that were in memory from the start."""
     world = World(tmp_path, processes)
     reader, names = open_cache(tmp_path / "c.zarr"), {"logits": ["logits"]}
     ahead: Signals = StreamedSignals(reader, names, processes.device)
     if window is not None:
         ahead = WindowedSignals(reader, names, processes.device, window)
     ends = []
-    for name, signals in (("ahead", ahead), ("at-hand", world.signals)):
+    for name, signals in (("ahead", ahead), ("resident", world.signals)):
         stream = Stream(
             world.renderer,
             world.normalize,
@@ -141,7 +140,7 @@ def test_a_captured_run_resumes(in_float32: Processes, tmp_path: Path) -> None:
 
 
 @needs_gpu
-def test_a_captured_step_leaves_updates_out_too(in_float32: Processes, tmp_path: Path) -> None:
+def test_a_captured_step_leaves_out_updates_too(in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
     view, index = (int(keys[14]) for keys in world.stream().keys(2))  # in an epoch whose steps are replayed
     bad = OneBadRow(world.signals, view, index)
@@ -183,7 +182,7 @@ def test_the_host_waits_for_nothing_in_a_step(compiled: str, on_gpu: Processes, 
         processes=on_gpu,
         compiled=compiled,
     )
-    for epoch in range(4):  # in the first ones everything is set up, and captured
+    for epoch in range(4):  # the first epochs set everything up and capture the steps
         training_step.begin_epoch(epoch)
         batches = enumerate(task.stream.epoch(epoch))
         training_step(*next(batches))

@@ -28,7 +28,7 @@ from tests.stages.train.two_heads import (
 
 
 def vector(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> np.ndarray:
-    """One float64 vector of all parameters' gradients, zeros where there is none."""
+    """The gradients of all parameters as one float64 vector, with zeros for those that have none."""
     return np.concatenate(
         [
             (torch.zeros_like(parameter) if tensor is None else tensor).detach().double().numpy().ravel()
@@ -42,7 +42,7 @@ def gradient_of(parameters: Sequence[nn.Parameter]) -> np.ndarray:
 
 
 def alone(make_terms: Callable[[], dict[str, Tensor]], parameters: Sequence[nn.Parameter], name: str) -> np.ndarray:
-    """One weighted term's own gradient, by plain `backward()`."""
+    """The gradient of one weighted term alone, by plain `backward()`."""
     for parameter in parameters:
         parameter.grad = None
     (WEIGHTS[name] * make_terms()[name]).backward()
@@ -53,7 +53,7 @@ def alone(make_terms: Callable[[], dict[str, Tensor]], parameters: Sequence[nn.P
 
 
 def textbook(g1: np.ndarray, g2: np.ndarray) -> np.ndarray:
-    """g2 loses its component along g1 where they conflict; then both are added."""
+    """If they conflict, g2 loses its component along g1; then both are added."""
     if g1 @ g2 < 0:
         g2 = g2 - (g1 @ g2) / (g1 @ g1) * g1
     return g1 + g2
@@ -62,7 +62,7 @@ def textbook(g1: np.ndarray, g2: np.ndarray) -> np.ndarray:
 def linear_terms(
     coefficients1: Sequence[float | None], coefficients2: Sequence[float | None], parameters: Sequence[nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Terms whose gradients are the coefficients themselves; None: the parameter is not part of the term."""
+    """Terms whose gradients are the coefficients; with None, the parameter is not part of the term."""
     anchor = parameters[-1].sum() * 0  # keeps a term without coefficients in the graph
     return {
         name: sum(
@@ -105,7 +105,7 @@ def test_aligned_gradient_is_the_textbook_projection(opposed: bool, dtype: torch
     assert report.norm2_squared.item() == pytest.approx(g2 @ g2, rel=tolerance)
     expected_cosine = g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2)
     assert report.cosine.item() == pytest.approx(expected_cosine, rel=tolerance)
-    # Nothing is left that opposes the term that is kept, and g1 itself is in there unaltered.
+    # Nothing opposes the term that is kept any more, and it contains g1 unaltered.
     assert (merged - g1) @ g1 >= -tolerance * (g1 @ g1)
 
 
@@ -234,7 +234,7 @@ def test_free_terms_are_added_as_they_are(opposed: bool, free: tuple[str, ...], 
     def make_terms() -> dict[str, Tensor]:
         images = images_BCHW.to(dtype)
         terms = two_terms(model, images, labels_B, opposed=opposed)
-        # Against the cross-entropy, and of a parameter that no other term reaches; the other of the body alone.
+        # One opposes the cross-entropy and reaches a parameter that no other term reaches; the other reaches the body.
         terms["hint"] = -2 * terms["ce"] + model.unused.square().sum()
         terms["angle"] = model.body(images).abs().mean()
         return {name: terms[name] for name in weights}
@@ -251,7 +251,7 @@ def test_free_terms_are_added_as_they_are(opposed: bool, free: tuple[str, ...], 
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     merged, expected = gradient_of(parameters), textbook(g1, g2) + g3
     np.testing.assert_allclose(merged, expected, rtol=0, atol=tolerance * np.abs(expected).max())
-    # Projected together with g2 it would have been another; and so it would, where they conflict, kept with g1.
+    # Projecting g3 together with g2 would give another gradient, and so would, if they conflict, keeping it with g1.
     others = [textbook(g1, g2 + g3), *([textbook(g1 + g3, g2)] if opposed else [])]
     assert all(np.abs(merged - other).max() > 0.01 * np.abs(merged).max() for other in others)
     assert report is not None
@@ -300,16 +300,18 @@ def test_terms_are_split_by_name_and_none_means_all_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alignment", "says"),
+    ("alignment", "message_part"),
     [
         (Alignment(kept=("mse",)), "no term is kept"),
         (Alignment(kept=("ce", "kl")), "no term is against"),
         (Alignment(kept=("ce",), against=("mse",)), "no term is against"),
     ],
 )
-def test_an_alignment_without_terms_on_both_sides_is_a_programmers_error(alignment: Alignment, says: str) -> None:
+def test_an_alignment_without_terms_on_both_sides_is_a_programmers_error(
+    alignment: Alignment, message_part: str
+) -> None:
     parameters = scalars(2)
-    with pytest.raises(AssertionError, match=says):
+    with pytest.raises(AssertionError, match=message_part):
         backward(linear_terms([1.0], [1.0], parameters), ONE, parameters, alignment=alignment)
 
 
@@ -334,7 +336,7 @@ def test_a_common_scale_passes_through(opposed: bool) -> None:
 @pytest.mark.parametrize("second", [[1.0, 2.0], [-1.0, -2.0]], ids=["agreeing", "opposed"])
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("which", ["ce", "kl"])
-def test_what_is_not_finite_stays_so(which: str, position: int, second: list[float], bad: float) -> None:
+def test_a_gradient_that_is_not_finite_stays_so(which: str, position: int, second: list[float], bad: float) -> None:
     parameters = scalars(5)
     coefficients: dict[str, list[float | None]] = {"ce": [1.0, 2.0, None], "kl": [*second, None]}
     coefficients[which][position] = bad  # the third is reached by this term alone
@@ -428,7 +430,7 @@ def average(gradients):
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 images_BCHW, labels_B = two_heads.uneven_batch()
-mine = slice(4 * rank, 4 * rank + 4)
+share = slice(4 * rank, 4 * rank + 4)
 results = {}
 for way in ("average, then project", "project, then average", "summed by DDP"):
     model = two_heads.agreeing_heads(two_heads.TwoHeads()).double()
@@ -437,7 +439,7 @@ for way in ("average, then project", "project, then average", "summed by DDP"):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     summed = way == "summed by DDP"
     with parallel.no_sync() if not summed else torch.enable_grad():
-        terms = two_heads.two_terms(parallel, images_BCHW[mine], labels_B[mine], opposed=True)
+        terms = two_heads.two_terms(parallel, images_BCHW[share], labels_B[share], opposed=True)
         backward(
             terms, two_heads.WEIGHTS, parameters,
             alignment=None if summed else two_heads.KEEP_CE, average=average if way.startswith("average") else None,
@@ -452,7 +454,7 @@ dist.destroy_process_group()
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
-    """What two real processes computed, each from its half of the batch."""
+    """What two real processes computed, each from half of the batch."""
     folder = tmp_path_factory.mktemp("two_processes")
     script = folder / "in_every_process.py"
     script.write_text(IN_EVERY_PROCESS)

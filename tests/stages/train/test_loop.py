@@ -1,4 +1,4 @@
-"""The training loop: a cached step is a live one, resuming leaves no trace, a broken loss stops before the update."""
+"""The training loop: a cached step equals a live one, resuming changes nothing, a broken loss stops the update."""
 
 import json
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ from tests.stages.train.worlds import VIEWS, OneBadRow, World, new_student, obje
 @pytest.mark.parametrize(
     "objective_name", [*sorted(set(OBJECTIVES) - {"ce", "label-smoothing"}), "dhkd + reviewkd", "kd + 0.5 * rkd"]
 )
-def test_a_cached_step_is_a_live_one(
+def test_a_cached_step_equals_a_live_one(
     objective_name: str, dtype: str, tolerance: float, processes: Processes, tmp_path: Path
 ) -> None:
-    """The same keys, once with what is cached and once with what the teacher says: one gradient, within rounding."""
+    """The same keys, with signals from the cache and from the teacher, give the same gradient, within rounding."""
     world = World(tmp_path, processes, dtype, objective_name)
     objective = objective_of(objective_name)
     weights = {name: 0.0 if name == "ce" else weight for name, weight in objective.weights(19).items()}
@@ -40,7 +40,7 @@ def test_a_cached_step_is_a_live_one(
     def step(batch: Batch, teacher: dict[str, Tensor]) -> Tensor:
         student = new_student(objective_name)
         batch = replace(batch, teacher=teacher)
-        student(batch.images_BCHW, batch)  # so that what is remembered of the teacher is of this batch
+        student(batch.images_BCHW, batch)  # so that CRD's memory holds this batch
         torch.manual_seed(1)  # dropout
         terms = objective.terms(student(batch.images_BCHW, batch), batch.labels, teacher)
         backward(terms, weights, list(student.backbone.parameters()), alignment=None)
@@ -65,7 +65,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     world = World(tmp_path, processes, objective=objective)
     whole = run_train(world, processes, tmp_path / "whole", objective=objective)
     for epochs in (*stops, 3):
-        torch.manual_seed(epochs)  # whatever the generators' state
+        torch.manual_seed(epochs)  # the state of the generators doesn't matter
         student = new_student(objective)
         resumed = run_train(world, processes, tmp_path / "cut", student=student, objective=objective, epochs=epochs)
     for name, tensor in whole.state_dict().items():
@@ -79,6 +79,8 @@ def test_metrics_name_every_term(processes: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, processes)
     run_train(world, processes, tmp_path / "run", epochs=1)
     (line,) = read_metrics(tmp_path / "run")
+    names = ["epoch", "learning_rate", "loss", "ce", "binary-kl-norm", "train_top1", "train_seconds"]
+    assert list(line) == [*names, "samples_per_second", "conflicting_steps", "top1", "top5", "seconds"]
     assert line["loss"] == pytest.approx(line["ce"] + line["binary-kl-norm"])
     assert 0 <= line["conflicting_steps"] <= 4
     assert line["learning_rate"] == pytest.approx(LearningRate(0.05, "cosine", epochs=3).at(0, 3, 4))
@@ -93,7 +95,7 @@ def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes,
     with pytest.raises(NonFiniteLoss, match=named):
         run_train(world, processes, tmp_path / "run", objective="kd", signals=bad)
 
-    # Epoch 1 is kept, and with the fault gone the run goes on as if nothing had been.
+    # Epoch 1 is kept, and without the fault the run continues as if nothing had happened.
     assert len(read_metrics(tmp_path / "run")) == 1
     resumed = run_train(world, processes, tmp_path / "run", objective="kd")
     whole = run_train(world, processes, tmp_path / "whole", objective="kd")
@@ -103,7 +105,7 @@ def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes,
 @pytest.mark.parametrize("look_every", [2, 3, 64])
 @pytest.mark.parametrize("objective", ["kd", "dhkd"])
 def test_a_late_look_finds_the_same(objective: str, look_every: int, processes: Processes, tmp_path: Path) -> None:
-    """However many steps later the host looks, the error names the step and key, and nothing was updated since."""
+    """However late the host looks, the error names the same step and key, and nothing was updated since that step."""
     world = World(tmp_path, processes)
     view, index = (int(keys[14]) for keys in world.stream().keys(0))  # in the second batch of the first epoch
     bad, ended, messages = OneBadRow(world.signals, view, index), [], []
@@ -114,7 +116,7 @@ def test_a_late_look_finds_the_same(objective: str, look_every: int, processes: 
         messages.append(str(e.value))
         ended.append([parameter.detach().clone() for parameter in task.student.parameters()])
     assert messages[0] == messages[1]
-    assert all(map(torch.equal, *ended)), "the second step's update was left out, and all that followed"
+    assert all(map(torch.equal, *ended)), "the update of the second step was left out, and all later ones"
 
 
 def test_a_late_look_changes_nothing(processes: Processes, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes: Processes, tmp_path: Path) -> None:
-    """Of one stream and of another, with and without dropout; also where a part of them stopped an epoch earlier."""
+    """Students of two streams, with and without dropout; also if some of them had stopped an epoch earlier."""
     world = World(tmp_path, processes, objective="dhkd + crd")
     streams = {7: world.stream(), 8: world.stream(seed=3)}
     cases = [(name, seed) for name in TOGETHER for seed in streams]
@@ -199,9 +201,9 @@ def test_one_student_that_fails_leaves_the_others_alone(processes: Processes, tm
 
 @pytest.mark.parametrize("every", [2, 4])
 def test_a_coefficient_that_is_used_again(every: int, processes: Processes, tmp_path: Path) -> None:
-    """Steps between two that compute one sum the terms with the last one's; resumed it is the same run."""
+    """Steps that compute no coefficient use the latest one; a resumed run is the same."""
     world = World(tmp_path, processes)
-    # Cross-entropy against labels that say the opposite of the teacher.
+    # At this rate the gradients of cross-entropy and distillation conflict.
     options: dict[str, Any] = {"objective": "dhkd", "alignment": Alignment(("ce",), None, every), "lr": 0.2}
     task = task_of(world, tmp_path / "run", **options)
     train(task, processes)
@@ -212,7 +214,7 @@ def test_a_coefficient_that_is_used_again(every: int, processes: Processes, tmp_
         cut = run_train(world, processes, tmp_path / "cut", epochs=epochs, **options)
     assert all(map(torch.equal, task.student.state_dict().values(), cut.state_dict().values()))
 
-    # By hand, over the first epoch: what `backward` is told in each step.
+    # The first epoch by hand.
     student, optimizer = (by_hand := task_of(world, tmp_path / "hand", **options)).student, by_hand.optimizer
     student.train()
     coefficient = None
@@ -275,7 +277,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
 
 
 def test_result_figures(processes: Processes, tmp_path: Path) -> None:
-    """The best accuracy is the best epoch's, the last the last's."""
+    """The best accuracy is that of the best epoch, the last that of the last."""
     world = World(tmp_path, processes)
     student = new_student("ce")
     accuracies = iter([Accuracy(30, 60), Accuracy(50, 90), Accuracy(40, 95)])
@@ -295,4 +297,4 @@ def test_result_figures(processes: Processes, tmp_path: Path) -> None:
     assert (figures.last_top1, figures.best_top1) == (40, 50)
     assert (figures.last_top5, figures.best_top5) == (95, 95)
     assert figures.samples_per_second > 0
-    assert json.dumps(asdict(figures))
+    assert json.loads(json.dumps(asdict(figures))) == asdict(figures)

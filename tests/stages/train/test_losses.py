@@ -56,8 +56,8 @@ def binary_kl_norm_gradient(student_BK: Tensor, teacher_BK: Tensor, temperature:
     return temperature / len(student_BK) * (torch.sigmoid((student_BK - teacher_BK) / temperature) - 0.5)
 
 
-# The last figure is what rounding alone may cost in float32, in units of 1e-7: of the value for each entry and τ², of
-# the gradient for each τ/N. 0 where every entry is exact to a relative 1e-5.
+# The last figure is the rounding error that float32 is allowed, in units of 1e-7: times τ² for each entry of the value,
+# times τ/N for the gradient. It is 0 if every entry is exact to a relative 1e-5.
 CASES = [
     pytest.param(losses.kd, kd_by_definition, kd_gradient, 2, id="kd"),
     pytest.param(losses.binary_kl, binary_kl_by_definition, binary_kl_gradient, 2, id="binary-kl"),
@@ -88,7 +88,7 @@ def value_and_gradient(loss: Loss, student_BK: Tensor, teacher_BK: Tensor, tempe
 @pytest.mark.parametrize(("loss", "by_definition", "closed_form", "rounding"), CASES)
 @settings(max_examples=60, deadline=None)
 @given(batch=batches())
-def test_value_and_gradient_are_those_of_the_definition(
+def test_value_and_gradient_match_the_definition(
     loss: Loss, by_definition: Loss, closed_form: Loss, rounding: float, batch: tuple[Tensor, Tensor, float]
 ) -> None:
     student_BK, teacher_BK, temperature = batch
@@ -117,7 +117,7 @@ def test_finite_for_any_difference(
     loss: Loss, dtype: torch.dtype, autocast: torch.dtype | None, temperature: float
 ) -> None:
     ends = torch.tensor([-1e4, -5e3, -100.0, -1.0, 0.0, 1.0, 100.0, 5e3, 1e4])
-    # All pairs, and a last one whose difference fp16 can't hold.
+    # All pairs, and two more whose difference fp16 can't hold.
     student_BK = torch.cat([ends.repeat(9), torch.tensor([6e4, -6e4])])[None].to(dtype)
     teacher_BK = torch.cat([ends.repeat_interleave(9), torch.tensor([-6e4, 6e4])])[None].to(dtype)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
@@ -144,7 +144,7 @@ def test_far_from_the_teacher_the_losses_are_linear(difference: float, temperatu
     assert value.item() == pytest.approx(temperature * abs(difference) / 2 - temperature**2 * math.log(2), rel=1e-6)
     assert gradient_BK.item() == pytest.approx(math.copysign(temperature / 2, difference), rel=1e-6)
 
-    # A teacher that is sure: all of the difference counts.
+    # If the teacher is certain, all of the difference counts.
     value, gradient_BK = value_and_gradient(losses.binary_kl, student_BK, -student_BK, temperature)
     assert value.item() == pytest.approx(temperature * abs(difference), rel=1e-6)
     assert gradient_BK.item() == pytest.approx(math.copysign(temperature, difference), rel=1e-6)
@@ -207,7 +207,7 @@ def test_a_mixed_image_has_its_share_of_both_labels_cross_entropies(smoothing: f
         assert torch.equal(losses.cross_entropy(logits_BK, labels), value)
 
 
-def test_unmixed_labels_are_torchs_own_cross_entropy() -> None:
+def test_without_mixing_it_is_torchs_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(4)
     logits_BK, labels_B = torch.randn(64, 10, generator=generator), torch.randint(10, (64,), generator=generator)
     plain = losses.cross_entropy(logits_BK, Labels(labels_B))
@@ -248,10 +248,10 @@ def test_binary_losses_sum_over_classes_and_average_over_the_batch(loss: Loss) -
 def test_kd_limits() -> None:
     generator = torch.Generator().manual_seed(2)
     student_BK, teacher_BK = torch.randn(2, 4, 10, generator=generator, dtype=torch.float64)
-    # Only differences between classes count.
+    # Only the differences between classes matter.
     torch.testing.assert_close(losses.kd(student_BK + 3, teacher_BK - 7, 4.0), losses.kd(student_BK, teacher_BK, 4.0))
     assert losses.kd(teacher_BK + 1, teacher_BK, 4.0).item() == pytest.approx(0, abs=1e-14)
-    # A teacher that is sure is a label.
+    # A teacher that is certain is a label.
     labels_B = torch.tensor([3, 0, 9, 9])
     sure_BK = 1e4 * torch.nn.functional.one_hot(labels_B, 10).double()
     torch.testing.assert_close(losses.kd(student_BK, sure_BK, 1.0), losses.cross_entropy(student_BK, Labels(labels_B)))

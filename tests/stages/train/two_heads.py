@@ -32,20 +32,20 @@ def batch(size: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def two_terms(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor, *, opposed: bool) -> dict[str, Tensor]:
-    """Cross-entropies of both heads; opposed, the auxiliary one is asked to be wrong, against the task's interest."""
+    """The cross-entropies of both heads; if `opposed`, the auxiliary head is trained to be wrong, against the task."""
     task_BK, auxiliary_BK = model(images_BCHW)
     sign = -1 if opposed else 1
     return {"ce": F.cross_entropy(task_BK, labels_B), "kl": sign * F.cross_entropy(auxiliary_BK, labels_B)}
 
 
 def agreeing_heads(model: TwoHeads) -> TwoHeads:
-    """With one and the same head twice, whether the terms conflict is decided by their sign alone."""
+    """The model with the same weights in both heads, so that only the terms' signs decide whether they conflict."""
     model.auxiliary.load_state_dict(model.task.state_dict())
     return model
 
 
 def uneven_batch() -> tuple[Tensor, Tensor]:
-    """Eight rows whose halves differ so much that projecting each half's gradients isn't projecting their means."""
+    """Eight rows in two halves, so different that projecting each half's gradients is not projecting their mean."""
     images_BCHW, labels_B = batch(8)
     images_BCHW = images_BCHW.double()
     images_BCHW[4:] *= 3

@@ -1,5 +1,6 @@
-"""Small worlds to train in: images, a teacher and its cache; students, tasks, and signals of which one went bad."""
+"""Small worlds to train in: images, a teacher and its cache, students, tasks, and a cache with a damaged row."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from dhkd.stages.train.loop import Task, train
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 from dhkd.stages.train.step import Compile
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.caches import manifest_of, writer_at
 from tests.samples import make_images
@@ -35,8 +36,7 @@ from tests.samples import make_images
 RECIPE = CropFlip(padding=1, flip=True, seed=0)
 VIEWS, BATCH = 3, 10
 
-
-# What a test of every method changes: nothing that depends on the rows beside it can be cached.
+# Options that tests of all methods change: a signal that depends on the other rows of its batch can't be cached.
 OPTIONS: dict[str, dict[str, object]] = {"ofd": {"teacher_batch_norm": "eval"}, "crd": {"negatives": 20}}
 
 
@@ -45,7 +45,7 @@ def objective_of(name: str) -> Objective:
 
 
 class World:
-    """A data set, a teacher and, in a folder, its cache of what an objective needs."""
+    """A data set, a teacher and, in a folder, a cache of the signals that an objective needs."""
 
     def __init__(self, folder: Path, processes: Processes, dtype: str = "float16", objective: str = "dhkd") -> None:
         self.images: ImageSet = make_images()
@@ -62,9 +62,9 @@ class World:
         names = {name: [name] for name in needs}
         self.signals = ResidentSignals(open_cache(folder / "c.zarr"), names, processes.device)
 
-    def stream(self, signals: Signals | None = None, seed: int = 2) -> Stream:
+    def stream(self, signals: Signals | None = None, seed: int = 2, batch_size: int = BATCH) -> Stream:
         signals = signals or self.signals
-        return Stream(self.renderer, self.normalize, signals, schedule="independent", seed=seed, batch_size=BATCH)
+        return Stream(self.renderer, self.normalize, signals, schedule="independent", seed=seed, batch_size=batch_size)
 
 
 def teacher_network() -> Network:
@@ -101,6 +101,7 @@ def task_of(
     alignment: Alignment | None = None,
     fused: bool = False,
     compiled: Compile = "off",
+    evaluate: Callable[[nn.Module], Accuracy] | None = None,
 ) -> Task:
     student = student or new_student(objective)
     optimizer = torch.optim.SGD(
@@ -111,9 +112,7 @@ def task_of(
         optimizer,
         combined_objective(objective, OPTIONS, alignment),
         stream or world.stream(signals),
-        lambda network: Accuracy(
-            float(network(torch.ones(1, 3, 8, 8, device=network.head.weight.device)).detach().sum()), 0.0
-        ),
+        evaluate or sum_of_logits,
         learning_rate=LearningRate(lr, "cosine", epochs=3),
         epochs=epochs,
         seed=seed,
@@ -124,6 +123,12 @@ def task_of(
     )
 
 
+def sum_of_logits(network: nn.Module) -> Accuracy:
+    """Not an accuracy, but a number that depends on all weights."""
+    images_BCHW = torch.ones(1, 3, 8, 8, device=next(network.parameters()).device)
+    return Accuracy(float(network(images_BCHW).detach().sum()), 0.0)
+
+
 def run_train(world: World, processes: Processes, out: Path, **options: Any) -> Student:
     task = task_of(world, out, **options)
     train(task, processes)
@@ -131,7 +136,7 @@ def run_train(world: World, processes: Processes, out: Path, **options: Any) -> 
 
 
 class OneBadRow:
-    """The cache's signals, but for one key whose logit is not finite: as memory that went bad would give it."""
+    """Signals of a cache, except that one key has logits that are not finite, as failing memory would have."""
 
     in_memory = True
 
