@@ -58,12 +58,12 @@ class CachingOptions:
 @click.option(
     "--name", help="A name for this teacher in a cache of several teachers: its logits are added to those that exist."
 )
-@part_option("the job that ends last completes the cache")
+@part_option("Do only the I-th of N shares; the job that ends last completes the cache.")
 @click.option(
     "--signals",
     metavar="A,B",
     help="Which of the teacher's outputs to cache [default: logits]: logits, embedding, last_map, map2-before, …;"
-    " cam and attention stand for what cat-kd and at need. More can be added later.",
+    " cam and attention are those that cat-kd and at need. More can be added later.",
 )
 @precision_option
 @data_options

@@ -217,6 +217,4 @@ classes_option = click.option(
 
 def part_option(text: str) -> Decorator:
     """--part I/N, which gives a `Part`."""
-    return click.option(
-        "--part", callback=_part, metavar="I/N", default="1/1", help=f"Do the I-th of N shares; {text}."
-    )
+    return click.option("--part", callback=_part, metavar="I/N", default="1/1", help=text)

@@ -145,7 +145,7 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> dict[str, 
 def report_collapse(runs: Any, out: Path) -> dict[str, Any]:
     """Plot accuracy and loss over training for each kind of run.
 
-    Shows what happens when cross-entropy and BinaryKL train one head together, against each alone and two heads.
+    Shows what happens if cross-entropy and BinaryKL train one head together, beside each loss alone and two heads.
     """
     from dhkd.pipeline.report import analyses
 

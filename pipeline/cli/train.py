@@ -186,7 +186,7 @@ class SweepOptions:
 @click.option(
     "--seeds", type=click.IntRange(min=1), help="Train each with this many seeds, from 0 [default: the preset's seed]."
 )
-@part_option("for a cluster's job array")
+@part_option("Train only the I-th of N shares of the runs, as in a cluster's job array.")
 @click.option(
     "--together", type=click.IntRange(min=1), default=1, show_default=True, help="How many runs train side by side."
 )
