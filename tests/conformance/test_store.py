@@ -11,7 +11,7 @@ from dhkd.data.cache.blocks import WITNESS, Block, Plan
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import Damage, LogitReader
 from dhkd.data.cache.writer import LogitWriter
-from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, NonFiniteLoss
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ConfigError, NonFiniteLoss
 
 from tests import caches
 from tests.caches import complete, writer_at
@@ -392,6 +392,19 @@ def test_blocks_without_a_manifest_are_not_overwritten(place: Place) -> None:
     with pytest.raises(CacheMismatch, match="expected an empty folder or a dhkd cache"):
         place.writer(manifest)
     assert place.contents() == before
+
+
+def test_an_unknown_store_is_refused_with_the_valid_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^unknown store 'zar': did you mean 'zarr'\? valid are webdataset, zarr$"):
+        writer_at(tmp_path / "c", manifest_of(), "zar")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_layout_says_how_many_objects_a_block_has(place: Place) -> None:
+    manifest = manifest_of("int8")
+    layout, block = place.layout(manifest), manifest.plan.block(0, 0)
+    for name in manifest.names:
+        assert len(layout.objects(name, block)) == layout.objects_per_block(len(manifest.parts(name)))
 
 
 @pytest.mark.parametrize(

@@ -619,6 +619,26 @@ def contents_of(bucket: Bucket) -> dict[str, bytes]:
 
 
 @every_store
+def test_a_new_block_takes_one_put_for_each_object_and_nothing_else(store: str, s3: servers.S3, proxied: Flaky) -> None:
+    writer = bucket_writer(Bucket(f"{s3.url}/counted-{store}", QUICK), store)
+    first, second, *_ = writer.missing()
+    objects = [key for name in ("logits", WITNESS) for key in layout_of(store, manifest_of()).objects(name, first)]
+    before = proxied.requests.copy()
+    assert writer.write(first, rows_of(first, ["logits"]))
+    asked = proxied.requests - before
+    assert {request.rpartition(f"/counted-{store}/")[2] for request in asked} == set(objects)
+    assert (sum(asked.values()), proxied.count("PUT") - sum(n for r, n in before.items() if r.startswith("PUT"))) == (
+        len(objects),
+        len(objects),
+    )
+    # An object that exists is asked for, and stays.
+    before = proxied.requests.copy()
+    assert not writer.write(first, rows_of(first, ["logits"]))
+    assert sum((proxied.requests - before).values()) > len(objects)
+    assert writer.missing()[0] == second
+
+
+@every_store
 @pytest.mark.parametrize(
     "fault", [Fault("status", 503), Fault("drop"), Fault("lose"), Fault("reply", 500)], ids=lambda fault: fault.kind
 )
