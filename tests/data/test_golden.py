@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dhkd.data.cache.reader import Damage, LogitReader, open_cache
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import CacheMismatch
 
-from tests.caches import writer_at
+from tests.caches import damages_of, writer_at
 from tests.golden import rows
 from tests.samples import files_of
 
@@ -20,10 +20,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FORMAT = Path(__file__).parents[2] / "docs" / "FORMAT.md"
 NAMES = list(rows.STORES.values())
 STORE_OF = {name: store for store, name in rows.STORES.items()}
-
-
-def damages_of(reader: LogitReader) -> list[Damage]:
-    return [result for result in reader.damages() if isinstance(result, Damage)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,6 +72,14 @@ def test_a_cache_of_another_teacher_is_refused(cache: Path, teacher: Path, other
     done(*words, "--teacher", teacher, "--set", "student.epochs=1", "--out", tmp_path / "b")
 
 
+@pytest.mark.parametrize("words", [["cache-teacher", "digits", *SMALL, "--teacher"], ["convert"]], ids=lambda w: w[0])
+def test_an_unknown_store(words: list[str], cache: Path, teacher: Path, tmp_path: Path) -> None:
+    source, out = (cache, [tmp_path / "c"]) if words == ["convert"] else (teacher, ["--out", tmp_path / "c"])
+    outcome = dhkd(*words, source, *out, "--store", "zar")
+    assert_one_line(outcome, 2, ["unknown store 'zar'", "valid are webdataset, zarr"])
+    assert not (tmp_path / "c").exists()
+
+
 def test_an_incomplete_or_missing_cache_is_refused(cache: Path, teacher: Path, tmp_path: Path) -> None:
     words = ["train-student", "digits", *SMALL, "--out", tmp_path / "run", "--cache"]
     assert_one_line(dhkd(*words, tmp_path / "nowhere"), 1, ["expected a dhkd cache, found none", "dhkd cache-teacher"])
