@@ -130,6 +130,8 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
     """The section that the field holds, None when it holds a value or free keys."""
     if model is None:
         return None
+    if name not in model.model_fields and model.model_config.get("extra") == "allow":
+        return None
     if name not in model.model_fields:
         raise ConfigError(f"--set {key}: {unknown('key', name, model.model_fields)}")
     annotation = model.model_fields[name].annotation

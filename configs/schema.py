@@ -62,12 +62,16 @@ class Data(Section):
 class Views(Section):
     """How a view is drawn; part of a cache's identity.
 
-    crop-flip takes `padding`, and all images of one size; random-resized-crop takes `size`, `scale` and `ratio`, and
-    `test_resize`, the shorter side of a test image before its centre is cropped (None: size · 256 / 224).
+    Every key beside the kind is a parameter of that recipe, which checks it. crop-flip takes `padding`, and all images
+    of one size; random-resized-crop takes `size`, `scale` and `ratio`, and `test_resize`, the shorter side of a test
+    image before its centre is cropped (null: size · 256 / 224). A recipe may take keys that are not listed here.
     """
 
-    kind: Literal["crop-flip", "random-resized-crop"] = "crop-flip"
-    flip: bool
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain values out of YAML
+
+    kind: str = "crop-flip"
+    flip: bool | None = None
     seed: int = Field(0, ge=0, le=MAX_SEED, description="belongs to the cache; the experiment has its own")
     padding: int | None = Field(None, ge=0, le=64, description="pixels of zeros on each side")
     size: int | None = Field(None, ge=1, le=4096, description="pixels of a side")
@@ -75,12 +79,13 @@ class Views(Section):
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height")
     test_resize: int | None = Field(None, ge=1, le=8192)
 
-    @model_validator(mode="after")
-    def _fields_of_kind(self) -> "Views":
-        mine, other = ("padding", "size") if self.kind == "crop-flip" else ("size", "padding")
-        if getattr(self, mine) is None or getattr(self, other) is not None:
-            raise ValueError(f"{self.kind} takes {mine} and no {other}")
-        return self
+    @property
+    def parameters(self) -> Mapping[str, object]:
+        """What the recipe is built with: the seed, and every other key that differs from its default."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        differing = {name: value for name, value in self if name not in defaults or value != defaults[name]}
+        differing.pop("kind", None)
+        return {**differing, "seed": self.seed}
 
 
 class Training(Section):
@@ -161,7 +166,7 @@ class Cache(Section):
         description="logits, embedding, last_map, map2-before, …; cam and attention: those that cat-kd and at need",
     )
     codec: Codec = Codec()
-    store: Literal["zarr", "webdataset"] = "zarr"
+    store: str = Field("zarr", description="how the cache is laid out: zarr or webdataset")
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
     views_at_once: int = Field(4, ge=1, description="for how many views a photograph is decoded once")

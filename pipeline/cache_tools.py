@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dhkd.configs.schema import Codec, Experiment
 from dhkd.data.cache.codecs import Bounds
+from dhkd.data.cache.find import find
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
@@ -101,7 +101,7 @@ def inspect(cache: str) -> Inspected:
     reader = LogitReader(storage, found.index) if found.index else None
     return Inspected(
         summary=summary_of(cache, manifest),
-        format=found.index.version if found.index else manifest.format,
+        format=manifest.format,
         store=found.store,
         complete=reader is not None and reader.manifest == manifest and not missing,
         complete_views=reader.plan.num_views if reader else 0,

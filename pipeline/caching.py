@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.configs.schema import Experiment
+from dhkd.data.cache.find import find
+from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
-from dhkd.data.images.photographs import PhotoRenderer
+from dhkd.data.errors import one_of
 from dhkd.data.render import Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
@@ -54,6 +55,7 @@ def cache_teacher(
     several teachers, `part` (I, N) is this call's share: the I-th (from 0) of N. `command` goes into the cache's
     provenance. When the cache is complete, random rows are compared with a live forward.
     """
+    one_of("store", experiment.cache.store, LAYOUTS)  # an unknown one is refused before anything expensive
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
         images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
         trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
@@ -79,7 +81,7 @@ def cache_teacher(
             LogitWriter(storage, experiment.cache.store, manifest, signals),
             batch_size=experiment.cache.batch_size,
             processes=processes,
-            views_at_once=experiment.cache.views_at_once if isinstance(renderer, PhotoRenderer) else 1,
+            views_at_once=1 if renderer.in_memory else experiment.cache.views_at_once,
             part=part,
         )
         files = unreadable_files(renderer, processes)

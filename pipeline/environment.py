@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
-from dhkd.data.images.photographs import PhotoRenderer
 from dhkd.data.render import Renderer
 from dhkd.stages.processes import Processes, resolve_precision
 
@@ -52,6 +51,6 @@ def hardware(device: torch.device) -> str:
 
 def unreadable_files(renderer: Renderer, processes: Processes) -> list[str] | None:
     """The files that a black image replaced in this call, in any process; None where every file was readable."""
-    if not isinstance(renderer, PhotoRenderer):
+    if renderer.in_memory:
         return None
     return sorted(processes.gather(list(renderer.unreadable))) or None

@@ -18,8 +18,9 @@ from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
-from dhkd.data.errors import ConfigError
-from dhkd.data.sources import SIZES
+from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.sources import SOURCES
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.cache import LOGITS, asked_signals, codec_of, codec_of_signal
 from dhkd.pipeline.build.data import num_views_of, recipe_of
 from dhkd.pipeline.build.training import objective_of, optimizer_of, student_of
@@ -124,12 +125,12 @@ def samples_of(experiment: Experiment, samples: int | None, classes: int | None)
     Else it is the source's name, or `samples` and `classes`. Raises `ConfigError` where nobody says it.
     """
     data = experiment.data
-    if data.source in SIZES:
+    size = one_of("data source", data.source, SOURCES).size
+    if size is not None:
         for option, given in (("--samples", samples), ("--classes", classes)):
             if given is not None:
                 raise ConfigError(f"{option}: {data.source} has its own; leave it out, or use --set data.limit=N")
-        total, num_classes = SIZES[data.source].samples, SIZES[data.source].classes
-        return _limited(data.limit, total, data.source), num_classes, False
+        return _limited(data.limit, size.samples, data.source), size.classes, False
     recorded = _recorded(experiment, "samples")
     found, known = samples or recorded or data.limit, classes or data.num_classes or _recorded(experiment, "classes")
     if found is None:
@@ -233,7 +234,8 @@ def usual_setting(experiment: Experiment, num_classes: int) -> Setting:
 
 def _pixels(experiment: Experiment) -> int | None:
     data = experiment.data
-    return SIZES[data.source].pixels if data.source in SIZES else experiment.views.size
+    size = SOURCES[data.source].size
+    return size.pixels if size is not None else experiment.views.size
 
 
 def _other_signals(experiment: Experiment, setting: Setting, num_samples: int, views: int) -> list[dict[str, Any]]:
@@ -336,10 +338,10 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
         model, optimizer = processes.prepare(student, optimizer_of(settings, student))
         parameters = list(model.parameters())
         images_BCHW = _noise(rows, pixels, processes.device)
-        labels_B = torch.arange(rows, device=processes.device) % num_classes
+        labels = Labels(torch.arange(rows, device=processes.device) % num_classes)
 
         def step() -> None:
-            terms = {"ce": cross_entropy(model(images_BCHW).task, labels_B)}
+            terms = {"ce": cross_entropy(model(images_BCHW).task, labels)}
             backward(terms, {"ce": 1.0}, parameters, alignment=None, scale=processes.scale)
             optimizer.step()
             optimizer.zero_grad()

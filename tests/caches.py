@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.data.cache.blocks import Block
+from dhkd.data.cache.find import read_index
 from dhkd.data.cache.index import Index
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import read_index
 from dhkd.data.cache.writer import LogitWriter, begin
 
 TEACHER = {"architecture": "resnet8", "sha256": "0" * 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}

@@ -14,9 +14,11 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.render import DataSet, Normalization
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
-from dhkd.pipeline.build.data import Recipe, dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import CacheSummary
 from dhkd.stages.models.signals import parse
@@ -71,7 +73,7 @@ def codec_of_signal(settings: CodecSettings, signal: str, num_classes: int) -> C
 
 def cache_identity(
     experiment: Experiment,
-    images: DataSet,
+    images: Images,
     recipe: Recipe,
     setting: Setting,
     network: nn.Module,
@@ -98,12 +100,12 @@ def cache_identity(
     return Identity(dataset=dataset_identity(images), recipe=recipe.identity, signals=signals)
 
 
-def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe, setting: Setting) -> Plan:
+def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:
     """How the cache is cut into blocks."""
     return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
-def block_rows_of(experiment: Experiment, images: DataSet, setting: Setting) -> int:
+def block_rows_of(experiment: Experiment, images: Images, setting: Setting) -> int:
     """How many rows a block of the preset's cache has: training without a cache takes samples in the same order."""
     return _plan(experiment, images, setting, 1).block_rows
 
@@ -119,7 +121,7 @@ def stored_row_bytes(experiment: Experiment, signal: str, setting: Setting) -> i
     return row_bytes(codec.parts(setting.teacher.row(signal)))
 
 
-def _plan(experiment: Experiment, images: DataSet, setting: Setting, num_views: int) -> Plan:
+def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: int) -> Plan:
     block_bytes = int(experiment.cache.block_mb * 2**20)
     return Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
 

@@ -9,9 +9,10 @@ from dhkd.data.cache.codecs import row_bytes
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.render import DataSet
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
 from dhkd.pipeline.build.cache import MEAN_OF_TEACHERS, stored_row_bytes
-from dhkd.pipeline.build.data import Recipe, dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import weights_sha256
@@ -41,7 +42,7 @@ def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: s
 def require_cache(
     experiment: Experiment,
     reader: LogitReader,
-    images: DataSet,
+    images: Images,
     recipe: Recipe,
     names: Iterable[str],
     teacher: nn.Module | None,

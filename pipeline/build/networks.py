@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dhkd.data.errors import WeightsError
-from dhkd.data.images.in_memory import Triple
+from dhkd.data.images.base import Triple
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.recipes.base import ENDLESS
+from dhkd.data.render import Normalization, Renderer
 from dhkd.data.stream.batches import Live, Stream
 from dhkd.data.stream.signals import NoSignals, Signals
 from dhkd.pipeline.build.cache import block_rows_of, of_views, signals_of
@@ -39,7 +40,7 @@ def teacher_stream(
         experiment.teacher,
         renderer,
         normalize,
-        NoSignals(source.recipe.num_views),
+        NoSignals(source.recipe.num_views or ENDLESS),
         schedule="independent",
         block_rows=block_rows_of(experiment, source.images, setting),
         live=None,
@@ -56,7 +57,7 @@ def student_streams(
 ) -> dict[Path, Stream]:
     """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
     everyone = list(students.values())
-    teacher = _live_teacher(everyone, source, renderer.images, processes)
+    teacher = _live_teacher(everyone, source, processes)
     resident: Resident = {}
     streams: dict[Path, Stream] = {}
     for outs in _by_keys(students):
@@ -102,7 +103,7 @@ def _signals(
     """What a group's stream gathers from the cache; a whole cache that `resident` has already is taken from there."""
     settings = group[0].experiment.student
     if source.reader is None:
-        num_views = source.recipe.num_views
+        num_views = source.recipe.num_views or ENDLESS
         return NoSignals(min(num_views, settings.views or num_views))
     independent, held = settings.view_schedule == "independent", _held(group[0])
     if independent and held in resident:
@@ -121,15 +122,13 @@ def _held(student: PreparedStudent) -> tuple[str | None, int | None]:
     return student.experiment.student.teacher, student.experiment.student.views
 
 
-def _live_teacher(
-    students: Sequence[PreparedStudent], source: Source, images: DataSet, processes: Processes
-) -> Teacher | None:
+def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes: Processes) -> Teacher | None:
     """The teacher that runs in every step, if any student needs it."""
     live = dict.fromkeys(signal for student in students for signal in student.live)
     if not live or source.teacher is None:
         return None
     log_once(processes, f"the teacher runs in every step, for {', '.join(live)}")
-    normalize = normalization_of(students[0].experiment.teacher, images, source.teacher.mean_std)
+    normalize = normalization_of(students[0].experiment.teacher, source.images, source.teacher.mean_std)
     # A copy: the network itself stays on the CPU, as it is, for the objectives that take something of it.
     return Teacher(copy.deepcopy(source.teacher.network), normalize, processes)
 

@@ -8,10 +8,12 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of
 from dhkd.pipeline.build.checks import require_cache, require_live
-from dhkd.pipeline.build.data import Images, Recipe, images_of, recipe_of
+from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions

@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.pipeline.build.data import Images
+from dhkd.data.images.base import Images
+from dhkd.pipeline.build.data import recipe_of
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
@@ -28,12 +28,9 @@ def setting_of(
     experiment: Experiment, training: Training, images: Images, objective: Objective, teacher: Network | None = None
 ) -> Setting:
     """What `objective` works with when it trains the network of `training`; `teacher` has the teacher's weights."""
-    if isinstance(images, ImageSet):
-        _, _, height, width = images.images_NCHW.shape
-    else:
-        assert experiment.views.size is not None
-        height = width = experiment.views.size
-    shapes_of = partial(Shapes, num_classes=images.num_classes, image=(height, width))
+    shape = recipe_of(experiment.views).shape or images.shape
+    assert shape is not None, "images_of decodes all images where the recipe keeps their size"
+    shapes_of = partial(Shapes, num_classes=images.num_classes, image=shape)
     student_shapes, teacher_shapes = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
     setting = Setting(student_shapes, teacher_shapes, images.labels_N, experiment.seed, teacher)
     return replace(setting, student=student_shapes.of(objective.architecture(setting)))

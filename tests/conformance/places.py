@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from dhkd.data.cache.blocks import Block
+from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import layout_of
 from dhkd.data.cache.writer import LogitWriter
 
 from tests import servers

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from dhkd.data.cache.reader import open_cache
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRenderer
+from dhkd.data.recipes.unaugmented import AsTheyAre
+from dhkd.data.render import Normalization
 from dhkd.data.runs.folder import RunFolder
-from dhkd.data.sources import Selection, load_source
+from dhkd.data.sources import load_source
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import ResidentSignals
 from dhkd.pipeline.build.training import student_of
@@ -40,8 +42,8 @@ def freeze(module: nn.Module) -> None:
 
 def main(cache: Path, out: Path, cases: list[str]) -> None:
     processes = Processes("float32", cpu=True)
-    images, test = load_source("digits", "train", selection=Selection(limit=150)), load_source("digits", "test")
-    test_renderer = UnaugmentedRenderer(test, processes.device)
+    images, test = load_source("digits", "train", limit=150), load_source("digits", "test")
+    test_renderer = ResidentRenderer(test, AsTheyAre(), processes.device)
     normalize = Normalization(images.mean, images.std)
     renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
     signals = ResidentSignals(open_cache(cache), {"logits": ["logits"]}, processes.device)

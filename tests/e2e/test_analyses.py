@@ -11,6 +11,7 @@ import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.runs.folder import kept_weights, read_metrics
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
@@ -130,7 +131,7 @@ def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Pat
     found = [
         torch.autograd.grad(loss, [weight, out.embedding], retain_graph=True)
         for loss in (
-            losses.cross_entropy(out.logits, images.labels_N[:40]),
+            losses.cross_entropy(out.logits, Labels(images.labels_N[:40])),
             losses.binary_kl(out.logits, teacher_NK, 2.0),
         )
     ]

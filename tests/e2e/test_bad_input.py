@@ -219,7 +219,7 @@ def test_verify_tells_pixels_weights_and_logits_apart(
     content[7] ^= 1
     chunk.write_bytes(content)
     outcome = dhkd("verify", damaged, *words, "--teacher", teacher)
-    assert_one_line(outcome, 1, ["1 of 16 objects", "signals/logits/c/0/0/0", "view 0", "writes just those anew"])
+    assert_one_line(outcome, 1, ["1 of 16 objects", "signals/logits/c/0/0/0", "view 0", "it rewrites only those"])
 
     # Another rendering, as a changed library would make it: the seeded fault swaps rows and columns of the crops.
     straight = CropFlip.decode

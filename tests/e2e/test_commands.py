@@ -12,6 +12,7 @@ from dhkd.stages.models import build_network
 from dhkd.stages.train.objectives import OBJECTIVES
 
 from tests.e2e.command_line import SMALL, SMALL_VERIFY, dhkd, done
+from tests.samples import pixels_of
 
 RESULT_FIELDS = {
     *("last_top1", "best_top1", "last_top5", "best_top5", "seconds", "samples_per_second", "seed", "cache", "versions"),
@@ -122,9 +123,9 @@ def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> 
     """Computed here by hand: load the weights, crop the image, forward."""
     from dhkd.data.cache.reader import open_cache
     from dhkd.data.recipes.crop_flip import CropFlip
-    from dhkd.data.sources import Selection, load_source
+    from dhkd.data.sources import load_source
 
-    images = load_source("digits", "train", selection=Selection(limit=150))
+    images = load_source("digits", "train", limit=150)
     network = build_network("resnet8", 10)
     network.load_state_dict(safetensors.torch.load_file(teacher / "teacher.safetensors"))
     recipe = CropFlip(padding=1, flip=False, seed=0)
@@ -132,7 +133,7 @@ def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.mean, images.std))
     reader = open_cache(cache)
     for view in range(3):
-        pixels = recipe.apply(images.images_NCHW, recipe.draws(torch.full_like(index_B, view), index_B))
+        pixels = pixels_of(recipe, images.images_NCHW, recipe.draws(torch.full_like(index_B, view), index_B))
         with torch.no_grad():
             expected = network.eval()((pixels / 255 - mean) / std)
         stored = torch.from_numpy(reader.read_view(view))

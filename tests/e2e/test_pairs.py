@@ -7,6 +7,7 @@ import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.plan import usual_setting
 from dhkd.stages.models import build_network
@@ -47,8 +48,8 @@ def test_every_method_takes_a_step_on_a_pair(preset: str, processes: Processes) 
         for need, signal in signals.items():
             assert signal.shape[1:] == setting.teacher.row(need), f"{name}: {need}"
         student = student_of(objective, setting)
-        batch = Batch(0, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW / 255, labels_B, signals, 4)
-        terms = objective.terms(student(batch.images_BCHW, batch), labels_B, signals)
+        batch = Batch(0, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW / 255, Labels(labels_B), signals, 4)
+        terms = objective.terms(student(batch.images_BCHW, batch), batch.labels, signals)
         assert all(bool(torch.isfinite(term)) for term in terms.values()), f"{name}: {terms}"
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         backward(terms, objective.weights(0), trained, alignment=objective.alignment)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.images.photographs import PhotoRenderer, PhotoSet
-from dhkd.data.recipes.random_resized_crop import CenterCrop
-from dhkd.data.render import UnaugmentedRenderer
+from dhkd.data.images.base import Decoding
+from dhkd.data.recipes.unaugmented import AsTheyAre, CenterCrop
 from dhkd.data.sources import load_source
+from dhkd.data.sources.base import Place
 from dhkd.pipeline.environment import processes_for, unreadable_files
 from dhkd.stages.processes import Processes
 
@@ -29,12 +29,11 @@ def test_files_that_could_not_be_read_are_listed(processes: Processes, tmp_path:
             file = tmp_path / split / f"class{number % 2}" / f"{number}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encoded(make_photo(number)))
-    images = load_source("image-folder", "train", root=str(tmp_path))
-    assert isinstance(images, PhotoSet)
+    images = load_source("image-folder", "train", Place(root=str(tmp_path)))
     keys = (torch.zeros(8, dtype=torch.int64), torch.arange(8))
 
     def listed() -> list[str] | None:
-        renderer = PhotoRenderer(images, CenterCrop(16, 16), processes.device, allow_bad=8)
+        renderer = images.renderer(CenterCrop(16, 16), processes.device, Decoding(allow_bad=8))
         for _ in renderer.render([keys, keys]):
             pass
         return unreadable_files(renderer, processes)
@@ -49,4 +48,5 @@ def test_files_that_could_not_be_read_are_listed(processes: Processes, tmp_path:
 
 
 def test_images_in_memory_are_all_readable(processes: Processes) -> None:
-    assert unreadable_files(UnaugmentedRenderer(make_images(), processes.device), processes) is None
+    renderer = make_images().renderer(AsTheyAre(), processes.device, Decoding())
+    assert unreadable_files(renderer, processes) is None

@@ -25,9 +25,9 @@ from dhkd.data.cache.reader import LogitReader, missing_blocks, open_cache
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Keys, Normalization, ResidentRenderer
+from dhkd.data.render import Keys, Normalization
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes

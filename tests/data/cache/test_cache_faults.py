@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 from dhkd.data.cache.blocks import WITNESS, Block
+from dhkd.data.cache.find import find
+from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import Damage, LogitReader, open_cache
 from dhkd.data.cache.storage.bucket import Bucket, Patience
 from dhkd.data.cache.storage.folder import Folder
-from dhkd.data.cache.stores import find, layout_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, StorageError
 

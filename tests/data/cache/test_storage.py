@@ -17,6 +17,7 @@ from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.bucket import PATIENCE, RESUMES, Bucket, Patience
 from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.cache.storage.nearby import Nearby
+from dhkd.data.cache.storage.places import PLACES, is_url, storage_of
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DhkdError, StorageError
 
@@ -434,10 +435,20 @@ def test_a_web_server_is_only_read(tmp_path: Path) -> None:
 )
 def test_an_impossible_url_is_refused(url: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Bucket(url)
+        storage_of(url)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "hidden" not in str(caught.value)
+
+
+def test_every_scheme_of_the_table_is_a_url_and_anything_else_a_folder_or_refused(tmp_path: Path) -> None:
+    for scheme in PLACES:
+        assert is_url(f"{scheme}://host/a")
+        assert isinstance(storage_of(f"{scheme.upper()}://host/a"), Bucket)
+    assert not is_url(tmp_path)
+    assert isinstance(storage_of(tmp_path), Folder)
+    with pytest.raises(ConfigError, match=r"^ftp://host/a: expected a folder, or a URL .* s3://.*https://; got ftp$"):
+        storage_of("ftp://host/a")
 
 
 def test_without_obstore_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +645,7 @@ import sys
 from pathlib import Path
 from dhkd.data.cache.storage.bucket import Bucket
 from dhkd.data.cache.storage.nearby import Nearby
-from dhkd.data.copies import BoundedCopies
+from dhkd.data.disk.copies import BoundedCopies
 
 nearby = Nearby(Bucket(sys.argv[1]), BoundedCopies(Path(sys.argv[2]), 10**9))
 print(nearby.get_checked("a", 1000, int(sys.argv[3])) == b"x" * 1000)

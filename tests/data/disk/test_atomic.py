@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_old_file(size: int, tiny_disk: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dhkd.data.files import write_atomically
+from dhkd.data.disk.atomic import write_atomically
 
 def write(stream):
     stream.write(b"half")
@@ -151,7 +151,7 @@ def test_bytes_reach_the_disk_before_the_name_and_the_name_before_it_returns(
 def test_two_processes_do_not_share_a_partial_file(tmp_path: Path) -> None:
     """Another process finishes the same file while this one is writing: the last to finish wins, each file is whole."""
     path = tmp_path / "file"
-    other = "import sys; from pathlib import Path; from dhkd.data.files import write_atomically as w;"
+    other = "import sys; from pathlib import Path; from dhkd.data.disk.atomic import write_atomically as w;"
     other += "w(Path(sys.argv[1]), lambda stream: stream.write(b'of the other'))"
 
     def write(stream: BinaryIO) -> None:

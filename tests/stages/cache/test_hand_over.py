@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.hand_over import UNDER_WAY, HandOver
 from dhkd.stages.cache.write import write_blocks

@@ -9,13 +9,14 @@ import torch
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
-from dhkd.data.images.photographs import PhotoRenderer
+from dhkd.data.images.encoded import PhotoRenderer
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.images.witness import witnesses
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.sources.image_folder import FolderFiles
-from dhkd.data.sources.image_folder import load as load_folder
+from dhkd.data.sources.image_folder import images_below as load_folder
 from dhkd.stages.cache.compare import compare_with_live, random_keys
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network

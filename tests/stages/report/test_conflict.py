@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.report.conflict import (
     Forces,
     binary_kl_norm_residual,
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, labels, teacher's logits
 LOSSES: dict[str, tuple[Callable[[float], Loss], Callable[[float], Loss]]] = {
     "ce": (
-        lambda tau: lambda s, y, t: losses.cross_entropy(s, y),
+        lambda tau: lambda s, y, t: losses.cross_entropy(s, Labels(y)),
         lambda tau: lambda s, y, t: cross_entropy_residual(s, y),
     ),
     "binary-kl": (

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import build_network
 from dhkd.stages.models.projected import ProjectedNetwork
 from dhkd.stages.models.signals import Shapes
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
 
+TWO_LABELS = Labels(torch.tensor([1, 4]))
+
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -35,7 +38,9 @@ def batch_of(
 ) -> Batch:
     index_B = torch.arange(size) if index_B is None else index_B
     images_BCHW = torch.zeros(len(index_B), 3, 8, 8)
-    return Batch(epoch, torch.zeros_like(index_B), index_B, images_BCHW, index_B % 2, teacher or {}, len(index_B))
+    return Batch(
+        epoch, torch.zeros_like(index_B), index_B, images_BCHW, Labels(index_B % 2), teacher or {}, len(index_B)
+    )
 
 
 def used(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -153,9 +158,9 @@ def test_reviewkd_sums_all_levels_before_the_teachers_activation() -> None:
         theirs = teacher["embedding"][:, :, None, None] if name == "embedding" else teacher[f"{name}-before"]
         expected = expected + hierarchical_context_loss(features[f"review-{name}"], theirs)
     student = StudentOutputs(drawn(2, 5), drawn(2, 5), {**features, "map1": drawn(2, 3, 8, 8)})
-    terms = build_objective("reviewkd", {}).terms(student, torch.tensor([1, 4]), teacher)
+    terms = build_objective("reviewkd", {}).terms(student, TWO_LABELS, teacher)
     torch.testing.assert_close(terms["review"], expected.double(), rtol=1e-12, atol=0)
-    assert torch.equal(terms["ce"], losses.cross_entropy(student.task, torch.tensor([1, 4])))
+    assert torch.equal(terms["ce"], losses.cross_entropy(student.task, TWO_LABELS))
 
 
 LEVELS = {"map1": (3, 8, 8), "map2": (4, 4, 4), "embedding": (5, 1, 1)}
@@ -178,7 +183,7 @@ def test_the_regressor_and_its_hint_are_fitnets(training: bool) -> None:
     torch.testing.assert_close(found, {"fitnet": expected}, rtol=1e-9, atol=1e-10)
 
     student = StudentOutputs(drawn(2, 5), drawn(2, 5), {"map2": student_BCHW, **found})
-    hint = build_objective("fitnet", {}).terms(student, torch.tensor([1, 4]), {"map2": teacher_BCHW})["hint"]
+    hint = build_objective("fitnet", {}).terms(student, TWO_LABELS, {"map2": teacher_BCHW})["hint"]
     by_definition = ((expected - teacher_BCHW) ** 2).sum() / teacher_BCHW.numel()
     torch.testing.assert_close(hint, by_definition, rtol=1e-12, atol=0)
     gradients = [torch.autograd.grad(value, student_BCHW)[0] for value in (hint, by_definition)]
@@ -205,11 +210,11 @@ def test_connectors_and_their_weights_are_the_overhauls(training: bool) -> None:
         torch.testing.assert_close(found[f"ofd{stage}"], expected, rtol=1e-9, atol=1e-10)
         total += share * partial_l2(expected, signals[f"map{stage}-before-batch"], margins[stage - 1])
     outputs = StudentOutputs(drawn(2, 5), drawn(2, 5), {**features, **found})
-    terms = build_objective("ofd", {}).terms(outputs, torch.tensor([1, 4]), signals)
+    terms = build_objective("ofd", {}).terms(outputs, TWO_LABELS, signals)
     torch.testing.assert_close(terms["ofd"], total, rtol=1e-9, atol=0)
     plain = {name.removesuffix("-batch"): signal for name, signal in signals.items()}
     as_trained = build_objective("ofd", {"teacher_batch_norm": "eval"})
-    assert as_trained.terms(outputs, torch.tensor([1, 4]), plain)["ofd"] == terms["ofd"]
+    assert as_trained.terms(outputs, TWO_LABELS, plain)["ofd"] == terms["ofd"]
 
 
 def test_margins_are_those_of_the_batch_norm_before_each_last_activation() -> None:

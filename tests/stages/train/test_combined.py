@@ -9,6 +9,7 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes, needs_maps, signals_of_outputs
 from dhkd.stages.models.student import Student, auxiliary_head
@@ -164,14 +165,14 @@ def batch_of(objective: Objective, setting: Setting, epoch: int = 0) -> Batch:
     index_B = torch.tensor([3, 17, 8, 39])
     images_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     signals = signals_of_outputs(teacher, teacher.outputs(images_BCHW, maps=needs_maps(needs)), needs)
-    return Batch(epoch, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW, LABELS[index_B], signals, 4)
+    return Batch(epoch, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW, Labels(LABELS[index_B]), signals, 4)
 
 
 def terms_of(name: str, teacher: str, student: str) -> tuple[Objective, Student, dict[str, Tensor]]:
     objective = objective_of(name)
     setting = setting_of(objective, teacher, student, 16, teacher_of(teacher))
     network, batch = built(objective, setting), batch_of(objective, setting)
-    return objective, network, objective.terms(network(batch.images_BCHW, batch), batch.labels_B, batch.teacher)
+    return objective, network, objective.terms(network(batch.images_BCHW, batch), batch.labels, batch.teacher)
 
 
 @pytest.mark.parametrize(("teacher", "student"), [("resnet14", "resnet8"), ("resnet8x4", "ShuffleV1")])
@@ -194,6 +195,35 @@ def test_terms_are_the_weights_in_every_epoch_and_reach_all_that_is_trained(
     for path, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, path  # as DDP needs it
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), path
+
+
+NEED_ONE_CLASS = {"dkd", "crd"}
+
+
+@pytest.mark.parametrize("name", [*sorted(OBJECTIVES.keys() - NEED_ONE_CLASS), "dhkd + reviewkd", "kd + 0.5 * rkd"])
+def test_mixed_labels_change_the_cross_entropy_and_nothing_else(name: str) -> None:
+    objective = objective_of(name)
+    setting = setting_of(objective, "resnet14", "resnet8", 16, teacher_of("resnet14"))
+    network, batch = built(objective, setting).eval(), batch_of(objective, setting)
+    second_B = (batch.labels.first_B + 1) % CLASSES
+    mixed = replace(batch, labels=Labels(batch.labels.first_B, second_B, torch.full((4,), 0.75)))
+    outputs = network(batch.images_BCHW, batch)
+    plain, found, of_second = (
+        objective.terms(outputs, labels, batch.teacher) for labels in (batch.labels, mixed.labels, Labels(second_B))
+    )
+    assert {term for term, value in found.items() if not torch.equal(value, plain[term])} == {"ce"}
+    torch.testing.assert_close(found["ce"], 0.75 * plain["ce"] + 0.25 * of_second["ce"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", [*sorted(NEED_ONE_CLASS), "kd + dkd", "ce + crd"])
+def test_what_needs_one_class_for_each_image_refuses_mixed_labels(name: str) -> None:
+    objective = objective_of(name)
+    setting = setting_of(objective, "resnet14", "resnet8", 16, teacher_of("resnet14"))
+    network, batch = built(objective, setting), batch_of(objective, setting)
+    mixed = replace(batch, labels=Labels(batch.labels.first_B, batch.labels.first_B, torch.ones(4)))
+    method = name.split()[-1]
+    with pytest.raises(ConfigError, match=rf"^objective '{method}': expected images of one class each, got mixed ones"):
+        objective.terms(network(mixed.images_BCHW, mixed), mixed.labels, mixed.teacher)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

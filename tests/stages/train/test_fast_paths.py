@@ -5,7 +5,6 @@ What needs a GPU is skipped, with that reason, where there is none.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import Signals, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
 from dhkd.stages.train.gradients import Alignment
-from dhkd.stages.train.learner import Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.step import TrainingStep
 from torch import Tensor
 
-from tests.stages.train.test_loop import BATCH, OneBadRow, World, task_of
+from tests.stages.train.worlds import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")
 
@@ -46,7 +45,7 @@ def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path
     figures = [train(task, processes) for task in (plain, compiled)]
     assert close(weights_of(compiled), weights_of(plain), start, 1e-3)
     assert compiled.student.state_dict().keys() == plain.student.state_dict().keys()
-    assert figures[0]["last_top1"] == pytest.approx(figures[1]["last_top1"], rel=1e-3)
+    assert figures[0].last_top1 == pytest.approx(figures[1].last_top1, rel=1e-3)
 
 
 @pytest.mark.parametrize(("schedule", "window"), [("cycle", None), ("cycle", 20), ("block", 20)])
@@ -131,12 +130,12 @@ def test_a_captured_step_is_a_launched_one(
 @needs_gpu
 def test_a_captured_run_resumes(in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
-    said: dict[str, Any] = {"lr": 0.005, "fused": True, "compiled": "reduce-overhead"}
-    whole = task_of(world, tmp_path / "whole", **said)
+    options: dict[str, Any] = {"lr": 0.005, "fused": True, "compiled": "reduce-overhead"}
+    whole = task_of(world, tmp_path / "whole", **options)
     start = weights_of(whole)
     train(whole, in_float32)
     for epochs in (1, 3):
-        cut = task_of(world, tmp_path / "cut", epochs=epochs, **said)
+        cut = task_of(world, tmp_path / "cut", epochs=epochs, **options)
         train(cut, in_float32)
     assert close(weights_of(whole), weights_of(cut), start, 1e-3)
 
@@ -157,12 +156,12 @@ def test_a_captured_step_leaves_updates_out_too(in_float32: Processes, tmp_path:
 def test_several_students_on_one_gpu(compiled: str, in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
     stream, names = world.stream(), ["ce", "kd", "dhkd", "binary-kl"]
-    said: dict[str, Any] = {"stream": stream, "lr": 0.005, "fused": True, "compiled": compiled}
-    alone = [task_of(world, tmp_path / f"alone-{name}", objective=name, **said) for name in names]
+    options: dict[str, Any] = {"stream": stream, "lr": 0.005, "fused": True, "compiled": compiled}
+    alone = [task_of(world, tmp_path / f"alone-{name}", objective=name, **options) for name in names]
     starts = [weights_of(task) for task in alone]
     for task in alone:
         train(task, in_float32)
-    together = [task_of(world, tmp_path / f"together-{name}", objective=name, **said) for name in names]
+    together = [task_of(world, tmp_path / f"together-{name}", objective=name, **options) for name in names]
     train_together(together, in_float32)
     for one, other, start in zip(alone, together, starts, strict=True):
         assert close(weights_of(one), weights_of(other), start, 1e-3)
@@ -173,26 +172,25 @@ def test_several_students_on_one_gpu(compiled: str, in_float32: Processes, tmp_p
 def test_the_host_waits_for_nothing_in_a_step(compiled: str, on_gpu: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, on_gpu)
     task = task_of(world, tmp_path / "run", fused=True)
-    learner = Learner(
+    training_step = TrainingStep(
         task.student,
         task.optimizer,
         task.objective,
+        task.stream,
         learning_rate=LearningRate(0.01, "cosine", epochs=9),
-        steps_per_epoch=task.stream.steps_per_epoch,
         seed=0,
         clip_norm=None,
         processes=on_gpu,
-        again=lambda epoch, step: next(islice(task.stream.epoch(epoch), step, None)),
         compiled=compiled,
     )
     for epoch in range(4):  # in the first ones everything is set up, and captured
-        learner.begin(epoch)
+        training_step.begin_epoch(epoch)
         batches = enumerate(task.stream.epoch(epoch))
-        learner.learn(*next(batches))
+        training_step(*next(batches))
         torch.cuda.set_sync_debug_mode("error" if epoch == 3 else "default")
         try:
             for step, batch in batches:
-                learner.learn(step, batch)
+                training_step(step, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        learner.end(1.0)
+        training_step.end_epoch(1.0)

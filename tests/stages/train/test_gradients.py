@@ -11,49 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from dhkd.stages.train.gradients import Alignment, AlignmentReport, backward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-WEIGHTS = {"ce": 0.8, "kl": 1.7}
-KEEP_CE = Alignment(kept=("ce",))
-
-
-class TwoHeads(nn.Module):
-    """A body, two heads and a parameter that no loss reaches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Conv2d(3, 6, 3)
-        self.pointwise = nn.Conv2d(6, 6, 1)
-        self.task = nn.Linear(6, 5)
-        self.auxiliary = nn.Linear(6, 5)
-        self.unused = nn.Parameter(torch.ones(4))
-
-    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        pooled_BD = self.pointwise(F.relu(self.body(images_BCHW))).mean((2, 3))
-        return self.task(pooled_BD), self.auxiliary(pooled_BD)
-
-
-def batch(size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(size, 3, 6, 6, generator=generator), torch.randint(5, (size,), generator=generator)
-
-
-def two_terms(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor, *, opposed: bool) -> dict[str, Tensor]:
-    """Cross-entropies of both heads; opposed, the auxiliary one is asked to be wrong, against the task's interest."""
-    task_BK, auxiliary_BK = model(images_BCHW)
-    sign = -1 if opposed else 1
-    return {"ce": F.cross_entropy(task_BK, labels_B), "kl": sign * F.cross_entropy(auxiliary_BK, labels_B)}
-
-
-def agreeing_heads(model: TwoHeads) -> TwoHeads:
-    """With one and the same head twice, whether the terms conflict is decided by their sign alone."""
-    model.auxiliary.load_state_dict(model.task.state_dict())
-    return model
+from tests.stages.train.two_heads import (
+    KEEP_CE,
+    WEIGHTS,
+    TwoHeads,
+    agreeing_heads,
+    batch,
+    two_terms,
+    uneven_batch,
+)
 
 
 def vector(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> np.ndarray:
@@ -445,9 +416,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from dhkd.stages.train.gradients import backward
 
-spec = importlib.util.spec_from_file_location("tests_of_gradients", sys.argv[1])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
+spec = importlib.util.spec_from_file_location("two_heads", sys.argv[1])
+two_heads = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(two_heads)
 
 def average(gradients):
     for gradient in gradients:
@@ -456,20 +427,20 @@ def average(gradients):
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-images_BCHW, labels_B = tests.uneven_batch()
+images_BCHW, labels_B = two_heads.uneven_batch()
 mine = slice(4 * rank, 4 * rank + 4)
 results = {}
 for way in ("average, then project", "project, then average", "summed by DDP"):
-    model = tests.agreeing_heads(tests.TwoHeads()).double()
+    model = two_heads.agreeing_heads(two_heads.TwoHeads()).double()
     model.unused.requires_grad_(False)
     parallel = DistributedDataParallel(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     summed = way == "summed by DDP"
     with parallel.no_sync() if not summed else torch.enable_grad():
-        terms = tests.two_terms(parallel, images_BCHW[mine], labels_B[mine], opposed=True)
+        terms = two_heads.two_terms(parallel, images_BCHW[mine], labels_B[mine], opposed=True)
         backward(
-            terms, tests.WEIGHTS, parameters,
-            alignment=None if summed else tests.KEEP_CE, average=average if way.startswith("average") else None,
+            terms, two_heads.WEIGHTS, parameters,
+            alignment=None if summed else two_heads.KEEP_CE, average=average if way.startswith("average") else None,
         )
     if way.startswith("project"):
         average([parameter.grad for parameter in parameters])
@@ -477,15 +448,6 @@ for way in ("average, then project", "project, then average", "summed by DDP"):
 torch.save(results, f"{sys.argv[2]}/rank{rank}.pt")
 dist.destroy_process_group()
 """
-
-
-def uneven_batch() -> tuple[Tensor, Tensor]:
-    """Eight rows whose halves differ so much that projecting each half's gradients isn't projecting their means."""
-    images_BCHW, labels_B = batch(8)
-    images_BCHW = images_BCHW.double()
-    images_BCHW[4:] *= 3
-    images_BCHW[4:] += 2
-    return images_BCHW, labels_B
 
 
 @pytest.fixture(scope="module")
@@ -501,7 +463,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, li
     command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [*command, str(script), str(Path(__file__)), str(folder)],
+        [*command, str(script), str(Path(__file__).with_name("two_heads.py")), str(folder)],
         env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.train.objectives import losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,13 +157,65 @@ def test_cross_entropy_is_computed_in_float32(dtype: torch.dtype, autocast: torc
     logits_BK = (5 * torch.randn(6, 9, generator=generator)).to(dtype)
     labels_B = torch.randint(9, (6,), generator=generator)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-        value = losses.cross_entropy(logits_BK, labels_B)
+        value = losses.cross_entropy(logits_BK, Labels(labels_B))
     wide_BK = logits_BK.double()
     picked_B = wide_BK[torch.arange(6), labels_B]
     expected = (torch.log(torch.exp(wide_BK).sum(1)) - picked_B).mean()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
-    assert losses.cross_entropy(wide_BK, labels_B).dtype == torch.float64
+    assert losses.cross_entropy(wide_BK, Labels(labels_B)).dtype == torch.float64
+
+
+def mixed_labels(generator: torch.Generator, rows: int, classes: int) -> Labels:
+    """Any two classes, and shares from 0 to 1 with both ends among them."""
+    first_B, second_B = torch.randint(classes, (2, rows), generator=generator)
+    weight_B = torch.randint(257, (rows,), generator=generator) / 256
+    weight_B[:2] = torch.tensor([0.0, 1.0])[:rows]
+    return Labels(first_B, second_B, weight_B)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_mixed_image_has_its_share_of_both_labels_cross_entropies(smoothing: float, dtype: torch.dtype) -> None:
+    """Row by row in float64: w · CE(first) + (1 − w) · CE(second), of the mean with 1/K if labels are smoothed."""
+    generator = torch.Generator().manual_seed(3)
+    logits_BK = (5 * torch.randn(7, 9, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+    labels = mixed_labels(generator, 7, 9)
+    assert labels.second_B is not None
+    assert labels.weight_B is not None
+    exact_BK = logits_BK.detach().double().requires_grad_()
+    rows = []
+    shares = zip(exact_BK, labels.first_B.tolist(), labels.second_B.tolist(), labels.weight_B.tolist(), strict=True)
+    for logits_K, first, second, weight in shares:
+        log_p_K = torch.log(torch.exp(logits_K) / torch.exp(logits_K).sum())
+        target_K = torch.zeros(9, dtype=torch.float64)
+        target_K[first] += weight
+        target_K[second] += 1 - weight
+        target_K = (1 - smoothing) * target_K + smoothing / 9
+        rows.append(-(target_K * log_p_K).sum())
+    expected = torch.stack(rows).sum() / 7
+    value = losses.smoothed_cross_entropy(logits_BK, labels, smoothing)
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=0)
+    gradient_BK, expected_gradient_BK = (
+        torch.autograd.grad(loss, logits)[0] for loss, logits in ((value, logits_BK), (expected, exact_BK))
+    )
+    tolerance = 1e-2 if dtype == torch.bfloat16 else tolerance
+    assert (gradient_BK.double() - expected_gradient_BK).norm() <= tolerance * expected_gradient_BK.norm()
+    if smoothing == 0:
+        assert torch.equal(losses.cross_entropy(logits_BK, labels), value)
+
+
+def test_unmixed_labels_are_torchs_own_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits_BK, labels_B = torch.randn(64, 10, generator=generator), torch.randint(10, (64,), generator=generator)
+    plain = losses.cross_entropy(logits_BK, Labels(labels_B))
+    assert torch.equal(plain, torch.nn.functional.cross_entropy(logits_BK, labels_B)), "to the bit"
+    smoothed = losses.smoothed_cross_entropy(logits_BK, Labels(labels_B), 0.1)
+    assert torch.equal(smoothed, torch.nn.functional.cross_entropy(logits_BK, labels_B, label_smoothing=0.1))
+    whole = Labels(labels_B, labels_B.roll(1), torch.ones(64))
+    torch.testing.assert_close(losses.cross_entropy(logits_BK, whole), plain, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("loss", BINARY)
@@ -201,7 +254,7 @@ def test_kd_limits() -> None:
     # A teacher that is sure is a label.
     labels_B = torch.tensor([3, 0, 9, 9])
     sure_BK = 1e4 * torch.nn.functional.one_hot(labels_B, 10).double()
-    torch.testing.assert_close(losses.kd(student_BK, sure_BK, 1.0), losses.cross_entropy(student_BK, labels_B))
+    torch.testing.assert_close(losses.kd(student_BK, sure_BK, 1.0), losses.cross_entropy(student_BK, Labels(labels_B)))
     # A high temperature matches centred logits (Hinton et al., section 2.1): ½ · mean over classes of their squares.
     difference_BK = (student_BK - student_BK.mean(1, keepdim=True)) - (teacher_BK - teacher_BK.mean(1, keepdim=True))
     matching = difference_BK.square().mean(1).mean() / 2

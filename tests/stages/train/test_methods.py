@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import attention, cam_name, class_activation_maps, signals_of_outputs
 from dhkd.stages.models.student import StudentOutputs
@@ -95,7 +96,8 @@ def intra(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 def dist_terms(student_BK: Tensor, teacher_BK: Tensor) -> dict[str, Tensor]:
     objective = build_objective("dist", {"temperature": TEMPERATURE})
-    return objective.terms(StudentOutputs(student_BK, student_BK), labels_of(student_BK), {"logits": teacher_BK})
+    labels = Labels(labels_of(student_BK))
+    return objective.terms(StudentOutputs(student_BK, student_BK), labels, {"logits": teacher_BK})
 
 
 def inter_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
@@ -172,7 +174,7 @@ def attention_term(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     )
     logits_BK = torch.zeros(len(student_BCHW), 4, dtype=student_BCHW.dtype)
     student = StudentOutputs(logits_BK, logits_BK, {**features, "embedding": student_BCHW.mean((2, 3))})
-    return build_objective("at", {}).terms(student, labels_of(logits_BK), signals)["at"]
+    return build_objective("at", {}).terms(student, Labels(labels_of(logits_BK)), signals)["at"]
 
 
 def attention_term_by_definition(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -237,7 +239,7 @@ def review_by_definition(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 def smoothed(student_BK: Tensor, _: Tensor) -> Tensor:
-    return losses.smoothed_cross_entropy(student_BK, labels_of(student_BK), SMOOTHING)
+    return losses.smoothed_cross_entropy(student_BK, Labels(labels_of(student_BK)), SMOOTHING)
 
 
 def smoothed_by_definition(student_BK: Tensor, _: Tensor) -> Tensor:
@@ -272,7 +274,7 @@ def simkd(student_BDHW: Tensor, teacher_BDHW: Tensor) -> Tensor:
     signal = {
         "last_map": teacher_BDHW.repeat_interleave(2, 2) * torch.tensor([[0.5], [1.5]]).repeat(student_BDHW.shape[2], 1)
     }
-    return build_objective("simkd", {}).terms(student, labels_of(logits_BK), signal)["map"]
+    return build_objective("simkd", {}).terms(student, Labels(labels_of(logits_BK)), signal)["map"]
 
 
 # Of few numbers some may vary so little that float32 can't tell their correlation or deviation well.

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.gradients import Alignment
@@ -17,7 +18,7 @@ from dhkd.stages.train.objectives.dist import correlation_distance
 from dhkd.stages.train.objectives.dkd import decoupled_kd
 from torch import Tensor
 
-LABELS = torch.tensor([3, 0, 4, 4])
+LABELS = Labels(torch.tensor([3, 0, 4, 4]))
 # Those that compare logits with the teacher's; what the others compare is in test_methods.py.
 OF_LOGITS = ["kd", "mse", "dkd", "dist", "binary-kl", "binary-kl-norm", "dhkd"]
 ALONE = ["ce", "label-smoothing"]
@@ -171,7 +172,7 @@ def test_mse(student: StudentOutputs, teacher: dict[str, Tensor]) -> None:
 
 def test_dkd(student: StudentOutputs, teacher: dict[str, Tensor]) -> None:
     objective = build_objective("dkd", {"temperature": 3.0, "ce_weight": 0.5, "alpha": 2.0, "beta": 6.0})
-    tckd, nckd = decoupled_kd(student.task, teacher["logits"], LABELS, 3.0)
+    tckd, nckd = decoupled_kd(student.task, teacher["logits"], LABELS.first_B, 3.0)
     expected = {"ce": losses.cross_entropy(student.task, LABELS), "tckd": tckd, "nckd": nckd}
     assert_terms(objective, student, teacher, expected)
     assert objective.weights(19) == objective.weights(99) == {"ce": 0.5, "tckd": 2.0, "nckd": 6.0}
