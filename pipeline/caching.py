@@ -81,7 +81,7 @@ def cache_teacher(
             LogitWriter(storage, experiment.cache.store, manifest, signals),
             batch_size=experiment.cache.batch_size,
             processes=processes,
-            views_at_once=experiment.cache.views_at_once if not renderer.in_memory else 1,
+            views_at_once=1 if renderer.in_memory else experiment.cache.views_at_once,
             part=part,
         )
         files = unreadable_files(renderer, processes)

@@ -37,7 +37,7 @@ Outcomes = dict[Path, TrainedRun | DhkdError]  # of each run's folder: its resul
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class TrainingOptions:
     """How runs are trained, as against what they are."""
 
     data: DataOptions
@@ -98,7 +98,7 @@ def train_student(
     that the teacher saw are an error, with `allow_drift` a warning. `track` names the trackers that show the run, as
     `installed_trackers` takes them.
     """
-    options = RunOptions(data, teacher, allow_drift, track, cpu, resume)
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
     (outcome,) = _train({out: experiment}, cache, options).values()
     if isinstance(outcome, DhkdError):
         raise outcome
@@ -121,7 +121,7 @@ def train_students(
     Each ends as it would alone on as many threads. Raises `ConfigError` where the experiments differ in more than their
     students, or several processes share the work.
     """
-    return _train(experiments, cache, RunOptions(data, teacher, allow_drift, track, cpu, resume))
+    return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume))
 
 
 def train_grid(
@@ -137,7 +137,7 @@ def train_grid(
     resume: bool = False,
 ) -> Outcomes:
     """Train all students as `train_students` does, `together` at a time."""
-    options = RunOptions(data, teacher, allow_drift, track, cpu, resume)
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
     outcomes: Outcomes = {}
     outs = list(experiments)
     for start in range(0, len(outs), together):
@@ -151,7 +151,7 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json", exclude={"smoke", "record"})
 
 
-def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: RunOptions) -> Outcomes:
+def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: TrainingOptions) -> Outcomes:
     """Check that everything fits, claim the folders, and train the students that are not finished."""
     options = replace(options, track=installed_trackers(options.track))
     first = next(iter(experiments.values()))
@@ -177,7 +177,7 @@ def _train_side_by_side(
     students: Mapping[Path, PreparedStudent],
     runs: Mapping[Path, RunFolder],
     source: Source,
-    options: RunOptions,
+    options: TrainingOptions,
     processes: Processes,
 ) -> Outcomes:
     """Train these students on shared streams, and write the result of each that ends well."""

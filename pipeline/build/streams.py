@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import ENDLESS
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.stream.batches import Live, Stream
@@ -58,7 +57,7 @@ def student_streams(
 ) -> dict[Path, Stream]:
     """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
     everyone = list(students.values())
-    teacher = _live_teacher(everyone, source, renderer.images, processes)
+    teacher = _live_teacher(everyone, source, processes)
     resident: Resident = {}
     streams: dict[Path, Stream] = {}
     for outs in _by_keys(students):
@@ -123,15 +122,13 @@ def _held(student: PreparedStudent) -> tuple[str | None, int | None]:
     return student.experiment.student.teacher, student.experiment.student.views
 
 
-def _live_teacher(
-    students: Sequence[PreparedStudent], source: Source, images: Images, processes: Processes
-) -> Teacher | None:
+def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes: Processes) -> Teacher | None:
     """The teacher that runs in every step, if any student needs it."""
     live = dict.fromkeys(signal for student in students for signal in student.live)
     if not live or source.teacher is None:
         return None
     log_once(processes, f"the teacher runs in every step, for {', '.join(live)}")
-    normalize = normalization_of(students[0].experiment.teacher, images, source.teacher.mean_std)
+    normalize = normalization_of(students[0].experiment.teacher, source.images, source.teacher.mean_std)
     # A copy: the network itself stays on the CPU, as it is, for the objectives that take something of it.
     return Teacher(copy.deepcopy(source.teacher.network), normalize, processes)
 

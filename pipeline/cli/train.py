@@ -216,6 +216,7 @@ def sweep(
     _work_alone()
     from dhkd.data.runs.read import read_runs
     from dhkd.pipeline.report.comparison import compare
+    from dhkd.pipeline.results import plain
     from dhkd.pipeline.sweep import sweep as train_all
 
     result = train_all(

@@ -81,7 +81,7 @@ def test_ctrl_c_of_caching_is_one_line(whole: Path, teacher: Path, tmp_path: Pat
     assert process.returncode == 1
     assert printed == ""
     assert [line for line in reported.splitlines() if "error" in line] == [
-        "error: interrupted; the same command (with --resume for training) goes on from here"
+        "error: interrupted; run the same command again to continue (training needs --resume)"
     ]
     assert "Traceback" not in reported
     assert not list(out.rglob("*.partial"))

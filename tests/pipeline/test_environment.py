@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.images.encoded import PhotoRenderer, PhotoSet
-from dhkd.data.images.in_memory import ResidentRenderer
-from dhkd.data.recipes.random_resized_crop import CenterCrop
-from dhkd.data.recipes.unaugmented import AsTheyAre
+from dhkd.data.images.base import Decoding
+from dhkd.data.recipes.unaugmented import AsTheyAre, CenterCrop
 from dhkd.data.sources import load_source
 from dhkd.data.sources.base import Place
 from dhkd.pipeline.environment import processes_for, unreadable_files
@@ -27,27 +25,28 @@ def test_processes_end_whatever_happens() -> None:
 
 def test_files_that_could_not_be_read_are_listed(processes: Processes, tmp_path: Path) -> None:
     for split in ("train", "val"):
-        for number in range(4):
+        for number in range(8):
             file = tmp_path / split / f"class{number % 2}" / f"{number}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encoded(make_photo(number)))
-    images = load_source("image-folder", "train", Place(str(tmp_path)))
-    assert isinstance(images, PhotoSet)
-    keys = (torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    images = load_source("image-folder", "train", Place(root=str(tmp_path)))
+    keys = (torch.zeros(8, dtype=torch.int64), torch.arange(8))
 
     def listed() -> list[str] | None:
-        renderer = PhotoRenderer(images, CenterCrop(16, 16), processes.device, allow_bad=2)
+        renderer = images.renderer(CenterCrop(16, 16), processes.device, Decoding(allow_bad=8))
         for _ in renderer.render([keys, keys]):
             pass
         return unreadable_files(renderer, processes)
 
     assert listed() is None
-    for number in (3, 0):
+    for number in range(8):
         (tmp_path / "train" / f"class{number % 2}" / f"{number}.jpg").write_bytes(b"not an image")
     files = listed()
-    assert files == sorted(files or [])
-    assert [Path(file).name for file in files] == ["0.jpg", "3.jpg"]
+    assert files is not None
+    assert files == sorted(files)
+    assert sorted(Path(file).name for file in files) == [f"{number}.jpg" for number in range(8)]
 
 
 def test_images_in_memory_are_all_readable(processes: Processes) -> None:
-    assert unreadable_files(ResidentRenderer(make_images(), AsTheyAre(), processes.device), processes) is None
+    renderer = make_images().renderer(AsTheyAre(), processes.device, Decoding())
+    assert unreadable_files(renderer, processes) is None
