@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -678,7 +679,7 @@ def export(run: Path, out: Path, as_json: bool) -> None:
 def inspect(cache: str, as_json: bool) -> None:
     """Say what a cache is, how complete, how large, and how exact."""
     from dhkd.pipeline import cache_care
-    from dhkd.stages.report.tables import cache_table
+    from dhkd.pipeline.cli.tables.cache import cache_table
 
     result = cache_care.inspect(cache)
     _emit(result, as_json, cache_table(result) if not as_json else "")
@@ -775,7 +776,7 @@ def presets(context: click.Context, as_json: bool) -> None:
     """List the presets; 'show NAME' prints one, 'copy NAME FILE' makes it your own."""
     if context.invoked_subcommand is None:
         from dhkd.configs.load import load_experiment, preset_names
-        from dhkd.stages.report.tables import presets_table
+        from dhkd.pipeline.cli.tables.presets import presets_table
 
         experiments = {name: load_experiment(name) for name in preset_names()}
         rows = [
@@ -847,14 +848,15 @@ def plan(
     if measure and any(rate is not None for rate in (teacher_rate, student_rate, ratio)):
         raise click.UsageError("--measure finds out --teacher-rate, --student-rate and --ratio; leave them out")
     experiment = _experiment(preset, overrides, smoke)
-    from dhkd.pipeline.plan import Rates, make_plan
-    from dhkd.stages.report.plan_table import plan_table
+    from dhkd.pipeline.cli.tables.plan import plan_table
+    from dhkd.pipeline.measure import Rates
+    from dhkd.pipeline.plan import make_plan
 
     rates = Rates(teacher_rate, student_rate, ratio)
     result = make_plan(
         experiment, samples=samples, classes=classes, rates=rates, measure=measure, students=students, cpu=cpu
     )
-    _emit(result, as_json, plan_table(result) if not as_json else "")
+    _emit(asdict(result), as_json, plan_table(result) if not as_json else "")
 
 
 @cli.command()
@@ -868,11 +870,11 @@ def methods(
 ) -> None:
     """List the methods: what each needs of PRESET's teacher, how large that is, what is trained beside the student."""
     experiment = _experiment(preset, overrides, smoke)
+    from dhkd.pipeline.cli.tables.methods import methods_table
     from dhkd.pipeline.methods import list_methods
-    from dhkd.stages.report.tables import methods_table
 
     result = list_methods(experiment, samples=samples, classes=classes)
-    _emit(result, as_json, methods_table(result) if not as_json else "")
+    _emit([asdict(method) for method in result], as_json, methods_table(result) if not as_json else "")
 
 
 @cli.command()
@@ -882,8 +884,8 @@ def methods(
 @json_option
 def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
     """Teacher, cache and four students on an embedded data set, in a few minutes on a CPU."""
+    from dhkd.pipeline.cli.tables.demo import demo_table
     from dhkd.pipeline.demo import run_demo
-    from dhkd.stages.report.tables import demo_table
 
     result = run_demo(out, cpu=cpu, smoke=smoke)
     _emit(result, as_json, demo_table(result) if not as_json else "")
