@@ -7,7 +7,7 @@ from typing import Any
 
 from dhkd.benchmarks.figure import text_of
 from dhkd.data.errors import ConfigError
-from dhkd.stages.report.tables import plain_table
+from dhkd.pipeline.cli.tables.plain import plain_table
 
 SAME = ("hardware", "gpu", "cores", "versions", "quick")  # what two runs should share for their figures to be compared
 

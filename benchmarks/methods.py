@@ -14,9 +14,9 @@ from typing import Any
 from dhkd.configs.load import load_experiment
 from dhkd.pipeline import training
 from dhkd.pipeline.caching import cache_teacher
+from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import plain
-from dhkd.stages.report.tables import plain_table
 from dhkd.stages.train.objectives import OBJECTIVES
 from rich.console import Console
 

@@ -53,13 +53,13 @@ from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
+from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.environment import hardware, versions
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
-from dhkd.stages.report.tables import plain_table
 from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 from dhkd.stages.train.objectives.contract import Setting
 from rich.console import Console

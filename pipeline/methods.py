@@ -1,60 +1,74 @@
-"""What each objective asks for: the teacher's signals, their size, and what is trained beside the student.
+"""What each objective needs: the teacher's signals, their size, and what is trained beside the student.
 
-Nothing of a data set is read and nothing is computed but shapes. What a step costs is `make bench`'s to measure.
+No data is read; networks exist as shapes only. `dhkd bench` measures what a step of each method costs.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
 from dhkd.pipeline.build.cache import codec_of_signal
 from dhkd.pipeline.build.training import student_of
-from dhkd.pipeline.plan import samples_of, usual_setting
+from dhkd.pipeline.sizes import data_size_of, setting_without_data
 from dhkd.stages.models import build_network, count_parameters
 from dhkd.stages.models.signals import parse
 from dhkd.stages.train.objectives import OBJECTIVES, build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 
 
-def list_methods(
-    experiment: Experiment, *, samples: int | None = None, classes: int | None = None
-) -> list[dict[str, Any]]:
-    """For each objective, with the preset's options, what it needs of the teacher and how large that is for a view.
+@dataclass(frozen=True)
+class Method:
+    """What a method needs of the teacher, and what it adds to the student; the keys of `dhkd methods --json`.
 
-    `cacheable` is None where it needs nothing of a teacher. `extra_parameters` counts what is trained beside the
-    student's own network, `exported_parameters` what its export has more than that (SimKD). `samples` and `classes`
-    are for sources that don't tell.
+    `cacheable` is None if it needs no signal. `takes_of_teacher` is a part of the teacher's network that it reuses.
+    `extra_parameters` counts what is trained beside the student's network, `exported_parameters` what its export has
+    more than that network (SimKD).
     """
-    num_samples, num_classes, _ = samples_of(experiment, samples, classes)
+
+    method: str
+    signals: tuple[str, ...]
+    row_bytes: int
+    view_bytes: int
+    cacheable: bool | None
+    takes_of_teacher: str | None
+    extra_parameters: int
+    exported_parameters: int
+
+
+def list_methods(experiment: Experiment, *, samples: int | None = None, classes: int | None = None) -> list[Method]:
+    """Every objective, with the preset's options for it and between the preset's networks.
+
+    `samples` and `classes` are for sources whose size is unknown until they are read.
+    """
+    data = data_size_of(experiment, samples, classes)
     with torch.device("meta"):
-        teacher = build_network(experiment.teacher.architecture, num_classes).eval()
-    setting = replace(usual_setting(experiment, num_classes), teacher_network=teacher)
-    found = []
-    for name in OBJECTIVES:
-        objective = build_objective(name, experiment.objectives.get(name, {}))
-        found.append({"method": name, **_facts(experiment, objective, setting, num_samples)})
-    return found
+        teacher = build_network(experiment.teacher.architecture, data.classes).eval()
+    setting = replace(setting_without_data(experiment, data.classes), teacher_network=teacher)
+    return [
+        _method(name, build_objective(name, experiment.objectives.get(name, {})), experiment, setting, data.samples)
+        for name in OBJECTIVES
+    ]
 
 
-def _facts(experiment: Experiment, objective: Objective, plain: Setting, num_samples: int) -> Mapping[str, Any]:
+def _method(name: str, objective: Objective, experiment: Experiment, plain: Setting, num_samples: int) -> Method:
+    """`plain` is the setting of the preset's own student, which some objectives replace by another network."""
     setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
-    needs, row = list(objective.needs(setting)), 0
-    for own in needs:
-        codec = codec_of_signal(experiment.cache.codec, own, setting.teacher.num_classes)
-        row += row_bytes(codec.parts(setting.teacher.row(own)))
+    signals, row = tuple(objective.needs(setting)), 0
+    for signal in signals:
+        codec = codec_of_signal(experiment.cache.codec, signal, setting.teacher.num_classes)
+        row += row_bytes(codec.parts(setting.teacher.row(signal)))
     with torch.device("meta"):
         student = student_of(objective, setting)
-        own_parameters = count_parameters(build_network(plain.student.architecture, plain.student.num_classes))
+        preset_parameters = count_parameters(build_network(plain.student.architecture, plain.student.num_classes))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-    return {
-        "signals": needs,
-        "row_bytes": row,
-        "view_bytes": num_samples * row,
-        "cacheable": not any(parse(own).batch for own in needs) if needs else None,
-        "takes_of_teacher": objective.takes_of_teacher,
-        "extra_parameters": trained - own_parameters,
-        "exported_parameters": count_parameters(student.backbone) - own_parameters,
-    }
+    return Method(
+        method=name,
+        signals=signals,
+        row_bytes=row,
+        view_bytes=num_samples * row,
+        cacheable=not any(parse(signal).batch for signal in signals) if signals else None,
+        takes_of_teacher=objective.takes_of_teacher,
+        extra_parameters=trained - preset_parameters,
+        exported_parameters=count_parameters(student.backbone) - preset_parameters,
+    )

@@ -109,8 +109,8 @@ def _line_of_caching(out: str, result: "CachedTeacher") -> str:
 def inspect(cache: str, as_json: bool) -> None:
     """Describe a cache: contents, completeness, size, exactness."""
     from dhkd.pipeline import cache_tools
+    from dhkd.pipeline.cli.tables.cache import cache_table
     from dhkd.pipeline.results import plain
-    from dhkd.stages.report.tables import cache_table
 
     result = cache_tools.inspect(cache)
     emit(result, as_json, lambda: cache_table(plain(result)))

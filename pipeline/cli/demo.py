@@ -17,9 +17,9 @@ def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
 
     The data set comes with the program; on a CPU it takes a few minutes.
     """
+    from dhkd.pipeline.cli.tables.demo import demo_table
     from dhkd.pipeline.demo import run_demo
     from dhkd.pipeline.results import plain
-    from dhkd.stages.report.tables import demo_table
 
     result = run_demo(out, cpu=cpu, smoke=smoke)
     emit(result, as_json, lambda: demo_table(plain(result)))

@@ -49,8 +49,9 @@ def plan(experiment: ExperimentOptions, known: PlanOptions, as_json: bool) -> No
     if known.measure and any(rate is not None for rate in (known.teacher_rate, known.student_rate, known.ratio)):
         raise click.UsageError("--measure finds out --teacher-rate, --student-rate and --ratio; leave them out")
     loaded = experiment.load()
-    from dhkd.pipeline.plan import Rates, make_plan
-    from dhkd.stages.report.plan_table import plan_table
+    from dhkd.pipeline.cli.tables.plan import plan_table
+    from dhkd.pipeline.measure import Rates
+    from dhkd.pipeline.plan import make_plan
 
     result = make_plan(
         loaded,
@@ -75,8 +76,8 @@ def methods(experiment: ExperimentOptions, samples: int | None, classes: int | N
     Shows for PRESET how large that is, and what is trained beside the student.
     """
     loaded = experiment.load()
+    from dhkd.pipeline.cli.tables.methods import methods_table
     from dhkd.pipeline.methods import list_methods
-    from dhkd.stages.report.tables import methods_table
 
     result = list_methods(loaded, samples=samples, classes=classes)
     emit(result, as_json, lambda: methods_table(result))

@@ -20,7 +20,7 @@ def presets(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     from dhkd.configs.load import load_experiment, preset_names
-    from dhkd.stages.report.tables import presets_table
+    from dhkd.pipeline.cli.tables.presets import presets_table
 
     rows = [_row(name, load_experiment(name)) for name in preset_names()]
     emit(rows, as_json, lambda: presets_table(rows))

@@ -17,8 +17,8 @@ from dhkd.pipeline.sweep import SWEEP
 from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
 from dhkd.stages.report.page import Cell, Chart, Page, RunPart, Table, html_of
 from dhkd.stages.report.pictures import Line, Panel
-from dhkd.stages.report.plan_table import bytes_text, duration_text
 from dhkd.stages.report.tables import difference_text, spread_text
+from dhkd.stages.report.text import bytes_text, duration_text
 
 
 def write_page(runs: Sequence[Run], folder: Path, path: Path, baseline: str | None) -> None:

@@ -9,7 +9,7 @@ from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.training import student_of
-from dhkd.pipeline.plan import usual_setting
+from dhkd.pipeline.sizes import setting_without_data
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
@@ -41,7 +41,7 @@ def test_every_method_takes_a_step_on_a_pair(preset: str, processes: Processes) 
     for name in (*sorted(set(OBJECTIVES) - {"ce", "label-smoothing", "mse", "binary-kl"}), "dhkd + reviewkd"):
         options = {**experiment.objectives, "crd": {"negatives": 8}}
         objective = combined_objective(name, options)
-        plain = usual_setting(experiment, CLASSES)
+        plain = setting_without_data(experiment, CLASSES)
         plain = replace(plain, teacher_network=network, labels_N=labels_B)
         setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
         signals = teacher.signals(images_BCHW, objective.needs(setting))

@@ -1,0 +1,24 @@
+"""A table of plain text: no colours, no lines, nothing wrapped, whatever the terminal."""
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:
+    """Rows of text under `columns`; the first `left` columns are aligned to the left, the others to the right."""
+    table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for position, name in enumerate(columns):
+        table.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    stream = io.StringIO()
+    # As wide as its rows, and a file rather than a terminal, even if FORCE_COLOR is set.
+    width = sum(2 * max(map(len, column)) + 2 for column in zip(columns, *rows, strict=True))
+    console = Console(
+        file=stream, width=width, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
+    )
+    console.print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

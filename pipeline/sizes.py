@@ -1,0 +1,85 @@
+"""How large an experiment's data set, images and signals are, as far as its settings tell. No data is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from dhkd.configs.schema import Experiment
+from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.sources import SOURCES
+from dhkd.data.sources.base import Size
+from dhkd.pipeline.build.data import recipe_of
+from dhkd.stages.models.signals import Shapes
+from dhkd.stages.train.objectives.contract import Setting
+
+USUAL_PIXELS = 32
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """The training split; `from_record`: the number of samples comes from the preset's record."""
+
+    source: str
+    samples: int
+    classes: int
+    from_record: bool
+
+
+def data_size_of(experiment: Experiment, samples: int | None = None, classes: int | None = None) -> DataSize:
+    """The size of the experiment's training split, `data.limit` included.
+
+    `samples` and `classes` are for sources whose size is unknown until they are read; without them, the preset's record
+    is used. Raises `ConfigError` if the size remains unknown, and if it was known already.
+    """
+    data = experiment.data
+    size = _known_size(experiment)
+    if size is not None:
+        for option, given in (("--samples", samples), ("--classes", classes)):
+            if given is not None:
+                raise ConfigError(f"{option}: {data.source} has its own; leave it out, or use --set data.limit=N")
+        return DataSize(data.source, _limited(data.limit, size.samples, data.source), size.classes, False)
+    recorded = _recorded(experiment, "samples")
+    total = samples or recorded or data.limit
+    num_classes = classes or data.num_classes or _recorded(experiment, "classes")
+    if total is None:
+        raise ConfigError(f"--samples: {data.source} doesn't tell how many samples it has before it is read; give N")
+    if num_classes is None:
+        raise ConfigError(f"--classes: {data.source} doesn't tell how many classes it has before it is read; give K")
+    used = _limited(data.limit, total, data.source)
+    return DataSize(data.source, used, num_classes, from_record=samples is None and used == recorded)
+
+
+def _limited(limit: int | None, total: int, source: str) -> int:
+    if limit is not None and limit > total:
+        raise ConfigError(f"data.limit: expected 1 to {total}, the size of {source}, got {limit}")
+    return limit or total
+
+
+def _recorded(experiment: Experiment, key: str) -> int | None:
+    """A number from the preset's record, whose form is free: N, or {train: N, …}."""
+    entry = experiment.record.get(key)
+    number = entry.get("train") if isinstance(entry, Mapping) else entry
+    return number if isinstance(number, int) and number > 1 else None
+
+
+def pixels_of(experiment: Experiment) -> int | None:
+    """The height and width of the images that the networks see; None: unknown until the data is read."""
+    shape, size = recipe_of(experiment.views).shape, _known_size(experiment)
+    return shape[0] if shape is not None else size.pixels if size is not None else None
+
+
+def _known_size(experiment: Experiment) -> Size | None:
+    """The size of the training split, if the source has it before it reads any file."""
+    return one_of("data source", experiment.data.source, SOURCES).size
+
+
+def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
+    """The shapes of both networks, with one label for each class.
+
+    Where the size of images is unknown, a usual one stands in: it changes the shapes of maps, not those of logits.
+    """
+    pixels = pixels_of(experiment) or USUAL_PIXELS
+    shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))
+    student, teacher = shapes_of(experiment.student.architecture), shapes_of(experiment.teacher.architecture)
+    return Setting(student, teacher, torch.arange(num_classes), experiment.seed)
