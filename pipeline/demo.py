@@ -7,11 +7,12 @@ from typing import Any
 
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
-from dhkd.data.runs.folder import read_metrics
+from dhkd.data.runs.metrics import read_metrics
 from dhkd.pipeline import training
 from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.stages.report.pictures import accuracy_curves
+from dhkd.stages.report.figures import Line, Panel
+from dhkd.stages.report.pictures import draw_lines
 
 log = logging.getLogger("dhkd")
 
@@ -48,21 +49,22 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
         )
         rows_read = 0 if objective == "ce" else student["epochs"] * cache["cache"]["samples"]
         runs.append({"name": objective, "teacher_seconds_saved": rows_read / rate, **student})
-        curves[objective] = [line["top1"] for line in read_metrics(out / objective)]
-    picture = out / "accuracy.png"
+        epochs = read_metrics(out / objective)
+        curves[objective] = Line(range(1, len(epochs) + 1), [epoch.top1 for epoch in epochs])
     title = f"{experiment.teacher.architecture} → {experiment.student.architecture}, glyphs, one seed"
-    accuracy_curves(curves, teacher["last_top1"], title, picture)
+    panel = Panel(curves, "epoch", "test top-1 accuracy (%)", levels={"teacher": teacher["last_top1"]})
+    picture, _ = draw_lines([panel], title, out / "accuracy")
     return {
         "runs": runs,
         "cache": cache,
-        "picture": str(picture),
+        "picture": picture,
         "folder": str(out),
         "seconds": round(time.perf_counter() - began, 1),
         "reading": _reading(runs, cache, picture),
     }
 
 
-def _reading(runs: list[dict[str, Any]], cache: dict[str, Any], picture: Path) -> list[str]:
+def _reading(runs: list[dict[str, Any]], cache: dict[str, Any], picture: str) -> list[str]:
     saved = sum(run["teacher_seconds_saved"] or 0.0 for run in runs)
     learners = sum(1 for run in runs if run["teacher_seconds_saved"])
     each = saved / learners

@@ -19,6 +19,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
+    from dhkd.pipeline.report.rows import Analysis
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -421,9 +422,9 @@ def sweep(
     speaks = int(os.environ.get("RANK", "0")) == 0
     _work_alone()
     from dhkd.data.runs.read import read_runs
-    from dhkd.pipeline.report.comparison import compare
+    from dhkd.pipeline.cli.tables.runs import runs_table
+    from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.sweep import sweep as train_all
-    from dhkd.stages.report.tables import runs_table
 
     result = train_all(
         experiments,
@@ -442,9 +443,8 @@ def sweep(
     if speaks:
         compared = compare(read_runs(out), baseline)
         table = runs_table(compared) if not as_json else ""
-        _emit(
-            {**result, "comparison": compared}, as_json, f"{table}\n{len(result['finished'])} runs in {result['table']}"
-        )
+        whole = {**result, "comparison": comparison_json(compared)}
+        _emit(whole, as_json, f"{table}\n{len(result['finished'])} runs in {result['table']}")
     if result["failed"]:
         lines = "; ".join(f"{run}: {line}" for run, line in result["failed"].items())
         raise DhkdError(f"{len(result['failed'])} of {result['runs']} runs failed: {lines}")
@@ -489,10 +489,10 @@ def report() -> None:
 def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: bool) -> None:
     """Compare the finished runs in FOLDER: accuracies over seeds, differences, cost. 'runs' may be left out."""
     from dhkd.data.runs.read import require_runs
+    from dhkd.pipeline.cli.tables.runs import runs_table
     from dhkd.pipeline.report.analyses import report_comparison
-    from dhkd.pipeline.report.comparison import compare
+    from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.report.table import write_table
-    from dhkd.stages.report.tables import runs_table
 
     runs = require_runs(folder)
     compared = compare(runs, baseline)
@@ -503,7 +503,7 @@ def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: 
 
         write_page(runs, folder, html, baseline)
         lines.append(f"Page: {html}")
-    _emit(compared, as_json, "\n".join(lines))
+    _emit(comparison_json(compared), as_json, "\n".join(lines))
 
 
 @cli.command()
@@ -522,7 +522,7 @@ def serve(folder: Path, port: int, baseline: str | None) -> None:
             return
 
 
-def _analysis(name: str, *options: Callable[[F], F]) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
+def _analysis(name: str, *options: Callable[[F], F]) -> Callable[[Callable[..., "Analysis"]], click.Command]:
     """A command of `report` that reads the runs of a folder and writes files: --out says where."""
     common = _options(
         click.argument("folder", type=PATH),
@@ -531,14 +531,15 @@ def _analysis(name: str, *options: Callable[[F], F]) -> Callable[[Callable[..., 
         json_option,
     )
 
-    def decorate(function: Callable[..., dict[str, Any]]) -> click.Command:
+    def decorate(function: Callable[..., "Analysis"]) -> click.Command:
         @functools.wraps(function)
         def analyse(folder: Path, out: Path | None, as_json: bool, **said: Any) -> None:
             from dhkd.data.runs.read import read_runs
-            from dhkd.stages.report.tables import analysis_table
+            from dhkd.pipeline.cli.tables.runs import analysis_table
+            from dhkd.pipeline.report.rows import analysis_json
 
-            result = function(read_runs(folder), out or folder / "report", **said)
-            _emit(result, as_json, analysis_table(result) if not as_json else "")
+            analysis = function(read_runs(folder), out or folder / "report", **said)
+            _emit(analysis_json(analysis), as_json, analysis_table(analysis) if not as_json else "")
 
         return report.command(name)(common(cast(Any, analyse)))
 
@@ -558,7 +559,7 @@ _samples = click.option("--samples", type=click.IntRange(2), default=2000, show_
         help="The teacher's images a second, as 'plan --measure' and cache-teacher print them: adds hours.",
     ),
 )
-def report_views(runs: Any, out: Path, teacher_rate: float | None) -> dict[str, Any]:
+def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis":
     """Accuracy against the number of cached views: how many are enough, and what they cost."""
     from dhkd.pipeline.report import analyses
 
@@ -566,7 +567,7 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> dict[str, 
 
 
 @_analysis("collapse")
-def report_collapse(runs: Any, out: Path) -> dict[str, Any]:
+def report_collapse(runs: Any, out: Path) -> "Analysis":
     """Accuracy and loss over training: cross-entropy and BinaryKL alone, on one head, on two."""
     from dhkd.pipeline.report import analyses
 
@@ -581,7 +582,7 @@ def report_collapse(runs: Any, out: Path) -> dict[str, Any]:
     _data_options,
     cpu_option,
 )
-def report_conflict(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+def report_conflict(runs: Any, out: Path, **said: Any) -> "Analysis":
     """Where cross-entropy's gradient and BinaryKL's point apart, over training."""
     from dhkd.pipeline.report import analyses
 
@@ -589,7 +590,7 @@ def report_conflict(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
 
 
 @_analysis("correlation", _teacher_of_runs, _data_options, cpu_option)
-def report_correlation(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+def report_correlation(runs: Any, out: Path, **said: Any) -> "Analysis":
     """The teacher's correlation of logits less that of each student."""
     from dhkd.pipeline.report import analyses
 
@@ -597,7 +598,7 @@ def report_correlation(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
 
 
 @_analysis("tsne", _teacher_of_runs, _samples, _data_options, cpu_option)
-def report_tsne(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+def report_tsne(runs: Any, out: Path, **said: Any) -> "Analysis":
     """t-SNE of penultimate features, the teacher's and each student's."""
     from dhkd.pipeline.report import analyses
 
@@ -605,7 +606,7 @@ def report_tsne(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
 
 
 @_analysis("etf", click.option("--teacher", type=PATH, help=teacher_help), _data_options, cpu_option)
-def report_etf(runs: Any, out: Path, **said: Any) -> dict[str, Any]:
+def report_etf(runs: Any, out: Path, **said: Any) -> "Analysis":
     """How far classes have collapsed to a simplex equiangular tight frame."""
     from dhkd.pipeline.report import analyses
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dhkd.data.runs.folder import read_metrics
 
 from tests.disks import small_disk
 from tests.e2e.command_line import SMALL, Outcome, dhkd, done, in_processes, spawn
+from tests.runs import read_metrics
 from tests.samples import files_of
 
 pytestmark = pytest.mark.slow

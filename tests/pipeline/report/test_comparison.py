@@ -1,38 +1,24 @@
 """Runs side by side: their order, their names, the paper's figures."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
-from dhkd.data.runs.read import Run, naturally
-from dhkd.pipeline.report.analyses import accuracy_values
+from dhkd.data.runs.read import naturally
 from dhkd.pipeline.report.comparison import compare
+from dhkd.pipeline.report.panels import accuracy_values
 
-
-def run(seed: int, top1: float, **settings: Any) -> Run:
-    """A finished run of the paper's first pair, but for what `settings` say, with _ for the dots of a key."""
-    own = {
-        "data.source": "cifar100",
-        "teacher.architecture": "resnet56",
-        "student.architecture": "resnet20",
-        "objective": "kd",
-        "seed": seed,
-        **{key.replace("_", "."): value for key, value in settings.items()},
-    }
-    result = {"last_top1": top1, "best_top1": top1, "seconds": 1.0}
-    flat = {f"experiment.{key}": value for key, value in own.items()}
-    return Run(f"{settings}, seed={seed}", Path(), flat, [], result)
+from tests.runs import run_of
 
 
 def test_the_papers_figure_is_that_of_pair_and_method() -> None:
-    runs = [run(0, 68.0, objective="ce"), run(0, 70.0), run(0, 50.0, student_architecture="resnet8")]
-    rows = {row["name"]: row["published"] for row in compare(runs)["rows"]}
+    runs = [run_of(0, 68.0, objective="ce"), run_of(0, 70.0), run_of(0, 50.0, student__architecture="resnet8")]
+    rows = {row.name: row.published for row in compare(runs).rows}
     assert rows == {"resnet8, kd": None, "resnet20, ce": 69.06, "resnet20, kd": 70.66}
 
 
 @pytest.mark.parametrize(("top1", "marks"), [(70.0, {"ce": 69.06, "kd": 70.66}), (30.0, {})])
 def test_a_picture_shows_the_papers_figure_where_runs_come_near_it(top1: float, marks: dict[str, float]) -> None:
-    runs = [run(seed, top1 - 0.5 * seed - (name == "ce"), objective=name) for name in ("ce", "kd") for seed in (0, 1)]
+    runs = [
+        run_of(seed, top1 - 0.5 * seed - (name == "ce"), objective=name) for name in ("ce", "kd") for seed in (0, 1)
+    ]
     values = accuracy_values(runs, compare(runs))
     assert values.marks == marks
     assert values.of_seeds == {"ce": [top1 - 1, top1 - 1.5], "kd": [top1, top1 - 0.5]}
@@ -40,17 +26,17 @@ def test_a_picture_shows_the_papers_figure_where_runs_come_near_it(top1: float, 
 
 def test_rows_are_sorted_as_people_do_with_the_baseline_first() -> None:
     runs = [
-        run(0, 1.0, student_lr=lr, objective=objective, student_batch_size=size)
+        run_of(0, 1.0, student__lr=lr, objective=objective, student__batch_size=size)
         for lr in (0.1, 0.05)
         for objective in ("ce", "kd", "dkd")
         for size in (128, 64)
     ]
     compared = compare(runs, "objective=kd")
-    assert compared["axes"] == ["lr", "size", "objective"]
-    assert [tuple(row["values"].values()) for row in compared["rows"]] == [
+    assert compared.axes == ["lr", "batch_size", "objective"]
+    assert [tuple(row.values.values()) for row in compared.rows] == [
         (lr, size, objective) for lr in (0.05, 0.1) for size in (64, 128) for objective in ("kd", "ce", "dkd")
     ]
-    assert compared["rows"][0]["name"] == "kd, lr=0.05, size=64"
+    assert compared.rows[0].name == "kd, lr=0.05, batch_size=64"
 
 
 def test_numbers_in_names_are_numbers() -> None:

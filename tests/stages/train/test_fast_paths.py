@@ -13,7 +13,6 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, NonFiniteLoss
-from dhkd.data.runs.folder import read_metrics
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import Signals, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
@@ -23,6 +22,7 @@ from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
 from torch import Tensor
 
+from tests.runs import read_metrics
 from tests.stages.train.test_loop import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")

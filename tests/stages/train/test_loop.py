@@ -15,7 +15,7 @@ from dhkd.data.errors import DhkdError, NonFiniteLoss, RunMismatch
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.runs.folder import RunFolder, read_metrics
+from dhkd.data.runs.folder import RunFolder
 from dhkd.data.stream.batches import Batch, Stream
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
 from dhkd.pipeline.build.training import student_of
@@ -35,6 +35,7 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor
 
 from tests.caches import manifest_of, writer_at
+from tests.runs import read_metrics
 from tests.samples import make_images
 
 RECIPE = CropFlip(padding=1, flip=True, seed=0)
