@@ -35,12 +35,12 @@ def test_a_picture_is_written_as_png_and_svg(tmp_path: Path) -> None:
 
 def test_every_value_is_drawn(tmp_path: Path) -> None:
     """Any change of what is given changes the picture, and the same values give the same picture."""
-    line = Line([1, 2], [10.0, 30.0])
+    line = Line([1, 2, 3], [10.0, 30.0, 35.0])
     given = [
         Panel({"ce": line}, "epoch", "top-1"),
-        Panel({"ce": Line([1, 2], [10.0, 31.0])}, "epoch", "top-1"),
-        Panel({"ce": Line([1, 2], [10.0, 30.0], [None, 2.0])}, "epoch", "top-1"),
-        Panel({"ce": Line([1, 2], [10.0, 30.0], [1.0, 2.0])}, "epoch", "top-1"),
+        Panel({"ce": Line([1, 2, 3], [10.0, 31.0, 35.0])}, "epoch", "top-1"),
+        Panel({"ce": Line([1, 2, 3], [10.0, 30.0, 35.0], [None, 2.0, 2.0])}, "epoch", "top-1"),
+        Panel({"ce": Line([1, 2, 3], [10.0, 30.0, 35.0], [1.0, 2.0, 2.0])}, "epoch", "top-1"),
         Panel({"ce": line, "kd": line}, "epoch", "top-1"),
         Panel({"ce": line}, "epoch", "top-5"),
         Panel({"ce": line}, "epoch", "top-1", log_x=True),
