@@ -7,12 +7,13 @@ from pathlib import Path
 
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
-from dhkd.data.runs.folder import read_metrics
+from dhkd.data.runs.metrics import read_metrics
 from dhkd.pipeline import training
 from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import CachedTeacher, Demo, DemoRun
-from dhkd.stages.report.pictures import accuracy_curves
+from dhkd.stages.report.figures import Line, Panel
+from dhkd.stages.report.pictures import draw_lines
 
 log = logging.getLogger("dhkd")
 
@@ -49,21 +50,22 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
         )
         rows_read = 0 if objective == "ce" else student.epochs * cache.cache.samples
         runs.append(DemoRun(name=objective, teacher_seconds_saved=rows_read / cache.rows_per_second, run=student))
-        curves[objective] = [line["top1"] for line in read_metrics(out / objective)]
-    picture = out / "accuracy.png"
+        epochs = read_metrics(out / objective)
+        curves[objective] = Line(range(1, len(epochs) + 1), [epoch.top1 for epoch in epochs])
     title = f"{experiment.teacher.architecture} → {experiment.student.architecture}, glyphs, one seed"
-    accuracy_curves(curves, teacher.last_top1, title, picture)
+    panel = Panel(curves, "epoch", "test top-1 accuracy (%)", levels={"teacher": teacher.last_top1})
+    picture, _ = draw_lines([panel], title, out / "accuracy")
     return Demo(
         runs=runs,
         cache=cache,
-        picture=str(picture),
+        picture=picture,
         folder=str(out),
         seconds=round(time.perf_counter() - began, 1),
         reading=_reading(runs, cache, picture),
     )
 
 
-def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: Path) -> list[str]:
+def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str) -> list[str]:
     """What the figures say, in sentences, and how little."""
     saved = sum(run.teacher_seconds_saved or 0.0 for run in runs)
     distilled = sum(1 for run in runs if run.teacher_seconds_saved)

@@ -21,8 +21,9 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
-from dhkd.data.runs.folder import CONFIG, RESULT, read_config
-from dhkd.data.runs.read import FAILED, read_runs
+from dhkd.data.runs.folder import read_config
+from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
+from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.data_options import DataOptions
@@ -34,7 +35,6 @@ log = logging.getLogger("dhkd")
 
 Train = Callable[[Mapping[Path, Experiment]], Outcomes]
 
-SWEEP = "sweep.json"  # the commands that filled the folder, and the names of all runs
 LOCK = "lock"
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.errors import DhkdError
-from dhkd.data.runs.folder import RESULT, RunFolder
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.names import RESULT
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.cache import summary_of
 from dhkd.pipeline.build.checks import require_alike, require_own_draws

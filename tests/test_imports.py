@@ -58,7 +58,7 @@ HOMES = {
         "data/cache/index.py",
         "data/cache/manifest.py",
     },
-    "rich": {"stages/progress.py", "stages/report/tables.py", "pipeline/cli/tables/plain.py"},
+    "rich": {"stages/progress.py", "pipeline/cli/tables/plain.py"},
 }
 
 

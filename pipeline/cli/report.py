@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from dhkd.pipeline.cli.options import (
@@ -18,6 +18,9 @@ from dhkd.pipeline.cli.options import (
 )
 from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from dhkd.pipeline.report.rows import Analysis
 
 
 class _ReportGroup(click.Group):
@@ -53,10 +56,10 @@ def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: 
     Shows accuracies over seeds, differences from the baseline, and cost. The word 'runs' may be left out.
     """
     from dhkd.data.runs.read import require_runs
+    from dhkd.pipeline.cli.tables.runs import runs_table
     from dhkd.pipeline.report.analyses import report_comparison
-    from dhkd.pipeline.report.comparison import compare
+    from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.report.table import write_table
-    from dhkd.stages.report.tables import runs_table
 
     runs = require_runs(folder)
     compared = compare(runs, baseline)
@@ -67,7 +70,7 @@ def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: 
 
         write_page(runs, folder, html, baseline)
         lines.append(f"Page: {html}")
-    emit(compared, as_json, lambda: "\n".join([runs_table(compared), *lines]))
+    emit(comparison_json(compared), as_json, lambda: "\n".join([runs_table(compared), *lines]))
 
 
 @click.command()
@@ -91,11 +94,11 @@ def serve(folder: Path, port: int, baseline: str | None) -> None:
             return
 
 
-def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
+def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., "Analysis"]], click.Command]:
     """A command of `report` that reads the runs of a folder and writes a table and pictures to --out.
 
     The function that it decorates takes the runs, the folder to write to and the values of the `further` options, and
-    gives the analysis as plain values.
+    returns the analysis.
     """
     common = options(
         click.argument("folder", type=PATH),
@@ -104,14 +107,15 @@ def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., dict[st
         json_option,
     )
 
-    def decorate(function: Callable[..., dict[str, Any]]) -> click.Command:
+    def decorate(function: Callable[..., "Analysis"]) -> click.Command:
         @functools.wraps(function)
         def analyse(folder: Path, out: Path | None, as_json: bool, **values: Any) -> None:
             from dhkd.data.runs.read import read_runs
-            from dhkd.stages.report.tables import analysis_table
+            from dhkd.pipeline.cli.tables.runs import analysis_table
+            from dhkd.pipeline.report.rows import analysis_json
 
-            result = function(read_runs(folder), out or folder / "report", **values)
-            emit(result, as_json, lambda: analysis_table(result))
+            analysis = function(read_runs(folder), out or folder / "report", **values)
+            emit(analysis_json(analysis), as_json, lambda: analysis_table(analysis))
 
         return report.command(name)(common(analyse))
 
@@ -131,7 +135,7 @@ _samples = click.option("--samples", type=click.IntRange(2), default=2000, show_
         help="The teacher's images per second, as 'plan --measure' and cache-teacher print them: adds hours.",
     ),
 )
-def report_views(runs: Any, out: Path, teacher_rate: float | None) -> dict[str, Any]:
+def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis":
     """Plot accuracy against the number of cached views.
 
     Shows how many views are enough, and what they cost.
@@ -142,7 +146,7 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> dict[str, 
 
 
 @_analysis("collapse")
-def report_collapse(runs: Any, out: Path) -> dict[str, Any]:
+def report_collapse(runs: Any, out: Path) -> "Analysis":
     """Plot accuracy and loss over training for each kind of run.
 
     Shows what happens if cross-entropy and BinaryKL train one head together, beside each loss alone and two heads.
@@ -168,7 +172,7 @@ def report_collapse(runs: Any, out: Path) -> dict[str, Any]:
 )
 def report_conflict(
     runs: Any, out: Path, cache: str, samples: int, temperature: float, data: DataOptions, cpu: bool
-) -> dict[str, Any]:
+) -> "Analysis":
     """Measure where the gradients of the two losses conflict.
 
     Shows over training where cross-entropy and BinaryKL pull the classifier and the features apart. The runs must have
@@ -180,7 +184,7 @@ def report_conflict(
 
 
 @_analysis("correlation", _teacher_of_runs, data_options, cpu_option)
-def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, cpu: bool) -> dict[str, Any]:
+def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, cpu: bool) -> "Analysis":
     """Compare how logits correlate in teacher and students.
 
     Shows the difference of the teacher's correlation matrix from that of each student, on the test set.
@@ -191,7 +195,7 @@ def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, c
 
 
 @_analysis("tsne", _teacher_of_runs, _samples, data_options, cpu_option)
-def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOptions, cpu: bool) -> dict[str, Any]:
+def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOptions, cpu: bool) -> "Analysis":
     """Draw t-SNE maps of the penultimate features.
 
     Shows the teacher's and each student's, for images of the test set.
@@ -202,7 +206,7 @@ def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOpt
 
 
 @_analysis("etf", click.option("--teacher", type=PATH, help=TEACHER_HELP), data_options, cpu_option)
-def report_etf(runs: Any, out: Path, teacher: Path | None, data: DataOptions, cpu: bool) -> dict[str, Any]:
+def report_etf(runs: Any, out: Path, teacher: Path | None, data: DataOptions, cpu: bool) -> "Analysis":
     """Measure how far classes have collapsed to a simplex ETF.
 
     ETF stands for equiangular tight frame, the arrangement of class means to which neural collapse leads.

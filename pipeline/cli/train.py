@@ -32,6 +32,7 @@ from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
+    from dhkd.pipeline.report.comparison import Comparison
     from dhkd.pipeline.results import Swept, TrainedRun
 
 OF_TEACHER = {"precision": "teacher.precision={}", "compiled": "teacher.compile={}"}
@@ -215,7 +216,7 @@ def sweep(
     prints = is_first_process()
     _work_alone()
     from dhkd.data.runs.read import read_runs
-    from dhkd.pipeline.report.comparison import compare
+    from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.results import plain
     from dhkd.pipeline.sweep import sweep as train_all
 
@@ -237,14 +238,18 @@ def sweep(
         from dhkd.pipeline.results import plain
 
         compared = compare(read_runs(run.out), chosen.baseline)
-        emit({**plain(result), "comparison": compared}, as_json, lambda: _text_of_sweep(result, compared))
+        emit(
+            {**plain(result), "comparison": comparison_json(compared)},
+            as_json,
+            lambda: _text_of_sweep(result, compared),
+        )
     if result.failed:
         lines = "; ".join(f"{name}: {line}" for name, line in result.failed.items())
         raise DhkdError(f"{len(result.failed)} of {result.runs} runs failed: {lines}")
 
 
-def _text_of_sweep(result: "Swept", compared: Mapping[str, Any]) -> str:
-    from dhkd.stages.report.tables import runs_table
+def _text_of_sweep(result: "Swept", compared: "Comparison") -> str:
+    from dhkd.pipeline.cli.tables.runs import runs_table
 
     return f"{runs_table(compared)}\n{len(result.finished)} runs in {result.table}"
 

@@ -52,14 +52,13 @@ document.getElementById("theme").addEventListener("click", () => {
 system.addEventListener("change", paint);
 
 // One legend for all figures of a chart; a name hides its lines in each.
-const BORDERS = { solid: "solid", dash: "dashed", dot: "dotted" };
 function makeLegend(id, chart) {
   const out = new Set(JSON.parse(kept.get(`hidden-${id}`) ?? "[]"));
   hidden.set(id, out);
   document.getElementById(`${id}-legend`).replaceChildren(...chart.legend.map(([name, colour, dash]) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
     button.style.setProperty("--colour", colour);
-    button.style.setProperty("--dash", BORDERS[dash]);
+    button.style.setProperty("--dash", dash);
     const show = () => button.setAttribute("aria-pressed", String(!out.has(name)));
     button.addEventListener("click", () => {
       if (!out.delete(name)) out.add(name);

@@ -10,7 +10,7 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.runs.folder import kept_weights, read_metrics
+from dhkd.data.runs.folder import kept_weights
 from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.e2e.command_line import SMALL, dhkd, done
+from tests.runs import read_metrics
 
 CPU = torch.device("cpu")
 OBJECTIVES = ("ce", "binary-kl", "dhkd")

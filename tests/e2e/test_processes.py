@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from dhkd.data.runs.folder import read_metrics
 
 from tests.disks import small_disk
 from tests.e2e import joint_training
 from tests.e2e.command_line import SMALL, Outcome, dhkd, done, in_processes, spawn
 from tests.e2e.interrupted import MANY_BLOCKS, wait_until
+from tests.runs import read_metrics
 from tests.samples import files_of
 
 pytestmark = pytest.mark.slow

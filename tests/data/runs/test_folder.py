@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from dhkd.data.errors import RunExists, RunMismatch
-from dhkd.data.runs.folder import RunFolder, read_config, read_metrics
+from dhkd.data.runs.folder import RunFolder, read_config
 
 from tests.disks import small_disk
+from tests.runs import read_metrics
 
 CONFIG: dict[str, Any] = {
     "run": {"command": "train-student", "cache": "3f" * 32, "precision": "float32"},

@@ -97,5 +97,5 @@ def test_conflict_is_where_forces_point_apart() -> None:
     one = Forces(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), nothing)
     other = Forces(nothing, torch.tensor([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [1.0, 0.0]]))
     found = conflict(one, other)
-    assert found["cosine"] == pytest.approx(0.0)
-    assert found["conflicting"] == pytest.approx(1 / 3)
+    assert found.cosine == pytest.approx(0.0)
+    assert found.conflicting == pytest.approx(1 / 3)

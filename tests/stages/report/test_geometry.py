@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from dhkd.stages.report.geometry import Float, logit_correlation, neural_collapse
+from dhkd.stages.report.figures import Float
+from dhkd.stages.report.geometry import logit_correlation, neural_collapse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ def collapsed(classes: int, width: int, each: int, seed: int) -> tuple[Float, np
 @given(classes=st.integers(2, 9), more=st.integers(0, 6), each=st.integers(1, 5), seed=st.integers(0, 999))
 def test_a_simplex_measures_nothing(classes: int, more: int, each: int, seed: int) -> None:
     features_ND, labels_N, classifier_KD = collapsed(classes, classes + more, each, seed)
-    for name, value in neural_collapse(features_ND, labels_N, classifier_KD).items():
+    for name, value in vars(neural_collapse(features_ND, labels_N, classifier_KD)).items():
         assert value == pytest.approx(0, abs=1e-6), name
 
 
@@ -37,20 +38,20 @@ def test_each_measure_sees_its_fault() -> None:
         "turned": neural_collapse(features_ND, labels_N, turned),
         "shrunk": neural_collapse(features_ND, labels_N, classifier_KD * np.array([[1], [1], [1], [1], [4]])),
     }
-    assert found["noise"]["within_class"] > 0.02
-    assert found["longer"]["norms"] > 0.1
-    assert found["nearer"]["angles"] > 0.05
-    assert found["nearer"]["features_etf"] > 0.1
-    assert found["turned"]["duality"] > 0.5
-    assert found["turned"]["classifier_etf"] == pytest.approx(0, abs=1e-6), "a turn is no fault of its own"
-    assert found["shrunk"]["classifier_etf"] > 0.1
+    assert found["noise"].within_class > 0.02
+    assert found["longer"].norms > 0.1
+    assert found["nearer"].angles > 0.05
+    assert found["nearer"].features_etf > 0.1
+    assert found["turned"].duality > 0.5
+    assert found["turned"].classifier_etf == pytest.approx(0, abs=1e-6), "a turn is no fault of its own"
+    assert found["shrunk"].classifier_etf > 0.1
 
 
 def test_a_class_without_samples_is_left_out() -> None:
     features_ND, labels_N, classifier_KD = collapsed(5, 8, 4, 0)
     there = labels_N != 4
     found = neural_collapse(features_ND[there], labels_N[there], classifier_KD)
-    assert all(np.isfinite(value) for value in found.values())
+    assert all(np.isfinite(value) for value in vars(found).values())
 
 
 def test_correlation_is_numpys() -> None:

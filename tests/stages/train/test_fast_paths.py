@@ -11,7 +11,6 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, NonFiniteLoss
-from dhkd.data.runs.folder import read_metrics
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import Signals, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
@@ -21,6 +20,7 @@ from dhkd.stages.train.loop import Task, train, train_together
 from dhkd.stages.train.step import TrainingStep
 from torch import Tensor
 
+from tests.runs import read_metrics
 from tests.stages.train.worlds import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")

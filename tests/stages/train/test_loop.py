@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dhkd.data.errors import DhkdError, NonFiniteLoss, RunMismatch
-from dhkd.data.runs.folder import RunFolder, read_metrics
+from dhkd.data.runs.folder import RunFolder
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.signals import NoSignals
 from dhkd.stages.models.evaluate import Accuracy
@@ -22,6 +22,7 @@ from dhkd.stages.train.objectives import OBJECTIVES, build_objective
 from dhkd.stages.train.step import dropout_seed
 from torch import Tensor
 
+from tests.runs import read_metrics
 from tests.stages.train.worlds import VIEWS, OneBadRow, World, new_student, objective_of, run_train, task_of
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import DataError
-from dhkd.data.runs.folder import read_metrics
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.loop import Figures, train_together
 from dhkd.stages.train.side_by_side import SideBySide, batches_by_stream
 
+from tests.runs import read_metrics
 from tests.stages.train.worlds import BATCH, World, task_of
 
 CPU = torch.device("cpu")
