@@ -1,7 +1,7 @@
 """The networks by name. A new family is one file here and its lines in `NETWORKS`.
 
-Besides these, `torchvision:NAME` and `timm:NAME` are that library's networks, and `simkd:STUDENT+TEACHER` is a student
-behind whose last map the teacher's classifier stands.
+`torchvision:NAME` and `timm:NAME` are networks of those libraries. `simkd:STUDENT+TEACHER` is a student whose last map
+goes to the teacher's classifier.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def _projected(names: str, num_classes: int) -> Network:
     return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))
 
 
-# From a name in that library and the number of classes.
+# From the name behind the colon and the number of classes to a freshly initialised network.
 LIBRARIES: dict[str, Callable[[str, int], Network]] = {
     "torchvision": torchvision_network,
     "timm": timm_network,
@@ -54,7 +54,7 @@ LIBRARIES: dict[str, Callable[[str, int], Network]] = {
 
 def build_network(name: str, num_classes: int) -> Network:
     """The network `name`, freshly initialised from torch's generator. Raises `ConfigError` for an unknown name."""
-    library, colon, bare = name.partition(":")
+    library, colon, name_there = name.partition(":")
     if colon:
-        return one_of("library of networks", library, LIBRARIES)(bare, num_classes)
+        return one_of("library of networks", library, LIBRARIES)(name_there, num_classes)
     return one_of("network", name, NETWORKS)(num_classes)

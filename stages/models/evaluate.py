@@ -1,4 +1,4 @@
-"""Accuracy of a network on a test set, shared out over the processes."""
+"""Accuracy of a network on a test set, computed by all processes together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,17 +28,17 @@ def evaluate(
 ) -> Accuracy:
     """Accuracy over all images of `renderer`; `logits_of` maps float32 (B, C, H, W) to (B, K), in eval mode.
 
-    Batches are the same for any number of processes and are dealt by their number, so that the counts are too.
+    Batches don't depend on the number of processes, which take turns, and so neither does the result.
     """
     labels_N = renderer.images.labels_N
-    mine = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]
+    dealt = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]
     hits = torch.zeros(2, dtype=torch.int64, device=processes.device)
-    batches = renderer.render((torch.zeros_like(index_B), index_B) for index_B in mine)
-    for index_B, pixels_BCHW in zip(mine, batches, strict=True):
+    batches = renderer.render((torch.zeros_like(index_B), index_B) for index_B in dealt)
+    for index_B, pixels_BCHW in zip(dealt, batches, strict=True):
         labels_B = labels_N[index_B].to(processes.device)
         with processes.autocast():
             logits_BK = logits_of(normalize(pixels_BCHW)).float()
-        ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
-        hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
+        is_label = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
+        hits += torch.stack([is_label[:, 0].sum(), is_label.sum()])
     top1, top5 = processes.sum(hits).tolist()
     return Accuracy(100 * top1 / len(labels_N), 100 * top5 / len(labels_N))

@@ -1,7 +1,7 @@
 """Networks of torchvision and timm by name, and the weights that come with them.
 
-A `ForeignNetwork` runs the library's own module and changes nothing in it; its state has the library's names. Each
-library is imported where one of its networks is asked for, so that neither timm nor the time to import is needed else.
+A `ForeignNetwork` runs the library's own module and leaves it unchanged; its state has the library's names. A library
+is imported when one of its networks is built: timm is optional, and other networks don't wait for the import.
 """
 
 import re
@@ -15,8 +15,8 @@ from dhkd.data.errors import ConfigError, WeightsError, unknown
 from dhkd.stages.models.network import Network, Outputs, StageMap, batch_norms_called
 from torch import Tensor, nn
 
-INNER = "inner."  # what the wrapping puts before the library's own names
-# Entries of published files that belong to classifiers used in training alone; these networks are built without.
+INNER = "inner."  # the prefix that wrapping adds to the library's names
+# Entries of published files for classifiers that were used in training only; the networks are built without them.
 AUXILIARY: Mapping[str, Mapping[str, str | None]] = {
     "googlenet": {"aux1.": None, "aux2.": None},
     "inception_v3": {"AuxLogits.": None},
@@ -33,10 +33,10 @@ Colours = tuple[float, ...]
 class ForeignNetwork(Network):
     """Another library's classification network `inner`, called `name` in errors.
 
-    Its classifier is the last linear or convolutional layer, in order of registration, with `num_classes` outputs, and
-    the embedding is what that layer gets in the same forward, averaged over positions. `stage_relus` name the modules
-    whose last call of a forward is the last activation of the stem and of each stage. Raises `ConfigError` for a
-    network without such a classifier.
+    Its classifier is the last linear or convolutional layer with `num_classes` outputs, in the order of registration.
+    The embedding is the input of that layer, averaged over positions. `stage_relus` are the paths of the modules whose
+    last call in a forward is the last activation of the stem and of each stage. Raises `ConfigError` for a network
+    without such a classifier.
     """
 
     def __init__(
@@ -52,12 +52,13 @@ class ForeignNetwork(Network):
         self.name = name
         self.inner = inner
         self.stage_relus = stage_relus
-        self._has_run = False  # until then an error of the library's may be about the size of its input
+        self._has_run = False  # until then, an error of the library may be about the size of the images
         self.published_names = dict(published_names)
         widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
         if not widths:
             raise ConfigError(f"network {name}: expected a linear classifier of {num_classes} classes, found none")
-        self.head_path, self.embedding_dim = list(widths.items())[-1]
+        head_path, self.embedding_dim = list(widths.items())[-1]
+        self.head_name = INNER + head_path
         for path in stage_relus:
             relu = inner.get_submodule(path)
             assert isinstance(relu, nn.ReLU)
@@ -65,13 +66,8 @@ class ForeignNetwork(Network):
         self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]  # torch's
         self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]  # torch's
 
-    @property
-    def head(self) -> nn.Module:
-        """The classifier, linear or a convolution."""
-        return self.inner.get_submodule(self.head_path)
-
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Everything of the library's own forward; stage maps of torchvision's ResNets only, else `ConfigError`."""
+        """All outputs of the library's forward; only torchvision's ResNets give maps, others raise `ConfigError`."""
         if maps and not self.stage_relus:
             raise ConfigError(
                 f"network {self.name} gives no stage maps: of other libraries' networks only torchvision's ResNets do"
@@ -108,25 +104,26 @@ class ForeignNetwork(Network):
         self._has_run = True
         if len(embeddings) != 1:
             raise ConfigError(
-                f"network {self.name}: expected one call of its classifier {self.head_path}, saw {len(embeddings)}"
+                f"network {self.name}: expected one call of its classifier {self.head_name.removeprefix(INNER)},"
+                f" saw {len(embeddings)}"
             )
-        kept = tuple(stage_maps[relu] for relu in relus)
-        return Outputs(logits_BK, embeddings[0], kept, kept[-1].after if kept else None)
+        kept_maps = tuple(stage_maps[relu] for relu in relus)
+        return Outputs(logits_BK, embeddings[0], kept_maps, kept_maps[-1].after if kept_maps else None)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm of each of the maps, found by a forward over any images."""
-        found: dict[nn.Module, nn.BatchNorm2d] = {}
+        """The last batch norm before each map, found by a forward over images of any content."""
+        last_before: dict[nn.Module, nn.BatchNorm2d] = {}
         relus = [self.inner.get_submodule(path) for path in self.stage_relus]
         with batch_norms_called(self.inner) as called:
 
             def remember(relu: nn.Module, *_: object) -> None:
-                found[relu] = called[-1]
+                last_before[relu] = called[-1]
 
             handles = [relu.register_forward_pre_hook(remember) for relu in relus]
             self.inner(images_BCHW)
             for handle in handles:
                 handle.remove()
-        return [found[relu] for relu in relus]
+        return [last_before[relu] for relu in relus]
 
 
 def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
@@ -152,7 +149,7 @@ def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
 
 
 def timm_network(name: str, num_classes: int) -> ForeignNetwork:
-    """Any network of timm. Raises `ConfigError` for an unknown name or where timm is not installed."""
+    """Any network of timm. Raises `ConfigError` for an unknown name, and if timm is not installed."""
     timm = _timm(name)
     _check_name("timm", name, timm.list_models())
     return ForeignNetwork(f"timm:{name}", timm.create_model(name, num_classes=num_classes), num_classes)
@@ -162,16 +159,16 @@ def packaged_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tup
     """The weights that come with "torchvision:NAME" or "timm:NAME", and the mean and standard deviation they expect.
 
     `tag` chooses among several (torchvision's IMAGENET1K_V1, timm's a1_in1k); None is the library's default. The
-    library downloads what its own cache on disk lacks. Raises `ConfigError` for an unknown name or tag, `WeightsError`
-    where there are no weights or they can't be fetched.
+    library downloads files that are missing in its own cache. Raises `ConfigError` for an unknown name or tag, and
+    `WeightsError` if there are no weights or they can't be fetched.
     """
-    library, colon, bare = name.partition(":")
+    library, colon, name_there = name.partition(":")
     if not colon or library not in PACKAGED:
         raise ConfigError(
             f"network {name} has no packaged weights: expected torchvision:NAME or timm:NAME;"
             " give a file with --teacher FILE"
         )
-    return PACKAGED[library](bare, tag)
+    return PACKAGED[library](name_there, tag)
 
 
 def _torchvision_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
@@ -184,7 +181,7 @@ def _torchvision_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor],
     entry = entries.DEFAULT if tag is None else entries[tag]
     try:
         state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # whatever network, disk and unpickling end with
+    except Exception as error:  # whatever network, disk or unpickling raise
         raise _not_fetched(f"torchvision:{name}", error) from error
     return dict(state), _colours(entry.transforms())
 
@@ -199,7 +196,7 @@ def _timm_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[
         raise WeightsError(f"packaged weights of timm:{name}: timm has none; give a file with --teacher FILE")
     try:
         network = timm.create_model(name if tag is None else f"{name}.{tag}", pretrained=True)
-    except Exception as error:  # whatever network, disk and unpickling end with
+    except Exception as error:  # whatever network, disk or unpickling raise
         raise _not_fetched(f"timm:{name}", error) from error
     expected = network.pretrained_cfg
     return dict(network.state_dict()), (tuple(expected["mean"]), tuple(expected["std"]))
@@ -217,7 +214,7 @@ def _timm(name: str) -> Any:
 
 
 def _check_name(library: str, name: str, valid: Iterable[str]) -> None:
-    """Unlike for our own networks, the error doesn't list them all: timm has more than a thousand."""
+    """The error doesn't list all names, as it does for our own networks: timm has more than a thousand."""
     names = list(valid)
     if name not in names:
         near = get_close_matches(name, names, n=1, cutoff=0.5)
@@ -236,7 +233,7 @@ def _colours(transforms: Any) -> tuple[Colours, Colours] | None:
 
 
 def _width(module: nn.Module, num_classes: int) -> int | None:
-    """How wide an input the layer makes `num_classes` outputs of; None for other layers."""
+    """The input width of a layer with `num_classes` outputs; None for other layers."""
     if isinstance(module, nn.Linear) and module.out_features == num_classes:
         return module.in_features
     if isinstance(module, nn.Conv2d) and module.out_channels == num_classes:
@@ -245,16 +242,16 @@ def _width(module: nn.Module, num_classes: int) -> int | None:
 
 
 def _pooled(x: Tensor, channels_first: bool) -> Tensor:
-    """(B, D), the mean over positions of (B, D, H, W) where channels come first, else of (B, …, D)."""
+    """(B, D): the mean over positions of (B, D, H, W) if channels come first, else of (B, …, D)."""
     if x.ndim == 2:
         return x
     return x.mean(dim=(2, 3)) if channels_first else x.flatten(1, -2).mean(dim=1)
 
 
 def _older_densenet_names(state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Published files say `norm.1` and `conv.1`, which torch no longer allows, where the network says `norm1`."""
-    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): name for name in state}
-    return {theirs: ours for theirs, ours in older.items() if theirs != ours}
+    """Published files have `norm.1` and `conv.1`, which torch no longer allows; the network has `norm1` and `conv1`."""
+    by_older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): name for name in state}
+    return {older: name for older, name in by_older.items() if older != name}
 
 
 def _take_off_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:

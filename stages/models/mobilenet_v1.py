@@ -1,6 +1,6 @@
 """MobileNetV1 for ImageNet, with the parameter names of the published distilled students.
 
-Howard et al., 2017, table 1. Global average pooling makes any input size work.
+Howard et al., 2017, table 1. Global average pooling allows images of any size.
 """
 
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated
 from torch import Tensor, nn
 
 STEM = 32
-# Channels and stride of each separable convolution behind the stem.
+# Channels and stride of each separable convolution after the stem.
 SEPARABLE = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *(((512, 1),) * 5),
     *((1024, 2), (1024, 1)),
 )
-STAGE_ENDS = (0, 3, 5, 11, 13)  # the stem, then the layers that published students are distilled at
+STAGE_ENDS = (0, 3, 5, 11, 13)  # the stem, then the layers whose maps published students are distilled from
 
 
 class MobileNetV1(StagedNetwork):
@@ -44,7 +44,7 @@ class MobileNetV1(StagedNetwork):
 
 
 def _separable(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    """A depthwise and a 1×1 convolution; the last ReLU is the caller's."""
+    """A depthwise and a 1×1 convolution; the caller applies the last ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False),
         nn.BatchNorm2d(in_channels),

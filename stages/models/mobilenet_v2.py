@@ -1,6 +1,6 @@
 """The half-wide MobileNetV2 for small images, with the published CIFAR-100 checkpoints' parameter names.
 
-Sandler et al., 2018, table 2, with half the channels, expansion 6, and resolution kept in the second group of blocks.
+Sandler et al., 2018, table 2, with half the channels, expansion 6, and no stride in the second group of blocks.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start
 from torch import Tensor, nn
 
 STEM = 16
-# Expansion, channels, blocks and the first one's stride, by group.
+# Expansion, channels, number of blocks and stride of the first block, for each group.
 GROUPS = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
-STAGE_ENDS = (1, 2, 4, 6)  # the groups after which the resolution changes, and the last
+STAGE_ENDS = (1, 2, 4, 6)  # the groups before each change of resolution, and the last group
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 convolution that widens, a depthwise 3×3 one and a linear 1×1 one that narrows."""
+    """A 1×1 convolution that widens, a depthwise 3×3 convolution, and a 1×1 convolution without activation."""
 
     def __init__(self, in_channels: int, channels: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -76,6 +76,6 @@ class MobileNetV2(StagedNetwork):
                 yield StageMap(x, x)
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """The map that is pooled, behind a last 1×1 convolution."""
+        """The map that is pooled, after a last 1×1 convolution."""
         out: Tensor = self.conv2(last_BCHW)
         return out

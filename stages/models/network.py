@@ -1,27 +1,27 @@
-"""What every network offers out of one forward: logits, the pooled feature behind them and, on request, stage maps."""
+"""What every network gives in one forward: logits, the pooled feature before them and, on request, the stages' maps."""
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class StageMap(NamedTuple):
-    """A stage's map before and after its last activation, (B, C, H, W) each; the same tensor twice without one."""
+    """A stage's map before and after its last activation, (B, C, H, W) each; the same tensor twice if there is none."""
 
     before: Tensor
     after: Tensor
 
 
 class Outputs(NamedTuple):
-    """What one forward gives: `logits` (B, K) and the `embedding` (B, embedding_dim) that the classifier makes them of.
+    """What one forward gives: `logits` (B, K), and the `embedding` (B, embedding_dim) that the classifier gets.
 
-    `maps` are the stem's and every stage's, in order, where they were asked for, else none. `final` (B, embedding_dim,
-    H, W) is the map whose mean over positions is the embedding; None where the network doesn't tell, or wasn't asked.
+    `maps` holds the stem's map and every stage's, in order; it is empty unless they were asked for. `final` (B,
+    embedding_dim, H, W) is the map whose mean over positions is the embedding; None if it is unknown.
     """
 
     logits: Tensor
@@ -31,27 +31,29 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """A classification network; `embedding_dim` is the pooled feature's width.
+    """A classification network; `embedding_dim` is the width of the pooled feature.
 
-    `published_names` leads from the start of a name in published files to what stands there in ours, None where such
-    an entry has no place here.
+    `head_name` is the path of the classifier, `tail_names` are those of the layers between the last stage and the
+    pooling. `published_names` maps the start of a name in published files to our own; None: the entry is left out.
     """
 
     embedding_dim: int
+    head_name: str
+    tail_names: tuple[str, ...] = ()
     published_names: Mapping[str, str | None] = MappingProxyType({})
 
     @property
-    @abstractmethod
     def head(self) -> nn.Module:
-        """The classifier."""
+        """The classifier, linear or a convolution."""
+        return self.get_submodule(self.head_name)
 
     @abstractmethod
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        """All outputs of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
 
     @abstractmethod
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm of each of the maps, found by a forward over any images."""
+        """The last batch norm before each map, found by a forward over images of any content."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W)."""
@@ -59,46 +61,35 @@ class Network(nn.Module, ABC):
 
 
 class StagedNetwork(Network):
-    """A stem and stages one after the other, pooling, and a linear classifier under the name `head_name`.
-
-    `tail_names` are the modules between the last stage and the pooling.
-    """
-
-    head_name: ClassVar[str]
-    tail_names: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def head(self) -> nn.Module:
-        """The linear classifier."""
-        return self.get_submodule(self.head_name)
+    """A stem and stages one after the other, then pooling and a linear classifier."""
 
     @abstractmethod
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The stem's map and every stage's, each computed from the one before when it is asked for."""
+        """The stem's map and every stage's, each computed from the one before as the iterator reaches it."""
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """The map (B, embedding_dim, H, W) that is pooled, of the last stage's."""
+        """The map (B, embedding_dim, H, W) that is pooled, computed from the last stage's map."""
         return last_BCHW
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
-        kept: list[StageMap] = []
+        """All outputs of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        stage_maps: list[StageMap] = []
         for stage_map in self.stages(images_BCHW):
             if maps:
-                kept.append(stage_map)
+                stage_maps.append(stage_map)
         final_BDHW = self.final_map(stage_map.after)
         embedding_BD = final_BDHW.mean(dim=(2, 3))
-        return Outputs(self.head(embedding_BD), embedding_BD, tuple(kept), final_BDHW)
+        return Outputs(self.head(embedding_BD), embedding_BD, tuple(stage_maps), final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm of each of the maps, found by a forward over any images."""
+        """The last batch norm before each map, found by a forward over images of any content."""
         with batch_norms_called(self) as called:
             return [called[-1] for _ in self.stages(images_BCHW)]
 
 
 @contextlib.contextmanager
 def batch_norms_called(network: nn.Module) -> Iterator[list[nn.BatchNorm2d]]:
-    """A list that grows by each batch norm that a forward of the network calls."""
+    """A list to which a forward of the network appends each batch norm that it calls."""
     called: list[nn.BatchNorm2d] = []
 
     def remember(module: nn.Module, *_: object) -> None:
@@ -131,7 +122,7 @@ def activated(before: Tensor) -> StageMap:
 
 
 def through_relu_blocks(stem: StageMap, stages: Iterable[nn.Module]) -> Iterator[StageMap]:
-    """The stem's map and those of the stages that follow it, each an `nn.Sequential` of `ReluBlock`."""
+    """The stem's map, then those of `stages`, each an `nn.Sequential` of `ReluBlock`."""
     yield stem
     x = stem.after
     for stage in stages:
@@ -152,5 +143,5 @@ def start_convolutions(network: nn.Module) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers a module has that are or were trained."""
+    """The number of a module's parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())

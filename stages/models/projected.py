@@ -1,7 +1,7 @@
 """A student whose last map is projected to the teacher's width and classified by the teacher's own classifier.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv
-2203.14001. The student's own classifier, and what it has between its last stage and its pooling, are gone.
+2203.14001. The student's own classifier is dropped, and so are its layers between the last stage and the pooling.
 """
 
 import copy
@@ -9,19 +9,20 @@ import copy
 import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
-from dhkd.stages.models.foreign import INNER, ForeignNetwork
-from dhkd.stages.models.network import Network, Outputs, StagedNetwork, StageMap
+from dhkd.stages.models.network import Network, Outputs, StageMap
 from torch import Tensor, nn
 
-PROBE = 32  # pixels of the image that tells the ratio of the last maps' resolutions, which is the same at any size
-NARROWING = 2  # how many times fewer channels than the teacher's the projector has in the middle
+PROBE = 32  # pixels; the ratio between the resolutions of both last maps is the same for images of any size
+NARROWING = 2  # the teacher's width over that of the projector's 3×3 convolution
 
 
 class ProjectedNetwork(Network):
-    """`trunk`'s last map, averaged over `shrink` × `shrink` positions, a projector, pooling, and a classifier.
+    """A `trunk` whose last map is averaged over `shrink` × `shrink` positions, projected, pooled and classified.
 
-    The last of its maps is the projected one, (B, width, H, W).
+    The last of its own maps is the projected one, (B, width, H, W).
     """
+
+    head_name = "classifier"
 
     def __init__(self, trunk: Network, channels: int, head: nn.Linear, shrink: int) -> None:
         super().__init__()
@@ -33,55 +34,46 @@ class ProjectedNetwork(Network):
         )
         self.classifier = head
 
-    @property
-    def head(self) -> nn.Module:
-        """The teacher's classifier."""
-        return self.classifier
-
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Everything of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
-        before = self.trunk.outputs(images_BCHW, maps=True).maps
-        last_BCHW = before[-1].after
+        """All outputs of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        trunk_maps = self.trunk.outputs(images_BCHW, maps=True).maps
+        last_BCHW = trunk_maps[-1].after
         if self._shrink > 1:
             last_BCHW = F.avg_pool2d(last_BCHW, self._shrink)
         final_BDHW: Tensor = self.projector(last_BCHW)
         embedding_BD = final_BDHW.mean(dim=(2, 3))
-        kept = (*before[:-1], StageMap(final_BDHW, final_BDHW)) if maps else ()
-        return Outputs(self.classifier(embedding_BD), embedding_BD, kept, final_BDHW)
+        stage_maps = (*trunk_maps[:-1], StageMap(final_BDHW, final_BDHW)) if maps else ()
+        return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm of each of the maps, found by a forward over any images."""
+        """The last batch norm before each map, found by a forward over images of any content."""
         last = self.projector[-2]
         assert isinstance(last, nn.BatchNorm2d)
         return [*self.trunk.batch_norms(images_BCHW)[:-1], last]
 
 
 def projected_network(student: Network, teacher: Network) -> ProjectedNetwork:
-    """`student`, changed in place, before a copy of `teacher`'s classifier, which isn't trained.
+    """`student`, changed in place, with a frozen copy of `teacher`'s classifier behind a projector.
 
     Raises `ConfigError` for a teacher that has more than pooling between its last stage and its classifier.
     """
-    if (isinstance(teacher, StagedNetwork) and teacher.tail_names) or not isinstance(teacher.head, nn.Linear):
+    if teacher.tail_names or not isinstance(teacher.head, nn.Linear):
         raise ConfigError(
             "simkd: expected a teacher whose last stage is pooled and classified; this one has more layers"
         )
-    (_, channels, mine, _), (_, width, theirs, _) = _last_shape(student), _last_shape(teacher)
+    _, channels, student_height, _ = _last_shape(student)
+    _, width, teacher_height, _ = _last_shape(teacher)
     assert width == teacher.embedding_dim
-    if isinstance(student, ForeignNetwork):
-        gone = [INNER + student.head_path]
-    else:
-        assert isinstance(student, StagedNetwork)
-        gone = [student.head_name, *student.tail_names]
-    for path in gone:
+    for path in (student.head_name, *student.tail_names):
         student.set_submodule(path, nn.Identity())
     head = copy.deepcopy(teacher.head).requires_grad_(False)
-    return ProjectedNetwork(student, channels, head, max(1, mine // theirs))
+    return ProjectedNetwork(student, channels, head, max(1, student_height // teacher_height))
 
 
 def _last_shape(network: Network) -> torch.Size:
-    copied = copy.deepcopy(network).to("meta").eval()
+    on_meta = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad():
-        return copied.outputs(torch.empty(1, 3, PROBE, PROBE, device="meta"), maps=True).maps[-1].after.shape
+        return on_meta.outputs(torch.empty(1, 3, PROBE, PROBE, device="meta"), maps=True).maps[-1].after.shape
 
 
 def _convolution(channels: int, out: int, size: int) -> list[nn.Module]:

@@ -1,8 +1,8 @@
 """ResNets for small images: three stages of basic blocks, with the published CIFAR-100 checkpoints' parameter names.
 
-He et al., 2016, section 4.2: depth 6n + 2, n blocks a stage. The widened ones (8x4, 32x4) have four times the channels,
-in the stem too twice as many. Global average pooling makes any input size work. The deeper one of bottleneck blocks
-is in `resnet50`.
+He et al., 2016, section 4.2: depth 6n + 2, n blocks a stage. The widened ones (8x4, 32x4) have four times the channels
+in their stages and twice as many in the stem. Global average pooling allows images of any size. `resnet50` has the
+deeper network of bottleneck blocks.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ WIDE = (32, 64, 128, 256)
 
 
 class BasicBlock(ReluBlock):
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
+    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution if the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The ResNet-50 for small images, with the published CIFAR-100 checkpoint's parameter names.
 
-He et al., 2016, table 1, with a 3×3 stem that keeps the resolution and without its pooling.
+He et al., 2016, table 1, with a 3×3 stem that keeps the resolution and no pooling after it.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from dhkd.stages.models.network import (
 )
 from torch import Tensor, nn
 
-EXPANSION = 4  # a block's output has this many times the channels that its 3×3 convolution has
+EXPANSION = 4  # channels of a block's output over those of its 3×3 convolution
 
 
 class Bottleneck(ReluBlock):
-    """1×1, 3×3 and 1×1 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut, which is a 1×1 convolution if the shape changes."""
 
     def __init__(self, in_channels: int, inner: int, stride: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """ShuffleNet (version 1, three groups) for small images, with the published CIFAR-100 checkpoints' parameter names.
 
-Zhang et al., 2018, table 1, with a 1×1 stem that keeps the resolution and without its pooling.
+Zhang et al., 2018, table 1, with a 1×1 stem that keeps the resolution and no pooling after it.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ STEM = 24
 class ShuffleBlock(ReluBlock):
     """Grouped 1×1, depthwise 3×3 and grouped 1×1 convolutions, channels shuffled after the first.
 
-    A block of stride 2 sets its output beside its pooled input; any other adds the two.
+    A block of stride 2 concatenates its output and its pooled input; the others add output and input.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -25,7 +25,7 @@ class ShuffleBlock(ReluBlock):
         self.stride = stride
         added = channels - in_channels if stride == 2 else channels
         inner = added // 4
-        # The stem's channels are too few to be split.
+        # The stem has too few channels to be split.
         self.groups = 1 if in_channels == STEM else GROUPS
         self.conv1 = nn.Conv2d(in_channels, inner, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)

@@ -1,7 +1,7 @@
 """ShuffleNetV2 ×1 for small images, with the published CIFAR-100 checkpoints' parameter names.
 
-Ma et al., 2018, table 5, with a 1×1 stem that keeps the resolution and without its pooling. What a block hands on
-unchanged went through a ReLU earlier, so that a ReLU of all its channels, shuffled, is that of the new ones alone.
+Ma et al., 2018, table 5, with a 1×1 stem that keeps the resolution and no pooling after it. The channels that a block
+hands on unchanged have been through a ReLU already: a ReLU of all channels equals one of the new channels alone.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class KeepingBlock(ReluBlock):
 
 
 class HalvingBlock(ReluBlock):
-    """Two paths of stride 2 over all channels, set side by side."""
+    """Two paths of stride 2 over all channels, concatenated."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ShuffleNetV2(StagedNetwork):
         return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3))
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """The map that is pooled, behind a last 1×1 convolution."""
+        """The map that is pooled, after a last 1×1 convolution."""
         return F.relu(self.bn2(self.conv2(last_BCHW)))
 
 

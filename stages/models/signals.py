@@ -1,15 +1,15 @@
-"""What a network says of a sample, by name: the teacher's signals, and what a student is compared with them by.
+"""Signals: what a network gives for one sample, by name.
 
     logits                      (K,)      raw
     embedding                   (D,)      the pooled feature
     cam-2x2                     (K, 2, 2) class activation maps, pooled to a grid
     attention1-16x16            (256,)    where stage 1 is active, at a resolution
-    map2, map2-before           (C, H, W) a stage's map after and before its last activation; 0 is the stem's
-    last_map                    (C, H, W) the last of them, after its activation
-    map2-before-batch           the same from batch norm in training mode: with other rows beside it, it is another
+    map2, map2-before           (C, H, W) stage 2's map after and before its last activation; map0 is the stem's
+    last_map                    (C, H, W) the last stage's map, after its activation
+    map2-before-batch           (C, H, W) the same with batch norm in training mode: depends on the other rows
 
-A student's and a teacher's signal of one name are computed by the same lines. Which resolution both have is the
-objective's to choose, and part of the name.
+Signals of teacher and student are computed by the same code. Their resolution is the objective's choice and part of
+the name.
 """
 
 import re
@@ -30,7 +30,7 @@ _NAME = re.compile(
     r"(?P<kind>logits|embedding|last_map|cam(?=-)|attention(?=\d)|map(?=\d))(?P<stage>\d+)?"
     r"(-(?P<height>[1-9]\d*)x(?P<width>[1-9]\d*))?(?P<before>-before)?(?P<batch>-batch)?"
 )
-# Which parts of a name each kind has: stage, resolution, and whether -before and -batch may follow.
+# What the name of each kind contains: a stage, a resolution; and whether -before and -batch may follow.
 _PARTS = {
     "logits": (False, False, False),
     "embedding": (False, False, False),
@@ -44,7 +44,7 @@ EXAMPLES = "logits, embedding, cam-2x2, attention1-16x16, map2, map2-before, las
 
 @dataclass(frozen=True)
 class Signal:
-    """A signal's name, taken apart; `size` is (height, width)."""
+    """The parts of a signal's name; `size` is (height, width)."""
 
     kind: str
     stage: int | None = None
@@ -54,7 +54,7 @@ class Signal:
 
 
 def parse(name: str) -> Signal:
-    """Raises `ConfigError` for what is no signal's name."""
+    """The parts of a name. Raises `ConfigError` if it isn't the name of a signal."""
     match = _NAME.fullmatch(name)
     if match:
         stage, height, before, batch = (match[part] for part in ("stage", "height", "before", "batch"))
@@ -70,29 +70,29 @@ def _allowed(kind: str) -> set[tuple[bool, bool, bool]]:
 
 
 def cam_name(grid: int) -> str:
-    """Class activation maps on `grid` × `grid` positions."""
+    """The name of class activation maps on `grid` × `grid` positions."""
     return f"cam-{grid}x{grid}"
 
 
 def attention_name(stage: int, size: tuple[int, int]) -> str:
-    """The attention map of a stage at this height and width."""
+    """The name of a stage's attention map at this height and width."""
     return f"attention{stage}-{size[0]}x{size[1]}"
 
 
 def map_name(stage: int, *, before: bool = False, batch: bool = False) -> str:
-    """A stage's map."""
+    """The name of a stage's map."""
     return f"map{stage}{'-before' * before}{'-batch' * batch}"
 
 
 def needs_maps(names: Iterable[str]) -> bool:
-    """Whether a forward has to keep its stage maps for these signals."""
+    """Whether these signals need a forward that keeps the stages' maps."""
     return any(parse(name).kind not in ("logits", "embedding") for name in names)
 
 
 def signals_of_outputs(network: Network, outputs: Outputs, names: Iterable[str]) -> dict[str, Tensor]:
-    """The named signals, (B, …) each, of what one forward of `network` gave.
+    """The named signals, (B, …) each, computed from the outputs of one forward of `network`.
 
-    Raises `ConfigError` where the network has no such stage, or doesn't tell which map it pools.
+    Raises `ConfigError` if the network has no such stage, or none of its maps is known to be the pooled one.
     """
     return {name: _compute(parse(name), name, network, outputs) for name in names}
 
@@ -118,21 +118,21 @@ def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> T
 
 
 def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Where the evidence for each class lies: the classifier applied at every position, without its bias; (B, K, h, w).
+    """Class activation maps (B, K, h, w): the classifier without its bias, applied at every position.
 
-    Pooled to `size`. Where that divides H × W, the mean over the map is logits − bias. Guo et al., "Class Attention
-    Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section 3.1.
+    They are pooled to `size`. If that divides H × W, their mean over positions is logits − bias. Guo et al.,
+    "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section 3.1.
     """
     assert isinstance(head, nn.Linear | nn.Conv2d)
     weight_KD = head.weight.flatten(1)
-    # Both are linear, so that pooling may come first: it leaves less to multiply.
+    # Pooling and classifier are both linear; with pooling first, there is less to multiply.
     return torch.einsum("bdhw,kd->bkhw", resized(final_BDHW, size), weight_KD)
 
 
 def attention(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean of the squares over channels at each position, as a vector of length 1: (B, h·w).
+    """The mean of squares over channels at each position, scaled to a vector (B, h·w) of norm 1.
 
-    The map is pooled to `size` before. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv
+    The map is first pooled to `size`. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv
     1612.03928, equation 2 with p = 2.
     """
     map_BCHW = map_BCHW.to(torch.promote_types(map_BCHW.dtype, torch.float32))  # squares would overflow fp16
@@ -140,21 +140,21 @@ def attention(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resized(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map at another height and width: averaged where it is larger, repeated where it is smaller."""
+    """A map at another height and width: larger maps are averaged, smaller ones repeated."""
     if tuple(map_BCHW.shape[2:]) == size:
         return map_BCHW
     return F.adaptive_avg_pool2d(map_BCHW, size)
 
 
 class Shapes:
-    """The shapes of what a network gives of one image, found without computing it."""
+    """The shapes of a network's signals for one image, found without computing any."""
 
     def __init__(self, architecture: str, num_classes: int, image: tuple[int, int]) -> None:
-        """`image` is the height and width of what it is shown."""
+        """`image` is the height and width of the images."""
         self.architecture, self.num_classes, self._image = architecture, num_classes, image
 
     def of(self, architecture: str) -> "Shapes":
-        """Those of another network, shown the same."""
+        """The shapes of another network on the same images."""
         return Shapes(architecture, self.num_classes, self._image)
 
     def row(self, name: str) -> Shape:
@@ -169,16 +169,16 @@ class Shapes:
 
     @cached_property
     def maps(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of the stem's map and of every stage's; raises `ConfigError` for a network that gives none."""
-        found = []
+        """(C, H, W) of the stem's map and of every stage's. Raises `ConfigError` for a network that gives no maps."""
+        shapes = []
         for stage_map in self._outputs.maps:
             _, channels, height, width = stage_map.after.shape
-            found.append((channels, height, width))
-        return tuple(found)
+            shapes.append((channels, height, width))
+        return tuple(shapes)
 
     @cached_property
     def _network(self) -> Network:
-        if self.architecture.startswith("timm:"):  # some of timm's can't be made without memory
+        if self.architecture.startswith("timm:"):  # some networks of timm can't be built on the meta device
             return build_network(self.architecture, self.num_classes).to("meta").eval()
         with torch.device("meta"):
             return build_network(self.architecture, self.num_classes).eval()

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Teacher:
-    """A trained network and how its input is normalised; its weights never change."""
+    """A trained network whose weights never change, and the normalisation of its input."""
 
     def __init__(self, network: Network, normalize: Normalization, processes: Processes) -> None:
         self._network = network.eval().requires_grad_(False)
@@ -20,25 +20,25 @@ class Teacher:
         self._normalize, self._processes = normalize, processes
         self._batch_norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         for module in self._batch_norms:
-            module.momentum = 0.0  # so that running statistics stay as they are in training mode, too
+            module.momentum = 0.0  # so that running statistics don't change in training mode either
 
     @torch.no_grad()
     def signals(self, pixels_BCHW: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """The named signals, float32 (B, …), of pixels uint8 (B, C, H, W), all on the device.
 
-        Those whose name ends in -batch come from a forward of their own with batch norm in training mode.
+        Names that end in -batch take another forward, with batch norm in training mode.
         """
-        wanted = list(names)
-        of_rows = [name for name in wanted if not parse(name).batch]
-        of_batch = [name for name in wanted if parse(name).batch]
+        names = list(names)
+        of_rows = [name for name in names if not parse(name).batch]
+        of_batch = [name for name in names if parse(name).batch]
         images_BCHW = self._normalize(pixels_BCHW)
-        found = self._forward(images_BCHW, of_rows) if of_rows else {}
+        signals = self._forward(images_BCHW, of_rows) if of_rows else {}
         if of_batch:
             for module in self._batch_norms:
                 module.train()
-            found |= self._forward(images_BCHW, of_batch)
+            signals |= self._forward(images_BCHW, of_batch)
             self._network.eval()
-        return {name: found[name].float() for name in wanted}
+        return {name: signals[name].float() for name in names}
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         """Logits float32 (B, K) of pixels uint8 (B, C, H, W), both on the device."""

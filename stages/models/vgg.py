@@ -1,7 +1,7 @@
 """VGGs for small images: batch norm, one linear classifier, with the published CIFAR-100 checkpoints' parameter names.
 
-Simonyan and Zisserman, 2015, table 1 (A, B, D, E), and a smaller one of one convolution a stage. Maximum pooling lies
-between the stages, global average pooling behind the last.
+Simonyan and Zisserman, 2015, table 1 (A, B, D, E), and a smaller one with one convolution a stage. There is maximum
+pooling between the stages and global average pooling after the last.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,16 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start
 from torch import Tensor, nn
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
-CONVOLUTIONS = {  # how many each stage has, by depth
+CONVOLUTIONS = {  # in each stage, by depth
     8: (1, 1, 1, 1, 1),
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-FOURTH_POOLING_FROM = 64  # input height in pixels, the published code's at just 64; smaller images would shrink too far
+FOURTH_POOLING_FROM = (
+    64  # input height in pixels; the published code pools at exactly 64, and smaller images would shrink too far
+)
 
 
 class VGG(StagedNetwork):
@@ -55,7 +57,7 @@ class VGG(StagedNetwork):
 
 
 def _stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
-    """Convolutions with batch norm and ReLU; the last one's ReLU is the caller's."""
+    """Convolutions with batch norm and ReLU; the caller applies the last ReLU."""
     layers: list[nn.Module] = []
     for number in range(convolutions):
         if number:

@@ -1,4 +1,4 @@
-"""Files of weights: reading every published layout without running any code in them, fitting, hashing, writing."""
+"""Files of weights: reading every published layout without executing code, fitting, hashing and writing."""
 
 import argparse
 import hashlib
@@ -16,7 +16,7 @@ from dhkd.data.errors import WeightsError
 from dhkd.stages.models.network import Network
 from torch import Tensor, nn
 
-# Counts steps since initialisation; published files may lack it and no output depends on it.
+# A count of steps, which published files may lack and no output depends on.
 IGNORED = "num_batches_tracked"
 METADATA = "dhkd"  # the entry of a .safetensors file's metadata that `save_weights` writes
 NAMES_LISTED = 3  # how many differing names an error lists
@@ -25,9 +25,9 @@ NAMES_LISTED = 3  # how many differing names an error lists
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors by name of a .safetensors or torch file, on the CPU.
 
-    Weights may be nested under `model` or `state_dict` and carry a `module.` prefix. Nothing in the file is executed;
-    of types other than tensors and plain values only `argparse.Namespace` is let through. Raises `WeightsError` for a
-    file that is missing, damaged, holds other code, or no weights.
+    Weights may be nested under `model` or `state_dict`, and names may have the prefix `module.`. Nothing in the file is
+    executed: it may hold tensors, plain values and `argparse.Namespace`. Raises `WeightsError` for a file that is
+    missing or damaged, contains other code, or holds no weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -39,13 +39,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except IsADirectoryError as error:
         raise WeightsError(f"weights {path}: expected a file, got a folder") from error
     except pickle.UnpicklingError as error:
-        # torch's own text goes on to say how to load the file all the same, which nobody should.
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        # torch's own message also explains how to load the file anyway, which nobody should.
+        code = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
             f"weights {path}: expected tensors and plain values only,"
-            f" got {named[1] if named else 'no pickle of tensors'}; the file was not loaded"
+            f" got {code[1] if code else 'no pickle of tensors'}; the file was not loaded"
         ) from error
-    except Exception as error:  # a damaged file makes the unpickler raise whatever its bytes lead it to
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise WeightsError(f"weights {path}: the file is damaged or no file of weights ({_line(error)})") from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -63,8 +63,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load `state` into `network`, all of it or nothing; `origin` names the file in errors.
 
-    Names may also be the published ones that a `Network` tells. Raises `WeightsError`, listing the first names and
-    shapes that differ, or the tensor that is not finite.
+    Names may also be a `Network`'s `published_names`. Raises `WeightsError`, which lists the first names and shapes
+    that differ, or names the tensor that is not finite.
     """
     if isinstance(network, Network):
         state = _in_our_names(state, network.published_names)
@@ -86,7 +86,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
             raise WeightsError(
                 f"weights {origin}: {name} expected dense real numbers, got {state[name].dtype}, {state[name].layout}"
             )
-        # Into the network's own state and no plain dict: some networks refuse one without its layers' versions.
+        # Written into the network's own state: some networks refuse a plain dict, which lacks their layers' versions.
         expected[name] = state[name].to(expected[name].dtype)
         if not bool(torch.isfinite(expected[name]).all()):
             raise WeightsError(
@@ -96,15 +96,15 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the network's state as .safetensors, the same bytes whatever its memory format or device."""
+    """Write the network's state as .safetensors; the bytes don't depend on its memory format or device."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # One entry, because safetensors writes several in an order that changes from run to run.
+    # All in one entry, because safetensors writes several entries in an order that changes from run to run.
     content = safetensors.torch.save(tensors, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
     write_atomically(path, lambda stream: stream.write(content))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `save_weights` was told beside the tensors; empty where the file says nothing."""
+    """The metadata that `save_weights` wrote; empty if the file has none. Raises `WeightsError` for other files."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
@@ -115,7 +115,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def weights_sha256(network: nn.Module) -> str:
     """SHA-256 (hexadecimal) over the sorted names, dtypes, shapes and bytes of parameters and buffers.
 
-    Independent of memory format, device and of the file's layout; leaves `num_batches_tracked` out.
+    It depends neither on memory format and device nor on the file's layout, and leaves `num_batches_tracked` out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -127,7 +127,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Data-parallel training puts `module.` before every name."""
+    """The tensors without the `module.` that data-parallel training puts before every name."""
     if not all(name.startswith("module.") for name in tensors):
         return tensors
     return {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -136,10 +136,10 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _in_our_names(state: Mapping[str, Tensor], published_names: Mapping[str, str | None]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
-        theirs = next((start for start in published_names if name.startswith(start)), "")
-        ours = published_names.get(theirs, "")
-        if ours is not None:
-            renamed[ours + name.removeprefix(theirs)] = tensor
+        published = next((start for start in published_names if name.startswith(start)), "")
+        replacement = published_names.get(published, "")
+        if replacement is not None:
+            renamed[replacement + name.removeprefix(published)] = tensor
     return renamed
 
 

@@ -1,8 +1,8 @@
 """Wide ResNets for small images, with the published CIFAR-100 checkpoints' parameter names.
 
 Zagoruyko and Komodakis, 2016: depth 6n + 4, n blocks a stage, batch norm and ReLU before each convolution, no dropout.
-A stage therefore ends with a bare sum, and its last activation is the first one of what follows it: that batch norm
-runs once, and both the map and the next block take its output.
+A stage therefore ends with a bare sum, and its last activation is the first one of the next block. That batch norm
+runs once, and its output is both the stage's map and the next block's input.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def residual(self, x: Tensor, activated_x: Tensor) -> Tensor:
-        """The block's sum, given its input and what batch norm and ReLU make of it."""
-        # Where the shape changes, the published networks take the shortcut behind the activation.
+        """The block's sum; `activated_x` is its input after batch norm and ReLU."""
+        # If the shape changes, the published networks take the shortcut after the activation.
         shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated_x)
         summed: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(activated_x))))
         return summed
