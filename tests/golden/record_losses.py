@@ -75,7 +75,7 @@ def prepare(folder: Path) -> None:
     with contextlib.chdir(folder):
         for words in PREPARATION.values():
             done(words)
-    gc.freeze()  # after every command Accelerate looks for garbage, of which none is in what was imported
+            gc.freeze()  # after each command Accelerate looks for garbage, of which none is in what was imported
 
 
 def losses_of_two_processes(folder: Path) -> dict[str, Terms]:
