@@ -23,23 +23,24 @@ OPTIONS = (
     *("student.epochs=3", "student.batch_size=25", "student.lr=0.01"),
     *("objectives.crd.negatives=40",),  # of 79 samples
 )
-COMPUTING = ("--cpu", "--precision", "float32")
+COMPUTING, NO_TRACKER = ("--cpu", "--precision", "float32"), ("--track", "none")
 BLOCKS = {SIGNALS: "0.14", INT8: "0.00046", TOP_K: "0.00061", FLOAT32: "0.0011", TWO: "0.00055"}  # of 27 rows, in MiB
 
 
-def _sets(options: Sequence[str]) -> list[str]:
+def sets(options: Sequence[str]) -> list[str]:
+    """The words that override a preset."""
     return [word for option in options for word in ("--set", option)]
 
 
 def train_teacher(out: str, *options: str) -> list[str]:
     """The words that train a teacher."""
-    return ["train-teacher", "digits", *_sets([*OPTIONS, *options]), *COMPUTING, "--out", out]
+    return ["train-teacher", "digits", *sets([*OPTIONS, *options]), *COMPUTING, *NO_TRACKER, "--out", out]
 
 
 def cache_teacher(out: str, *words: str, teacher: str = TEACHER) -> list[str]:
     """The words that write a cache."""
     options = [*OPTIONS, f"cache.block_mb={BLOCKS[out]}"]
-    return ["cache-teacher", "digits", *_sets(options), *COMPUTING, "--teacher", teacher, "--out", out, *words]
+    return ["cache-teacher", "digits", *sets(options), *COMPUTING, "--teacher", teacher, "--out", out, *words]
 
 
 # What all objectives read that can be cached. Not --signals, which torchrun would take for an option of its own.
@@ -49,7 +50,7 @@ PREPARATION = {
     "other-teacher": train_teacher(OTHER_TEACHER, "seed=1"),
     "signals": cache_teacher(SIGNALS, "--set", ALL_SIGNALS),
     "int8-tar": cache_teacher(INT8, "--store", "webdataset", "--codec", "int8"),
-    "top-k": cache_teacher(TOP_K, *_sets(["cache.codec={kind: top-k, k: 4, temperature: 4.0}"])),
+    "top-k": cache_teacher(TOP_K, *sets(["cache.codec={kind: top-k, k: 4, temperature: 4.0}"])),
     "float32": cache_teacher(FLOAT32, "--codec", "float32", "--views", "2"),
     "float32-extended": cache_teacher(FLOAT32, "--codec", "float32", "--views", "9"),
     "two-teachers-a": cache_teacher(TWO, "--name", "a"),
@@ -78,7 +79,7 @@ class Case:
     @property
     def words(self) -> list[str]:
         """The words that train it."""
-        words = ["train-student", "digits", *_sets([*OPTIONS, *self.options]), *COMPUTING, "--track", "none"]
+        words = ["train-student", "digits", *sets([*OPTIONS, *self.options]), *COMPUTING, *NO_TRACKER]
         words += ["--cache", self.cache] if self.cache else []
         words += ["--teacher", TEACHER] if self.teacher else []
         return [*words, "--out", self.out]
