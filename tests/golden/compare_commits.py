@@ -154,6 +154,7 @@ def _run(commands: Commands, side: Path, processes: int) -> dict[str, Any]:
     words = side / f"commands-{processes}.json"
     words.write_text(json.dumps(list(commands.values())))
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(side / "types"), "XDG_CACHE_HOME": str(side / "user")}
+    environment["SOURCE_DATE_EPOCH"] = "0"  # the date that pictures bear
     script = [*launcher(processes), str(COMMANDS), str(words)]
     done = subprocess.run(script, cwd=side / "run", env=environment, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
