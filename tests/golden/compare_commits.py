@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = Path(__file__).parent / "commands.py"
 TIMES = {"seconds", "train_seconds", "samples_per_second", "rows_per_second"}
 UNCOMPARED = TIMES | {"versions"}
+NEVER_ALIKE = ("checkpoint/state.pt", ".svg")  # which hold times, and names that are drawn anew
 SOURCES = ("pipeline", "stages", "data", "configs", "benchmarks")
 
 PHOTOGRAPHS = """
@@ -154,7 +155,6 @@ def _run(commands: Commands, side: Path, processes: int) -> dict[str, Any]:
     words = side / f"commands-{processes}.json"
     words.write_text(json.dumps(list(commands.values())))
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(side / "types"), "XDG_CACHE_HOME": str(side / "user")}
-    environment["SOURCE_DATE_EPOCH"] = "0"  # the date that pictures bear
     script = [*launcher(processes), str(COMMANDS), str(words)]
     done = subprocess.run(script, cwd=side / "run", env=environment, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
@@ -219,7 +219,7 @@ def _file_differences(old: Path, new: Path) -> Iterator[str]:
             yield from _differences(_plain(json.loads(one)), _plain(json.loads(other)), f"{name}: ")
         elif name.endswith(".csv"):
             yield from _differences(_rows(one.decode()), _rows(other.decode()), f"{name}: row ")
-        elif not name.endswith("checkpoint/state.pt") and one != other:  # which holds times
+        elif not name.endswith(NEVER_ALIKE) and one != other:
             at = next(
                 (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
             )
