@@ -90,7 +90,7 @@ def _of_finished_ones() -> Commands:
     made_with = ["--preset", "digits", *sets(OPTIONS), "--teacher", TEACHER, "--cpu"]
     checks = {
         f"{command}-{name}": [command, f"golden/{name}", "--json"]
-        for name in ("version-1.zarr", "version-2.zarr", "version-2-tar")
+        for name in ("version-2.zarr", "version-2-tar")
         for command in ("inspect", "verify")
     }
     return checks | {
@@ -169,7 +169,7 @@ def _results(which: str, side: Path) -> tuple[Path, dict[str, Any]]:
     run = side / "run"
     run.mkdir()
     _make_photographs(run)
-    for name in ("version-1.zarr", "version-2.zarr", "version-2-tar"):
+    for name in ("version-2.zarr", "version-2-tar"):
         shutil.copytree(ROOT / "tests" / "golden" / name, run / "golden" / name)
     return run, _run(_alone(), side, 1) | _run(_of_two(), side, 2)
 
