@@ -39,7 +39,7 @@ class ComparedRow:
     """
 
     name: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # Any: settings as the run's own file has them
     runs: Sequence[str]
     seeds: Sequence[int]
     last_top1: Spread

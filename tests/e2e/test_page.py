@@ -339,7 +339,7 @@ def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Pa
 
 
 def test_it_says_how_long_the_rest_will_take(swept: Path, tmp_path: Path) -> None:
-    """Runs take as long as the finished one. Two train at a time, one has half of its epochs; two have not begun."""
+    """Runs take as long as the finished one. Two train at a time, one with half of its epochs; two have not begun."""
     out = tmp_path / "runs"
     out.mkdir()
     for name in ("objective=ce,seed=0", "objective=ce,seed=1", "objective=binary-kl,seed=0"):
