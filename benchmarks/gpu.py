@@ -14,17 +14,27 @@ from dhkd.benchmarks.caches import complete_cache, manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.online import online
 from dhkd.benchmarks.pairs import PAIRS
-from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, Loop, batches_of, random_images, stream_of
+from dhkd.benchmarks.steps import (
+    MEAN,
+    NUM_CLASSES,
+    RECIPE,
+    STD,
+    Loop,
+    batches_of,
+    random_images,
+    stream_of,
+    train_side_by_side,
+)
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import ResidentSignals
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
-from dhkd.stages.train.crew import Crew
-from dhkd.stages.train.learner import Compile
+from dhkd.stages.train.side_by_side import SideBySide
+from dhkd.stages.train.step import Compile
 from torch.profiler import ProfilerActivity, profile
 
 BATCH = 64
@@ -120,11 +130,10 @@ def _together(
     stream = stream_of(renderer, signals, BATCH)
     loops = [Loop("dhkd", stream, processes, compiled=how, alone=False) for _ in range(STUDENTS)]
     batches = batches_of(stream)
-    with Crew(STUDENTS, processes.device) as crew:
+    with SideBySide(STUDENTS, processes.device) as side_by_side:
 
-        def side_by_side() -> None:
-            at = next(batches)
-            crew.each(lambda loop: loop.train_on(*at), loops)
+        def all_at_once() -> None:
+            train_side_by_side(side_by_side, loops, *next(batches))
 
         def one_after_the_other() -> Iterator[None]:
             while True:
@@ -134,10 +143,10 @@ def _together(
                         yield
 
         alone = one_after_the_other()
-        _run(side_by_side, WARM_UP, processes)
+        _run(all_at_once, WARM_UP, processes)
         actions = {
             "one": partial(_run, partial(next, alone), STUDENTS * steps, processes),
-            "all": partial(_run, side_by_side, steps, processes),
+            "all": partial(_run, all_at_once, steps, processes),
         }
         seconds = interleaved(actions, rounds, warm_up=1)
     detail = f"{STUDENTS} × resnet20, batch {BATCH}, {processes.precision}, compile {how}"

@@ -16,6 +16,7 @@ from dhkd.pipeline import training
 from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.results import plain
 from dhkd.stages.train.objectives import OBJECTIVES
 from rich.console import Console
 
@@ -30,7 +31,7 @@ def trained(out: Path, method: str, seed: int, overrides: list[str]) -> dict[str
         result: dict[str, Any] = json.loads((run / "result.json").read_bytes())
         return result
     settings = [f"objective={method}", f"seed={seed}", "teacher.live=true", *overrides]
-    return training.train_student(
+    trained_run = training.train_student(
         load_experiment("demo", settings),
         str(out / "teacher.zarr"),
         run,
@@ -39,6 +40,7 @@ def trained(out: Path, method: str, seed: int, overrides: list[str]) -> dict[str
         cpu=True,
         resume=True,
     )
+    return dict(plain(trained_run))
 
 
 def main() -> None:

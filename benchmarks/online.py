@@ -10,6 +10,7 @@ from itertools import count
 
 import torch
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import build_network
 from dhkd.stages.models.student import auxiliary_head
 from dhkd.stages.train.objectives import losses
@@ -69,7 +70,7 @@ def online(
         for batch in loader:
             images_BCHW, labels_B = (tensor.to(device) for tensor in batch)
             out = network.outputs(images_BCHW)
-            kept = losses.cross_entropy(out.logits, labels_B)
+            kept = losses.cross_entropy(out.logits, Labels(labels_B))
             against = None
             if live is not None:
                 with torch.no_grad():

@@ -9,12 +9,11 @@ from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.online import online
 from dhkd.benchmarks.steps import RECIPE, Loop, steps_per_second, stream_of
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import NoSignals, ResidentSignals
 from dhkd.stages.processes import Processes
-from dhkd.stages.train.learner import Compile
+from dhkd.stages.train.step import Compile
 
 PAIRS = (("resnet20", "resnet56"), ("resnet8x4", "resnet32x4"))
 STEPS = 4  # in a repetition: as many as a coefficient is used for

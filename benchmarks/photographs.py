@@ -7,7 +7,7 @@ import io
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
-from dhkd.data.images.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.images.encoded import EncodedFiles, PhotoRenderer, PhotoSet
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.render import Keys, Normalization
 from dhkd.data.sources.image_folder import FolderFiles
@@ -33,7 +33,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
 
 
-class InMemory:
+class InMemory(EncodedFiles):
     """Encoded images as a list of bytes."""
 
     def __init__(self, contents: list[bytes]) -> None:
@@ -74,13 +74,15 @@ def generated_photographs(number: int) -> PhotoSet:
 def decoding(rounds: int, number: int) -> list[Figure]:
     """Photographs decoded, cut and resized: by the renderer in this process over bare Pillow, and by one worker."""
     images = generated_photographs(number)
+    files = images.files
+    assert isinstance(files, InMemory)
     index_B = torch.arange(number)
     keys = [(torch.zeros_like(index_B), index_B)]
     cuts = [RECIPE.cut(draws, 375, 500) for draws in RECIPE.draws(*keys[0]).tolist()]
 
     def bare() -> None:
         for index, cut in enumerate(cuts):
-            with Image.open(io.BytesIO(images.files.read(index))) as photo:
+            with Image.open(io.BytesIO(files.read(index))) as photo:
                 np.asarray(photo.crop(cut.box).resize(cut.size, Image.Resampling.BILINEAR))
 
     def rendered(workers: int, batches: Iterable[Keys]) -> Callable[[], object]:
@@ -94,7 +96,7 @@ def decoding(rounds: int, number: int) -> list[Figure]:
     seconds = interleaved(actions, rounds, warm_up=1)
     seconds["one worker"] /= passes
     rates = {name: number / median(values) for name, values in seconds.items()}
-    kilobytes = median(len(images.files.read(index)) for index in range(number)) / 1000
+    kilobytes = median(len(files.read(index)) for index in range(number)) / 1000
     detail = f"{number} JPEGs of 500 × 375, {kilobytes:.0f} kB: {rates['renderer']:,.0f}, {rates['bare']:,.0f} images/s"
     of_worker = f"{passes * number} in a row, its start and end in the time: {rates['one worker']:,.0f} images/s"
     return [
@@ -109,6 +111,9 @@ class SheetRenderer:
     """Instead of decoding: every pixel a function of the key."""
 
     device = CPU
+    in_memory = False
+    exact = True
+    unreadable: Mapping[str, str] = {}
 
     def __init__(self, images: PhotoSet) -> None:
         self.images = images

@@ -11,8 +11,8 @@ from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.operators import seconds_by_part
 from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, STUDENT, TEACHER, Loop, stream_of
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import ResidentSignals
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network

@@ -49,8 +49,8 @@ from dhkd.benchmarks.stores import stores
 from dhkd.benchmarks.together import together
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
 from dhkd.pipeline.cli.tables.plain import plain_table
@@ -277,7 +277,7 @@ def _turn(update: Callable[[int, int, Batch], None], batches: Iterator[tuple[int
 
 def _bare_update(loop: Loop, epoch: int, step: int, batch: Batch) -> None:
     """What aligning can't do without: both gradients, added up, and an update."""
-    terms = loop.objective.terms(loop.student(batch.images_BCHW), batch.labels_B, batch.teacher)
+    terms = loop.objective.terms(loop.student(batch.images_BCHW), batch.labels, batch.teacher)
     kept, rest = terms.values()
     parameters = list(loop.student.parameters())
     first = torch.autograd.grad(kept, parameters, retain_graph=True, allow_unused=True)

@@ -1,16 +1,16 @@
 """What steps are timed on: random images of CIFAR-100's shape, their stream, and a student that takes one at a time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 
 import torch
 from dhkd.configs.schema import Training
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch, Live, Stream
 from dhkd.data.stream.signals import Signals
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
@@ -18,10 +18,10 @@ from dhkd.stages.models import Network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.gradients import Alignment
-from dhkd.stages.train.learner import Compile, Learner
-from dhkd.stages.train.loop import batch_of
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Setting
+from dhkd.stages.train.side_by_side import SideBySide
+from dhkd.stages.train.step import Compile, TrainingStep
 
 NUM_CLASSES = 100
 MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -74,16 +74,15 @@ class Loop:
         self.student = student_of(self.objective, setting)
         on_gpu = processes.device.type == "cuda"
         self.optimizer = optimizer_of(training, self.student, fused=on_gpu)
-        self._learner = Learner(
+        self._step = TrainingStep(
             self.student,
             self.optimizer,
             self.objective,
+            stream,
             learning_rate=learning_rate_of(training),
-            steps_per_epoch=stream.steps_per_epoch,
             seed=0,
             clip_norm=None,
             processes=processes,
-            again=partial(batch_of, stream) if stream.repeatable else None,
             compiled=compiled,
             alone=alone,
         )
@@ -103,9 +102,16 @@ class Loop:
     def train_on(self, epoch: int, step: int, batch: Batch) -> None:
         """One update on a batch that is ready."""
         if epoch != self._epoch:
-            self._learner.begin(epoch)
+            self._step.begin_epoch(epoch)
             self._epoch = epoch
-        self._learner.learn(step, batch)
+        self._step(step, batch)
+
+
+def train_side_by_side(side_by_side: SideBySide, loops: Sequence[Loop], epoch: int, step: int, batch: Batch) -> None:
+    """One update of every student on the same batch."""
+    errors = side_by_side.run({loop: partial(loop.train_on, epoch, step, batch) for loop in loops})
+    for error in errors.values():
+        raise error
 
 
 def steps_per_second(steps: Iterator[None], num_steps: int) -> float:

@@ -137,8 +137,8 @@ def _seconds_to_write(path: Path, store: str, num_writers: int) -> float:
 
 
 def _write_share(parent: Connection, path: Path, store: str, number: int, num_writers: int) -> None:
+    from dhkd.data.cache.find import find
     from dhkd.data.cache.storage.places import storage_of
-    from dhkd.data.cache.stores import find
 
     found = find(storage_of(path))
     assert found is not None

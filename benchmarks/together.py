@@ -9,13 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dhkd.benchmarks.figure import Figure, interleaved, middle
-from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, batches_of, random_images, stream_of
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import ResidentRenderer
-from dhkd.data.stream.batches import Batch
+from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, batches_of, random_images, stream_of, train_side_by_side
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.stream.signals import NoSignals
 from dhkd.stages.processes import Processes
-from dhkd.stages.train.crew import Crew
+from dhkd.stages.train.side_by_side import SideBySide
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,13 +36,13 @@ def together(rounds: int, batch_size: int, images: ImageSet, processes: Processe
             for _ in range(STEPS):
                 loop.train_on(*next(shared))
 
-    with Crew(STUDENTS, processes.device) as crew:
+    with SideBySide(STUDENTS, processes.device) as side_by_side:
 
-        def side_by_side() -> None:
+        def all_at_once() -> None:
             for _ in range(STEPS):
-                crew.each(partial(_train, *next(shared)), loops)
+                train_side_by_side(side_by_side, loops, *next(shared))
 
-        seconds = interleaved({"one": one_after_the_other, "all": side_by_side}, rounds, warm_up=1)
+        seconds = interleaved({"one": one_after_the_other, "all": all_at_once}, rounds, warm_up=1)
     detail = f"{STUDENTS} × {STUDENT}, batch {batch_size}, {threads} threads"
     ratio = seconds["one"] / seconds["all"]
     figures = [middle("together / one after the other", ratio, "×", detail, at_least=1.3)]
@@ -77,10 +75,6 @@ def _stacked(rounds: int, batch_size: int, channels: int, side: int) -> Figure:
         f"{STUDENTS} convolutions 3 × 3 of {channels} channels, {side} × {side}, batch {batch_size}, with gradients"
     )
     return middle("one after the other / stacked in groups", seconds["one"] / seconds["groups"], "×", detail)
-
-
-def _train(epoch: int, step: int, batch: Batch, loop: Loop) -> None:
-    loop.train_on(epoch, step, batch)
 
 
 def _independent(rounds: int, threads: int, batch_size: int) -> NDArray[np.float64]:

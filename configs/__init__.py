@@ -1,1 +1,1 @@
-"""What a run is: the schema of presets, their loading, and the presets themselves."""
+"""What a run is: the schema of presets, how presets are loaded, and the presets themselves."""

@@ -1,4 +1,4 @@
-"""A grid of experiments: every combination of the values that some keys are to take."""
+"""A grid of experiments: every combination of the values listed for some keys."""
 
 import itertools
 import json
@@ -10,9 +10,9 @@ from dhkd.data.errors import ConfigError
 
 
 def combinations(grid: Sequence[str]) -> dict[str, list[str]]:
-    """Of "key=a,b" each, every combination: a name that serves as a folder's, and its `key=value` overrides.
+    """Every combination of a grid of "key=a,b": its name, which can be a folder's, and its `key=value` overrides.
 
-    Values are read as YAML's of a list, so a list among them has brackets of its own. Raises `ConfigError`.
+    The values are the elements of a YAML list, so a value that is a list has its own brackets. Raises `ConfigError`.
     """
     choices: list[list[tuple[str, str]]] = []
     for text in grid:
@@ -24,14 +24,14 @@ def combinations(grid: Sequence[str]) -> dict[str, list[str]]:
             values = None
         if not (separator and key and values):
             raise ConfigError(f"--grid {text}: expected KEY=VALUE,VALUE, the values as YAML")
-        if any(key == other for choice in choices for other, _ in choice):
+        if any(key == choice[0][0] for choice in choices):
             raise ConfigError(f"--grid {text}: expected each key once, got {key} twice")
-        written = [value if isinstance(value, str) else json.dumps(value) for value in values]
-        choices.append([(key, value) for value in written])
-    found: dict[str, list[str]] = {}
-    for chosen in itertools.product(*choices):
-        name = re.sub(r"[^\w.=+*,-]+", "_", ",".join(f"{key}={value}" for key, value in chosen))
-        if name in found:
+        choices.append([(key, value if isinstance(value, str) else json.dumps(value)) for value in values])
+    overrides_of: dict[str, list[str]] = {}
+    for combination in itertools.product(*choices):
+        overrides = [f"{key}={value}" for key, value in combination]
+        name = re.sub(r"[^\w.=+*,-]+", "_", ",".join(overrides))
+        if name in overrides_of:
             raise ConfigError(f"--grid: expected different values, got {name} twice")
-        found[name] = [f"{key}={value}" for key, value in chosen]
-    return found
+        overrides_of[name] = overrides
+    return overrides_of

@@ -1,4 +1,4 @@
-"""Presets: finding them, reading them, and overriding their values from the command line."""
+"""Presets: how they are found, read, and overridden from the command line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import yaml
 from dhkd.configs.schema import Codec, Experiment, Section
-from dhkd.data.errors import ConfigError, unknown  # the one thing that configuration takes from `data`
+from dhkd.data.errors import ConfigError, unknown  # all that configuration takes from `data`
 from pydantic import BaseModel, ValidationError
 
 SUFFIX = ".yaml"
@@ -43,8 +43,8 @@ def preset_text(name: str) -> str:
 def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = False) -> Experiment:
     """The experiment that a preset and `key=value` overrides describe; dots reach into sections.
 
-    A value is read as YAML, so `limit=null` and `milestones=[30,60]` mean what they say. Raises `ConfigError` in one
-    line, with the nearest valid name for an unknown key.
+    Values are YAML, so `limit=null` and `milestones=[30,60]` mean what they say. Raises `ConfigError` with a message of
+    one line, which suggests the nearest valid name for an unknown key.
     """
     tree = _parse(preset_text(name), f"preset {name}")
     if not isinstance(tree, dict):
@@ -59,12 +59,12 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {override}: expected key=value")
-        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is no YAML"))
+        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
     return parse_experiment(tree, f"preset {name}")
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
-    """The experiment of a tree of plain values; `where` begins the line of a `ConfigError`."""
+    """The experiment that a tree of plain values describes; `where` begins the message of a `ConfigError`."""
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
@@ -72,7 +72,7 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
 
 
 def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> Codec:
-    """The codec of these options, None: not given. Raises `ConfigError`, in one line, where they don't fit."""
+    """The codec that these options describe; None means not given. Raises `ConfigError` if they don't fit together."""
     given = {"kind": kind, "k": k, "temperature": temperature}
     try:
         return Codec.model_validate({key: value for key, value in given.items() if value is not None})
@@ -84,16 +84,16 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"preset file {path}: {reason}") from error
 
 
 def _experiment_of_run(path: Path) -> str:
-    """A run keeps facts of its own beside the experiment that it was asked for."""
+    """The experiment in a run's settings, which also hold facts about the run itself."""
     try:
         return yaml.safe_dump(_parse(_read(path), str(path))["experiment"], sort_keys=False, allow_unicode=True)
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: expected a run's settings, found something else") from error
+        raise ConfigError(f"{path}: expected a run's settings, got something else") from error
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterable[str]:
@@ -105,7 +105,7 @@ def _walk(folder: Traversable, prefix: str) -> Iterable[str]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a bare word for a section sets its main field and leaves the rest."""
+    """Set a dotted key; a single word given for a section sets its main field and leaves the other fields."""
     *sections, last = key.split(".")
     model: type[BaseModel] | None = Experiment
     node = tree
@@ -127,8 +127,10 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[BaseModel] | None:
-    """The section that the field holds, None when it holds a value or free keys."""
+    """The section that the field holds, or None if it holds a value or free keys."""
     if model is None:
+        return None
+    if name not in model.model_fields and model.model_config.get("extra") == "allow":
         return None
     if name not in model.model_fields:
         raise ConfigError(f"--set {key}: {unknown('key', name, model.model_fields)}")
@@ -138,7 +140,7 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a word; people mean the number."""
+    """Reads 1e-3 as the number that people mean; YAML 1.1 reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -149,14 +151,15 @@ _Loader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    # PyYAML's constructors let through what int(), datetime.date() and their own tables raise: 2024-99-99, !!bool x.
+    # PyYAML's constructors pass on what int(), datetime.date() and their own tables raise, as for 2024-99-99, !!bool x.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} ({' '.join(str(error).split())})") from error
 
 
 def _explain(problem: Any) -> str:
+    """One problem that pydantic found, as "key: what is wrong, got value"."""
     place = list(problem["loc"])
-    if problem["type"] != "extra_forbidden":  # pydantic names the members of a union, too
+    if problem["type"] != "extra_forbidden":  # pydantic also names the members of a union
         place = [part for part in place if not str(part).startswith("literal[") and part != "int"]
     name = ".".join(str(part) for part in place) or "the file"
     if problem["type"] == "extra_forbidden":

@@ -1,6 +1,7 @@
-"""What a preset says: frozen, validated models. Names of sources, networks and objectives are looked up by the builder.
+"""What a preset says, as frozen, validated models.
 
-A section given as a bare word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`.
+A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. Names of
+sources, networks and objectives are not checked here; the builder looks them up.
 """
 
 import math
@@ -33,58 +34,66 @@ Spreads = tuple[Spread, Spread, Spread]
 
 
 def _finite(value: Any) -> Any:
-    """The same value, wherever pydantic doesn't look: NaN is unequal to itself, so a run with one is never the same."""
+    """The value unchanged, if all its numbers are finite: a run with NaN, unequal to itself, could not be resumed."""
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("finite_number", "expected finite numbers")
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for each in inner:
-        _finite(each)
+    for part in inner:
+        _finite(part)
     return value
 
 
+# Keys and values that this schema does not know; pydantic checks nothing inside of them.
 Free = Annotated[Mapping[str, Any], AfterValidator(_finite)]
 
 
 class Data(Section):
-    """Which data set. `train`, `test` and `num_classes` are for files of one's own: image-folder, webdataset."""
+    """The data set. `train`, `test` and `num_classes` are for your own files: image-folder and webdataset."""
 
     main_field = "source"
     source: str
-    limit: int | None = Field(None, ge=2, description="keep only the first so many training samples")
-    test_limit: int | None = Field(None, ge=1, description="keep only the first so many test samples")
-    train: str | None = Field(None, description="folder of class folders, or pattern of shards, below the data root")
-    test: str | None = Field(None, description="the same of the test split")
-    num_classes: int | None = Field(None, ge=2, description="of shards, which don't say it")
-    mean: Means | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
-    std: Spreads | None = Field(None, description="of each channel, 0 to 1, instead of the source's own")
+    limit: int | None = Field(None, ge=2, description="number of training samples to keep, from the first on")
+    test_limit: int | None = Field(None, ge=1, description="number of test samples to keep, from the first on")
+    train: str | None = Field(
+        None, description="folder of class folders, or pattern of shards, relative to the data root"
+    )
+    test: str | None = Field(None, description="the same for the test split")
+    num_classes: int | None = Field(None, ge=2, description="for shards, which don't say it")
+    mean: Means | None = Field(None, description="for each channel, 0 to 1; null: the source's own")
+    std: Spreads | None = Field(None, description="for each channel, 0 to 1; null: the source's own")
 
 
 class Views(Section):
     """How a view is drawn; part of a cache's identity.
 
-    crop-flip takes `padding`, and all images of one size; random-resized-crop takes `size`, `scale` and `ratio`, and
-    `test_resize`, the shorter side of a test image before its centre is cropped (None: size · 256 / 224).
+    Every key beside the kind is a parameter of that recipe, which checks it. crop-flip takes `padding` and needs images
+    of one size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the shorter side of a test image
+    before its centre is cropped (null: size · 256 / 224). A recipe may take keys that are not listed here.
     """
 
-    kind: Literal["crop-flip", "random-resized-crop"] = "crop-flip"
-    flip: bool
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="belongs to the cache; the experiment has its own")
-    padding: int | None = Field(None, ge=0, le=64, description="pixels of zeros on each side")
-    size: int | None = Field(None, ge=1, le=4096, description="pixels of a side")
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain values out of YAML
+
+    kind: str = "crop-flip"
+    flip: bool | None = None
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="belongs to the cache; the experiment has another")
+    padding: int | None = Field(None, ge=0, le=64, description="black pixels added on each side")
+    size: int | None = Field(None, ge=1, le=4096, description="side of the crop, in pixels")
     scale: tuple[float, float] = Field((0.08, 1.0), description="smallest and largest area, relative to the image's")
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height")
     test_resize: int | None = Field(None, ge=1, le=8192)
 
-    @model_validator(mode="after")
-    def _fields_of_kind(self) -> "Views":
-        mine, other = ("padding", "size") if self.kind == "crop-flip" else ("size", "padding")
-        if getattr(self, mine) is None or getattr(self, other) is not None:
-            raise ValueError(f"{self.kind} takes {mine} and no {other}")
-        return self
+    @property
+    def parameters(self) -> Mapping[str, object]:
+        """What the recipe is built with: the seed, and every other key that differs from its default."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        differing = {name: value for name, value in self if name not in defaults or value != defaults[name]}
+        differing.pop("kind", None)
+        return {**differing, "seed": self.seed}
 
 
 class Training(Section):
-    """How one network is trained: SGD and its schedule. The batch size is that of all processes together."""
+    """How one network is trained: SGD and its schedule. The batch size counts all processes together."""
 
     main_field = "architecture"
     architecture: str
@@ -95,53 +104,65 @@ class Training(Section):
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
     lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle"] = "multistep"
-    milestones: tuple[int, ...] = Field((), description="epochs, from 0, that begin with the rate × gamma")
+    milestones: tuple[int, ...] = Field(
+        (), description="epochs, from 0, at whose start the rate is multiplied by gamma"
+    )
     gamma: float = Field(0.1, gt=0)
     warmup_epochs: float = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
     precision: Precision = "auto"
     compile: Literal["off", "reduce-overhead", "max"] = Field(
-        "off", description="reduce-overhead: a GPU replays a step as one graph; max: the network is compiled as well"
+        "off", description="reduce-overhead: a GPU replays each step as one graph; max: the network is compiled as well"
     )
     keep_every: int | None = Field(
-        None, ge=1, description="epochs between weights that are kept in the run's folder, for reports over training"
+        None,
+        ge=1,
+        description="keep the weights of every so many epochs in the run's folder, for reports over training",
     )
 
 
 class Teacher(Training):
-    """The network that is cached."""
+    """The network whose outputs are cached."""
 
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="accept only a cache of this teacher")
-    mean: Means | None = Field(None, description="what it was trained with, where that isn't the data set's")
-    std: Spreads | None = Field(None, description="the same")
-    live: bool = Field(False, description="run it in every step, for signals that the cache lacks, or without a cache")
+    mean: Means | None = Field(None, description="what it was trained with; null: the data set's")
+    std: Spreads | None = Field(None, description="the same for the deviation")
+    live: bool = Field(
+        False, description="run it in every step, for signals that the cache lacks or if there is no cache"
+    )
 
 
 class Student(Training):
     """The network that learns from the cache."""
 
     view_schedule: Literal["independent", "cycle", "block"] = Field(
-        "independent", description="independent needs the whole cache in memory, cycle one view at a time, block blocks"
+        "independent", description="memory needed: independent the whole cache, cycle one view, block a few blocks"
     )
-    views: int | None = Field(None, ge=1, description="train on so many of the cached views, the first; null: on all")
+    views: int | None = Field(
+        None, ge=1, description="how many of the cached views to train on, from the first; null: all"
+    )
     teacher: str | None = Field(
-        None, description="which of the teachers in the cache, by its name there; mean: of all; null: the one without"
+        None, description="name of a teacher in the cache; mean: the mean of all teachers; null: the unnamed one"
     )
     window: int | None = Field(
-        None, ge=1, description="shuffle blocks, then the samples of windows of so many; null: all samples at once"
+        None,
+        ge=1,
+        description="samples in a window: blocks are shuffled, then samples within each window; null: all at once",
     )
 
 
 class Codec(Section):
-    """How a row of logits is stored, other signals as float32 where that is said, else float16.
+    """How a row of logits is stored. Other signals are float32 if `kind` is float32, else float16.
 
-    `k` and `temperature` are top-k's, that keeps what is probable at it.
+    top-k keeps the `k` most probable classes and the summed probability of the others at `temperature`.
     """
 
     main_field = "kind"
     kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
     k: int | None = Field(None, ge=1, description="how many logits of a row are kept")
-    temperature: float | None = Field(None, gt=0, description="at which the others' probabilities are added up")
+    temperature: float | None = Field(
+        None, gt=0, description="at which the probabilities of the other classes are summed"
+    )
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> "Codec":
@@ -158,26 +179,28 @@ class Cache(Section):
     signals: tuple[str, ...] = Field(
         ("logits",),
         min_length=1,
-        description="logits, embedding, last_map, map2-before, …; cam and attention: those that cat-kd and at need",
+        description="logits, embedding, last_map, map2-before, …; cam and attention: what cat-kd and at need",
     )
     codec: Codec = Codec()
-    store: Literal["zarr", "webdataset"] = "zarr"
+    store: str = Field("zarr", description="how the cache is laid out: zarr or webdataset")
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
-    views_at_once: int = Field(4, ge=1, description="for how many views a photograph is decoded once")
+    views_at_once: int = Field(4, ge=1, description="how many views are rendered from one decoding of a photograph")
     block_mb: float = Field(4, gt=0, le=64, description="largest block of the largest signal, in MiB")
 
 
 class Alignment(Section):
-    """Which terms' gradient is kept, and against which terms; null: those of logits that aren't kept."""
+    """The terms whose gradient is kept, and the terms it is kept against; null: those of logits that are not kept."""
 
     kept: tuple[str, ...] = Field(("ce",), min_length=1)
     against: tuple[str, ...] | None = Field(None, min_length=1)
-    every: int = Field(1, ge=1, description="steps for which a coefficient is used; above 1 an approximation, cheaper")
+    every: int = Field(
+        1, ge=1, description="steps for which a coefficient is used; above 1 it is cheaper, but an approximation"
+    )
 
 
 class Experiment(Section):
-    """One preset: data set, views, teacher, cache and student, with the record of what is known of them."""
+    """One preset: data set, views, teacher, cache and student, and a record of what is known about them."""
 
     description: str
     data: Data
@@ -185,13 +208,13 @@ class Experiment(Section):
     teacher: Teacher
     cache: Cache = Cache()
     student: Student
-    objective: str = Field("dhkd", description="a name, or several with factors: dhkd + 0.5 * reviewkd")
-    alignment: Alignment | None = Field(None, description="of gradients; null: as the objective has it")
+    objective: str = Field("dhkd", description="a name, or a sum with factors: dhkd + 0.5 * reviewkd")
+    alignment: Alignment | None = Field(None, description="of gradients; null: the objective's default")
     objectives: Mapping[str, Free] = Field(
-        default_factory=dict, description="each objective's options where they differ from its own defaults"
+        default_factory=dict, description="options of each objective, where they differ from its defaults"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    smoke: Free = Field(default_factory=dict, description="what --smoke sets, to run in seconds")
+    smoke: Free = Field(default_factory=dict, description="settings that --smoke applies, for a run of seconds")
     record: Free = Field(
         default_factory=dict,
         description="free; ours hold commands, paper, parameters, published (top-1 in percent) and measured",

@@ -1,16 +1,15 @@
-"""From keys to pixels to what a network eats.
+"""From keys to pixels to what a network is shown.
 
-Images held in memory are rendered here, a whole batch with one gather, on the device where they live; photographs are
-decoded in `images/photographs.py`. Both give batches of pixels for batches of keys.
+How pixels are made is the image sets' affair: `images/in_memory.py` renders a whole batch with one gather on the device
+where the images are, `images/encoded.py` decodes in worker processes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from dhkd.data.images.in_memory import ImageSet, Triple
-from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.images.base import Images
 from torch import Tensor
 
 Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
@@ -40,45 +39,23 @@ class Normalization:
         return self._constants[device, width]
 
 
-class DataSet(Protocol):
-    """What the stages know of a split, however its images are kept: `ImageSet` and `PhotoSet` are such."""
-
-    @property
-    def name(self) -> str:
-        """The data set's name."""
-
-    @property
-    def split(self) -> str:
-        """ "train" or "test"."""
-
-    @property
-    def labels_N(self) -> Tensor:  # noqa: N802 - a shape suffix
-        """int64 (N,), each in [0, num_classes)."""
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-
-    @property
-    def mean(self) -> Triple:
-        """Of each channel, in units of full scale."""
-
-    @property
-    def std(self) -> Triple:
-        """Of each channel, in units of full scale."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def fingerprint(self) -> str:
-        """Equal fingerprints mean the same data set in the same order."""
-
-
 class Renderer(Protocol):
     """Pixels of any key of one data set under one recipe."""
 
     @property
-    def images(self) -> DataSet:
+    def in_memory(self) -> bool:
+        """Whether any batch can be rendered at any time at little cost, because nothing has to be decoded."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pixels are the same with every version of every library."""
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """By its name, what was wrong with each file that a black image stands in for."""
+
+    @property
+    def images(self) -> Images:
         """The data set."""
 
     @property
@@ -87,37 +64,3 @@ class Renderer(Protocol):
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """For each batch of keys, in order, uint8 (B, C, H, W) on the device; it may look ahead for keys."""
-
-
-class ResidentRenderer:
-    """Any view of images held in memory.
-
-    Holds the padded images on `device` (CIFAR-100's 50,000 with flips: 480 MB) and the views' order of every sample.
-    """
-
-    def __init__(self, images: ImageSet, recipe: CropFlip, device: torch.device) -> None:
-        self.images, self.recipe, self.device = images, recipe, device
-        self._windows = recipe.windows(images.images_NCHW.to(device))
-        self._orders = recipe.orders(0, len(images)).to(device)
-
-    def pixels(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) on the renderer's device; keys are int64 (B,), on any device."""
-        view_B, index_B = view_B.to(self.device), index_B.to(self.device)
-        draws = self.recipe.decode(self._orders[index_B, view_B])
-        return self.recipe.gather(self._windows, index_B, draws)
-
-    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device."""
-        return (self.pixels(view_B, index_B) for view_B, index_B in batches)
-
-
-class UnaugmentedRenderer:
-    """Images held in memory, as they are: for test sets; the view has no meaning."""
-
-    def __init__(self, images: ImageSet, device: torch.device) -> None:
-        self.images, self.device = images, device
-        self._images_NCHW = images.images_NCHW.to(device)
-
-    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device."""
-        return (self._images_NCHW[index_B.to(self.device)] for _, index_B in batches)

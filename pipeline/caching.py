@@ -3,42 +3,39 @@
 The way through the function is the way of the data.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dhkd.configs.schema import Experiment
-from dhkd.data.cache.codecs import row_bytes
+from dhkd.data.cache.find import find
+from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
+from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import find
 from dhkd.data.cache.writer import LogitWriter, begin
-from dhkd.data.images.photographs import PhotoRenderer
-from dhkd.data.render import Normalization, Renderer
-from dhkd.pipeline.build.cache import cache_identity, plan_of
+from dhkd.data.errors import one_of
+from dhkd.data.render import Renderer
+from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.environment import hardware_name, versions
+from dhkd.pipeline.environment import hardware_name, log_once, processes_for, unreadable_files, versions
+from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.results import CachedTeacher, LiveDifferences
 from dhkd.stages.cache.compare import compare_with_live
-from dhkd.stages.cache.write import write_blocks
-from dhkd.stages.models.evaluate import evaluate
+from dhkd.stages.cache.write import Written, write_blocks
+from dhkd.stages.models.network import Network
 from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.processes import Processes, resolve_precision
+from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives import build_objective
-from torch import nn
 
-log = logging.getLogger("dhkd")
+LIVE_ROWS = 64  # rows that are recomputed when the cache is complete
 
-
-EVALUATION_BATCH = 500
-
-
-LIVE_ROWS = 64  # rows recomputed at the end of stage one
+REBUILD = "rebuild it with 'dhkd cache-teacher'"  # the remedy for a cache that isn't what this teacher computes
 
 
 def cache_teacher(
@@ -51,118 +48,103 @@ def cache_teacher(
     part: tuple[int, int] = (0, 1),
     command: str = "",
     cpu: bool = False,
-) -> dict[str, Any]:
-    """Write the teacher's signals of every view, or what is missing of them; what was done and how it compares.
+) -> CachedTeacher:
+    """Write the teacher's signals of every view, or those that are missing.
 
-    `teacher` is a run's folder or a file of weights, `out` a path or URL; `name` is what the teacher is called in a
-    cache that holds several, `part` this call's number (from 0) of how many that share the work, `command` goes into
-    the cache's provenance. Ends, when the cache is complete, by comparing random rows with a live forward.
+    `teacher` is a run's folder or a file of weights, `out` a path or URL. `name` is the teacher's name in a cache of
+    several teachers, `part` (I, N) is this call's share: the I-th (from 0) of N. `command` goes into the cache's
+    provenance. When the cache is complete, random rows are compared with a live forward.
     """
-    precision = resolve_precision(experiment.cache.precision, cpu)
-    processes = Processes(precision, cpu)
-    try:
+    one_of("store", experiment.cache.store, LAYOUTS)  # an unknown one is refused before anything expensive
+    with processes_for(experiment.cache.precision, cpu=cpu) as processes:
         images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
         trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
         normalize = normalization_of(experiment.teacher, images, trained.mean_std)
         renderer = renderer_of(images, recipe, processes.device, data)
         live = Teacher(trained.network, normalize, processes)
         setting = setting_of(experiment, experiment.student, images, build_objective("ce", {}))
-        identity = cache_identity(experiment, images, recipe, setting, trained.network, normalize, precision, name)
-        plan, signals = plan_of(experiment, images, recipe, setting), list(identity.signals)
+        identity = cache_identity(
+            experiment, images, recipe, setting, trained.network, normalize, processes.precision, name
+        )
+        plan = plan_of(experiment, images, recipe, setting)
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
-        found = processes.broadcast(find(storage) if processes.is_first else None)
-        if found is not None:  # before anything expensive
-            require_small_blocks(found.manifest.extended_by(wanted, out), signals, out)
-        if found is None or not set(signals) <= set(found.manifest.signals):
+        if _must_state_provenance(storage, wanted, out, processes):
             test = test_renderer_of(experiment, processes.device, data)
-            provenance = _cache_provenance(trained.network, test, normalize, command, processes)
-            wanted = wanted.model_copy(update={"provenance": dict.fromkeys(signals, provenance)})
+            provenance = _provenance(trained.network, Evaluator(test, normalize, processes), command)
+            wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
+        signals = list(wanted.signals)
         written = write_blocks(
             live,
             renderer,
             LogitWriter(storage, experiment.cache.store, manifest, signals),
             batch_size=experiment.cache.batch_size,
             processes=processes,
-            views_at_once=experiment.cache.views_at_once if isinstance(renderer, PhotoRenderer) else 1,
+            views_at_once=1 if renderer.in_memory else experiment.cache.views_at_once,
             part=part,
         )
-        result: dict[str, Any] = {
-            "cache": describe(out, manifest),
-            "complete": not written.remaining,
-            "blocks_written": written.blocks,
-            "blocks_repaired": written.repaired,
-            "blocks_left_to_others": written.remaining,
-            "rows_written": written.rows,
-            "seconds": round(written.seconds, 2),
-            "rows_per_second": round(written.rows / written.seconds, 1) if written.rows else None,
-            "teacher_top1": manifest.provenance[signals[0]]["teacher_test_top1"],
-            **unreadable(renderer, processes),
-            "processes": processes.world_size,
-            "versions": versions(),
-        }
+        files = unreadable_files(renderer, processes)
+        compared = None
         if not written.remaining:
-            result |= _compared(live, renderer, open_cache(out), signals, experiment.seed, LIVE_ROWS)
-        return result
-    finally:
-        processes.end()
+            compared = compare_signals(live, renderer, open_cache(out), signals, experiment.seed, LIVE_ROWS)
+        return _result(out, manifest, signals, written, files, compared, processes)
 
 
-def _compared(
+def compare_signals(
     live: Teacher, renderer: Renderer, reader: LogitReader, names: Sequence[str], seed: int, rows: int
-) -> dict[str, Any]:
-    """How far random rows of each signal lie from a live forward, at most; raises `CacheMismatch` beyond tolerance."""
+) -> LiveDifferences:
+    """How far random rows of each signal lie from a live forward; raises `CacheMismatch` beyond the tolerance."""
     largest = {
-        name: compare_with_live(live, renderer, reader, name, seed=seed, num_rows=rows, repair=_REBUILD)
+        name: compare_with_live(live, renderer, reader, name, seed=seed, num_rows=rows, repair=REBUILD)
         for name in names
     }
-    return {"largest_difference_from_live": max(largest.values()), "differences_from_live": largest}
+    return LiveDifferences(largest_difference_from_live=max(largest.values()), differences_from_live=largest)
 
 
-_REBUILD = "rebuild it with 'dhkd cache-teacher'"
+def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, processes: Processes) -> bool:
+    """Whether some signals are new to the cache. Raises an error, before any costly step, where they don't fit."""
+    existing = processes.broadcast(find(storage) if processes.is_first else None)
+    if existing is None:
+        return True
+    require_small_blocks(existing.manifest.extended_by(wanted, location), list(wanted.signals), location)
+    return not set(wanted.signals) <= set(existing.manifest.signals)
 
 
-def unreadable(renderer: Renderer, processes: Processes) -> dict[str, Any]:
-    """The files that a black image stood in for in this call, of all processes; nothing where there are none."""
-    if not isinstance(renderer, PhotoRenderer):
-        return {}
-    files = sorted(processes.gather(list(renderer.unreadable)))
-    return {"unreadable_files": files} if files else {}
-
-
-def _cache_provenance(
-    network: nn.Module, test: Renderer, normalize: Normalization, command: str, processes: Processes
-) -> dict[str, Any]:
-    """No times, hosts or process counts: a cache must be the same whoever writes it."""
-    accuracy = evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
-    info(processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
+def _provenance(network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
+    """JSON for the manifest: no times, hosts or process counts, since a cache is the same whoever writes it."""
+    accuracy = accuracy_of(network)
+    log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
     return {
         "command": command,
         "teacher_test_top1": accuracy.top1,
         "teacher_test_top5": accuracy.top5,
-        "hardware": hardware_name(processes.device),
+        "hardware": hardware_name(accuracy_of.processes.device),
         "versions": versions(),
     }
 
 
-def describe(location: str, manifest: Manifest) -> dict[str, Any]:
-    """A cache in a few words, as results hold it."""
-    first = next(iter(manifest.signals.values()))
-    return {
-        "path": str(location),
-        "digest": manifest.digest,
-        "teacher": first.teacher.get("architecture"),
-        "teacher_sha256": first.teacher.get("sha256"),
-        "views": manifest.num_views,
-        "samples": manifest.num_samples,
-        "classes": manifest.num_classes,
-        "signals": {name: signal.codec.kind for name, signal in manifest.signals.items()},
-        "row_bytes": sum(row_bytes(signal.parts) for signal in manifest.signals.values()),
-    }
-
-
-def info(processes: Processes, line: str) -> None:
-    """Log a line, once however many processes there are."""
-    if processes.is_first:
-        log.info(line)
+def _result(
+    out: str,
+    manifest: Manifest,
+    signals: Sequence[str],
+    written: Written,
+    files: list[str] | None,
+    compared: LiveDifferences | None,
+    processes: Processes,
+) -> CachedTeacher:
+    return CachedTeacher(
+        cache=summary_of(out, manifest),
+        complete=not written.remaining,
+        blocks_written=written.blocks,
+        blocks_repaired=written.repaired,
+        blocks_left_to_others=written.remaining,
+        rows_written=written.rows,
+        seconds=round(written.seconds, 2),
+        rows_per_second=round(written.rows / written.seconds, 1) if written.rows else None,
+        teacher_top1=manifest.provenance[signals[0]]["teacher_test_top1"],
+        unreadable_files=files,
+        processes=processes.world_size,
+        versions=versions(),
+        live=compared,
+    )

@@ -1,6 +1,6 @@
-"""Where data is and how it is read: what differs from machine to machine and is no part of an experiment.
+"""Where data is and how it is read: what differs from machine to machine and is not part of an experiment.
 
-Of its own, since the command line needs it before anything heavy is imported.
+A module of its own, because the command line needs it before anything heavy is imported.
 """
 
 import os
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataOptions:
-    """`root` is a folder or a URL. `workers` processes decode photographs, None: as many as this process has cores.
+    """Where a data set's files are (`root`: a folder or a URL) and how they are read.
 
-    `allow_bad` files may be unreadable. Shards fetched from a URL take `fetched_gb` of disk.
+    `workers` processes decode photographs for this one; None means its share of the cores. Up to `allow_bad` files may
+    be unreadable in each process. Files fetched from URLs take up to `fetched_gb` GB of disk.
     """
 
     root: str | None = None
@@ -22,7 +23,7 @@ class DataOptions:
 
     @property
     def num_workers(self) -> int:
-        """How many processes decode for this one."""
+        """How many processes decode photographs for this one."""
         if self.workers is not None:
             return self.workers
         return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

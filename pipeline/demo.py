@@ -1,27 +1,29 @@
-"""The demo: what a user does with three commands, on data that needs no download, and one table of what came out."""
+"""The demo: what a user does with three commands, on data that needs no download, and one table of the results."""
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import RunExists
-from dhkd.data.runs.folder import read_metrics
+from dhkd.data.runs.metrics import read_metrics
 from dhkd.pipeline import training
 from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.stages.report.pictures import accuracy_curves
+from dhkd.pipeline.results import CachedTeacher, Demo, DemoRun
+from dhkd.stages.report.figures import Line, Panel
+from dhkd.stages.report.pictures import draw_lines
 
 log = logging.getLogger("dhkd")
 
 OBJECTIVES = ("ce", "kd", "binary-kl", "dhkd")
 
 
-def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
-    """Teacher, cache of all views, four students; figures of each and a picture, all under `out`.
+def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
+    """A teacher, a cache of all views, four students; the figures of each and a picture, all of it under `out`.
 
-    Without `out`, a new folder under runs/. Raises `RunExists` when `out` holds something.
+    Without `out`, a new folder under runs/. Raises `RunExists` if `out` is not empty.
     """
     began = time.perf_counter()
     out = _new_folder(out)
@@ -33,8 +35,8 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
     cache = cache_teacher(
         experiment, out / "teacher", str(out / "teacher.zarr"), data=data, command="dhkd demo", cpu=cpu
     )
-    rate = cache["rows_per_second"]
-    runs: list[dict[str, Any]] = [{"name": "teacher", "teacher_seconds_saved": None, **teacher}]
+    assert cache.rows_per_second is not None  # the cache is new, so that all of its rows were written
+    runs = [DemoRun(name="teacher", teacher_seconds_saved=None, run=teacher)]
     curves = {}
     for objective in OBJECTIVES:
         overrides = [f"objective={objective}"]
@@ -46,33 +48,35 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> dict[str, Any]:
             data=data,
             cpu=cpu,
         )
-        rows_read = 0 if objective == "ce" else student["epochs"] * cache["cache"]["samples"]
-        runs.append({"name": objective, "teacher_seconds_saved": rows_read / rate, **student})
-        curves[objective] = [line["top1"] for line in read_metrics(out / objective)]
-    picture = out / "accuracy.png"
+        rows_read = 0 if objective == "ce" else student.epochs * cache.cache.samples
+        runs.append(DemoRun(name=objective, teacher_seconds_saved=rows_read / cache.rows_per_second, run=student))
+        epochs = read_metrics(out / objective)
+        curves[objective] = Line(range(1, len(epochs) + 1), [epoch.top1 for epoch in epochs])
     title = f"{experiment.teacher.architecture} → {experiment.student.architecture}, glyphs, one seed"
-    accuracy_curves(curves, teacher["last_top1"], title, picture)
-    return {
-        "runs": runs,
-        "cache": cache,
-        "picture": str(picture),
-        "folder": str(out),
-        "seconds": round(time.perf_counter() - began, 1),
-        "reading": _reading(runs, cache, picture),
-    }
+    panel = Panel(curves, "epoch", "test top-1 accuracy (%)", levels={"teacher": teacher.last_top1})
+    picture, _ = draw_lines([panel], title, out / "accuracy")
+    return Demo(
+        runs=runs,
+        cache=cache,
+        picture=picture,
+        folder=str(out),
+        seconds=round(time.perf_counter() - began, 1),
+        reading=_reading(runs, cache, picture),
+    )
 
 
-def _reading(runs: list[dict[str, Any]], cache: dict[str, Any], picture: Path) -> list[str]:
-    saved = sum(run["teacher_seconds_saved"] or 0.0 for run in runs)
-    learners = sum(1 for run in runs if run["teacher_seconds_saved"])
-    each = saved / learners
-    balance = "more" if saved < cache["seconds"] else "less"
+def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str) -> list[str]:
+    """What the figures say, in sentences, and how little."""
+    saved = sum(run.teacher_seconds_saved or 0.0 for run in runs)
+    distilled = sum(1 for run in runs if run.teacher_seconds_saved)
+    balance = "more" if saved < cache.seconds else "less"
+    pays_from = int(cache.seconds // (saved / distilled)) + 1
     return [
-        f"Caching {cache['cache']['views']} views took {cache['seconds']:.1f} s of the teacher; run live, it would have"
-        f" cost the {learners} students {saved:.1f} s. So the cache cost {balance} than it saved here; it pays from"
-        f" student number {int(cache['seconds'] // each) + 1} on, and earlier the longer students train.",
-        f"Short runs ({cache['cache']['samples']:,} images, {runs[0]['epochs']} epochs for the teacher,"
-        f" {runs[-1]['epochs']} a student) and one seed: differences of a percent or two mean nothing.",
+        f"Caching {cache.cache.views} views took {cache.seconds:.1f} s of the teacher; run live, it would have"
+        f" cost the {distilled} students {saved:.1f} s. So the cache cost {balance} than it saved here; it pays from"
+        f" student number {pays_from} on, and earlier the longer students train.",
+        f"Short runs ({cache.cache.samples:,} images, {runs[0].run.epochs} epochs for the teacher,"
+        f" {runs[-1].run.epochs} a student) and one seed: differences of a percent or two mean nothing.",
         f"Curves: {picture}",
     ]
 

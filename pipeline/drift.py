@@ -5,7 +5,6 @@ from typing import Any
 
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch
-from dhkd.data.images.photographs import PhotoRenderer
 from dhkd.data.render import Renderer
 from dhkd.data.stream.check import check_witnesses
 from dhkd.pipeline.environment import versions
@@ -23,7 +22,7 @@ def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_dr
     except CacheMismatch as error:
         if allow_drift:
             return f"cache {reader.location}: {error}; --allow-drift: the student trains all the same"
-        if isinstance(renderer, PhotoRenderer):  # decoders differ by a grey level from version to version
+        if not renderer.exact:  # decoding and resizing differ by a grey level from version to version
             raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
         raise
     return f"cache {reader.location}: {checked} random rows re-rendered, all as the teacher saw them"

@@ -1,15 +1,38 @@
-"""What a result was made with: versions and hardware."""
+"""What surrounds a command: the processes that it runs in, and what its result records of versions and hardware."""
 
+import logging
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
+from dhkd.data.render import Renderer
+from dhkd.stages.processes import Processes, resolve_precision
+
+log = logging.getLogger("dhkd")
 
 PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pillow")
 
 
+@contextmanager
+def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
+    """The processes that run this command together; `precision` may be "auto". They end when the context does."""
+    processes = Processes(resolve_precision(precision, cpu), cpu)
+    try:
+        yield processes
+    finally:
+        processes.end()
+
+
+def log_once(processes: Processes, line: str) -> None:
+    """Log a line, once however many processes there are."""
+    if processes.is_first:
+        log.info(line)
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
@@ -24,3 +47,10 @@ def hardware(device: torch.device) -> str:
     """The device's name and, for a CPU, how many threads compute."""
     name = hardware_name(device)
     return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+
+
+def unreadable_files(renderer: Renderer, processes: Processes) -> list[str] | None:
+    """The files that a black image replaced in this call, in any process; None where every file was readable."""
+    if renderer.in_memory:
+        return None
+    return sorted(processes.gather(list(renderer.unreadable))) or None

@@ -14,6 +14,7 @@ from statistics import median
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.training import optimizer_of, student_of
 from dhkd.pipeline.environment import hardware
 from dhkd.pipeline.sizes import pixels_of, setting_without_data
@@ -121,10 +122,10 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
         model, optimizer = processes.prepare(student, optimizer_of(settings, student))
         parameters = list(model.parameters())
         images_BCHW = _noise(rows, pixels, processes.device)
-        labels_B = torch.arange(rows, device=processes.device) % num_classes
+        labels = Labels(torch.arange(rows, device=processes.device) % num_classes)
 
         def step() -> None:
-            terms = {"ce": cross_entropy(model(images_BCHW).task, labels_B)}
+            terms = {"ce": cross_entropy(model(images_BCHW).task, labels)}
             backward(terms, {"ce": 1.0}, parameters, alignment=None, scale=processes.scale)
             optimizer.step()
             optimizer.zero_grad()

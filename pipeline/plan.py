@@ -4,14 +4,15 @@ Left out on purpose: rendering and decoding, which both stages pay for; reading 
 and evaluation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.configs.schema import Experiment, Student
 from dhkd.data.cache.blocks import Plan
-from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
+from dhkd.data.cache.codecs import Codec, Float, Int8, row_bytes
+from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.pipeline.build.cache import LOGITS, asked_signals, codec_of, codec_of_signal
 from dhkd.pipeline.build.data import num_views_of, recipe_of
 from dhkd.pipeline.build.training import objective_of
@@ -55,14 +56,6 @@ def pays_from(views: int, epochs: int) -> int:
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The number of files, or of objects in a bucket, in each layout."""
-
-    zarr: int
-    webdataset: int
-
-
-@dataclass(frozen=True)
 class Memory:
     """Bytes in memory for each way in which training can hold the cache."""
 
@@ -83,7 +76,7 @@ class Storage:
     block_rows: int
     block_bytes: int
     blocks: int
-    objects: Objects
+    objects: Mapping[str, int]  # files, or objects in a bucket, in each layout
     memory: Memory
     preset: bool
 
@@ -208,16 +201,17 @@ def storage(codec: Codec, size: Plan, num_classes: int, window: int | None, *, p
     blocks_in_windows = min(2 * max(1, (window or 1) // size.block_rows), blocks)
     return Storage(
         codec=codec.kind,
-        k=codec.k if isinstance(codec, TopK) else None,
+        k=codec.kept,
         row_bytes=row,
         view_bytes=view,
         bytes=size.num_views * view,
         block_rows=size.block_rows,
         block_bytes=size.block_rows * row,
         blocks=blocks,
-        # Zarr has an array for each part, and a chunk of each array for each block; a shard holds all parts of a
-        # block. The witness is one more of both.
-        objects=Objects(zarr=blocks * (len(parts) + 1), webdataset=blocks * 2),
+        objects={
+            name: blocks * (layout.objects_per_block(len(parts)) + layout.objects_per_block(1))
+            for name, layout in LAYOUTS.items()
+        },
         memory=Memory(
             resident=size.num_views * view,
             views=min(2, size.num_views) * view,
@@ -241,7 +235,7 @@ def _storages(
 def _codecs(asked: Codec, num_classes: int) -> Iterable[Codec]:
     """All codecs; top-k as the preset has it, or else a usual one if there are more classes than it keeps."""
     yield from (Float("float32"), Float("float16"), Int8())
-    if isinstance(asked, TopK):
+    if asked.kept is not None:
         yield asked
     elif num_classes > USUAL_K:
         yield codec_of(CodecSettings(kind="top-k", k=USUAL_K, temperature=4), num_classes)
@@ -276,9 +270,9 @@ def _in_memory(settings: Student) -> Held:
 
 
 def _suggestion(asked: Codec, num_classes: int) -> str | None:
-    if num_classes < INT8_FROM_CLASSES or not isinstance(asked, Float):
-        return None
     share = row_bytes(Int8().parts((num_classes,))) / row_bytes(asked.parts((num_classes,)))
+    if num_classes < INT8_FROM_CLASSES or asked.kept is not None or share >= 1:
+        return None
     return (
         f"with {num_classes:,} classes, int8 is worth a thought: {share:.0%} of {asked.kind}'s bytes, and it serves"
         f" every objective; --set cache.codec=int8"

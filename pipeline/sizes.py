@@ -6,8 +6,10 @@ from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment
-from dhkd.data.errors import ConfigError
-from dhkd.data.sources import SIZES
+from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.sources import SOURCES
+from dhkd.data.sources.base import Size
+from dhkd.pipeline.build.data import recipe_of
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.train.objectives.contract import Setting
 
@@ -31,11 +33,11 @@ def data_size_of(experiment: Experiment, samples: int | None = None, classes: in
     is used. Raises `ConfigError` if the size remains unknown, and if it was known already.
     """
     data = experiment.data
-    if data.source in SIZES:
+    size = _known_size(experiment)
+    if size is not None:
         for option, given in (("--samples", samples), ("--classes", classes)):
             if given is not None:
                 raise ConfigError(f"{option}: {data.source} has its own; leave it out, or use --set data.limit=N")
-        size = SIZES[data.source]
         return DataSize(data.source, _limited(data.limit, size.samples, data.source), size.classes, False)
     recorded = _recorded(experiment, "samples")
     total = samples or recorded or data.limit
@@ -63,8 +65,13 @@ def _recorded(experiment: Experiment, key: str) -> int | None:
 
 def pixels_of(experiment: Experiment) -> int | None:
     """The height and width of the images that the networks see; None: unknown until the data is read."""
-    source = experiment.data.source
-    return SIZES[source].pixels if source in SIZES else experiment.views.size
+    shape, size = recipe_of(experiment.views).shape, _known_size(experiment)
+    return shape[0] if shape is not None else size.pixels if size is not None else None
+
+
+def _known_size(experiment: Experiment) -> Size | None:
+    """The size of the training split, if the source has it before it reads any file."""
+    return one_of("data source", experiment.data.source, SOURCES).size
 
 
 def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:

@@ -1,8 +1,8 @@
-"""`dhkd sweep`: every student of a grid, each trained once, whatever interrupts it, and one table of what came out.
+"""`dhkd sweep`: every student of a grid, each trained once, whatever interrupts it, and one table of the results.
 
-A run's folder says where it stands: result.json, it is finished; failed.txt, it ended early and is left alone until it
-is asked for again; else it is begun, or gone on with. Whoever works on a run holds its lock, so that the same command
-may be started several times.
+A run's folder shows its state. With result.json it is finished. With failed.txt it ended early, and is left alone until
+the command line asks for it again. Otherwise it is open: it is begun or continued. A worker holds the lock of the run
+that it trains, so the same command may be started several times.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,21 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
-from dhkd.data.runs.folder import CONFIG, RESULT, read_config
-from dhkd.data.runs.read import FAILED, read_runs
+from dhkd.data.runs.folder import read_config
+from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
+from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.table import write_table
-from dhkd.pipeline.training import settings_of, train_students
+from dhkd.pipeline.results import Swept, TrainedRun
+from dhkd.pipeline.training import Outcomes, settings_of, train_students
 
 log = logging.getLogger("dhkd")
 
-Train = Callable[[Mapping[Path, Experiment]], Mapping[Path, dict[str, Any] | DhkdError]]
+Train = Callable[[Mapping[Path, Experiment]], Outcomes]
 
-SWEEP = "sweep.json"  # what was asked for: the command, and the names of all runs
+LOCK = "lock"
 
 
 def sweep(
@@ -49,27 +52,15 @@ def sweep(
     allow_drift: bool = False,
     track: Sequence[str] = (),
     cpu: bool = False,
-) -> dict[str, Any]:
-    """Train each name's student in its folder of `out`, unless it is finished or has failed; how all of them stand.
+) -> Swept:
+    """Train each name's student in its folder of `out`, unless it is finished or has failed.
 
-    `part` (I, N) takes every N-th run from the I-th (from 0) on, `together` trains as many side by side, `again` has
-    failed runs gone on with, `track` is that of `train_student`. What ends one run early leaves the others. Raises
-    `DhkdError` for what concerns all.
+    `part` (I, N) takes every N-th run from the I-th (from 0) on. `together` students are trained side by side. With
+    `again`, failed runs are continued. `track` is that of `train_student`. A run that ends early leaves the others
+    alone. Raises `DhkdError` for what concerns all runs.
     """
-    for experiment in experiments.values():
-        objective_of(experiment)  # a name that is none is found before hours have passed
-    _require_different(experiments)
-    reader = reader_of(cache, data) if cache is not None else None
-    if reader is not None:
-        reader.require_present()
-    for name, experiment in experiments.items():
-        digest = None if reader is None else digest_for(reader, experiment.student.teacher)
-        _require_same(out / name, experiment, digest)
+    _require_trainable(experiments, cache, out, data)
     _remember(out, command, list(experiments))
-    mine = list(experiments)[part[0] :: part[1]]
-    waiting = [name for name in mine if _is_open(out / name, again)]
-    finished = sum((out / name / RESULT).exists() for name in mine)
-    log.info("sweep: %d of %d runs to train%s", len(waiting), len(mine), f", {finished} finished" if finished else "")
     train = partial(
         train_students,
         cache=cache,
@@ -81,52 +72,105 @@ def sweep(
         resume=True,
     )
     began = time.perf_counter()
-    refused: dict[str, str] = {}
-    for start in range(0, len(waiting), together):
-        with contextlib.ExitStack() as locks:
-            group = [name for name in waiting[start : start + together] if locks.enter_context(_mine_alone(out / name))]
-            # Another worker may have ended it since.
-            group = [name for name in group if _is_open(out / name, again)]
-            for name in group:
-                (out / name / FAILED).unlink(missing_ok=True)
-            refused |= _train({out / name: experiments[name] for name in group}, train)
-        write_table(read_runs(out), out)
-        # Whoever shares the work goes through the same list: what was passed by here is what all have done.
-        passed = start + together
-        left = sum(_is_open(out / name, again) for name in waiting[passed:])
-        if group and left:
-            minutes = (time.perf_counter() - began) / passed * left / 60
-            log.info("sweep: %d of %d runs left, about %.1f min", left, len(waiting), minutes)
+    share = dict(list(experiments.items())[part[0] :: part[1]])
+    refused = _Worker(out, share, again, train).work(together)
     runs = read_runs(out)
-    return {
-        "folder": str(out),
-        "table": str(write_table(runs, out)),
-        "runs": len(experiments),
-        "finished": [run.name for run in runs if run.state == "finished"],
-        "failed": {run.name: run.failure for run in runs if run.failure is not None} | refused,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+    return Swept(
+        folder=str(out),
+        table=str(write_table(runs, out)),
+        runs=len(experiments),
+        finished=[run.name for run in runs if run.state == "finished"],
+        failed={run.name: run.failure for run in runs if run.failure is not None} | refused,
+        seconds=round(time.perf_counter() - began, 1),
+    )
 
 
-def _train(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
-    """Train these side by side; of those that could not even begin, why."""
+@dataclass(frozen=True)
+class _Worker:
+    """One process's share of a sweep. Other workers may have the same share: locks keep them apart."""
+
+    out: Path
+    experiments: Mapping[str, Experiment]
+    again: bool
+    train: Train
+
+    def work(self, together: int) -> dict[str, str]:
+        """Train the open runs, `together` at a time; the reason of each that could not begin, by name."""
+        names = [name for name in self.experiments if self._is_open(name)]
+        finished = sum((self.out / name / RESULT).exists() for name in self.experiments)
+        counted = f", {finished} finished" if finished else ""
+        log.info("sweep: %d of %d runs to train%s", len(names), len(self.experiments), counted)
+        began = time.perf_counter()
+        refused: dict[str, str] = {}
+        for start in range(0, len(names), together):
+            with self._locked(names[start : start + together]) as group:
+                refused |= train_or_record({self.out / name: self.experiments[name] for name in group}, self.train)
+            write_table(read_runs(self.out), self.out)
+            # Workers with the same share go through the same list, so what is behind this one is done by all of them.
+            passed = start + together
+            left = sum(self._is_open(name) for name in names[passed:])
+            if group and left:
+                minutes = (time.perf_counter() - began) / passed * left / 60
+                log.info("sweep: %d of %d runs left, about %.1f min", left, len(names), minutes)
+        return refused
+
+    def _is_open(self, name: str) -> bool:
+        return is_open(self.out / name, self.again)
+
+    @contextlib.contextmanager
+    def _locked(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Those of the runs that this worker is to train now: open, and no longer marked as failed."""
+        with contextlib.ExitStack() as locks:
+            mine = [name for name in names if locks.enter_context(locked(self.out / name))]
+            # Another worker may have ended a run before this one had its lock.
+            mine = [name for name in mine if self._is_open(name)]
+            for name in mine:
+                (self.out / name / FAILED).unlink(missing_ok=True)
+            yield mine
+
+
+def is_open(run: Path, again: bool) -> bool:
+    """Whether a run is to be trained: it is not finished, and has not failed either, unless `again` holds."""
+    return not (run / RESULT).exists() and (again or not (run / FAILED).exists())
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[bool]:
+    """Whether this worker has the run's lock. No other worker gets it before this process leaves or ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another worker trains it", run.name)
+            yield False
+        else:
+            yield True
+
+
+def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
+    """Train these side by side. A failure goes into the folder of a run that had begun.
+
+    The reason of each that could not even begin, by name.
+    """
     if not group:
         return {}
+    outcomes: Mapping[Path, TrainedRun | Exception]
     try:
-        outcomes: Mapping[Path, dict[str, Any] | Exception] = train(group)
-    except Exception as error:  # a run's own fault or the program's: either way the other runs are to be trained
-        if len(group) > 1:  # what they can't do together they may do one by one
-            each = [_train({run: experiment}, train) for run, experiment in group.items()]
-            return {name: line for refused in each for name, line in refused.items()}
+        outcomes = train(group)
+    except Exception as error:  # the fault of a run or of the program: either way, the other runs are to be trained
+        if len(group) > 1:  # what they can't do together, each may do alone
+            alone = [train_or_record({run: experiment}, train) for run, experiment in group.items()]
+            return {name: line for refused in alone for name, line in refused.items()}
         outcomes = dict.fromkeys(group, error)
     refused = {}
     for run, outcome in outcomes.items():
         if not isinstance(outcome, Exception):
-            log.info("%s: trained, top-1 %.2f %%", run.name, outcome["last_top1"])
+            log.info("%s: trained, top-1 %.2f %%", run.name, outcome.last_top1)
             continue
         line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
         log.error("%s: %s", run.name, line)
-        # A tracker that says no is nothing of the run's own.
+        # A tracker that refuses says nothing about the run.
         if (run / CONFIG).exists() and not isinstance(outcome, TrackerError):
             _keep_failure(run, line, outcome)
         else:
@@ -139,25 +183,21 @@ def _keep_failure(run: Path, line: str, error: Exception) -> None:
     write_atomically(run / FAILED, lambda stream: stream.write(text.encode()))
 
 
-def _is_open(run: Path, again: bool) -> bool:
-    return not (run / RESULT).exists() and (again or not (run / FAILED).exists())
+def _require_trainable(experiments: Mapping[str, Experiment], cache: str | None, out: Path, data: DataOptions) -> None:
+    """Raise the `DhkdError` that would otherwise end the sweep after hours."""
+    for experiment in experiments.values():
+        objective_of(experiment)
+    require_different(experiments)
+    reader = reader_of(cache, data) if cache is not None else None
+    if reader is not None:
+        reader.require_present()
+    for name, experiment in experiments.items():
+        digest = None if reader is None else digest_for(reader, experiment.student.teacher)
+        require_same(out / name, experiment, digest)
 
 
-@contextlib.contextmanager
-def _mine_alone(run: Path) -> Iterator[bool]:
-    """Whether this worker may train the run: no other one has its lock, which goes with the process that holds it."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another worker trains it", run.name)
-            yield False
-        else:
-            yield True
-
-
-def _require_different(experiments: Mapping[str, Experiment]) -> None:
+def require_different(experiments: Mapping[str, Experiment]) -> None:
+    """Raise `ConfigError` where two names stand for the same settings."""
     seen: dict[str, str] = {}
     for name, experiment in experiments.items():
         settings = json.dumps(settings_of(experiment), sort_keys=True)
@@ -166,25 +206,29 @@ def _require_different(experiments: Mapping[str, Experiment]) -> None:
         seen[settings] = name
 
 
-def _require_same(run: Path, experiment: Experiment, cache: str | None) -> None:
-    """Raise `RunMismatch` where the folder holds another run: a finished one is not looked at again by training."""
+def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
+    """Raise `RunMismatch` where the folder holds another run: training doesn't look into the folder of a finished one.
+
+    `digest` names what the experiment learns from, None without a cache.
+    """
     existing = read_config(run)
     if existing is None:
         return
     changed = differences(existing.get("experiment") or {}, settings_of(experiment), exact=True)
     before = (existing.get("run") or {}).get("cache")
-    if before != cache:
-        changed.append(f"cache expected {str(before)[:12]}, got {str(cache)[:12]}")
+    if before != digest:
+        changed.append(f"cache expected {str(before)[:12]}, got {str(digest)[:12]}")
     if changed:
         raise RunMismatch(f"run at {run}: {'; '.join(changed)}; give its own settings or choose another --out")
 
 
 def _remember(out: Path, command: str, names: Sequence[str]) -> None:
-    """Add to what a report of `out` will want to know; a sweep may be extended by another command."""
+    """Add the command and its runs to what a report of `out` reads; another command may extend the sweep."""
     path = out / SWEEP
-    before: dict[str, Any] = {"commands": [], "runs": []}
+    before: dict[str, Any] = {"commands": [], "runs": []}  # JSON, as the file holds it
     with contextlib.suppress(FileNotFoundError, ValueError):
         before |= json.loads(path.read_bytes())
-    both = {key: list(dict.fromkeys([*before[key], *now])) for key, now in (("commands", [command]), ("runs", names))}
+    added = {"commands": [command], "runs": names}
+    both = {key: list(dict.fromkeys([*before[key], *values])) for key, values in added.items()}
     if both != before:
         write_atomically(path, lambda stream: stream.write(json.dumps(both, indent=2).encode() + b"\n"))

@@ -4,48 +4,49 @@ The way through each function is the way of the data. Students that train togeth
 images, test set and cache in memory, and the batches of those that see the same keys.
 """
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.cache.reader import LogitReader
-from dhkd.data.errors import ConfigError, DhkdError
-from dhkd.data.render import DataSet, Normalization, Renderer
+from dhkd.data.errors import DhkdError
 from dhkd.data.runs.folder import RunFolder
-from dhkd.data.stream.batches import Live, Stream
-from dhkd.data.stream.signals import Names, NoSignals, Signals
-from dhkd.pipeline.build.cache import block_rows_of, cached_names, digest_for, of_views, reader_of, signals_of
-from dhkd.pipeline.build.checks import require_cache, require_live
-from dhkd.pipeline.build.data import (
-    Images,
-    Recipe,
-    images_of,
-    normalization_of,
-    recipe_of,
-    renderer_of,
-    test_renderer_of,
-)
-from dhkd.pipeline.build.networks import Trained, trained_network
-from dhkd.pipeline.build.training import learning_rate_of, objective_of, optimizer_of, setting_of, student_of
-from dhkd.pipeline.caching import EVALUATION_BATCH, describe, info, unreadable
+from dhkd.data.runs.names import RESULT
+from dhkd.data.stream.batches import Stream
+from dhkd.pipeline.build.cache import summary_of
+from dhkd.pipeline.build.checks import require_alike, require_own_draws
+from dhkd.pipeline.build.data import normalization_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.streams import student_streams, teacher_stream
+from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
+from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
-from dhkd.pipeline.environment import hardware, versions
+from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
+from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.results import Distillation, TrainedRun, plain
 from dhkd.stages.models import count_parameters
-from dhkd.stages.models.evaluate import Accuracy, evaluate
-from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.models.weights import save_weights, weights_sha256
-from dhkd.stages.processes import Processes, resolve_precision
+from dhkd.stages.processes import Processes
 from dhkd.stages.trackers import installed_trackers
-from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.loop import Figures, Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
-from torch import Tensor, nn
+
+Outcomes = dict[Path, TrainedRun | DhkdError]  # of each run's folder: its result, or the error that ended it
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How runs are trained, as against what they are."""
+
+    data: DataOptions
+    teacher: Path | None
+    allow_drift: bool
+    track: Sequence[str]
+    cpu: bool
+    resume: bool
 
 
 def train_teacher(
@@ -56,30 +57,27 @@ def train_teacher(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-) -> dict[str, Any]:
-    """Train the preset's teacher with cross-entropy on freshly drawn views; the run's result, also in `out`.
+) -> TrainedRun:
+    """Train the preset's teacher with cross-entropy on freshly drawn views; its result is also written into `out`.
 
-    `track` names the trackers that are shown it, as `installed_trackers` takes them.
+    `track` names the trackers that show the run, as `installed_trackers` takes them.
     """
     trackers = installed_trackers(track)
     settings = experiment.teacher
-    processes = Processes(resolve_precision(settings.precision, cpu), cpu)
-    try:
+    with processes_for(settings.precision, cpu=cpu) as processes:
         run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
-        if run.result is not None:
-            return run.result
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        renderer = renderer_of(images, recipe, processes.device, data)
-        normalize = normalization_of(settings, images)
+        result = _finished(run, processes)
+        if result is not None:
+            return result
+        source = source_of(experiment, None, None, data)
+        renderer = renderer_of(source.images, source.recipe, processes.device, data)
+        normalize = normalization_of(settings, source.images)
         objective = build_objective("ce", {})
-        setting = setting_of(experiment, settings, images, objective)
-        signals, block_rows = NoSignals(recipe.num_views), block_rows_of(experiment, images, setting)
-        stream = _stream(experiment, settings, renderer, normalize, signals, "independent", block_rows, None, processes)
-        test = test_renderer_of(experiment, processes.device, data)
-        task = _task(settings, objective, setting, stream, normalize, test, run, trackers, processes)
-        return _finish("teacher", task, train(task, processes), setting, normalize, test, processes, {})
-    finally:
-        processes.end()
+        setting = setting_of(experiment, settings, source.images, objective)
+        stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
+        accuracy_of = Evaluator(test_renderer_of(experiment, processes.device, data), normalize, processes)
+        task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
+        return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
 
 
 def train_student(
@@ -93,32 +91,19 @@ def train_student(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-) -> dict[str, Any]:
-    """Train the preset's student from the cache; the run's result, also in `out`.
+) -> TrainedRun:
+    """Train the preset's student from the cache; its result is also written into `out`.
 
-    The cache must be complete and of this data set, recipe and (where the experiment or `teacher` names one) teacher.
-    Without one, the objective must need no teacher or the experiment say that it runs live. Pixels that differ from
-    those that the teacher saw are an error, with `allow_drift` a warning. `track` names the trackers that are shown the
-    run, as `installed_trackers` takes them.
+    The cache must be complete, and of this data set, recipe and teacher, where the experiment or `teacher` names one.
+    Without a cache, either the objective needs no teacher or the experiment runs it live. Pixels that differ from those
+    that the teacher saw are an error, with `allow_drift` a warning. `track` names the trackers that show the run, as
+    `installed_trackers` takes them.
     """
-    (outcome,) = train_students(
-        {out: experiment},
-        cache,
-        data=data,
-        teacher=teacher,
-        allow_drift=allow_drift,
-        track=track,
-        cpu=cpu,
-        resume=resume,
-    ).values()
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
+    (outcome,) = _train({out: experiment}, cache, options).values()
     if isinstance(outcome, DhkdError):
         raise outcome
     return outcome
-
-
-# What students that train together have in common: the sections of a preset, and fields of its student.
-SHARED = ("data", "views", "teacher", "cache")
-SHARED_OF_STUDENT = ("precision",)
 
 
 def train_students(
@@ -131,280 +116,129 @@ def train_students(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-) -> dict[Path, dict[str, Any] | DhkdError]:
-    """Train each folder's student as `train_student` does, side by side; their results, or what ended one of them.
+) -> Outcomes:
+    """Train each folder's student as `train_student` does, side by side.
 
     Each ends as it would alone on as many threads. Raises `ConfigError` where the experiments differ in more than their
     students, or several processes share the work.
     """
-    trackers = installed_trackers(track)
-    experiment = next(iter(experiments.values()))
-    processes = Processes(resolve_precision(experiment.student.precision, cpu), cpu)
-    try:
-        _require_alike(experiments, processes)
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        reader = reader_of(cache, data) if cache is not None else None
-        trained = None
-        if teacher is not None:
-            trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-        students = {out: _prepared(each, images, recipe, reader, trained) for out, each in experiments.items()}
-        if reader is not None:
-            reader.require_present()
-        runs = {out: _claim(out, each.experiment, each.facts, processes, resume) for out, each in students.items()}
-        outcomes: dict[Path, dict[str, Any] | DhkdError] = {
-            out: run.result for out, run in runs.items() if run.result is not None
-        }
-        waiting = {out: student for out, student in students.items() if out not in outcomes}
-        if waiting:
-            renderer = renderer_of(images, recipe, processes.device, data)
-            test = test_renderer_of(experiment, processes.device, data)
-            normalize = normalization_of(experiment.student, images)
-            if reader is not None:
-                info(processes, check_pixels(renderer, reader, seed=experiment.seed, allow_drift=allow_drift))
-            streams = _streams(waiting, renderer, normalize, reader, trained, processes)
-            tasks = {
-                out: _task(
-                    student.experiment.student,
-                    student.objective,
-                    student.setting,
-                    streams[out],
-                    normalize,
-                    test,
-                    runs[out],
-                    trackers,
-                    processes,
-                )
-                for out, student in waiting.items()
-            }
-            _require_own_draws(tasks)
-            for out, figures in zip(tasks, train_together(list(tasks.values()), processes), strict=True):
-                if isinstance(figures, DhkdError):
-                    outcomes[out] = figures
-                    continue
-                student = students[out]
-                facts = {
-                    "objective": student.experiment.objective,
-                    "cache": reader
-                    and {**describe(reader.location, reader.manifest), "digest": student.facts["cache"]},
-                    "live": student.live,
-                    "together": len(tasks),
-                }
-                setting = student.setting
-                outcomes[out] = _finish("student", tasks[out], figures, setting, normalize, test, processes, facts)
-        return {out: outcomes[out] for out in experiments}
-    finally:
-        processes.end()
+    return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume))
 
 
 def train_grid(
-    experiments: Mapping[Path, Experiment], cache: str | None, *, together: int, **given: Any
-) -> dict[Path, dict[str, Any] | DhkdError]:
-    """Train as many at a time as `together` says, with what `train_students` is `given`; all results."""
-    outcomes: dict[Path, dict[str, Any] | DhkdError] = {}
+    experiments: Mapping[Path, Experiment],
+    cache: str | None,
+    *,
+    together: int,
+    data: DataOptions,
+    teacher: Path | None = None,
+    allow_drift: bool = False,
+    track: Sequence[str] = (),
+    cpu: bool = False,
+    resume: bool = False,
+) -> Outcomes:
+    """Train all students as `train_students` does, `together` at a time."""
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
+    outcomes: Outcomes = {}
     outs = list(experiments)
     for start in range(0, len(outs), together):
         group = {out: experiments[out] for out in outs[start : start + together]}
-        outcomes |= train_students(group, cache, **given)
+        outcomes |= _train(group, cache, options)
     return outcomes
 
 
-def _require_alike(experiments: Mapping[Path, Experiment], processes: Processes) -> None:
-    if len(experiments) == 1:
-        return
-    if processes.world_size > 1:
-        raise ConfigError(
-            f"{len(experiments)} students together: expected one process, got {processes.world_size}; start it without"
-            f" torchrun, or train one student with several processes"
-        )
-    if processes.precision == "fp16":
-        raise ConfigError(
-            "several students together: expected precision bf16 or float32, got fp16; they would share"
-            " one gradient scaler"
-        )
-    first, *others = experiments.values()
-    for other in others:
-        for section in SHARED:
-            if getattr(other, section) != getattr(first, section):
-                raise ConfigError(
-                    f"several students together: expected one {section}, got two that differ; train them"
-                    f" one after the other"
-                )
-        for field in SHARED_OF_STUDENT:
-            if getattr(other.student, field) != getattr(first.student, field):
-                raise ConfigError(
-                    f"several students together: expected one student.{field}, got"
-                    f" {getattr(first.student, field)} and {getattr(other.student, field)}"
-                )
-
-
-def _require_own_draws(tasks: Mapping[Path, Task]) -> None:
-    if len(tasks) == 1:
-        return
-    for out, task in tasks.items():
-        if task.student.draws_from_torch():
-            raise ConfigError(
-                f"several students together: {out.name} has dropout that draws from torch's own generator,"
-                f" which they would share; train it alone"
-            )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An experiment that fits the cache, and what comes from where."""
-
-    experiment: Experiment
-    objective: Objective
-    setting: Setting
-    names: Names  # what comes from the cache
-    live: list[str]  # what the teacher says in every step
-    facts: Mapping[str, Any]  # what a run of it is, beside its settings
-
-
-def _prepared(
-    experiment: Experiment,
-    images: Images,
-    recipe: Recipe,
-    reader: LogitReader | None,
-    trained: Trained | None,
-) -> _Prepared:
-    settings, objective = experiment.student, objective_of(experiment)
-    network = trained.network if trained else None
-    if objective.takes_of_teacher and network is None:
-        raise ConfigError(
-            f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
-            f" no cache holds; expected its weights, got none"
-        )
-    setting = setting_of(experiment, settings, images, objective, network)
-    needs = objective.needs(setting)
-    names: Names = {}
-    live = list(needs)
-    if reader is not None:
-        names, live = cached_names(needs, reader, settings.teacher, "choose another objective")
-        stored = [name for signals in names.values() for name in signals]
-        require_cache(experiment, reader, images, recipe, stored, network)
-    require_live(experiment, setting, live, reader, recipe)
-    if live and trained is None:
-        raise ConfigError(
-            f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"
-        )
-    facts = {
-        "command": "train-student",
-        "cache": reader and digest_for(reader, settings.teacher),
-        "views": reader and of_views(reader, settings).plan.num_views,
-        "live": {"signals": live, "sha256": weights_sha256(network)} if live and network else None,
-    }
-    return _Prepared(experiment, objective, setting, names, live, facts)
-
-
-def _held(student: _Prepared) -> tuple[str | None, int | None]:
-    """What of a cache is held in memory where any view of it is drawn: of which teacher, and how many views."""
-    return student.experiment.student.teacher, student.experiment.student.views
-
-
-def _streams(
-    students: Mapping[Path, _Prepared],
-    renderer: Renderer,
-    normalize: Normalization,
-    reader: LogitReader | None,
-    trained: Trained | None,
-    processes: Processes,
-) -> dict[Path, Stream]:
-    """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
-    alike: dict[tuple[object, ...], list[Path]] = {}
-    for out, student in students.items():
-        settings = student.experiment.student
-        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window, settings.views)
-        alike.setdefault((*order, settings.teacher), []).append(out)
-    # In memory once for all streams: the teacher, and by its name the whole cache where any view of it is drawn.
-    says = _live_teacher(students, trained, renderer.images, processes)
-    resident: dict[tuple[str | None, int | None], Signals] = {}
-    streams: dict[Path, Stream] = {}
-    for outs in alike.values():
-        group = [students[out] for out in outs]
-        experiment, settings = group[0].experiment, group[0].experiment.student
-        held, independent = _held(group[0]), settings.view_schedule == "independent"
-        if reader is None:
-            num_views = recipe_of(experiment.views).num_views
-            signals: Signals = NoSignals(min(num_views, settings.views or num_views))
-        elif independent and held in resident:
-            signals = resident[held]
-        else:
-            among = [each for each in students.values() if _held(each) == held]
-            names = {need: stored for each in (among if independent else group) for need, stored in each.names.items()}
-            copies = processes.world_size if processes.device.type == "cpu" else 1
-            signals = signals_of(names, of_views(reader, settings), settings, processes.device, copies)
-            if independent:
-                resident[held] = signals
-        if reader is not None:
-            block_rows = reader.plan.block_rows
-        else:
-            block_rows = block_rows_of(experiment, renderer.images, group[0].setting)
-        live = list(dict.fromkeys(name for each in group for name in each.live))
-        runs_live = partial(says, names=live) if says and live else None
-        schedule = settings.view_schedule
-        stream = _stream(experiment, settings, renderer, normalize, signals, schedule, block_rows, runs_live, processes)
-        streams |= dict.fromkeys(outs, stream)
-    return streams
-
-
-def _live_teacher(
-    students: Mapping[Path, _Prepared], trained: Trained | None, images: DataSet, processes: Processes
-) -> Callable[..., dict[str, Tensor]] | None:
-    """`Teacher.signals` of the teacher that runs in every step, if one does."""
-    live = dict.fromkeys(name for student in students.values() for name in student.live)
-    if not live or trained is None:
-        return None
-    info(processes, f"the teacher runs in every step, for {', '.join(live)}")
-    teacher = next(iter(students.values())).experiment.teacher
-    normalize = normalization_of(teacher, images, trained.mean_std)
-    # A copy: what the objective takes of the network stays on the CPU, as it is.
-    return Teacher(copy.deepcopy(trained.network), normalize, processes).signals
-
-
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """What makes a run of it what it is, as plain values."""
+    """The settings that make a run of the experiment what it is: plain values for config.yaml."""
     return experiment.model_dump(mode="json", exclude={"smoke", "record"})
+
+
+def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: TrainingOptions) -> Outcomes:
+    """Check that everything fits, claim the folders, and train the students that are not finished."""
+    options = replace(options, track=installed_trackers(options.track))
+    first = next(iter(experiments.values()))
+    with processes_for(first.student.precision, cpu=options.cpu) as processes:
+        require_alike(list(experiments.values()), processes)
+        source = source_of(first, cache, options.teacher, options.data)
+        students = {out: prepared_student(experiment, source) for out, experiment in experiments.items()}
+        if source.reader is not None:
+            source.reader.require_present()
+        runs = {
+            out: _claim(out, student.experiment, student.facts(), processes, options.resume)
+            for out, student in students.items()
+        }
+        results = {out: _finished(run, processes) for out, run in runs.items()}
+        outcomes: Outcomes = {out: result for out, result in results.items() if result is not None}
+        unfinished = {out: student for out, student in students.items() if out not in outcomes}
+        if unfinished:
+            outcomes |= _train_side_by_side(unfinished, runs, source, options, processes)
+        return {out: outcomes[out] for out in experiments}
+
+
+def _train_side_by_side(
+    students: Mapping[Path, PreparedStudent],
+    runs: Mapping[Path, RunFolder],
+    source: Source,
+    options: TrainingOptions,
+    processes: Processes,
+) -> Outcomes:
+    """Train these students on shared streams, and write the result of each that ends well."""
+    experiment = next(iter(students.values())).experiment
+    renderer = renderer_of(source.images, source.recipe, processes.device, options.data)
+    test = test_renderer_of(experiment, processes.device, options.data)
+    normalize = normalization_of(experiment.student, source.images)
+    accuracy_of = Evaluator(test, normalize, processes)
+    if source.reader is not None:
+        drift = check_pixels(renderer, source.reader, seed=experiment.seed, allow_drift=options.allow_drift)
+        log_once(processes, drift)
+    streams = student_streams(students, source, renderer, normalize, processes)
+    tasks = {
+        out: _task(
+            student.experiment.student,
+            student.objective,
+            student.setting,
+            streams[out],
+            accuracy_of,
+            runs[out],
+            options.track,
+        )
+        for out, student in students.items()
+    }
+    require_own_draws({out: task.student for out, task in tasks.items()})
+    outcomes: Outcomes = {}
+    for out, figures in zip(tasks, train_together(list(tasks.values()), processes), strict=True):
+        if isinstance(figures, DhkdError):
+            outcomes[out] = figures
+        else:
+            distillation = _distillation(students[out], source, together=len(tasks))
+            outcomes[out] = _finish("student", tasks[out], figures, students[out].setting, accuracy_of, distillation)
+    return outcomes
+
+
+def _distillation(student: PreparedStudent, source: Source, *, together: int) -> Distillation:
+    cache = None
+    if source.reader is not None:
+        assert student.digest is not None
+        cache = replace(summary_of(source.reader.location, source.reader.manifest), digest=student.digest)
+    return Distillation(objective=student.experiment.objective, cache=cache, live=list(student.live), together=together)
 
 
 def _claim(
     out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
 ) -> RunFolder:
+    """The run's folder, for the run with these settings and `facts`, plain values for config.yaml."""
     config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
     run = RunFolder(out, config, resume=resume)
     processes.wait()  # before the first process writes into the folder that the others look at
-    if run.result is not None:
-        info(processes, f"run at {out}: already finished")
     return run
 
 
-def _stream(
-    experiment: Experiment,
-    settings: Training,
-    renderer: Renderer,
-    normalize: Normalization,
-    signals: Signals,
-    schedule: str,
-    block_rows: int,
-    live: Live | None,
-    processes: Processes,
-) -> Stream:
-    stream = Stream(
-        renderer,
-        normalize,
-        signals,
-        schedule=schedule,
-        seed=experiment.seed,
-        batch_size=settings.batch_size,
-        block_rows=block_rows,
-        window=experiment.student.window,  # what the data's size asks of the student's order, it asks of the teacher's
-        live=live,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
-    dropped = stream.num_samples - stream.samples_per_epoch
-    if dropped:
-        info(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
-    return stream
+def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
+    """The result of a run that is finished already."""
+    result = run.result
+    if result is None:
+        return None
+    log_once(processes, f"run at {run.path}: already finished")
+    return TrainedRun.from_json(result, str(run.path / RESULT))
 
 
 def _task(
@@ -412,19 +246,14 @@ def _task(
     objective: Objective,
     setting: Setting,
     stream: Stream,
-    normalize: Normalization,
-    test: Renderer,
+    accuracy_of: Evaluator,
     run: RunFolder,
     trackers: Sequence[str],
-    processes: Processes,
 ) -> Task:
-    def accuracy_of(network: nn.Module) -> Accuracy:
-        return evaluate(network, test, normalize, batch_size=EVALUATION_BATCH, processes=processes)
-
     student = student_of(objective, setting)
     return Task(
         student,
-        optimizer_of(settings, student, fused=processes.device.type == "cuda"),
+        optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
         objective,
         stream,
         accuracy_of,
@@ -440,38 +269,37 @@ def _task(
 
 
 def _finish(
-    role: str,
+    role: Literal["teacher", "student"],
     task: Task,
-    figures: Mapping[str, Any],
+    figures: Figures,
     setting: Setting,
-    normalize: Normalization,
-    test: Renderer,
-    processes: Processes,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The result of a finished run, which it writes into the run's folder beside the weights."""
+    accuracy_of: Evaluator,
+    distillation: Distillation | None,
+) -> TrainedRun:
+    """The result of a run that ended well; it is written into the run's folder, beside the weights."""
     network, architecture = task.student.backbone, setting.student.architecture
-    result = {
-        "role": role,
-        "architecture": architecture,
-        "parameters": count_parameters(network),
-        **figures,
-        "seed": setting.seed,
-        **facts,
-        **unreadable(task.stream.renderer, processes),
-        "sha256": weights_sha256(network),
-        "precision": processes.precision,
-        "hardware": hardware(processes.device),
-        "processes": processes.world_size,
-        "versions": versions(),
-    }
+    processes = accuracy_of.processes
+    result = TrainedRun(
+        role=role,
+        architecture=architecture,
+        parameters=count_parameters(network),
+        **asdict(figures),
+        seed=setting.seed,
+        distillation=distillation,
+        unreadable_files=unreadable_files(task.stream.renderer, processes),
+        sha256=weights_sha256(network),
+        precision=processes.precision,
+        hardware=hardware(processes.device),
+        processes=processes.world_size,
+        versions=versions(),
+    )
     if processes.is_first:
-        about = {
+        metadata = {
             "architecture": architecture,
-            "num_classes": str(test.images.num_classes),
-            "mean": json.dumps(normalize.mean),
-            "std": json.dumps(normalize.std),
+            "num_classes": str(accuracy_of.renderer.images.num_classes),
+            "mean": json.dumps(accuracy_of.normalize.mean),
+            "std": json.dumps(accuracy_of.normalize.std),
         }
-        save_weights(task.run.path / f"{role}.safetensors", network, about)
-        task.run.write_result(result)
+        save_weights(task.run.path / f"{role}.safetensors", network, metadata)
+        task.run.write_result(plain(result))
     return result

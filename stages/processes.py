@@ -1,7 +1,7 @@
-"""Which process am I, on which device, and how do processes agree: the one wrapper around Accelerate's `Accelerator`.
+"""Which process this is, on which device, and how processes agree: the one wrapper of Accelerate's `Accelerator`.
 
-Accelerate finds out how it was started (alone, `accelerate launch`, `torchrun`), and prepares model and
-optimizer. It does not shard data here: its loader would repeat samples to even batches out.
+Accelerate finds out how it was started (alone, by `accelerate launch`, by `torchrun`), and prepares model and
+optimizer. It does not distribute the data: its loader would repeat samples to make all batches equally large.
 """
 
 import os
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 def resolve_precision(precision: str, cpu: bool) -> Precision:
-    """What `auto` means here: bf16 where the hardware computes it natively, else float32.
+    """The precision to compute in. `auto` is bf16 if the hardware computes it natively, else float32.
 
-    Emulated bf16 is slower than float32, on CPUs without such instructions by more than ten times.
+    Emulated bf16 is slower than float32; on CPUs without bf16 instructions, more than ten times slower.
     """
     on_gpu = torch.cuda.is_available() and not cpu
     if precision == "auto":
@@ -46,10 +46,10 @@ class Processes:
 
     def __init__(self, precision: Precision, cpu: bool = False) -> None:
         self.precision = precision
-        if precision == "float32":  # and no less: TF32 keeps ten bits of a factor
+        if precision == "float32":  # TF32 would keep only ten bits of each factor
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        # Without a GPU, Accelerate has to be told so: else each process that `torchrun` starts takes itself for the
-        # only one, and does all the work.
+        # If there is no GPU, Accelerate has to be told. Otherwise each process that `torchrun` starts believes that it
+        # is the only one, and does all the work.
         self.accelerator = Accelerator(
             mixed_precision="no" if precision == "float32" else precision,
             cpu=cpu or not torch.accelerator.is_available(),
@@ -76,20 +76,20 @@ class Processes:
         return cast(AbstractContextManager[Any], self.accelerator.autocast())
 
     def unsynchronized(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """A context in which gradients are not averaged as they arise."""
+        """A context in which DDP does not average gradients."""
         if self.world_size == 1:
             return nullcontext()
         return cast(AbstractContextManager[Any], self.accelerator.no_sync(model))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a tensor of one shape."""
+        """The sum of a tensor over all processes; its shape is the same in each."""
         return cast(Tensor, self.accelerator.reduce(values, reduction="sum")) if self.world_size > 1 else values
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes, in place."""
         if self.world_size == 1:
             return
-        # One message: many small ones cost more than the copy.
+        # One message for all: many small ones would cost more than this copy.
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.world_size
@@ -97,60 +97,61 @@ class Processes:
             tensor.copy_(mean.view(tensor.shape))
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's buffers: batch norm's running statistics differ between processes."""
+        """Give all processes the first one's buffers: running statistics of batch norm differ between processes."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss as it is differentiated: times the gradient scaler's factor under fp16, else unchanged."""
+        """The loss to differentiate: under fp16 times the factor of the gradient scaler, otherwise unchanged."""
         scaler = self.accelerator.scaler
         return loss if scaler is None else cast(Tensor, scaler.scale(loss))
 
     def clip(self, model: nn.Module, max_norm: float) -> None:
-        """Clip the norm of all gradients together, undoing fp16's scale first."""
+        """Clip the norm of all gradients together, after undoing the scale of fp16."""
         self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
 
     def step_was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the last step was left out because a gradient overflowed under fp16."""
+        """Whether the optimizer skipped its last step because a gradient overflowed under fp16."""
         return bool(getattr(optimizer, "step_was_skipped", False))
 
+    # Any, because the other processes pass whatever they have, usually None.
     def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
-    def gather(self, values: list[Any]) -> set[Any]:
-        """The different values of all processes' lists."""
+    def gather(self, values: list[T]) -> set[T]:
+        """The distinct values in the lists of all processes."""
         return set(gather_object(values) if self.world_size > 1 else values)
 
     def collect(self, value: T) -> list[T]:
-        """Every process's value, in every process."""
+        """The values of all processes by rank, in every process."""
         return list(gather_object([value])) if self.world_size > 1 else [value]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         self.accelerator.wait_for_everyone()
 
     def end(self) -> None:
-        """Close the process group, so that another `Processes` may follow in this interpreter."""
+        """Close the process group, so that this interpreter can create another `Processes`."""
         self.accelerator.end_training()
         self.accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def joined(mine: Tensor) -> Tensor:
-    """The rows of all processes, one after the other by rank, in every process; gradients reach a process's own alone.
+def joined(rows: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks, in every process. Gradients flow into its own rows only.
 
-    `mine` is (rows, …), and shares may differ in rows. Alone, it is what comes back.
+    `rows` is (R, …), and R may differ between processes. A process that runs alone gets `rows` itself.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return mine
+        return rows
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    lengths = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world_size)]
-    torch.distributed.all_gather(lengths, torch.tensor([len(mine)], device=mine.device))
-    rows = [int(length) for length in lengths]
-    padded = mine.new_zeros((max(rows), *mine.shape[1:]))
-    padded[: len(mine)] = mine.detach()
+    lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size)]
+    torch.distributed.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(length) for length in lengths]
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     torch.distributed.all_gather(parts, padded)
-    return torch.cat([mine if part == rank else parts[part][: rows[part]] for part in range(world_size)])
+    return torch.cat([rows if part == rank else parts[part][: counts[part]] for part in range(world_size)])

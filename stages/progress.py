@@ -17,7 +17,7 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """Samples a second."""
+    """Samples per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -26,7 +26,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(description: str, total: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` samples; the callable it gives advances it. Without a terminal nothing is drawn."""
+    """A bar over `total` samples, which the yielded callable advances. Nothing is drawn unless there is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -1,9 +1,9 @@
-"""Where a run's values go beside its own files: TensorBoard, W&B and MLflow, through Accelerate's trackers.
+"""Trackers that show a run's metrics: TensorBoard, W&B and MLflow, through Accelerate.
 
-Each is set up as its makers say, by environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
-MLFLOW_EXPERIMENT_NAME, …). What a service calls a run is kept in the run's folder, so that a resumed run is the same
-one there. Trackers are a comfort: one that can't begin is told before anything is trained, one that breaks later is
-left behind, since metrics.jsonl holds every value.
+Each is configured as its documentation says, by environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME, …). The identifier that a service gives a run is kept in the run's folder, so that a resumed run
+continues there. A tracker that can't begin stops the command before anything is trained. One that breaks later is
+dropped, because metrics.jsonl holds every value.
 """
 
 import json
@@ -22,7 +22,7 @@ from dhkd.data.runs.flat import flat
 
 log = logging.getLogger("dhkd")
 
-TRACKING, NAMES = "tracking", "names.json"
+TRACKING, IDS = "tracking", "names.json"
 PROJECT = "dhkd"
 
 Log = Callable[[dict[str, float], int], None]
@@ -30,9 +30,9 @@ End = Callable[[bool], None]
 
 
 def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
-    """These trackers ("none" is none of them); where none is named, TensorBoard if it is installed.
+    """The named trackers, without "none"; if `names` is empty, TensorBoard if it is installed.
 
-    Raises `ConfigError` for one that isn't installed.
+    Raises `ConfigError` for a tracker that isn't installed.
     """
     if not names:
         return ("tensorboard",) if find_spec("tensorboard") else ()
@@ -46,12 +46,13 @@ def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 class Trackers:
-    """One run in every tracker that is to show it."""
+    """One run, shown in several trackers."""
 
+    # Settings are those of the run's YAML file: nested plain values, which only a tracker reads.
     def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
-        """Begin the run of `folder`, or go on with it; `settings` are nested plain values.
+        """Begin or resume the run in `folder` with every named tracker.
 
-        Raises `TrackerError` where a tracker says no.
+        Raises `TrackerError` if a tracker can't begin.
         """
         shown = {
             key: value if isinstance(value, int | float | str | bool) else str(value)
@@ -61,7 +62,7 @@ class Trackers:
         for name in names:
             try:
                 self._begun[name] = BEGIN[name](folder, shown)
-            except Exception as error:  # each service has errors of its own kind
+            except Exception as error:  # each service has its own kinds of errors
                 self.end(failed=True)
                 raise TrackerError(
                     f"--track {name}: expected a run to begin there, got: {_first_line(error)}; put right what it says"
@@ -69,7 +70,7 @@ class Trackers:
                 ) from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add the values of a step; a tracker that can't take them gets no more."""
+        """Add the values of a step. A tracker that fails gets no more of them."""
         for name, (add, _) in list(self._begun.items()):
             try:
                 add(dict(values), step)
@@ -78,7 +79,7 @@ class Trackers:
                 log.warning("tracker %s: %s; the run goes on without it", name, _first_line(error))
 
     def end(self, *, failed: bool) -> None:
-        """Say that no more will come, and whether the run ended early."""
+        """Tell the trackers that no more will come, and whether the run ended early."""
         for name, (_, end) in self._begun.items():
             try:
                 end(failed)
@@ -95,16 +96,16 @@ def _tensorboard(folder: Path, settings: dict[str, Any]) -> tuple[Log, End]:
 
 
 def _wandb(folder: Path, settings: dict[str, Any]) -> tuple[Log, End]:
-    run_id = _name_there(folder, "wandb") or secrets.token_hex(8)
-    _keep_name(folder, "wandb", run_id)
+    run_id = _known_id(folder, "wandb") or secrets.token_hex(8)
+    _keep_id(folder, "wandb", run_id)
     tracker = WandBTracker(
         os.environ.get("WANDB_PROJECT", PROJECT),
-        name=_name_here(folder),
+        name=_shown_name(folder),
         id=run_id,
         resume="allow",
         dir=str(folder / TRACKING),
-        config=settings,  # Accelerate would store them in the one run that W&B has for a whole process
-        reinit="create_new",  # as several students side by side have one each
+        config=settings,  # Accelerate would store them in the process's one global run of W&B
+        reinit="create_new",  # each of several students side by side has a run of its own
     )
     tracker.start()
     return tracker.log, lambda failed: tracker.tracker.finish(exit_code=int(failed))
@@ -114,13 +115,13 @@ def _mlflow(folder: Path, settings: dict[str, Any]) -> tuple[Log, End]:
     import mlflow
 
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    tracker = MLflowTracker(experiment, run_name=_name_here(folder), run_id=_name_there(folder, "mlflow"))
+    tracker = MLflowTracker(experiment, run_name=_shown_name(folder), run_id=_known_id(folder, "mlflow"))
     tracker.start()
     run_id = tracker.tracker.info.run_id
-    _keep_name(folder, "mlflow", run_id)
+    _keep_id(folder, "mlflow", run_id)
     tracker.store_init_configuration(settings)
-    # MLflow takes one run of a process as the active one. Students side by side have one each: none of them stays it,
-    # each goes on until it is said to have ended.
+    # MLflow allows a process one active run, but students side by side have a run each. So none of them stays active;
+    # each is marked as running until its end is reported.
     mlflow.end_run("RUNNING")
     return (
         lambda values, step: tracker.log(values, step, run_id=run_id),
@@ -140,25 +141,25 @@ WITHOUT_SERVICE = {
 }
 
 
-def _name_here(folder: Path) -> str:
-    """A sweep's name and that of the run in it."""
+def _shown_name(folder: Path) -> str:
+    """The names of the sweep and of the run in it."""
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _names(folder: Path) -> dict[str, str]:
-    path = folder / TRACKING / NAMES
-    names: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
-    return names
+def _ids(folder: Path) -> dict[str, str]:
+    path = folder / TRACKING / IDS
+    ids: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
+    return ids
 
 
-def _name_there(folder: Path, tracker: str) -> str | None:
-    """What the tracker calls the run, if it has begun there."""
-    return _names(folder).get(tracker)
+def _known_id(folder: Path, tracker: str) -> str | None:
+    """The tracker's identifier of the run, if the run has begun there before."""
+    return _ids(folder).get(tracker)
 
 
-def _keep_name(folder: Path, tracker: str, name: str) -> None:
-    content = json.dumps({**_names(folder), tracker: name}).encode()
-    write_atomically(folder / TRACKING / NAMES, lambda stream: stream.write(content))
+def _keep_id(folder: Path, tracker: str, run_id: str) -> None:
+    content = json.dumps({**_ids(folder), tracker: run_id}).encode()
+    write_atomically(folder / TRACKING / IDS, lambda stream: stream.write(content))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,17 +1,19 @@
-"""Small caches for tests: a manifest, and a writer and a reader of it in any store and place."""
+"""Small caches for tests: manifests, and writers and readers of them in any store and place."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dhkd.data.cache.blocks import Block
+from dhkd.data.cache.find import read_index
 from dhkd.data.cache.index import Index
 from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.reader import Damage, LogitReader
 from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import read_index
 from dhkd.data.cache.writer import LogitWriter, begin
 
+IMAGE_BLOCK_ROWS = 10
 TEACHER = {"architecture": "resnet8", "sha256": "0" * 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 
 
@@ -26,7 +28,7 @@ def manifest_of(
     seed: int = 0,
     teacher: Mapping[str, Any] = TEACHER,
 ) -> Manifest:
-    """A manifest of logits in this codec, or of `signals`: for each its codec and the shape of a row."""
+    """A manifest of logits in this codec, or of `signals`: each one's codec and the shape of a row."""
     signals = signals or {"logits": (codec, (classes,))}
     tree = {
         "format": 2,
@@ -56,14 +58,19 @@ def manifest_of(
     return Manifest.from_json(tree, "test")
 
 
+def manifest_of_images(codec: str = "float16", views: int = 2) -> Manifest:
+    """A manifest of logits of the data set that `make_images` makes, in blocks of `IMAGE_BLOCK_ROWS` rows."""
+    return manifest_of(37, 5, views, IMAGE_BLOCK_ROWS, codec)
+
+
 def writer_at(place: Path | str, manifest: Manifest, store: str = "zarr") -> LogitWriter:
-    """A writer of all signals of the cache, which is begun where it isn't there."""
+    """A writer of all signals of the cache at this place, which is begun if there is none."""
     storage = storage_of(place)
     return LogitWriter(storage, store, begin(storage, store, manifest), manifest.signals)
 
 
 def opened(place: Path | str) -> tuple[Storage, Index]:
-    """What a reader of one's own is made of."""
+    """What `LogitReader` takes: the storage and the index of the complete cache at this place."""
     storage = storage_of(place)
     index = read_index(storage)
     assert index is not None
@@ -71,5 +78,10 @@ def opened(place: Path | str) -> tuple[Storage, Index]:
 
 
 def complete(writer: LogitWriter, written: set[Block] | None = None) -> None:
-    """Check and finish a cache that has to be good."""
+    """Check and finish a cache, in which nothing may be damaged."""
     assert not writer.complete(written or set())
+
+
+def damages_of(reader: LogitReader) -> list[Damage]:
+    """Everything that a full check of a cache complains about."""
+    return [result for result in reader.damages() if isinstance(result, Damage)]

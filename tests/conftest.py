@@ -14,7 +14,9 @@ from dhkd.stages.processes import Processes
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.samples import make_images
+from tests.shapes import check_shapes
 
+check_shapes()
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

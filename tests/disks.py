@@ -1,4 +1,4 @@
-"""A file system of a test's own, to be filled."""
+"""A small file system for one test, which it may fill up."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
-    """A file system of its own at `path`, `size` large, to be filled."""
+    """A new file system at `path`, `size` large (with tmpfs's options)."""
     path.mkdir()
     try:
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]

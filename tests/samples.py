@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dhkd.data.images.decoding import photo_of
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.recipes.base import Recipe
 from PIL import Image
+from torch import Tensor
 
 
 def make_images(num_samples: int = 37, size: int = 8, num_classes: int = 5, seed: int = 0) -> ImageSet:
@@ -36,3 +39,9 @@ def encoded(photo: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by its path in it."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def pixels_of(recipe: Recipe, images_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
+    """What a row of draws makes of each image, one image at a time: uint8 (B, 3, H, W)."""
+    rows = [recipe.pixels(photo_of(image.numpy()), draws_BD[row : row + 1])[0] for row, image in enumerate(images_BCHW)]
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)

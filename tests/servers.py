@@ -1,7 +1,7 @@
 """Real servers on this machine that tests of caches by URL talk to: S3, a plain web server, and a proxy that fails.
 
-Each is a context manager, listens on a free port of 127.0.0.1 and is gone at the end. The proxy stands before either
-of the others; what it does wrong is asked for, request by request.
+Each is a context manager that listens on a free port of 127.0.0.1 and stops at the end. The proxy can be put before
+either of the others; a test decides what it does wrong, request by request.
 """
 
 import http.client
@@ -25,7 +25,7 @@ REGION = "us-east-1"  # the one where a bucket is made without saying where
 
 @dataclass
 class Counted:
-    """A server's address, and how often it was asked for what: `requests["GET /a/b"]`."""
+    """A server's address, and how often it got which request: `requests["GET /a/b"]`."""
 
     url: str
     requests: Counter[str] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class S3:
-    """A server that talks like S3, with one empty bucket."""
+    """An S3-compatible server, and a bucket on it that was empty at first."""
 
     endpoint: str
     bucket: str
@@ -51,7 +51,7 @@ class S3:
         return f"s3://{self.bucket}"
 
     def env(self, endpoint: str | None = None) -> dict[str, str]:
-        """What has to be in the environment to reach it, or to reach it by another way (a proxy)."""
+        """The environment variables to reach it, directly or by another address (a proxy's)."""
         return {
             "AWS_ENDPOINT_URL": endpoint or self.endpoint,
             "AWS_ACCESS_KEY_ID": "key",
@@ -60,7 +60,7 @@ class S3:
         }
 
     def fill(self, objects: Mapping[str, bytes]) -> None:
-        """Make many objects at once, too many to be sent one by one; in the server's only account."""
+        """Make many objects at once, in the server's only account; sending them one by one would take too long."""
         from moto.s3.models import s3_backends
 
         for key, content in objects.items():
@@ -68,7 +68,7 @@ class S3:
 
     @contextmanager
     def asking_for_known_keys(self) -> Iterator[None]:
-        """From now on the server refuses access keys that it hasn't made, which are all."""
+        """Make the server refuse access keys that it hasn't issued, which means all."""
         self._let_pass("0")
         try:
             yield
@@ -83,10 +83,10 @@ class S3:
 
 @contextmanager
 def s3_endpoint() -> Iterator[str]:
-    """A server that talks like S3, without a bucket. Starting it takes a second; what it holds is in memory."""
+    """An S3-compatible server without a bucket, which keeps everything in memory. Starting it takes a second."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else every request is a line on stderr
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # otherwise it logs every request on stderr
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -97,7 +97,7 @@ def s3_endpoint() -> Iterator[str]:
 
 
 def make_bucket(endpoint: str) -> S3:
-    """A bucket of its own on a server that may be shared."""
+    """A new bucket on a server, which tests may share."""
     bucket = f"bucket-{secrets.token_hex(4)}"
     with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")):
         return S3(endpoint, bucket)
@@ -105,7 +105,7 @@ def make_bucket(endpoint: str) -> S3:
 
 @contextmanager
 def s3() -> Iterator[S3]:
-    """A server that talks like S3, with one bucket."""
+    """An S3-compatible server with one bucket."""
     with s3_endpoint() as endpoint:
         yield make_bucket(endpoint)
 
@@ -115,7 +115,7 @@ def s3() -> Iterator[S3]:
 
 @contextmanager
 def web(root: Path) -> Iterator[Counted]:
-    """A web server of a folder's files: GET, HEAD and ranges; folders are not listed but 404."""
+    """A web server for a folder's files: GET, HEAD and ranges. A folder is not listed: it gives 404."""
     server = Counted("")
 
     class Handler(_Quiet):
@@ -166,8 +166,8 @@ class Fault:
     """What goes wrong with one request.
 
     `status` answers with this status and passes nothing on; `drop` closes the connection and passes nothing on; `lose`
-    passes the request on and closes the connection instead of answering; `truncate` breaks the answer's body off after
-    so many bytes; `delay` answers rightly after so many seconds; `reply` passes it on and answers with this status.
+    passes the request on and closes the connection instead of answering; `truncate` cuts the answer's body off after
+    so many bytes; `delay` answers correctly after so many seconds; `reply` passes it on and answers with this status.
     """
 
     kind: Literal["status", "drop", "lose", "truncate", "delay", "reply"]
@@ -178,7 +178,7 @@ Faults = Callable[[str], Fault | None]
 
 
 def every(period: int, fault: Fault, start: str = "") -> Faults:
-    """Each `period`-th of the requests that begin with `start` goes wrong; 1 is all of them."""
+    """Each `period`-th of the requests that begin with `start` goes wrong; 1 means all of them."""
     lock, seen = threading.Lock(), 0
 
     def fault_of(request: str) -> Fault | None:
@@ -191,7 +191,7 @@ def every(period: int, fault: Fault, start: str = "") -> Faults:
 
 
 def in_order(faults: Iterable[Fault | None], start: str = "") -> Faults:
-    """The requests that begin with `start` meet these, one after another; when they are used up, none."""
+    """The requests that begin with `start` get these faults, one after another, and then none."""
     lock, rest = threading.Lock(), iter(list(faults))
 
     def fault_of(request: str) -> Fault | None:
@@ -203,7 +203,7 @@ def in_order(faults: Iterable[Fault | None], start: str = "") -> Faults:
 
 @dataclass
 class Flaky(Counted):
-    """A proxy's address, what it was asked for, and what it does wrong from now on."""
+    """A proxy's address, the requests that it got, and what it does wrong from now on."""
 
     faults: Faults = lambda request: None
 
@@ -246,7 +246,7 @@ def flaky(upstream: str, faults: Faults = lambda request: None) -> Iterator[Flak
                 time.sleep(fault.amount)
             self.send_response_only(answer.status, answer.reason)
             kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
-            if self.command != "HEAD":  # there it is the length of what isn't sent
+            if self.command != "HEAD":  # whose answer gives the length of a body that is not sent
                 kept["Content-Length"] = str(len(content))
             elif answer.getheader("Content-Length"):
                 kept["Content-Length"] = answer.headers["Content-Length"]
@@ -272,7 +272,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer",
 
 class _Quiet(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept, as real servers do
-    disable_nagle_algorithm = True  # headers and body are written apart: 40 ms for each answer otherwise
+    disable_nagle_algorithm = True  # headers and body are written separately, which would take 40 ms for each answer
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The documentation's own words: every message in troubleshooting.md, and every command, is one of the program's."""
+"""The documentation matches the program: the messages in troubleshooting.md, commands and options, links."""
 
 import ast
 import re
@@ -15,69 +15,69 @@ HEADINGS = re.findall(r"^### (.+)$", (ROOT / "docs" / "troubleshooting.md").read
 
 
 def messages() -> list[str]:
-    """Every string of the program, what is filled in as an ellipsis."""
-    found = []
+    """Every string in the program, with an ellipsis for each value that is filled in."""
+    strings = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-                found.append("".join(map(str, parts)))
+                strings.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                strings.append(node.value)
+    return strings
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def program_strings() -> list[str]:
     return messages()
 
 
-def test_there_are_some() -> None:
+def test_headings_are_found() -> None:
     assert len(HEADINGS) > 20
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
-def test_the_program_says_so(heading: str, said: list[str]) -> None:
+def test_a_heading_is_a_message_of_the_program(heading: str, program_strings: list[str]) -> None:
     pattern = re.compile(".*".join(re.escape(part.strip()) for part in heading.split("…")), re.DOTALL)
-    assert any(pattern.search(message) for message in said), heading
+    assert any(pattern.search(message) for message in program_strings), heading
 
 
 def documented() -> list[tuple[str, str]]:
-    """Every command of a code block, continued lines joined: the page, and the words from `dhkd` on."""
-    found = []
+    """Every command in a code block, with continued lines joined: its page, and the line from `dhkd` on."""
+    commands = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
             for line in re.sub(r"\\\n\s*", "", block).splitlines():
                 words = re.search(r"^(?:.* )?(dhkd [a-z].*)", line)
                 if words:
-                    found.append((page.name, words[1].partition(" #")[0]))
-    return found
+                    commands.append((page.name, words[1].partition(" #")[0]))
+    return commands
 
 
 DOCUMENTED = documented()
 
 
-def test_there_are_some_commands() -> None:
+def test_commands_are_found() -> None:
     assert len(DOCUMENTED) > 30
     assert {page for page, _ in DOCUMENTED} >= {"README.md", "experiments.md", "cache.md", "data.md", "methods.md"}
 
 
 @pytest.mark.parametrize(("page", "line"), DOCUMENTED)
-def test_a_documented_command_is_one(page: str, line: str) -> None:
-    """Its name is a command's, and so are its options."""
+def test_a_documented_command_exists(page: str, line: str) -> None:
+    """The program has a command of this name, and the command has these options."""
     words = shlex.split(line)[1:]
     command: click.Command = cli
     context = click.Context(cli)
     while isinstance(command, click.Group):
         # `report DIR` is short for `report runs DIR`.
         name = words[0] if command is not cli.commands["report"] or words[0] in command.commands else "runs"
-        found = command.get_command(context, name)
-        assert found is not None, line
+        named = command.get_command(context, name)
+        assert named is not None, line
         words = words[1:] if name == words[0] else words
-        if isinstance(found, click.Group) and (not words or words[0].startswith("-")):
+        if isinstance(named, click.Group) and (not words or words[0].startswith("-")):
             break
-        command = found
-    options = {option for parameter in found.params for option in parameter.opts}
+        command = named
+    options = {option for parameter in named.params for option in parameter.opts}
     unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in options]
     assert unknown == [], line
 

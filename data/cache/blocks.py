@@ -1,6 +1,6 @@
 """Blocks: runs of consecutive indices of one view, the unit of work, ownership, storage, resumption and reading.
 
-A store gives each block its own objects for each signal and for the witness, and every object is put once, whole.
+In every layout a block of a signal, or of the witness, has objects of its own, each of which is put once and whole.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 WITNESS = "witness"  # the array beside the signals: a checksum of each row's rendered pixels
 
-
 Array = NDArray[np.generic]
-
-
 Part = tuple[str, tuple[int, ...]]  # dtype and shape of a row
 
 
@@ -34,7 +31,7 @@ class Block:
         return f"view {self.view}, rows {self.start} to {self.stop}"
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        """The block's rows in runs of `batch_size`, as (start, stop): the same whoever computes them."""
+        """The block's rows in runs of `batch_size`, as (start, stop); they depend on nothing else."""
         for start in range(self.start, self.stop, batch_size):
             yield start, min(start + batch_size, self.stop)
 
@@ -43,7 +40,7 @@ class Block:
 class Plan:
     """How (num_views, num_samples) rows are cut into blocks of at most `block_rows` rows.
 
-    `block_rows` is balanced, so that a view's last block is at most a few rows shorter than the others.
+    A balanced plan's last block of a view is at most a few rows shorter than the others.
     """
 
     num_views: int
@@ -59,7 +56,7 @@ class Plan:
 
     @property
     def blocks_per_view(self) -> int:
-        """How many blocks a view has."""
+        """The number of blocks of a view."""
         return -(-self.num_samples // self.block_rows)
 
     def block(self, view: int, number: int) -> Block:

@@ -1,31 +1,46 @@
-"""The index: what is complete of a cache, and every object's size and checksum. Whoever reads a cache reads it first.
+"""The index: what is complete of a cache, with every object's size and checksum. A reader reads it first.
 
 It is written last, replaced whole when a cache was extended or repaired, and sealed with a checksum of its own. It
-holds the manifest once more, so that a cache stays readable while it is extended, and where nothing can be listed.
+holds a copy of the manifest, so that a cache can be read while it is being extended, and from places that can't list
+their objects.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest, canonical
-from dhkd.data.errors import CacheDamaged, CacheMismatch
+from dhkd.data.cache.layouts import LAYOUTS
+from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest, canonical, require_version
+from dhkd.data.errors import CacheDamaged, CacheMismatch, unknown
 from google_crc32c import value as crc32c
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 INDEX_KEY = "index.json"
 
+
+def _known_store(name: str) -> str:
+    if name not in LAYOUTS:
+        raise ValueError(unknown("store", name, LAYOUTS))
+    return name
+
+
+Store = Annotated[str, AfterValidator(_known_store)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Bytes = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Bound(BaseModel):
-    """How far a signal's values lie from what the teacher said, at most: see the codec's `errors` and `tail_mass`."""
+    """How far a signal's stored values may lie from the teacher's: the worst `errors` and `tail_mass` of all rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     error: float
     tail_mass: float | None = None
+
+    def or_worse(self, other: "Bound") -> "Bound":
+        """What holds for both."""
+        masses = [bound.tail_mass for bound in (self, other) if bound.tail_mass is not None]
+        return Bound(error=max(self.error, other.error), tail_mass=max(masses) if masses else None)
 
 
 class Index(BaseModel):
@@ -33,12 +48,17 @@ class Index(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    store: Literal["zarr", "webdataset"]
+    store: Store
     manifest: Manifest
     structure: Mapping[str, Checksum]
     objects: Mapping[str, tuple[Bytes, Checksum]]
     bounds: Mapping[str, Bound]
-    version: int = Field(FORMAT_VERSION, exclude=True)
+
+    @model_validator(mode="after")
+    def _bounds_of_all_signals(self) -> "Index":
+        if set(self.bounds) != set(self.manifest.signals):
+            raise ValueError("bounds of other signals than the manifest's")
+        return self
 
     def to_bytes(self) -> bytes:
         """The index as it is stored."""
@@ -50,15 +70,14 @@ class Index(BaseModel):
     def from_bytes(cls, content: bytes, where: str) -> "Index":
         """The inverse of `to_bytes`; `where` names the cache in errors.
 
-        Raises `CacheMismatch` for another format version, `CacheDamaged` for anything that isn't as it was written.
+        Raises `CacheMismatch` for another format version and `CacheDamaged` for anything else that is not as written.
         """
         try:
-            tree: Any = json.loads(content)
-            version, body = tree["format"], tree["index"]
-            if version == FORMAT_VERSION and tree["crc32c"] != f"{crc32c(canonical(body)):08x}":
+            tree: Any = json.loads(content)  # of whatever the file holds
+            require_version(tree["format"], f"cache at {where}")
+            body = tree["index"]
+            if tree["crc32c"] != f"{crc32c(canonical(body)):08x}":
                 raise ValueError("its checksum is not that of its content")
-            if version != FORMAT_VERSION:
-                Manifest.from_json({"format": version}, f"cache at {where}")
             return cls.model_validate(body)
         except CacheMismatch:
             raise

@@ -1,4 +1,8 @@
-"""What a cache is: its identity, compared field by field, and its provenance, shown and never compared."""
+"""What a cache is: its identity, compared field by field, and its provenance, shown and never compared.
+
+Some fields are plain JSON values (`Facts`): a recipe, a teacher and a provenance describe themselves, and a manifest
+only keeps, compares and shows what they say.
+"""
 
 import hashlib
 import json
@@ -6,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from dhkd.data.cache.blocks import WITNESS, Part, Plan
-from dhkd.data.cache.codecs import Codec
+from dhkd.data.cache.codecs import AnyCodec
 from dhkd.data.errors import CacheDamaged, CacheMismatch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -24,9 +28,9 @@ class _Tree(BaseModel):
 
 
 def _plain(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Plain JSON values, not too deep for the libraries that walk them."""
+    """The tree, if it holds plain JSON values, nested less deeply than what the libraries that walk it can bear."""
     if _depth(tree) > MAX_DEPTH:
-        raise ValueError(f"values in values, deeper than {MAX_DEPTH}")
+        raise ValueError(f"values nested deeper than {MAX_DEPTH}")
     canonical(tree)
     return tree
 
@@ -42,7 +46,7 @@ Facts = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 
 
 class DatasetIdentity(_Tree):
-    """Which samples in which order."""
+    """Which samples, in which order."""
 
     name: str
     split: str
@@ -52,22 +56,23 @@ class DatasetIdentity(_Tree):
 
 
 class SignalIdentity(_Tree):
-    """What a signal's rows are: which teacher said them, computed in which precision, and how they are stored."""
+    """What a signal's rows are: which teacher computed them, in which precision, and how they are stored."""
 
     teacher: Facts
     precision: Literal["float32", "bf16", "fp16"]
-    codec: Codec
+    codec: AnyCodec
     row: tuple[Size, ...]
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The arrays that its codec makes of it."""
+        """The arrays that the codec makes of the signal."""
         return self.codec.parts(self.row)
 
     @model_validator(mode="after")
     def _codec_fits(self) -> "SignalIdentity":
-        if self.codec.kind == "top-k" and (len(self.row) != 1 or self.codec.k >= self.row[0]):
-            raise ValueError(f"top-k keeps fewer than all values of a row, expected k below {self.row}")
+        misfit = self.codec.misfit(self.row)
+        if misfit:
+            raise ValueError(misfit)
         return self
 
 
@@ -92,7 +97,7 @@ class Manifest(_Tree):
     def _names_differ(self) -> "Manifest":
         names = [array for name in self.names for array in (array_name(name, part) for part in self.parts(name))]
         if len(set(names)) < len(names):
-            raise ValueError("two arrays have one name")
+            raise ValueError("two arrays have the same name")
         if self.block_rows > self.identity.dataset.num_samples:
             raise ValueError("block_rows is larger than the data set")
         return self
@@ -119,67 +124,64 @@ class Manifest(_Tree):
 
     @property
     def names(self) -> list[str]:
-        """Everything that each block has: every signal, and the witness."""
+        """Every array of a block: the signals, then the witness."""
         return [*self.signals, WITNESS]
 
     def parts(self, name: str) -> dict[str, Part]:
-        """The arrays that a signal, or the witness, is stored as."""
+        """The stored arrays of a signal, or of the witness: dtype and row shape, by part."""
         return {"": ("uint32", ())} if name == WITNESS else self.signals[name].parts
 
     def error_before(self, name: str) -> float:
-        """How far a converted signal's values lay from what the teacher said already before; else 0."""
+        """ε that a converted signal's values had before it was converted; 0 if it was not."""
         provenance = self.provenance.get(name, {})
         return float(provenance.get("error_before", 0.0)) if isinstance(provenance, Mapping) else 0.0
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of the identity: the name of what is cached."""
+        """SHA-256 (hexadecimal) of the identity: a name for what is cached."""
         return self.digest_of(self.signals)
 
     def digest_of(self, names: Iterable[str]) -> str:
-        """The same of a cache that had just these signals."""
+        """The digest that a cache with only these signals would have."""
         identity = self.identity.model_dump(mode="json")
         identity["signals"] = {name: identity["signals"][name] for name in names}
         return hashlib.sha256(canonical(identity)).hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:  # JSON
         """The manifest as plain JSON values."""
         return self.model_dump(mode="json")
 
     @classmethod
-    def from_json(cls, tree: Any, where: str) -> "Manifest":
+    def from_json(cls, tree: Any, where: str) -> "Manifest":  # whatever a file held
         """The inverse of `to_json`; `where` names the cache in errors.
 
         Raises `CacheMismatch` for another format version and `CacheDamaged` for anything that is no manifest.
         """
         if not isinstance(tree, dict) or "format" not in tree:
             raise CacheDamaged(f"{where}: expected a dhkd manifest, got none; is this a dhkd cache?")
-        version = tree["format"]
-        if version != FORMAT_VERSION or isinstance(version, bool):
-            older = isinstance(version, int) and 0 < version < FORMAT_VERSION
-            remedy = "make it anew with 'dhkd convert'" if older else "use the version of dhkd that wrote it"
-            raise CacheMismatch(f"{where}: format version expected {FORMAT_VERSION}, got {version!r}; {remedy}")
+        require_version(tree["format"], where)
         try:
             return cls.model_validate(tree)
         except (ValidationError, ValueError, RecursionError) as error:
             raise CacheDamaged(f"{where}: the manifest is damaged ({_first(error)})") from error
 
     def extended_by(self, other: "Manifest", where: str) -> "Manifest":
-        """The cache that holds what this one does and what `other` adds: views, signals.
+        """The manifest of a cache that holds what this one does and what `other` adds: views, signals.
 
-        Raises `CacheMismatch`, listing every difference, where they don't fit together.
+        Raises `CacheMismatch`, listing every difference, if the two can't be in one cache.
         """
-        known = {name: signal for name, signal in self.signals.items() if name in other.signals}
-        mine = Identity(dataset=self.identity.dataset, recipe=self.identity.recipe, signals=known or other.signals)
-        theirs = {
+        # Signals that only one of the two has are no difference. If they share none, only the rest is compared.
+        shared = {name: signal for name, signal in self.signals.items() if name in other.signals} or other.signals
+        existing = Identity(dataset=self.identity.dataset, recipe=self.identity.recipe, signals=shared)
+        wanted = {
             **other.identity.model_dump(mode="json"),
-            "signals": {name: other.signals[name].model_dump(mode="json") for name in known or other.signals},
+            "signals": {name: other.signals[name].model_dump(mode="json") for name in shared},
         }
-        found = differences(theirs, mine.model_dump(mode="json"), exact=True) + self._other_teachers(other)
+        conflicts = differences(wanted, existing.model_dump(mode="json"), exact=True) + self._teacher_conflicts(other)
         if other.num_views < self.num_views:
-            found.append(f"views expected at least {self.num_views}, as it was begun with, got {other.num_views}")
-        if found:
-            raise CacheMismatch(f"cache at {where}: {'; '.join(found)}; write this one to another --out")
+            conflicts.append(f"views expected at least {self.num_views}, as it was begun with, got {other.num_views}")
+        if conflicts:
+            raise CacheMismatch(f"cache at {where}: {'; '.join(conflicts)}; write this one to another --out")
         return Manifest(
             identity=Identity(
                 dataset=self.identity.dataset,
@@ -191,67 +193,75 @@ class Manifest(_Tree):
             block_rows=self.block_rows,
         )
 
-    def _other_teachers(self, other: "Manifest") -> list[str]:
-        """How the teacher of signals that `other` adds differs from the one that said what bears its name already."""
-        found: list[str] = []
-        for name, kept in self.signals.items():
-            teacher = name.removesuffix(teachers_own(name))
-            added = [signal for new, signal in other.signals.items() if new.removesuffix(teachers_own(new)) == teacher]
+    def _teacher_conflicts(self, other: "Manifest") -> list[str]:
+        """How teachers of signals that `other` adds differ from those that have the same names in this cache."""
+        conflicts: list[str] = []
+        for name, existing in self.signals.items():
+            prefix = name.removesuffix(teachers_own(name))
+            added = [signal for new, signal in other.signals.items() if new.removesuffix(teachers_own(new)) == prefix]
             if added and name not in other.signals:
-                found += differences(added[0].teacher, kept.teacher, f"signals.{name}.teacher.", exact=True)
-        return found
+                conflicts += differences(added[0].teacher, existing.teacher, f"signals.{name}.teacher.", exact=True)
+        return conflicts
+
+
+def require_version(version: object, where: str) -> None:
+    """Raise `CacheMismatch` unless this is the format version that this program reads and writes."""
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise CacheMismatch(
+            f"{where}: format version expected {FORMAT_VERSION}, got {version!r}; use the version of dhkd that wrote it"
+        )
 
 
 def signal_name(teacher: str | None, signal: str) -> str:
-    """What a cache calls a signal of a teacher that has a name, or of the one that needs none."""
+    """A signal's name in a cache: with its teacher's name before it, if the teacher has one."""
     return f"{teacher}.{signal}" if teacher else signal
 
 
 def teachers_own(name: str) -> str:
-    """What the teacher itself calls a cache's signal."""
+    """A cached signal's name without its teacher's: what the teacher itself calls it."""
     return name.rpartition(".")[2]
 
 
 def array_name(name: str, part: str) -> str:
-    """What a part of a signal is called."""
+    """The name of the array that holds a part of a signal."""
     return f"{name}_{part}" if part else name
 
 
 def canonical(tree: object) -> bytes:
-    """The one JSON text of a tree of plain values, for hashing; raises `ValueError` for NaN and infinity."""
+    """A tree of plain values as JSON in one fixed form, for hashing; raises `ValueError` for NaN and infinity."""
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def differences(
     expected: Mapping[str, Any], got: Mapping[str, Any], prefix: str = "", *, exact: bool = False
 ) -> list[str]:
-    """Each field named in `expected` that `got` has otherwise, as 'field expected …, got …'.
+    """Each field of `expected` that `got` lacks or has with another value, as 'field expected …, got …'.
 
-    `exact`: a field that only `got` has is a difference, too.
+    With `exact`, a field that only `got` has is a difference, too.
     """
-    found: list[str] = []
+    lines: list[str] = []
     for key, value in expected.items():
         actual = got.get(key, "nothing")
         name = f"{prefix}{_short(key)}"
         if isinstance(value, Mapping) and isinstance(actual, Mapping):
-            found += differences(value, actual, f"{name}.", exact=exact)
+            lines += differences(value, actual, f"{name}.", exact=exact)
         elif value != actual:
-            found.append(f"{name} expected {_short(value)}, got {_short(actual)}")
+            lines.append(f"{name} expected {_short(value)}, got {_short(actual)}")
     if exact:
-        found += [
+        lines += [
             f"{prefix}{_short(key)} expected nothing, got {_short(got[key])}" for key in got if key not in expected
         ]
-    return found
+    return lines
 
 
 def require_identity(expected: Mapping[str, Any], manifest: Manifest, where: str, remedy: str) -> None:
     """Raise `CacheMismatch`, listing every difference, unless the cache is what is expected.
 
-    Only the fields that `expected` names are compared, so that an experiment which names no teacher accepts any.
+    Only the fields in `expected` are compared, so an experiment that names no teacher accepts any.
     """
-    found = differences(expected, manifest.identity.model_dump(mode="json"))
-    if found:
-        raise CacheMismatch(f"cache at {where}: {'; '.join(found)}; {remedy}")
+    lines = differences(expected, manifest.identity.model_dump(mode="json"))
+    if lines:
+        raise CacheMismatch(f"cache at {where}: {'; '.join(lines)}; {remedy}")
 
 
 def _short(value: object) -> str:
@@ -262,7 +272,7 @@ def _short(value: object) -> str:
 
 
 def _first(error: Exception) -> str:
-    """What a validation found first, in one line."""
+    """A validation's first complaint, in one line."""
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         return f"{'.'.join(map(_short, fault['loc']))}: {fault['msg']}"

@@ -1,19 +1,21 @@
-"""Reading a complete cache, wherever it lies: an object is checked against the index before a value of it is used."""
+"""Reading a complete cache from any place: every object is checked against the index before its values are used."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
+from dhkd.data.cache.find import StoredCache, find
 from dhkd.data.cache.index import Bound, Index
+from dhkd.data.cache.layouts import layout_of
+from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import is_url, storage_of
-from dhkd.data.cache.stores import Found, find, layout_of
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import CacheDamaged, CacheIncomplete
 from google_crc32c import value as crc32c
@@ -24,7 +26,7 @@ AGAIN = "run 'dhkd cache-teacher' again with the same arguments"
 
 @dataclass(frozen=True)
 class Damage:
-    """An object that is not as it was written, and the block of which array it is; none for metadata."""
+    """An object that is not as it was written; `name` and `block` say what it holds, None for metadata."""
 
     key: str
     name: str | None
@@ -46,12 +48,12 @@ class LogitReader:
 
     @property
     def location(self) -> str:
-        """The path or URL of the cache."""
+        """The cache's path or URL."""
         return self._storage.location
 
     @property
     def store(self) -> str:
-        """The name of its store."""
+        """The name of the cache's store."""
         return self._index.store
 
     def of_first_views(self, num_views: int) -> "LogitReader":
@@ -60,14 +62,15 @@ class LogitReader:
         fewer.plan = replace(self.plan, num_views=num_views)
         return fewer
 
-    def bound(self, name: str) -> Bound | None:
-        """How far a signal lies from what the teacher said; None for caches of version 1, which don't tell."""
-        return self._index.bounds.get(name)
+    def bound(self, name: str) -> Bound:
+        """How far a signal's stored values may lie from the teacher's."""
+        return self._index.bounds[name]
 
     def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
-        """A signal's values for samples `indices` in `view`: float32 (len(indices), …).
+        """A signal's values for the samples `indices` in `view`: float32 (len(indices), …).
 
-        Reads whole blocks: ask for many rows at a time, or for a whole view with `read_view`.
+        Whole blocks are read: ask for many rows at a time, or for a whole view with `read_view`. Raises `IndexError`
+        for a view or an index that the cache doesn't have, and `CacheDamaged` as `stored` does.
         """
         index_B = np.asarray(indices, dtype=np.int64)
         if not 0 <= view < self.plan.num_views:
@@ -78,12 +81,13 @@ class LogitReader:
             )
         signal = self.manifest.signals[name]
         values = np.empty((len(index_B), *signal.row), np.float32)
-        for number in np.unique(index_B // self.plan.block_rows).tolist():
-            here = index_B // self.plan.block_rows == number
+        number_B = index_B // self.plan.block_rows
+        for number in np.unique(number_B).tolist():
+            in_block = number_B == number
             block = self.plan.block(view, number)
-            rows = index_B[here] - block.start
+            rows = index_B[in_block] - block.start
             parts = {part: array[rows] for part, array in self.stored(block, name).items()}
-            values[here] = codecs.decode(signal.codec, parts, signal.row)
+            values[in_block] = codecs.decode(signal.codec, parts, signal.row)
         return values
 
     def read_view(self, view: int, name: str = "logits") -> NDArray[np.float32]:
@@ -95,13 +99,13 @@ class LogitReader:
         return self.stored(block, WITNESS)[""].astype(np.uint32, copy=False)
 
     def stored(self, block: Block, name: str) -> dict[str, Array]:
-        """One block of a signal or of the witness in its parts, as stored: (rows, …) each, not to be written to.
+        """One block of a signal or of the witness in its parts, as stored: (rows, …) each, read-only.
 
-        Raises `CacheDamaged`, and never gives values that were not written.
+        Raises `CacheDamaged` if an object is not as it was written.
         """
         contents: dict[str, bytes] = {}
         for key in self._keys(name, block):
-            content = self._near(key)
+            content = self._content(key)
             fault = self._fault(key, content)
             if content is None or fault is not None:
                 raise CacheDamaged(
@@ -111,30 +115,30 @@ class LogitReader:
         return self._layout.unpack(name, block, contents)
 
     def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
-        """What `stored` gives for each of these blocks, in order; from a URL several are fetched at a time."""
+        """The result of `stored` for each of these blocks, in order; from a URL, several are fetched at a time."""
         return each(lambda block: self.stored(block, name), blocks, self._storage.streams)
 
     def require_present(self) -> None:
-        """Raise `CacheIncomplete` where an object is missing or has another size, as far as the place can be listed."""
+        """Raise `CacheIncomplete` if an object is missing or has another size; a place that can't list is trusted."""
         sizes = self._storage.sizes()
         if sizes is None:
             return
-        lacking = [
+        missing = [
             block
             for block in self.plan.blocks()
             if any(
                 sizes.get(key) != self._entry(key)[0] for name in self.manifest.names for key in self._keys(name, block)
             )
         ]
-        if lacking:
+        if missing:
             total = self.plan.num_views * self.plan.blocks_per_view
             raise CacheIncomplete(
-                f"cache at {self.location}: {total - len(lacking)} of {total} blocks are there, the first missing is"
-                f" {lacking[0]}; {AGAIN}: it writes just those"
+                f"cache at {self.location}: {total - len(missing)} of {total} blocks are there, the first missing is"
+                f" {missing[0]}; {AGAIN}: it writes just those"
             )
 
     def damages(self) -> Iterator[Damage | int]:
-        """Read everything, past all copies; gives each object's number of bytes, or what is wrong with it."""
+        """Read every object, not its copy on this machine; yields its number of bytes, or what is wrong with it."""
         for key, checksum in self._index.structure.items():
             content = _get(self._storage, key)
             if content is None:
@@ -144,28 +148,28 @@ class LogitReader:
             else:
                 yield len(content)
 
-        def looked_at(place: tuple[Block, str, str]) -> Damage | int:
-            block, name, key = place
+        def checked(item: tuple[Block, str, str]) -> Damage | int:
+            block, name, key = item
             content = _get(self._storage, key)
             fault = self._fault(key, content)
             return len(content or b"") if fault is None else Damage(key, name, block, fault)
 
-        blocks = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
-        places = ((block, name, key) for block, name in blocks for key in self._keys(name, block))
-        yield from each(looked_at, places, self._storage.streams)
+        arrays = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
+        objects = ((block, name, key) for block, name in arrays for key in self._keys(name, block))
+        yield from each(checked, objects, self._storage.streams)
 
     def _promised(self) -> dict[str, bytes]:
-        """The metadata of the extension that is under way, if one is: it may have begun a moment ago."""
-        found = find(self._storage)
-        return layout_of(found.store, found.manifest).structure() if found else {}
+        """The metadata that an extension of the cache has written by now, if one is under way."""
+        existing = find(self._storage)
+        return layout_of(existing.store, existing.manifest).structure() if existing else {}
 
     @property
     def num_objects(self) -> int:
-        """How many objects there are, those beside the blocks included."""
+        """How many objects `damages` reads: those of the blocks, and those beside them."""
         return len(self._index.structure) + len(self._index.objects)
 
     def stored_bytes(self, names: Sequence[str] | None = None) -> int:
-        """Bytes of all objects of these arrays, or of all."""
+        """Bytes of all blocks of these arrays, or of every array."""
         return sum(
             self._entry(key)[0]
             for name in names or self.manifest.names
@@ -182,8 +186,8 @@ class LogitReader:
         except KeyError as error:
             raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
 
-    def _near(self, key: str) -> bytes | None:
-        """An object, or its copy on this machine where it lies elsewhere; None where there is none."""
+    def _content(self, key: str) -> bytes | None:
+        """An object's bytes, or those of its copy on this machine; None if there is no such object."""
         if self._nearby is None:
             return _get(self._storage, key)
         size, checksum = self._entry(key)
@@ -193,15 +197,15 @@ class LogitReader:
             return None
 
     def _fault(self, key: str, content: bytes | None) -> str | None:
-        """What is wrong with an object's bytes; None where they are those that were written."""
+        """What is wrong with an object's bytes; None if they are those that were written."""
         size, checksum = self._entry(key)
         if content is None or len(content) != size:
             return f"expected {size} bytes, got {'no object' if content is None else len(content)}"
         try:
-            found = self._layout.checksum(key, content)
+            actual = self._layout.checksum(key, content)
         except CacheDamaged:
             return "its bytes are not those that were written"
-        return None if found == checksum else "is not the block that was written"  # whole, but another's
+        return None if actual == checksum else "is not the block that was written"  # whole, but another block's
 
 
 def _get(storage: Storage, key: str) -> bytes | None:
@@ -214,36 +218,42 @@ def _get(storage: Storage, key: str) -> bytes | None:
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:
     """The complete cache at a path or URL; `copies` keep what is fetched from a URL.
 
-    Raises `CacheIncomplete` where there is none, or none that was ever finished.
+    Raises `CacheIncomplete` if there is no cache, or one that was never finished.
     """
     storage = storage_of(location)
-    found = find(storage)
-    if found is None:
+    existing = find(storage)
+    if existing is None:
         raise CacheIncomplete(
             f"cache at {storage.location}: expected a dhkd cache, found none; make it with 'dhkd cache-teacher'"
         )
-    if found.index is None:
-        raise CacheIncomplete(f"cache at {storage.location}: {progress(storage, found)}; {AGAIN}")
-    return LogitReader(storage, found.index, Nearby(storage, copies) if copies and is_url(location) else None)
+    if existing.index is None:
+        raise CacheIncomplete(f"cache at {storage.location}: {_progress(storage, existing)}; {AGAIN}")
+    return LogitReader(storage, existing.index, Nearby(storage, copies) if copies and is_url(location) else None)
 
 
-def progress(storage: Storage, found: Found) -> str:
-    """How much of a cache that was never finished is there."""
-    if storage.sizes() is None:
+def _progress(storage: Storage, unfinished: StoredCache) -> str:
+    """How much of a cache that was never finished exists."""
+    sizes = storage.sizes()
+    if sizes is None:
         return "it was never finished"
-    plan, missing = found.manifest.plan, missing_blocks(storage, found.store, found.manifest, found.manifest.names)
-    total = plan.num_views * plan.blocks_per_view
+    manifest = unfinished.manifest
+    missing = _missing(layout_of(unfinished.store, manifest), manifest.plan, manifest.names, sizes)
+    total = manifest.plan.num_views * manifest.plan.blocks_per_view
     if not missing:
         return f"it was never finished, though all {total} blocks are there"
     return f"{total - len(missing)} of {total} blocks are there, the first missing is {missing[0]}"
 
 
 def missing_blocks(storage: Storage, store: str, manifest: Manifest, names: Sequence[str]) -> list[Block]:
-    """The blocks of which some object of these arrays is absent or has the wrong size, by listing."""
-    layout, sizes = layout_of(store, manifest), storage.sizes()
+    """The blocks of which some object of these arrays is absent or has the wrong size, in a place that can list."""
+    sizes = storage.sizes()
     assert sizes is not None
+    return _missing(layout_of(store, manifest), manifest.plan, names, sizes)
+
+
+def _missing(layout: Layout, plan: Plan, names: Sequence[str], sizes: Mapping[str, int]) -> list[Block]:
     return [
         block
-        for block in manifest.plan.blocks()
+        for block in plan.blocks()
         if any(sizes.get(key) != size for name in names for key, size in layout.objects(name, block).items())
     ]

@@ -1,8 +1,8 @@
-"""Writing a cache: any number of processes and machines put blocks into it, in any order, each block whole.
+"""Writing a cache: any number of processes and machines put blocks into it, in any order, each object whole.
 
-The objects that exist are the journal of what is done. An object that exists is never overwritten unless it has the
-wrong size, so that two who compute the same block agree on the first one's. When nothing is missing, everything is read
-back, checked and indexed; only the index makes a cache complete.
+The objects that exist are the journal of what is done. An existing object is never overwritten unless it has the wrong
+size, so two writers that compute the same block agree on the first one's bytes. When nothing is missing, everything is
+read back, checked and indexed; only the index makes a cache complete.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
-from dhkd.data.cache.codecs import TopK
+from dhkd.data.cache.find import StoredCache, find, read_index
 from dhkd.data.cache.index import INDEX_KEY, Bound, Index
-from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest
+from dhkd.data.cache.layouts import layout_of
+from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import AGAIN, Damage, missing_blocks
 from dhkd.data.cache.storage.base import Storage, each
-from dhkd.data.cache.stores import find, layout_of
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
@@ -26,11 +26,20 @@ Entries = dict[str, tuple[int, int]]  # objects' sizes and checksums, by key
 
 @dataclass(frozen=True)
 class Checked:
-    """What reading blocks back found: objects for the index, bounds of signals, and what is damaged."""
+    """What reading blocks back gave: objects for the index, bounds of signals, and what is damaged."""
 
     objects: Mapping[str, tuple[int, int]]
     bounds: Sequence[tuple[str, Bound]]
     damages: Sequence[Damage]
+
+
+@dataclass(frozen=True)
+class _ReadBack:
+    """One array's block as it is stored: its parts, None unless all of its objects are good."""
+
+    parts: dict[str, Array] | None
+    entries: Entries
+    damages: list[Damage]
 
 
 class LogitWriter:
@@ -42,12 +51,12 @@ class LogitWriter:
         self.signals = list(signals)
         self._storage, self._store = storage, store
         self._layout = layout_of(store, manifest)
-        found = find(storage)
-        self._known: Mapping[str, tuple[int, int]] = found.index.objects if found and found.index else {}
+        index = read_index(storage)
+        self._indexed: Mapping[str, tuple[int, int]] = index.objects if index else {}
 
     @property
     def location(self) -> str:
-        """The path or URL of the cache."""
+        """The cache's path or URL."""
         return self._storage.location
 
     def missing(self) -> list[Block]:
@@ -60,7 +69,7 @@ class LogitWriter:
         return missing_blocks(self._storage, self._store, self.manifest, others) if others else []
 
     def has(self, block: Block) -> bool:
-        """Whether the block has been written meanwhile, by whomever."""
+        """Whether the block has been written by now, by any writer."""
         return all(
             self._storage.size(key) == size
             for name in [*self.signals, WITNESS]
@@ -70,54 +79,60 @@ class LogitWriter:
     def write(self, block: Block, rows: Mapping[str, NDArray[np.generic]]) -> bool:
         """Put one block: every signal, float (rows, …), and the witness, uint32 (rows,). Durable on return.
 
-        False where others had put all of it before. Raises `NonFiniteLoss` for values that can't be stored and
-        `CacheMismatch` where a witness that is there differs: these are other pixels than those that were cached.
+        False if other writers had put all of it before. Raises `NonFiniteLoss` for values that can't be stored, and
+        `CacheMismatch` if the stored witness differs: then these are other pixels than those that were cached.
         """
         assert set(rows) == {*self.signals, WITNESS}
-        self._compare_witness(block, rows[WITNESS])
-        put = False
-        for name, values in rows.items():
-            assert len(values) == len(block)
-            put |= self.put(block, name, self._parts(name, block, values))
+        assert all(len(values) == len(block) for values in rows.values())
+        # The witness goes first: nothing else is put if it differs from one that exists.
+        put = self.put(block, WITNESS, {"": rows[WITNESS].astype(np.uint32, copy=False)})
+        if not put:
+            self._compare_witness(block, rows[WITNESS])
+        for name in self.signals:
+            values = rows[name].astype(np.float32, copy=False)
+            put |= self.put(block, name, codecs.encode(self.manifest.signals[name].codec, name, block, values))
         return put
 
     def put(self, block: Block, name: str, parts: Mapping[str, Array]) -> bool:
-        """Put one block of a signal or of the witness that is encoded already; False where all of it was there."""
+        """Put one block of a signal or of the witness that is already encoded; False if all of it existed."""
         put = False
         for key, content in self._layout.pack(name, block, parts).items():
-            wrong_size = self._storage.size(key) not in (-1, len(content))
-            put |= self._storage.put(key, content, replace=wrong_size)
+            made = self._storage.put(key, content, replace=False)
+            if not made and self._storage.size(key) not in (-1, len(content)):
+                made = self._storage.put(key, content, replace=True)
+            put |= made
         return put
 
     def check(self, blocks: Iterable[Block], written: set[Block]) -> Checked:
-        """Read blocks back. An object is damaged where it contradicts itself or, but for those of `written`, the index.
+        """Read blocks back. An object is damaged if it contradicts itself or the index, which doesn't know `written`.
 
-        Raises `CacheDamaged` where that is another teacher's, whose signals this writer can't replace.
+        Raises `CacheDamaged` if it belongs to another teacher's signal, which this writer can't replace.
         """
         objects: Entries = {}
         bounds: dict[str, Bound] = {}
         damages: list[Damage] = []
 
-        def looked_at(place: tuple[Block, str]) -> tuple[str, Bound | None, Entries, list[Damage]]:
-            block, name = place
-            parts, entries, found = self._read(name, block, known=block not in written)
-            bound = self._bound(name, parts) if name != WITNESS and parts is not None else None
-            return name, bound, entries, found
+        def read_back(array: tuple[Block, str]) -> tuple[str, _ReadBack, Bound | None]:
+            block, name = array
+            stored = self._read(name, block, known=block not in written)
+            bound = self._bound(name, stored.parts) if name != WITNESS and stored.parts is not None else None
+            return name, stored, bound
 
-        places = ((block, name) for block in blocks for name in self.manifest.names)
-        for name, bound, entries, found in each(looked_at, places, self._storage.streams):
-            if found and name in self.manifest.signals and name not in self.signals:
+        arrays = ((block, name) for block in blocks for name in self.manifest.names)
+        for name, stored, bound in each(read_back, arrays, self._storage.streams):
+            if stored.damages and name in self.manifest.signals and name not in self.signals:
                 raise CacheDamaged(
-                    f"cache at {self.location}: {found[0]}; run 'dhkd cache-teacher' with the teacher of {name}"
+                    f"cache at {self.location}: {stored.damages[0]}; run 'dhkd cache-teacher' with the teacher of"
+                    f" {name}"
                 )
-            objects |= entries
-            damages += found
+            objects |= stored.entries
+            damages += stored.damages
             if bound is not None:
-                bounds[name] = _worse(bounds.get(name), bound)
+                bounds[name] = bound.or_worse(bounds.get(name, bound))
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:
-        """Check everything and finish; or remove what is damaged, and say what that was."""
+        """Check everything, then finish; if something is damaged, remove it instead. What was damaged."""
         checked = self.check(self.plan.blocks(), written)
         if not checked.damages:
             self.finish([checked])
@@ -130,7 +145,7 @@ class LogitWriter:
             self._storage.delete(damage.key)
 
     def finish(self, checked: Sequence[Checked]) -> None:
-        """Write the index, which makes the cache complete; raises `CacheIncomplete` when an object is missing."""
+        """Write the index, which makes the cache complete; raises `CacheIncomplete` if an object is missing."""
         objects = {key: entry for part in checked for key, entry in part.objects.items()}
         for block in self.plan.blocks():
             for name in self.manifest.names:
@@ -140,21 +155,16 @@ class LogitWriter:
         bounds: dict[str, Bound] = {}
         for part in checked:
             for name, bound in part.bounds:
-                bounds[name] = _worse(bounds.get(name), bound)
-        structure = put_structure(self._storage, self._store, self.manifest)
+                bounds[name] = bound.or_worse(bounds.get(name, bound))
+        structure = _put_structure(self._storage, self._store, self.manifest)
         index = Index(store=self._store, manifest=self.manifest, structure=structure, objects=objects, bounds=bounds)
-        _put_changed(self._storage, INDEX_KEY, index.to_bytes())
-
-    def _parts(self, name: str, block: Block, values: NDArray[np.generic]) -> dict[str, Array]:
-        if name == WITNESS:
-            return {"": values.astype(np.uint32, copy=False)}
-        return codecs.encode(self.manifest.signals[name].codec, name, block, values.astype(np.float32, copy=False))
+        _put_if_changed(self._storage, INDEX_KEY, index.to_bytes())
 
     def _compare_witness(self, block: Block, witness: NDArray[np.generic]) -> None:
-        parts, _, _ = self._read(WITNESS, block, known=True)
-        if parts is None:  # missing, or to be found damaged at the end
+        stored = self._read(WITNESS, block, known=True).parts
+        if stored is None:  # removed meanwhile, or damaged, which the check at the end notices
             return
-        wrong = np.flatnonzero(parts[""] != witness)
+        wrong = np.flatnonzero(stored[""] != witness)
         if len(wrong):
             raise CacheMismatch(
                 f"cache at {self.location}: pixels differ from those that are cached: {len(wrong)} of {len(block)} rows"
@@ -162,8 +172,8 @@ class LogitWriter:
                 f" changed since the cache was begun; write this one to another --out"
             )
 
-    def _read(self, name: str, block: Block, *, known: bool) -> tuple[dict[str, Array] | None, Entries, list[Damage]]:
-        """A stored block, None unless all of it is good; its objects' sizes and checksums; what is wrong with them."""
+    def _read(self, name: str, block: Block, *, known: bool) -> _ReadBack:
+        """One array's block as it is stored; with `known`, it has to be what the index says as well."""
         contents: dict[str, bytes] = {}
         entries: Entries = {}
         damages: list[Damage] = []
@@ -173,98 +183,90 @@ class LogitWriter:
                 if len(content) != size:
                     raise CacheDamaged(f"expected {size} bytes, got {len(content)}")
                 entry = (size, self._layout.checksum(key, content))
-                if known and self._known.get(key, entry) != entry:
+                if known and self._indexed.get(key, entry) != entry:
                     raise CacheDamaged("not the block that was written")
                 contents[key], entries[key] = content, entry
             except (FileNotFoundError, CacheDamaged) as error:
                 damages.append(Damage(key, name, block, str(error)))
         if damages:
-            return None, entries, damages
+            return _ReadBack(None, entries, damages)
         try:
-            return self._layout.unpack(name, block, contents), entries, []
+            return _ReadBack(self._layout.unpack(name, block, contents), entries, [])
         except CacheDamaged as error:
-            return None, {}, [Damage(key, name, block, str(error)) for key in contents]
+            return _ReadBack(None, {}, [Damage(key, name, block, str(error)) for key in contents])
 
     def _bound(self, name: str, parts: Mapping[str, Array]) -> Bound:
-        signal = self.manifest.signals[name]
-        error = float(signal.codec.errors(parts).max()) + self.manifest.error_before(name)
-        mass = float(signal.codec.tail_mass(parts).max()) if isinstance(signal.codec, TopK) else None
-        return Bound(error=error, tail_mass=mass)
+        codec = self.manifest.signals[name].codec
+        tail_mass = codec.tail_mass(parts)
+        return Bound(
+            error=float(codec.errors(parts).max()) + self.manifest.error_before(name),
+            tail_mass=None if tail_mass is None else float(tail_mass.max()),
+        )
 
 
 def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
-    """Make an empty cache, or make the one that is there ready to hold what is wanted as well; its manifest.
+    """Make an empty cache, or make the existing one ready to hold what is wanted as well; the cache's manifest.
 
-    Raises `CacheMismatch` when another cache, or anything else, is there.
+    Raises `CacheMismatch` if another cache, or anything else, is at the place, and `ConfigError` for an unknown store.
     """
-    found = find(storage)
-    if found is None:
-        if _begun(storage, store, wanted):
-            return wanted
-        found = find(storage)
-    if found is None:
+    layout_of(store, wanted)  # an unknown store is refused before anything is read
+    existing = find(storage) or _begin_new(storage, store, wanted)
+    if existing is None:
+        return wanted
+    if existing.store != store:
         raise CacheMismatch(
-            f"cache at {storage.location}: another run began it just now, and it is gone; run the same command again"
+            f"cache at {storage.location}: store expected {existing.store}, as it was begun with, got {store};"
+            f" use --set cache.store={existing.store}, or another --out"
         )
-    if found.index and found.index.version != FORMAT_VERSION:
-        raise CacheMismatch(
-            f"cache at {storage.location}: format version expected {FORMAT_VERSION}, got {found.index.version},"
-            f" which is only read; 'dhkd convert' makes a new one of it"
-        )
-    if found.store != store:
-        raise CacheMismatch(
-            f"cache at {storage.location}: store expected {found.store}, as it was begun with, got {store};"
-            f" use --set cache.store={found.store}, or another --out"
-        )
-    manifest = found.manifest.extended_by(wanted, storage.location)
-    put_structure(storage, store, manifest)
+    manifest = existing.manifest.extended_by(wanted, storage.location)
+    _put_structure(storage, store, manifest)
     return manifest
 
 
-def put_structure(storage: Storage, store: str, manifest: Manifest) -> dict[str, int]:
-    """Put what isn't there of the objects beside the blocks of a cache that was begun; the crc32c of each.
+def _begin_new(storage: Storage, store: str, wanted: Manifest) -> StoredCache | None:
+    """Make an empty cache; if another run began one in the same moment, that one, whose manifest then holds.
 
-    The manifest comes first: it explains the others, of which each may still be the old one or already the new.
-    """
-    *others, head = layout_of(store, manifest).structure().items()
-    return {key: _put_changed(storage, key, content) for key, content in [head, *others]}
-
-
-def _begun(storage: Storage, store: str, wanted: Manifest) -> bool:
-    """Make an empty cache; False where another run began one at the same time, whose manifest then holds.
-
-    The manifest comes last: without it there may be what an interrupted beginning left, and nothing else.
+    The manifest comes last: without it, only what an interrupted beginning left may exist.
     """
     sizes = storage.sizes()
     if sizes is None:
         raise CacheMismatch(f"cache at {storage.location}: a web server is only read; choose another --out")
-    *others, (head, manifest) = layout_of(store, wanted).structure().items()
+    *others, (manifest_key, manifest) = layout_of(store, wanted).structure().items()
     foreign = sorted(key for key in sizes if key not in dict(others) and not key.endswith(".partial"))
-    if foreign and find(storage) is None:
+    if not foreign:
+        for key, content in others:
+            if key in sizes or not storage.put(key, content, replace=False):
+                _put_if_changed(storage, key, content)
+        if storage.put(manifest_key, manifest, replace=False):
+            return None
+    existing = find(storage)
+    if existing is None and foreign:
         raise CacheMismatch(
             f"cache at {storage.location}: expected an empty folder or a dhkd cache, found {foreign[0]};"
             f" choose another --out"
         )
-    if foreign:
-        return False
-    for key, content in others:
-        _put_changed(storage, key, content)
-    return storage.put(head, manifest, replace=False)
+    if existing is None:
+        raise CacheMismatch(
+            f"cache at {storage.location}: another run began it just now, and it is gone; run the same command again"
+        )
+    return existing
 
 
-def _put_changed(storage: Storage, key: str, content: bytes) -> int:
-    """Put an object unless it is there as it should be; its crc32c."""
+def _put_structure(storage: Storage, store: str, manifest: Manifest) -> dict[str, int]:
+    """Put what is missing or differs of the objects beside the blocks of a cache that was begun; the crc32c of each.
+
+    The manifest comes first: each of the others may still be the old one or already the new, and it explains both.
+    """
+    *others, head = layout_of(store, manifest).structure().items()
+    return {key: _put_if_changed(storage, key, content) for key, content in [head, *others]}
+
+
+def _put_if_changed(storage: Storage, key: str, content: bytes) -> int:
+    """Put an object unless it has this content already; its crc32c."""
     try:
-        there = storage.get(key)
+        existing = storage.get(key)
     except FileNotFoundError:
-        there = None
-    if there != content:
+        existing = None
+    if existing != content:
         storage.put(key, content, replace=True)
     return int(crc32c(content))
-
-
-def _worse(one: Bound | None, other: Bound) -> Bound:
-    if one is None:
-        return other
-    masses = [bound.tail_mass for bound in (one, other) if bound.tail_mass is not None]
-    return Bound(error=max(one.error, other.error), tail_mass=max(masses) if masses else None)

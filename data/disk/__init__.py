@@ -1,1 +1,1 @@
-"""Files: atomic writes, bounded copies, locks."""
+"""Files on disk: atomic writes, bounded copies, locks, tables."""

@@ -1,6 +1,6 @@
 """Files that are finished or absent: written aside, flushed to the disk, then renamed.
 
-A kill or a full disk leaves the old file or none, plus at most one `*.partial` that nobody reads.
+After a kill or on a full disk the old file or none remains, plus at most one `*.partial`, which nobody reads.
 """
 
 import errno
@@ -12,14 +12,13 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True) -> bool:
-    """Give `path` the bytes that `write` puts into the stream it is handed, all of them or none.
+    """Give `path` all the bytes that `write` puts into the stream passed to it, or none; whether it did.
 
-    Where `path` exists already, `replace` decides: True replaces it, False leaves it and returns False, whoever else
-    wrote it at the same time. Raises `OSError` as the operating system says it (no space, no permission); then nothing
-    stays behind.
+    With `replace`, an existing file is replaced. Without, it stays and the result is False, even if another writer made
+    it at the same time. Raises the operating system's `OSError` (no space, no permission); nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for every writer: threads, processes and machines may write the same path at the same time.
+    # Every writer has a name of its own: threads, processes and machines may write the same path at the same time.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     written = True
     try:
@@ -40,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace
 
 
 def _link(partial: Path, path: Path) -> bool:
-    """Give a finished file its name unless that is taken."""
+    """Give a finished file its name, unless the name is taken."""
     try:
         path.hardlink_to(partial)
     except FileExistsError:
@@ -48,7 +47,7 @@ def _link(partial: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        # A file system without hard links: what another writer puts in between is replaced by the same bytes.
+        # A file system without hard links. If another writer puts the file in between, the same bytes replace it.
         if path.exists():
             return False
         partial.rename(path)
@@ -56,7 +55,7 @@ def _link(partial: Path, path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a loss of power."""
+    """Make sure that renames inside `folder` survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

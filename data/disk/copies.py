@@ -1,6 +1,6 @@
-"""Copies of what is far away: a bounded folder that all processes of a machine share.
+"""Copies of distant files: a bounded folder that all processes of a machine share.
 
-What a copy is of, and where that is fetched from, is its user's affair: here it has a name.
+A copy only has a name here. The caller decides what it is a copy of and where that is fetched from.
 """
 
 import contextlib
@@ -13,30 +13,30 @@ from typing import BinaryIO
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.disk.locks import lock_of, locked
 
-_NO_COPIES = (".lock", ".partial")  # what else lies in the folder
+_NO_COPIES = (".lock", ".partial")  # other files in the folder
 
 
 @dataclass(frozen=True)
 class BoundedCopies:
-    """Files in `folder`, at most about `keep_bytes` of them; the longest unused go first, the newest never.
+    """Files in `folder`, about `keep_bytes` of them at most; the longest unused are removed first, the newest never.
 
-    `write` puts the bytes of the copy `name` into the stream it is handed. It is called where the copy isn't there, by
-    one process or thread at a time, and leaves nothing behind where it raises. A name is that of a file, and is always
-    given the same bytes.
+    `write` puts the bytes of the copy `name` into the stream passed to it. It is called if there is no copy, by one
+    process or thread at a time; if it raises, nothing is left behind. A name has to be valid for a file, and always
+    means the same bytes.
     """
 
     folder: Path
     keep_bytes: int
 
     def open(self, name: str, write: Callable[[BinaryIO], object]) -> BinaryIO:
-        """The copy, to be read, which may be longer than it is kept."""
+        """The copy, opened for reading; it can be read even after it is removed."""
         while True:
             path = self.fetch(name, write)
-            with contextlib.suppress(FileNotFoundError):  # another process may have needed its place in between
+            with contextlib.suppress(FileNotFoundError):  # another process may have removed it in between
                 return path.open("rb")
 
     def fetch(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
-        """The copy's path, where it is until others need its place."""
+        """The copy's path; the file is there until other copies need its space."""
         path = self.folder / name
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
@@ -56,7 +56,7 @@ class BoundedCopies:
         copies = []
         for path in self.folder.iterdir():
             if path.suffix not in _NO_COPIES:
-                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
                     facts = path.stat()
                     copies.append((facts.st_mtime_ns, facts.st_size, path))
         total = sum(size for _, size, _ in copies)
@@ -65,6 +65,6 @@ class BoundedCopies:
                 return
             if path != newest:
                 path.unlink(missing_ok=True)
-                # Who waits for the lock meanwhile may fetch the copy a second time, and gives it the same bytes.
+                # A process that is waiting for the lock may fetch the copy a second time, with the same bytes.
                 lock_of(path).unlink(missing_ok=True)
                 total -= size

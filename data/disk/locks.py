@@ -8,12 +8,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process or thread of the machine at a time may make `path`."""
+    """Let one process or thread of the machine at a time make `path`."""
     with lock_of(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def lock_of(path: Path) -> Path:
-    """The file whose lock stands for `path`."""
+    """The file that is locked while `path` is made."""
     return path.with_suffix(".lock")

@@ -1,9 +1,9 @@
-"""Where files lie that can be made again."""
+"""The folder for files that can be made again."""
 
 import os
 from pathlib import Path
 
 
 def user_cache_folder() -> Path:
-    """Where this user's reproducible files live: `$XDG_CACHE_HOME/dhkd`, else `~/.cache/dhkd`."""
+    """This user's folder for reproducible files: `$XDG_CACHE_HOME/dhkd`, else `~/.cache/dhkd`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dhkd"

@@ -1,15 +1,15 @@
-"""A data set held in memory: every image as uint8, its label, and how its pixels are normalised.
-
-Image `i` is sample `i`: the set's own order is what keys, blocks and fingerprints refer to.
-"""
+"""A data set held in memory: every image as uint8, its label, and how its pixels are normalised."""
 
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
+from dhkd.data.images.base import Decoding, Triple
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.render import Keys
 from torch import Tensor
-
-Triple = tuple[float, float, float]  # a number for each channel
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,47 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def first(self, num_samples: int) -> "ImageSet":
-        """The set's first `num_samples` samples, in its own order."""
-        return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        _, _, height, width = self.images_NCHW.shape
+        return height, width
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over shape, labels and pixels: two sets with one fingerprint are the same set."""
+        """SHA-256 (hexadecimal) over shape, labels and pixels: sets with equal fingerprints are the same set."""
         digest = hashlib.sha256(repr(tuple(self.images_NCHW.shape)).encode())
         digest.update(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
         digest.update(self.images_NCHW.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def first(self, num_samples: int) -> "ImageSet":
+        """The set's first `num_samples` samples, in its own order."""
+        return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
+
+    def normalized_with(self, mean: Triple | None, std: Triple | None) -> "ImageSet":
+        """The same images, to be shown to networks with this mean and std; None leaves each as it is."""
+        return replace(self, mean=mean or self.mean, std=std or self.std)
+
+    def in_memory(self, decoding: Decoding) -> "ImageSet":
+        """The set itself."""
+        return self
+
+    def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
+        """What makes pixels of any key of this set under the recipe; nothing has to be decoded."""
+        return ResidentRenderer(self, recipe, device)
+
+
+class ResidentRenderer:
+    """Any view of images held in memory, which are copied to `device`."""
+
+    in_memory = True
+    unreadable: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device) -> None:
+        self.images, self.recipe, self.device = images, recipe, device
+        self.exact = recipe.exact
+        self.pixels = recipe.resident(images.images_NCHW.to(device))
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        """For each batch of keys (on any device), in order, uint8 (B, 3, H, W) on the renderer's device."""
+        return (self.pixels(view_B, index_B) for view_B, index_B in batches)

@@ -1,9 +1,4 @@
-"""A view: one augmentation draw of the whole data set, as a pure function of (seed, view, index).
-
-A recipe says how a view is drawn. `draws` turns keys into plain integers and `apply` turns integers into pixels;
-nothing else enters: no global generator, no worker, no order, no batch, no device. Keys travel as two int64 tensors
-`view_B` and `index_B`. A recipe has a version: whoever changes its draws or its pixels raises it, since caches name it.
-"""
+"""Pad, crop, mirror: the usual view of CIFAR, of which there are finitely many."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.decoding import Photo
+from dhkd.data.recipes.base import Recipe, Render
+from dhkd.data.recipes.unaugmented import AsTheyAre
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class CropFlip:
+class CropFlip(Recipe):
     """Pad with zeros, crop back to the original size, mirror half of the time: a finite set of views.
 
     There are (2·padding + 1)² crops, twice that with flips (padding 4 with flips: 162). View v of sample i is the
@@ -32,6 +31,8 @@ class CropFlip:
 
     kind: ClassVar[str] = "crop-flip"
     version: ClassVar[int] = 1
+    shape: ClassVar[None] = None
+    exact = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.padding <= 64:
@@ -108,7 +109,26 @@ class CropFlip:
         channels = windows.stride(3)
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
-    def apply(self, images_BCHW: Tensor, draws: Tensor) -> Tensor:
-        """The pixels that `draws` make of the images: uint8 (B, C, H, W), a crop each and no arithmetic on levels."""
-        rows_B = torch.arange(len(images_BCHW), device=images_BCHW.device)
-        return self.gather(self.windows(images_BCHW), rows_B, draws.to(images_BCHW.device))
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """A crop for each row of draws, and no arithmetic on levels: uint8 (B, H, W, 3)."""
+        image_1CHW = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+        row_B = torch.zeros(len(draws_BD), dtype=torch.int64)
+        return self.gather(self.windows(image_1CHW), row_B, draws_BD).permute(0, 2, 3, 1).numpy()
+
+    def at_test(self) -> AsTheyAre:
+        """Test images are shown as they are."""
+        return AsTheyAre()
+
+    def resident(self, images_NCHW: Tensor) -> Render:
+        """A whole batch with one gather.
+
+        Holds the padded images (CIFAR-100's 50,000 with flips: 480 MB) and the views' order of every sample.
+        """
+        device = images_NCHW.device
+        windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)
+
+        def render(view_B: Tensor, index_B: Tensor) -> Tensor:
+            view_B, index_B = view_B.to(device), index_B.to(device)
+            return self.gather(windows, index_B, self.decode(orders[index_B, view_B]))
+
+        return render

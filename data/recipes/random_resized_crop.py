@@ -1,23 +1,26 @@
-"""What is cut out of a photograph: a random box made a square, a test image's central square, or all of it.
+"""A random box of a photograph, made a square: the usual view of ImageNet.
 
-These recipes are integers in, integers out: raw draws by key, and a `Cut` once the photograph's size is known. There is
-no floating point on the way, so a cut is the same on every machine; which pixels a cut gives is the decoder's affair
-(`photographs.py`), and caches name it.
+The recipe is integers in, integers out: raw draws by key, and a `Cut` once the photograph's size is known. There is no
+floating point on the way, so a cut is the same on every machine. Which pixels a cut gives is the decoder's and Pillow's
+affair, and part of the identity.
 """
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import cached_property
 from math import isqrt
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
 from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.cuts import Box, Cut, cut_of
+from dhkd.data.images.decoding import Photo
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.recipes.unaugmented import CenterCrop
+from numpy.typing import NDArray
 from torch import Tensor
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last two exclusive
 
 ATTEMPTS = 10  # boxes that are drawn before the central one is taken, as usual
 BITS = 32  # of every draw
@@ -26,33 +29,26 @@ FRACTION = 24  # bits after the point of an aspect ratio
 HALF = FRACTION + BITS >> 1  # bits after the point of the root of area × aspect ratio
 
 
-class Cut(NamedTuple):
-    """What becomes of a photograph: its part `box` is resized to `size` (width, height), and `window` of that kept."""
-
-    box: Box
-    size: tuple[int, int]
-    window: Box
-    mirrored: bool
-
-
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(Recipe):
     """A box of random area and aspect ratio, resized to size × size pixels, mirrored half of the time.
 
     The area is uniform in `scale`, relative to the photograph's; the logarithm of width / height is uniform in that of
     `ratio`; ten boxes are tried until one fits, else the largest central one with an allowed ratio is taken (Szegedy et
-    al., 2015, section 6, as it has become usual for ImageNet). There are as many views as anyone asks for.
+    al., 2015, section 6, as it has become usual for ImageNet). There is no end of views. A test image's shorter side is
+    resized to `test_resize` (None: size · 256 / 224) and its centre cropped, which is no part of the identity.
     """
 
     size: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
     flip: bool
     seed: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    test_resize: int | None = None
 
     kind: ClassVar[str] = "random-resized-crop"
     version: ClassVar[int] = 1
-    num_views: ClassVar[int] = 1 << 31
+    num_views: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -94,6 +90,14 @@ class RandomResizedCrop:
         raw = np.array(rows, dtype=np.uint64).reshape(len(rows), (columns + 1) // 2)
         halves = np.stack([raw >> np.uint64(BITS), raw & np.uint64((1 << BITS) - 1)], axis=2)
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
+
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """What each row of draws cuts out of a photograph: uint8 (B, size, size, 3)."""
+        return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
+
+    def at_test(self) -> CenterCrop:
+        """Resized and its centre cropped."""
+        return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
         """One key's draws resolved against a photograph's size in pixels."""
@@ -143,63 +147,6 @@ class RandomResizedCrop:
             low, high = (Decimal(ratio).ln() for ratio in self.ratio)
             steps = ((2 * step + 1) * (high - low) / (2 * RATIOS) for step in range(RATIOS))
             return [int(((low + step).exp() * (1 << FRACTION)).to_integral_value()) for step in steps]
-
-
-class Undrawn:
-    """A recipe without chance: every view of an image is the same."""
-
-    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Nothing is drawn: int64 (B, 0)."""
-        return torch.empty((len(index_B), 0), dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class CenterCrop(Undrawn):
-    """The usual test image: the shorter side resized to `resize` pixels, then the central size × size square."""
-
-    size: int
-    resize: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= self.resize:
-            raise ConfigError(f"views.test_resize: expected at least views.size, {self.size}, got {self.resize}")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the pixels."""
-        return self.size, self.size
-
-    def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """The cut of a photograph of this size in pixels."""
-        shorter = min(height, width)
-        resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
-        # Halves go to the even neighbour, as in torchvision, whose test accuracies these are compared with.
-        left, top = (round((side - self.size) / 2) for side in (resized_width, resized_height))
-        window = (left, top, left + self.size, top + self.size)
-        return Cut((0, 0, width, height), (resized_width, resized_height), window, mirrored=False)
-
-
-@dataclass(frozen=True)
-class Whole(Undrawn):
-    """Images as they are, neither cut nor resized, all of them height × width pixels."""
-
-    height: int
-    width: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the pixels."""
-        return self.height, self.width
-
-    def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """All of it. Raises `ConfigError` for an image of another size."""
-        if (height, width) != self.shape:
-            raise ConfigError(
-                f"expected {self.width}×{self.height} pixels, as the first image has, got {width}×{height};"
-                f" use views.kind=random-resized-crop for images of several sizes"
-            )
-        everything = (0, 0, width, height)
-        return Cut(everything, (width, height), everything, mirrored=False)
 
 
 def _rounded_root(number: int) -> int:

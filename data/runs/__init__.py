@@ -1,1 +1,1 @@
-"""The folder of a run: written by training, read by reports."""
+"""The folder of a run: training writes it, reports read it."""

@@ -1,5 +1,8 @@
-"""A run's folder: what was asked (config.yaml), what happened (metrics.jsonl), where it stands (checkpoint/), what came
-out (result.json and the weights). Every file is finished or absent."""
+"""The folder of one run, as training writes it and continues it.
+
+It holds the settings (config.yaml), the epochs (metrics.jsonl), the last checkpoint, the result (result.json) and the
+weights. Every file is finished or absent. `data/runs/read.py` reads finished folders for reports.
+"""
 
 import io
 import json
@@ -14,21 +17,23 @@ import yaml
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import RunExists, RunMismatch
+from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
 from safetensors.torch import save
 from torch import Tensor
 
-CONFIG, METRICS, RESULT, CHECKPOINT = "config.yaml", "metrics.jsonl", "result.json", "checkpoint/state.pt"
-KEPT = "weights"
-
 
 class RunFolder:
-    """Opens a folder for one run, or for its continuation."""
+    """A folder that is claimed for one run, or for the continuation of that run.
+
+    Settings, results and checkpoints are plain values here, exactly as YAML, JSON and torch store them: the folder
+    keeps them and does not interpret them.
+    """
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Claim `path` for the run that `config` (plain values) describes.
+        """Claim `path` for the run that `config` describes.
 
-        Raises `RunExists` when a run is there and `resume` was not asked for, `RunMismatch` when `resume` finds
-        a run of another configuration. Resuming where nothing is starts afresh.
+        Raises `RunExists` if it already holds a run and `resume` is false, `RunMismatch` if it is to be resumed and
+        holds a run with other settings. Resuming an empty folder starts a new run.
         """
         self.path = path
         self.config = dict(config)
@@ -48,13 +53,13 @@ class RunFolder:
             )
 
     def begin(self) -> None:
-        """Write the configuration, which marks the folder as taken; call it in the first process only."""
+        """Write the settings, which marks the folder as taken. Only the first process may call this."""
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode()
         write_atomically(self.path / CONFIG, lambda stream: stream.write(text))
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The finished run's result; None while there is none."""
+        """The result exactly as it was written; None until the run is finished."""
         path = self.path / RESULT
         if not path.exists():
             return None
@@ -69,7 +74,7 @@ class RunFolder:
             ) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> int:
-        """Add a line to metrics.jsonl; its length in bytes afterwards."""
+        """Add a line to metrics.jsonl and return the file's new length in bytes."""
         with (self.path / METRICS).open("ab") as stream:
             stream.write(json.dumps(metrics).encode() + b"\n")
             stream.flush()
@@ -77,20 +82,20 @@ class RunFolder:
             return stream.tell()
 
     def cut_metrics(self, length: int) -> None:
-        """Drop what was written to metrics.jsonl after it was `length` bytes long."""
+        """Cut metrics.jsonl back to `length` bytes, the length it had at the checkpoint."""
         path = self.path / METRICS
         if path.exists():
             os.truncate(path, min(length, path.stat().st_size))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
-        # By way of memory: torch's own writer makes of a full disk a RuntimeError about positions.
+        # Through memory, because torch's own writer turns a full disk into a RuntimeError about positions.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomically(self.path / CHECKPOINT, lambda stream: stream.write(buffer.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, on the CPU; None when no epoch has been finished yet."""
+        """The newest checkpoint, on the CPU; None before the first epoch has ended."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -99,8 +104,8 @@ class RunFolder:
             if not isinstance(state, dict):
                 raise ValueError(f"got a {type(state).__name__}")
             return state
-        except Exception as error:  # a damaged file makes the unpickler raise whatever its bytes lead it to
-            # Of a refused pickle torch says how to load it all the same, which nobody should.
+        except Exception as error:  # what the unpickler raises depends on the damaged bytes
+            # When torch refuses a pickle, its message explains how to load it anyway, which nobody should do.
             refused = isinstance(error, pickle.UnpicklingError)
             reason = "no pickle of tensors" if refused else (str(error).splitlines() or [type(error).__name__])[0]
             raise RunMismatch(
@@ -108,9 +113,9 @@ class RunFolder:
             ) from error
 
     def keep_weights(self, epochs: int, state: Mapping[str, Tensor]) -> None:
-        """Keep what was learnt in so many epochs; `kept_weights` finds it."""
+        """Keep the weights after that many epochs, where `kept_weights` finds them."""
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-        write_atomically(self.path / KEPT / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
+        write_atomically(self.path / WEIGHTS / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
@@ -119,7 +124,7 @@ class RunFolder:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The configuration of the run at `path`; None when no run is there. Raises `RunMismatch` when it is damaged."""
+    """The settings of the run at `path`, nested; None if it holds no run. Raises `RunMismatch` if they are damaged."""
     file = path / CONFIG
     try:
         config = yaml.safe_load(file.read_bytes())
@@ -135,10 +140,5 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def kept_weights(path: Path) -> dict[int, Path]:
-    """By number of epochs, the files of a run's weights over training; none unless it was told to keep some."""
-    return {int(file.stem.partition("-")[2]): file for file in sorted((path / KEPT).glob("epoch-*.safetensors"))}
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, an epoch each."""
-    return [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
+    """The weights that a run kept over training, by number of epochs; empty unless `keep_every` was set."""
+    return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}

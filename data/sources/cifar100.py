@@ -17,6 +17,7 @@ import torch
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.sources.base import Place, Size, Source
 
 FOLDER = "cifar-100-python"
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
@@ -25,11 +26,11 @@ MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7f
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
-def load(split: str, root: Path | None, download: bool) -> ImageSet:
+def load(split: str, place: Place) -> ImageSet:
     """One split with its 100 fine labels. Raises `DataError` where a file is missing or not the official one."""
-    root = root if root is not None else user_cache_folder() / "datasets"
+    root = Path(place.root) if place.root is not None else user_cache_folder() / "datasets"
     path = root / FOLDER / split
-    if download and not path.exists():
+    if place.download and not path.exists():
         _download(root)
     try:
         content = path.read_bytes()
@@ -62,3 +63,6 @@ def _download(root: Path) -> None:
             f"cifar100: the download to {root} failed ({' '.join(str(error).split()) or type(error).__name__});"
             f" fetch it elsewhere and name the folder that holds {FOLDER} with --data-root DIR"
         ) from error
+
+
+SOURCE = Source(load, Size(50_000, 100, 32))

@@ -1,10 +1,9 @@
 """scikit-learn's 1,797 handwritten digits of 8×8 pixels: real, tiny, and part of the package."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.sources.base import Place, Size, Source
 
 NUM_TRAIN = 1437  # four fifths, in the package's own order; the other 360 are the test split
 LEVELS = 16  # the scans' grey levels are 0 to 16
@@ -13,8 +12,8 @@ LEVELS = 16  # the scans' grey levels are 0 to 16
 MEAN, STD = (0.3054, 0.3054, 0.3054), (0.3753, 0.3753, 0.3753)
 
 
-def load(split: str, root: Path | None, download: bool) -> ImageSet:
-    """One split, grey in three equal channels; `root` and `download` have no meaning here."""
+def load(split: str, place: Place) -> ImageSet:
+    """One split, grey in three equal channels; a place has no meaning here."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -24,3 +23,6 @@ def load(split: str, root: Path | None, download: bool) -> ImageSet:
     pixels_NCHW = grey_NHW[:, None].repeat(1, 3, 1, 1)
     labels_N = torch.from_numpy(digits.target[part].astype(np.int64))
     return ImageSet("digits", split, pixels_NCHW, labels_N, 10, MEAN, STD)
+
+
+SOURCE = Source(load, Size(NUM_TRAIN, 10, 8))

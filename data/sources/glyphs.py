@@ -22,6 +22,7 @@ from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.draws.philox import Domain, below, raw_rows
 from dhkd.data.errors import DataError
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.sources.base import Place, Size, Source
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
@@ -45,8 +46,8 @@ ONE = 1 << FRACTION
 MEAN, STD = (0.734, 0.734, 0.734), (0.173, 0.173, 0.173)
 
 
-def load(split: str, root: Path | None, download: bool) -> ImageSet:
-    """One split; `root` and `download` have no meaning here."""
+def load(split: str, place: Place) -> ImageSet:
+    """One split; a place has no meaning here."""
     path = user_cache_folder() / f"glyphs-v{GLYPHS_VERSION}.npz"
     pixels = _read(path)
     if pixels is None:
@@ -197,3 +198,6 @@ def _digest(pixels: Mapping[str, NDArray[np.uint8]]) -> str:
     for name in PER_CLASS:
         digest.update(np.ascontiguousarray(pixels[name]).data)
     return digest.hexdigest()
+
+
+SOURCE = Source(load, Size(num_images("train"), len(CHARACTERS), SIZE))

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
-from dhkd.data.errors import DataError
-from dhkd.data.images.photographs import PhotoSet
+from dhkd.data.errors import ConfigError, DataError
+from dhkd.data.images.encoded import EncodedFiles, PhotoSet
+from dhkd.data.sources.base import Place, Source
 from numpy.typing import NDArray
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
 SEED = 0  # of the permutation: one order of a folder for everyone
 
 
-class FolderFiles:
+class FolderFiles(EncodedFiles):
     """Files below one folder, by their paths; a million paths of ImageNet take 40 MB."""
 
     def __init__(self, folder: Path, paths_N: NDArray[np.bytes_]) -> None:
@@ -41,7 +42,17 @@ class FolderFiles:
         """Files are read where they are."""
 
 
-def load(split: str, folder: Path, classes_from: Path) -> PhotoSet:
+def load(split: str, place: Place) -> PhotoSet:
+    """A split below the root of `place`: the folders `train` and `val`, or those that it names."""
+    if place.root is None:
+        raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
+    if place.num_classes is not None:
+        raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
+    train = Path(place.root) / (place.train or "train")
+    return images_below(split, train if split == "train" else Path(place.root) / (place.test or "val"), train)
+
+
+def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
     """The images below `folder`; `classes_from` is the folder whose sub-folders number the classes.
 
     Raises `DataError` for a missing or empty folder, and for a class that `classes_from` doesn't have.
@@ -104,3 +115,6 @@ def _images(folder: bytes, prefix: bytes) -> list[bytes]:
             elif os.fsdecode(entry.name).lower().endswith(SUFFIXES):
                 found.append(path)
     return found
+
+
+SOURCE = Source(load, takes=("train", "test", "num_classes"))

@@ -26,7 +26,8 @@ from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.disk.locks import locked
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.photographs import PhotoSet
+from dhkd.data.images.encoded import EncodedFiles, PhotoSet
+from dhkd.data.sources.base import Place, Source
 from dhkd.data.sources.image_folder import SUFFIXES
 from numpy.typing import NDArray
 
@@ -99,7 +100,7 @@ def _fetching(url: str) -> Iterator[None]:
         raise DataError(f"webdataset: {url} could not be fetched ({_reason(error)})") from error
 
 
-class ShardFiles:
+class ShardFiles(EncodedFiles):
     """Images inside tar files. `urls` names the shards, each a local path or a URL."""
 
     def __init__(self, urls: Sequence[str], index: Index, copies: Copies) -> None:
@@ -147,7 +148,17 @@ class ShardFiles:
         return stream
 
 
-def load(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> PhotoSet:
+def load(split: str, place: Place) -> PhotoSet:
+    """A split below the root of `place`: the shards `train/*.tar` and `val/*.tar`, or those that it names."""
+    if place.root is None:
+        raise ConfigError("webdataset: expected the place of its files; name it with --data-root")
+    if place.num_classes is None:
+        raise ConfigError("data.num_classes: shards don't say how many classes there are; set it")
+    pattern = (place.train or "train/*.tar") if split == "train" else (place.test or "val/*.tar")
+    return samples_of(split, expand(place.root, pattern), place.num_classes, place.keep_bytes)
+
+
+def samples_of(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> PhotoSet:
     """The samples of the shards at `urls`, in this order.
 
     Raises `DataError` for shards that are missing, damaged or hold anything but images with labels, for labels beyond
@@ -318,3 +329,6 @@ def _is_remote(url: str) -> bool:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+SOURCE = Source(load, takes=("train", "test", "num_classes"))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from dhkd.data.draws.orders import order_of_epoch, windowed_order
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import ConfigError, one_of
-from dhkd.data.render import Keys, Normalization, Renderer, ResidentRenderer
+from dhkd.data.render import Keys, Normalization, Renderer
+from dhkd.data.stream.labels import Labels
 from dhkd.data.stream.signals import Signals
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from torch import Tensor
 class Batch:
     """One process's share of one training step.
 
-    Keys `view_B` and `index_B` are int64 on the CPU; `images_BCHW` float32, `labels_B` int64 and every signal of
-    `teacher`, float32 ((B, K) for logits), are on the device. `global_size` counts the rows of all processes, `epoch`
+    Keys `view_B` and `index_B` are int64 on the CPU; `images_BCHW` float32, `labels` and every signal of `teacher`,
+    float32 ((B, K) for logits), are on the device. `global_size` counts the rows of all processes, `epoch`
     from 0.
     """
 
@@ -27,7 +28,7 @@ class Batch:
     view_B: Tensor
     index_B: Tensor
     images_BCHW: Tensor
-    labels_B: Tensor
+    labels: Labels
     teacher: Mapping[str, Tensor]
     global_size: int
 
@@ -75,7 +76,7 @@ class Stream:
     @property
     def repeatable(self) -> bool:
         """Whether any batch can be made again at little cost: images and signals are in memory."""
-        return isinstance(self.renderer, ResidentRenderer) and self._signals.in_memory
+        return self.renderer.in_memory and self._signals.in_memory
 
     @property
     def samples_per_epoch(self) -> int:
@@ -111,7 +112,7 @@ class Stream:
                 view_B=view_B,
                 index_B=index_B,
                 images_BCHW=self._normalize(pixels_BCHW),
-                labels_B=self._labels[used_B[1].to(self._labels.device)],
+                labels=Labels(self._labels[used_B[1].to(self._labels.device)]),
                 teacher=signals,
                 global_size=bounds[-1] - bounds[0],
             )

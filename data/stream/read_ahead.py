@@ -1,4 +1,4 @@
-"""Items that are read shortly before they are needed and forgotten after their last use, by a thread of their own."""
+"""Items that a thread reads shortly before they are needed, and that are forgotten after their last use."""
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """Knows which item each position of a sequence uses, and holds the next ones, at most `capacity` in all.
+    """Holds the items that a sequence of positions uses next, at most `capacity` of them.
 
-    More are held only where one position's call needs more at once.
+    More are held only if one call of `take` needs more at once.
     """
 
     def __init__(self, read: Callable[[int], T], capacity: int) -> None:
@@ -21,11 +21,11 @@ class ReadAhead(Generic[T]):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._held: dict[int, Future[T]] = {}
         self._sequence: list[int] = []
-        self._next = 0  # in the sequence: all before it were asked for
-        self._last: dict[int, int] = {}
+        self._next = 0  # in the sequence: all items before it were submitted
+        self._last: dict[int, int] = {}  # each item's last position
 
     def follow(self, item_N: NDArray[np.int64]) -> None:
-        """Begin a new sequence: position p will use item `item_N[p]`, an integer."""
+        """Begin a new sequence, in which position p uses item `item_N[p]`."""
         items, first = np.unique(item_N, return_index=True)
         last = len(item_N) - 1 - np.unique(item_N[::-1], return_index=True)[1]
         self._sequence = items[np.argsort(first)].tolist()
@@ -36,9 +36,9 @@ class ReadAhead(Generic[T]):
             self._forget(item)
 
     def take(self, items: Collection[int], position: int) -> dict[int, T]:
-        """These items, waiting for them if need be; those whose last use lies before `position` are forgotten.
+        """These items; waits until they are read. Items whose last use lies before `position` are forgotten.
 
-        Positions must not decrease from call to call. What reading an item raised is raised here.
+        Positions must not decrease from call to call. An error from reading an item is raised here.
         """
         for item in [item for item in self._held if self._last[item] < position]:
             self._forget(item)
@@ -53,7 +53,7 @@ class ReadAhead(Generic[T]):
 
     @property
     def num_held(self) -> int:
-        """How many items are in memory or on their way."""
+        """The number of items that are in memory or being read."""
         return len(self._held)
 
     def _forget(self, item: int) -> None:

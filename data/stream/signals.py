@@ -1,4 +1,7 @@
-"""Four ways to hold a teacher's signals: none, all in memory, a view at a time, a window of blocks at a time."""
+"""Four ways to hold a teacher's signals: none, all in memory, one view at a time, a window of blocks at a time.
+
+Signals stay as they are stored until the rows of a batch are gathered; only those rows are decoded.
+"""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,25 +15,33 @@ from dhkd.data.stream.read_ahead import ReadAhead
 from numpy.typing import NDArray
 from torch import Tensor
 
+# For each name in a batch, the cached signals whose mean it is: several if several teachers are cached.
+Names = Mapping[str, Sequence[str]]
+
+Parts = dict[str, dict[str, Tensor]]  # stored rows, by cached signal and part
+
 
 class Signals(Protocol):
     """Where a stream takes the teacher's signals from."""
 
     num_views: int
-    in_memory: bool  # all of them, so that any rows can be gathered at any time
+    in_memory: bool  # whether any rows can be gathered at any time
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Be told the epoch's keys in training order, and have at hand what `gather` will ask for first."""
+        """Get ready for an epoch, whose keys are given in training order: int64 (N,) each."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: (B, …)}.
+        """The rows of these keys of every signal: {name: float32 (B, …)}.
 
-        Keys are on the CPU, or where the signals are if those are in memory.
+        Keys are on the CPU, or on the device of the signals if those are in memory.
         """
 
 
+# none
+
+
 class NoSignals:
-    """A stream without a teacher: views are free, nothing is gathered."""
+    """A stream without a teacher: views are free, and nothing is gathered."""
 
     in_memory = True
 
@@ -38,38 +49,18 @@ class NoSignals:
         self.num_views = num_views
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Nothing to fetch."""
+        """Nothing to prepare."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """No signals."""
         return {}
 
 
-# What a batch calls a signal, and the cache's signals whose mean it is: several where several teachers are cached.
-Names = Mapping[str, Sequence[str]]
-
-
-Parts = dict[str, dict[str, Tensor]]  # by the cache's signal and part
-
-
-class _Decoder:
-    """From stored parts to values: signals stay as they are stored until a batch of them was gathered."""
-
-    def __init__(self, reader: LogitReader, names: Names) -> None:
-        self._names, self._signals = names, reader.manifest.signals
-        self.stored = sorted({signal for signals in names.values() for signal in signals})
-
-    def __call__(self, parts: Parts) -> dict[str, Tensor]:
-        """Values float32 (B, …) by the batch's names."""
-        values = {name: self._signals[name].codec.decode(parts[name], self._signals[name].row) for name in self.stored}
-        return {
-            name: values[signals[0]] if len(signals) == 1 else torch.stack([values[s] for s in signals]).mean(dim=0)
-            for name, signals in self._names.items()
-        }
+# all in memory
 
 
 class ResidentSignals:
-    """Every view of the named signals in memory, as stored, read once: any schedule can gather from it."""
+    """Every view of the named signals in memory, read once: any schedule can gather from it."""
 
     in_memory = True
 
@@ -77,7 +68,7 @@ class ResidentSignals:
         plan = reader.plan
         self.num_views = plan.num_views
         self._decode = _Decoder(reader, names)
-        self._planes: Parts = {}
+        self._planes: Parts = {}  # (V, N, …) each
         for name in self._decode.stored:
             self._planes[name] = {
                 part: torch.empty((plan.num_views, plan.num_samples, *row), dtype=_torch_dtype(dtype), device=device)
@@ -88,10 +79,10 @@ class ResidentSignals:
                     self._planes[name][part][block.view, block.start : block.stop] = torch.from_numpy(array.copy())
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Everything is at hand."""
+        """Nothing to prepare."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: (B, …)}."""
+        """The rows of these keys of every signal: {name: float32 (B, …)}."""
         return self._decode(
             {
                 name: {part: plane[view_B, index_B] for part, plane in parts.items()}
@@ -100,8 +91,11 @@ class ResidentSignals:
         )
 
 
+# one view at a time
+
+
 class StreamedSignals:
-    """One view of the named signals in memory at a time, the next one read while this one trains: for `cycle`."""
+    """One view of the named signals in memory, while the next one is read: for the schedule `cycle`."""
 
     in_memory = False
 
@@ -110,26 +104,27 @@ class StreamedSignals:
         self._reader, self._device = reader, device
         self._decode = _Decoder(reader, names)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-view")
-        self._ahead: tuple[int, Future[Parts]] | None = None
-        self._plane: tuple[int, Parts] | None = None
+        self._next: tuple[int, Future[Parts]] | None = None  # the view that is being read
+        self._current: tuple[int, Parts] | None = None  # the view in memory: (N, …) each
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Make the epoch's view the one in memory, and start to read the next."""
+        """Bring the epoch's view into memory, and begin to read the one after it."""
         view = epoch % self.num_views
-        if self._plane is None or self._plane[0] != view:
-            if self._ahead is None or self._ahead[0] != view:
-                self._ahead = (view, self._thread.submit(self._read, view))
-            self._plane = (view, self._ahead[1].result())
+        if self._current is None or self._current[0] != view:
+            if self._next is None or self._next[0] != view:
+                self._next = (view, self._thread.submit(self._read, view))
+            self._current = (view, self._next[1].result())
         following = (view + 1) % self.num_views
         if following != view:
-            self._ahead = (following, self._thread.submit(self._read, following))
+            self._next = (following, self._thread.submit(self._read, following))
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: (B, …)}; all of the view in memory."""
-        assert self._plane is not None
-        assert bool((view_B == self._plane[0]).all())
+        """The rows of these keys, all of the epoch's view, of every signal: {name: float32 (B, …)}."""
+        assert self._current is not None
+        view, planes = self._current
+        assert bool((view_B == view).all())
         return self._decode(
-            {name: {part: plane[index_B] for part, plane in parts.items()} for name, parts in self._plane[1].items()}
+            {name: {part: plane[index_B] for part, plane in parts.items()} for name, parts in planes.items()}
         )
 
     def _read(self, view: int) -> Parts:
@@ -143,8 +138,11 @@ class StreamedSignals:
         return planes
 
 
+# a window of blocks at a time
+
+
 class WindowedSignals:
-    """The blocks of the named signals that a window of the training order needs, and the next window's: on the host.
+    """The blocks of the named signals that a window of the training order needs, and the next window's, on the host.
 
     For orders and schedules in which a block's samples follow one another closely and share a view.
     """
@@ -155,40 +153,56 @@ class WindowedSignals:
         self.num_views = reader.plan.num_views
         self._reader, self._device = reader, device
         self._decode = _Decoder(reader, names)
-        self._position_of_index = np.zeros(0, dtype=np.int64)
+        self._position_N = np.zeros(0, dtype=np.int64)  # where each index comes in the epoch's order
         self._blocks = ReadAhead(self._read, capacity=2 * max(1, window // reader.plan.block_rows))
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Learn which blocks the epoch will use in what order."""
-        self._position_of_index = np.empty(len(index_N), dtype=np.int64)
-        self._position_of_index[index_N.numpy()] = np.arange(len(index_N))
-        self._blocks.follow(self._items(view_N, index_N))
+        """Find out which blocks the epoch uses, and in what order."""
+        self._position_N = np.empty(len(index_N), dtype=np.int64)
+        self._position_N[index_N.numpy()] = np.arange(len(index_N))
+        self._blocks.follow(self._block_ids(view_N, index_N))
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: (B, …)}."""
-        item_B, index = self._items(view_B, index_B), index_B.numpy()
-        blocks = self._blocks.take(np.unique(item_B).tolist(), int(self._position_of_index[index].min()))
+        """The rows of these keys of every signal: {name: float32 (B, …)}."""
+        id_B, indices = self._block_ids(view_B, index_B), index_B.numpy()
+        blocks = self._blocks.take(np.unique(id_B).tolist(), int(self._position_N[indices].min()))
         rows: Parts = {}
         for name, parts in next(iter(blocks.values())).items():
             rows[name] = {}
             for part, first in parts.items():
-                gathered = np.empty((len(index), *first.shape[1:]), first.dtype)
-                for item, block in blocks.items():
-                    here = item_B == item
-                    gathered[here] = block[name][part][index[here] % self._reader.plan.block_rows]
+                gathered = np.empty((len(indices), *first.shape[1:]), first.dtype)
+                for block_id, block in blocks.items():
+                    in_block = id_B == block_id
+                    gathered[in_block] = block[name][part][indices[in_block] % self._reader.plan.block_rows]
                 rows[name][part] = torch.from_numpy(gathered).to(self._device)
         return self._decode(rows)
 
-    def _items(self, view_N: Tensor, index_N: Tensor) -> NDArray[np.int64]:
-        """Each key's block as one number."""
+    def _block_ids(self, view_N: Tensor, index_N: Tensor) -> NDArray[np.int64]:
+        """Each key's block as one number: view · blocks_per_view + the block's number."""
         plan = self._reader.plan
-        items: NDArray[np.int64] = view_N.numpy() * plan.blocks_per_view + index_N.numpy() // plan.block_rows
-        return items
+        ids: NDArray[np.int64] = view_N.numpy() * plan.blocks_per_view + index_N.numpy() // plan.block_rows
+        return ids
 
-    def _read(self, item: int) -> dict[str, dict[str, Array]]:
+    def _read(self, block_id: int) -> dict[str, dict[str, Array]]:
         plan = self._reader.plan
-        block = plan.block(*divmod(item, plan.blocks_per_view))
+        block = plan.block(*divmod(block_id, plan.blocks_per_view))
         return {name: self._reader.stored(block, name) for name in self._decode.stored}
+
+
+class _Decoder:
+    """From stored rows to the signals of a batch."""
+
+    def __init__(self, reader: LogitReader, names: Names) -> None:
+        self._names, self._signals = names, reader.manifest.signals
+        self.stored = sorted({signal for signals in names.values() for signal in signals})
+
+    def __call__(self, rows: Parts) -> dict[str, Tensor]:
+        """Values float32 (B, …), by their names in a batch."""
+        values = {name: self._signals[name].codec.decode(rows[name], self._signals[name].row) for name in self.stored}
+        return {
+            name: values[signals[0]] if len(signals) == 1 else torch.stack([values[s] for s in signals]).mean(dim=0)
+            for name, signals in self._names.items()
+        }
 
 
 def _torch_dtype(dtype: str) -> torch.dtype:

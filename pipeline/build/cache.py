@@ -9,20 +9,18 @@ from dhkd.configs.schema import Experiment
 from dhkd.configs.schema import Student as StudentSettings
 from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
-from dhkd.data.cache.manifest import (
-    Identity,
-    SignalIdentity,
-    signal_name,
-    teachers_own,
-)
+from dhkd.data.cache.manifest import Identity, Manifest, SignalIdentity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.render import DataSet, Normalization
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
-from dhkd.pipeline.build.data import Recipe, dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.results import CacheSummary
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Precision
@@ -32,12 +30,14 @@ from torch import nn
 
 LOGITS = "logits"
 
+MEAN_OF_TEACHERS = "mean"  # in place of a teacher's name: the mean of all teachers' logits
 
-MEAN_OF_TEACHERS = "mean"  # instead of a teacher's name
+# Words for all signals that an objective needs: which ones depends on its options and on both networks.
+NEEDED_BY = {"cam": "cat-kd", "attention": "at"}
 
 
 def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
-    """How the preset wants logits of `num_classes` classes stored."""
+    """The codec that the preset names for logits of `num_classes` classes."""
     if settings.kind == "top-k":
         assert settings.k is not None
         assert settings.temperature is not None
@@ -47,34 +47,33 @@ def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
     return Int8() if settings.kind == "int8" else Float(kind=settings.kind)
 
 
-# Words for what an objective needs, where its needs depend on its options and both networks.
-NEEDED_BY = {"cam": "cat-kd", "attention": "at"}
-
-
 def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
-    """The teacher's signals that the preset wants cached, by their own names. Raises `ConfigError` for others."""
+    """The names of the teacher's signals that the preset wants cached.
+
+    Raises `ConfigError` for a name that is no signal's, or of a signal that can't be cached.
+    """
     names: list[str] = []
     for word in experiment.cache.signals:
         if word in NEEDED_BY:
-            objective = NEEDED_BY[word]
-            names += build_objective(objective, experiment.objectives.get(objective, {})).needs(setting)
+            name = NEEDED_BY[word]
+            names += build_objective(name, experiment.objectives.get(name, {})).needs(setting)
         elif parse(word).batch:
-            raise ConfigError(f"signal {word!r}: it depends on the other rows of a batch, and can't be cached")
+            raise ConfigError(f"signal {word!r}: it depends on the other rows of a batch and can't be cached")
         else:
             names.append(word)
     return list(dict.fromkeys(names))
 
 
-def codec_of_signal(settings: CodecSettings, own: str, num_classes: int) -> Codec:
-    """How the preset wants a signal stored: logits with its codec, others as floats, float16 unless it says float32."""
-    if own == LOGITS:
+def codec_of_signal(settings: CodecSettings, signal: str, num_classes: int) -> Codec:
+    """The codec of a signal: the preset's for logits; float32 for others if the preset says float32, else float16."""
+    if signal == LOGITS:
         return codec_of(settings, num_classes)
     return Float("float32" if settings.kind == "float32" else "float16")
 
 
 def cache_identity(
     experiment: Experiment,
-    images: DataSet,
+    images: Images,
     recipe: Recipe,
     setting: Setting,
     network: nn.Module,
@@ -82,7 +81,7 @@ def cache_identity(
     precision: Precision,
     name: str | None,
 ) -> Identity:
-    """The identity of the cache that stage one is to write; `name` is the teacher's, where a cache holds several."""
+    """The identity of the cache that stage one writes; `name` is the teacher's name in a cache of several teachers."""
     teacher = {
         "architecture": experiment.teacher.architecture,
         "sha256": weights_sha256(network),
@@ -90,37 +89,39 @@ def cache_identity(
         "std": list(normalize.std),
     }
     signals = {
-        signal_name(name, own): SignalIdentity(
+        signal_name(name, signal): SignalIdentity(
             teacher=teacher,
             precision=precision,
-            codec=codec_of_signal(experiment.cache.codec, own, images.num_classes),
-            row=setting.teacher.row(own),
+            codec=codec_of_signal(experiment.cache.codec, signal, images.num_classes),
+            row=setting.teacher.row(signal),
         )
-        for own in asked_signals(experiment, setting)
+        for signal in asked_signals(experiment, setting)
     }
     return Identity(dataset=dataset_identity(images), recipe=recipe.identity, signals=signals)
 
 
-def plan_of(experiment: Experiment, images: DataSet, recipe: Recipe, setting: Setting) -> Plan:
+def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:
     """How the cache is cut into blocks."""
     return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
-def block_rows_of(experiment: Experiment, images: DataSet, setting: Setting) -> int:
-    """How many rows a block of the preset's cache has, for training without one in the same order."""
+def block_rows_of(experiment: Experiment, images: Images, setting: Setting) -> int:
+    """How many rows a block of the preset's cache has: training without a cache takes samples in the same order."""
     return _plan(experiment, images, setting, 1).block_rows
 
 
 def largest_row(experiment: Experiment, setting: Setting) -> int:
-    """Bytes of a row of the largest signal that the preset wants cached: what a block is measured by."""
-    num_classes, sizes = setting.teacher.num_classes, []
-    for own in asked_signals(experiment, setting):
-        codec = codec_of_signal(experiment.cache.codec, own, num_classes)
-        sizes.append(row_bytes(codec.parts(setting.teacher.row(own))))
-    return max(sizes)
+    """Bytes of a row of the largest signal that the preset wants cached, which decides the size of a block."""
+    return max(stored_row_bytes(experiment, signal, setting) for signal in asked_signals(experiment, setting))
 
 
-def _plan(experiment: Experiment, images: DataSet, setting: Setting, num_views: int) -> Plan:
+def stored_row_bytes(experiment: Experiment, signal: str, setting: Setting) -> int:
+    """Bytes of a row of a signal as the preset stores it."""
+    codec = codec_of_signal(experiment.cache.codec, signal, setting.teacher.num_classes)
+    return row_bytes(codec.parts(setting.teacher.row(signal)))
+
+
+def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: int) -> Plan:
     block_bytes = int(experiment.cache.block_mb * 2**20)
     return Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
 
@@ -130,28 +131,47 @@ def reader_of(location: str, options: DataOptions) -> LogitReader:
     return open_cache(location, BoundedCopies(user_cache_folder() / "objects", options.fetched_gb * 10**9))
 
 
-def digest_for(reader: LogitReader, teacher: str | None) -> str:
-    """The name of what students of a teacher (None, its name there, or "mean") learn from: its logits on these images.
+def summary_of(location: str, manifest: Manifest) -> CacheSummary:
+    """A cache in a few words, as results hold it."""
+    first = next(iter(manifest.signals.values()))
+    return CacheSummary(
+        path=str(location),
+        digest=manifest.digest,
+        teacher=first.teacher.get("architecture"),
+        teacher_sha256=first.teacher.get("sha256"),
+        views=manifest.num_views,
+        samples=manifest.num_samples,
+        classes=manifest.num_classes,
+        signals={name: signal.codec.kind for name, signal in manifest.signals.items()},
+        row_bytes=sum(row_bytes(signal.parts) for signal in manifest.signals.values()),
+    )
 
-    It stays what it is when other signals, teachers or views are added to the cache.
+
+def digest_for(reader: LogitReader, teacher: str | None) -> str:
+    """The digest of what the students of a teacher learn from: its logits on these images.
+
+    `teacher` is its name in the cache, None for the teacher without a name, "mean" for all teachers. The digest stays
+    the same when other signals, teachers or views are added to the cache.
     """
-    signals = reader.manifest.signals
-    own = [name for name in signals if name == signal_name(teacher, LOGITS)]
-    logits = [name for name in signals if teachers_own(name) == LOGITS] if teacher == MEAN_OF_TEACHERS else own
-    return reader.manifest.digest_of(logits or signals)
+    return reader.manifest.digest_of(_signals_named(LOGITS, reader, teacher) or reader.manifest.signals)
+
+
+def _signals_named(signal: str, reader: LogitReader, teacher: str | None) -> list[str]:
+    """The cache's names of a signal of one teacher, or of all teachers."""
+    if teacher == MEAN_OF_TEACHERS:
+        return [name for name in reader.manifest.signals if teachers_own(name) == signal]
+    return [name for name in reader.manifest.signals if name == signal_name(teacher, signal)]
 
 
 def cached_names(
     needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str
 ) -> tuple[Names, list[str]]:
-    """For each signal of an objective's `needs`, the cached ones to take; and the needs that the cache lacks.
+    """For each signal that an objective `needs`, the cached signals that give it; and the needs that the cache lacks.
 
-    `teacher` is one's name there, None the one without, "mean" all of them.
-
-    Raises `CacheMismatch` where one can't serve as it is stored, `otherwise` being the remedy that needs no other
-    cache, and `ConfigError` for the mean of what has none.
+    `teacher` is a name in the cache, None for the teacher without a name, "mean" for all teachers. Raises
+    `CacheMismatch` where a signal can't serve as it is stored, `otherwise` being the remedy that needs no other cache,
+    and `ConfigError` for the mean of anything but logits.
     """
-    signals = reader.manifest.signals
     names: dict[str, list[str]] = {}
     lacking: list[str] = []
     for need, temperature in needs.items():
@@ -160,16 +180,13 @@ def cached_names(
                 f"student.teacher {MEAN_OF_TEACHERS}: several teachers have a mean of their logits, not of {need};"
                 f" choose one with --set student.teacher=NAME"
             )
-        if teacher == MEAN_OF_TEACHERS:
-            found = [name for name in signals if teachers_own(name) == need]
-        else:
-            found = [name for name in signals if name == signal_name(teacher, need)]
-        if not found:
+        matches = _signals_named(need, reader, teacher)
+        if not matches:
             lacking.append(need)
             continue
-        names[need] = found
-        for name in found:
-            refusal = signals[name].codec.refusal(temperature)
+        names[need] = matches
+        for name in matches:
+            refusal = reader.manifest.signals[name].codec.refusal(temperature)
             if refusal:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name} can't serve the objective: {refusal}; cache the teacher"
@@ -179,7 +196,7 @@ def cached_names(
 
 
 def of_views(reader: LogitReader, student: StudentSettings) -> LogitReader:
-    """The cache, or as many of its views as the student is to train on."""
+    """The cache, or the first views of it where the student is trained on fewer."""
     if student.views is None:
         return reader
     if student.views > reader.plan.num_views:
@@ -196,8 +213,8 @@ def signals_of(
     """How signals come from the cache: block by block where the student's order has windows, view by view for `cycle`,
     else all resident.
 
-    Raises `ConfigError` when a resident cache would not fit into memory, `copies` processes on this machine holding one
-    each.
+    Raises `ConfigError` when the resident cache does not fit into memory, where `copies` processes of this machine hold
+    one each.
     """
     if not names:
         return NoSignals(reader.plan.num_views)

@@ -1,31 +1,34 @@
-"""Whether a cache and an experiment fit together: each check raises the error that says why not."""
+"""Whether an experiment fits the cache, and students fit together: each check raises one error that says why not."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
-from dhkd.data.cache.manifest import (
-    Manifest,
-    require_identity,
-    signal_name,
-    teachers_own,
-)
+from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.render import DataSet
-from dhkd.pipeline.build.cache import MEAN_OF_TEACHERS, codec_of_signal
-from dhkd.pipeline.build.data import Recipe, dataset_identity, num_views_of
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
+from dhkd.pipeline.build.cache import MEAN_OF_TEACHERS, stored_row_bytes
+from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.stages.models.signals import parse
+from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import weights_sha256
+from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 from torch import nn
 
-LARGEST_BLOCK_BYTES = 2**30  # a process computes one and writes another, as float32
+LARGEST_BLOCK_BYTES = 2**30  # a process computes one block, as float32, while it writes another
+
+# What students that train side by side must have in common: sections of the preset, and fields of its student.
+SHARED = ("data", "views", "teacher", "cache")
+SHARED_OF_STUDENT = ("precision",)
 
 
 def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: str) -> None:
-    """Raise `ConfigError` where blocks that were cut for small signals would hold too much of these."""
+    """Raise `ConfigError` where blocks that were cut for small signals would hold too much of these signals."""
     row = sum(row_bytes(manifest.signals[name].parts) for name in signals)
     if row * manifest.block_rows > LARGEST_BLOCK_BYTES:
         raise ConfigError(
@@ -39,71 +42,121 @@ def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: s
 def require_cache(
     experiment: Experiment,
     reader: LogitReader,
-    images: DataSet,
+    images: Images,
     recipe: Recipe,
     names: Iterable[str],
     teacher: nn.Module | None,
 ) -> None:
-    """Raise `CacheMismatch` unless the cache is of this data set and recipe and the signals `names` of this teacher.
+    """Raise `CacheMismatch` unless the cache is of this data set and recipe, and its signals `names` of this teacher.
 
-    The teacher is the preset's architecture, with the hash and normalisation that it names, or that of `teacher`.
-    Precision and codec are the cache's own affair: any will do.
+    The teacher is the preset's architecture, with the hash and normalisation that it names, or the hash of `teacher`.
+    Any precision and any codec will do.
     """
-    settings = experiment.teacher
-    expected: dict[str, Any] = {}
-    if experiment.student.teacher != MEAN_OF_TEACHERS:  # which may be of several architectures
-        expected["architecture"] = settings.architecture
-        for key in ("mean", "std"):
-            if getattr(settings, key) is not None:
-                expected[key] = list(getattr(settings, key))
-    if teacher is not None:
-        expected["sha256"] = weights_sha256(teacher)
-    elif settings.sha256 is not None:
-        expected["sha256"] = settings.sha256
-    identity = {
+    identity = {  # JSON, as the manifest holds it
         "dataset": dataset_identity(images).model_dump(mode="json"),
         "recipe": recipe.identity,
-        "signals": {name: {"teacher": expected} for name in names},
+        "signals": {name: {"teacher": _expected_teacher(experiment, teacher)} for name in names},
     }
     remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
     require_identity(identity, reader.manifest, reader.location, remedy)
 
 
+def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict[str, Any]:
+    """What the manifest must say of the teacher; a field that is not here may have any value."""
+    settings = experiment.teacher
+    expected: dict[str, Any] = {}
+    if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures
+        expected["architecture"] = settings.architecture
+        expected |= {key: list(value) for key in ("mean", "std") if (value := getattr(settings, key)) is not None}
+    if network is not None:
+        expected["sha256"] = weights_sha256(network)
+    elif settings.sha256 is not None:
+        expected["sha256"] = settings.sha256
+    return expected
+
+
 def require_live(
     experiment: Experiment, setting: Setting, lacking: Sequence[str], reader: LogitReader | None, recipe: Recipe
 ) -> None:
-    """Raise an error unless the experiment says that the teacher runs in every step, for the signals `lacking`.
+    """Raise an error unless the experiment runs the teacher in every step for the signals that are `lacking`.
 
-    It names the two ways to get them, and what each costs: `CacheMismatch`, or `ConfigError` where there is no cache.
+    The error names the two ways to get them and what each costs: `CacheMismatch`, or `ConfigError` without a cache.
     """
     if not lacking or experiment.teacher.live:
         return
-    epochs, num_samples = experiment.student.epochs, len(setting.labels_N)
-    views = reader.plan.num_views if reader else num_views_of(experiment, recipe)
-    live = (
-        f"run the teacher in every step with --set teacher.live=true and --teacher FILE ({num_samples * epochs:,}"
-        f" forwards for each student)"
-    )
-    uncacheable = [need for need in lacking if parse(need).batch]
-    codec, size = experiment.cache.codec, 0
-    for need in lacking:
-        parts = codec_of_signal(codec, need, setting.teacher.num_classes).parts(setting.teacher.row(need))
-        size += num_samples * row_bytes(parts)
-    cache = (
-        f"cache it with 'dhkd cache-teacher … --signals {','.join(lacking)}' ({size / 1e6:,.1f} MB a view,"
-        f" {num_samples * views:,} forwards once for {views} views), or {live}"
-    )
-    remedy = f"{', '.join(uncacheable)} can't be cached: {live}" if uncacheable else cache
+    remedy = _ways_to_get(lacking, experiment, setting, reader, recipe)
     if reader is None:
         raise ConfigError(
             f"--cache: objective {experiment.objective!r} needs the signal {', '.join(lacking)}, no cache was given;"
             f" {remedy}"
         )
-    named = experiment.student.teacher
-    wanted = [signal_name(None if named == MEAN_OF_TEACHERS else named, need) for need in lacking]
+    teacher = experiment.student.teacher
+    wanted = [signal_name(None if teacher == MEAN_OF_TEACHERS else teacher, need) for need in lacking]
     if {teachers_own(name) for name in reader.manifest.signals} >= set(lacking):
         remedy = f"choose another teacher of it with --set student.teacher=NAME, or {remedy}"
     raise CacheMismatch(
         f"cache at {reader.location}: objective {experiment.objective!r} needs the signal {', '.join(wanted)}, it holds"
         f" {', '.join(reader.manifest.signals)}; {remedy}"
     )
+
+
+def _ways_to_get(
+    lacking: Sequence[str], experiment: Experiment, setting: Setting, reader: LogitReader | None, recipe: Recipe
+) -> str:
+    """The remedy for signals that the cache lacks: cache them, where that is possible, or run the teacher live."""
+    num_samples = len(setting.labels_N)
+    live = (
+        f"run the teacher in every step with --set teacher.live=true and --teacher FILE"
+        f" ({num_samples * experiment.student.epochs:,} forwards for each student)"
+    )
+    uncacheable = [need for need in lacking if parse(need).batch]
+    if uncacheable:
+        return f"{', '.join(uncacheable)} can't be cached: {live}"
+    views = reader.plan.num_views if reader else num_views_of(experiment, recipe)
+    view_bytes = num_samples * sum(stored_row_bytes(experiment, need, setting) for need in lacking)
+    return (
+        f"cache it with 'dhkd cache-teacher … --signals {','.join(lacking)}' ({view_bytes / 1e6:,.1f} MB a view,"
+        f" {num_samples * views:,} forwards once for {views} views), or {live}"
+    )
+
+
+def require_alike(experiments: Sequence[Experiment], processes: Processes) -> None:
+    """Raise `ConfigError` where students can't train side by side: they may differ only in themselves."""
+    if len(experiments) == 1:
+        return
+    if processes.world_size > 1:
+        raise ConfigError(
+            f"{len(experiments)} students together: expected one process, got {processes.world_size}; start it without"
+            f" torchrun, or train one student with several processes"
+        )
+    if processes.precision == "fp16":
+        raise ConfigError(
+            "several students together: expected precision bf16 or float32, got fp16; they would share"
+            " one gradient scaler"
+        )
+    first, *others = experiments
+    for other in others:
+        for section in SHARED:
+            if getattr(other, section) != getattr(first, section):
+                raise ConfigError(
+                    f"several students together: expected one {section}, got two that differ; train them"
+                    f" one after the other"
+                )
+        for field in SHARED_OF_STUDENT:
+            values = [getattr(experiment.student, field) for experiment in (first, other)]
+            if values[0] != values[1]:
+                raise ConfigError(
+                    f"several students together: expected one student.{field}, got {values[0]} and {values[1]}"
+                )
+
+
+def require_own_draws(students: Mapping[Path, Student]) -> None:
+    """Raise `ConfigError` where a student, one of several, draws from the generator that all of them share."""
+    if len(students) == 1:
+        return
+    for out, student in students.items():
+        if student.draws_from_torch():
+            raise ConfigError(
+                f"several students together: {out.name} has dropout that draws from torch's own generator,"
+                f" which they would share; train it alone"
+            )

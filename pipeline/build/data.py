@@ -1,98 +1,77 @@
 """From settings to images, recipes, renderers and normalisation."""
 
-import dataclasses
-
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
-from dhkd.data.cache.manifest import (
-    DatasetIdentity,
-)
-from dhkd.data.errors import ConfigError
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.images.photographs import PhotoRenderer, PhotoSet, in_memory
-from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.recipes.random_resized_crop import CenterCrop, RandomResizedCrop
-from dhkd.data.render import DataSet, Normalization, Renderer, ResidentRenderer, UnaugmentedRenderer
-from dhkd.data.sources import Selection, load_source
+from dhkd.data.cache.manifest import DatasetIdentity
+from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.images.base import Decoding, Images
+from dhkd.data.options import with_options
+from dhkd.data.recipes import RECIPES
+from dhkd.data.recipes.base import ENDLESS, Recipe
+from dhkd.data.render import Normalization, Renderer
+from dhkd.data.sources import load_source
+from dhkd.data.sources.base import Place
 from dhkd.pipeline.build.networks import MeanStd
 from dhkd.pipeline.data_options import DataOptions
 
-Images = ImageSet | PhotoSet
-
-
-Recipe = CropFlip | RandomResizedCrop
-
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
-    """The experiment's data set, `split` being "train" or "test": in memory for crop-flip, as files for photographs."""
-    fields = {field.name: getattr(experiment.data, field.name) for field in dataclasses.fields(Selection)}
-    images = load_source(
-        experiment.data.source,
-        split,
+    """The experiment's data set, `split` being "train" or "test"; all decoded where views keep the images' own size."""
+    data = experiment.data
+    place = Place(
         root=options.root,
         download=options.download,
-        selection=Selection(**fields),
         keep_bytes=options.fetched_gb * 10**9,
+        train=data.train,
+        test=data.test,
+        num_classes=data.num_classes,
     )
-    if experiment.views.kind == CropFlip.kind and isinstance(images, PhotoSet):
-        return in_memory(images, workers=options.num_workers, allow_bad=options.allow_bad)
-    if experiment.views.kind == RandomResizedCrop.kind and isinstance(images, ImageSet):
-        raise ConfigError(
-            f"views.kind: {RandomResizedCrop.kind} is for photographs (image-folder, webdataset),"
-            f" {experiment.data.source} takes {CropFlip.kind}"
-        )
-    return images
+    limit = data.limit if split == "train" else data.test_limit
+    images = load_source(data.source, split, place, limit=limit, mean=data.mean, std=data.std)
+    return images.in_memory(_decoding(options)) if recipe_of(experiment.views).shape is None else images
 
 
 def recipe_of(views: Views) -> Recipe:
-    """The recipe of views."""
-    if views.kind == CropFlip.kind:
-        assert views.padding is not None
-        return CropFlip(padding=views.padding, flip=views.flip, seed=views.seed)
-    assert views.size is not None
-    return RandomResizedCrop(size=views.size, scale=views.scale, ratio=views.ratio, flip=views.flip, seed=views.seed)
+    """The recipe of views: their kind names it, everything else is its parameters.
+
+    Raises `ConfigError` for an unknown kind, and for parameters that the recipe lacks or does not take.
+    """
+    recipe = one_of("views.kind", views.kind, RECIPES)
+    return with_options(f"views of kind {views.kind}", recipe, views.parameters)
 
 
 def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: DataOptions) -> Renderer:
     """Training images, augmented."""
-    if isinstance(images, ImageSet):
-        assert isinstance(recipe, CropFlip)
-        return ResidentRenderer(images, recipe, device)
-    assert isinstance(recipe, RandomResizedCrop)
-    return PhotoRenderer(images, recipe, device, workers=options.num_workers, allow_bad=options.allow_bad)
+    return images.renderer(recipe, device, _decoding(options))
 
 
 def test_renderer_of(experiment: Experiment, device: torch.device, options: DataOptions) -> Renderer:
-    """Test images: as they are, photographs resized and their centre cropped."""
-    images, views = images_of(experiment, "test", options), experiment.views
-    if isinstance(images, ImageSet):
-        return UnaugmentedRenderer(images, device)
-    assert views.size is not None
-    # 256 for 224, as usual, and in proportion for other sizes.
-    recipe = CenterCrop(views.size, views.test_resize or round(views.size * 256 / 224))
-    return PhotoRenderer(images, recipe, device, workers=options.num_workers, allow_bad=options.allow_bad)
+    """Test images, as the recipe shows them."""
+    recipe = recipe_of(experiment.views).at_test()
+    return renderer_of(images_of(experiment, "test", options), recipe, device, options)
 
 
-def normalization_of(training: Training, images: DataSet, trained_with: MeanStd | None = None) -> Normalization:
+def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
     """How a network sees pixels: as its preset says, else as it was trained, else as the data set says."""
-    said = training if isinstance(training, Teacher) else None
+    preset = training if isinstance(training, Teacher) else None
     mean, std = trained_with or (images.mean, images.std)
-    return Normalization((said and said.mean) or mean, (said and said.std) or std)
+    return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)
 
 
 def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
     """How many views to cache. Raises `ConfigError` when there are not so many."""
     views = experiment.cache.views
     if views == "all":
-        if isinstance(recipe, CropFlip):
-            return recipe.num_views
-        raise ConfigError(f"cache.views: {recipe.kind} has no end of views; set a number")
-    if not 1 <= views <= recipe.num_views:
-        raise ConfigError(f"cache.views: expected 1 to {recipe.num_views} (all there are) or all, got {views}")
+        if recipe.num_views is None:
+            raise ConfigError(f"cache.views: {experiment.views.kind} has no end of views; set a number")
+        return recipe.num_views
+    most = recipe.num_views or ENDLESS
+    if not 1 <= views <= most:
+        raise ConfigError(f"cache.views: expected 1 to {most} (all there are) or all, got {views}")
     return views
 
 
-def dataset_identity(images: DataSet) -> DatasetIdentity:
+def dataset_identity(images: Images) -> DatasetIdentity:
     """What a cache records of its data set, and compares."""
     return DatasetIdentity(
         name=images.name,
@@ -101,3 +80,7 @@ def dataset_identity(images: DataSet) -> DatasetIdentity:
         num_classes=images.num_classes,
         fingerprint=images.fingerprint(),
     )
+
+
+def _decoding(options: DataOptions) -> Decoding:
+    return Decoding(workers=options.num_workers, allow_bad=options.allow_bad)

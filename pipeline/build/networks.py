@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dhkd.data.errors import WeightsError
-from dhkd.data.images.in_memory import Triple
+from dhkd.data.images.base import Triple
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[Triple, Triple]
 
-
-PACKAGED = "packaged"  # instead of a path: the weights that torchvision or timm offers, perhaps with a :TAG
+PACKAGED = "packaged"  # in place of a path: the weights that torchvision or timm offers; a :TAG may follow
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with weights, on the CPU, in eval mode; where they are from; the mean and std it was trained with."""
+    """A network with weights, on the CPU and in eval mode.
+
+    `origin` says where the weights are from; `mean_std` is what the network was trained with, None where that is not
+    known.
+    """
 
     network: Network
     origin: str
@@ -27,46 +30,56 @@ class Trained:
 
 
 def weights_file(path: Path, role: str) -> Path:
-    """The file of weights that `path` means: itself, or the network that a run's folder holds."""
+    """The file of weights at `path`: the file itself, or the network in a run's folder, that of `role` first."""
     if not path.is_dir():
         return path
-    found = [path / f"{name}.safetensors" for name in (role, "teacher", "student")]
-    for file in found:
+    candidates = [path / f"{name}.safetensors" for name in (role, "teacher", "student")]
+    for file in candidates:
         if file.is_file():
             return file
-    raise WeightsError(f"{path}: expected a finished run, found no {found[0].name}; finish it with --resume")
+    raise WeightsError(f"{path}: expected a finished run, found no {candidates[0].name}; finish it with --resume")
 
 
 def architecture_of(path: Path, role: str, architecture: str) -> str:
-    """The network that weights are of: the preset's, or one that was made of it, as the file says."""
-    if str(path).partition(":")[0] == PACKAGED and not path.exists():
+    """The network that the weights belong to: the preset's `architecture`, or the one that SimKD made of it."""
+    if _is_packaged(path):
         return architecture
     file = weights_file(path, role)
-    said = read_metadata(file).get("architecture", "") if file.suffix == ".safetensors" and file.is_file() else ""
-    return said if said.startswith(f"simkd:{architecture}+") else architecture
+    recorded = _metadata(file).get("architecture", "") if file.is_file() else ""
+    return recorded if recorded.startswith(f"simkd:{architecture}+") else architecture
 
 
 def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
     """The network `architecture` with the weights at `path`: a run's folder, a file, or packaged[:TAG]."""
     network = build_network(architecture, num_classes)
-    word, _, tag = str(path).partition(":")
-    if word == PACKAGED and not path.exists():
+    if _is_packaged(path):
+        tag = str(path).partition(":")[2]
         state, colours = packaged_weights(architecture, tag or None)
         mean_std = colours and (_triple(colours[0]), _triple(colours[1]))
         origin = f"{path} of {architecture}"
     else:
         file = weights_file(path, role)
-        state, mean_std, origin = read_weights(file), _trained_with(file), str(file)
+        state, mean_std, origin = read_weights(file), _mean_std(file), str(file)
     fit_weights(network, state, origin)
     return Trained(network.eval(), origin, mean_std)
 
 
-def _trained_with(file: Path) -> MeanStd | None:
-    """What `save_weights` wrote of the normalisation; other files don't tell."""
-    facts = read_metadata(file) if file.suffix == ".safetensors" else {}
-    if "mean" not in facts or "std" not in facts:
+def _is_packaged(path: Path) -> bool:
+    """Whether `path` is the word for a library's weights, and no file or folder of that name exists."""
+    return str(path).partition(":")[0] == PACKAGED and not path.exists()
+
+
+def _mean_std(file: Path) -> MeanStd | None:
+    """The normalisation that `save_weights` recorded; None for files of other programs."""
+    metadata = _metadata(file)
+    if "mean" not in metadata or "std" not in metadata:
         return None
-    return _triple(json.loads(facts["mean"])), _triple(json.loads(facts["std"]))
+    return _triple(json.loads(metadata["mean"])), _triple(json.loads(metadata["std"]))
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What `save_weights` recorded; nothing in files of other formats."""
+    return read_metadata(file) if file.suffix == ".safetensors" else {}
 
 
 def _triple(values: Sequence[float]) -> Triple:

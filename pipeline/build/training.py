@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.pipeline.build.data import Images
+from dhkd.data.images.base import Images
+from dhkd.pipeline.build.data import recipe_of
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
@@ -18,31 +18,28 @@ from torch import nn
 
 
 def objective_of(experiment: Experiment) -> Objective:
-    """The experiment's objective, or several, with the options that the preset gives each."""
-    said = experiment.alignment
-    alignment = Alignment(said.kept, said.against, said.every) if said else None
+    """The experiment's objective, or the sum of several, each with its options in the preset."""
+    settings = experiment.alignment
+    alignment = Alignment(settings.kept, settings.against, settings.every) if settings else None
     return combined_objective(experiment.objective, experiment.objectives, alignment)
 
 
 def setting_of(
     experiment: Experiment, training: Training, images: Images, objective: Objective, teacher: Network | None = None
 ) -> Setting:
-    """What `objective` is to work with in training the network of `training`; `teacher` has the teacher's weights."""
-    if isinstance(images, ImageSet):
-        _, _, height, width = images.images_NCHW.shape
-    else:
-        assert experiment.views.size is not None
-        height = width = experiment.views.size
-    shapes_of = partial(Shapes, num_classes=images.num_classes, image=(height, width))
-    student, of_teacher = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
-    setting = Setting(student, of_teacher, images.labels_N, experiment.seed, teacher)
-    return replace(setting, student=student.of(objective.architecture(setting)))
+    """What `objective` works with when it trains the network of `training`; `teacher` has the teacher's weights."""
+    shape = recipe_of(experiment.views).shape or images.shape
+    assert shape is not None, "images_of decodes all images where the recipe keeps their size"
+    shapes_of = partial(Shapes, num_classes=images.num_classes, image=shape)
+    student_shapes, teacher_shapes = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
+    setting = Setting(student_shapes, teacher_shapes, images.labels_N, experiment.seed, teacher)
+    return replace(setting, student=student_shapes.of(objective.architecture(setting)))
 
 
 def student_of(objective: Objective, setting: Setting) -> Student:
-    """A freshly initialised student with what its objective puts beside it, a function of the experiment's seed.
+    """A freshly initialised student, with the extra head and the adapter of its objective; channels last in memory.
 
-    Channels last in memory.
+    A function of the experiment's seed.
     """
     torch.manual_seed(setting.seed)
     backbone = build_network(setting.student.architecture, setting.student.num_classes)
@@ -54,7 +51,7 @@ def student_of(objective: Objective, setting: Setting) -> Student:
 
 
 def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """SGD over all the student's parameters; `fused` it can leave an update out without asking the host."""
+    """SGD over all parameters of the student; if `fused`, it can skip an update without waiting for the host."""
     return torch.optim.SGD(
         student.parameters(),
         lr=training.lr,

@@ -1,73 +1,140 @@
-"""Runs side by side: those that differ in their seed alone as one row, with a baseline's and the paper's figures."""
+"""Runs side by side: the seeds of a kind of run are one row, beside the baseline's and the paper's figures."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from dhkd.configs.load import load_experiment, preset_names
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.runs.read import Run, naturally
+from dhkd.data.runs.names import (
+    CACHE_KEY,
+    OBJECTIVE_KEY,
+    OBJECTIVE_OPTIONS_KEY,
+    SOURCE_KEY,
+    STUDENT_KEY,
+    TEACHER_KEY,
+    VIEWS_KEY,
+)
+from dhkd.data.runs.read import Run, finished_of, naturally
 from dhkd.pipeline.report.table import axes_of
 from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
-# Where nobody says what to compare with: the first of these objectives that is there.
+# If no baseline is named, it is the first of these objectives that some run has.
 BASELINES = ("ce", "kd")
 WITHOUT_TEACHER = ("ce", "label-smoothing")
-# Axes whose values say which axis they are of.
+# Axes whose values are enough to recognise them: they stand in a kind's name without the axis's name.
 TELLING = ("objective", "student", "teacher")
-OBJECTIVE = "experiment.objective"
-# A run without a cache is comparable to runs with any.
-OF_CACHE = ("run.cache", "run.views")
+# A run without a cache can be compared with runs of any cache.
+OF_CACHE = (CACHE_KEY, VIEWS_KEY)
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Any]:
-    """Finished runs by what they differ in: accuracy over seeds in percent, differences, cost; and what to beware of.
+@dataclass(frozen=True)
+class ComparedRow:
+    """Runs that differ only in their seed. Accuracies are in percent, `seconds` is the mean over the runs.
 
-    `baseline` is "AXIS=VALUE", such as objective=kd: what each row is compared with that differs in nothing else.
+    `values` holds the row's value on each axis, `difference` the one to the baseline after the last epoch (None for the
+    baseline and for rows that have none), `published` the paper's accuracy.
     """
-    finished = [run for run in runs if run.state == "finished"]
+
+    name: str
+    values: Mapping[str, Any]
+    runs: Sequence[str]
+    seeds: Sequence[int]
+    last_top1: Spread
+    best_top1: Spread
+    difference: Difference | None
+    published: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The teacher's forwards that the caches took, once for each, those that live teachers would have made instead, and
+    the seconds of training of all runs."""
+
+    teacher_forwards_cached: int
+    teacher_forwards_live: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs compared. `axes` are short names of the settings in which they differ, `baseline` is "AXIS=VALUE".
+
+    `warnings` name the runs that are left out, and runs that can't be compared without care.
+    """
+
+    axes: Sequence[str]
+    baseline: str | None
+    rows: Sequence[ComparedRow]
+    warnings: Sequence[str]
+    cost: Cost
+
+
+def comparison_json(compared: Comparison) -> dict[str, Any]:
+    """The comparison as `dhkd report DIR --json` prints it."""
+    plain = asdict(compared)
+    for row, plain_row in zip(compared.rows, plain["rows"], strict=True):
+        if row.difference is not None:
+            plain_row["difference"]["verdict"] = row.difference.verdict
+    return plain
+
+
+def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
+    """Compare the finished runs. `baseline` is "AXIS=VALUE", such as objective=kd.
+
+    The baseline of a row is the row that has this value and differs from it in nothing else. Raises `ConfigError` if no
+    run has that axis or value.
+    """
+    finished = finished_of(runs)
     axes = _axes(finished)
     key, value = _baseline(baseline, axes, finished)
-    # What is compared stands together, in the last column, the baseline first.
+    # The baseline's axis is the last column, where values that are compared stand one below the other.
     axes = {short: axis for short, axis in axes.items() if axis != key} | {
         short: axis for short, axis in axes.items() if axis == key
     }
-    groups = groups_of(finished, axes, first=value)
+    kinds = kinds_of(finished, axes, first=value)
     rows = []
-    for name, group in groups.items():
-        against = None
-        if key is not None and group[0].settings.get(key) != value:
-            against = next(
-                (other for other in groups.values() if _is_baseline(other[0], group[0], axes, key, value)), None
-            )
-        rows.append({"name": name, **_row(group, against, axes)})
-    return {
-        "axes": list(axes),
-        "baseline": None if key is None else f"{next(short for short, long in axes.items() if long == key)}={value}",
-        "rows": rows,
-        "warnings": _warnings(runs, finished),
-        "cost": _cost(finished),
-    }
+    for name, kind in kinds.items():
+        reference = None
+        if key is not None and kind[0].settings.get(key) != value:
+            candidates = kinds.values()
+            reference = next((runs for runs in candidates if _is_baseline(runs[0], kind[0], axes, key, value)), None)
+        rows.append(_row(name, kind, reference, axes))
+    named = None if key is None else f"{next(short for short, axis in axes.items() if axis == key)}={value}"
+    return Comparison(list(axes), named, rows, _warnings(runs, finished), _cost(finished))
 
 
-def groups_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -> dict[str, list[Run]]:
-    """Runs that are alike in these settings, under a name that says what those are, sorted by them.
+def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -> dict[str, list[Run]]:
+    """Runs with the same values on these axes, by a name that tells the values; sorted by value, then by seed.
 
-    `first` is the last axis's value that goes before the others. What a run has no value of isn't in its name.
+    `first` is the value of the last axis that comes before all others. A value that a run lacks is not in the name.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: _by_settings(run, axes, first)):
+    kinds: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: _sorting_key(run, axes, first)):
         values = {short: run.settings.get(key) for short, key in axes.items() if run.settings.get(key) is not None}
-        said = [str(value) for short, value in values.items() if short in TELLING]
-        said += [f"{short}={value}" for short, value in values.items() if short not in TELLING]
-        groups.setdefault(", ".join(said) or "all", []).append(run)
-    return groups
+        parts = [str(value) for short, value in values.items() if short in TELLING]
+        parts += [f"{short}={value}" for short, value in values.items() if short not in TELLING]
+        kinds.setdefault(", ".join(parts) or "all", []).append(run)
+    return kinds
 
 
-def _by_settings(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
-    """As people sort, axis by axis, then by seed."""
+def kind_by_run(runs: Sequence[Run]) -> Mapping[str, str]:
+    """By the name of each run, its kind: everything that it is except for its seed."""
+    return {run.name: kind for kind, of_kind in kinds_of(runs, axes_of(runs)).items() for run in of_kind}
+
+
+def published_of(run: Run) -> float | None:
+    """The paper's top-1 accuracy in percent for the run's pair of networks and method, if it has one."""
+    pair = tuple(run.settings.get(key) for key in (SOURCE_KEY, TEACHER_KEY, STUDENT_KEY))
+    objective = str(run.settings.get(OBJECTIVE_KEY))
+    top1 = _published().get(pair, {}).get("student" if objective == "ce" else objective)
+    return None if top1 is None else float(top1)
+
+
+def _sorting_key(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
     values = [run.settings.get(key) for key in axes.values()]
     places: list[Any] = [naturally(str(value)) if value is not None else [] for value in values]
     if first is not None and values:
@@ -76,89 +143,76 @@ def _by_settings(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
 
 
 def _axes(finished: Sequence[Run]) -> dict[str, str]:
-    """Those of all runs, but for a cache in which runs differ only by having none."""
-    axes = axes_of(finished)
+    """The axes of all runs. The cache is one only if the runs have several caches, not if some runs have none."""
     return {
         short: key
-        for short, key in axes.items()
+        for short, key in axes_of(finished).items()
         if key not in OF_CACHE or len({run.settings.get(key) for run in finished} - {None}) > 1
     }
 
 
-def _baseline(said: str | None, axes: Mapping[str, str], finished: Sequence[Run]) -> tuple[str | None, Any]:
-    if said is None:
+def _baseline(option: str | None, axes: Mapping[str, str], finished: Sequence[Run]) -> tuple[str | None, Any]:
+    """The key and the value of the baseline; (None, None) if there is none."""
+    if option is None:
         key = axes.get("objective")
-        values = {run.settings.get(key) for run in finished} if key is not None else set()
-        found = next((name for name in BASELINES if name in values), None)
-        return (key, found) if found is not None else (None, None)
-    short, separator, text = said.partition("=")
+        objectives = {run.settings.get(key) for run in finished} if key is not None else set()
+        default = next((name for name in BASELINES if name in objectives), None)
+        return (key, default) if default is not None else (None, None)
+    short, separator, text = option.partition("=")
     if not separator or short not in axes:
-        raise ConfigError(f"--baseline {said}: expected AXIS=VALUE; {unknown('axis', short, axes)}")
-    named = {str(run.settings.get(axes[short])): run.settings.get(axes[short]) for run in finished}
-    if text not in named:
-        raise ConfigError(f"--baseline {said}: {unknown('value', text, named)}")
-    return axes[short], named[text]
+        raise ConfigError(f"--baseline {option}: expected AXIS=VALUE; {unknown('axis', short, axes)}")
+    by_text = {str(run.settings.get(axes[short])): run.settings.get(axes[short]) for run in finished}
+    if text not in by_text:
+        raise ConfigError(f"--baseline {option}: {unknown('value', text, by_text)}")
+    return axes[short], by_text[text]
 
 
-def _is_baseline(other: Run, run: Run, axes: Mapping[str, str], key: str, value: Any) -> bool:
+def _is_baseline(candidate: Run, run: Run, axes: Mapping[str, str], key: str, value: Any) -> bool:
+    """Whether `candidate` has the baseline's value, and differs from `run` in nothing else that affects it."""
     alike = all(
-        other.settings.get(axis) == run.settings.get(axis)
-        or (axis in OF_CACHE and other.settings.get(axis) is None)
-        or (key == OBJECTIVE and _is_of_other_objectives(axis, str(value)))
+        candidate.settings.get(axis) == run.settings.get(axis)
+        or (axis in OF_CACHE and candidate.settings.get(axis) is None)
+        or (key == OBJECTIVE_KEY and _is_of_other_objectives(axis, str(value)))
         for axis in axes.values()
         if axis != key
     )
-    return alike and other.settings.get(key) == value
+    return alike and candidate.settings.get(key) == value
 
 
 def _is_of_other_objectives(axis: str, objective: str) -> bool:
-    """Whether a setting is an option of objectives other than these: it does nothing to them."""
-    _, _, option = axis.partition(f"{OBJECTIVE}s.")
+    """Whether a setting is an option of objectives that `objective` does not contain, and so has no effect on it."""
+    _, _, option = axis.partition(f"{OBJECTIVE_OPTIONS_KEY}.")
     return bool(option) and option.partition(".")[0] not in re.findall(r"[\w-]+", objective)
 
 
-def _row(group: Sequence[Run], against: Sequence[Run] | None, axes: Mapping[str, str]) -> dict[str, Any]:
-    first = group[0]
-    last, best = (_by_seed(group, name) for name in ("last_top1", "best_top1"))
-    differs = difference(last, _by_seed(against, "last_top1")) if against else None
-    return {
-        "values": {short: _shown(key, first.settings.get(key)) for short, key in axes.items()},
-        "runs": [run.name for run in group],
-        "seeds": sorted(last),
-        "last_top1": _plain(spread(list(last.values()))),
-        "best_top1": _plain(spread(list(best.values()))),
-        "difference": None if differs is None else _plain(differs),
-        "published": published_of(first),
-        "seconds": spread([float(run.result["seconds"]) for run in group if run.result]).mean,
-    }
+def _row(name: str, kind: Sequence[Run], reference: Sequence[Run] | None, axes: Mapping[str, str]) -> ComparedRow:
+    # If two runs have the same seed, as runs of different folders can, the last one counts.
+    last = _last_top1_by_seed(kind)
+    best = {run.seed: run.finished_result.best_top1 for run in kind}
+    return ComparedRow(
+        name,
+        values={short: _shown(key, kind[0].settings.get(key)) for short, key in axes.items()},
+        runs=[run.name for run in kind],
+        seeds=sorted(last),
+        last_top1=spread(list(last.values())),
+        best_top1=spread(list(best.values())),
+        difference=difference(last, _last_top1_by_seed(reference)) if reference else None,
+        published=published_of(kind[0]),
+        seconds=spread([run.finished_result.seconds for run in kind]).mean,
+    )
+
+
+def _last_top1_by_seed(kind: Sequence[Run]) -> dict[int, float]:
+    return {run.seed: run.finished_result.last_top1 for run in kind}
 
 
 def _shown(key: str, value: Any) -> Any:
-    return value[:12] if key == "run.cache" and value is not None else value
-
-
-def _by_seed(group: Sequence[Run], figure: str) -> dict[int, float]:
-    """Where two runs are of one seed, which only runs of different folders can be, the last one's."""
-    return {run.seed: float(run.result[figure]) for run in group if run.result is not None}
-
-
-def _plain(found: Spread) -> dict[str, Any]:
-    verdict = {"verdict": found.verdict} if isinstance(found, Difference) else {}
-    return {**asdict(found), **verdict}
-
-
-def published_of(run: Run) -> float | None:
-    """What the paper has for this pair of networks and method, top-1 in percent."""
-    pair = tuple(
-        run.settings.get(f"experiment.{key}") for key in ("data.source", "teacher.architecture", "student.architecture")
-    )
-    objective = str(run.settings.get(OBJECTIVE))
-    found = _published().get(pair, {}).get("student" if objective == "ce" else objective)
-    return None if found is None else float(found)
+    return value[:12] if key == CACHE_KEY and value is not None else value
 
 
 @cache
 def _published() -> dict[tuple[Any, ...], Mapping[str, float]]:
+    """The paper's accuracies by method, for each data set, teacher and student that a preset has a record of."""
     table = {}
     for name in preset_names():
         experiment = load_experiment(name)
@@ -174,24 +228,18 @@ def _warnings(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
     unfinished = [run.name for run in runs if run.state == "unfinished"]
     if unfinished:
         lines.append(f"{len(unfinished)} unfinished runs are left out: {', '.join(unfinished)}")
-    caches = sorted({run.settings["run.cache"][:12] for run in finished if run.settings.get("run.cache")})
+    caches = sorted({run.settings[CACHE_KEY][:12] for run in finished if run.settings.get(CACHE_KEY)})
     if len(caches) > 1:
         lines.append(f"runs of {len(caches)} caches ({', '.join(caches)}): what differs may be the caches' doing")
     return lines
 
 
-def _cost(finished: Sequence[Run]) -> dict[str, float]:
-    """Forwards of the teacher that caches took, once for each, and that live teachers would have made instead."""
-    caches: dict[str, int] = {}
+def _cost(finished: Sequence[Run]) -> Cost:
+    cached: dict[str, int] = {}
     live = 0
     for run in finished:
-        result = run.result or {}
-        cache = result.get("cache")
-        if cache and not result.get("live") and run.settings.get(OBJECTIVE) not in WITHOUT_TEACHER:
-            caches[cache["digest"]] = cache["views"] * cache["samples"]
-            live += int(result["epochs"] * cache["samples"])
-    return {
-        "teacher_forwards_cached": sum(caches.values()),
-        "teacher_forwards_live": live,
-        "seconds": sum(float(run.result["seconds"]) for run in finished if run.result is not None),
-    }
+        result = run.finished_result
+        if result.cache and not result.live and run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER:
+            cached[result.cache.digest] = result.cache.forwards
+            live += result.epochs * result.cache.samples
+    return Cost(sum(cached.values()), live, sum(run.finished_result.seconds for run in finished))

@@ -1,9 +1,8 @@
-"""What the networks of runs say: run over images again, with the weights at the end or those kept over training."""
+"""Networks of runs, run over images again: with their last weights, or with those that were kept over training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.folder import kept_weights
+from dhkd.data.runs.names import CACHE_KEY
 from dhkd.data.runs.read import Run
 from dhkd.pipeline.build.cache import LOGITS, digest_for, reader_of
 from dhkd.pipeline.build.checks import require_cache
@@ -20,12 +20,15 @@ from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, ren
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.report.rows import ConflictRow
 from dhkd.stages.models import Network
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import read_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.report import conflict as forces
+from dhkd.stages.report.figures import Float
 from dhkd.stages.train.objectives.losses import binary_kl, binary_kl_norm
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -34,18 +37,21 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says of test images, and the rows of its classifier."""
+    """A network's outputs for test images, their labels, and the rows of its classifier."""
 
-    logits_NK: np.ndarray[Any, np.dtype[np.float64]]
-    features_ND: np.ndarray[Any, np.dtype[np.float64]]
-    labels_N: np.ndarray[Any, np.dtype[np.int64]]
-    classifier_KD: np.ndarray[Any, np.dtype[np.float64]]
+    logits_NK: Float
+    features_ND: Float
+    labels_N: NDArray[np.int64]
+    classifier_KD: Float
 
 
 def outputs_of_runs(
     finished: Sequence[Run], teacher: Path | None, samples: int | None, data: DataOptions, cpu: bool
 ) -> Iterator[tuple[Run | None, Outputs]]:
-    """The teacher's, as None's, then each run's, on the test set or its first `samples` images."""
+    """The outputs of the teacher, paired with None, then those of each run.
+
+    For the whole test set, or for its first `samples` images.
+    """
     processes = Processes("float32", cpu)
     try:
         first = load_experiment(str(finished[0].path))
@@ -57,8 +63,9 @@ def outputs_of_runs(
             yield None, _outputs_of(trained.network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment = load_experiment(str(run.path))
-            assert run.result is not None  # its architecture is the student's own, or what an objective made of it
-            network = trained_network(str(run.result["architecture"]), classes, run.path, "student").network
+            # The result's, because an objective may have built another network than the settings name.
+            architecture = run.finished_result.architecture or experiment.student.architecture
+            network = trained_network(architecture, classes, run.path, "student").network
             normalize = normalization_of(experiment.student, test.images)
             yield run, _outputs_of(network.to(processes.device), normalize, test, samples)
     finally:
@@ -68,20 +75,26 @@ def outputs_of_runs(
 @torch.no_grad()
 def _outputs_of(network: Network, normalize: Normalization, test: Renderer, samples: int | None) -> Outputs:
     index_N = torch.arange(min(samples or len(test.images), len(test.images)))
-    found = [network.eval().outputs(normalize(pixels)) for pixels in test.render(_keys(index_N))]
-    logits = torch.cat([outputs.logits for outputs in found]).double().cpu().numpy()
-    features = torch.cat([outputs.embedding for outputs in found]).double().cpu().numpy()
+    batches = [network.eval().outputs(normalize(pixels)) for pixels in test.render(_keys(index_N))]
+    logits = torch.cat([outputs.logits for outputs in batches]).double().cpu().numpy()
+    features = torch.cat([outputs.embedding for outputs in batches]).double().cpu().numpy()
     labels = test.images.labels_N[index_N].numpy()
     return Outputs(logits, features, labels, _classifier_of(network.head).double().cpu().numpy())
 
 
 def forces_over_training(
-    kept: Sequence[Run], cache: str, samples: int, temperature: float, data: DataOptions, cpu: bool
-) -> Iterator[tuple[Run, int, dict[str, Any]]]:
-    """Each run, number of epochs, and what the two losses do to classifier and features with the weights kept then.
+    kept: Sequence[Run],
+    kind_of: Mapping[str, str],
+    cache: str,
+    samples: int,
+    temperature: float,
+    data: DataOptions,
+    cpu: bool,
+) -> Iterator[ConflictRow]:
+    """How the two losses act on the classifier and the features of runs that kept weights over training.
 
-    Of the first `samples` training samples in view 0, in evaluation mode. Raises `CacheMismatch` where a run was
-    trained from another cache, or one without a cache on other data.
+    `kind_of` gives the kind of each run by its name. Computed for the first `samples` training samples in view 0, in
+    evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, or without a cache on other data.
     """
     processes = Processes("float32", cpu)
     try:
@@ -93,15 +106,15 @@ def forces_over_training(
             for epochs, file in kept_weights(run.path).items():
                 subject.student.load_state_dict(read_weights(file))
                 subject.student.eval()
-                for row in _forces(subject, index_N, teacher_NK, temperature):
-                    yield run, epochs, row
+                for on, acting in _forces(subject, index_N, teacher_NK, temperature):
+                    yield _row(kind_of[run.name], run.seed, epochs, on, acting)
     finally:
         processes.end()
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A run's experiment, its student to load weights into, and what that was trained on."""
+    """A run's experiment, its student, into which weights are loaded, and the images it was trained on."""
 
     experiment: Experiment
     student: Student
@@ -111,7 +124,7 @@ class _Subject:
 
 def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Processes) -> _Subject:
     experiment = load_experiment(str(run.path))
-    trained_from, digest = run.settings.get("run.cache"), digest_for(reader, experiment.student.teacher)
+    trained_from, digest = run.settings.get(CACHE_KEY), digest_for(reader, experiment.student.teacher)
     if trained_from not in (None, digest):
         raise CacheMismatch(
             f"cache at {reader.location}: expected {trained_from[:12]}, from which {run.name} was trained, got"
@@ -126,59 +139,89 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
     return _Subject(experiment, student, renderer, normalization_of(experiment.student, images))
 
 
-def _forces(subject: _Subject, index_N: Tensor, teacher_NK: Tensor, temperature: float) -> Iterator[dict[str, Any]]:
-    """On classifier and on features: cosine, share of conflicting rows, mean norms of each loss's pull and push.
+@dataclass(frozen=True)
+class _Acting:
+    """Both losses' forces on the same rows and how they agree. `binary_kl` is None if only its sum is known."""
 
-    Where BinaryKL has a head of its own that is not linear, its parts are not told apart, and none of its forces are on
-    the classifier.
+    agreement: forces.Agreement
+    ce: forces.Forces
+    binary_kl: forces.Forces | None
+
+
+def _forces(
+    subject: _Subject, index_N: Tensor, teacher_NK: Tensor, temperature: float
+) -> Iterator[tuple[str, _Acting]]:
+    """The forces on the classifier, if both losses share one, and on the features.
+
+    If BinaryKL has a head of its own, it does not act on the classifier; if that head is not linear, the sum of its
+    forces on the features is known (from autograd), but not its parts.
     """
     student = subject.student
     labels_N = subject.renderer.images.labels_N[index_N].to(teacher_NK.device)
-    with torch.no_grad():
-        found = [
-            student.backbone.outputs(subject.normalize(pixels)) for pixels in subject.renderer.render(_keys(index_N))
-        ]
-    features_ND = torch.cat([outputs.embedding.float() for outputs in found]).requires_grad_()
+    features_ND = _features(subject, index_N).requires_grad_()
     head, auxiliary = student.backbone.head, student.auxiliary
     logits_NK = head(features_ND)
     distill_NK = logits_NK if auxiliary is None else auxiliary(features_ND)
     plain = subject.experiment.objective == "binary-kl"
-    loss = (binary_kl if plain else binary_kl_norm)(distill_NK, teacher_NK, temperature)
-    of_ce, of_kl = (
-        torch.autograd.grad(each, features_ND, retain_graph=True)[0]
-        for each in (cross_entropy(logits_NK, labels_N), loss)
+    losses = (
+        cross_entropy(logits_NK, labels_N),
+        (binary_kl if plain else binary_kl_norm)(distill_NK, teacher_NK, temperature),
     )
+    ce_sum, kl_sum = (_total(-torch.autograd.grad(loss, features_ND, retain_graph=True)[0]) for loss in losses)
     residual_of = forces.binary_kl_residual if plain else forces.binary_kl_norm_residual
     with torch.no_grad():
         ce_NK = forces.cross_entropy_residual(logits_NK, labels_N)
         kl_NK = residual_of(distill_NK, teacher_NK, temperature)
         if auxiliary is None:
-            ce, kl = (forces.on_classifier(each, features_ND, labels_N) for each in (ce_NK, kl_NK))
-            yield {"on": "classifier", **forces.conflict(ce, kl), **_norms("ce", ce), **_norms("binary_kl", kl)}
+            ce, kl = (forces.on_classifier(residual_NK, features_ND, labels_N) for residual_NK in (ce_NK, kl_NK))
+            yield "classifier", _Acting(forces.conflict(ce, kl), ce, kl)
         distilling = auxiliary or head
         ce = forces.on_features(ce_NK, _classifier_of(head), labels_N)
-        known = (
-            forces.on_features(kl_NK, _classifier_of(distilling), labels_N)
-            if isinstance(distilling, nn.Linear)
-            else None
-        )
-        agreement = forces.conflict(forces.Forces(-of_ce, 0 * of_ce), forces.Forces(-of_kl, 0 * of_kl))
-        yield {"on": "features", **agreement, **_norms("ce", ce), **_norms("binary_kl", known)}
+        linear = isinstance(distilling, nn.Linear)
+        parts = forces.on_features(kl_NK, _classifier_of(distilling), labels_N) if linear else None
+        yield "features", _Acting(forces.conflict(ce_sum, kl_sum), ce, parts)
 
 
-def _norms(loss: str, found: forces.Forces | None) -> dict[str, float | None]:
-    parts = (None, None) if found is None else (found.pull, found.push)
-    norms = [None if part is None else float(part.norm(dim=1).mean()) for part in parts]
-    return dict(zip((f"{loss}_pull", f"{loss}_push"), norms, strict=True))
+@torch.no_grad()
+def _features(subject: _Subject, index_N: Tensor) -> Tensor:
+    """The features of these samples, (N, D)."""
+    batches = subject.renderer.render(_keys(index_N))
+    outputs = [subject.student.backbone.outputs(subject.normalize(pixels)) for pixels in batches]
+    return torch.cat([batch.embedding.float() for batch in outputs])
+
+
+def _total(force_ND: Tensor) -> forces.Forces:
+    """Forces whose parts are not told apart."""
+    return forces.Forces(force_ND, 0 * force_ND)
+
+
+def _row(kind: str, seed: int, epochs: int, on: str, acting: _Acting) -> ConflictRow:
+    ce, kl = acting.ce, acting.binary_kl
+    return ConflictRow(
+        kind,
+        seed,
+        epochs,
+        on,
+        acting.agreement.cosine,
+        acting.agreement.conflicting,
+        ce_pull=_mean_norm(ce.pull),
+        ce_push=_mean_norm(ce.push),
+        binary_kl_pull=None if kl is None else _mean_norm(kl.pull),
+        binary_kl_push=None if kl is None else _mean_norm(kl.push),
+    )
+
+
+def _mean_norm(part: Tensor) -> float:
+    return float(part.norm(dim=1).mean())
 
 
 def _keys(index_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Batches of these samples in view 0."""
+    """The keys of these samples in view 0, in batches."""
     return [(torch.zeros_like(index_B), index_B) for index_B in torch.split(index_N, BATCH)]
 
 
 def _classifier_of(head: nn.Module) -> Tensor:
-    """The classifier's rows, (K, D)."""
+    """The rows of a linear classifier, (K, D)."""
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"expected networks whose classifier is linear, got {type(head).__name__}")
     return head.weight.detach()

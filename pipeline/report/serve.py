@@ -1,4 +1,4 @@
-"""`dhkd serve DIR`: the page of results while a sweep runs, for this machine alone."""
+"""`dhkd serve DIR`: the page of results while a sweep runs, for this machine only."""
 
 import hashlib
 import logging
@@ -7,10 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError, DhkdError
-from dhkd.data.runs.folder import CONFIG, METRICS, RESULT
-from dhkd.data.runs.read import FAILED, read_runs
+from dhkd.data.runs.names import CONFIG, FAILED, METRICS, RESULT, SWEEP
+from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.report.page import page_of
-from dhkd.pipeline.sweep import SWEEP
 
 log = logging.getLogger("dhkd")
 
@@ -19,16 +18,16 @@ WATCHED = (CONFIG, METRICS, RESULT, FAILED, SWEEP)
 
 
 def server_of(folder: Path, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
-    """A server of the page at `port`, 0 for any that is free; nobody but this machine reaches it."""
+    """A server of the page at `port` (0: any free port), which only this machine can reach."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # A page elsewhere could have its own name lead here; only who asks for this machine by name is answered.
+            # Another site could let its own name lead to this address, so requests must name this machine.
             host = self.headers.get("Host", "").rpartition(":")[0]
             if host not in (ADDRESS, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/":
-                version = version_of(folder)  # of before it is read: what changes meanwhile is another version
+                version = version_of(folder)  # before the runs are read: later changes make another version
                 try:
                     self._answer(page_of(read_runs(folder), folder, baseline, version), "text/html")
                 except DhkdError as error:
@@ -50,7 +49,7 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
         def log_message(self, format: str, *values: object) -> None:
             log.debug(format, *values)
 
-    read_runs(folder)  # a folder that is none is told now
+    read_runs(folder)  # raises now, not at the first request, if it is not a folder
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)
     except OSError as error:
@@ -58,14 +57,14 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
 
 
 def version_of(folder: Path) -> str:
-    """Another text whenever a run has begun, finished an epoch, ended or failed, or an analysis was made."""
+    """A text that changes whenever a run begins, finishes an epoch, ends or fails, or an analysis is made."""
     files = [file for name in WATCHED for file in folder.rglob(name)]
     files += [file for file in (folder / "report").glob("*") if file.suffix in (".csv", ".npz")]
     facts = []
     for file in sorted(files):
         try:
-            found = file.stat()
+            status = file.stat()
         except FileNotFoundError:
-            continue  # replaced just now
-        facts.append(f"{file} {found.st_size} {found.st_mtime_ns}")
+            continue  # it has been replaced since it was listed
+        facts.append(f"{file} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()

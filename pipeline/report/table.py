@@ -1,4 +1,4 @@
-"""The table of runs: the settings in which they differ, where each stands, what came out."""
+"""results.csv: a line for each run, with the settings in which runs differ, its state and its result."""
 
 import json
 from collections.abc import Sequence
@@ -6,34 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.data.disk.csv_table import write_csv
-from dhkd.data.runs.read import FIGURES, Run
+from dhkd.data.runs.names import CACHE_KEY, COMMAND_KEY, LIVE_KEY, SEED_KEY, STUDENT_KEY, TEACHER_KEY
+from dhkd.data.runs.read import Run
+from dhkd.data.runs.result import FIGURES
 
 TABLE = "results.csv"
 
+# Names for settings whose last part says too little.
+SHORT = {STUDENT_KEY: "student", TEACHER_KEY: "teacher"}
 
-# What a short name may stand for, where that is all that differs.
-SHORT = {"experiment.student.architecture": "student", "experiment.teacher.architecture": "teacher"}
-
-
-# Settings that differ without making runs differ: prose, and what another one says too.
-NO_SETTINGS = ("experiment.description", "experiment.student.views", "run.command", "run.live")
-
-
-LIVE = "run.live."  # what the teacher said in every step follows from the objective
-
-
-ACCURACIES = FIGURES[:4]
+# Settings that may differ between comparable runs: prose, and what follows from other settings.
+NO_AXES = ("experiment.description", "experiment.student.views", COMMAND_KEY, LIVE_KEY, SEED_KEY)
+LIVE_SIGNALS = f"{LIVE_KEY}."  # which signals a live teacher gives follows from the objective
 
 
 def axes_of(runs: Sequence[Run]) -> dict[str, str]:
-    """What differs among the runs' settings: short name to dotted key; the seed isn't among it."""
-    runs = [run for run in runs if "experiment.seed" in run.settings]  # of the others the settings are not known
+    """The settings in which the runs differ, apart from the seed: dotted keys by short name.
+
+    A short name is the last part of the key, or the whole key where that would be ambiguous.
+    """
+    runs = [run for run in runs if SEED_KEY in run.settings]  # the settings of the others could not be read
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [
         key
         for key in keys
-        if key not in (*NO_SETTINGS, "experiment.seed")
-        and not key.startswith(LIVE)
+        if key not in NO_AXES
+        and not key.startswith(LIVE_SIGNALS)
         and len({json.dumps(run.settings.get(key), sort_keys=True) for run in runs}) > 1
     ]
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
@@ -42,19 +40,20 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def write_table(runs: Sequence[Run], folder: Path) -> Path:
-    """Write results.csv: a line for each run, with what differs, its state and what came out; where it is."""
+    """Write results.csv into `folder` and return its path."""
     axes = axes_of(runs)
-    rows = []
-    for run in runs:
-        result = run.result if run.state == "finished" and run.result is not None else {}
-        settings = [_plain(run.settings.get(key)) for key in axes.values()]
-        figures = [result.get(name, "") for name in FIGURES]
-        facts = [run.settings.get("run.cache") or "", result.get("sha256", "")]
-        seed = run.settings.get("experiment.seed", "")
-        rows.append([run.name, *settings, seed, run.state, *figures, *facts])
+    header = ["run", *axes, "seed", "state", *FIGURES, "cache", "sha256"]
     path = folder / TABLE
-    write_csv(path, ["run", *axes, "seed", "state", *FIGURES, "cache", "sha256"], rows)
+    write_csv(path, header, [_line(run, list(axes.values())) for run in runs])
     return path
+
+
+def _line(run: Run, keys: Sequence[str]) -> list[Any]:
+    settings = [_plain(run.settings.get(key)) for key in keys]
+    figures = [""] * len(FIGURES) if run.result is None else list(run.result.figures.values())
+    sha256 = "" if run.result is None else run.result.sha256
+    cache = run.settings.get(CACHE_KEY) or ""
+    return [run.name, *settings, run.settings.get(SEED_KEY, ""), run.state, *figures, cache, sha256]
 
 
 def _plain(value: Any) -> str:

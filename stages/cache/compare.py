@@ -1,8 +1,7 @@
-"""Whether a cache holds what the teacher says today: random rows recomputed and compared."""
+"""Whether a cache holds what its teacher computes today: random rows are recomputed and compared."""
 
 import numpy as np
 import torch
-from dhkd.data.cache import codecs
 from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.draws.philox import Domain, below, raw_rows
@@ -13,32 +12,31 @@ from torch import Tensor
 
 LIVE_BATCH = 64  # rows recomputed at a time
 
-# How far two forwards of the same rows may lie apart, relative to the row's largest logit: kernels differ with batch
-# size, device and version, and the error grows over a network's depth. float32 differs by some 1e-6, so 1e-4 has room.
+# How far two forwards of the same row may differ, relative to its largest |logit|: kernels differ with batch size,
+# device and version, and the error grows over a network's depth. float32 differs by about 1e-6, so 1e-4 is generous.
 COMPUTE_ERROR = {"float32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 
 
 def compare_with_live(
     teacher: Teacher, renderer: Renderer, reader: LogitReader, name: str, *, seed: int, num_rows: int, repair: str
 ) -> float:
-    """Recompute the signal `name` of `num_rows` random keys and compare; the largest |difference|.
+    """Recompute the signal `name` of `num_rows` random keys and compare it; the largest |difference|.
 
-    A row may differ by what its codec's error bound and computing allow, the latter relative to its largest |value|.
-    Raises `CacheMismatch`, naming the worst key and the likely cause, where one lies beyond; `repair` is the remedy
-    that its message ends with.
+    A row may differ by its codec's error bound plus `COMPUTE_ERROR` times its largest |value|. Raises `CacheMismatch`,
+    naming the worst key, if a row differs by more; `repair` is the remedy at the end of the message.
     """
     plan, signal = reader.plan, reader.manifest.signals[name]
     view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)
     keys = zip(torch.split(view_B, LIVE_BATCH), torch.split(index_B, LIVE_BATCH), strict=True)
     own = teachers_own(name)
-    said = (teacher.signals(pixels_BCHW, [own])[own].cpu() for pixels_BCHW in renderer.render(keys))
-    live_B = torch.cat(list(said)).numpy()
+    batches = [teacher.signals(pixels_BCHW, [own])[own].cpu() for pixels_BCHW in renderer.render(keys)]
+    live_B = torch.cat(batches).numpy()
     difference_B, allowed_B = np.empty(num_rows), np.empty(num_rows)
     for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):
         block = plan.block(view, index // plan.block_rows)
         position = slice(index - block.start, index - block.start + 1)
         parts = {part: array[position] for part, array in reader.stored(block, name).items()}
-        difference_B[row] = codecs.difference(signal.codec, parts, live_B[row : row + 1])
+        difference_B[row] = signal.codec.difference(parts, live_B[row : row + 1])
         storage = float(signal.codec.errors(parts)[0]) + reader.manifest.error_before(name)
         allowed_B[row] = storage + COMPUTE_ERROR[signal.precision] * np.abs(live_B[row]).max()
     worst = int(np.argmax(difference_B - allowed_B))

@@ -1,10 +1,10 @@
-"""A cache written anew: in another store, with another codec, at another place."""
+"""A copy of a cache: in another store, with another codec, at another place."""
 
 import logging
 
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block
-from dhkd.data.cache.codecs import Codec, Float, TopK
+from dhkd.data.cache.codecs import Codec
 from dhkd.data.cache.manifest import Identity, Manifest, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.cache.writer import LogitWriter
@@ -17,18 +17,17 @@ log = logging.getLogger("dhkd")
 def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> Manifest:
     """The manifest of the cache with its signals stored by `codec`; None: as they are.
 
-    Raises `ConfigError` where that is impossible, or loses information and `allow_loss` doesn't hold.
+    Raises `ConfigError` if that is impossible, or if it loses information without `allow_loss`.
     """
     manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
     for name, signal in manifest.signals.items():
-        serves = isinstance(codec, Float) or teachers_own(name) == "logits"  # other codecs are made for these
-        if codec is None or codec == signal.codec or not serves:
+        if codec is None or codec == signal.codec or (codec.logits_only and teachers_own(name) != "logits"):
             signals[name] = signal
             continue
-        if isinstance(signal.codec, TopK):
+        if signal.codec.kept is not None:
             raise ConfigError(
-                f"--codec: {name} of {reader.location} holds {signal.codec.k} logits of a row, which no other codec can"
-                f" be made of; cache the teacher again"
+                f"--codec: {name} of {reader.location} holds {signal.codec.kept} logits of a row, which no other codec"
+                f" can be made of; cache the teacher again"
             )
         if not (codec.lossless or allow_loss):
             raise ConfigError(
@@ -39,7 +38,7 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
         provenance[name] = {
             **provenance[name],
             "codec_before": signal.codec.kind,
-            "error_before": _bound_of(reader, name),
+            "error_before": reader.bound(name).error,
         }
     identity = Identity(dataset=manifest.identity.dataset, recipe=manifest.identity.recipe, signals=signals)
     return Manifest.model_validate(
@@ -48,14 +47,14 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
 
 
 def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
-    """Write every missing block, check them all, and declare the new cache complete; how many blocks were written."""
+    """Write every missing block, check all blocks, and finish the new cache; the number of blocks written."""
     fresh: set[Block] = set()
     while True:
         missing = writer.missing()
         with progress_bar("converting", sum(map(len, missing)), visible=True) as advance:
             for block in missing:
                 for name in writer.manifest.names:
-                    writer.put(block, name, _stored_anew(reader, writer.manifest, block, name))
+                    writer.put(block, name, _converted(reader, writer.manifest, block, name))
                 advance(len(block))
         fresh.update(missing)
         damages = writer.complete(fresh)
@@ -65,18 +64,10 @@ def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
             log.warning("cache at %s: %s; its block is written again", writer.location, damage)
 
 
-def _stored_anew(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
+def _converted(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
+    """One array's block, in the parts of its new codec."""
     parts = reader.stored(block, name)
     if name == WITNESS or manifest.signals[name].codec == reader.manifest.signals[name].codec:
         return parts
     old, new = reader.manifest.signals[name], manifest.signals[name]
     return codecs.encode(new.codec, name, block, codecs.decode(old.codec, parts, old.row))
-
-
-def _bound_of(reader: LogitReader, name: str) -> float:
-    """How far the signal lies from what the teacher said: as the index says, else from all that is stored."""
-    bound = reader.bound(name)
-    if bound is not None:
-        return bound.error
-    codec = reader.manifest.signals[name].codec
-    return max(float(codec.errors(reader.stored(block, name)).max()) for block in reader.plan.blocks())

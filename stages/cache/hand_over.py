@@ -1,8 +1,8 @@
-"""From the thread that launches a device's work to one that waits for its results.
+"""Results pass from the thread that launches a device's work to a thread that waits for them.
 
-A GPU is kept busy by whoever launches ahead of it; waiting for a batch's values, copying them and computing checksums
-before the next batch is launched leaves it idle meanwhile. So a second thread does all of that, in order, a few batches
-behind.
+A GPU stays busy only if batches are launched ahead of it. If the launching thread waited for a batch's values, copied
+them and computed checksums before it launched the next one, the GPU would be idle meanwhile. So a second thread does
+all of that, in order, a few batches behind.
 """
 
 from collections import deque
@@ -13,24 +13,24 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-UNDER_WAY = 4  # batches that may be launched or copied and not yet taken: what memory they need is bounded
+UNDER_WAY = 4  # batches that may be launched or copied and not yet taken, which bounds the memory that they need
 
 
 class HandOver:
-    """Gives tensors of `device` to functions that want them on the CPU, one after the other, in another thread."""
+    """Passes tensors on `device` to functions that take them on the CPU, one after the other, in another thread."""
 
     def __init__(self, device: torch.device) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="taker")
         self._under_way: deque[Future[None]] = deque()
-        # Copies in a stream of their own don't queue up behind the batches that were launched meanwhile.
+        # In a stream of their own, copies don't queue up behind the batches that were launched in the meantime.
         self._aside: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
     def give(self, tensors: Mapping[str, Tensor], take: Callable[[dict[str, Tensor]], None]) -> Future[None]:
-        """Have `take` called with copies of `tensors` on the CPU; waits while too many are under way.
+        """Call `take` with copies of `tensors` on the CPU, in the other thread; waits while too many are under way.
 
-        What an earlier call's `take` raised is raised here, at the latest when the context ends.
+        An error that an earlier `take` raised is raised here, or at the latest when the context ends.
         """
         while len(self._under_way) >= UNDER_WAY:
             self._under_way.popleft().result()
@@ -50,7 +50,7 @@ class HandOver:
                 }
                 copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep
                 copied.record(self._aside)
-            copied.synchronize()  # the tensors are held until here, so that their memory isn't given to another batch
+            copied.synchronize()  # the tensors are held until here, so that no other batch gets their memory
             tensors = copies
         take(tensors)
 
@@ -58,7 +58,7 @@ class HandOver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._thread.shutdown()  # what was launched before an interruption is taken, and its blocks are written
+        self._thread.shutdown()  # batches launched before an interruption are still taken, and their blocks written
         if error is None:
             for taken in self._under_way:
                 taken.result()

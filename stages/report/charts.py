@@ -1,93 +1,73 @@
-"""The page's charts: what is to be seen, as plotly's data and layout. Panels are figures of their own, so that the page
-places them as its width allows; what belongs to one name has its legend group, in which the page's legend finds it."""
+"""Figures of the page, to be explored: plotly's data and layout as plain values, drawn in the browser.
+
+Every panel is a figure of its own, so that the page can place them side by side or one below the other. Everything that
+belongs to a name is in its legend group, by which the page's legend hides it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dhkd.stages.report.pictures import Line, Panel, Values
+from dhkd.stages.report.figures import Line, Matrices, Panel, Points, Values, names_of
+from dhkd.stages.report.looks import Look, looks_of
 from dhkd.stages.report.statistics import spread
 
+# Any: plotly's own JSON, which only plotly reads.
 Figure = Mapping[str, Any]
+LegendEntry = tuple[str, str, str]  # a name, its colour and its dash, both as CSS has them
 
-MOST_BANDS = 8  # lines above which bands would hide one another
+MOST_BANDS = 8  # with more lines than this, bands would hide one another
 MARGIN = {"l": 60, "r": 10, "t": 10, "b": 45}
-DASHES = ("solid", "dash", "dot")
+DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
+SYMBOLS = dict(
+    zip(
+        "osD^v<>PX",
+        (
+            "circle",
+            "square",
+            "diamond",
+            "triangle-up",
+            "triangle-down",
+            "triangle-left",
+            "triangle-right",
+            "cross",
+            "x",
+        ),
+        strict=True,
+    )
+)
 
 
 def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figure]:
-    """A figure for each panel; a band for each line that has intervals, where there are few.
+    """A figure for each panel, with a band for each line that has intervals, unless there are too many lines.
 
-    Names in `order` have their place's look, so that it is the same in every chart.
+    Looks are given out in `order`, then to the other names of the panels; the same order gives the same looks.
     """
-    from plotly import graph_objects
-
-    looks = _looks([*order, *(name for panel in panels for name in panel.lines)])
-    few = len({name for panel in panels for name in panel.lines}) <= MOST_BANDS
-    figures = []
-    for panel in panels:
-        figure = _empty(xaxis_title_text=panel.xlabel, yaxis_title_text=panel.ylabel)
-        for name, line in panel.lines.items():
-            colour, dash = looks[name]
-            shown = {"legendgroup": name, "mode": "lines+markers", "line": {"color": colour, "dash": dash}}
-            figure.add_trace(graph_objects.Scatter(x=list(line.x), y=list(line.y), name=name, **shown))
-            band = _band(line) if few else None
-            if band is not None:
-                area = {"fill": "toself", "fillcolor": _pale(colour), "line_width": 0, "mode": "lines"}
-                figure.add_trace(
-                    graph_objects.Scatter(x=band[0], y=band[1], legendgroup=name, hoverinfo="skip", **area)
-                )
-        if panel.log_x:
-            every = sorted({x for line in panel.lines.values() for x in line.x})
-            figure.update_xaxes(type="log", tickvals=every, ticktext=[f"{x:g}" for x in every])
-        if panel.log_y:
-            figure.update_yaxes(type="log", dtick=1)
-        figures.append(_plain(figure))
-    return figures
+    names = names_of(panels)
+    looks = looks_of([*order, *names])
+    return [_line_chart(panel, looks, bands=len(names) <= MOST_BANDS) for panel in panels]
 
 
-def legend_of(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[tuple[str, str, str]]:
-    """Name, colour and dash of every line, in order; none where there is one alone."""
-    names = [name for panel in panels for name in panel.lines]
-    looks = {name: look for name, look in _looks([*order, *names]).items() if name in names}
-    return [(name, *look) for name, look in looks.items()] if len(looks) > 1 else []
+def legend_of(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[LegendEntry]:
+    """The entries of the legend that a chart's panels share; empty for a single line, which needs none."""
+    names = names_of(panels)
+    looks = {name: look for name, look in looks_of([*order, *names]).items() if name in names}
+    return [(name, _colour(look), look.dash) for name, look in looks.items()] if len(looks) > 1 else []
 
 
 def value_charts(panels: Sequence[Values], order: Sequence[str] = ()) -> list[Figure]:
-    """A figure for each panel: a row for each name, with its seeds' values, their mean and its interval."""
+    """A figure for each panel, with a row for each name: its seeds' values, their mean and its interval."""
+    looks = looks_of([*order, *(name for panel in panels for name in panel.of_seeds)])
+    return [_value_chart(panel, looks) for panel in panels]
+
+
+def matrix_charts(matrices: Matrices) -> list[Figure]:
+    """A figure for each matrix, in colours that are symmetric about 0."""
     from plotly import graph_objects
 
-    looks = _looks([*order, *(name for panel in panels for name in panel.of_seeds)])
+    limit = matrices.limit
     figures = []
-    for panel in panels:
-        figure = _empty(xaxis_title_text=panel.label, height=90 + 26 * len(panel.of_seeds))
-        # Names are values of an axis, which plotly would fill from below.
-        figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-        for name in (name for name in looks if name in panel.of_seeds):
-            values = panel.of_seeds[name]
-            found = spread(values)
-            mean = {"x": [found.mean], "y": [name], "mode": "markers", "marker": {"color": looks[name][0], "size": 10}}
-            interval = {"error_x": {"type": "data", "array": [found.half]}} if found.half is not None else {}
-            figure.add_trace(graph_objects.Scatter(name=name, hovertemplate="%{x:.4g}", **mean, **interval))
-            if len(values) > 1:
-                seeds = {"color": looks[name][0], "size": 6, "symbol": "circle-open"}
-                dots = {"x": list(values), "y": [name] * len(values), "mode": "markers", "marker": seeds}
-                figure.add_trace(graph_objects.Scatter(name=f"{name}, a seed", hovertemplate="%{x:.4g}", **dots))
-            if name in panel.marks:
-                mark = {"color": looks[name][0], "size": 12, "symbol": "x-thin-open"}
-                point = {"x": [panel.marks[name]], "y": [name], "mode": "markers", "marker": mark}
-                figure.add_trace(graph_objects.Scatter(name=panel.marked, hovertemplate="%{x:.4g}", **point))
-        figures.append(_plain(figure))
-    return figures
-
-
-def matrix_charts(matrices: Mapping[str, Any]) -> list[Figure]:
-    """A figure for each matrix (K, K), all in one scale of colours that is symmetric about 0."""
-    from plotly import graph_objects
-
-    limit = max(float(abs(matrix).max()) for matrix in matrices.values())
-    figures = []
-    for name, matrix in matrices.items():
+    for name, matrix in matrices.by_name.items():
         figure = _empty(title={"text": name, "font_size": 13}, margin={"l": 30, "r": 10, "t": 35, "b": 30})
         colours = {"colorscale": "RdBu", "reversescale": True, "zmin": -limit, "zmax": limit}
         figure.add_trace(graph_objects.Heatmap(z=matrix.round(3).tolist(), **colours))
@@ -97,20 +77,71 @@ def matrix_charts(matrices: Mapping[str, Any]) -> list[Figure]:
     return figures
 
 
-def point_charts(points: Mapping[str, Any], labels_N: Any) -> list[Figure]:
-    """A figure for each name's points (N, 2), coloured by label."""
+def point_charts(points: Points) -> list[Figure]:
+    """A figure for each name's points, coloured by label."""
     from plotly import graph_objects
 
+    labels = points.labels_N.tolist()
     figures = []
-    for name, points_N2 in points.items():
+    for name, points_N2 in points.by_name.items():
         figure = _empty(title={"text": name, "font_size": 13}, margin={"l": 10, "r": 10, "t": 35, "b": 10})
-        marker = {"color": labels_N.tolist(), "colorscale": "Rainbow", "size": 4}
+        marker = {"color": labels, "colorscale": "Rainbow", "size": 4}
         x, y = (points_N2[:, axis].round(2).tolist() for axis in (0, 1))
-        figure.add_trace(graph_objects.Scatter(x=x, y=y, mode="markers", marker=marker, text=labels_N.tolist()))
+        figure.add_trace(graph_objects.Scatter(x=x, y=y, mode="markers", marker=marker, text=labels))
         figure.update_xaxes(showticklabels=False)
         figure.update_yaxes(showticklabels=False)
         figures.append(_plain(figure))
     return figures
+
+
+def _line_chart(panel: Panel, looks: Mapping[str, Look], *, bands: bool) -> Figure:
+    from plotly import graph_objects
+
+    figure = _empty(xaxis_title_text=panel.xlabel, yaxis_title_text=panel.ylabel)
+    for name, line in panel.lines.items():
+        look, group = looks[name], {"legendgroup": name}
+        drawn = {"line": {"color": _colour(look), "dash": DASHES[look.dash]}, "marker_symbol": SYMBOLS[look.marker]}
+        figure.add_trace(
+            graph_objects.Scatter(x=list(line.x), y=list(line.y), name=name, mode="lines+markers", **group, **drawn)
+        )
+        band = _band(line) if bands else None
+        if band is not None:
+            area = {"fill": "toself", "fillcolor": _pale(look), "line_width": 0, "mode": "lines"}
+            figure.add_trace(graph_objects.Scatter(x=band[0], y=band[1], hoverinfo="skip", **group, **area))
+    for name, level in panel.levels.items():
+        figure.add_hline(level, line_color="grey", line_dash=DASHES["dashed"], annotation_text=name)
+    if panel.log_x:
+        figure.update_xaxes(type="log", tickvals=panel.every_x, ticktext=[f"{x:g}" for x in panel.every_x])
+    if panel.log_y:
+        figure.update_yaxes(type="log", dtick=1)
+    return _plain(figure)
+
+
+def _value_chart(panel: Values, looks: Mapping[str, Look]) -> Figure:
+    from plotly import graph_objects
+
+    figure = _empty(xaxis_title_text=panel.label, height=90 + 26 * len(panel.of_seeds))
+    # Reversed, because plotly fills an axis of names from below.
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+
+    def add(name: str, x: Sequence[float], row: str, marker: Mapping[str, Any], **more: Any) -> None:
+        y = [row] * len(x)
+        figure.add_trace(
+            graph_objects.Scatter(
+                name=name, x=list(x), y=y, mode="markers", marker=marker, hovertemplate="%{x:.4g}", **more
+            )
+        )
+
+    for name in (name for name in looks if name in panel.of_seeds):
+        values, colour = panel.of_seeds[name], _colour(looks[name])
+        over_seeds = spread(values)
+        interval = {} if over_seeds.half is None else {"error_x": {"type": "data", "array": [over_seeds.half]}}
+        add(name, [over_seeds.mean], name, {"color": colour, "size": 10}, **interval)
+        if len(values) > 1:
+            add(f"{name}, a seed", values, name, {"color": colour, "size": 6, "symbol": "circle-open"})
+        if name in panel.marks:
+            add(panel.marked, [panel.marks[name]], name, {"color": colour, "size": 12, "symbol": "x-thin-open"})
+    return _plain(figure)
 
 
 def _empty(**layout: Any) -> Any:
@@ -121,28 +152,24 @@ def _empty(**layout: Any) -> Any:
     return figure
 
 
-def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and dash of each name: colours first, then another dash."""
-    from plotly.colors import DEFAULT_PLOTLY_COLORS as COLOURS
-
-    different = dict.fromkeys(names)
-    return {
-        name: (COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)])
-        for number, name in enumerate(different)
-    }
-
-
 def _band(line: Line) -> tuple[list[float], list[float]] | None:
+    """The outline of the intervals: forth along their upper ends, back along the lower ones."""
     points = [(x, y, half) for x, y, half in zip(line.x, line.y, line.half, strict=False) if half is not None]
     if not points:
         return None
-    there = [(x, y + half) for x, y, half in points]
-    back = [(x, y - half) for x, y, half in reversed(points)]
-    return [x for x, _ in there + back], [y for _, y in there + back]
+    upper = [(x, y + half) for x, y, half in points]
+    lower = [(x, y - half) for x, y, half in reversed(points)]
+    return [x for x, _ in upper + lower], [y for _, y in upper + lower]
 
 
-def _pale(colour: str) -> str:
-    return colour.replace("rgb", "rgba").replace(")", ", 0.15)")
+def _colour(look: Look) -> str:
+    red, green, blue = look.colour
+    return f"rgb({red}, {green}, {blue})"
+
+
+def _pale(look: Look) -> str:
+    red, green, blue = look.colour
+    return f"rgba({red}, {green}, {blue}, 0.15)"
 
 
 def _plain(figure: Any) -> Figure:

@@ -1,13 +1,35 @@
-"""What a network's outputs and features look like as geometry: correlated logits, and how far classes collapsed."""
+"""The geometry of a network's outputs and features: how logits correlate, and how far classes have collapsed."""
+
+from dataclasses import dataclass
 
 import numpy as np
+from dhkd.stages.report.figures import Float
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class NeuralCollapse:
+    """How far features and classifier are from a simplex equiangular tight frame, where every measure is 0.
+
+    All norms are Frobenius norms. M has the class means less their mean as rows, W is the classifier.
+    """
+
+    within_class: float
+    """tr(Σ_W Σ_B⁺) / K, with the covariances within and between classes."""
+    features_etf: float
+    """‖M Mᵀ/‖M Mᵀ‖ − (I − 1 1ᵀ/K)/√(K − 1)‖."""
+    classifier_etf: float
+    """The same of W."""
+    norms: float
+    """The standard deviation of the norms of M's rows, over their mean."""
+    angles: float
+    """The mean of |cos + 1/(K − 1)| over every two rows of M."""
+    duality: float
+    """‖W/‖W‖ − M/‖M‖‖."""
 
 
 def logit_correlation(logits_NK: Float) -> Float:
-    """Pearson's correlation of every two classes' logits over the samples, (K, K); 0 for a logit that is constant."""
+    """Pearson's correlation over the samples of every two classes' logits, (K, K); 0 for a constant logit."""
     centred_NK = logits_NK - logits_NK.mean(axis=0)
     norms_K = np.linalg.norm(centred_NK, axis=0)
     scaled_NK = np.divide(centred_NK, norms_K, out=np.zeros_like(centred_NK), where=norms_K > 0)
@@ -16,9 +38,10 @@ def logit_correlation(logits_NK: Float) -> Float:
 
 
 def embedded(features_ND: Float, seed: int) -> Float:
-    """t-SNE's picture of features in the plane, (N, 2), the same for the same seed.
+    """Features in the plane by t-SNE, (N, 2); the same seed gives the same points.
 
-    Perplexity 30, less for fewer than 90 points. Van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008.
+    The perplexity is 30, and lower for fewer than 90 points. Source: van der Maaten, Hinton, "Visualizing
+    data using t-SNE", JMLR 2008.
     """
     from sklearn.manifold import TSNE  # takes seconds to import
 
@@ -27,14 +50,10 @@ def embedded(features_ND: Float, seed: int) -> Float:
     return np.asarray(points_N2, dtype=np.float64)
 
 
-def neural_collapse(features_ND: Float, labels_N: NDArray[np.int64], classifier_KD: Float) -> dict[str, float]:
-    """How near features and classifier are to a simplex equiangular tight frame, where each measure is 0.
+def neural_collapse(features_ND: Float, labels_N: NDArray[np.int64], classifier_KD: Float) -> NeuralCollapse:
+    """Measure the collapse of features and classifier.
 
-    Classes without a sample are left out of the features' measures; at least two need some.
-    `within_class`: tr(Σ_W Σ_B⁺) / K, of the covariances within and between classes. `features_etf`, `classifier_etf`:
-    ‖M Mᵀ/‖M Mᵀ‖ − (I − 1 1ᵀ/K)/√(K − 1)‖ of the class means less their mean, and of the classifier's rows. `norms`:
-    the standard deviation of the means' norms over their mean. `angles`: mean |cos + 1/(K − 1)| over every two means.
-    `duality`: ‖W/‖W‖ − M/‖M‖‖. All norms are Frobenius'.
+    Classes without samples are left out; at least two must have some.
 
     Papyan, Han, Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training", PNAS 2020,
     arXiv 2008.08186.
@@ -48,14 +67,14 @@ def neural_collapse(features_ND: Float, labels_N: NDArray[np.int64], classifier_
     unit_KD = centred_KD / np.maximum(norms_K, np.finfo(np.float64).tiny)[:, None]
     cosines = (unit_KD @ unit_KD.T)[~np.eye(len(present), dtype=bool)]
     rows_KD = classifier_KD[present]
-    return {
-        "within_class": float(np.trace(within_DD @ np.linalg.pinv(between_DD)) / len(present)),
-        "features_etf": _from_etf(centred_KD),
-        "classifier_etf": _from_etf(rows_KD),
-        "norms": float(norms_K.std() / norms_K.mean()),
-        "angles": float(np.abs(cosines + 1 / (len(present) - 1)).mean()),
-        "duality": float(np.linalg.norm(rows_KD / np.linalg.norm(rows_KD) - centred_KD / np.linalg.norm(centred_KD))),
-    }
+    return NeuralCollapse(
+        within_class=float(np.trace(within_DD @ np.linalg.pinv(between_DD)) / len(present)),
+        features_etf=_from_etf(centred_KD),
+        classifier_etf=_from_etf(rows_KD),
+        norms=float(norms_K.std() / norms_K.mean()),
+        angles=float(np.abs(cosines + 1 / (len(present) - 1)).mean()),
+        duality=float(np.linalg.norm(rows_KD / np.linalg.norm(rows_KD) - centred_KD / np.linalg.norm(centred_KD))),
+    )
 
 
 def _from_etf(rows_KD: Float) -> float:

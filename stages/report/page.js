@@ -2,15 +2,15 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 
-// A served page is loaded anew time and again: what was typed, sorted and hidden stays as long as its tab.
+// A served page reloads itself. What the reader typed, sorted and hid is kept for as long as the tab is open.
 const kept = {
   get: (name) => (data.version ? sessionStorage.getItem(`dhkd-${name}`) : null),
   set: (name, value) => { if (data.version) sessionStorage.setItem(`dhkd-${name}`, value); },
 };
 
-// Colours: the system's, unless the button was pressed; a page from a file may have no storage.
+// Colours follow the system until the button is pressed. A page that was opened from a file may have no storage.
 const stored = () => { try { return localStorage.getItem("dhkd-theme"); } catch { return null; } };
-const store = (theme) => { try { localStorage.setItem("dhkd-theme", theme); } catch { /* it lasts as long as the page */ } };
+const store = (theme) => { try { localStorage.setItem("dhkd-theme", theme); } catch { /* then the choice lasts as long as the page */ } };
 const system = matchMedia("(prefers-color-scheme: dark)");
 let chosen = stored();
 const isDark = () => (chosen ? chosen === "dark" : system.matches);
@@ -25,7 +25,7 @@ function layoutOf(figure) {
   return layout;
 }
 
-// What is drawn where, so that it can be drawn again in other colours; a chart's hidden lines are left out.
+// Which figure is drawn in which place, so that it can be redrawn in other colours, and which lines of a chart are hidden.
 const drawn = new Map();
 const hidden = new Map();
 function draw(place, figure) {
@@ -51,15 +51,14 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 system.addEventListener("change", paint);
 
-// One legend for all figures of a chart; a name hides its lines in each.
-const BORDERS = { solid: "solid", dash: "dashed", dot: "dotted" };
+// One legend for all figures of a chart. A click on a name hides or shows its lines in all of them.
 function makeLegend(id, chart) {
   const out = new Set(JSON.parse(kept.get(`hidden-${id}`) ?? "[]"));
   hidden.set(id, out);
   document.getElementById(`${id}-legend`).replaceChildren(...chart.legend.map(([name, colour, dash]) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
     button.style.setProperty("--colour", colour);
-    button.style.setProperty("--dash", BORDERS[dash]);
+    button.style.setProperty("--dash", dash);
     const show = () => button.setAttribute("aria-pressed", String(!out.has(name)));
     button.addEventListener("click", () => {
       if (!out.delete(name)) out.add(name);
@@ -72,7 +71,7 @@ function makeLegend(id, chart) {
   }));
 }
 
-// Sorting: numbers as numbers, what is empty last, equal rows as they were.
+// Sorting: numbers by value, empty cells last, equal rows in their old order.
 function sort(header, direction) {
   const table = header.closest("table"), column = header.cellIndex;
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
@@ -93,12 +92,12 @@ for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
     sort(header, header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
   });
-  // By its name: while a sweep runs, columns may come.
+  // Found by its name, because columns may be added while a sweep runs.
   const [name, direction] = JSON.parse(kept.get(`sorted-${header.closest("table").id}`) ?? "[]");
   if (name === header.textContent) sort(header, direction);
 }
 
-// Filtering: rows that hold every word.
+// Filtering: rows that contain every word.
 for (const input of document.querySelectorAll("input[data-filters]")) {
   const rows = [...document.getElementById(input.dataset.filters).tBodies[0].rows];
   const filter = () => {
@@ -117,7 +116,7 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
   filter();
 }
 
-// A run: everything as text, so that no name or setting is ever markup.
+// The details of a run. Everything is set as text, so that no name or setting is taken for markup.
 function fill(id, rows, tag) {
   const body = document.getElementById(id);
   body.replaceChildren(...rows.map((cells) => {
@@ -147,7 +146,7 @@ for (const [id, chart] of Object.entries(data.charts)) {
   drawChart(id, chart);
 }
 
-// Served while a sweep runs: loaded anew when something has changed, where the reader was, unless a run is open.
+// A page that is served reloads when something has changed, but not while the details of a run are open.
 if (data.version) {
   setInterval(async () => {
     const answer = await fetch("version").catch(() => null);

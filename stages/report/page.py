@@ -1,4 +1,4 @@
-"""The page of results: one HTML file that needs no network, made of plain values and plotly's figures."""
+"""The page of results: one HTML file that needs no network, from tables, facts and plotly's figures."""
 
 import json
 import re
@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from dhkd.stages.report.charts import Figure
+from dhkd.stages.report.charts import Figure, LegendEntry
+
+Fact = tuple[str, str]  # a name and its value
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows, and what it is sorted by: "" is last."""
+    """The text of a cell, and the value by which its column is sorted; "" comes last."""
 
     text: str
     value: str | float = ""
@@ -19,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns, of which the first `left` are text and the others numbers."""
+    """Rows under columns. The first `left` columns are text, the others are numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -30,32 +32,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """Figures under a heading; `says` is what to see in them, `alternative` what is read to who can't.
+    """Figures under a heading. `says` explains them; `alternative` is read to people who can't see them.
 
-    `legend` has name, colour and dash of what the figures have in common; `small` ones stand many in a row.
+    `legend` is shared by all figures. `small` figures are placed many in a row.
     """
 
     title: str
     says: str
     alternative: str
     figures: Sequence[Figure]
-    legend: Sequence[tuple[str, str, str]] = ()
+    legend: Sequence[LegendEntry] = ()
     small: bool = False
 
 
 @dataclass(frozen=True)
 class RunPart:
-    """What opens with a run's name."""
+    """The details of a run, which open with a click on its name."""
 
     columns: Sequence[str]
     epochs: Sequence[Sequence[str]]
-    settings: Sequence[tuple[str, str]]
+    settings: Sequence[Fact]
     figures: Sequence[Figure]
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on it; `version` is there of a page that is served, and says when to load it anew."""
+    """Everything on the page. A page that is served has a `version`, which changes when it must be reloaded."""
 
     title: str
     summary: str
@@ -64,13 +66,13 @@ class Page:
     charts: Sequence[Chart]
     runs: Table
     parts: Mapping[str, RunPart]
-    cost: Sequence[tuple[str, str]]
-    provenance: Sequence[tuple[str, str]]
+    cost: Sequence[Fact]
+    provenance: Sequence[Fact]
     version: str | None = None
 
 
 def html_of(page: Page) -> str:
-    """The page as one file. Text is escaped, wherever it comes from."""
+    """The page as one HTML file. All text is escaped, whatever its origin."""
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
@@ -98,7 +100,7 @@ def html_of(page: Page) -> str:
             css=css,
             js=js,
             plotly=get_plotlyjs(),
-            # In a script element, "<" could end it.
+            # "<" could end the script element that holds the data.
             data=json.dumps(data).replace("<", "\\u003c"),
         )
     )

@@ -1,7 +1,7 @@
-"""Accuracies over seeds: mean, spread, interval, and the difference to a baseline on the same seeds.
+"""Accuracies over seeds: mean, standard deviation, interval, and the difference to a baseline on the same seeds.
 
-Intervals are Student's, two-sided, at 95 %; they say what seeds (order, views, initial weights) account for, and
-nothing of the choice of data set or test images.
+Intervals are Student's, two-sided, at 95 %. They cover what changes with the seed (order, views, initial weights), not
+the choice of data set or test images. They are not corrected for multiple comparisons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,10 @@ Verdict = Literal["higher", "lower", "within noise", "one seed"]
 
 @dataclass(frozen=True)
 class Spread:
-    """`count` values' mean; their standard deviation (of a sample) and half the interval's width: None of one value."""
+    """The mean of `count` values, their sample standard deviation, and half the width of the interval.
+
+    A single value has no `deviation` and no `half`: both are None.
+    """
 
     count: int
     mean: float
@@ -27,17 +30,17 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the mean of endlessly many seeds lies, 95 times of 100."""
+        """The ends of the 95 % interval of the mean."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
 
 @dataclass(frozen=True)
 class Difference(Spread):
-    """Of values to those of the baseline on the same seeds, seed by seed."""
+    """The spread of the differences to a baseline, taken seed by seed."""
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval says: a difference whose sign it leaves open is within the noise."""
+        """A difference is within noise if its interval contains 0."""
         if self.interval is None:
             return "one seed"
         low, high = self.interval
@@ -45,12 +48,12 @@ class Difference(Spread):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """The spread of one or more values."""
     return Spread(len(values), fmean(values), *_deviation_and_half(values))
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Of values by seed to the baseline's, on the seeds that both have; None where they share none."""
+    """The difference on the seeds that both have, by which values are given; None if they share no seed."""
     paired = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
     return Difference(len(paired), fmean(paired), *_deviation_and_half(paired)) if paired else None
 

@@ -1,5 +1,10 @@
 """Numbers as text, in the unit that fits: for tables and for the page."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # commands that show bytes alone do without scipy, which takes long to import
+    from dhkd.stages.report.statistics import Difference, Spread
+
 
 def bytes_text(number: float) -> str:
     """Bytes with three significant digits, from B to TB."""
@@ -16,3 +21,19 @@ def duration_text(hours: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{hours:,.1f} h"
+
+
+def spread_text(spread: "Spread") -> str:
+    """A mean over seeds; from two seeds on with half of its interval and the standard deviation."""
+    if spread.half is None:
+        return f"{spread.mean:.2f}"
+    return f"{spread.mean:.2f} ± {spread.half:.2f} ({spread.deviation:.2f})"
+
+
+def difference_text(difference: "Difference | None") -> str:
+    """A difference with half of its interval and its verdict; empty if there is none."""
+    if difference is None:
+        return ""
+    if difference.half is None:
+        return f"{difference.mean:+.2f}, {difference.verdict}"
+    return f"{difference.mean:+.2f} ± {difference.half:.2f}, {difference.verdict}".replace("-", "−")

@@ -1,9 +1,9 @@
 """From named terms to the gradients in `p.grad`: summed, or aligned so that some terms' gradient is never opposed.
 
 The alignment rule is that of Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
-2411.08937: with g1 the gradient that is kept and g2 the one against it, both over all parameters, g2 loses its
-component along g1 where the two conflict. It is one-sided: g1 is never altered. Weight decay and clipping come after it
-and are the caller's. Projecting tensor by tensor, or both gradients, would be other methods and is left out.
+2411.08937: g1 is the gradient that is kept and g2 the one against it, both over all parameters, and g2 loses its
+component along g1 if the two conflict. The rule is one-sided: g1 is never altered. Weight decay and clipping come
+afterwards and are left to the caller. Projecting each tensor by itself, or both gradients, would be other methods.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# A gradient over all parameters: tensors by their parameter's position. A parameter that the loss doesn't reach is
-# absent, and counts as zero.
+# A gradient over all parameters: its tensors, by the position of their parameter. A parameter that the loss doesn't
+# reach is absent, and counts as zero.
 Gradient = dict[int, Tensor]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The terms whose gradient g1 is `kept`, and those `against` whose gradient g2 is projected; None: all others.
+    """The terms whose gradient g1 is `kept`, and the terms `against` them, whose gradient g2 is projected.
 
-    A term of neither is added as it is. The coefficient of the projection is computed in every step that is a multiple
-    of `every`, counted in the epoch, and used in the following ones; beyond 1 that is an approximation, which spares
-    them the second backward pass.
+    If `against` is None, it means all other terms. A term that is in neither is added as it is. The coefficient of the
+    projection is computed in every step of an epoch whose number, from 0, is a multiple of `every`, and is used in the
+    steps that follow. Above 1 that is an approximation, which saves those steps the second backward pass.
     """
 
     kept: tuple[str, ...]
@@ -31,22 +31,22 @@ class Alignment:
     every: int = 1
 
     def split(self, names: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
-        """The names of terms that are kept, those against them, and the free ones."""
+        """The names of the terms that are kept, of those against them, and of all others."""
         kept: list[str] = []
         against: list[str] = []
         free: list[str] = []
         for name in names:
-            among = kept if name in self.kept else against if self.against is None or name in self.against else free
-            among.append(name)
+            group = kept if name in self.kept else against if self.against is None or name in self.against else free
+            group.append(name)
         return kept, against, free
 
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """How g1 and g2 stood to each other, as scalars on their device: reading one waits for the device.
+    """How g1 and g2 relate to each other, as scalars on their device: reading one waits for the device.
 
-    They are of the gradients as computed, hence times the square of what `scale` multiplied by; `cosine` and `conflict`
-    are free of that.
+    They belong to the gradients as computed, so they contain the square of the factor of `scale`; `cosine` and
+    `conflict` don't.
     """
 
     dot: Tensor
@@ -55,7 +55,7 @@ class AlignmentReport:
 
     @property
     def cosine(self) -> Tensor:
-        """The cosine between the gradients over all parameters; 0 where one of them is zero."""
+        """The cosine between the gradients over all parameters; 0 if one of them is zero."""
         norms = self.norm1_squared.sqrt() * self.norm2_squared.sqrt()
         return torch.where(norms == 0, 0.0, self.dot / norms)
 
@@ -66,8 +66,8 @@ class AlignmentReport:
 
     @property
     def coefficient(self) -> Tensor:
-        """c = min(0, ⟨g1, g2⟩) / ‖g1‖², 0 where g1 = 0: what of g1 is taken off."""
-        # clamp hands a NaN on, so a gradient that overflowed is not finite after the projection either.
+        """c = min(0, ⟨g1, g2⟩) / ‖g1‖², or 0 if g1 = 0: the share of g1 that the projection subtracts from g2."""
+        # clamp passes a NaN on, so a gradient that overflowed stays non-finite after the projection.
         return torch.where(self.norm1_squared == 0, 0.0, self.dot.clamp(max=0) / self.norm1_squared)
 
 
@@ -81,20 +81,20 @@ def backward(
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     average: Callable[[list[Tensor]], None] | None = None,
 ) -> AlignmentReport | None:
-    """Put the gradient of the weighted terms into the `grad` of `parameters`, which the caller has cleared.
+    """Write the gradient of the weighted terms into the `grad` of `parameters`, which the caller has cleared.
 
-    `parameters` are all trainable ones, in an order that all processes share. With `alignment` None this is one
-    `backward()` of the weighted sum, which DDP's hooks average, and None comes back. Otherwise g1 is the gradient of
-    the terms that are kept, g2 that of those against them, g3 that of the others, and `grad` becomes
-    (1 − c)·g1 + g2 + g3 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², c = 0 where g1 = 0. A parameter that none reaches keeps its
-    `grad`, as after `backward()`. With a `coefficient` c of another step this is one `backward()` again, of the terms
-    weighted by it, and None comes back.
+    `parameters` are all that are trained, in the same order in all processes. Without an `alignment` this is one
+    `backward()` of the weighted sum, which DDP's hooks average. With one, g1 is the gradient of the terms that are
+    kept, g2 of those against them, g3 of the others, and `grad` becomes (1 − c)·g1 + g2 + g3 with
+    c = min(0, ⟨g1, g2⟩) / ‖g1‖², or c = 0 if g1 = 0. If c is given, as the `coefficient` of an earlier step, this is
+    one `backward()` again, of terms weighted by it. A parameter that no term reaches keeps its `grad`, as after
+    `backward()`. Only a step that computed c returns a report.
 
-    `scale` multiplies each loss (fp16's GradScaler). A common factor cancels in c, so scaled gradients are aligned as
-    the true ones would be, and one that overflowed stays non-finite for the scaler to see. `average` replaces each
-    tensor of a list by its mean over the processes, in place. It is given the gradients before they are projected:
-    autograd.grad bypasses DDP, and projecting first would be another algorithm. Every process gives it the same lists:
-    which parameters a loss reaches is a property of the graph, and that is the same in all.
+    `scale` multiplies each loss (the GradScaler of fp16). A common factor cancels in c, so scaled gradients are aligned
+    as the true ones would be, and a gradient that overflowed stays non-finite, for the scaler to see. `average`
+    replaces each tensor of a list by its mean over the processes, in place. It gets the gradients before they are
+    projected: autograd.grad bypasses DDP, and projecting first would be another algorithm. Every process passes it the
+    same lists, because which parameters a loss reaches is a property of the graph, which is the same in all processes.
     """
     assert terms.keys() == weights.keys(), f"terms {sorted(terms)}, weights {sorted(weights)}"
     weighted = {name: weights[name] * term for name, term in terms.items()}
@@ -117,7 +117,7 @@ def backward(
             average(list(gradient.values()))
     g1, g2, *free = gradients
 
-    shared = [i for i in g1 if i in g2]  # what only one loss reaches adds nothing to the product
+    shared = [i for i in g1 if i in g2]  # a parameter that only one loss reaches adds nothing to the product
     report = AlignmentReport(
         dot=_dot([g1[i] for i in shared], [g2[i] for i in shared], like=kept),
         norm1_squared=_norm_squared(g1),
@@ -125,8 +125,8 @@ def backward(
     )
     c = report.coefficient
 
-    # All of g1 is multiplied, the part that g2 doesn't reach too: the projection is along g1 as a whole. Not in place,
-    # for autograd may hand out one tensor for two parameters.
+    # All of g1 is multiplied, also where g2 doesn't reach: the projection is along g1 as a whole. It is not done in
+    # place, because autograd may return one tensor for two parameters.
     merged = dict(zip(g1, torch._foreach_mul(list(g1.values()), 1 - c), strict=True))
     if shared:
         torch._foreach_add_([merged[i] for i in shared], [g2[i] for i in shared])
@@ -150,8 +150,8 @@ def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph:
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    # backward() gives `grad` its parameter's layout. autograd.grad hands out what the last operation made, which may be
-    # an expanded view that can't be written to, or of another memory format, which _foreach and optimizers run slowly.
+    # backward() gives `grad` the layout of its parameter. autograd.grad returns what the last operation made. That may
+    # be an expanded view, which can't be written to, or of another memory format, which slows _foreach and optimizers.
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

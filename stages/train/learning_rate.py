@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of where the run stands: no state, so nothing to save and nothing to resume."""
+"""The learning rate as a pure function of epoch and step: there is no state to save or to resume."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from dhkd.data.errors import ConfigError
 
 ONE_CYCLE_RISE = 0.3  # the share of all steps in which the rate rises
-ONE_CYCLE_START = 1 / 25  # what it starts from, relative to its peak
+ONE_CYCLE_START = 1 / 25  # the first rate, relative to the peak
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class LearningRate:
 
     `kind`:
     - "constant": `base`.
-    - "multistep": `base`, times `gamma` from the start of each of `milestones` on. They count epochs from 0: with
-      (150, 180, 210) the 151st, 181st and 211th are the first at a lower rate. One after the end does nothing.
+    - "multistep": `base`, multiplied by `gamma` at the start of each of `milestones`. They count epochs from 0: with
+      (150, 180, 210) the 151st, 181st and 211th epochs are the first at a lower rate. One after the end does nothing.
     - "cosine": from `base` to 0 along half a cosine, step by step.
     - "one-cycle": linearly from `base`/25 to `base` over the first 30 % of the steps, then to 0 along half a cosine.
 
     Over the first `warmup_epochs` the rate rises linearly, step by step, from 0 (not reached) to what it would be
-    otherwise; a cosine starts after that. "one-cycle" has a rise of its own and raises `ConfigError` for another.
+    otherwise; a cosine starts after that. "one-cycle" has its own rise, so it raises `ConfigError` for a warm-up.
     """
 
     base: float

@@ -1,9 +1,9 @@
-"""The one training loop: batches by key → students → evaluation → checkpoint, epoch by epoch.
+"""The one training loop, epoch by epoch: batches by key → students → evaluation → checkpoint.
 
 `train-teacher` is this loop with the objective `ce` and a stream without signals. Order, views and dropout are
 functions of (seed, epoch, step), and a checkpoint holds the rest, so a resumed run ends with the weights of an
-uninterrupted one. Several students train side by side on batches that are made once for those of one stream; each
-ends as it would alone.
+uninterrupted one. Several students train side by side, and those that share a stream share its batches; each ends as it
+would alone. What happens in a step is in `step.py`.
 """
 
 import logging
@@ -12,23 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice, zip_longest
-from typing import Any
 
 import torch
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
 from dhkd.data.runs.folder import RunFolder
-from dhkd.data.stream.batches import Batch, Stream
+from dhkd.data.stream.batches import Stream
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import fit_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
 from dhkd.stages.trackers import Trackers
-from dhkd.stages.train.crew import Crew
-from dhkd.stages.train.learner import Compile, Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.side_by_side import SideBySide, batches_by_stream
+from dhkd.stages.train.step import Compile, TrainingStep
 from torch import nn
 
 log = logging.getLogger("dhkd")
@@ -36,12 +34,12 @@ log = logging.getLogger("dhkd")
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to train: `student`, in place, for `epochs`, or for what a checkpoint in `run` leaves of them.
+    """What to train: `student`, in place, for `epochs`; if `run` holds a checkpoint, for those that remain.
 
-    Tasks may share a `stream`. `evaluate` maps the student's backbone (in eval mode) to its test accuracy. `look_every`
-    is how many steps the host lets the device run before it looks whether losses are finite; None: as fits the device.
-    The student's weights are kept before the first epoch, after every `keep_every` of them and after the last. Each
-    epoch's metrics also go to `trackers`.
+    Tasks may share a `stream`. `evaluate` maps the student's backbone, in eval mode, to its test accuracy. `look_every`
+    is the number of steps after which the host looks whether losses are finite; None: what suits the device. The
+    student's weights are kept before the first epoch, after every `keep_every` epochs and after the last. Each epoch's
+    metrics also go to `trackers`.
     """
 
     student: Student
@@ -60,10 +58,27 @@ class Task:
     trackers: Sequence[str] = ()
 
 
-def train(task: Task, processes: Processes) -> dict[str, Any]:
-    """The run's figures: last and best accuracy in percent, seconds over all interruptions, samples/s of the steps.
+@dataclass(frozen=True)
+class Figures:
+    """What a finished run says of itself.
 
-    Raises `NonFiniteLoss` before the update when a term is not finite.
+    Accuracies are in percent. `seconds` counts the whole run, over all interruptions; `samples_per_second` is the rate
+    of its training steps alone.
+    """
+
+    epochs: int
+    last_top1: float
+    best_top1: float
+    last_top5: float
+    best_top5: float
+    seconds: float
+    samples_per_second: float
+
+
+def train(task: Task, processes: Processes) -> Figures:
+    """Train one student.
+
+    Raises `NonFiniteLoss` if a term of its loss is not finite, with the student as it was before that update.
     """
     (outcome,) = train_together([task], processes)
     if isinstance(outcome, DhkdError):
@@ -71,41 +86,43 @@ def train(task: Task, processes: Processes) -> dict[str, Any]:
     return outcome
 
 
-def train_together(tasks: Sequence[Task], processes: Processes) -> list[dict[str, Any] | DhkdError]:
-    """Each task's figures as `train` gives them, or the error that ended it while the others went on."""
+def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures | DhkdError]:
+    """Train several students side by side: each task's figures, or the error that ended it while the others went on."""
     runs: list[_Run] = []
-    with ExitStack() as ends, Crew(len(tasks), processes.device) as crew:
+    errors: dict[_Run, DhkdError] = {}
+    with ExitStack() as ends, SideBySide(len(tasks), processes.device) as side_by_side:
         for task in tasks:
             runs.append(_Run(task, processes, alone=len(tasks) == 1))
             ends.callback(runs[-1].end_tracking)
         for epoch in range(min(run.cursor.epochs_done for run in runs), max(task.epochs for task in tasks)):
-            active = [run for run in runs if run.expects(epoch)]
-            crew.each(_Run.begin, active)
-            _epoch(active, epoch, crew, processes)
-            crew.each(_Run.end, [run for run in active if run.error is None])
-            for run in active:
-                run.record()
-            processes.wait()
-    return [run.error or run.figures() for run in runs]
+            active = [run for run in runs if run not in errors and run.expects(epoch)]
+            errors |= _train_epoch(active, epoch, side_by_side, processes)
+            errors |= side_by_side.run({run: run.end_epoch for run in active if run not in errors})
+            finished = [run for run in active if run not in errors]
+            for run in finished:
+                run.record_epoch()
+            if finished:
+                processes.wait()
+    return [errors.get(run) or run.figures() for run in runs]
 
 
-def _epoch(runs: "Sequence[_Run]", epoch: int, crew: Crew, processes: Processes) -> None:
-    """One pass over each run's training set, in step with one another."""
-    streams = list(dict.fromkeys(run.task.stream for run in runs))
-    samples = sum(run.task.stream.samples_per_epoch for run in runs)
+def _train_epoch(
+    runs: "Sequence[_Run]", epoch: int, side_by_side: SideBySide, processes: Processes
+) -> "dict[_Run, DhkdError]":
+    """Update every student with each of its batches of an epoch; the errors of those that failed."""
+    errors = side_by_side.run({run: run.begin_epoch for run in runs})
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
+    samples = sum(run.task.stream.samples_per_epoch for run in runs)
     with progress_bar(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
-        for step, batches in enumerate(zip_longest(*(stream.epoch(epoch) for stream in streams))):
-            batch_of_stream = dict(zip(streams, batches, strict=True))
-            learning = [run for run in runs if run.error is None and batch_of_stream[run.task.stream] is not None]
-            crew.each(partial(_learn, step, batch_of_stream), learning)
-            advance(sum(batch_of_stream[run.task.stream].global_size for run in learning))
-            if not any(run.error is None for run in runs):
-                return
-
-
-def _learn(step: int, batch_of_stream: Mapping[Stream, Batch], run: "_Run") -> None:
-    run.learn(step, batch_of_stream[run.task.stream])
+        for step, batch_of in enumerate(batches_by_stream([run.task.stream for run in runs], epoch)):
+            batches = {
+                run: batch_of[run.task.stream] for run in runs if run not in errors and run.task.stream in batch_of
+            }
+            errors |= side_by_side.run({run: partial(run.step, step, batch) for run, batch in batches.items()})
+            advance(sum(batch.global_size for batch in batches.values()))
+            if len(errors) == len(runs):
+                break
+    return errors
 
 
 @dataclass
@@ -123,60 +140,46 @@ class Cursor:
 
 
 class _Run:
-    """A task on its way: where it stands, and what it writes into its folder."""
+    """A task under way: its training step, where it stands, and what it writes into its folder."""
 
     def __init__(self, task: Task, processes: Processes, alone: bool) -> None:
         self.task = task
-        self.error: DhkdError | None = None
         self._processes, self._alone = processes, alone
-        stream = task.stream
-        self._learner = Learner(
+        self.step = TrainingStep(
             task.student,
             task.optimizer,
             task.objective,
+            task.stream,
             learning_rate=task.learning_rate,
-            steps_per_epoch=stream.steps_per_epoch,
             seed=task.seed,
             clip_norm=task.clip_norm,
             processes=processes,
-            again=partial(batch_of, stream) if stream.repeatable else None,
             look_every=task.look_every,
             compiled=task.compiled,
             alone=alone,
         )
         self.cursor = _restore(task)
-        # Before the folder is taken: a tracker that says no leaves it as it was.
+        # Before anything is written: a tracker that can't begin leaves the folder as it was.
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
         if processes.is_first:
             task.run.begin()
             task.run.cut_metrics(self.cursor.metrics_bytes)
             if self.cursor.epochs_done == 0:
-                self._keep()
+                self._keep_weights()
 
     def expects(self, epoch: int) -> bool:
-        """Whether this is the epoch it is to train next."""
-        return self.error is None and self.cursor.epochs_done == epoch < self.task.epochs
+        """Whether this is the next epoch that it trains."""
+        return self.cursor.epochs_done == epoch < self.task.epochs
 
-    def begin(self) -> None:
+    def begin_epoch(self) -> None:
         """Start the epoch that it expects."""
         self._began = time.perf_counter()
-        self._learner.begin(self.cursor.epochs_done)
+        self.step.begin_epoch(self.cursor.epochs_done)
 
-    def learn(self, step: int, batch: Batch) -> None:
-        """Update the student, or keep the error that ends this run alone."""
-        try:
-            self._learner.learn(step, batch)
-        except DhkdError as error:
-            self.error = error
-
-    def end(self) -> None:
-        """Finish the epoch: what its steps found, and the test accuracy."""
+    def end_epoch(self) -> None:
+        """Finish the epoch: its metrics and the test accuracy. Raises `NonFiniteLoss`."""
         cursor, student = self.cursor, self.task.student
-        try:
-            metrics = self._learner.end(time.perf_counter() - self._began)
-        except DhkdError as error:
-            self.error = error
-            return
+        metrics = self.step.end_epoch(time.perf_counter() - self._began)
         self._processes.share_buffers(student)
         student.eval()
         accuracy = self.task.evaluate(student.backbone)
@@ -186,49 +189,51 @@ class _Run:
         cursor.last_top1, cursor.last_top5 = accuracy.top1, accuracy.top5
         cursor.best_top1 = max(cursor.best_top1, accuracy.top1)
         cursor.best_top5 = max(cursor.best_top5, accuracy.top5)
-        self._line = {"epoch": cursor.epochs_done, **metrics, **asdict(accuracy), "seconds": cursor.seconds}
+        self._metrics: dict[str, float] = {
+            "epoch": cursor.epochs_done,
+            **metrics,
+            "top1": accuracy.top1,
+            "top5": accuracy.top5,
+            "seconds": cursor.seconds,
+        }
 
-    def record(self) -> None:
+    def record_epoch(self) -> None:
         """Write the finished epoch into the folder, in the first process."""
-        if self.error is not None or not self._processes.is_first:
+        if not self._processes.is_first:
             return
-        task, line = self.task, self._line
-        log.info("%s%s", "" if self._alone else f"{task.run.path.name}: ", _summary(line, task.epochs))
-        self._trackers.log(line, self.cursor.epochs_done)
-        self.cursor.metrics_bytes = task.run.append_metrics(line)
-        self._keep()
+        task, metrics = self.task, self._metrics
+        log.info("%s%s", "" if self._alone else f"{task.run.path.name}: ", _summary(metrics, task.epochs))
+        self._trackers.log(metrics, self.cursor.epochs_done)
+        self.cursor.metrics_bytes = task.run.append_metrics(metrics)
+        self._keep_weights()
         tensors = {"student": task.student.state_dict(), "optimizer": task.optimizer.state_dict()}
         task.run.save_checkpoint({"cursor": asdict(self.cursor), **tensors})
 
-    def _keep(self) -> None:
+    def _keep_weights(self) -> None:
         task, epochs = self.task, self.cursor.epochs_done
         if task.keep_every is not None and (epochs % task.keep_every == 0 or epochs == task.epochs):
             task.run.keep_weights(epochs, task.student.state_dict())
 
     def end_tracking(self) -> None:
-        """Say to the trackers that no more will come."""
+        """Tell the trackers that no more metrics will come."""
         self._trackers.end(failed=self.cursor.epochs_done < self.task.epochs)
 
-    def figures(self) -> dict[str, Any]:
-        """What `train` returns."""
+    def figures(self) -> Figures:
+        """What the finished run says of itself."""
         cursor, epochs = self.cursor, self.task.epochs
-        return {
-            "epochs": epochs,
-            "last_top1": cursor.last_top1,
-            "best_top1": cursor.best_top1,
-            "last_top5": cursor.last_top5,
-            "best_top5": cursor.best_top5,
-            "seconds": round(cursor.seconds, 2),
-            "samples_per_second": round(self.task.stream.samples_per_epoch * epochs / cursor.train_seconds, 1),
-        }
-
-
-def batch_of(stream: Stream, epoch: int, step: int) -> Batch:
-    """The batch of one step, made by itself."""
-    return next(islice(stream.epoch(epoch), step, None))
+        return Figures(
+            epochs=epochs,
+            last_top1=cursor.last_top1,
+            best_top1=cursor.best_top1,
+            last_top5=cursor.last_top5,
+            best_top5=cursor.best_top5,
+            seconds=round(cursor.seconds, 2),
+            samples_per_second=round(self.task.stream.samples_per_epoch * epochs / cursor.train_seconds, 1),
+        )
 
 
 def _restore(task: Task) -> Cursor:
+    """Load the checkpoint into student and optimizer, if there is one."""
     run, student = task.run, task.student
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
@@ -244,8 +249,8 @@ def _restore(task: Task) -> Cursor:
     return cursor
 
 
-def _summary(line: Mapping[str, float], epochs: int) -> str:
+def _summary(metrics: Mapping[str, float], epochs: int) -> str:
     return (
-        f"epoch {line['epoch']}/{epochs}  loss {line['loss']:.4f}  train {line['train_top1']:.2f} %"
-        f"  test {line['top1']:.2f} %  {line['samples_per_second']:,.0f} samples/s"
+        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}  train {metrics['train_top1']:.2f} %"
+        f"  test {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s"
     )

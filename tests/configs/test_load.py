@@ -1,4 +1,4 @@
-"""Presets load, overrides reach exactly what they name, and every mistake is one line that says what to write."""
+"""Presets load, an override changes only what it names, and every mistake is one line that says what to write."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 SECTIONS = ("data", "views", "teacher", "cache", "student")
 
-# Leaves of the preset "digits" that an override may set: dotted key, text after the "=", value it must have then.
+# Leaves of the preset "digits" that an override may set: dotted key, text after the "=", and the resulting value.
 LEAVES: list[tuple[str, str, Any]] = [
     ("data.source", "glyphs", "glyphs"),
     ("data.limit", "100", 100),
@@ -54,7 +54,7 @@ def leaf(experiment: Experiment, key: str) -> object:
 
 
 def write_preset(folder: Path, **changes: object) -> str:
-    """A copy of the preset "digits" with other values at its top level, as a file's path."""
+    """The path of a copy of the preset "digits" with other values at its top level."""
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(preset_text("digits")), **changes}))
     return str(path)
@@ -126,7 +126,7 @@ def test_an_override_sets_its_leaf_alone(key: str, text: str, value: object) -> 
 
 @given(chosen=st.lists(st.sampled_from(LEAVES), unique_by=lambda leaf: leaf[0], max_size=6))
 @settings(max_examples=25, deadline=None)
-def test_overrides_of_different_leaves_do_not_meet(chosen: list[tuple[str, str, Any]]) -> None:
+def test_overrides_of_different_leaves_are_independent(chosen: list[tuple[str, str, Any]]) -> None:
     forward = load_experiment("digits", [f"{key}={text}" for key, text, _ in chosen])
     backward = load_experiment("digits", [f"{key}={text}" for key, text, _ in reversed(chosen)])
     assert forward == backward
@@ -186,7 +186,7 @@ def test_numbers_mean_what_people_mean(text: str, value: float) -> None:
     assert temperature == value
 
 
-def test_numbers_inside_of_mappings_are_numbers_too() -> None:
+def test_numbers_inside_mappings_are_numbers_too() -> None:
     """YAML 1.1 reads 1e-1 as text wherever it stands."""
     experiment = load_experiment("digits", ["objectives.dhkd={alpha: 1e-1}", "record.rates=[1e-1, word]"])
     assert experiment.objectives["dhkd"] == {"alpha": 0.1}
@@ -209,7 +209,7 @@ def test_values_are_yaml() -> None:
     assert load_experiment("digits", ["description=a=b"]).description == "a=b"
 
 
-def test_spaces_around_the_equals_sign_are_no_part_of_anything() -> None:
+def test_spaces_around_the_equals_sign_are_ignored() -> None:
     student = load_experiment("digits", [" student.lr = 0.5 ", "student.architecture = resnet20"]).student
     assert (student.lr, student.architecture) == (0.5, "resnet20")
 
@@ -251,7 +251,7 @@ def test_options_of_objectives_and_records_are_free() -> None:
         ("=1", ["expected key=value"]),
         ("seed", ["--set seed: expected key=value"]),
         ("", ["expected key=value"]),
-        ("seed=[1", ["--set seed=[1: the value is no YAML"]),
+        ("seed=[1", ["--set seed=[1: the value is not YAML"]),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, parts: list[str]) -> None:
@@ -315,7 +315,7 @@ def test_every_mistake_is_listed() -> None:
     assert "; seed: " in line
 
 
-# Text that PyYAML answers with something else than its own errors.
+# Text for which PyYAML raises errors other than its own.
 HOSTILE = [
     *("2024-99-99", "0x_", "0b_", "!!int x", "!!int", "!!float x", "!!bool x", "!!timestamp x", "!!binary x"),
     *(
@@ -349,7 +349,7 @@ def test_hostile_values_are_a_config_error(text: str, tmp_path: Path) -> None:
 )
 @example(key="data", text="{int: 3}")
 @settings(max_examples=60, deadline=None)
-def test_any_text_as_value_is_taken_or_refused(key: str, text: str) -> None:
+def test_any_text_as_a_value_is_accepted_or_refused(key: str, text: str) -> None:
     try:
         experiment = load_experiment("digits", [f"{key}={text}"])
     except ConfigError:
@@ -360,7 +360,7 @@ def test_any_text_as_value_is_taken_or_refused(key: str, text: str) -> None:
 
 @given(override=st.text() | st.text("abdelrstu.= 1", max_size=12) | st.sampled_from(SECTIONS).map(lambda s: f"{s}..=1"))
 @settings(max_examples=60, deadline=None)
-def test_any_text_as_override_is_taken_or_refused(override: str) -> None:
+def test_any_text_as_an_override_is_accepted_or_refused(override: str) -> None:
     try:
         experiment = load_experiment("digits", [override])
     except ConfigError:
@@ -391,12 +391,12 @@ def test_an_unknown_preset_names_the_nearest(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "a\0b", "\n", "x" * 5000])
-def test_a_name_of_nothing_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_cannot_be_a_preset_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "preset" in one_line(name)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     assert one_line(str(path)) == f"preset file {path}: No such file or directory"
 
@@ -411,11 +411,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (b"seed: [1,\nstudent: 3", "line 2"),
         (b"\tseed: 1", "cannot start any token"),
         (b"seed: 1\n---\nseed: 2", "expected a single document"),
-        (b"\xff\xfe\x00", "it is no text"),
+        (b"\xff\xfe\x00", "it is not text"),
         (b"seed: 1", "description: field required; data: field required; views: field required"),
     ],
 )
-def test_a_file_that_is_no_preset_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_preset_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     line = one_line(str(path))
@@ -458,7 +458,7 @@ ODD = st.sampled_from(
 
 @st.composite
 def mutated_presets(draw: st.DrawFn) -> dict[str, Any]:
-    """The preset "digits" with one to three of its values removed, replaced, renamed, doubled or put deeper."""
+    """The preset "digits" with one to three of its values removed, replaced, renamed, doubled or nested."""
     tree = yaml.safe_load(preset_text("digits"))
     for _ in range(draw(st.integers(1, 3))):
         section = draw(
@@ -501,7 +501,7 @@ def test_a_mutated_preset_is_an_experiment_or_one_line(
 # a run's folder
 
 
-def test_the_folder_of_a_run_is_its_experiment(tmp_path: Path) -> None:
+def test_the_folder_of_a_run_gives_its_experiment(tmp_path: Path) -> None:
     experiment = load_experiment("digits", ["student.lr=0.3", "objectives.kd.temperature=4", "seed=5"])
     tree = {"run": {"role": "student"}, "experiment": experiment.model_dump(mode="json")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))

@@ -1,4 +1,4 @@
-"""The stores and places that every promise of a cache is tested on. A new one joins by a line in `PLACES`."""
+"""The layouts and places on which every promise of a cache is tested. A new one needs a line in `PLACES`."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from dhkd.data.cache.blocks import Block
+from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
-from dhkd.data.cache.stores import layout_of
 from dhkd.data.cache.writer import LogitWriter
 
 from tests import servers
@@ -21,7 +21,7 @@ from tests.caches import writer_at
 
 @dataclass(frozen=True)
 class Place:
-    """A store, where its caches are written, and where they are read: the same place, or another way to it."""
+    """A store, where its caches are written, and where they are read: at the same place, or by another way to it."""
 
     store: str
     written_at: str
@@ -40,7 +40,7 @@ class Place:
         return storage_of(f"{self.written_at}/{name}")
 
     def contents(self, name: str = "c") -> dict[str, bytes]:
-        """All that is stored."""
+        """Every stored object, by key."""
         raw = self.raw(name)
         sizes = raw.sizes()
         assert sizes is not None

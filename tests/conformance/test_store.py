@@ -1,4 +1,4 @@
-"""What every store promises, run on each of them, here, in a bucket and through a web server."""
+"""What every cache promises, tested on every layout: in a folder, in a bucket and through a web server."""
 
 import json
 import threading
@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Block, Plan
+from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.reader import Damage, LogitReader
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.cache.storage.base import Storage
+from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter
-from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, NonFiniteLoss
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ConfigError, NonFiniteLoss
 
 from tests import caches
-from tests.caches import complete, writer_at
+from tests.caches import complete, damages_of, writer_at
 from tests.conformance.places import Place
 
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 3, 10, 4, 4
@@ -32,7 +35,7 @@ def manifest_of(codec: str = "float16", *, views: int = VIEWS, seed: int = 0, **
 
 
 def logits_of(block: Block) -> np.ndarray:
-    """Values that tell view, index and class apart, float16's own."""
+    """Values that differ by view, index and class, and that float16 represents exactly."""
     index = np.arange(block.start, block.stop)
     return (block.view * 100 + index[:, None] + np.arange(CLASSES) / 8).astype(np.float32)
 
@@ -53,10 +56,6 @@ def read_all(reader: LogitReader) -> None:
     for block in reader.plan.blocks():
         for name in reader.manifest.names:
             reader.stored(block, name)
-
-
-def damages_of(reader: LogitReader) -> list[Damage]:
-    return [found for found in reader.damages() if isinstance(found, Damage)]
 
 
 # what was written is read
@@ -96,14 +95,15 @@ def test_rows_are_read_in_any_order(place: Place) -> None:
             reader.read(view, wrong)
 
 
-def test_both_stores_give_the_same_numbers(tmp_path: Path) -> None:
+def test_all_stores_give_the_same_numbers(tmp_path: Path) -> None:
     for codec in CODECS:
-        given = []
-        for store in ("zarr", "webdataset"):
+        values = []
+        for store in LAYOUTS:
             local = Place(store, str(tmp_path / store), str(tmp_path / store))
             write_all(local.writer(manifest_of(codec), codec))
-            given.append([local.reader(codec).read_view(view) for view in range(VIEWS)])
-        assert (np.stack(given[0]) == np.stack(given[1])).all(), codec
+            values.append([local.reader(codec).read_view(view) for view in range(VIEWS)])
+        assert len(values) > 1
+        assert all((np.stack(other) == np.stack(values[0])).all() for other in values), codec
 
 
 def test_the_index_tells_how_exact_a_signal_is(place: Place) -> None:
@@ -111,7 +111,6 @@ def test_the_index_tells_how_exact_a_signal_is(place: Place) -> None:
         write_all(place.writer(manifest_of(codec), codec))
         reader = place.reader(codec)
         bound = reader.bound("logits")
-        assert bound is not None
         expected = np.concatenate([logits_of(block) for block in reader.plan.blocks_of_view(2)])
         if codec == "top-k":
             assert bound.tail_mass is not None
@@ -122,7 +121,7 @@ def test_the_index_tells_how_exact_a_signal_is(place: Place) -> None:
         assert (bound.error == 0) == (codec == "float32")
 
 
-# writing: whole blocks, in any order, by anyone
+# writing: whole blocks, in any order, by any writer
 
 
 def test_blocks_may_be_written_in_any_order_and_by_several_writers(place: Place) -> None:
@@ -160,7 +159,7 @@ def test_writers_in_threads_share_every_block_and_agree(place: Place) -> None:
 
 
 def test_the_first_writer_of_a_block_wins(place: Place) -> None:
-    """Two machines may compute the same block with different last bits; the index must be of what is there."""
+    """Two machines may compute a block with different last bits; the index must be that of the stored one."""
     writer = place.writer(manifest_of())
     block = writer.missing()[0]
     other = rows_of(block)
@@ -330,7 +329,7 @@ def test_an_edited_index_is_noticed(place: Place) -> None:
 
 
 def test_an_edited_manifest_changes_nothing_and_is_noticed(place: Place) -> None:
-    """What is complete is said by the index; the manifest beside it is what other programs see."""
+    """The index says what is complete; the manifest beside it is what other programs see."""
     manifest = manifest_of()
     write_all(place.writer(manifest))
     before = place.contents()
@@ -392,6 +391,19 @@ def test_blocks_without_a_manifest_are_not_overwritten(place: Place) -> None:
     with pytest.raises(CacheMismatch, match="expected an empty folder or a dhkd cache"):
         place.writer(manifest)
     assert place.contents() == before
+
+
+def test_an_unknown_store_is_refused_with_the_valid_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^unknown store 'zar': did you mean 'zarr'\? valid are webdataset, zarr$"):
+        writer_at(tmp_path / "c", manifest_of(), "zar")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_layout_says_how_many_objects_a_block_has(place: Place) -> None:
+    manifest = manifest_of("int8")
+    layout, block = place.layout(manifest), manifest.plan.block(0, 0)
+    for name in manifest.names:
+        assert len(layout.objects(name, block)) == layout.objects_per_block(len(manifest.parts(name)))
 
 
 @pytest.mark.parametrize(
@@ -466,11 +478,11 @@ def test_damage_of_another_teachers_signal_is_not_repaired_by_this_one(place: Pl
     key = place.key(wanted, wanted.plan.block(0, 1), "b.logits")
     content = place.raw().get(key)
     place.raw().put(key, content[:40] + b"x" + content[41:], replace=True)
-    mine = LogitWriter(place.raw(), place.store, wanted, ["logits"])
+    writer = LogitWriter(place.raw(), place.store, wanted, ["logits"])
     with pytest.raises(CacheDamaged, match=r"with the teacher of b\.logits"):
-        mine.complete(set())
-    theirs = LogitWriter(place.raw(), place.store, wanted, ["b.logits"])
-    assert [damage.key for damage in theirs.complete(set())] == [key]
+        writer.complete(set())
+    writer_of_b = LogitWriter(place.raw(), place.store, wanted, ["b.logits"])
+    assert [damage.key for damage in writer_of_b.complete(set())] == [key]
 
 
 # the plan
@@ -487,16 +499,19 @@ def test_blocks_are_balanced(rows: int, bytes_: int, expected: tuple[int, int]) 
     assert covered == list(range(rows))
 
 
-def test_a_place_without_rights_to_list_is_read_through_its_index(place: Place) -> None:
-    """A web server can't list; nothing but the index may be needed to read."""
+def test_reading_needs_the_index_and_no_listing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a cache can be read where nothing can be listed, as on a web server."""
     write_all(place.writer(manifest_of()))
-    reader = place.reader()
+    layout = place.layout(manifest_of())
+    arrays = [(name, block) for block in manifest_of().plan.blocks() for name in manifest_of().names]
     listed = json.loads(place.raw().get("index.json"))["index"]["objects"]
-    keys = {
-        k
-        for b in reader.plan.blocks()
-        for n in reader.manifest.names
-        for k in place.layout(reader.manifest).objects(n, b)
-    }
-    assert set(listed) == keys
+    assert set(listed) == {key for name, block in arrays for key in layout.objects(name, block)}
+
+    def sizes(self: Storage) -> dict[str, int]:
+        pytest.fail("the place was listed")
+
+    for storage in (place.raw(), storage_of(place.read_at)):
+        monkeypatch.setattr(type(storage), "sizes", sizes)
+    reader = place.reader()
     read_all(reader)
+    assert damages_of(reader) == []

@@ -1,4 +1,4 @@
-"""`dhkd report ANALYSIS`: tables and pictures that say what the runs' own files and networks say."""
+"""`dhkd report ANALYSIS`: tables and pictures agree with the runs' own files and networks."""
 
 import csv
 import json
@@ -10,7 +10,8 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.runs.folder import kept_weights, read_metrics
+from dhkd.data.runs.folder import kept_weights
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.e2e.command_line import SMALL, dhkd, done
+from tests.runs import read_metrics
 
 CPU = torch.device("cpu")
 OBJECTIVES = ("ce", "binary-kl", "dhkd")
@@ -27,7 +29,7 @@ OBJECTIVES = ("ce", "binary-kl", "dhkd")
 
 @pytest.fixture(scope="module")
 def swept(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three objectives and two seeds, weights kept after every epoch: never to be changed."""
+    """Runs of three objectives and two seeds that kept their weights after every epoch. Tests must not change them."""
     out = tmp_path_factory.mktemp("swept") / "sweep"
     done("sweep", "digits", *SMALL, "--cache", cache, "--out", out, "--set", "student.keep_every=1",
          "--grid", f"objective={','.join(OBJECTIVES)}", "--seeds", 2)  # fmt: skip
@@ -62,7 +64,7 @@ def test_resuming_keeps_the_same_weights(cache: Path, tmp_path: Path) -> None:
     assert list(kept_weights(tmp_path / "whole")) == [0, 2, 3]
 
 
-def test_collapse_is_the_runs_own_metrics(swept: Path, tmp_path: Path) -> None:
+def test_collapse_is_the_mean_of_the_runs_metrics(swept: Path, tmp_path: Path) -> None:
     printed = done("report", "collapse", swept, "--out", tmp_path, "--json").result
     rows = table(tmp_path / "collapse.csv")
     assert len(rows) == 3 * 2
@@ -76,7 +78,7 @@ def test_collapse_is_the_runs_own_metrics(swept: Path, tmp_path: Path) -> None:
     require_pictures(tmp_path, "collapse")
 
 
-def test_views_are_those_that_students_saw(cache: Path, tmp_path: Path) -> None:
+def test_views_are_those_that_students_were_trained_on(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     words = ["sweep", "digits", *SMALL, "--cache", cache, "--out", out, "--set", "objective=kd"]
     done(*words, "--grid", "student.views=1,3", "--seeds", 2)
@@ -95,8 +97,8 @@ def test_views_are_those_that_students_saw(cache: Path, tmp_path: Path) -> None:
     require_pictures(out / "report", "views")
 
 
-def test_a_student_sees_the_views_it_is_told(teacher: Path, cache: Path, tmp_path: Path) -> None:
-    """The first alone of three: as from a cache that has no more."""
+def test_a_student_sees_only_as_many_views_as_it_is_given(teacher: Path, cache: Path, tmp_path: Path) -> None:
+    """With the first of three views alone it ends as it does with a cache of one view."""
     words: list[object] = ["digits", *SMALL, "--set", "objective=kd", "--json"]
     few = done("train-student", *words, "--cache", cache, "--set", "student.views=1", "--out", tmp_path / "few").result
     all_of_them = done("train-student", *words, "--cache", cache, "--out", tmp_path / "all").result
@@ -110,10 +112,10 @@ def test_a_student_sees_the_views_it_is_told(teacher: Path, cache: Path, tmp_pat
     assert "student.views: expected at most 3" in outcome.err
 
 
-def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Path) -> None:
+def test_conflict_agrees_with_autograd(swept: Path, cache: Path, tmp_path: Path) -> None:
     done("report", "conflict", swept, "--cache", cache, "--out", tmp_path, "--samples", 40, "--cpu")
     rows = {(row["runs"], row["seed"], row["epochs"], row["on"]): row for row in table(tmp_path / "conflict.csv")}
-    # Runs with a head for each loss have nothing in common on the classifiers.
+    # In a run with a head for each loss, the losses share no classifier.
     expected_rows = 2 * 3 * (2 + 2 + 1)
     assert len(rows) == expected_rows
     run = swept / "objective=binary-kl,seed=1"
@@ -127,14 +129,14 @@ def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Pat
     out = student.eval().backbone.outputs(normalization_of(experiment.student, images)(pixels))
     teacher_NK = torch.from_numpy(open_cache(cache).read(0, np.arange(40)))
     weight = student.backbone.head.weight
-    found = [
+    gradients = [
         torch.autograd.grad(loss, [weight, out.embedding], retain_graph=True)
         for loss in (
-            losses.cross_entropy(out.logits, images.labels_N[:40]),
+            losses.cross_entropy(out.logits, Labels(images.labels_N[:40])),
             losses.binary_kl(out.logits, teacher_NK, 2.0),
         )
     ]
-    for on, one, other in zip(("classifier", "features"), *found, strict=True):
+    for on, one, other in zip(("classifier", "features"), *gradients, strict=True):
         row = rows["binary-kl", "1", "1", on]
         cosines: Tensor = torch.cosine_similarity(one, other, dim=1)
         assert float(row["cosine"]) == pytest.approx(float(cosines.mean()), abs=1e-4)
@@ -143,7 +145,7 @@ def test_conflict_is_what_autograd_finds(swept: Path, cache: Path, tmp_path: Pat
 
 
 def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None:
-    """Tables are of every run; arrays and pictures of the first seed of each kind, the runs' order notwithstanding."""
+    """Tables hold every run; arrays and pictures show the first seed of each kind, whatever the order of the runs."""
     for analysis, *more in (("correlation",), ("etf",), ("tsne", "--samples", 60)):
         done("report", analysis, swept, "--teacher", teacher, "--cpu", "--out", tmp_path, *more)
         require_pictures(tmp_path, analysis)
@@ -166,7 +168,7 @@ def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None
     shutil.copytree(swept / "objective=dhkd,seed=0", few / "dhkd")
     done("report", "tsne", few, "--teacher", teacher, "--cpu", "--samples", 60, "--out", tmp_path / "again")
     with np.load(tmp_path / "again" / "tsne.npz") as arrays:
-        np.testing.assert_array_equal(arrays["all"], before, "of the first seed, and the same every time")
+        np.testing.assert_array_equal(arrays["all"], before, "the first seed, and the same points every time")
     rows = table(tmp_path / "etf.csv")
     assert [(row["runs"], row["seed"]) for row in rows] == [
         ("teacher", ""),
@@ -190,7 +192,7 @@ def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None
         (["tsne", "{swept}"], 2, "Missing option '--teacher'"),
     ],
 )
-def test_what_an_analysis_lacks_is_said(
+def test_what_an_analysis_lacks_is_reported(
     words: list[str], code: int, says: str, swept: Path, cache: Path, other_teacher: Path, tmp_path: Path
 ) -> None:
     few = tmp_path / "few"

@@ -62,7 +62,7 @@ def assert_items_of(samples: DistillationSet, stream: Stream, epochs: Sequence[i
             items = samples.__getitems__(batch.index_B.tolist())
             images, labels, logits = zip(*items, strict=True)
             assert torch.equal(torch.stack(images), batch.images_BCHW)
-            assert list(labels) == batch.labels_B.tolist()
+            assert list(labels) == batch.labels.first_B.tolist()
             assert torch.equal(torch.stack(logits), batch.teacher["logits"])
             image, label, values = samples[int(batch.index_B[0])]
             assert image.dtype == values.dtype == torch.float32

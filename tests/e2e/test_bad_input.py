@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: one line that says what, expected, got and remedy; an exit code; and nothing lost."""
+"""A user's mistakes: each is one line (what, expected, got, remedy) and an exit code, and nothing is lost."""
 
 import json
 import shutil
@@ -65,16 +65,22 @@ def test_a_cache_of_another_data_set(cache: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_cache_of_another_teacher_than_the_named_one(
-    cache: Path, teacher: Path, other_teacher: Path, tmp_path: Path
-) -> None:
+def test_a_cache_of_another_teacher_is_refused(cache: Path, teacher: Path, other_teacher: Path, tmp_path: Path) -> None:
     words = ["train-student", "digits", *SMALL, "--cache", cache]
     outcome = dhkd(*words, "--teacher", other_teacher, "--out", tmp_path / "a")
     assert_one_line(outcome, 1, ["teacher.sha256 expected", "got"])
     done(*words, "--teacher", teacher, "--set", "student.epochs=1", "--out", tmp_path / "b")
 
 
-def test_an_incomplete_cache_and_none(cache: Path, teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["cache-teacher", "digits", *SMALL, "--teacher"], ["convert"]], ids=lambda w: w[0])
+def test_an_unknown_store(words: list[str], cache: Path, teacher: Path, tmp_path: Path) -> None:
+    source, out = (cache, [tmp_path / "c"]) if words == ["convert"] else (teacher, ["--out", tmp_path / "c"])
+    outcome = dhkd(*words, source, *out, "--store", "zar")
+    assert_one_line(outcome, 2, ["unknown store 'zar'", "valid are webdataset, zarr"])
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_incomplete_or_missing_cache_is_refused(cache: Path, teacher: Path, tmp_path: Path) -> None:
     words = ["train-student", "digits", *SMALL, "--out", tmp_path / "run", "--cache"]
     assert_one_line(dhkd(*words, tmp_path / "nowhere"), 1, ["expected a dhkd cache, found none", "dhkd cache-teacher"])
     copy = shutil.copytree(cache, tmp_path / "c.zarr")
@@ -82,13 +88,13 @@ def test_an_incomplete_cache_and_none(cache: Path, teacher: Path, tmp_path: Path
     assert_one_line(dhkd(*words, copy), 1, ["5 of 6 blocks are there", "view 1, rows 0 to", "again"])
     facts = done("inspect", copy, "--json").result
     assert (facts["complete"], facts["blocks_done"]) == (False, 5)
-    # The remedy that the line names, tried.
+    # The remedy in the message works.
     repaired = done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", copy, "--json").result
     assert repaired["blocks_written"] == 1
     assert files_of(copy) == files_of(cache)
 
 
-def test_a_cache_begun_with_other_settings_is_not_mixed(cache: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_cache_is_not_continued_with_other_settings(cache: Path, teacher: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(cache, tmp_path / "c.zarr")
     words = ["cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", copy]
     for setting, says in {
@@ -117,7 +123,7 @@ def test_caching_refuses(setting: str, code: int, says: list[str], teacher: Path
 
 
 def test_a_teacher_that_gives_nan_is_not_cached(teacher: Path, tmp_path: Path) -> None:
-    """Weights that are finite and yet overflow: found when the logits are stored, not in every student later."""
+    """Finite weights whose logits overflow are detected when the logits are stored, not later in every student."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(teacher / "teacher.safetensors")
@@ -136,7 +142,7 @@ def test_a_teacher_that_gives_nan_is_not_cached(teacher: Path, tmp_path: Path) -
     assert not list((tmp_path / "c.zarr").rglob("logits/c/**/*"))
 
 
-def test_missing_and_foreign_weights(tmp_path: Path) -> None:
+def test_weights_that_are_missing_or_unreadable(tmp_path: Path) -> None:
     words = ["cache-teacher", "digits", *SMALL, "--out", tmp_path / "c.zarr", "--teacher"]
     assert_one_line(dhkd(*words, tmp_path / "none.pth"), 1, ["expected a file, found none"])
     (tmp_path / "text.pth").write_text("weights")
@@ -172,7 +178,7 @@ def test_export_and_copy_never_overwrite(teacher: Path, tmp_path: Path) -> None:
     assert_one_line(dhkd("export", tmp_path, "--out", tmp_path / "new.safetensors"), 1, ["expected a finished run"])
 
 
-def test_an_output_folder_that_can_not_be_made(cache: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_made(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     words = ["train-student", "digits", *SMALL, "--cache", cache, "--out"]
     assert_one_line(dhkd(*words, tmp_path / "file"), 1, ["expected a folder, got a file"])
@@ -200,7 +206,7 @@ def test_verify_tells_pixels_weights_and_logits_apart(
     outcome = dhkd("verify", cache, *words, "--teacher", other_teacher)
     assert_one_line(outcome, 1, ["weights differ", "teacher.sha256 expected", "got"])
 
-    # Logits of another network under this one's name, which only a forward can find.
+    # Logits of another network under this teacher's name: only a forward can detect them.
     reader, forged = open_cache(cache), tmp_path / "forged.zarr"
     writer = writer_at(forged, reader.manifest)
     for block in writer.missing():
@@ -212,20 +218,20 @@ def test_verify_tells_pixels_weights_and_logits_apart(
     outcome = dhkd("verify", forged, *words, "--teacher", teacher)
     assert_one_line(outcome, 1, ["logits beyond tolerance", "view 2, index", "expected at most", "got 0.5"])
 
-    # A chunk that bit rot or a copy changed.
+    # A chunk with one flipped bit.
     damaged = shutil.copytree(cache, tmp_path / "damaged.zarr")
     chunk = damaged / "signals" / "logits" / "c" / "0" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[7] ^= 1
     chunk.write_bytes(content)
     outcome = dhkd("verify", damaged, *words, "--teacher", teacher)
-    assert_one_line(outcome, 1, ["1 of 16 objects", "signals/logits/c/0/0/0", "view 0", "writes just those anew"])
+    assert_one_line(outcome, 1, ["1 of 16 objects", "signals/logits/c/0/0/0", "view 0", "it rewrites only those"])
 
-    # Another rendering, as a changed library would make it: the seeded fault swaps rows and columns of the crops.
-    straight = CropFlip.decode
+    # Other pixels, as from a changed library: the seeded fault swaps rows and columns of the crops.
+    unchanged = CropFlip.decode
 
     def transposed(self: CropFlip, element_B: torch.Tensor) -> torch.Tensor:
-        return straight(self, element_B)[:, [1, 0, 2]]
+        return unchanged(self, element_B)[:, [1, 0, 2]]
 
     monkeypatch.setattr(CropFlip, "decode", transposed)
     outcome = dhkd("verify", cache, *words)
@@ -234,7 +240,7 @@ def test_verify_tells_pixels_weights_and_logits_apart(
     assert_one_line(training, 1, ["pixels differ"])
 
 
-def test_errors_and_results_are_told_apart_in_json(cache: Path, tmp_path: Path) -> None:
+def test_with_json_an_error_prints_no_result(cache: Path, tmp_path: Path) -> None:
     outcome = dhkd("inspect", tmp_path, "--json")
     assert (outcome.code, outcome.out) == (1, "")
     assert json.loads(done("inspect", cache, "--json").out)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dhkd.benchmarks.online import aligned_gradients, online
 from dhkd.benchmarks.steps import random_images
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import build_network
 from dhkd.stages.models.student import Student, auxiliary_head
 from dhkd.stages.train.gradients import Alignment, backward
@@ -87,7 +88,7 @@ def test_the_script_it_compares_with_aligns_as_dhkd_does() -> None:
     def terms() -> dict[str, torch.Tensor]:
         out = student(images_BCHW)
         against = losses.binary_kl_norm(out.distill, teacher_BK, 2.0)
-        return {"ce": losses.cross_entropy(out.task, labels_B), "bkl": against}
+        return {"ce": losses.cross_entropy(out.task, Labels(labels_B)), "bkl": against}
 
     report = backward(terms(), {"ce": 1.0, "bkl": 1.0}, parameters, alignment=Alignment(("ce",)))
     assert report is not None

@@ -1,4 +1,4 @@
-"""The whole way, as a user goes it: train a teacher, cache it, train students, and what is done with them."""
+"""Everything in a user's order: train a teacher, cache it, train students, and use the trained networks."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from dhkd.stages.models import build_network
 from dhkd.stages.train.objectives import OBJECTIVES
 
 from tests.e2e.command_line import SMALL, SMALL_VERIFY, dhkd, done
+from tests.samples import pixels_of
 
 RESULT_FIELDS = {
     *("last_top1", "best_top1", "last_top5", "best_top5", "seconds", "samples_per_second", "seed", "cache", "versions"),
@@ -21,7 +22,7 @@ RESULT_FIELDS = {
 
 @pytest.fixture(scope="module")
 def of_every_signal(cache: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small cache with all that any objective needs of it, maps too, added in a second call."""
+    """The small cache with every signal that some objective needs, added in a second call."""
     out = shutil.copytree(cache, tmp_path_factory.mktemp("signals") / "c")
     maps = ",".join(["map2", *(f"map{stage}-before" for stage in (1, 2, 3))])
     signals = f"embedding,cam,attention,last_map,{maps}"
@@ -51,7 +52,7 @@ def test_a_student_of_every_objective_from_one_cache(
     assert yaml.safe_load((out / "config.yaml").read_text())["experiment"]["objective"] == objective
     assert list((out / "tracking").rglob("events.out.tfevents*")), "TensorBoard is installed with the tests"
 
-    # What a student is after training: a plain network, without the auxiliary head.
+    # The trained student is a plain network without the auxiliary head.
     tensors = safetensors.torch.load_file(out / "student.safetensors")
     assert tensors.keys() == build_network(result["architecture"], 10).state_dict().keys()
     assert (result["architecture"] == "resnet8") == (objective != "simkd")
@@ -67,7 +68,7 @@ def test_a_student_of_every_objective_from_one_cache(
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["ce", "dhkd"])
 def test_students_learn(objective: str, teacher: Path, tmp_path: Path) -> None:
-    """On all of digits, four epochs are enough to be far from chance; the teacher here knows little itself."""
+    """Four epochs on all of digits are enough to be far from chance, although this teacher has learnt little."""
     settings = ["--set", "teacher=resnet8", "--set", "cache.views=2", "--set", "student.epochs=4", "--cpu"]
     done("cache-teacher", "digits", *settings, "--teacher", teacher, "--out", tmp_path / "c.zarr")
     settings += ["--set", f"objective={objective}", "--set", "objectives.dhkd.alpha=0.1"]
@@ -75,7 +76,7 @@ def test_students_learn(objective: str, teacher: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["last_top1"] > 70
 
 
-def test_a_run_evaluates_itself(teacher: Path) -> None:
+def test_evaluating_a_run_gives_its_own_accuracy(teacher: Path) -> None:
     result = json.loads((teacher / "result.json").read_text())
     outcome = done("evaluate", teacher, "--cpu")
     assert f"top-1 {result['last_top1']:.2f} %" in outcome.out
@@ -83,13 +84,13 @@ def test_a_run_evaluates_itself(teacher: Path) -> None:
 
 
 def test_the_folder_of_a_run_is_a_preset(teacher: Path, tmp_path: Path) -> None:
-    """Its own settings again: the same weights."""
+    """The same settings give the same weights."""
     done("train-teacher", teacher, "--cpu", "--out", tmp_path / "again")
     first, again = (json.loads((run / "result.json").read_text()) for run in (teacher, tmp_path / "again"))
     assert first["sha256"] == again["sha256"]
 
 
-def test_inspect_says_what_a_cache_is(cache: Path, teacher: Path) -> None:
+def test_inspect_describes_a_cache(cache: Path, teacher: Path) -> None:
     facts = done("inspect", cache, "--json").result
     sha256 = json.loads((teacher / "result.json").read_text())["sha256"]
     assert facts["complete"]
@@ -118,13 +119,13 @@ def test_a_complete_cache_is_not_written_again(cache: Path, teacher: Path) -> No
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("c/**/*")} == before
 
 
-def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> None:
-    """Computed here by hand: load the weights, crop the image, forward."""
+def test_the_cache_holds_the_teachers_logits(cache: Path, teacher: Path) -> None:
+    """Computed by hand: load the weights, crop the images, run the network."""
     from dhkd.data.cache.reader import open_cache
     from dhkd.data.recipes.crop_flip import CropFlip
-    from dhkd.data.sources import Selection, load_source
+    from dhkd.data.sources import load_source
 
-    images = load_source("digits", "train", selection=Selection(limit=150))
+    images = load_source("digits", "train", limit=150)
     network = build_network("resnet8", 10)
     network.load_state_dict(safetensors.torch.load_file(teacher / "teacher.safetensors"))
     recipe = CropFlip(padding=1, flip=False, seed=0)
@@ -132,20 +133,23 @@ def test_the_cache_holds_the_teachers_own_logits(cache: Path, teacher: Path) -> 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.mean, images.std))
     reader = open_cache(cache)
     for view in range(3):
-        pixels = recipe.apply(images.images_NCHW, recipe.draws(torch.full_like(index_B, view), index_B))
+        pixels = pixels_of(recipe, images.images_NCHW, recipe.draws(torch.full_like(index_B, view), index_B))
         with torch.no_grad():
             expected = network.eval()((pixels / 255 - mean) / std)
         stored = torch.from_numpy(reader.read_view(view))
         torch.testing.assert_close(stored, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_cycle_streams_one_view_an_epoch_and_resident_gives_the_same(cache: Path, tmp_path: Path) -> None:
-    runs = {}
-    for schedule in ("cycle", "independent"):
-        settings = [*SMALL, "--set", f"student.view_schedule={schedule}", "--set", "student.epochs=1"]
-        out = tmp_path / schedule
-        runs[schedule] = done("train-student", "digits", *settings, "--cache", cache, "--out", out, "--json").result
-    assert runs["cycle"]["sha256"] != runs["independent"]["sha256"], "other views, other weights"
+def test_a_streamed_view_gives_the_same_student_as_one_in_memory(cache: Path, tmp_path: Path) -> None:
+    """cycle streams the views, independent keeps them in memory; if there is only one view, they agree."""
+
+    def sha256_of(schedule: str, views: int) -> str:
+        settings = [*SMALL, "--set", f"student.view_schedule={schedule}", "--set", f"student.views={views}"]
+        words = ["--set", "student.epochs=1", "--cache", cache, "--out", tmp_path / f"{schedule}-{views}", "--json"]
+        return str(done("train-student", "digits", *settings, *words).result["sha256"])
+
+    assert sha256_of("cycle", 1) == sha256_of("independent", 1)
+    assert sha256_of("cycle", 3) != sha256_of("independent", 3), "other views, other weights"
 
 
 def test_seed_decides_the_student(cache: Path, tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_presets_are_listed_shown_and_copied(tmp_path: Path) -> None:
     assert dhkd("presets", "copy", "demo", file).code == 2, "it never overwrites"
 
 
-def test_the_demo_in_small(tmp_path: Path) -> None:
+def test_the_smoke_demo(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     outcome = done("demo", "--smoke", "--cpu", "--out", out)
     for words in ("teacher", "ce", "kd", "binary-kl", "dhkd", "Short runs", "accuracy.png"):
@@ -180,4 +184,4 @@ def test_the_demo_in_small(tmp_path: Path) -> None:
         result = json.loads((out / objective / "result.json").read_text())
         (row,) = (row for row in rows if row and row[0] == objective)
         assert row[2] == f"{result['last_top1']:.2f}", "the table shows the run's own figures"
-    assert dhkd("demo", "--smoke", "--out", out).code == 1, "it never writes into another's folder"
+    assert dhkd("demo", "--smoke", "--out", out).code == 1, "it never writes into a folder that holds something"

@@ -1,4 +1,4 @@
-"""What a cache lets one do: write it in parts and processes, extend it, convert it, verify it, keep it far away."""
+"""What one can do with a cache: write it in parts and processes, extend it, convert it, verify it, keep it far away."""
 
 import io
 import json
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import tarfile
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dhkd.pipeline.api import DistillationSet
 
 from tests import servers
 from tests.conformance.places import s3_endpoint
+from tests.e2e import joint_training
 from tests.e2e.command_line import (
     COMMAND,
     ENVIRONMENT,
@@ -32,14 +32,14 @@ from tests.e2e.command_line import (
     in_processes,
     spawn,
 )
-from tests.e2e.test_processes import JOINT, MANY_BLOCKS, wait_until
+from tests.e2e.interrupted import MANY_BLOCKS, wait_until
 from tests.samples import files_of
 
 __all__ = ["s3_endpoint"]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORES = ("zarr", "webdataset")
-HERE = ["data.limit=150", "teacher=resnet8"]  # what SMALL says of data and teacher
+HERE = ["data.limit=150", "teacher=resnet8"]  # the settings of data and teacher in SMALL
 
 
 def caching(teacher: Path, out: object, *words: object) -> list[object]:
@@ -63,7 +63,7 @@ def blocks_of(cache: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def wholes(cache: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The small cache in each store, of one uninterrupted process: never to be changed."""
+    """The small cache in each store, written by one uninterrupted process: never to be changed."""
     out = tmp_path_factory.mktemp("wholes") / "webdataset"
     done(*caching(teacher, out, "--store", "webdataset"))
     return {"zarr": cache, "webdataset": out}
@@ -78,7 +78,7 @@ def store(request: pytest.FixtureRequest) -> str:
 
 
 def store_words(store: str) -> list[str]:
-    """Nothing for the default, so that the command in the cache's provenance is that of `wholes`."""
+    """No option for the default, so that the command in the provenance is the one of `wholes`."""
     return [] if store == "zarr" else ["--store", store]
 
 
@@ -108,14 +108,12 @@ def test_parts_in_any_order(
     }
 
 
-def test_a_missing_part_is_done_by_whoever_comes(
-    store: str, wholes: dict[str, Path], teacher: Path, tmp_path: Path
-) -> None:
+def test_any_call_does_a_missing_part(store: str, wholes: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "c"
     words = caching(teacher, out, *store_words(store))
     for part in ("1/3", "3/3"):
-        said = done(*[word for word in words if word != "--json"], "--part", part).out
-    assert "not complete yet, 2 blocks are left to others" in said
+        printed = done(*[word for word in words if word != "--json"], "--part", part).out
+    assert "not complete yet, 2 blocks are left to others" in printed
     before = times_of(out)
     result = done(*words).result
     assert (result["complete"], result["blocks_written"]) == (True, 2)
@@ -146,7 +144,7 @@ def test_a_wrong_part(part: str, teacher: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def written_by(wholes: dict[str, Path], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
-    """Caches by store and number of processes; two that write zarr are tested elsewhere."""
+    """Caches by store and number of processes; two processes that write zarr are tested elsewhere."""
     folder = tmp_path_factory.mktemp("written")
     caches = {(store, 1): whole for store, whole in wholes.items()}
     for store, number in (("zarr", 4), ("webdataset", 2)):
@@ -165,11 +163,11 @@ def test_any_number_of_processes_writes_the_same_cache(written_by: dict[Any, Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("readers", [1, 2])  # four read in the test below
+@pytest.mark.parametrize("readers", [1, 2])  # four are in the test below
 def test_any_number_of_processes_reads_the_same_from_both_stores(
     readers: int, written_by: dict[Any, Path], tmp_path: Path
 ) -> None:
-    """To the bit: as many processes train the same student, whoever wrote the cache and however it is laid out."""
+    """The student is the same to the bit, whichever processes wrote the cache and however it is laid out."""
     hashes = set()
     for store, writers in (("zarr", 4), ("webdataset", 2)):
         words = training(written_by[store, writers], tmp_path / store, "student.view_schedule=cycle")
@@ -182,16 +180,15 @@ def test_any_number_of_processes_reads_the_same_from_both_stores(
 
 @pytest.mark.slow
 def test_four_training_processes_take_the_steps_of_one(written_by: dict[Any, Path], tmp_path: Path) -> None:
-    """Batch norm is frozen; shares of 7 and 8 rows."""
-    script = tmp_path / "joint.py"
-    script.write_text(JOINT)
+    """Batch norm is frozen; shares are of 7 and 8 rows."""
+    script = Path(joint_training.__file__)
     for number, cache in ((1, written_by["zarr", 1]), (4, written_by["webdataset", 2])):
         outcome = in_processes(number, cache, tmp_path / str(number), "kd:31", script=script)
         assert outcome.code == 0, outcome.err[-3000:]
     alone = torch.load(tmp_path / "1" / "kd:31" / "rank0.pt", weights_only=True)
     several = [torch.load(tmp_path / "4" / "kd:31" / f"rank{rank}.pt", weights_only=True) for rank in range(4)]
     for name, weights in alone.items():
-        assert all(torch.equal(other[name], several[0][name]) for other in several)
+        assert all(torch.equal(state[name], several[0][name]) for state in several)
         torch.testing.assert_close(several[0][name], weights, rtol=1e-3, atol=2e-5)
 
 
@@ -209,7 +206,7 @@ def test_a_student_from_tar_shards_is_that_from_zarr(wholes: dict[str, Path], tm
 
 
 def test_tar_shards_are_read_by_others(wholes: dict[str, Path]) -> None:
-    """By webdataset and by tarfile as they are: values, and whose they are."""
+    """By webdataset and by tarfile, without our code: the values, and the keys that they belong to."""
     reader = open_cache(wholes["zarr"])
     shards = sorted(map(str, (wholes["webdataset"] / "shards" / "logits").rglob("*.tar")))
     assert len(shards) == 6
@@ -239,7 +236,7 @@ def test_more_views(store: str, teacher: Path, tmp_path: Path) -> None:
     first = done(*training(out, tmp_path / "before")).result
     before = {file: written for file, written in times_of(out).items() if str(file.relative_to(out)) in blocks_of(out)}
 
-    # Half of what is added: readers see what was complete, as it was.
+    # Half of the new views are written: readers see what was complete before.
     part = done(*caching(teacher, out, *words, "--views", "4", "--part", "1/2")).result
     assert (part["complete"], part["blocks_written"], part["blocks_left_to_others"]) == (False, 2, 2)
     meanwhile = done(*training(out, tmp_path / "meanwhile")).result
@@ -251,7 +248,7 @@ def test_more_views(store: str, teacher: Path, tmp_path: Path) -> None:
 
     rest = done(*caching(teacher, out, *words, "--views", "4")).result
     assert (rest["complete"], rest["blocks_written"], rest["cache"]["views"]) == (True, 2, 4)
-    assert times_of(out).items() >= before.items(), "the first blocks are as they were"
+    assert times_of(out).items() >= before.items(), "the first blocks are not written again"
     done(*caching(teacher, fresh, *words, "--views", "4"))
     assert blocks_of(out) == blocks_of(fresh)
     assert open_cache(out).manifest.digest == open_cache(fresh).manifest.digest
@@ -267,7 +264,7 @@ def test_more_views(store: str, teacher: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def of_other(other_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The other teacher's own cache."""
+    """A cache of the other teacher alone."""
     out = tmp_path_factory.mktemp("other") / "c.zarr"
     done(*caching(other_teacher, out))
     return out
@@ -314,14 +311,14 @@ def test_another_teacher(
             (out, [*HERE, "student.teacher=mean"]),
         )
     ]
-    mine, others, by_default, by_name, of_both = views
-    assert torch.equal(by_default, mine)
-    assert torch.equal(by_name, others)
-    assert torch.equal(of_both, (mine + others) / 2)
+    of_first, of_second, by_default, by_name, of_both = views
+    assert torch.equal(by_default, of_first)
+    assert torch.equal(by_name, of_second)
+    assert torch.equal(of_both, (of_first + of_second) / 2)
 
 
 def test_more_views_of_one_teacher_alone(store: str, teacher: Path, other_teacher: Path, tmp_path: Path) -> None:
-    """A cache has as many views as all of its teachers."""
+    """A cache has only the views that all of its teachers have."""
     out = tmp_path / "c"
     words = store_words(store)
     done(*caching(teacher, out, *words, "--views", "2", "--name", "a"))
@@ -344,8 +341,8 @@ def test_more_views_of_one_teacher_alone(store: str, teacher: Path, other_teache
 
 def test_there_and_back_again(wholes: dict[str, Path], tmp_path: Path) -> None:
     for here, there in (("zarr", "webdataset"), ("webdataset", "zarr")):
-        said = done("convert", wholes[here], tmp_path / here / "1", "--store", there).out
-        assert f"complete, {there}" in said
+        printed = done("convert", wholes[here], tmp_path / here / "1", "--store", there).out
+        assert f"complete, {there}" in printed
         assert blocks_of(tmp_path / here / "1") == blocks_of(wholes[there])
         done("convert", tmp_path / here / "1", tmp_path / here / "2", "--store", here)
         assert files_of(tmp_path / here / "2") == files_of(wholes[here])
@@ -357,7 +354,7 @@ def test_there_and_back_again(wholes: dict[str, Path], tmp_path: Path) -> None:
         }
 
 
-def test_what_loses_nothing_needs_no_asking(cache: Path, tmp_path: Path) -> None:
+def test_a_lossless_conversion_needs_no_option(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "c32"
     done("convert", cache, out, "--codec", "float32")
     reader, wide = open_cache(cache), open_cache(out)
@@ -366,14 +363,14 @@ def test_what_loses_nothing_needs_no_asking(cache: Path, tmp_path: Path) -> None
     bound = done("inspect", cache, "--json").result["bounds"]["logits"]["error"]
     facts = done("inspect", out, "--json").result
     assert facts["identity"]["signals"]["logits"]["codec"] == {"kind": "float32"}
-    assert facts["bounds"]["logits"]["error"] == bound > 0, "what float16 lost stays lost"
+    assert facts["bounds"]["logits"]["error"] == bound > 0, "float32 does not bring back what float16 lost"
     assert (
         done(*training(out, tmp_path / "wide")).result["sha256"]
         == (done(*training(cache, tmp_path / "narrow")).result["sha256"])
     )
 
 
-def test_what_loses_something_is_asked_for(cache: Path, tmp_path: Path) -> None:
+def test_a_lossy_conversion_needs_an_option(cache: Path, tmp_path: Path) -> None:
     words = ["convert", cache, tmp_path / "c8", "--codec", "int8"]
     assert_one_line(dhkd(*words), 2, ["from float16 to int8 loses information", "--allow-loss"])
     assert not (tmp_path / "c8").exists()
@@ -382,10 +379,9 @@ def test_what_loses_something_is_asked_for(cache: Path, tmp_path: Path) -> None:
     facts = done("inspect", tmp_path / "c8", "--json").result
     assert facts["provenance"]["logits"]["codec_before"] == "float16"
     assert facts["provenance"]["logits"]["error_before"] == bound
-    own = done("verify", tmp_path / "c8", "--json").result
-    assert own["damaged"] == []
+    assert done("verify", tmp_path / "c8", "--json").result["damaged"] == []
     assert facts["bounds"] == result["bounds"]
-    assert facts["bounds"]["logits"]["error"] > bound, "its own error on top of the one before"
+    assert facts["bounds"]["logits"]["error"] > bound, "its error is added to the one before"
     difference = np.abs(open_cache(tmp_path / "c8").read_view(1) - open_cache(cache).read_view(1)).max()
     assert 0 < difference <= facts["bounds"]["logits"]["error"] - bound
     done(*training(tmp_path / "c8", tmp_path / "run", "objective=dhkd"))
@@ -401,7 +397,7 @@ def top_k(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("codec", [["float32"], ["int8"], ["top-k", "--k", "2", "--temperature", "4"]])
-def test_nothing_is_made_of_the_largest_logits_alone(codec: list[str], top_k: Path, tmp_path: Path) -> None:
+def test_the_largest_logits_alone_are_not_converted(codec: list[str], top_k: Path, tmp_path: Path) -> None:
     outcome = dhkd("convert", top_k, tmp_path / "c", "--codec", *codec, "--allow-loss")
     assert_one_line(outcome, 2, ["holds 3 logits of a row", "cache the teacher again"])
     assert not (tmp_path / "c").exists()
@@ -415,14 +411,16 @@ def test_nothing_is_made_of_the_largest_logits_alone(codec: list[str], top_k: Pa
         ("objectives.kd.temperature=2", "needs probabilities at temperature 2"),
     ],
 )
-def test_what_the_largest_logits_can_not_serve(objective: str, says: str, top_k: Path, tmp_path: Path) -> None:
+def test_objectives_that_the_largest_logits_can_not_serve(
+    objective: str, says: str, top_k: Path, tmp_path: Path
+) -> None:
     outcome = dhkd(*training(top_k, tmp_path / "run", objective))
     assert_one_line(outcome, 1, [says, "the 3 largest logits of a row and the others' mass at temperature 4"])
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_what_the_largest_logits_serve(top_k: Path, tmp_path: Path) -> None:
-    """Another store is no other codec."""
+def test_objectives_that_the_largest_logits_serve(top_k: Path, tmp_path: Path) -> None:
+    """In either store."""
     done("convert", top_k, tmp_path / "tar", "--store", "webdataset")
     one, other = (
         done(*training(cache, tmp_path / name)).result["sha256"]
@@ -460,61 +458,10 @@ def test_convert_overwrites_nothing(cache: Path, of_other: Path, tmp_path: Path)
         dhkd("convert", of_other, out, "--codec", "float32"), 1, ["codec.kind expected float32, got float16"]
     )
     assert files_of(out) == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "precious").write_text("precious")
-    assert_one_line(dhkd("convert", cache, tmp_path / "mine"), 1, ["expected an empty folder", "precious"])
-    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["precious"]
-
-
-def as_version_1(cache: Path, out: Path) -> Path:
-    """The cache as format version 1 wrote it: one teacher, an index of chunks, zlib's checksums."""
-    shutil.copytree(cache, out)
-    root = json.loads((out / "zarr.json").read_text())
-    manifest = root["attributes"]["dhkd"]
-    (signal_,) = manifest["identity"]["signals"].values()
-    manifest["format"] = 1
-    manifest["identity"] |= {key: signal_[key] for key in ("teacher", "precision")}
-    manifest["identity"]["signals"] = {"logits": {"dtype": signal_["codec"]["kind"], "row": signal_["row"]}}
-    manifest["provenance"] = manifest["provenance"]["logits"]
-    (out / "zarr.json").write_text(json.dumps(root))
-    index = json.loads((out / "index.json").read_text())["index"]
-    structure = {key: zlib.crc32((out / key).read_bytes()) for key in index["structure"]}
-    (out / "index.json").write_text(json.dumps({"structure": structure, "chunks": index["objects"]}))
-    return out
-
-
-def test_a_cache_of_format_1(cache: Path, teacher: Path, tmp_path: Path) -> None:
-    """It is read and converted; never written."""
-    old = as_version_1(cache, tmp_path / "old")
-    golden = json.loads((GOLDEN / "version-1.zarr" / "index.json").read_text())
-    assert golden.keys() == json.loads((old / "index.json").read_text()).keys()
-    before = files_of(old)
-    facts = done("inspect", old, "--json").result
-    assert (facts["format"], facts["complete"], facts["blocks_done"]) == (1, True, 6)
-    done("verify", old, "--preset", "digits", *SMALL_VERIFY, "--teacher", teacher)
-    expected = done(*training(cache, tmp_path / "new-run")).result["sha256"]
-    assert done(*training(old, tmp_path / "old-run")).result["sha256"] == expected
-    for words in ([], ["--views", "4"], ["--name", "b"]):
-        outcome = dhkd(*caching(teacher, old, *words))
-        assert_one_line(outcome, 1, ["format version expected 2, got 1", "'dhkd convert'"])
-    assert files_of(old) == before
-    done("convert", old, tmp_path / "new")
-    assert blocks_of(tmp_path / "new") == blocks_of(cache)
-    assert open_cache(tmp_path / "new").manifest == open_cache(cache).manifest
-    assert done(*caching(teacher, tmp_path / "new")).result["blocks_written"] == 0
-
-
-def test_the_golden_cache_of_format_1(cache: Path, tmp_path: Path) -> None:
-    golden = shutil.copytree(GOLDEN / "version-1.zarr", tmp_path / "golden")
-    before = files_of(golden)
-    done("verify", golden)
-    assert_one_line(dhkd("convert", cache, golden), 1, ["format version expected 2, got 1", "which is only read"])
-    assert files_of(golden) == before
-    for store in STORES:
-        done("convert", golden, tmp_path / store, "--store", store)
-        old, new = open_cache(golden), open_cache(tmp_path / store)
-        for view in range(old.plan.num_views):
-            np.testing.assert_array_equal(new.read_view(view), old.read_view(view))
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "precious").write_text("precious")
+    assert_one_line(dhkd("convert", cache, tmp_path / "used"), 1, ["expected an empty folder", "precious"])
+    assert [file.name for file in (tmp_path / "used").iterdir()] == ["precious"]
 
 
 # verify
@@ -617,7 +564,7 @@ def prefixes(server: servers.Counted) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_wrong_endpoint_is_told_soon(teacher: Path, tmp_path: Path) -> None:
+def test_a_wrong_endpoint_is_reported_soon(teacher: Path, tmp_path: Path) -> None:
     nowhere = {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_ACCESS_KEY_ID": "key",

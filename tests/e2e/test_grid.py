@@ -37,7 +37,7 @@ def result_of(run: Path) -> dict[str, Any]:
     return result
 
 
-def test_a_grid_is_named_and_multiplied_out() -> None:
+def test_a_grid_becomes_named_combinations() -> None:
     assert combinations(["objective=ce,dhkd + 0.5 * kd", "student.milestones=[1,2],[3]"]) == {
         "objective=ce,student.milestones=_1,_2_": ["objective=ce", "student.milestones=[1, 2]"],
         "objective=ce,student.milestones=_3_": ["objective=ce", "student.milestones=[3]"],
@@ -60,7 +60,7 @@ def test_a_grid_is_named_and_multiplied_out() -> None:
         (["seed=1,1"], "expected different values, got seed=1 twice"),
     ],
 )
-def test_a_grid_that_is_none(grid: list[str], says: str) -> None:
+def test_text_that_is_no_grid(grid: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as error:
         combinations(grid)
     assert says in str(error.value)
@@ -68,7 +68,7 @@ def test_a_grid_that_is_none(grid: list[str], says: str) -> None:
 
 @pytest.mark.slow
 def test_killed_and_resumed_each_student_is_as_it_is_alone(cache: Path, tmp_path: Path) -> None:
-    """On two threads four students at once; alone on one thread each."""
+    """Four students at once on two threads, and each alone on one thread."""
     together, alone, epochs = tmp_path / "together", tmp_path / "alone", 8
     process = spawn(*words_for(cache, together, *GRID, epochs=epochs), **TWO_THREADS)
     while not all((together / name / "checkpoint" / "state.pt").exists() for name in NAMES):
@@ -85,10 +85,10 @@ def test_killed_and_resumed_each_student_is_as_it_is_alone(cache: Path, tmp_path
     for name in NAMES:
         settings = [word for pair in name.split(",") for word in ("--set", pair)]
         done(*words_for(cache, alone / name, *settings, epochs=epochs))
-        one, other = result_of(alone / name), result_of(together / name)
-        assert printed["runs"][str(together / name)] == other
-        assert (one["sha256"], one["last_top1"]) == (other["sha256"], other["last_top1"])
-        assert (one["together"], other["together"]) == (1, 4)
+        by_itself, of_four = result_of(alone / name), result_of(together / name)
+        assert printed["runs"][str(together / name)] == of_four
+        assert (by_itself["sha256"], by_itself["last_top1"]) == (of_four["sha256"], of_four["last_top1"])
+        assert (by_itself["together"], of_four["together"]) == (1, 4)
 
 
 def test_a_student_that_fails_does_not_stop_the_others(cache: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_few_at_a_time(cache: Path, tmp_path: Path) -> None:
         (["--grid", "objective=ce,dhdk"], 2, "unknown objective 'dhdk'"),
     ],
 )
-def test_grids_that_cannot_be(more: list[object], code: int, says: str, cache: Path, tmp_path: Path) -> None:
+def test_impossible_grids(more: list[object], code: int, says: str, cache: Path, tmp_path: Path) -> None:
     words = [word for word in words_for(cache, tmp_path, epochs=1) if word not in ("--precision", "float32")]
     outcome = dhkd(*words, *more)
     assert outcome.code == code, outcome.err

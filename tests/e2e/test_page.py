@@ -1,4 +1,4 @@
-"""The page of results in a browser: tables, charts, colours, and nothing that leaves it; the same, served."""
+"""The page of results in a browser, from a file and served: tables, charts, colours, and no request to elsewhere."""
 
 import http.client
 import json
@@ -27,7 +27,7 @@ STRANGE = '<b onclick="x">&amp;'
 
 @pytest.fixture(scope="module")
 def swept(cache: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two objectives and seeds, one of a name that is markup, one that failed, and every analysis."""
+    """Runs of two objectives and two seeds, one whose name is markup, one that failed, and every analysis."""
     out = tmp_path_factory.mktemp("swept") / "a & <i>sweep"
     words = ["--cache", cache, "--out", out, "--set", "student.keep_every=1"]
     done("sweep", "digits", *SMALL, *words, "--grid", "objective=ce,binary-kl", "--seeds", 2)
@@ -64,26 +64,26 @@ def written(swept: Path) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
+        launched = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @contextmanager
 def shown(browser: Any, address: str, **options: Any) -> Iterator[Any]:
-    """The page at an address, which must not ask for anything else nor complain."""
+    """The page at an address. It must make no other request, and report no error."""
     context = browser.new_context(**options)
     page = context.new_page()
     asked: list[str] = []
-    said: list[str] = []
+    messages: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(address)
     page.wait_for_selector(".chart .main-svg")
     yield page
     context.close()
-    assert said == []
+    assert messages == []
     origin = address.rpartition("/")[0]
     assert all(url.startswith(origin) and (url.endswith(("/", "/version")) or url == address) for url in asked), asked
 
@@ -102,7 +102,7 @@ def test_a_click_or_a_key_sorts(browser: Any, written: Path) -> None:
         up = [float(text) for text in column(page, "runs", number) if text]
         assert up == sorted(up)
         assert len(set(up)) > 1
-        assert column(page, "runs", number)[-1] == "", "a run that failed has none, and is last"
+        assert column(page, "runs", number)[-1] == "", "a failed run has no accuracy and comes last"
         assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "ascending"
         page.focus(f"#runs thead button >> nth={number}")
         page.keyboard.press("Enter")
@@ -141,16 +141,16 @@ def test_a_run_opens_and_closes(browser: Any, swept: Path, written: Path) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_stands_in_the_way_of_a_screen_reader(browser: Any, written: Path, scheme: str) -> None:
-    """By axe's rules: names, roles, contrast, what can be reached by keyboard; of the page and of an opened run."""
+def test_a_screen_reader_can_read_the_page(browser: Any, written: Path, scheme: str) -> None:
+    """By axe's rules, for the page and for an opened run: names, roles, contrast, access by keyboard."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     with shown(browser, written.as_uri(), color_scheme=scheme, bypass_csp=True) as page:
         for opened in (False, True):
             if opened:
                 page.locator(".open").first.click()
                 page.wait_for_selector("#run-chart .main-svg")
-            found = axe.run(page)
-            assert found.violations_count == 0, found.generate_report()
+            report = axe.run(page)
+            assert report.violations_count == 0, report.generate_report()
 
 
 def test_names_are_text(browser: Any, written: Path) -> None:
@@ -163,7 +163,7 @@ def test_names_are_text(browser: Any, written: Path) -> None:
 
 
 def ground(page: Any) -> int:
-    """How bright the page is, of 255."""
+    """How bright the page's background is, from 0 to 255."""
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     return max(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
 
@@ -194,7 +194,7 @@ def test_a_phone_scrolls_tables_not_the_page(browser: Any, written: Path) -> Non
         assert page.evaluate("Math.max(...[...document.querySelectorAll('.wide')].map(box => box.scrollWidth))") > 360
 
 
-def test_every_analysis_is_there_and_told_in_words(browser: Any, written: Path) -> None:
+def test_every_analysis_is_shown_and_described_in_words(browser: Any, written: Path) -> None:
     with shown(browser, written.as_uri()) as page:
         headings = page.locator("main h2").all_inner_texts()
         for heading in (
@@ -214,8 +214,8 @@ def test_every_analysis_is_there_and_told_in_words(browser: Any, written: Path) 
         assert "ends at" in alternatives[1]
 
 
-def test_accuracy_is_that_of_the_runs(browser: Any, swept: Path, written: Path) -> None:
-    """A row for each kind, its seeds' accuracies, and their mean."""
+def test_accuracies_are_those_of_the_runs(browser: Any, swept: Path, written: Path) -> None:
+    """A row for each kind of run, with its seeds' accuracies and their mean."""
     tops = [
         json.loads((swept / f"objective=binary-kl,seed={seed}" / "result.json").read_text())["last_top1"]
         for seed in (0, 1)
@@ -243,7 +243,7 @@ def test_a_kind_of_run_has_one_colour_in_every_chart(browser: Any, written: Path
 
 
 def visible(page: Any) -> list[list[str]]:
-    """The lines that each panel of the curves shows."""
+    """The names of the lines that are visible in each panel of the curves."""
     panels: list[list[str]] = page.eval_on_selector_all(
         "#over-training .chart",
         "all => all.map(one => one.data.filter(line => line.visible && line.name).map(line => line.name))",
@@ -262,7 +262,7 @@ def test_the_legend_hides_a_line_in_every_panel(browser: Any, written: Path) -> 
         assert (button.get_attribute("aria-pressed"), visible(page)) == ("true", [["binary-kl", "ce"]] * 3)
 
 
-def test_what_to_beware_of_is_said(browser: Any, written: Path) -> None:
+def test_a_failed_run_is_among_the_warnings(browser: Any, written: Path) -> None:
     with shown(browser, written.as_uri()) as page:
         assert "student.lr=1e30 failed: loss term" in page.inner_text(".warnings")
 
@@ -289,9 +289,9 @@ def test_an_analysis_that_was_edited_is_named_and_left_out(browser: Any, swept: 
     (out / "report" / "tsne.npz").write_bytes(b"PK")
     done("report", out, "--html", out / "page.html")
     with shown(browser, (out / "page.html").as_uri()) as page:
-        said = page.inner_text(".warnings")
+        warnings = page.inner_text(".warnings")
         for analysis in ("etf", "views", "tsne"):
-            assert f"make it again with 'dhkd report {analysis}'" in said
+            assert f"make it again with 'dhkd report {analysis}'" in warnings
         headings = page.locator("main h2").all_inner_texts()
         assert "Correlation of logits" in headings
         assert not {"Neural collapse", "How many views are enough", "Features in the plane"} & set(headings)
@@ -328,23 +328,23 @@ def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Pa
         page.wait_for_selector("#runs tbody tr >> nth=2", state="attached", timeout=20_000)
         page.wait_for_timeout(500)
         stays = ["objective=ce,seed=1", "objective=binary-kl,seed=1"]
-        assert column(page, "runs", 0) == stays, "what was typed and sorted stays"
+        assert column(page, "runs", 0) == stays, "the filter and the order stay"
         page.get_by_role("button", name="binary-kl", exact=True).click()
         shutil.copytree(swept / "objective=binary-kl,seed=0", out / "objective=binary-kl,seed=0")
         page.wait_for_selector("#runs tbody tr >> nth=3", state="attached", timeout=20_000)
         page.wait_for_timeout(500)
-        assert visible(page) == [["ce"]] * 3, "what was hidden stays"
+        assert visible(page) == [["ce"]] * 3, "hidden lines stay hidden"
         page.get_by_role("button", name="binary-kl", exact=True).click()
         assert visible(page) == [["binary-kl", "ce"]] * 3
 
 
 def test_it_says_how_long_the_rest_will_take(swept: Path, tmp_path: Path) -> None:
-    """Two runs take as long as the finished one, one of them has half of its epochs, and two are trained at a time."""
+    """Runs take as long as the finished one. Two train at a time, one of which has half of its epochs; two have not begun."""
     out = tmp_path / "runs"
     out.mkdir()
     for name in ("objective=ce,seed=0", "objective=ce,seed=1", "objective=binary-kl,seed=0"):
         shutil.copytree(swept / name, out / name)
-    shutil.copy(swept / "sweep.json", out)  # which knows of binary-kl's seed 1, too, and of student.lr=1e30
+    shutil.copy(swept / "sweep.json", out)  # it also lists binary-kl's seed 1 and student.lr=1e30
     result = json.loads((out / "objective=ce,seed=0" / "result.json").read_text())
     result["seconds"] = 600.0
     (out / "objective=ce,seed=0" / "result.json").write_text(json.dumps(result))

@@ -1,4 +1,4 @@
-"""Every method on published pairs: networks of all shapes meet in one step."""
+"""Every method takes a step on published pairs, whose networks have all kinds of shapes."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.sizes import setting_without_data
 from dhkd.stages.models import build_network
@@ -15,7 +16,7 @@ from dhkd.stages.processes import Processes
 from dhkd.stages.train.gradients import backward
 from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 
-# Of all families, with equal and different resolutions, widths and tails; the other pairs have such networks, too.
+# Networks of all families, with equal and different resolutions, widths and tails; the other pairs add no family.
 PAIRS = (
     "cifar100/vgg13-MobileNetV2",
     "cifar100/wrn_40_2-ShuffleV1",
@@ -29,7 +30,7 @@ CLASSES = 7
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PAIRS)
 def test_every_method_takes_a_step_on_a_pair(preset: str, processes: Processes) -> None:
-    """With the preset's options; at 64 pixels for ImageNet's networks, which shrink images 32 times."""
+    """With the preset's options. ImageNet's networks get 64 pixels, since they shrink images 32 times."""
     pixels = 64 if preset.startswith("imagenet/") else 32
     experiment = load_experiment(preset, [f"views.size={pixels}"] if pixels == 64 else [])
     torch.manual_seed(0)
@@ -44,11 +45,11 @@ def test_every_method_takes_a_step_on_a_pair(preset: str, processes: Processes) 
         plain = replace(plain, teacher_network=network, labels_N=labels_B)
         setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
         signals = teacher.signals(images_BCHW, objective.needs(setting))
-        for own, signal in signals.items():
-            assert signal.shape[1:] == setting.teacher.row(own), f"{name}: {own}"
+        for need, signal in signals.items():
+            assert signal.shape[1:] == setting.teacher.row(need), f"{name}: {need}"
         student = student_of(objective, setting)
-        batch = Batch(0, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW / 255, labels_B, signals, 4)
-        terms = objective.terms(student(batch.images_BCHW, batch), labels_B, signals)
+        batch = Batch(0, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW / 255, Labels(labels_B), signals, 4)
+        terms = objective.terms(student(batch.images_BCHW, batch), batch.labels, signals)
         assert all(bool(torch.isfinite(term)) for term in terms.values()), f"{name}: {terms}"
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         backward(terms, objective.weights(0), trained, alignment=objective.alignment)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 from dhkd.data.sources import load_source
+from dhkd.data.sources.base import Place
 from PIL import Image
 
 from tests.e2e.command_line import Outcome, dhkd, done, in_processes, spawn
@@ -58,7 +59,7 @@ def preset(root: Path) -> Path:
 
 def write_shards(root: Path, pattern: str, split: str, folder: str) -> None:
     """The split packed in the order of its keys, 30 samples to a shard."""
-    images = load_source("image-folder", split, root=root)
+    images = load_source("image-folder", split, Place(root=str(root)))
     (root / folder).mkdir()
     with webdataset.ShardWriter(str(root / folder / pattern), maxcount=30, verbose=0) as shards:
         for index, label in enumerate(images.labels_N.tolist()):
@@ -319,14 +320,13 @@ def session_of(pid: str) -> int:
     ("words", "message"),
     [
         (["--set", "cache.views=all"], "cache.views: random-resized-crop has no end of views; set a number"),
-        (["--set", "views.padding=4"], "random-resized-crop takes size and no padding"),
+        (["--set", "views.padding=4"], "views of kind random-resized-crop: unknown option 'padding'"),
         (["--set", "data.train=training"], "expected a folder of class folders at"),
-        (["--set", "data=digits"], "views.kind: random-resized-crop is for photographs"),
         (["--set", "data.num_classes=3"], "data.num_classes: image-folder counts its class folders"),
         (["--set", "data={source: webdataset, num_classes: 10}"], "expected tar files, found none"),
         (["--set", "data={source: webdataset}"], "data.num_classes: shards don't say how many classes there are"),
         (["--teacher", "packaged"], "network resnet8"),
-        (["--set", "views.kind=crop-flip"], "crop-flip takes padding and no size"),
+        (["--set", "views.kind=crop-flip"], "views of kind crop-flip: unknown option 'size'"),
         (["--set", "views={kind: crop-flip, padding: 2, flip: true}"], "pixels, as the first image has, got"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every published pair runs by name: both networks are the published ones, and its smoke mode passes."""
+"""Every published pair runs by its name: both networks are the published ones, and smoke mode passes."""
 
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def test_every_objective_takes_the_presets_options(name: str) -> None:
         assert combined_objective(objective, options)
 
 
-# Per pair: DKD's beta, ReviewKD's weight, CAT-KD's weight, grid and whether maps are normalised.
+# For each pair: DKD's beta, ReviewKD's weight, CAT-KD's weight, grid and whether maps are normalised.
 PUBLISHED = {
     "cifar100/resnet56-resnet20": (2, 0.6, (0.7, 2, False)),
     "cifar100/resnet110-resnet32": (2, 1, (1.8, 2, False)),

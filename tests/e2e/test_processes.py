@@ -4,38 +4,24 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from dhkd.data.runs.folder import read_metrics
 
 from tests.disks import small_disk
+from tests.e2e import joint_training
 from tests.e2e.command_line import SMALL, Outcome, dhkd, done, in_processes, spawn
+from tests.e2e.interrupted import MANY_BLOCKS, wait_until
+from tests.runs import read_metrics
 from tests.samples import files_of
 
 pytestmark = pytest.mark.slow
-
-# Many blocks, each of a moment, so that a kill finds some done and some not.
-MANY_BLOCKS = [
-    *("--set", "cache.views=9", "--set", "cache.block_mb=0.0002", "--set", "cache.batch_size=4"),
-    *("--set", "data.limit=400", "--set", "teacher=resnet8", "--cpu", "--precision", "float32"),
-]
 
 
 def chunks_of(cache: Path) -> dict[Path, int]:
     """Every finished chunk and when it was written."""
     return {f: f.stat().st_mtime_ns for f in cache.rglob("c/**/*") if f.is_file() and not f.name.endswith(".partial")}
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +36,7 @@ def test_two_processes_write_the_cache_of_one(whole: Path, teacher: Path, tmp_pa
     words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", tmp_path / "c.zarr", "--json"]
     outcome = in_processes(2, *words)
     assert outcome.code == 0, outcome.err
-    result = outcome.result  # one of the two speaks
+    result = outcome.result  # only one of the two prints
     assert result["processes"] == 2
     assert result["blocks_written"] == len(list((whole / "witness" / "c").rglob("*/*")))
     assert outcome.err.count("the teacher's test accuracy") == 1
@@ -62,7 +48,7 @@ def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, te
     out = tmp_path / "c.zarr"
     words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out, "--json"]
     total = len(chunks_of(whole))
-    for wanted in (5, total // 3)[: 3 - processes]:  # at moments that differ from run to run
+    for wanted in (5, total // 3)[: 3 - processes]:  # the exact moment differs from run to run
         process = spawn(*words)
         wait_until(lambda wanted=wanted: len(chunks_of(out)) >= wanted, process)
         process.send_signal(signal.SIGKILL)
@@ -76,11 +62,11 @@ def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, te
     outcome = in_processes(2, *words) if processes == 2 else done(*words)
     assert outcome.code == 0, outcome.err
     after = chunks_of(out)
-    # A block has a chunk of logits and one of witnesses, and counts when both are there.
+    # A block is a chunk of logits and a chunk of witnesses; it counts when both exist.
     finished = sum((out / "witness" / "c" / b.parent.parent.name / b.parent.name) in before for b in before)
     assert outcome.result["blocks_written"] == total // 2 - finished
     rewritten = [f for f, written in before.items() if after[f] != written]
-    assert len(rewritten) <= 2, "no finished block is computed twice, at most half-finished ones"
+    assert len(rewritten) <= 2, "only blocks that were half written are computed twice"
     kept = {name: content for name, content in files_of(out).items() if not name.endswith(".partial")}
     assert kept == files_of(whole)
 
@@ -91,13 +77,13 @@ def test_ctrl_c_of_caching_is_one_line(whole: Path, teacher: Path, tmp_path: Pat
     process = spawn(*words)
     wait_until(lambda: len(chunks_of(out)) >= 5, process)
     process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
+    printed, reported = process.communicate(timeout=60)
     assert process.returncode == 1
     assert printed == ""
-    assert [line for line in said.splitlines() if "error" in line] == [
-        "error: interrupted; the same command (with --resume for training) goes on from here"
+    assert [line for line in reported.splitlines() if "error" in line] == [
+        "error: interrupted; run the same command again to continue (training needs --resume)"
     ]
-    assert "Traceback" not in said
+    assert "Traceback" not in reported
     assert not list(out.rglob("*.partial"))
     done(*words)
     assert files_of(out) == files_of(whole)
@@ -110,10 +96,10 @@ def training(cache: Path, out: Path, objective: str) -> list[object]:
 
 @pytest.mark.parametrize("objective", ["dhkd", pytest.param("crd + reviewkd", marks=pytest.mark.slow)])
 def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Path, tmp_path: Path) -> None:
-    """The same final weights, bit for bit.
+    """The final weights are the same, bit for bit.
 
-    dhkd's head has dropout and batch norm, crd a memory of every sample and reviewkd convolutions, which must come back
-    too.
+    Their state must come back too: dhkd's head has dropout and batch norm, crd a memory of every sample, reviewkd
+    convolutions.
     """
     live = ["--teacher", teacher, "--set", "teacher.live=true", "--set", "objectives.crd.negatives=200"]
     done(*training(cache, tmp_path / "whole", objective), *live)
@@ -125,7 +111,7 @@ def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Pa
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not (tmp_path / "cut" / "result.json").exists()
-    # A line without its checkpoint, as a kill between the two leaves it.
+    # A line without its checkpoint, as a kill between the two writes leaves it.
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as stream:
         stream.write('{"epoch": 99}\n')
     done(*words, "--resume")
@@ -135,83 +121,12 @@ def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Pa
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "cut")
     ]
-    for one, other in zip(*lines, strict=True):
-        assert {**one, **timings(one)} == {**other, **timings(one)}
+    for uninterrupted, resumed in zip(*lines, strict=True):
+        assert {**uninterrupted, **timings(uninterrupted)} == {**resumed, **timings(uninterrupted)}
 
 
 def timings(line: dict[str, float]) -> dict[str, float]:
     return {name: line[name] for name in ("seconds", "train_seconds", "samples_per_second")}
-
-
-JOINT = """
-import sys
-from functools import partial
-from pathlib import Path
-
-import torch
-from dhkd.data.render import Normalization, ResidentRenderer, UnaugmentedRenderer
-from dhkd.data.stream import ResidentSignals, Stream
-from dhkd.data.cache.reader import open_cache
-from dhkd.data.sources import Selection, load_source
-from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.pipeline.build import student_of
-from dhkd.stages.models import build_network
-from dhkd.stages.models.evaluate import evaluate
-from dhkd.stages.models.signals import Shapes
-from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.processes import Processes
-from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.loop import Task, train
-from dhkd.stages.train.objectives import combined_objective
-from dhkd.stages.train.objectives.contract import Setting
-from dhkd.data.runs.folder import RunFolder
-from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
-
-
-def freeze(module):
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features))
-        freeze(child)
-
-
-cache, out = Path(sys.argv[1]), Path(sys.argv[2])
-processes = Processes("float32", cpu=True)
-images, test = load_source("digits", "train", selection=Selection(limit=150)), load_source("digits", "test")
-test = UnaugmentedRenderer(test, processes.device)
-normalize = Normalization(images.mean, images.std)
-renderer = ResidentRenderer(images, CropFlip(padding=1, flip=False, seed=0), processes.device)
-signals = ResidentSignals(open_cache(cache), {"logits": ["logits"]}, processes.device)
-options = {"dhkd": {"head": "linear"}, "crd": {"negatives": 50}}
-torch.manual_seed(7)
-teacher = Teacher(build_network("resnet8", 10), normalize, processes)
-for case in sys.argv[3:]:
-    name, batch_size = case.split(":")
-    objective = combined_objective(name, options)
-    shapes = Shapes("resnet8", 10, (8, 8))
-    setting = Setting(shapes, shapes, images.labels_N, 0)
-    live = [own for own in objective.needs(setting) if own != "logits"]
-    # Five small steps where rows are related to one another: there the last digit, which may differ (it does between
-    # one and two threads), grows fast from step to step.
-    rate, epochs = (0.001, 1) if objective.couples_rows else (0.01, 2)
-    student = student_of(objective, setting)
-    freeze(student.backbone)
-    stream = Stream(
-        renderer, normalize, signals, schedule="independent", seed=3, batch_size=int(batch_size),
-        live=partial(teacher.signals, names=live) if live else None,
-        rank=processes.rank, world_size=processes.world_size,
-    )
-    task = Task(
-        student, torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4), objective, stream,
-        lambda network: evaluate(network, test, normalize, batch_size=50, processes=processes),
-        learning_rate=LearningRate(rate, "constant", epochs=epochs), epochs=epochs, seed=0,
-        clip_norm=None, run=RunFolder(out / case, {}, resume=True),
-    )
-    train(task, processes)
-    torch.save(student.state_dict(), out / case / f"rank{processes.rank}.pt")
-processes.end()
-"""
 
 
 CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dist:31")
@@ -219,28 +134,26 @@ CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dis
 
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What one process, and what two, made of every case."""
+    """The weights of every case, trained by one process and by two."""
     folder = tmp_path_factory.mktemp("joint")
-    script = folder / "joint.py"
-    script.write_text(JOINT)
     for number in (1, 2):
-        outcome = in_processes(number, cache, folder / str(number), *CASES, script=script)
+        outcome = in_processes(number, cache, folder / str(number), *CASES, script=Path(joint_training.__file__))
         assert outcome.code == 0, outcome.err[-3000:]
     return {number: folder / str(number) for number in (1, 2)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_training_processes_take_the_steps_of_one(case: str, trained: dict[int, Path]) -> None:
-    """150 samples in batches of 31 make shares of 15 and 16 and a last batch of 26; batch norm is frozen."""
+    """150 samples in batches of 31 make shares of 15 and 16, and a last batch of 26. Batch norm is frozen."""
     alone = torch.load(trained[1] / case / "rank0.pt", weights_only=True)
     first, second = (torch.load(trained[2] / case / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, weights in alone.items():
-        assert torch.equal(first[name], second[name]), "both processes hold the same weights, and the same memory"
+        assert torch.equal(first[name], second[name]), "both processes hold the same weights and the same memory"
         torch.testing.assert_close(first[name], weights, rtol=1e-3, atol=2e-5)
     one, two = (read_metrics(trained[number] / case)[-1] for number in (1, 2))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     assert one["train_top1"] == pytest.approx(two["train_top1"], abs=1)
-    assert one["top1"] == pytest.approx(two["top1"], abs=0.6), "one or two of 360 may change sides"
+    assert one["top1"] == pytest.approx(two["top1"], abs=0.6), "one or two of 360 images may be classified otherwise"
     assert one["top1"] > 5
 
 

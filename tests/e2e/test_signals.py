@@ -1,4 +1,4 @@
-"""Signals beside logits: cached, added later, computed live; and what is said where they are missing."""
+"""Signals beside logits: cached, added later, computed live; and the messages where they are missing."""
 
 import json
 import shutil
@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.errors import ConfigError
-from dhkd.pipeline.build import checks
-from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.stages.models import build_network
 from safetensors.torch import load_file
 
 from tests.e2e.command_line import SMALL, SMALL_VERIFY, assert_one_line, dhkd, done, in_processes
 from tests.samples import files_of
 
-# Not --signals, which torchrun takes for an option of its own.
+# Not --signals: torchrun would take that for its own option.
 OF_SIGNALS = ["--set", "cache.signals=[logits,embedding,cam,attention]"]
 
 
@@ -36,7 +33,7 @@ def first_epoch(run: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def of_signals(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Logits and more, of one call."""
+    """A cache of logits and more, written in one call."""
     out = tmp_path_factory.mktemp("signals") / "c.zarr"
     done(*caching(teacher, out), *OF_SIGNALS)
     return out
@@ -46,7 +43,7 @@ def of_signals(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_is_the_same_from_the_cache_and_from_the_live_teacher(
     objective: str, of_signals: Path, cache: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """The same keys and pixels; what the cache holds lies within float16 of what the teacher says."""
+    """Keys and pixels are the same; cached values are those of the teacher, rounded to float16."""
     views = ["--set", "objectives.crd.negatives=100", "--set", "student.lr=0.001", "--set", "student.epochs=1"]
     live = ["--set", "teacher.live=true", "--teacher", teacher, *views]
     done(*training(tmp_path / "cached", objective, "--cache", of_signals, *views))
@@ -63,7 +60,7 @@ def test_a_student_is_the_same_from_the_cache_and_from_the_live_teacher(
         assert lines["mixed"][term] == pytest.approx(lines["cached"][term], rel=2e-3, abs=1e-4), term
 
 
-def test_signals_are_added_without_touching_what_is_there(
+def test_adding_signals_leaves_the_others_alone(
     cache: Path, of_signals: Path, teacher: Path, other_teacher: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(cache, tmp_path / "c.zarr")
@@ -72,7 +69,7 @@ def test_signals_are_added_without_touching_what_is_there(
     done(*caching(teacher, out, "attention"))
     after = files_of(out)
     assert all(after[name] == content for name, content in before.items() if "/c/" in name)
-    added, whole = open_cache(out), open_cache(of_signals)  # in blocks of other sizes
+    added, whole = open_cache(out), open_cache(of_signals)  # their blocks differ in size
     for name in whole.manifest.signals:
         for view in range(whole.plan.num_views):
             values = [reader.read_view(view, name) for reader in (added, whole)]
@@ -85,8 +82,8 @@ def test_signals_are_added_without_touching_what_is_there(
     assert verified["differences_from_live"].keys() == open_cache(out).manifest.signals.keys()
 
 
-def test_class_activation_maps_tell_the_logits(of_signals: Path, teacher: Path) -> None:
-    """Their mean over the map is logits − bias: two signals check each other without the teacher's forward."""
+def test_class_activation_maps_agree_with_the_logits(of_signals: Path, teacher: Path) -> None:
+    """Their mean over the map is logits − bias, so that two signals check each other without the teacher."""
     reader = open_cache(of_signals)
     network = build_network("resnet8", 10)
     network.load_state_dict(load_file(teacher / "teacher.safetensors"))
@@ -111,7 +108,7 @@ def test_without_a_cache_all_is_live(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_a_live_teachers_batch_norm_leaves_no_trace(teacher: Path, tmp_path: Path) -> None:
-    """In training mode for ofd's maps, beside kd's logits of evaluation mode: those stay what they are without ofd."""
+    """ofd's maps come from training mode, kd's logits from evaluation mode: they are the same without ofd."""
     live = ["--set", "teacher.live=true", "--teacher", teacher, "--set", "student.lr=0.001"]
     for name, objective in (("alone", "kd"), ("beside", "kd + 0 * ofd")):
         done(*training(tmp_path / name, objective, *live))
@@ -137,7 +134,7 @@ def test_a_live_teachers_batch_norm_leaves_no_trace(teacher: Path, tmp_path: Pat
         ("ce", ["--set", "alignment={}"], 2, ["alignment.against: expected at least one of ce, got none"]),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_told_in_one_line(
+def test_a_missing_signal_is_one_line(
     objective: str, words: list[str], code: int, says: list[str], cache: Path, teacher: Path, tmp_path: Path
 ) -> None:
     given = [teacher if word == "TEACHER" else word for word in words]
@@ -155,16 +152,8 @@ def test_a_signal_that_can_not_be_cached_or_read(teacher: Path, tmp_path: Path) 
     assert not (tmp_path / "c").exists()
 
 
-def test_blocks_that_would_become_too_large_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = open_cache(cache).manifest
-    require_small_blocks(manifest, ["logits"], "c")
-    monkeypatch.setattr(checks, "LARGEST_BLOCK_BYTES", manifest.block_rows * 20 - 1)
-    with pytest.raises(ConfigError, match=r"its blocks of \d+ rows would hold .* of logits, .* another --out"):
-        require_small_blocks(manifest, ["logits"], "c")
-
-
 def test_alignment_of_any_split(cache: Path, teacher: Path, tmp_path: Path) -> None:
-    """Another split trains another student, and says how often gradients opposed each other."""
+    """Another split trains another student, and the metrics count the steps with opposed gradients."""
     live = ["--cache", cache, "--set", "teacher.live=true", "--teacher", teacher]
     for name, words in [
         ("summed", []),
@@ -177,7 +166,7 @@ def test_alignment_of_any_split(cache: Path, teacher: Path, tmp_path: Path) -> N
     assert results[0] != results[1]
 
 
-def test_methods_lists_what_each_needs() -> None:
+def test_methods_lists_the_needs_of_each() -> None:
     rows = {row["method"]: row for row in done("methods", "cifar100/resnet32x4-resnet8x4", "--json").result}
     assert rows["kd"]["row_bytes"] == 200
     assert rows["at"]["row_bytes"] == 2 * (32**2 + 16**2 + 8**2)
@@ -191,7 +180,7 @@ def test_methods_lists_what_each_needs() -> None:
     assert all(name in table for name in rows)
 
 
-def test_the_plan_tells_of_other_signals() -> None:
+def test_the_plan_lists_other_signals() -> None:
     plan = done(
         "plan",
         "cifar100/resnet32x4-resnet8x4",
@@ -201,16 +190,16 @@ def test_the_plan_tells_of_other_signals() -> None:
         "objective=at",
         "--json",
     ).result
-    found = {signal["signal"]: signal for signal in plan["signals"]}
-    assert found["cam-2x2"]["cached"]
-    assert not found["cam-2x2"]["needed"]
-    assert found["attention1-32x32"]["needed"]
-    assert found["cam-2x2"]["bytes"] == 162 * 50_000 * 800
+    planned = {signal["signal"]: signal for signal in plan["signals"]}
+    assert planned["cam-2x2"]["cached"]
+    assert not planned["cam-2x2"]["needed"]
+    assert planned["attention1-32x32"]["needed"]
+    assert planned["cam-2x2"]["bytes"] == 162 * 50_000 * 800
     rows = {codec["codec"]: codec["block_rows"] for codec in plan["codecs"]}
-    assert rows["float16"] == rows["int8"], "the largest signal's rows make the blocks"
+    assert rows["float16"] == rows["int8"], "the largest signal decides how many rows a block has"
 
 
-def test_signals_are_read_back_in_the_shapes_that_the_manifest_says(of_signals: Path) -> None:
+def test_signals_have_the_shapes_in_the_manifest(of_signals: Path) -> None:
     reader = open_cache(of_signals)
     for name, signal in reader.manifest.signals.items():
         values = reader.read_view(0, name)

@@ -1,4 +1,4 @@
-"""`dhkd sweep` and `dhkd report`: every run once whatever happens, and a table that is what the runs' own files say."""
+"""`dhkd sweep` and `dhkd report`: every run once whatever happens, and a table that agrees with the runs' files."""
 
 import csv
 import fcntl
@@ -62,17 +62,17 @@ def test_killed_and_started_again_it_repeats_nothing(cache: Path, tmp_path: Path
     rows = {row["run"]: row for row in rows_of(tmp_path)}
     assert len(rows) == 24
     for run in after:
-        own, row = result_of(run), rows[run.name]
+        result, row = result_of(run), rows[run.name]
         objective, student, seed = (part.partition("=")[2] for part in run.name.split(","))
         assert (row["objective"], row["student"], row["seed"], row["state"]) == (objective, student, seed, "finished")
         for name in ("last_top1", "best_top1", "last_top5", "seconds", "samples_per_second", "epochs", "parameters"):
-            assert float(row[name]) == own[name]
-        assert (row["sha256"], own["seed"], own["architecture"]) == (own["sha256"], int(seed), student)
-        assert row["cache"] == own["cache"]["digest"]
+            assert float(row[name]) == result[name]
+        assert (row["sha256"], result["seed"], result["architecture"]) == (result["sha256"], int(seed), student)
+        assert row["cache"] == result["cache"]["digest"]
 
 
-def test_a_killed_run_is_gone_on_with(cache: Path, tmp_path: Path) -> None:
-    """What a kill leaves of a run ends as one that was not interrupted."""
+def test_a_killed_run_is_continued(cache: Path, tmp_path: Path) -> None:
+    """It ends with the weights of a run that nobody interrupted."""
     words = [word if word != "student.epochs=1" else "student.epochs=12" for word in words_for(cache, tmp_path / "cut")]
     process = spawn(*words, "--seeds", 1)
     while not list(tmp_path.rglob("state.pt")):
@@ -103,7 +103,7 @@ def test_a_run_that_fails_is_kept_apart(cache: Path, tmp_path: Path) -> None:
     }
     written = failed.stat().st_mtime_ns
     assert dhkd(*words).code == 1
-    assert failed.stat().st_mtime_ns == written, "it was tried again without being asked for"
+    assert failed.stat().st_mtime_ns == written, "nobody asked to try it again"
     assert dhkd(*words, "--again").code == 1
     assert failed.stat().st_mtime_ns != written
 
@@ -126,7 +126,7 @@ def test_other_settings_are_not_taken_for_the_same_runs(
 def test_signals_that_are_added_to_a_cache_leave_its_runs_what_they_are(
     teacher: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """A sweep goes on, a run that was begun too, and nothing is said of two caches."""
+    """The sweep and a run that had begun continue, and no warning speaks of two caches."""
     grown, out = tmp_path / "grown.zarr", tmp_path / "out"
     shutil.copytree(cache, grown)
     done(*words_for(grown, out, "--grid", "objective=kd", "--seeds", 2))
@@ -141,7 +141,9 @@ def test_signals_that_are_added_to_a_cache_leave_its_runs_what_they_are(
     assert result["comparison"]["cost"]["teacher_forwards_cached"] == 3 * 150
 
 
-def test_a_folder_may_be_called_as_an_analysis_is(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_may_have_the_name_of_an_analysis(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(swept, tmp_path / "views")
     monkeypatch.chdir(tmp_path)
     assert done("report", "views", "--json").result == done("report", "runs", "views", "--json").result
@@ -165,13 +167,13 @@ def test_a_run_that_another_worker_trains_is_left_to_it(cache: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_workers_share_the_runs_out(cache: Path, tmp_path: Path) -> None:
-    """Two that are started by hand, and two that torchrun starts: each run is trained once."""
+    """Each run is trained once, by two workers that are started by hand, and by two that torchrun starts."""
     workers = [spawn(*words_for(cache, tmp_path / "by-hand", *FEW), stderr=subprocess.STDOUT) for _ in range(2)]
-    said = "".join(worker.communicate()[0] for worker in workers)
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    reported = "".join(worker.communicate()[0] for worker in workers)
+    assert [worker.returncode for worker in workers] == [0, 0], reported
     started = in_processes(2, *words_for(cache, tmp_path / "torchrun", *FEW))
     assert started.code == 0, started.err
-    for out, text in (("by-hand", said), ("torchrun", started.err)):
+    for out, text in (("by-hand", reported), ("torchrun", started.err)):
         assert len(finished_in(tmp_path / out)) == 4
         for objective in ("ce", "kd"):
             for seed in (0, 1):
@@ -179,7 +181,7 @@ def test_workers_share_the_runs_out(cache: Path, tmp_path: Path) -> None:
         assert all(result_of(run)["processes"] == 1 for run in finished_in(tmp_path / out))
 
 
-def test_together_is_as_one_by_one(cache: Path, tmp_path: Path) -> None:
+def test_side_by_side_is_as_one_by_one(cache: Path, tmp_path: Path) -> None:
     one_by_one, together = tmp_path / "one", tmp_path / "together"
     done(*words_for(cache, one_by_one, *FEW))
     done(*words_for(cache, together, *FEW, "--together", 2))
@@ -189,7 +191,7 @@ def test_together_is_as_one_by_one(cache: Path, tmp_path: Path) -> None:
         assert same["together"] == 2
 
 
-def test_the_table_says_what_seeds_account_for(cache: Path, tmp_path: Path) -> None:
+def test_the_table_shows_the_spread_over_seeds(cache: Path, tmp_path: Path) -> None:
     result = done(*words_for(cache, tmp_path, "--grid", "objective=ce,kd", "--seeds", 3, "--json")).result
     rows = {row["values"]["objective"]: row for row in result["comparison"]["rows"]}
     tops = {
@@ -218,18 +220,18 @@ def test_the_table_says_what_seeds_account_for(cache: Path, tmp_path: Path) -> N
     assert (cost["teacher_forwards_cached"], cost["teacher_forwards_live"]) == (3 * 150, 3 * 150)
 
 
-def test_pandas_reads_the_table_as_the_page_says(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of docs/experiments.md, as it stands there."""
+def test_pandas_reads_the_table_as_the_page_shows(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/experiments.md, unchanged but for the names."""
     pandas = pytest.importorskip("pandas", reason="needs pandas")
     page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     code = code.replace("runs/sweep", str(swept)).replace('["student", "objective"]', '["objective"]')
-    found: list[Any] = []
-    exec(code.replace("print(", "found.append("), {"found": found})
-    assert isinstance(found[0], pandas.DataFrame)
+    printed: list[Any] = []
+    exec(code.replace("print(", "printed.append("), {"printed": printed})
+    assert isinstance(printed[0], pandas.DataFrame)
     for objective in ("ce", "kd"):
         tops = [result_of(swept / f"objective={objective},seed={seed}")["last_top1"] for seed in (0, 1)]
-        assert found[0].loc[objective].tolist() == pytest.approx([stats.tmean(tops), stats.tstd(tops), 2])
+        assert printed[0].loc[objective].tolist() == pytest.approx([stats.tmean(tops), stats.tstd(tops), 2])
 
 
 @pytest.fixture(scope="module")
@@ -246,13 +248,21 @@ def copied(swept: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_folder_of_runs_trained_by_hand_is_as_good(cache: Path, swept: Path, tmp_path: Path) -> None:
+def test_runs_that_were_trained_one_by_one_are_compared_too(cache: Path, swept: Path, tmp_path: Path) -> None:
     out = copied(swept, tmp_path)
     done(
-        "train-student", "digits", *SIZES, "--cache", cache, "--set", "objective=dhkd", "--out", out / "mine" / "first"
+        "train-student",
+        "digits",
+        *SIZES,
+        "--cache",
+        cache,
+        "--set",
+        "objective=dhkd",
+        "--out",
+        out / "by-hand" / "first",
     )
     runs = read_runs(out)
-    assert next(run.name for run in runs if run.state == "finished") == "mine/first"
+    assert next(run.name for run in runs if run.state == "finished") == "by-hand/first"
     assert axes_of(runs) == {"objective": "experiment.objective"}
     assert "dhkd" in done("report", out, "--baseline", "objective=kd").out
 
@@ -268,11 +278,11 @@ def test_an_objectives_own_options_are_compared_with_a_baseline_that_has_none(
     rows = {row["name"]: row for row in done(*words).result["comparison"]["rows"]}
     assert list(rows) == ["ce", "kd", "binary-kl-norm, ce_weight=0", "binary-kl-norm, ce_weight=1"]
     for weight in (0, 1):
-        of_it, of_ce = ([result_of(out / name)["last_top1"] for name in names] for names in (
+        with_weight, of_ce = ([result_of(out / name)["last_top1"] for name in names] for names in (
             [f"{option}={weight},seed={seed}" for seed in (0, 1)], [f"objective=ce,seed={seed}" for seed in (0, 1)]
         ))  # fmt: skip
         difference = rows[f"binary-kl-norm, ce_weight={weight}"]["difference"]
-        assert difference["mean"] == pytest.approx(stats.tmean(of_it) - stats.tmean(of_ce))
+        assert difference["mean"] == pytest.approx(stats.tmean(with_weight) - stats.tmean(of_ce))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +312,7 @@ def test_a_damaged_run_is_named_and_left_out(fault: Any, says: str, swept: Path,
     rows = {row["values"]["objective"]: row for row in done("report", out, "--json").result["rows"]}
     assert (rows["kd"]["seeds"], rows["ce"]["seeds"]) == ([0], [0, 1])
     table = rows_of(out)
-    assert list(table[0])[:4] == ["run", "objective", "seed", "state"], "what can't be read is no difference"
+    assert list(table[0])[:4] == ["run", "objective", "seed", "state"], "settings that can't be read are no axis"
     states = {row["run"]: row["state"] for row in table}
     assert states.pop("objective=kd,seed=1") in ("damaged", "unfinished")
     assert set(states.values()) == {"finished"}
@@ -312,7 +322,7 @@ def edit(run: Path, **values: object) -> None:
     (run / "result.json").write_text(json.dumps({**result_of(run), **values}))
 
 
-def test_runs_of_two_caches_are_not_compared_in_silence(teacher: Path, swept: Path, tmp_path: Path) -> None:
+def test_a_comparison_of_two_caches_warns(teacher: Path, swept: Path, tmp_path: Path) -> None:
     out, other = copied(swept, tmp_path), tmp_path / "other.zarr"
     done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", other, "--set", "views.seed=1")
     done("train-student", "digits", *SIZES, "--set", "views.seed=1", "--cache", other, "--set", "objective=kd",
@@ -335,7 +345,7 @@ def test_runs_of_two_caches_are_not_compared_in_silence(teacher: Path, swept: Pa
         (["sweep", "digits", "--out", "{empty}/out", "--seeds", "2", "--cache", "{empty}/none"], 1, "none"),
     ],
 )
-def test_what_cannot_be_is_one_line(words: list[str], code: int, says: str, swept: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(words: list[str], code: int, says: str, swept: Path, tmp_path: Path) -> None:
     outcome = dhkd(*(word.format(empty=tmp_path, swept=swept) for word in words))
     assert outcome.code == code, outcome.err
     assert says in outcome.err

@@ -1,4 +1,4 @@
-"""What the golden caches hold, and how those of the newest version were made: `python -P -m tests.golden.rows OUT`."""
+"""What the golden caches hold, and how they were made: `python -P -m tests.golden.rows OUT`."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ STORES = {"zarr": "version-2.zarr", "webdataset": "version-2-tar"}
 
 
 def logits_of(view: int) -> np.ndarray:
-    """float32 (SAMPLES, CLASSES), which float16 holds exactly."""
+    """float32 (SAMPLES, CLASSES), all of which float16 represents exactly."""
     return (view * 10 + np.arange(SAMPLES)[:, None] + np.arange(CLASSES) / 4).astype(np.float32)
 
 
@@ -34,7 +34,7 @@ def rows_of(block: Block) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path) -> None:
-    """The caches of the newest version, in each store."""
+    """Write the caches, one in each store."""
     for store, name in STORES.items():
         manifest = manifest_of(SAMPLES, CLASSES, VIEWS, BLOCK_ROWS, signals=SIGNALS)
         writer = writer_at(folder / name, manifest, store)

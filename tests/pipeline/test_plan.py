@@ -215,7 +215,7 @@ def test_storage_adds_up(
         assert stored.blocks == -(-num_samples // size.block_rows) * num_views
         assert stored.block_bytes <= max(block_bytes, row)
         assert stored.blocks * stored.block_bytes >= stored.bytes
-        assert stored.objects.webdataset <= stored.objects.zarr
+        assert stored.objects["webdataset"] <= stored.objects["zarr"]
         assert stored.memory.views <= stored.memory.resident == stored.bytes
         assert stored.memory.windows <= stored.blocks * stored.block_bytes
 

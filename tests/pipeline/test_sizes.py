@@ -6,24 +6,24 @@ import pytest
 from dhkd.configs.load import load_experiment
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.sources import SIZES, SOURCES, load_source
+from dhkd.data.sources import SOURCES, load_source
+from dhkd.data.sources.base import Place
 from dhkd.pipeline.sizes import DataSize, data_size_of, pixels_of, setting_without_data
 
 IMAGENET = "imagenet/resnet34-resnet18"
 
 
 def test_sizes_are_those_of_the_sets() -> None:
-    assert SIZES.keys() == SOURCES.keys()
     for name in ("digits", "glyphs"):
         images = load_source(name, "train")
-        assert (len(images), images.num_classes) == (SIZES[name].samples, SIZES[name].classes)
+        assert (len(images), images.num_classes) == (SOURCES[name].size.samples, SOURCES[name].size.classes)
         assert isinstance(images, ImageSet)
-        assert images.images_NCHW.shape[2:] == (SIZES[name].pixels,) * 2
+        assert images.images_NCHW.shape[2:] == (SOURCES[name].size.pixels,) * 2
 
 
 def test_the_size_of_cifar100(real_data: Path) -> None:
-    images = load_source("cifar100", "train", root=real_data)
-    assert (len(images), images.num_classes) == (SIZES["cifar100"].samples, SIZES["cifar100"].classes)
+    images = load_source("cifar100", "train", Place(root=str(real_data)))
+    assert (len(images), images.num_classes) == (SOURCES["cifar100"].size.samples, SOURCES["cifar100"].size.classes)
 
 
 @pytest.mark.parametrize(

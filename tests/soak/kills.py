@@ -1,7 +1,8 @@
-"""Stage one killed at random, and resumed until its caches are finished: `python tests/soak/kills.py --kills 200`.
+"""Kill stage one at random, and resume it until its caches are finished: `python tests/soak/kills.py --kills 200`.
 
-One process imports torch; every attempt is a fork of it, so that it writes within milliseconds and most kills land in
-the writing. What an attempt computes it notes in a file beside the cache, which is how recomputed blocks are found.
+One process imports torch, and every attempt is a fork of it, so that it begins to write within milliseconds and most
+kills come while it writes. An attempt notes in a file beside the cache what it computes; this shows whether finished
+blocks were computed again.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from dhkd.data.cache.reader import LogitReader, missing_blocks, open_cache
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Keys, Normalization, ResidentRenderer
+from dhkd.data.render import Keys, Normalization
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
@@ -40,7 +41,7 @@ Numbered = tuple[int, int]  # a block's view and number
 
 
 def manifest() -> Manifest:
-    """What every cache here is of."""
+    """The manifest of every cache here."""
     logits = {"teacher": {"sha256": "0" * 64}, "precision": "float32", "codec": {"kind": "float16"}, "row": [CLASSES]}
     dataset = {"name": "random", "split": "train", "num_samples": SAMPLES, "num_classes": CLASSES, "fingerprint": "f"}
     recipe = {"kind": "crop-flip", "version": 1, "padding": 1, "flip": True, "seed": 0}
@@ -50,7 +51,7 @@ def manifest() -> Manifest:
 
 
 class Noting(ResidentRenderer):
-    """Notes every batch that it renders: what has been computed, whether or not it was stored."""
+    """Notes every batch that it renders: what was computed, whether or not it was stored."""
 
     def __init__(self, images: ImageSet, recipe: CropFlip, device: torch.device, notes: Path) -> None:
         super().__init__(images, recipe, device)
@@ -64,7 +65,7 @@ class Noting(ResidentRenderer):
 
 
 def stage_one(place: str, store: str, notes: Path) -> None:
-    """All of it: begin, compute what is missing, check, finish."""
+    """The whole stage: begin, compute what is missing, check, finish."""
     torch.set_num_threads(1)  # a fork has no other threads than this one
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
@@ -80,7 +81,7 @@ def stage_one(place: str, store: str, notes: Path) -> None:
 
 
 def started(place: str, store: str, notes: Path) -> int:
-    """Stage one in a process of its own; its id."""
+    """Start stage one in a new process; the process's id."""
     process = os.fork()
     if process:
         return process
@@ -95,26 +96,26 @@ def started(place: str, store: str, notes: Path) -> int:
 
 
 def ended(process: int) -> int:
-    """The exit code of a process, negative where a signal ended it."""
+    """The exit code of a process when it has ended; negative if a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def noted(notes: Path) -> list[Numbered]:
-    """The blocks of which something was computed, each time that it was begun."""
+    """The blocks of which something was computed; a block that was begun again comes again."""
     rows = [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
     batches = [(int(view), int(number)) for view, number in rows]
     return [block for block, before in zip(batches, [None, *batches], strict=False) if block != before]
 
 
 def finished(place: str, store: str) -> set[Numbered]:
-    """The blocks of which every object is there."""
+    """The blocks of which every object exists."""
     wanted = manifest()
     missing = missing_blocks(storage_of(place), store, wanted, wanted.names)
     return {(b.view, b.number) for b in wanted.plan.blocks()} - {(b.view, b.number) for b in missing}
 
 
 def contents(place: str) -> dict[str, bytes]:
-    """All objects but what kills leave behind."""
+    """All objects except what kills leave behind."""
     storage = storage_of(place)
     sizes = storage.sizes()
     assert sizes is not None
@@ -129,9 +130,9 @@ def values(reader: LogitReader) -> np.ndarray:
 def killed_until_finished(
     folder: Path, store: str, chance: random.Random, expected: Path, *, span: float, at_most: int
 ) -> Counter[str]:
-    """One cache, killed `at_most` times, each within `span` seconds of a start; what was counted on the way.
+    """Write one cache, killed up to `at_most` times, each within `span` seconds of a start; counts of what happened.
 
-    Raises `AssertionError` where a kill left something wrong behind.
+    Raises `AssertionError` if a kill left something wrong behind.
     """
     counted: Counter[str] = Counter()
     cache, everything = folder / "cache", len(manifest().plan.blocks())
@@ -141,7 +142,7 @@ def killed_until_finished(
         process = started(str(cache), store, notes)
         if counted["kills"] < at_most:
             time.sleep(chance.uniform(0, span))
-            os.kill(process, signal.SIGKILL)  # it is not waited for yet: its id is its own even where it has ended
+            os.kill(process, signal.SIGKILL)  # not waited for yet, so the id is still its own even if it has ended
         code = ended(process)
         assert code in (0, -signal.SIGKILL), f"{store}, attempt {attempt}: stage one ended with {code}"
         computed = set(noted(notes))
@@ -157,7 +158,7 @@ def killed_until_finished(
         try:
             reader = open_cache(cache)
         except CacheIncomplete:
-            assert code, f"{store}, attempt {attempt}: not finished, though stage one said so"
+            assert code, f"{store}, attempt {attempt}: not finished, although stage one ended normally"
             continue
         assert (values(reader) == values(open_cache(expected))).all()
         assert contents(str(cache)) == contents(str(expected)), f"{store}: not the bytes of an uninterrupted cache"
@@ -167,7 +168,7 @@ def killed_until_finished(
 
 
 def main() -> None:
-    """Kill until there were as many kills as asked for, in caches of either store by turns."""
+    """Kill as often as asked, writing caches in each store in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -188,7 +189,7 @@ def main() -> None:
                 break
             folder = Path(temporary) / str(number)
             folder.mkdir()
-            # Less than the whole, so that a cache takes several kills: each attempt has to get further than to begin.
+            # Less time than a whole cache takes, so that each is killed several times, but enough to make progress.
             expected, left = Path(temporary) / store, options.kills - counted["kills"]
             counted += killed_until_finished(folder, store, chance, expected, span=0.7 * spans[store], at_most=left)
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""A few kills of the soak, so that the script stays right; run it by itself for many."""
+"""A few kills of the soak, to keep the script working; run it by itself for many."""
 
 import os
 import re
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("kills.py")
 
 @pytest.mark.slow
 def test_stage_one_survives_random_kills() -> None:
-    # By itself: a fork of this process might lack threads that other tests have started.
+    # In a new process: forks of this one would lack threads that other tests have started.
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), "--kills", "20", "--seed", "1"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
@@ -21,4 +21,4 @@ def test_stage_one_survives_random_kills() -> None:
     assert done.returncode == 0, done.stderr
     counts = re.match(r"20 kills: \d+ before a block was begun, (\d+) among blocks", done.stdout)
     assert counts, done.stdout
-    assert int(counts[1]) >= 3, "kills have to land in the writing"
+    assert int(counts[1]) >= 3, "kills have to come while blocks are written"

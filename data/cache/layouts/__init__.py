@@ -1,1 +1,17 @@
-"""How a cache's blocks are laid out as objects."""
+"""The layouts by the name of their store. A new one is a file beside this one and a line in `LAYOUTS`."""
+
+from dhkd.data.cache.layouts.base import Layout
+from dhkd.data.cache.layouts.tar_shards import TarLayout
+from dhkd.data.cache.layouts.zarr_chunks import ZarrLayout
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.errors import one_of
+
+LAYOUTS: dict[str, type[Layout]] = {
+    "zarr": ZarrLayout,
+    "webdataset": TarLayout,
+}
+
+
+def layout_of(store: str, manifest: Manifest) -> Layout:
+    """How the store lays this cache out; raises `ConfigError` for an unknown store."""
+    return one_of("store", store, LAYOUTS)(manifest)

@@ -1,19 +1,20 @@
-"""The WebDataset store: a tar shard for each block of a signal, which webdataset and tarfile read as they are.
+"""The WebDataset store: a tar shard for each block of a signal, readable by webdataset and tarfile as it is.
 
     manifest.json                           the manifest
-    shards/logits/VIEW/BLOCK.tar            a sample of many rows, its members named VIEW-BLOCK.*:
+    shards/logits/VIEW/BLOCK.tar            one sample of many rows, with members named VIEW-BLOCK.*:
         VIEW-BLOCK.key.npy                  int32 (rows, 2): view and index of each row
         VIEW-BLOCK.logits.npy               (rows, K), and one member for each further part
         VIEW-BLOCK.seal.json                crc32c and size of all bytes before it
 
-Shards follow the order of the samples, so those of one view belong to consecutive samples of the image shards. Members
-have fixed times, owners and order, so that equal rows are equal bytes.
+The shards of a view follow the order of the samples, as image shards do. Members have fixed times, owners and order, so
+that equal rows give equal bytes.
 """
 
 import io
 import json
 import tarfile
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from dhkd.data.cache.blocks import Array, Block
@@ -23,7 +24,6 @@ from google_crc32c import extend
 from google_crc32c import value as crc32c
 from numpy.lib import format as npy
 
-MANIFEST_KEY = "manifest.json"
 BLOCK_DIGITS, VIEW_DIGITS = 5, 5  # so that names sort as numbers do; larger numbers are written in full
 SEAL_BYTES = 64
 
@@ -31,24 +31,37 @@ SEAL_BYTES = 64
 class TarLayout:
     """One shard for each block of a signal, and of the witness."""
 
+    manifest_key: ClassVar[str] = "manifest.json"
+
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._sizes: dict[tuple[str, int], int] = {}
+        self._sizes: dict[tuple[str, int], int] = {}  # of a shard, by array and number of rows
+
+    @staticmethod
+    def manifest_tree(content: bytes) -> object:
+        """The manifest, as plain JSON values."""
+        tree: object = json.loads(content)
+        return tree
+
+    @staticmethod
+    def objects_per_block(num_parts: int) -> int:
+        """One shard for all parts."""
+        return 1
 
     def structure(self) -> dict[str, bytes]:
         """The manifest."""
-        return {MANIFEST_KEY: json.dumps(self._manifest.to_json(), indent=2, sort_keys=True).encode()}
+        return {self.manifest_key: json.dumps(self._manifest.to_json(), indent=2, sort_keys=True).encode()}
 
     def objects(self, name: str, block: Block) -> dict[str, int]:
-        """The shard; its size follows from how many rows it holds."""
-        known = (name, len(block))
-        if known not in self._sizes:
-            parts = {
+        """The shard; its size follows from the number of rows."""
+        kind = (name, len(block))
+        if kind not in self._sizes:
+            zeros = {
                 part: np.zeros((len(block), *row), dtype) for part, (dtype, row) in self._manifest.parts(name).items()
             }
-            (shard,) = self.pack(name, block, parts).values()
-            self._sizes[known] = len(shard)
-        return {_shard(name, block): self._sizes[known]}
+            (shard,) = self.pack(name, block, zeros).values()
+            self._sizes[kind] = len(shard)
+        return {_shard(name, block): self._sizes[kind]}
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
         """The shard, sealed with the crc32c of what comes before the seal."""
@@ -61,7 +74,7 @@ class TarLayout:
                 _add(shard, f"{_sample(block)}.{array}.npy", _npy(values))
             sealed = stream.getvalue()
             seal = json.dumps({"bytes": len(sealed), "crc32c": f"{crc32c(sealed):08x}"})
-            # Of one length, so that a shard's size follows from its number of rows.
+            # Always of the same length, so that a shard's size follows from its number of rows.
             _add(shard, f"{_sample(block)}.seal.json", seal.encode().ljust(SEAL_BYTES))
         return {_shard(name, block): stream.getvalue()}
 
@@ -71,34 +84,30 @@ class TarLayout:
         content, parts = contents[key], self._manifest.parts(name)
         try:
             members = {member.name: member.offset_data for member in _members(content)}
-            found = {part: _array(content, members[f"{_sample(block)}.{array_name(name, part)}.npy"]) for part in parts}
+            arrays = {
+                part: _array(content, members[f"{_sample(block)}.{array_name(name, part)}.npy"]) for part in parts
+            }
         except (KeyError, ValueError, tarfile.TarError) as error:
             raise CacheDamaged(f"{key}: not the shard of {block} ({error})") from error
         for part, (dtype, row) in parts.items():
-            expected, got = ((len(block), *row), np.dtype(dtype)), (found[part].shape, found[part].dtype)
+            expected, got = ((len(block), *row), np.dtype(dtype)), (arrays[part].shape, arrays[part].dtype)
             if got != expected:
                 raise CacheDamaged(f"{key}: {array_name(name, part)} expected {expected}, got {got}")
-        return found
+        return arrays
 
     def checksum(self, key: str, content: bytes) -> int:
-        """The crc32c of the whole shard, of which the seal checks all that holds values."""
+        """The crc32c of the whole shard; raises `CacheDamaged` if the seal is not that of the bytes before it."""
         try:
             *_, last = _members(content)
             seal = json.loads(content[last.offset_data : last.offset_data + last.size])
-            end, said = int(seal["bytes"]), int(seal["crc32c"], 16)
+            end, sealed = int(seal["bytes"]), int(seal["crc32c"], 16)
             assert 0 < end == last.offset
         except (ValueError, KeyError, TypeError, AssertionError, tarfile.TarError) as error:
             raise CacheDamaged(f"{key}: no sealed shard") from error
-        found: int = crc32c(content[:end])
-        if found != said:
-            raise CacheDamaged(f"{key}: crc32c of the rows expected {said:08x}, got {found:08x}")
-        return int(extend(found, content[end:]))
-
-
-def manifest_tree(content: bytes) -> object:
-    """The manifest, as plain JSON values."""
-    tree: object = json.loads(content)
-    return tree
+        actual: int = crc32c(content[:end])
+        if actual != sealed:
+            raise CacheDamaged(f"{key}: crc32c of the rows expected {sealed:08x}, got {actual:08x}")
+        return int(extend(actual, content[end:]))
 
 
 def _shard(name: str, block: Block) -> str:
@@ -110,7 +119,7 @@ def _sample(block: Block) -> str:
 
 
 def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of time 0 and nobody's, unless told otherwise
+    member = tarfile.TarInfo(name)  # its defaults: time 0, owner 0
     member.size, member.mode = len(content), 0o444
     shard.addfile(member, io.BytesIO(content))
 

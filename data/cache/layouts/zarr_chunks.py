@@ -4,15 +4,16 @@
     signals/logits/c/VIEW/BLOCK/0     rows of (V, N, K), followed by their crc32c
     witness/c/VIEW/BLOCK              the same of (V, N), uint32
 
-zarr makes the metadata; a chunk is what zarr makes of the same values, but put together here: a whole block is one copy
-and one checksum. A missing chunk reads as the fill value without an error, so presence comes from listing alone, never
-from values. There is no sharding codec: it reads a zero-length file as NaN, and a shard can't be repaired by
-overwriting one block.
+zarr makes the metadata. Chunks have the bytes that zarr would write, but are put together here, where a whole block
+takes one copy and one checksum. A missing chunk reads as the fill value without an error, so whether a block exists is
+known from the listing alone, never from values. There is no sharding codec: it reads a zero-length file as NaN, and a
+shard can't be repaired by overwriting one block.
 """
 
 import json
 import struct
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import zarr
@@ -23,20 +24,34 @@ from google_crc32c import value as crc32c
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-MANIFEST_KEY = "zarr.json"
 MANIFEST_ATTRIBUTE = "dhkd"
+SIGNALS_GROUP = "signals/zarr.json"
 CHECKSUM = struct.Struct("<I")  # crc32c, at the end of each chunk
-RESIDUE = 0x48674BC7  # the crc32c of any bytes with their own crc32c behind them
+RESIDUE = 0x48674BC7  # the crc32c of any bytes that are followed by their own crc32c
 
 
 class ZarrLayout:
     """One array for each part of a signal, one chunk for each block of it."""
 
+    manifest_key: ClassVar[str] = "zarr.json"
+
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
 
+    @staticmethod
+    def manifest_tree(content: bytes) -> object:
+        """The manifest in the root group's metadata, as plain JSON values; None if it is another program's group."""
+        tree = json.loads(content)
+        attributes = tree.get("attributes") if isinstance(tree, dict) else None
+        return attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
+
+    @staticmethod
+    def objects_per_block(num_parts: int) -> int:
+        """A chunk for each part."""
+        return num_parts
+
     def structure(self) -> dict[str, bytes]:
-        """The metadata of groups and arrays; the root group's last, with the manifest."""
+        """The metadata of arrays and groups; the root group comes last, with the manifest."""
         manifest, store = self._manifest, MemoryStore()
         for name in manifest.names:
             for array, (dtype, row) in _arrays(manifest, name).items():
@@ -51,15 +66,14 @@ class ZarrLayout:
                     filters=None,
                 )
         group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-        contents = {
-            key: buffer.to_bytes() for key, buffer in store._store_dict.items() if key not in (MANIFEST_KEY, _SIGNALS)
-        }
-        contents[_SIGNALS] = json.dumps(group, indent=2).encode()
+        groups = (self.manifest_key, SIGNALS_GROUP)
+        contents = {key: buffer.to_bytes() for key, buffer in store._store_dict.items() if key not in groups}
+        contents[SIGNALS_GROUP] = json.dumps(group, indent=2).encode()
         root = {**group, "attributes": {MANIFEST_ATTRIBUTE: manifest.to_json()}}
-        return {**contents, MANIFEST_KEY: json.dumps(root, indent=2, sort_keys=True).encode()}
+        return {**contents, self.manifest_key: json.dumps(root, indent=2, sort_keys=True).encode()}
 
     def objects(self, name: str, block: Block) -> dict[str, int]:
-        """Each array's chunk. All of an array are of one size: the last one of a view is filled up."""
+        """Each array's chunk. All chunks of an array have one size: the last one of a view is filled up."""
         rows = self._manifest.block_rows
         return {
             _chunk(array, part, block): rows * _row_size(part) + CHECKSUM.size
@@ -67,11 +81,11 @@ class ZarrLayout:
         }
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
-        """Little-endian values in C order, filled up with the fill value, and their crc32c."""
+        """Little-endian values in C order, filled up with the fill value, then their crc32c."""
         chunks = {}
         for part, (array, (dtype, row)) in zip(parts, _arrays(self._manifest, name).items(), strict=True):
-            rest = np.full((self._manifest.block_rows - len(block), *row), _fill(dtype), _little(dtype))
-            content = parts[part].astype(_little(dtype), copy=False).tobytes() + rest.tobytes()
+            filling = np.full((self._manifest.block_rows - len(block), *row), _fill(dtype), _little(dtype))
+            content = parts[part].astype(_little(dtype), copy=False).tobytes() + filling.tobytes()
             chunks[_chunk(array, (dtype, row), block)] = content + CHECKSUM.pack(crc32c(content))
         return chunks
 
@@ -88,25 +102,15 @@ class ZarrLayout:
         return parts
 
     def checksum(self, key: str, content: bytes) -> int:
-        """The crc32c of the values, which the chunk ends with."""
-        (said,) = CHECKSUM.unpack(content[-CHECKSUM.size :])
+        """The crc32c at the end of the chunk; raises `CacheDamaged` if it is not that of the values."""
+        (stored,) = CHECKSUM.unpack(content[-CHECKSUM.size :])
         if crc32c(content) != RESIDUE:
             raise CacheDamaged(f"{key}: its values and its crc32c don't agree")
-        return int(said)
-
-
-_SIGNALS = "signals/zarr.json"
-
-
-def manifest_tree(content: bytes) -> object:
-    """The manifest in the root group's metadata, as plain JSON values; None where there is none."""
-    tree = json.loads(content)
-    attributes = tree.get("attributes") if isinstance(tree, dict) else None
-    return attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
+        return int(stored)
 
 
 def _arrays(manifest: Manifest, name: str) -> dict[str, Part]:
-    """Dtype and shape of a row of each array that a signal, or the witness, is stored as, by its path."""
+    """The arrays that a signal, or the witness, is stored as: dtype and row shape, by path."""
     prefix = "" if name == WITNESS else "signals/"
     return {f"{prefix}{array_name(name, part)}": described for part, described in manifest.parts(name).items()}
 

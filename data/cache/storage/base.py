@@ -1,6 +1,6 @@
-"""Where a cache's objects lie: named bytes, put whole or not at all.
+"""What every storage promises: named bytes, put whole or not at all.
 
-An object is finished or absent. What a kill leaves of an unfinished put has another name, which nobody asks for.
+An object is finished or absent. If a put is interrupted, what it leaves behind has another name, which nobody reads.
 """
 
 from collections import deque
@@ -9,38 +9,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 S = TypeVar("S")
-
-
 T = TypeVar("T")
 
 
 class Storage(Protocol):
-    """Objects by key, a relative path with slashes.
+    """A cache's objects by key, a relative path with slashes. Threads may share a storage."""
 
-    `location` is what users call the place: a path or a URL. `streams` says how many objects are best read at a time.
-    """
-
-    location: str
-    streams: int
+    location: str  # the path or URL that users know it by
+    streams: int  # how many objects are best read at a time
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; raises `FileNotFoundError` when there is none."""
+        """The object's bytes; raises `FileNotFoundError` if there is no such object."""
 
     def size(self, key: str) -> int:
-        """The object's size in bytes, -1 when there is none."""
+        """The object's size in bytes, -1 if there is no such object."""
 
     def sizes(self) -> dict[str, int] | None:
-        """Every object's size, by its key; None where the storage can't list."""
+        """Every object's size, by key; None if the storage can't list its objects."""
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
-        """Make the object, durable on return. False, and nothing done, where it exists and `replace` doesn't hold."""
+        """Make the object, durably before returning. Without `replace`, an existing object stays: then False."""
 
     def delete(self, key: str) -> None:
-        """Remove the object, if it is there."""
+        """Remove the object, if it exists."""
 
 
 def each(function: Callable[[S], T], items: Iterable[S], streams: int) -> Iterator[T]:
-    """What `function` makes of each item, in order; of up to `streams` at a time, in threads."""
+    """The function's result for each item, in order, with up to `streams` calls at a time in threads."""
     if streams == 1:
         yield from map(function, items)
         return

@@ -11,20 +11,20 @@ from dhkd.data.disk.atomic import sync_folder, write_atomically
 class Folder:
     """A folder of the file system; several machines may share it."""
 
-    streams = 1  # a disk is as fast with one, and memory holds one block
+    streams = 1  # several are no faster from a disk, and one keeps only one block in memory
 
     def __init__(self, path: Path) -> None:
         self.path, self.location = path, str(path)
 
     def get(self, key: str) -> bytes:
-        """The file's bytes; raises `FileNotFoundError` when there is none."""
+        """The file's bytes; raises `FileNotFoundError` if there is no such file."""
         try:
             return (self.path / key).read_bytes()
         except (NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(f"{self.path / key}: no file") from error
 
     def size(self, key: str) -> int:
-        """The file's size in bytes, -1 when there is none."""
+        """The file's size in bytes, -1 if there is no such file."""
         try:
             facts = (self.path / key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -42,7 +42,7 @@ class Folder:
                     if entry.is_dir():
                         folders.append((entry.path, f"{prefix}{entry.name}/"))
                     else:
-                        with contextlib.suppress(FileNotFoundError):  # it may have been a put under way
+                        with contextlib.suppress(FileNotFoundError):  # a put under way may have ended
                             sizes[prefix + entry.name] = entry.stat().st_size
         return sizes
 
@@ -51,7 +51,7 @@ class Folder:
         return write_atomically(self.path / key, lambda stream: stream.write(content), replace=replace)
 
     def delete(self, key: str) -> None:
-        """Remove the file, if it is there."""
+        """Remove the file, if it exists."""
         path = self.path / key
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

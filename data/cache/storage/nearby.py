@@ -1,4 +1,4 @@
-"""What was fetched from far away is kept near: copies of a cache's objects in a bounded folder of this machine."""
+"""Copies of a distant cache's objects, kept in a bounded folder of this machine."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from dhkd.data.disk.copies import BoundedCopies
 
 
 class Nearby:
-    """A storage whose objects are fetched once, where it is said what they hold; everything else passes through.
+    """A storage whose objects are fetched once if it is known what they hold; all other requests pass through.
 
-    Any number of processes may share the folder of `copies`, of different caches too. A copy is known by the storage's
-    location, the key, and the size and checksum that the cache's index promises. So an object that was replaced has
-    another copy, and what is given is never stale.
+    Any number of processes may share the folder of `copies`, for different caches too. A copy is named by the storage's
+    location, the key, and the size and checksum in the cache's index. So an object that was replaced has another copy,
+    and no stale copy is ever given.
     """
 
     def __init__(self, storage: Storage, copies: BoundedCopies) -> None:
@@ -25,9 +25,9 @@ class Nearby:
     ) -> bytes:
         """The object's bytes, from its copy or fetched anew.
 
-        A copy that has another size or isn't intact was damaged, and is replaced by what the storage gives. That is
-        given as it is, for the caller to judge, but not kept unless it is as promised. Raises `FileNotFoundError` when
-        the object isn't there, `OSError` where the copy can't be written.
+        A copy that has another size or isn't intact is damaged, and is replaced by what the storage gives. Those bytes
+        are returned whatever they are, for the caller to judge, but are kept only if they are intact. Raises
+        `FileNotFoundError` if there is no such object, and `OSError` if the copy can't be written.
         """
         name = self._name(key, size, checksum)
         fetched: list[bytes] = []
@@ -36,13 +36,10 @@ class Nearby:
             fetched.append(self._storage.get(key))
             copy.write(fetched[-1])
 
-        def promised(content: bytes) -> bool:
-            return len(content) == size and is_intact(content)
-
         for _ in range(2):
             with self._copies.open(name, fetch) as copy:
                 content = copy.read()
-            if promised(content):
+            if len(content) == size and is_intact(content):
                 return content
             self._copies.forget(name)
             if fetched:
@@ -50,15 +47,15 @@ class Nearby:
         return fetched[-1] if fetched else self._storage.get(key)
 
     def get(self, key: str) -> bytes:
-        """The object's bytes, from the storage itself; raises `FileNotFoundError` when there is none."""
+        """The object's bytes, from the storage itself; raises `FileNotFoundError` if there is no such object."""
         return self._storage.get(key)
 
     def size(self, key: str) -> int:
-        """The object's size in bytes, -1 when there is none."""
+        """The object's size in bytes, -1 if there is no such object."""
         return self._storage.size(key)
 
     def sizes(self) -> dict[str, int] | None:
-        """Every object's size, by its key; None where the storage can't list."""
+        """Every object's size, by key; None if the storage can't list its objects."""
         return self._storage.sizes()
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
@@ -66,7 +63,7 @@ class Nearby:
         return self._storage.put(key, content, replace=replace)
 
     def delete(self, key: str) -> None:
-        """Remove the object from the storage, if it is there."""
+        """Remove the object from the storage, if it exists."""
         self._storage.delete(key)
 
     def _name(self, key: str, size: int, checksum: int) -> str:

@@ -39,8 +39,8 @@ def _disk(plan: CachePlan) -> str:
             bytes_text(storage.bytes),
             f"{storage.block_rows:,}",
             bytes_text(storage.block_bytes),
-            f"{storage.objects.zarr:,}",
-            f"{storage.objects.webdataset:,}",
+            f"{storage.objects['zarr']:,}",
+            f"{storage.objects['webdataset']:,}",
         )
         for storage in plan.codecs
     ]

@@ -1,10 +1,10 @@
 """The objectives by name. A new method is one file here and one line in `OBJECTIVES`."""
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 
-from dhkd.data.errors import ConfigError, one_of, unknown
+from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.options import with_options
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.objectives.attention import AttentionTransfer
 from dhkd.stages.train.objectives.binary_kl import BinaryKL, BinaryKLNorm
@@ -22,7 +22,6 @@ from dhkd.stages.train.objectives.ofd import OFD
 from dhkd.stages.train.objectives.reviewkd import ReviewKD
 from dhkd.stages.train.objectives.rkd import RKD
 from dhkd.stages.train.objectives.simkd import SimKD
-from pydantic import TypeAdapter, ValidationError
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "ce": CrossEntropy,
@@ -50,9 +49,9 @@ _PART = re.compile(r"(?:(?P<factor>[^*+]+?)\s*\*)?\s*(?P<name>[^*+]+)")
 def combined_objective(
     text: str, options: Mapping[str, Mapping[str, object]], alignment: Alignment | None = None
 ) -> Objective:
-    """The objective that "NAME", or "NAME + 0.5 * NAME", means, each with its own `options`.
+    """The objective that a text such as "NAME" or "NAME + 0.5 * NAME" means; `options` are by the parts' names.
 
-    `alignment` takes the place of theirs. Raises `ConfigError`, in one line.
+    An `alignment` replaces that of the parts. Raises `ConfigError`, in one line.
     """
     for name in options:
         one_of("objective", name, OBJECTIVES)
@@ -68,33 +67,20 @@ def combined_objective(
     return Combined(tuple(parts), alignment)
 
 
-def _factor(text: str | None, where: str) -> float:
+def _factor(text: str | None, objective: str) -> float:
     try:
         factor = float(text or 1)
     except ValueError:
         factor = -1.0
     if not 0 <= factor < float("inf"):
-        raise ConfigError(f"objective {where!r}: expected a finite factor >= 0, got {text!r}")
+        raise ConfigError(f"objective {objective!r}: expected a finite factor >= 0, got {text!r}")
     return factor
 
 
 def build_objective(name: str, options: Mapping[str, object]) -> Objective:
-    """The objective `name` with these options, the others at their defaults.
+    """The objective `name` with these options; all others keep their defaults.
 
-    Raises `ConfigError`, in one line, for an unknown name or option, a value of the wrong type (an int serves as a
-    float, text never as a number) and a value out of range.
+    Raises `ConfigError`, in one line, for an unknown name or option, for a value of the wrong type (an int is accepted
+    as a float, a text never as a number) and for a value out of range.
     """
-    factory = one_of("objective", name, OBJECTIVES)
-    valid = inspect.signature(factory).parameters
-    checked: dict[str, object] = {}
-    for option, value in options.items():
-        if option not in valid:
-            if not valid:
-                raise ConfigError(f"objective {name!r}: unknown option {option!r}: it has none")
-            raise ConfigError(f"objective {name!r}: {unknown('option', option, valid)}")
-        try:
-            checked[option] = TypeAdapter(valid[option].annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            expected = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise ConfigError(f"objective {name!r}: {option}: expected {expected}, got {value!r}") from None
-    return factory(**checked)
+    return with_options(f"objective {name!r}", one_of("objective", name, OBJECTIVES), options)

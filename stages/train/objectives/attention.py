@@ -1,4 +1,4 @@
-"""`at`: where the stages are active.
+"""`at`: the student's stages are active where the teacher's are.
 
 Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
 """
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import attention_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -20,8 +21,8 @@ PREFIX = "attention"
 class AttentionTransfer(Objective):
     """ce_weight · CE + at_weight · Σ over the stages of the mean squared difference of normalised attention maps.
 
-    The maps are those of `signals.attention`, behind each stage's last activation, at the smaller of both networks'
-    resolutions. The stem's is left out.
+    The maps are those of `signals.attention`, behind each stage's last activation, at the smaller resolution of the two
+    networks. The stem is left out.
     """
 
     ce_weight: float = 1.0
@@ -37,7 +38,7 @@ class AttentionTransfer(Objective):
         return dict.fromkeys(self.reads(setting))
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The same maps of the student's."""
+        """The same maps of the student."""
         names = []
         for stage in setting.stages("at"):
             _, student_height, student_width = setting.student.maps[stage]
@@ -46,14 +47,14 @@ class AttentionTransfer(Objective):
             names.append(attention_name(stage, size))
         return names
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `at`."""
         differences = [
-            F.mse_loss(losses.widened(mine), teacher[name])
-            for name, mine in student.features.items()
+            F.mse_loss(losses.widened(attention), teacher[name])
+            for name, attention in student.features.items()
             if name.startswith(PREFIX)
         ]
-        return {"ce": losses.cross_entropy(student.task, labels_B), "at": sum(differences[1:], differences[0])}
+        return {"ce": losses.cross_entropy(student.task, labels), "at": sum(differences[1:], differences[0])}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The same in every epoch."""

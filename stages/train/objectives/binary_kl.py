@@ -1,13 +1,14 @@
 """`binary-kl` and `binary-kl-norm`: a logit-level loss beside cross-entropy on a SINGLE head.
 
-This is the combination that the paper reports as collapsing (Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge
-Distillation", KDD 2025, arXiv 2411.08937): it is here to be compared with `dhkd`, which gives each loss its own head.
+The paper reports that this combination collapses (Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
+2025, arXiv 2411.08937). It is here to be compared with `dhkd`, which gives each loss its own head.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
@@ -15,7 +16,7 @@ from torch import Tensor
 
 LogitLoss = Literal["binary-kl", "binary-kl-norm"]
 
-# (student_BK, teacher_BK, temperature) → a scalar; the name is also the term's.
+# (student_BK, teacher_BK, temperature) → a scalar. The loss's name is also its term's name.
 LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
     "binary-kl": losses.binary_kl,
     "binary-kl-norm": losses.binary_kl_norm,
@@ -40,10 +41,10 @@ class BinaryKL(Objective):
         """The teacher's raw logits."""
         return {"logits": None}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and the logit-level loss under its own name."""
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`ce`, and the logit-level loss under its own name."""
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             self.loss: LOGIT_LOSSES[self.loss](student.task, teacher["logits"], self.temperature),
         }
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import cam_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> Tensor:
-    """Mean squared difference of class activation maps; `normalize`: each sample's map of each class to length 1.
+    """Mean squared difference of class activation maps; `normalize` scales each sample's map of each class to length 1.
 
     Guo et al., equation 4.
     """
@@ -29,8 +30,8 @@ def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> 
 class CATKD(Objective):
     """ce_weight · CE + cam_weight · the difference of class activation maps, pooled to `grid` × `grid`.
 
-    The published weights, grids and whether maps are normalised differ between pairs; the defaults are those of
-    resnet32x4 → resnet8x4.
+    The published weights and grids differ between pairs, and so does whether maps are normalised; the defaults are
+    those of resnet32x4 → resnet8x4.
     """
 
     ce_weight: float = 1.0
@@ -49,14 +50,14 @@ class CATKD(Objective):
         return {cam_name(self.grid): None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's."""
+        """The student's maps."""
         return [cam_name(self.grid)]
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `cam`."""
         name = cam_name(self.grid)
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "cam": cam_loss(student.features[name], teacher[name], normalize=self.normalize),
         }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from dhkd.data.errors import ConfigError, unknown
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
@@ -15,7 +16,7 @@ CE = "ce"
 
 
 class Adapters(nn.Module):
-    """The parts' adapters, by the parts' names; each sees the student's own features."""
+    """The adapters of all parts, by the parts' names; each sees the features of the student alone."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -27,17 +28,17 @@ class Adapters(nn.Module):
         ]
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """What each of them computes, together."""
+        """What all adapters compute, together."""
         return {name: value for part in self.parts.values() for name, value in part(features, batch).items()}
 
 
 @dataclass(frozen=True)
 class Combined(Objective):
-    """The terms of all `parts`, (name, factor, objective) each, with their weights times the part's factor.
+    """The terms of all `parts`, each a (name, factor, objective); every weight is multiplied by the part's factor.
 
-    Cross-entropy is the first part's, which the others' would only repeat. Where `aligned` doesn't say otherwise, the
-    part's alignment holds that has one, against every term of logits. Raises `ConfigError` for parts that don't fit
-    together, and for an alignment that isn't of their terms.
+    Cross-entropy is taken from the first part, since the others would only repeat it. Unless `aligned` is given, the
+    alignment is that of the part that has one, extended to every term of logits. Raises `ConfigError` for parts that
+    don't fit together and for an alignment that names other terms.
     """
 
     parts: tuple[tuple[str, float, Objective], ...]
@@ -61,34 +62,34 @@ class Combined(Objective):
 
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
-        """Whether any part's terms do."""
+        """Whether any part's terms couple them."""
         return any(part.couples_rows for _, _, part in self.parts)
 
     @property
     def capturable(self) -> bool:  # type: ignore[override]
-        """Whether all parts' steps are."""
+        """Whether all parts are."""
         return all(part.capturable for _, _, part in self.parts)
 
     @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]
-        """What any part takes."""
+        """What the parts take."""
         return " and ".join(part.takes_of_teacher for _, _, part in self.parts if part.takes_of_teacher) or None
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:
-        """The part's that has one."""
+        """The head of the part that has one."""
         return next((part.auxiliary for _, _, part in self.parts if part.auxiliary), None)
 
     @property
     def alignment(self) -> Alignment | None:
-        """The part's that has one, extended to every term of logits."""
+        """The alignment of the part that has one, extended to every term of logits; `aligned` replaces it."""
         if self.aligned is not None:
             return self._resolved(self.aligned)
-        own = next((part.alignment for _, _, part in self.parts if part.alignment), None)
-        return own and self._resolved(replace(own, against=None))
+        alignment = next((part.alignment for _, _, part in self.parts if part.alignment), None)
+        return alignment and self._resolved(replace(alignment, against=None))
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """What any part needs; probabilities suffice where all take them at one temperature."""
+        """What any part needs; probabilities are enough if all parts take them at one temperature."""
         needs: dict[str, float | None] = {}
         for _, _, part in self.parts:
             for name, temperature in part.needs(setting).items():
@@ -96,36 +97,36 @@ class Combined(Objective):
         return needs
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """What any part reads."""
+        """What any part reads, each name once."""
         return list(dict.fromkeys(name for _, _, part in self.parts for name in part.reads(setting)))
 
     def architecture(self, setting: Setting) -> str:
-        """The part's that changes it."""
+        """The network of the part that changes it. Raises `ConfigError` if parts need different ones."""
         names = {part.architecture(setting) for _, _, part in self.parts} - {setting.student.architecture}
         if len(names) > 1:
             raise ConfigError(f"objective: the parts train different networks: {' and '.join(sorted(names))}")
         return names.pop() if names else setting.student.architecture
 
     def start(self, network: Network, setting: Setting) -> None:
-        """As each part does."""
+        """Copy what each part takes over."""
         for _, _, part in self.parts:
             part.start(network, setting)
 
     def adapter(self, setting: Setting) -> nn.Module | None:
-        """The parts' adapters."""
+        """The adapters of all parts that have one."""
         adapters = {name: part.adapter(setting) for name, _, part in self.parts}
         present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
         return Adapters(present) if present else None
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parts' terms by their own names."""
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of all parts, under their own names."""
         terms: dict[str, Tensor] = {}
         for _, _, part in self.parts:
-            terms = part.terms(student, labels_B, teacher) | terms
+            terms = part.terms(student, labels, teacher) | terms
         return terms
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The parts' weights times their factors."""
+        """The weights of all parts, times their factors."""
         weights: dict[str, float] = {}
         for _, factor, part in self.parts:
             weights = {term: factor * weight for term, weight in part.weights(epoch).items()} | weights
@@ -141,7 +142,7 @@ class Combined(Objective):
             raise ConfigError(f"alignment.{lacking}: expected at least one of {', '.join(terms)}, got none")
 
     def _resolved(self, aligned: Alignment) -> Alignment:
-        """With the terms of logits where it doesn't say which are against those that are kept."""
+        """The alignment with its terms `against` named: if it names none, all terms of logits that are not kept."""
         if aligned.against is not None:
             return aligned
         terms = [term for _, _, part in self.parts if part.of_logits for term in part.weights(0)]

@@ -1,7 +1,7 @@
-"""`crd`: the student's embedding of a sample is told from those of other classes by the teacher's, and vice versa.
+"""`crd`: the student's embedding of a sample is contrasted with the teacher's of other classes, and vice versa.
 
-Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. Each network's embeddings
-of the whole training set are remembered; negatives are drawn from the memory.
+Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. The embeddings of the
+whole training set by both networks are remembered; negatives are drawn from this memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.processes import joined
 from dhkd.stages.train.objectives import losses
@@ -32,17 +33,18 @@ STUDENT, TEACHER = "crd-student", "crd-teacher"
 def contrastive_loss(ratio_BM: Tensor) -> Tensor:
     """Noise-contrastive estimation: column 0 is the positive, the M others are noise; mean over the batch.
 
-    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 says how much likelier a
-    sample is by the model than as noise: its score over M/num_samples. Tian et al., equations 9 to 11.
+    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 says how much likelier the
+    sample is under the model than as noise: its score divided by M/num_samples. Tian et al., equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
-    told_B = F.logsigmoid(ratio_BM[:, 0].log())  # by way of 1/r, whose gradient is 1/r², small ones would overflow
-    untold_B = -torch.log1p(ratio_BM[:, 1:]).sum(dim=1)
-    return -(told_B + untold_B).mean()
+    # log h(r) as a function of log r: through 1/r, whose gradient is 1/r², small ratios would overflow.
+    positive_B = F.logsigmoid(ratio_BM[:, 0].log())
+    noise_B = -torch.log1p(ratio_BM[:, 1:]).sum(dim=1)
+    return -(positive_B + noise_B).mean()
 
 
 class Negatives:
-    """Which samples a sample is told from: of other classes, with replacement, a function of (seed, epoch, index)."""
+    """The samples that a sample is contrasted with: of other classes, by (seed, epoch, index), with replacement."""
 
     def __init__(self, labels_N: Tensor, number: int, seed: int) -> None:
         labels = labels_N.cpu().numpy()
@@ -53,17 +55,18 @@ class Negatives:
             raise ConfigError("objective 'crd': expected samples of at least two classes, to tell them apart")
 
     def draw(self, epoch: int, index_B: Tensor) -> Tensor:
-        """Samples int64 (B, number), each row's of other classes than its own."""
+        """The indices of negatives, int64 (B, number): for each row samples of other classes than its own."""
         rows = [self._row(epoch, index) for index in index_B.tolist()]
         return torch.from_numpy(np.stack(rows))
 
     def _row(self, epoch: int, index: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         raw = raw_rows(self._seed, Domain.NEGATIVES, epoch, index, index + 1, width=-(-self._number // 2))
-        own = self._labels[index]
-        stop = self._ends[own]
-        start = self._ends[own - 1] if own else 0
+        label = self._labels[index]
+        stop = self._ends[label]
+        start = self._ends[label - 1] if label else 0
         others = len(self._labels) - (stop - start)
-        # Two draws of 32 bits from each of 64; position among the others, then past the own class.
+        # Each raw 64 bits give two draws of 32. A draw is a position among the other classes' samples, which are sorted
+        # by class; positions behind the own class are shifted by its size.
         draws = raw.astype("<u8").view("<u4")[0, : self._number].astype(np.uint64)
         position = ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
         row: np.ndarray[tuple[int], np.dtype[np.int64]] = self._by_class[
@@ -73,9 +76,9 @@ class Negatives:
 
 
 class Contrast(nn.Module):
-    """Both networks' projections, and the memory of what they were for each sample.
+    """The projections of both networks, and a memory of every sample's projected embeddings.
 
-    The memory is the same in every process: each learns the rows of all.
+    The memory is the same in every process, because each process remembers the rows of all.
     """
 
     same_in_every_process = ("memory_student", "memory_teacher")
@@ -97,31 +100,32 @@ class Contrast(nn.Module):
         bound = (3 / dim) ** 0.5
         for name in self.same_in_every_process:
             self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
-        # What scores are divided by, so that they are probabilities about: from the first batch; 0 until then.
+        # Scores are divided by these, so that they are roughly probabilities: from the first batch on; 0 until then.
         self.register_buffer("scale_student", torch.zeros(()))
         self.register_buffer("scale_teacher", torch.zeros(()))
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Ratios (B, 1 + negatives) of the student's embeddings by the teacher's memory, and the other way round."""
+        """Ratios (B, 1 + negatives) of the student's embeddings with the teacher's memory, and the other way round."""
+        batch.labels.require_one_class("crd")  # negatives are of other classes than a row's own
         device = self.student.weight.device
         index_B = batch.index_B.to(device)
         chosen_BM = torch.cat([index_B[:, None], self._negatives.draw(batch.epoch, batch.index_B).to(device)], dim=1)
-        with torch.autocast(device.type, enabled=False):  # exp of fourteen times a cosine
+        with torch.autocast(device.type, enabled=False):  # exp of 14 times a cosine needs float32
             student_BD = F.normalize(self.student(features[EMBEDDING].float()), dim=1)
             teacher_BD = F.normalize(self.teacher(batch.teacher[EMBEDDING].float()), dim=1)
-            found = {
+            ratios = {
                 STUDENT: self._ratios(student_BD, "memory_teacher", "scale_student", chosen_BM),
                 TEACHER: self._ratios(teacher_BD, "memory_student", "scale_teacher", chosen_BM),
             }
         if self.training:
-            everywhere = joined(index_B)
-            self._remember("memory_student", everywhere, joined(student_BD.detach()))
-            self._remember("memory_teacher", everywhere, joined(teacher_BD.detach()))
-        return found
+            index_of_all = joined(index_B)
+            self._remember("memory_student", index_of_all, joined(student_BD.detach()))
+            self._remember("memory_teacher", index_of_all, joined(teacher_BD.detach()))
+        return ratios
 
     def _ratios(self, embedding_BD: Tensor, memory: str, scale: str, chosen_BM: Tensor) -> Tensor:
-        # The memory changes before the gradient is taken, and a copy of what was chosen would be as large as many
-        # layers' maps: so all products are computed, from a copy of the memory, and then chosen from.
+        # All products are computed and then chosen from. The memory is cloned because it changes before the gradient is
+        # taken; a copy of the chosen rows alone would be much larger, as large as the maps of many layers.
         cosine_BN = embedding_BD @ self.get_buffer(memory).clone().T
         score_BM = torch.exp(cosine_BN.gather(1, chosen_BM) / self._temperature)
         factor = self.get_buffer(scale)
@@ -131,17 +135,17 @@ class Contrast(nn.Module):
         return score_BM / (factor * noise)
 
     def _remember(self, memory: str, index_B: Tensor, embedding_BD: Tensor) -> None:
-        kept = self.get_buffer(memory)
-        mixed = self._momentum * kept[index_B] + (1 - self._momentum) * embedding_BD
-        kept[index_B] = F.normalize(mixed, dim=1)
+        remembered = self.get_buffer(memory)
+        mixed = self._momentum * remembered[index_B] + (1 - self._momentum) * embedding_BD
+        remembered[index_B] = F.normalize(mixed, dim=1)
 
 
 @dataclass(frozen=True)
 class CRD(Objective):
     """ce_weight · CE + crd_weight · (the student's contrast + the teacher's), embeddings projected to `dim`.
 
-    `negatives` samples of other classes are drawn for each row, which needs that many scores for each in memory, and
-    num_samples · dim · 2 floats for what is remembered.
+    For each row `negatives` samples of other classes are drawn. In memory that takes as many scores a row, and
+    num_samples · dim · 2 floats for the embeddings.
     """
 
     ce_weight: float = 1.0
@@ -152,7 +156,7 @@ class CRD(Objective):
     momentum: float = 0.5
 
     of_logits = False
-    capturable = False  # it draws its negatives on the host
+    capturable = False  # negatives are drawn on the host
 
     def __post_init__(self) -> None:
         require_temperature("crd", self.temperature)
@@ -166,19 +170,19 @@ class CRD(Objective):
         return {EMBEDDING: None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's."""
+        """The student's pooled feature."""
         return [EMBEDDING]
 
     def adapter(self, setting: Setting) -> nn.Module:
-        """Projections and memory."""
+        """The projections and the memory."""
         negatives = Negatives(setting.labels_N, self.negatives, setting.seed)
         widths = setting.student.embedding_dim, setting.teacher.embedding_dim
         return Contrast(*widths, self.dim, negatives, len(setting.labels_N), self.temperature, self.momentum)
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, `student-contrast` and `teacher-contrast`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "student-contrast": contrastive_loss(student.features[STUDENT]),
             "teacher-contrast": contrastive_loss(student.features[TEACHER]),
         }

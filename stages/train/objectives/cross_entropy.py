@@ -1,9 +1,10 @@
-"""`ce`, plain training on the labels, the objective of teachers and of students alone, and `label-smoothing`."""
+"""`ce`, plain training on the labels as teachers are trained, and `label-smoothing`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective
@@ -14,9 +15,9 @@ from torch import Tensor
 class CrossEntropy(Objective):
     """Cross-entropy of the task head; without options."""
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` alone; `teacher` may be empty."""
-        return {"ce": losses.cross_entropy(student.task, labels_B)}
+        return {"ce": losses.cross_entropy(student.task, labels)}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """1 in every epoch."""
@@ -25,7 +26,7 @@ class CrossEntropy(Objective):
 
 @dataclass(frozen=True)
 class LabelSmoothing(Objective):
-    """Cross-entropy with `smoothing` of the probability spread over all classes: what a teacher has to beat."""
+    """Cross-entropy with a share `smoothing` of the probability spread over all classes: a baseline without teacher."""
 
     smoothing: float = 0.1
 
@@ -33,9 +34,9 @@ class LabelSmoothing(Objective):
         if not 0 <= self.smoothing <= 1:
             raise ConfigError(f"objective 'label-smoothing': smoothing: expected 0 to 1, got {self.smoothing!r}")
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, with smoothed labels; `teacher` may be empty."""
-        return {"ce": losses.smoothed_cross_entropy(student.task, labels_B, self.smoothing)}
+        return {"ce": losses.smoothed_cross_entropy(student.task, labels, self.smoothing)}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """1 in every epoch."""

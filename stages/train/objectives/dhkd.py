@@ -1,4 +1,4 @@
-"""`dhkd`: cross-entropy on the task head, a logit-level loss on an auxiliary one, and their gradients aligned.
+"""`dhkd`: cross-entropy on the task head, a logit-level loss on an auxiliary head, and aligned gradients.
 
 Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head",
 KDD 2025, arXiv 2411.08937. The head itself is in `stages/models/`, the alignment in `gradients.py`.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.objectives import losses
@@ -18,11 +19,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DHKD(Objective):
-    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head), CE's gradient protected if `align`.
+    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head); with `align`, nothing opposes the gradient of CE.
 
-    The defaults are the published settings of CIFAR-100; ce_weight is the paper's γ. `alpha_epochs`: alpha is 0 from
-    that epoch (from 0) on, None: never; the published ImageNet run uses 50, with alpha 0.1, a linear head, unaligned.
-    `standardize`: the auxiliary head's and the teacher's logits are standardised before (`losses.standardized`).
+    The defaults are the published settings of CIFAR-100; ce_weight is the paper's γ. From epoch `alpha_epochs` on,
+    counted from 0, alpha is 0; None: it never is. The published ImageNet run has 50 there, alpha 0.1, a linear head and
+    no alignment. With `standardize`, the logits of the auxiliary head and of the teacher are standardised first
+    (`losses.standardized`).
     """
 
     alpha: float = 1.0
@@ -42,28 +44,28 @@ class DHKD(Objective):
 
     @property
     def auxiliary(self) -> AuxiliaryHead:
-        """The head that the student needs."""
+        """The kind of the auxiliary head."""
         return self.head
 
     @property
     def alignment(self) -> Alignment | None:
-        """The cross-entropy's gradient is kept, where gradients are aligned."""
+        """The gradient of cross-entropy is kept, if gradients are aligned."""
         return Alignment(kept=("ce",), against=(self.loss,)) if self.align else None
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """The teacher's raw logits."""
         return {"logits": None}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` of the task head and the logit-level loss, under its own name, of the auxiliary head."""
         prepared = losses.standardized if self.standardize else losses.widened
         loss = LOGIT_LOSSES[self.loss]
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             self.loss: loss(prepared(student.distill), prepared(teacher["logits"]), self.temperature),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """alpha until `alpha_epochs`, then 0; the cross-entropy's weight stays."""
+        """alpha until `alpha_epochs`, then 0; the weight of cross-entropy stays."""
         ended = self.alpha_epochs is not None and epoch >= self.alpha_epochs
         return {"ce": self.ce_weight, self.loss: 0.0 if ended else self.alpha}

@@ -1,4 +1,4 @@
-"""`dist`: the relations that probabilities have among classes and among samples, by correlation.
+"""`dist`: how probabilities correlate over the classes and over the samples.
 
 Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
@@ -15,18 +16,18 @@ from torch import Tensor
 
 
 def correlation_distance(first_RC: Tensor, second_RC: Tensor) -> Tensor:
-    """1 − Pearson's correlation of each row with its counterpart, mean over rows; a constant row correlates with none.
+    """1 − Pearson's correlation of each row with its counterpart, mean over rows; that of a constant row counts as 0.
 
-    Huang et al., equations 7 and 8. In 0 to 2; no positive affine map of a row changes it.
+    The result is in 0 to 2, and no positive affine map of a row changes it. Huang et al., equations 7 and 8.
     """
     first_RC, second_RC = _variation(losses.widened(first_RC)), _variation(losses.widened(second_RC))
     return 1 - (first_RC * second_RC).sum(dim=1).mean()
 
 
 def _variation(x_RC: Tensor) -> Tensor:
-    """Each row minus its mean, of length 1; a constant row is zeros, and has no gradient."""
+    """Each row minus its mean, scaled to length 1; a constant row becomes zeros, without a gradient."""
     centred_RC = x_RC - x_RC.mean(dim=1, keepdim=True)
-    # Of a constant row rounding may leave something, which would be as good a direction as any other.
+    # Rounding may leave something of a constant row, which would be scaled up to a meaningless direction.
     rounding_R1 = 8 * torch.finfo(x_RC.dtype).eps * x_RC.abs().amax(dim=1, keepdim=True)
     varies_R1 = centred_RC.abs().amax(dim=1, keepdim=True) > rounding_R1
     return F.normalize(torch.where(varies_R1, centred_RC, 0.0), dim=1)
@@ -34,10 +35,10 @@ def _variation(x_RC: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DIST(Objective):
-    """ce_weight · CE + inter_weight · inter + intra_weight · intra of the task head, at `temperature` times its square.
+    """ce_weight · CE + inter_weight · inter + intra_weight · intra, of the task head.
 
-    `inter` correlates each sample's probabilities over the classes, `intra` each class's over the batch. A batch is
-    that of all processes together.
+    `inter` correlates each sample's probabilities over the classes, `intra` each class's over the batch. Both are at
+    `temperature` and multiplied by its square. The batch is that of all processes together.
     """
 
     temperature: float = 4.0
@@ -57,13 +58,13 @@ class DIST(Objective):
         """The teacher's probabilities."""
         return {"logits": self.temperature}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, `inter` and `intra`."""
         student_BK, teacher_BK = (
             F.softmax(losses.widened(logits) / self.temperature, dim=1) for logits in (student.task, teacher["logits"])
         )
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "inter": self.temperature**2 * correlation_distance(student_BK, teacher_BK),
             "intra": self.temperature**2 * correlation_distance(student_BK.T, teacher_BK.T),
         }

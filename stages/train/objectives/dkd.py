@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import (
@@ -21,10 +22,10 @@ from torch import Tensor
 
 
 def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD, scalars: τ²/N · Σ_i KL of the teacher's probabilities from the student's, both at τ.
+    """TCKD and NCKD, scalars: τ²/N · Σ_i KL(teacher's probabilities ‖ student's), both at τ.
 
-    TCKD is of (target, all others together), NCKD of the other classes alone, made to sum to 1. Zhao et al., equation
-    7, where KD of sample i is TCKD + (1 − p_target)·NCKD. Logits (N, K), labels int64 (N,).
+    TCKD compares the probabilities of (target, all others together), NCKD those of the other classes alone, made to sum
+    to 1. Zhao et al., equation 7, where KD of sample i is TCKD + (1 − p_target)·NCKD. `labels_B` is int64.
     """
     student_BK, teacher_BK = losses.widened(student_BK) / temperature, losses.widened(teacher_BK) / temperature
     target_B1 = labels_B[:, None]
@@ -34,7 +35,7 @@ def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, tempe
         reduction="batchmean",
         log_target=True,
     )
-    # Where the target was, both are 0 in the end: it adds nothing.
+    # At the target, both are set to 0 afterwards, so that it adds nothing.
     student_others, teacher_others = (
         F.log_softmax(logits.scatter(1, target_B1, -float("inf")), dim=1).scatter(1, target_B1, 0.0)
         for logits in (student_BK, teacher_BK)
@@ -44,7 +45,7 @@ def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, tempe
 
 
 def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
-    """log p of the target and log(1 − p), (N, 2), neither of them by way of a probability that rounds to 0 or 1."""
+    """log p of the target and log(1 − p), (N, 2); neither is the log of a probability that rounded to 0 or 1."""
     target = logits_BK.gather(1, target_B1)
     others = logits_BK.scatter(1, target_B1, -float("inf")).logsumexp(dim=1, keepdim=True)
     lead = target - others
@@ -53,10 +54,10 @@ def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DKD(Objective):
-    """ce_weight · CE + alpha · TCKD + beta · NCKD of the task head; beta's published values differ between pairs.
+    """ce_weight · CE + alpha · TCKD + beta · NCKD of the task head; the published beta differs between pairs.
 
-    Over the first `warmup_epochs` epochs alpha and beta grow linearly to their values. `standardize`: both networks'
-    logits are standardised before (`losses.standardized`).
+    Over the first `warmup_epochs` epochs, alpha and beta grow linearly to their values. With `standardize`, the logits
+    of both networks are standardised first (`losses.standardized`).
     """
 
     temperature: float = 4.0
@@ -72,16 +73,17 @@ class DKD(Objective):
         require_at_least("dkd", 0, warmup_epochs=self.warmup_epochs)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's probabilities; raw logits to be standardised."""
+        """The teacher's probabilities; if they are standardised, its raw logits."""
         return {"logits": None if self.standardize else self.temperature}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, `tckd` and `nckd`."""
         prepared = losses.standardized if self.standardize else losses.widened
-        tckd, nckd = decoupled_kd(prepared(student.task), prepared(teacher["logits"]), labels_B, self.temperature)
-        return {"ce": losses.cross_entropy(student.task, labels_B), "tckd": tckd, "nckd": nckd}
+        target_B = labels.one_class_each("dkd")
+        tckd, nckd = decoupled_kd(prepared(student.task), prepared(teacher["logits"]), target_B, self.temperature)
+        return {"ce": losses.cross_entropy(student.task, labels), "tckd": tckd, "nckd": nckd}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """alpha and beta warmed up; the cross-entropy's weight stays."""
+        """alpha and beta, warmed up; the weight of cross-entropy stays."""
         factor = warm_up(epoch, self.warmup_epochs)
         return {"ce": self.ce_weight, "tckd": factor * self.alpha, "nckd": factor * self.beta}

@@ -1,7 +1,7 @@
-"""`fitnet`: one of the student's maps, through a regressor, imitates one of the teacher's.
+"""`fitnet`: a regressor turns one of the student's maps into an imitation of one of the teacher's.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550. Both
-losses are minimised together, as later comparisons do, not the hint's first.
+losses are minimised together, as in later comparisons; the paper minimises the hint first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import map_name, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -27,7 +28,7 @@ class Regressor(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(student[0], teacher[0], 1), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The imitation, of the teacher's map's shape."""
+        """The imitation, in the shape of the teacher's map."""
         return {HINT: self.layers(resized(features[self._name], self._size))}
 
 
@@ -50,7 +51,7 @@ class FitNet(Objective):
         return {map_name(self.hint_stage): None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's."""
+        """The student's map."""
         return [map_name(self.hint_stage)]
 
     def adapter(self, setting: Setting) -> nn.Module:
@@ -59,10 +60,10 @@ class FitNet(Objective):
         student, teacher = (_map_shape(shapes.row(name)) for shapes in (setting.student, setting.teacher))
         return Regressor(name, student, teacher)
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `hint`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "hint": F.mse_loss(losses.widened(student.features[HINT]), teacher[map_name(self.hint_stage)]),
         }
 

@@ -6,6 +6,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_temperature, require_weights
@@ -16,7 +17,7 @@ from torch import Tensor
 class KD(Objective):
     """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual ones of CIFAR-100.
 
-    `standardize`: both networks' logits are standardised before (`losses.standardized`).
+    With `standardize`, the logits of both networks are standardised first (`losses.standardized`).
     """
 
     temperature: float = 4.0
@@ -29,14 +30,14 @@ class KD(Objective):
         require_weights("kd", ce_weight=self.ce_weight, kd_weight=self.kd_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's probabilities; raw logits to be standardised."""
+        """The teacher's probabilities; if they are standardised, its raw logits."""
         return {"logits": None if self.standardize else self.temperature}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `kd`."""
         prepared = losses.standardized if self.standardize else losses.widened
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "kd": losses.kd(prepared(student.task), prepared(teacher["logits"]), self.temperature),
         }
 
@@ -59,10 +60,10 @@ class LogitMSE(Objective):
         """The teacher's raw logits."""
         return {"logits": None}
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `mse`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "mse": losses.logit_mse(student.task, teacher["logits"]),
         }
 

@@ -1,33 +1,46 @@
 """The losses as pure functions of tensors: no model, no epoch, no weight and no configuration in here.
 
-Each computes in float32 whatever comes in and whatever autocast says (float64 stays float64): inputs are widened
-before anything else, because a difference of two fp16 logits may already overflow. Values and gradients are finite for
-|student − teacher| up to 1e4. The transcription of the equations with clamped probabilities is left out on purpose: in
-float32 a clamp at 1 − 1e-8 clamps nothing, and such a loss is infinite from a difference of about 33 on.
+Each computes in float32, whatever the dtype of its inputs and whatever autocast says; float64 stays float64. Inputs are
+widened first, because even a difference of two fp16 logits may overflow. Values and gradients are finite for
+|student − teacher| up to 1e4. The equations are not transcribed with clamped probabilities, as published code has them:
+in float32 a clamp at 1 − 1e-8 does nothing, and such a loss is infinite if the difference exceeds about 33.
 
-B is the batch, K the classes, N the batch's size, s and t the student's and teacher's logits, τ the temperature, σ the
-logistic function.
+B is the batch, K the classes, N the batch's size, s and t are the student's and teacher's logits, τ is the temperature
+and σ the logistic function.
 """
 
 import torch
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from torch import Tensor
 
-# From here on log cosh x = |x| − log 2 to the last digit of a float64: exp(−2·20) is 4e-18.
+# Above this log cosh x = |x| − log 2 to the last digit of a float64: exp(−2·20) is 4e-18.
 LOG_COSH_IS_LINEAR = 20.0
 
 
-def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy with the labels (int64), mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i]."""
-    return F.cross_entropy(widened(logits_BK), labels_B)
+def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
+    """Cross-entropy with the labels, mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i].
+
+    A mixed image of share w has w · CE(first) + (1 − w) · CE(second). Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond
+    Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412, section 2.
+    """
+    return smoothed_cross_entropy(logits_BK, labels, 0.0)
 
 
-def smoothed_cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) -> Tensor:
     """Cross-entropy with (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
 
-    Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
+    A mixed image has the mean of both labels' losses, weighted as in `cross_entropy`. Szegedy et al., "Rethinking the
+    Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
     """
-    return F.cross_entropy(widened(logits_BK), labels_B, label_smoothing=smoothing)
+    logits_BK = widened(logits_BK)
+    if labels.second_B is None or labels.weight_B is None:
+        return F.cross_entropy(logits_BK, labels.first_B, label_smoothing=smoothing)
+    first_B, second_B = (
+        F.cross_entropy(logits_BK, classes_B, label_smoothing=smoothing, reduction="none")
+        for classes_B in (labels.first_B, labels.second_B)
+    )
+    return (labels.weight_B * first_B + (1 - labels.weight_B) * second_B).mean()
 
 
 def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
@@ -39,14 +52,14 @@ def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
-    """Each row minus its mean, over its standard deviation (of all K): (x − μ) / (σ + 1e-7).
+    """Each row minus its mean, divided by its standard deviation (of all K): (x − μ) / (σ + 1e-7).
 
-    Neither a shift nor a positive scale of a row changes it, but for the 1e-7. Sun et al., "Logit Standardization in
-    Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1; the temperature divides what comes out.
+    Apart from the 1e-7, a shift or a positive scale of a row changes nothing. Sun et al., "Logit Standardization in
+    Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, where the temperature divides the result.
     """
     logits_BK = widened(logits_BK)
     centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
-    # Of centred values, and not by std(): its gradient is NaN where all are equal.
+    # The norm of the centred values, because the gradient of std() is NaN if all values are equal.
     deviation_B1 = torch.linalg.vector_norm(centred_BK, dim=1, keepdim=True) / centred_BK.shape[1] ** 0.5
     result: Tensor = centred_BK / (deviation_B1 + 1e-7)
     return result
@@ -69,10 +82,11 @@ def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 
     Its gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
     2025, arXiv 2411.08937; the paper's equation sums over the batch, its published code divides by N as here. In
-    float32 an entry's value is exact to about 1e-7 · τ² (and may be that far below 0), its gradient to 1e-7 · τ/N.
+    float32 the value of an entry is exact to about 1e-7 · τ², so it may be slightly below 0; its gradient is exact to
+    1e-7 · τ/N.
     """
     student_BK, teacher_BK = widened(student_BK) / temperature, widened(teacher_BK) / temperature
-    # log σ(x) = −softplus(−x), and 1 − σ(x) is taken as σ(−x): no probability is rounded to 0 or 1 and then logged.
+    # log σ(x) = −softplus(−x), and 1 − σ(x) = σ(−x): the log is never taken of a probability that rounded to 0 or 1.
     yes_BK = teacher_BK.sigmoid() * (F.logsigmoid(teacher_BK) - F.logsigmoid(student_BK))
     no_BK = (-teacher_BK).sigmoid() * (F.logsigmoid(-teacher_BK) - F.logsigmoid(-student_BK))
     return temperature**2 * _summed_over_classes(yes_BK + no_BK)
@@ -82,14 +96,14 @@ def binary_kl_norm(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -
     """BinaryKL-Norm: τ²/N · Σ KL( [½, ½] ‖ [σ(d), 1 − σ(d)] ), d = (s − t)/τ; sum over classes, mean over the batch.
 
     That is τ²/N · Σ log cosh((s − t)/(2τ)); its gradient in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An,
-    "Dual-Head Knowledge Distillation", KDD 2025, arXiv 2411.08937: what its published figures were trained with.
+    "Dual-Head Knowledge Distillation", KDD 2025, arXiv 2411.08937, whose published figures come from this loss.
     """
     difference_BK = widened(student_BK) - widened(teacher_BK)
     return temperature**2 * _summed_over_classes(_log_cosh(difference_BK / (2 * temperature)))
 
 
 def widened(logits: Tensor) -> Tensor:
-    """At least float32."""
+    """In float32, or in float64 if it comes so."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -98,7 +112,7 @@ def _summed_over_classes(loss_BK: Tensor) -> Tensor:
 
 
 def _log_cosh(x: Tensor) -> Tensor:
-    # log1p(2 sinh²(x/2)) keeps every digit near 0, in value and gradient, where |x| + softplus(−2|x|) − log 2 is the
-    # difference of numbers near log 2. The bound keeps sinh from overflowing.
+    # log1p(2 sinh²(x/2)) keeps all digits near 0, in value and gradient; |x| + softplus(−2|x|) − log 2 would subtract
+    # numbers near log 2 there. The bound keeps sinh from overflowing.
     bounded = x.clamp(-LOG_COSH_IS_LINEAR, LOG_COSH_IS_LINEAR)
     return torch.log1p(2 * torch.sinh(bounded / 2).square()) + F.relu(x.abs() - LOG_COSH_IS_LINEAR)

@@ -1,4 +1,4 @@
-"""`ofd`: every stage's map before its activation, its negative responses beyond a margin left alone.
+"""`ofd`: every stage's map before its activation; responses below a negative margin are left alone.
 
 Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
 """
@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import map_name, resized
 from dhkd.stages.models.student import StudentOutputs
@@ -18,11 +19,11 @@ from dhkd.stages.train.objectives.contract import Objective, Setting, require_we
 from torch import Tensor, nn
 
 FEATURE, MARGIN = "ofd", "ofd-margin"
-NEVER_NEGATIVE = 0.001  # a channel with fewer negative responses than this share has no mean of them to speak of
+NEVER_NEGATIVE = 0.001  # with a smaller share of negative responses, a channel has no meaningful mean of them
 
 
 def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> Tensor:
-    """Squared differences from max(t, margin), summed over C, H, W, but not where s ≤ that ≤ 0; mean over the batch.
+    """Squared differences from max(t, margin), except where s ≤ max(t, margin) ≤ 0; summed over C, H, W, batch mean.
 
     Heo et al., equations 2 and 4. `margin_C` is below 0.
     """
@@ -33,10 +34,10 @@ def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> 
 
 
 def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
-    """The mean of the negative responses of each channel (C,), which are taken to be normal: E[x | x < 0].
+    """The mean of each channel's negative responses (C,), assuming normal responses: E[x | x < 0].
 
-    With μ and σ the shift and the scale: μ − σ·φ(μ/σ) / Φ(−μ/σ), and −3σ where hardly any response is negative. Heo et
-    al., equation 3.
+    With shift μ and scale σ it is μ − σ·φ(μ/σ) / Φ(−μ/σ), or −3σ if hardly any response is negative. Heo et al.,
+    equation 3.
     """
     mean, deviation = batch_norm.bias.detach().double(), batch_norm.weight.detach().double().abs().clamp(min=1e-30)
     share = torch.special.ndtr(-mean / deviation)
@@ -65,21 +66,21 @@ class Connectors(nn.Module):
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """For each stage the student's imitation of the teacher's map, and the margins, the same for each row."""
-        found = {}
+        """For each stage the student's imitation of the teacher's map, and the margins, repeated for each row."""
+        imitations = {}
         for stage, size in self._sizes.items():
-            mine = resized(features[map_name(stage, before=True)], size)
-            found[f"{FEATURE}{stage}"] = self.layers[str(stage)](mine)
-            found[f"{MARGIN}{stage}"] = self.get_buffer(f"margin{stage}").expand(len(mine), -1)
-        return found
+            student = resized(features[map_name(stage, before=True)], size)
+            imitations[f"{FEATURE}{stage}"] = self.layers[str(stage)](student)
+            imitations[f"{MARGIN}{stage}"] = self.get_buffer(f"margin{stage}").expand(len(student), -1)
+        return imitations
 
 
 @dataclass(frozen=True)
 class OFD(Objective):
-    """ce_weight · CE + ofd_weight · Σ over the stages of `partial_l2`, each stage's half the following one's.
+    """ce_weight · CE + ofd_weight · Σ over the stages of `partial_l2`; each stage weighs half as much as the next.
 
-    `teacher_batch_norm`: "train", as the authors have it, lets the teacher's batch norm normalise each batch by itself;
-    several processes do so each with its own rows. With "eval" it classifies as it was trained to.
+    With `teacher_batch_norm` "train", as the authors have it, the teacher's batch norm normalises each batch by itself;
+    several processes do so each with its own rows. With "eval" the teacher computes what it does when it classifies.
     """
 
     ce_weight: float = 1.0
@@ -97,7 +98,7 @@ class OFD(Objective):
         return {self._signal(stage): None for stage in setting.stages("ofd")}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's."""
+        """The student's maps."""
         return [map_name(stage, before=True) for stage in setting.stages("ofd")]
 
     def adapter(self, setting: Setting) -> nn.Module:
@@ -107,14 +108,14 @@ class OFD(Objective):
         batch_norms = _batch_norms(setting.teacher_network, stages)
         return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `ofd`."""
         margins = {name.removeprefix(MARGIN): m for name, m in student.features.items() if name.startswith(MARGIN)}
         total = student.task.new_zeros(())
         for position, (stage, margin_BC) in enumerate(margins.items()):
-            mine, theirs = student.features[f"{FEATURE}{stage}"], teacher[self._signal(int(stage))]
-            total = total + partial_l2(mine, theirs, margin_BC[0]) / 2 ** (len(margins) - position - 1)
-        return {"ce": losses.cross_entropy(student.task, labels_B), "ofd": total}
+            imitation, target = student.features[f"{FEATURE}{stage}"], teacher[self._signal(int(stage))]
+            total = total + partial_l2(imitation, target, margin_BC[0]) / 2 ** (len(margins) - position - 1)
+        return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The same in every epoch."""
@@ -127,6 +128,6 @@ class OFD(Objective):
 def _batch_norms(teacher: Network, stages: Sequence[int]) -> list[nn.BatchNorm2d]:
     weight = next(teacher.parameters())
     with torch.no_grad():
-        # Any image will do that all stages leave something of.
-        found = teacher.batch_norms(torch.zeros(1, 3, 64, 64, dtype=weight.dtype, device=weight.device))
-    return [found[stage] for stage in stages]
+        # Any image will do, as long as it is large enough for all stages.
+        batch_norms = teacher.batch_norms(torch.zeros(1, 3, 64, 64, dtype=weight.dtype, device=weight.device))
+    return [batch_norms[stage] for stage in stages]

@@ -1,4 +1,4 @@
-"""`reviewkd`: each stage of the student, fused with what lies behind it, imitates the teacher's.
+"""`reviewkd`: each stage of the student, fused with the stages behind it, imitates the teacher's.
 
 Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's maps are
 taken after their last activation, the teacher's before it; the pooled features are the last level of both.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import map_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -24,16 +25,16 @@ from torch import Tensor, nn
 
 PREFIX = "review-"
 EMBEDDING = "embedding"
-POOLED_TO = (4, 2, 1)  # positions of a side of the pyramid's coarser levels
+POOLED_TO = (4, 2, 1)  # side lengths of the pyramid's coarser levels
 WIDEST = 512
 
 Level = tuple[int, int, int]  # channels, height, width
 
 
 def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Mean squared difference of the maps and of their averages on 4², 2² and 1 positions, where these are fewer.
+    """Mean squared difference of the maps and of their averages on 4 × 4, 2 × 2 and 1 × 1 positions, where fewer.
 
-    Each coarser level weighs half the one before, and the weights sum to 1. Chen et al., section 3.4.
+    Each coarser level weighs half as much as the one before, and the weights sum to 1. Chen et al., section 3.4.
     """
     student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
     total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
@@ -47,14 +48,14 @@ def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Ten
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of one level with what comes from the levels behind it (None for the last level).
+    """Attention-based fusion of one level with the result of the levels behind it (None for the last level).
 
-    Both are brought to `middle` channels; two maps of attention, computed from both, weigh them at each position.
+    Both have `middle` channels. Two attention maps, computed from both, weight them at each position.
     """
 
     def __init__(self, student: Level, teacher: Level, middle: int, *, is_last: bool) -> None:
         super().__init__()
-        self._mine, self._theirs = student[1:], teacher[1:]
+        self._student_size, self._teacher_size = student[1:], teacher[1:]
         self.narrow = nn.Sequential(nn.Conv2d(student[0], middle, 1, bias=False), nn.BatchNorm2d(middle))
         self.attention = None if is_last else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
         self.out = nn.Sequential(nn.Conv2d(middle, teacher[0], 3, padding=1, bias=False), nn.BatchNorm2d(teacher[0]))
@@ -63,15 +64,15 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(layers[0].weight, a=1)
 
     def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The imitation of the teacher's level, and what the level before is fused with."""
+        """The imitation of the teacher's level, and the result that the level before is fused with."""
         fused: Tensor = self.narrow(feature)
         if self.attention is not None:
             assert behind is not None
-            behind = F.interpolate(behind, self._mine, mode="nearest")
+            behind = F.interpolate(behind, self._student_size, mode="nearest")
             attention_B2HW = self.attention(torch.cat([fused, behind], dim=1))
             fused = fused * attention_B2HW[:, :1] + behind * attention_B2HW[:, 1:]
-        if self._mine != self._theirs:
-            fused = F.interpolate(fused, self._theirs, mode="nearest")
+        if self._student_size != self._teacher_size:
+            fused = F.interpolate(fused, self._teacher_size, mode="nearest")
         return self.out(fused), fused
 
 
@@ -83,26 +84,26 @@ class Review(nn.Module):
         self._names = list(names)
         middle = min(WIDEST, student[-1][0])
         self.fusions = nn.ModuleList(
-            Fusion(mine, theirs, middle, is_last=position == len(names) - 1)
-            for position, (mine, theirs) in enumerate(zip(student, teacher, strict=True))
+            Fusion(student_level, teacher_level, middle, is_last=position == len(names) - 1)
+            for position, (student_level, teacher_level) in enumerate(zip(student, teacher, strict=True))
         )
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """For each level the imitation of the teacher's, of its shape."""
-        found: dict[str, Tensor] = {}
+        """For each level an imitation of the teacher's, in its shape."""
+        imitations: dict[str, Tensor] = {}
         behind: Tensor | None = None
         for name, fusion in zip(reversed(self._names), reversed(self.fusions), strict=True):
             feature = features[name]
             out, behind = fusion(feature[:, :, None, None] if name == EMBEDDING else feature, behind)
-            found[PREFIX + name] = out
-        return found
+            imitations[PREFIX + name] = out
+        return imitations
 
 
 @dataclass(frozen=True)
 class ReviewKD(Objective):
     """ce_weight · CE + review_weight · Σ over the levels of `hierarchical_context_loss`.
 
-    The weight's published values differ between pairs; the default is that of resnet32x4 → resnet8x4. Over the first
+    The published weight differs between pairs; the default is that of resnet32x4 → resnet8x4. Over the first
     `warmup_epochs` epochs it grows linearly to its value.
     """
 
@@ -132,16 +133,16 @@ class ReviewKD(Objective):
         ]
         return Review(self.reads(setting), *levels)
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `review`."""
         total = student.task.new_zeros(())
-        for name, mine in student.features.items():
+        for name, imitation in student.features.items():
             if name.startswith(PREFIX):
                 level = name.removeprefix(PREFIX)
-                theirs = teacher[level][:, :, None, None] if level == EMBEDDING else teacher[f"{level}-before"]
-                total = total + hierarchical_context_loss(mine, theirs)
-        return {"ce": losses.cross_entropy(student.task, labels_B), "review": total}
+                target = teacher[level][:, :, None, None] if level == EMBEDDING else teacher[f"{level}-before"]
+                total = total + hierarchical_context_loss(imitation, target)
+        return {"ce": losses.cross_entropy(student.task, labels), "review": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The review's weight warmed up; the cross-entropy's stays."""
+        """The weight of the review, warmed up; that of cross-entropy stays."""
         return {"ce": self.ce_weight, "review": warm_up(epoch, self.warmup_epochs) * self.review_weight}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
@@ -15,9 +16,9 @@ from torch import Tensor
 
 
 def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Smooth L1 between the two networks' distances among the batch's samples, each over its mean; mean over pairs.
+    """Smooth L1 between the two networks' distances among the batch's samples; mean over all N² ordered pairs.
 
-    Park et al., equations 5 to 7. The mean distance is of the pairs that differ; the loss's of all N² ordered pairs.
+    Each network's distances are divided by their mean over the pairs that differ. Park et al., equations 5 to 7.
     """
     student_BB, teacher_BB = (_distances(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(_over_mean(student_BB), _over_mean(teacher_BB))
@@ -26,14 +27,14 @@ def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
 def angle_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     """Smooth L1 between the cosines of the angles at each sample to every two others; mean over all N³ triples.
 
-    Park et al., equations 8 to 10. Neither a rotation nor a shift nor a scale of the embeddings changes it.
+    No rotation, shift or scale of the embeddings changes it. Park et al., equations 8 to 10.
     """
     student_BBB, teacher_BBB = (_cosines(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(student_BBB, teacher_BBB)
 
 
 def _distances(embedding_BD: Tensor) -> Tensor:
-    # By differences: by way of products, small distances would lose their digits. Its gradient is 0 at distance 0.
+    # From differences: from products, small distances would lose their digits. The gradient at distance 0 is 0.
     return torch.cdist(embedding_BD, embedding_BD, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -44,11 +45,11 @@ def _over_mean(distance_BB: Tensor) -> Tensor:
 
 
 def _cosines(embedding_BD: Tensor) -> Tensor:
-    """At each sample, those between the directions to any two: (B, B, B)."""
+    """At each sample the cosines between the directions to any two others: (B, B, B)."""
     difference_BBD = embedding_BD[None] - embedding_BD[:, None]
     distance_BB1 = _distances(embedding_BD)[..., None]
     direction_BBD = difference_BBD / torch.where(distance_BB1 > 0, distance_BB1, 1.0)
-    with torch.autocast(direction_BBD.device.type, enabled=False):  # under which products would be of bf16
+    with torch.autocast(direction_BBD.device.type, enabled=False):  # autocast would compute the products in bf16
         return torch.bmm(direction_BBD, direction_BBD.transpose(1, 2))
 
 
@@ -56,7 +57,7 @@ def _cosines(embedding_BD: Tensor) -> Tensor:
 class RKD(Objective):
     """ce_weight · CE + distance_weight · distances + angle_weight · angles of the pooled features.
 
-    A batch is that of all processes together.
+    The batch is that of all processes together.
     """
 
     ce_weight: float = 1.0
@@ -72,18 +73,18 @@ class RKD(Objective):
         )
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's pooled feature; its width need not be the student's."""
+        """The teacher's pooled feature; it may be wider or narrower than the student's."""
         return {"embedding": None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's."""
+        """The student's pooled feature."""
         return ["embedding"]
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce`, `distance` and `angle`."""
         embeddings = student.features["embedding"], teacher["embedding"]
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
+            "ce": losses.cross_entropy(student.task, labels),
             "distance": distance_loss(*embeddings),
             "angle": angle_loss(*embeddings),
         }

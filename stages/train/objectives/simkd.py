@@ -1,13 +1,14 @@
-"""`simkd`: the student learns the teacher's last map, and classifies with the teacher's classifier.
+"""`simkd`: the student learns the teacher's last map and uses the teacher's classifier.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv
-2203.14001. What is trained, evaluated and exported is the student with projector and classifier.
+2203.14001. The network that is trained, evaluated and exported is the student with projector and classifier.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import resized
 from dhkd.stages.models.student import StudentOutputs
@@ -21,9 +22,9 @@ MAP = "last_map"
 
 @dataclass(frozen=True)
 class SimKD(Objective):
-    """map_weight · the mean squared difference of the projected and the teacher's last map; ce_weight · CE, usually 0.
+    """map_weight · the mean squared difference of the projected map and the teacher's last; ce_weight · CE, usually 0.
 
-    The larger of both maps is averaged to the smaller one's resolution.
+    The larger of the two maps is averaged to the resolution of the smaller one.
     """
 
     ce_weight: float = 0.0
@@ -40,7 +41,7 @@ class SimKD(Objective):
         return {MAP: None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The projected one, which is the last of the network that is trained."""
+        """The projected map, which is the last map of the network that is trained."""
         return [MAP]
 
     def architecture(self, setting: Setting) -> str:
@@ -52,13 +53,13 @@ class SimKD(Objective):
         assert setting.teacher_network is not None
         network.head.load_state_dict(setting.teacher_network.head.state_dict())
 
-    def terms(self, student: StudentOutputs, labels_B: Tensor, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and `map`."""
-        mine = losses.widened(student.features[MAP])
-        _, _, height, width = mine.shape
+        projected = losses.widened(student.features[MAP])
+        _, _, height, width = projected.shape
         return {
-            "ce": losses.cross_entropy(student.task, labels_B),
-            "map": F.mse_loss(mine, resized(teacher[MAP], (height, width))),
+            "ce": losses.cross_entropy(student.task, labels),
+            "map": F.mse_loss(projected, resized(teacher[MAP], (height, width))),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:

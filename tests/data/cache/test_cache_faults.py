@@ -1,6 +1,6 @@
-"""A cache that is killed, refused or damaged at any moment is told from a finished one, and finished by writing again.
+"""However a cache is interrupted or damaged, it is never taken for a finished one, and writing again finishes it.
 
-Writers run in forks of the test's process: a hook there sees every change of the file system before it happens.
+Writers run in forks of the test's process, where a hook sees every change of the file system before it happens.
 """
 
 import errno
@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 from dhkd.data.cache.blocks import WITNESS, Block
+from dhkd.data.cache.find import find
+from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.reader import Damage, LogitReader, open_cache
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.bucket import Bucket, Patience
 from dhkd.data.cache.storage.folder import Folder
-from dhkd.data.cache.stores import find, layout_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, StorageError
 
 from tests import caches, servers
-from tests.caches import complete, writer_at
+from tests.caches import complete, damages_of, writer_at
 from tests.disks import small_disk
 from tests.servers import Fault, Flaky, every
 from tests.soak import kills
@@ -37,7 +38,7 @@ from tests.soak import kills
 SAMPLES, CLASSES, VIEWS, BLOCK_ROWS = 5, 3, 2, 3
 STORES = ("zarr", "webdataset")
 NOBODY = 65534
-CHANGES = {"os.mkdir": 0, "os.link": 1, "os.rename": 1, "os.remove": 0}  # event: which argument is what comes to be
+CHANGES = {"os.mkdir": 0, "os.link": 1, "os.rename": 1, "os.remove": 0}  # event: which argument is the changed path
 
 
 def manifest_of(views: int = VIEWS, *signals: str) -> Manifest:
@@ -45,7 +46,7 @@ def manifest_of(views: int = VIEWS, *signals: str) -> Manifest:
     return caches.manifest_of(SAMPLES, CLASSES, views, BLOCK_ROWS, signals=described)
 
 
-# What is done to a cache: which manifest is there first, if any, and which is wanted.
+# What is done to a cache: the manifest that it has before, if any, and the one that is wanted.
 STEPS: dict[str, tuple[Manifest | None, Manifest]] = {
     "begun": (None, manifest_of()),
     "more views": (manifest_of(1), manifest_of(2)),
@@ -57,7 +58,7 @@ every_step = pytest.mark.parametrize("step", STEPS)
 
 
 def values_of(block: Block, name: str) -> np.ndarray:
-    """float16's own values, which tell signal, view, index and class apart."""
+    """Values that differ by signal, view, index and class, and that float16 represents exactly."""
     index = np.arange(block.start, block.stop)
     values = 1 + block.view * 100 + index[:, None] + np.arange(CLASSES) / 8
     return (-values if name == "b.logits" else values).astype(np.float32)
@@ -88,11 +89,11 @@ def read_all(reader: LogitReader) -> None:
             indices = np.arange(block.start, block.stop)
             assert (reader.read(block.view, indices, name) == values_of(block, name)).all()
         assert (reader.witness(block) == rows_of(block, [])[WITNESS]).all()
-    assert [found for found in reader.damages() if isinstance(found, Damage)] == []
+    assert damages_of(reader) == []
 
 
 def read_or_incomplete(place: Path | str, *, complete_before: bool) -> bool:
-    """Whether the cache can be read; what is read is right, and what was complete before is."""
+    """Whether the cache can be read: if so, all values have to be right; it has to be, if it was complete before."""
     try:
         reader = open_cache(place)
     except CacheIncomplete:
@@ -103,7 +104,7 @@ def read_or_incomplete(place: Path | str, *, complete_before: bool) -> bool:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file but what kills leave behind."""
+    """Every file except what kills leave behind."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".partial"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -113,7 +114,7 @@ def partials_of(folder: Path) -> list[Path]:
 
 
 def blocks_there(place: Path, store: str, manifest: Manifest) -> tuple[set[Block], dict[str, int]]:
-    """The finished blocks; every whole object's file, as the file system tells it from others."""
+    """The finished blocks, and the inode of every whole object's file."""
     layout, folder, blocks, files = layout_of(store, manifest), Folder(place), set[Block](), dict[str, int]()
     for block in manifest.plan.blocks():
         objects = {key: size for name in manifest.names for key, size in layout.objects(name, block).items()}
@@ -125,7 +126,7 @@ def blocks_there(place: Path, store: str, manifest: Manifest) -> tuple[set[Block
 
 
 def in_fork(work: Callable[[], object]) -> int:
-    """The exit code of a process that does this, negative where a signal ended it: `OSError` gives its number."""
+    """The exit code of a fork that does this: an `OSError`'s number, or negative if a signal ended it."""
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -142,7 +143,7 @@ def in_fork(work: Callable[[], object]) -> int:
 
 
 def watch(folder: Path, changing: Callable[[str], None]) -> None:
-    """Call `changing` before each change below the folder, with the event's name. For good: only in a fork."""
+    """Call `changing` with the event's name before each change below the folder. It can't be undone: use a fork."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
@@ -158,7 +159,7 @@ def watch(folder: Path, changing: Callable[[str], None]) -> None:
 
 
 def interrupted(folder: Path, work: Callable[[], object], at: int, error: int | None) -> int:
-    """Do this in a fork: its `at`-th change is its last, by a kill, or fails like all that follow but removals."""
+    """Do this in a fork that makes `at` changes, and is then killed, or fails at every further one except removals."""
 
     def start() -> None:
         seen = 0
@@ -179,7 +180,7 @@ def interrupted(folder: Path, work: Callable[[], object], at: int, error: int | 
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what waits for the disk would be most of the time here."""
+    """A folder in memory if the machine has one: on a disk, these tests would mostly wait for it."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else tmp_path) as folder:
         yield Path(folder)
@@ -187,7 +188,7 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def finished(memory: Path, store: str, step: str) -> dict[str, bytes]:
-    """The files of the cache that nothing interrupted."""
+    """The files of a cache that nothing interrupted."""
     before, wanted = STEPS[step]
     if before:
         write(memory / "finished", store, before)
@@ -196,7 +197,7 @@ def finished(memory: Path, store: str, step: str) -> dict[str, bytes]:
 
 
 def prepared(cache: Path, store: str, step: str) -> Manifest:
-    """What is there before; the manifest of what is wanted."""
+    """Write what the cache holds before; the manifest of what is wanted."""
     before, wanted = STEPS[step]
     if before:
         write(cache, store, before)
@@ -209,7 +210,7 @@ def whole_manifest(step: str) -> Manifest:
 
 
 def finish(cache: Path, store: str, step: str, finished: dict[str, bytes]) -> None:
-    """What was interrupted is finished by the same call, which leaves what is done as it is."""
+    """Check that the same call finishes an interrupted cache, and leaves what was done as it is."""
     whole = whole_manifest(step)
     done, files = blocks_there(cache, store, whole)
     missing = write(cache, store, STEPS[step][1])
@@ -246,7 +247,7 @@ def test_any_change_may_be_the_last(
             break
         assert code == (-signal.SIGKILL if error is None else error)
         finish(cache, store, step, finished)
-    # A few changes for each object: more is a change that this test doesn't know, fewer one that the hook misses.
+    # A few changes for each object: more would be unexpected changes, fewer would be changes that the hook misses.
     assert len(finished) < len(opened) < 6 * len(finished)
     assert opened[-1]
     if step == "begun":
@@ -256,7 +257,7 @@ def test_any_change_may_be_the_last(
 @every_store
 @every_step
 def test_a_reader_of_any_moment_stays_right(store: str, step: str, memory: Path) -> None:
-    """Opened before any change, read after all: what a reader promises is never taken back."""
+    """Opened before any one change and read after all of them, a reader still gives the right values."""
     cache = memory / "cache"
     wanted = prepared(cache, store, step)
     (asks, asked), (goes, go) = os.pipe(), os.pipe()
@@ -276,7 +277,7 @@ def test_a_reader_of_any_moment_stays_right(store: str, step: str, memory: Path)
     readers, opened = [], 0
 
     class Stepping(Folder):
-        """The writer makes a change between any two things that are read."""
+        """Lets the writer make one change before each read."""
 
         def get(self, key: str) -> bytes:
             step_on()
@@ -292,15 +293,15 @@ def test_a_reader_of_any_moment_stays_right(store: str, step: str, memory: Path)
 
     while step_on():
         opened += 1
-        found = None
+        existing = None
         try:
-            found = find(Stepping(cache))
+            existing = find(Stepping(cache))
         except FileNotFoundError:
             pytest.fail("a file that was replaced was missing for a while")
-        if found and found.index:
-            readers.append(LogitReader(Folder(cache), found.index))
+        if existing and existing.index:
+            readers.append(LogitReader(Folder(cache), existing.index))
         elif step != "begun":
-            pytest.fail("what was complete is not to be found")
+            pytest.fail("a complete cache was not found")
     thread.join()
     for descriptor in (asks, asked, goes, go):
         os.close(descriptor)
@@ -364,14 +365,14 @@ def test_a_full_disk_stops_it_anywhere(
             assert code == errno.ENOSPC
             stopped += 1
         else:
-            pytest.fail("it never sufficed")
+            pytest.fail("no size of the disk was enough")
     assert stopped >= 2
 
 
 def disk_use(disk: Path) -> tuple[int, int]:
     """KiB and inodes in use."""
-    told = os.statvfs(disk)
-    return (told.f_blocks - told.f_bfree) * told.f_frsize // 1024, told.f_files - told.f_ffree
+    facts = os.statvfs(disk)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize // 1024, facts.f_files - facts.f_ffree
 
 
 @every_store
@@ -435,7 +436,7 @@ def test_a_folder_of_another_user_stops_it(store: str, step: str, finished: dict
 @every_store
 @pytest.mark.parametrize("left", ["nothing", "half", "zeros", "all but a byte"])
 def test_what_a_loss_of_power_took_is_noticed_and_written_again(store: str, left: str, memory: Path) -> None:
-    """Of any one file, all others being whole."""
+    """Any one file is lost or damaged, while all others are whole."""
     cache, wanted = memory / "cache", manifest_of()
     write(cache, store, wanted)
     good = files_of(cache)
@@ -450,7 +451,7 @@ def test_what_a_loss_of_power_took_is_noticed_and_written_again(store: str, left
             (cache / key).unlink()
         else:
             reader = open_cache(cache)
-            assert [found.key for found in reader.damages() if isinstance(found, Damage)] == [key]
+            assert [damage.key for damage in damages_of(reader)] == [key]
             structure = layout_of(store, wanted).structure()
             if key in structure:
                 read_values(reader)
@@ -468,7 +469,7 @@ def read_values(reader: LogitReader) -> None:
 
 
 def write_until_good(place: Path, store: str, wanted: Manifest) -> None:
-    """As stage one does: what the check at the end finds damaged is written again."""
+    """Write again what the check at the end finds damaged, as stage one does."""
     writer, fresh = writer_at(place, wanted, store), set[Block]()
     for _ in range(2):
         for block in writer.missing():
@@ -482,7 +483,7 @@ def write_until_good(place: Path, store: str, wanted: Manifest) -> None:
 @every_store
 @pytest.mark.parametrize("left", ["nothing", "half", "zeros"])
 def test_what_a_loss_of_power_took_before_the_end_is_noticed_at_the_end(store: str, left: str, memory: Path) -> None:
-    """Without an index, nothing but the objects themselves says that they are good."""
+    """Without an index, only the objects themselves can show that they are good."""
     cache, wanted = memory / "cache", manifest_of()
     write(cache, store, wanted)
     good = files_of(cache)
@@ -493,7 +494,7 @@ def test_what_a_loss_of_power_took_before_the_end_is_noticed_at_the_end(store: s
         (cache / "index.json").unlink(missing_ok=True)
         kept = {"nothing": b"", "half": content[: len(content) // 2], "zeros": bytes(len(content))}
         (cache / key).write_bytes(kept[left])
-        if key == head:  # nothing tells any more what this is
+        if key == head:  # nothing else says what this cache is
             with pytest.raises(CacheDamaged, match=f"{head} is damaged; restore it, or rebuild the cache"):
                 write_until_good(cache, store, wanted)
             (cache / key).write_bytes(content)
@@ -522,7 +523,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
 @every_store
 @pytest.mark.parametrize("moment", range(12))
 def test_two_runs_that_begin_at_once_begin_one_cache(store: str, moment: int, tmp_path: Path) -> None:
-    """Whatever of a place one run has seen when another begins a cache there, with a command of its own."""
+    """While one run begins a cache, before its request number `moment`, another run begins one with another command."""
     asked = 0
 
     class Overtaken(Folder):
@@ -530,7 +531,7 @@ def test_two_runs_that_begin_at_once_begin_one_cache(store: str, moment: int, tm
             nonlocal asked
             asked += 1
             if asked == moment:
-                begin(Folder(tmp_path), store, theirs)
+                begin(Folder(tmp_path), store, other)
 
         def get(self, key: str) -> bytes:
             self._asked()
@@ -544,13 +545,13 @@ def test_two_runs_that_begin_at_once_begin_one_cache(store: str, moment: int, tm
             self._asked()
             return super().put(key, content, replace=replace)
 
-    mine = manifest_of()
-    theirs = mine.model_copy(update={"provenance": {"logits": {"command": "theirs"}}})
-    begun = begin(Overtaken(tmp_path), store, mine)
-    found = find(Folder(tmp_path))
-    assert found
-    assert begun == found.manifest, "what a run was told is not what is there"
-    assert moment == 0 or asked < moment or begun == theirs
+    first = manifest_of()
+    other = first.model_copy(update={"provenance": {"logits": {"command": "other"}}})
+    begun = begin(Overtaken(tmp_path), store, first)
+    existing = find(Folder(tmp_path))
+    assert existing
+    assert begun == existing.manifest, "the run got another manifest than the one that is stored"
+    assert moment == 0 or asked < moment or begun == other
 
 
 @every_store
@@ -618,6 +619,24 @@ def contents_of(bucket: Bucket) -> dict[str, bytes]:
 
 
 @every_store
+def test_a_new_block_takes_one_put_for_each_object_and_nothing_else(store: str, s3: servers.S3, proxied: Flaky) -> None:
+    writer = bucket_writer(Bucket(f"{s3.url}/counted-{store}", QUICK), store)
+    first, second, *_ = writer.missing()
+    objects = [key for name in ("logits", WITNESS) for key in layout_of(store, manifest_of()).objects(name, first)]
+    before = proxied.requests.copy()
+    assert writer.write(first, rows_of(first, ["logits"]))
+    asked = proxied.requests - before
+    assert {request.rpartition(f"/counted-{store}/")[2] for request in asked} == set(objects)
+    assert all(request.startswith("PUT ") for request in asked)
+    assert sum(asked.values()) == len(objects)
+    # An object that exists is asked for, and stays.
+    before = proxied.requests.copy()
+    assert not writer.write(first, rows_of(first, ["logits"]))
+    assert sum((proxied.requests - before).values()) > len(objects)
+    assert writer.missing()[0] == second
+
+
+@every_store
 @pytest.mark.parametrize(
     "fault", [Fault("status", 503), Fault("drop"), Fault("lose"), Fault("reply", 500)], ids=lambda fault: fault.kind
 )
@@ -663,7 +682,7 @@ def test_puts_that_always_fail_stop_it_anywhere(store: str, s3: servers.S3, prox
         unfinished = {key for block in missing for name in manifest_of().names for key in layout.objects(name, block)}
         put = {request for request in proxied.requests - before if request.startswith("PUT")}
         again = {key for key in stored - unfinished for request in put if request.endswith(f"/{key}")}
-        assert again <= {"index.json"}, "what was there was put again"
+        assert again <= {"index.json"}, "an existing object was put again"
         assert contents_of(bucket) == good
 
 

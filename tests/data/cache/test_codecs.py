@@ -1,4 +1,4 @@
-"""Codecs: what is read back lies where `errors` says, and losses, gradients and the top class move no further."""
+"""Codecs read values back within the bound of `errors`; losses, gradients and the top class move no further."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.cache.blocks import Array, Block
-from dhkd.data.cache.codecs import Bounds, Codec, Float, Int8, TopK, decode, difference, encode, row_bytes
+from dhkd.data.cache.codecs import AnyCodec, Bounds, Codec, Float, Int8, TopK, decode, encode, row_bytes
 from dhkd.data.errors import NonFiniteLoss
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,7 +102,7 @@ def test_any_row_comes_back_within_the_bound(codec: Codec, data: st.DataObject) 
     largest = 65_504.0 if codec == FLOAT16 else 2.0**126  # int8's rows must not be wider than float32's range
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=3, max_side=6))
     floats = st.floats(-largest, largest, width=32)
-    # Around a common point, too: that is where an affine map has least to hold on to.
+    # Also around a common point, where an affine map has the least room.
     centre = data.draw(st.sampled_from([0.0, 0.0, 1.0, -37.25, 6e4 - 1, 1e-3]))
     spread = data.draw(st.sampled_from([None, None, 1e-42, 1e-3, 20.0]))
     if spread is not None:
@@ -122,18 +122,20 @@ def test_float32_is_lossless(values: Rows) -> None:
 @pytest.mark.parametrize("num_classes", [100, 1000])
 @pytest.mark.parametrize("codec", [FLOAT16, INT8], ids=name_of)
 def test_the_bound_is_nearly_reached(codec: Codec, num_classes: int) -> None:
-    """Not for each row: a single row's largest value may happen to be a float16."""
+    """By the worst row: a single row's largest value may happen to be a float16."""
     values = logits_like(300, num_classes)
     parts, got = read_back(codec, values)
     used = worst(got, values) / codec.errors(parts)
     assert used.max() > 0.9
     if codec == INT8:
         assert used.min() > 0.5
-    assert worst(got, values).max() <= (2.0**-7 if codec == FLOAT16 else 0.07), "FACTS: .008 and .067"
+    assert worst(got, values).max() <= (2.0**-7 if codec == FLOAT16 else 0.07), (
+        "what trained teachers' logits showed: .008 and .067"
+    )
 
 
 def test_float16_reaches_half_a_unit() -> None:
-    """The worst case is met: halfway between two float16s just above a power of two, and below the smallest one."""
+    """The worst cases: halfway between two float16s just above a power of two, and below the smallest one."""
     for values in ([[2049.0]], [[3e-8]], [[2.0**-25]]):
         rows = np.array(values, dtype=np.float32)
         parts, got = read_back(FLOAT16, rows)
@@ -184,7 +186,7 @@ def test_decoding_keeps_the_shape_of_a_row(codec: Codec) -> None:
 
 @pytest.mark.parametrize("codec", [*DENSE, TopK(5, 2.0)], ids=name_of)
 def test_encoding_is_deterministic_and_row_by_row(codec: Codec) -> None:
-    """So a block's bytes depend neither on its neighbours nor on the memory's layout, and values stay as they were."""
+    """A block's bytes depend neither on its neighbours nor on the memory's layout, and its values are not changed."""
     values = logits_like(1000, 30)  # more than are encoded at a time
     before, parts = values.copy(), read_back(codec, values)[0]
     assert np.array_equal(values, before)
@@ -214,16 +216,16 @@ def test_reading_parts_that_cannot_be_written_to_warns_of_nothing() -> None:
 def test_the_difference_from_live_values_is_that_of_what_is_kept(codec: Codec) -> None:
     values = logits_like(64, 100)
     parts, _ = read_back(codec, values)
-    assert difference(codec, parts, values) <= codec.errors(parts).max()
+    assert codec.difference(parts, values) <= codec.errors(parts).max()
     live = values.copy()
     live[11, values[11].argmax()] += 1.5
-    assert difference(codec, parts, live) == pytest.approx(1.5, abs=0.1)
-    assert difference(codec, parts, values - 2) == pytest.approx(2, abs=0.1), "the tail's sum sinks, too"
+    assert codec.difference(parts, live) == pytest.approx(1.5, abs=0.1)
+    assert codec.difference(parts, values - 2) == pytest.approx(2, abs=0.1), "the tail's sum sinks, too"
     if codec.kind == "top-k":
         live = values.copy()
         np.put_along_axis(live, parts["class"].astype(np.int64), 99, axis=1)
         live = np.where(live == 99, values, values - 2)
-        assert difference(codec, parts, live) == pytest.approx(2, abs=0.1)
+        assert codec.difference(parts, live) == pytest.approx(2, abs=0.1)
 
 
 # what an error of ε means for losses
@@ -253,13 +255,13 @@ ROUNDING = 1e-13  # of this file's own float64 sums
 
 def assert_bounds_hold(values: NDArray[np.float64], others: NDArray[np.float64], error: NDArray[np.float64]) -> None:
     for row, error_of_row in enumerate(error.tolist()):
-        here, there, bounds = values[row : row + 1], others[row : row + 1], Bounds(error_of_row, values.shape[1])
+        value, other, bounds = values[row : row + 1], others[row : row + 1], Bounds(error_of_row, values.shape[1])
         for temperature in TEMPERATURES:
-            assert kl(here, there, temperature)[0] <= bounds.kl(temperature) + ROUNDING
-            assert binary_kl(here, there, temperature)[0] <= bounds.binary_kl(temperature) + ROUNDING
+            assert kl(value, other, temperature)[0] <= bounds.kl(temperature) + ROUNDING
+            assert binary_kl(value, other, temperature)[0] <= bounds.binary_kl(temperature) + ROUNDING
         if values.shape[1] > 1:
-            second, first = np.sort(here[0])[-2:]
-            assert here[0].argmax() == there[0].argmax() or first - second <= bounds.margin * (1 + 1e-12)
+            second, first = np.sort(value[0])[-2:]
+            assert value[0].argmax() == other[0].argmax() or first - second <= bounds.margin * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])
@@ -319,7 +321,7 @@ def test_what_a_codec_does_is_within_its_bounds(codec: Codec, num_classes: int) 
 
 
 def test_bounds_of_real_logits_say_something() -> None:
-    """FACTS: KL (τ 4) 7e-8 and 1e-5, BinaryKL (τ 2) 5e-7 and 8e-4, for float16 and int8, on average."""
+    """A trained teacher's averages are, for float16 and int8: KL (τ 4) 7e-8 and 1e-5, BinaryKL (τ 2) 5e-7 and 8e-4."""
     for codec, largest_kl, largest_binary in ((FLOAT16, 5e-6, 5e-4), (INT8, 2e-4, 2e-2)):
         parts, _ = read_back(codec, logits_like(100, 100))
         bounds = [Bounds(error, 100) for error in codec.errors(parts).tolist()]
@@ -348,17 +350,17 @@ def assert_top_k(codec: TopK, values: Rows) -> None:
     rest = np.ones(values.shape, dtype=bool)
     np.put_along_axis(rest, top, False, axis=1)
     tails = got[rest].reshape(len(values), num_classes - k)
-    assert (tails == tails[:, :1]).all(), "the others share alike"
+    assert (tails == tails[:, :1]).all(), "the other classes have equal shares"
 
     true, read = softmax(exact(values), temperature), softmax(exact(got), temperature)
     true_tail = np.where(rest, true, 0).sum(axis=1)
-    said = codec.tail_mass(parts)
-    np.testing.assert_allclose(said, np.where(rest, read, 0).sum(axis=1), rtol=1e-4, atol=1e-12)
+    mass = codec.tail_mass(parts)
+    np.testing.assert_allclose(mass, np.where(rest, read, 0).sum(axis=1), rtol=1e-4, atol=1e-12)
     # float16 moves the k logits by ε: log-odds of tail against top by ε/τ; 1e-4 is what float32 adds.
-    odds_true, odds_said = np.log(true_tail / (1 - true_tail)), np.log(said / (1 - said))
-    assert (np.abs(odds_true - odds_said) <= error / temperature + 1e-4).all()
+    odds_true, odds_read = np.log(true_tail / (1 - true_tail)), np.log(mass / (1 - mass))
+    assert (np.abs(odds_true - odds_read) <= error / temperature + 1e-4).all()
     distance = np.abs(true - read).sum(axis=1)
-    assert (distance <= 2 * said + error / temperature + 1e-6).all(), "KD's gradient over τ/N"
+    assert (distance <= 2 * mass + error / temperature + 1e-6).all(), "KD's gradient over τ/N"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -375,7 +377,7 @@ def test_top_k_keeps_what_it_promises(k: int, num_classes: int, temperature: flo
 @settings(max_examples=200, deadline=None)
 def test_top_k_of_any_row(values: Rows, k: int, temperature: float) -> None:
     mass = np.sort(softmax(exact(values), temperature), axis=1)[:, :-k].sum(axis=1)
-    if (mass > 1e-12).all():  # else this file's own log-odds are rounding
+    if (mass > 1e-12).all():  # otherwise this file's own log-odds are only rounding
         assert_top_k(TopK(k, temperature), values)
 
 
@@ -441,7 +443,7 @@ def test_the_last_class_is_kept_however_many_there_are(num_classes: int, dtype: 
     assert got[1, [-1, -2]].tolist() == [10, 20]
 
 
-def test_who_cannot_be_served_is_told_why() -> None:
+def test_a_refusal_says_why() -> None:
     codec = TopK(20, 4.0)
     assert codec.refusal(4.0) is None
     raw, other = codec.refusal(None), codec.refusal(2.0)
@@ -478,9 +480,9 @@ def test_bytes_of_a_row(codec: Codec, num_classes: int, size: int) -> None:
 def test_a_value_that_is_not_finite_is_refused(codec: Codec, bad: float) -> None:
     values = logits_like(100, 10)
     values[17, 4] = values[40, 0] = bad
-    with pytest.raises(NonFiniteLoss) as told:
+    with pytest.raises(NonFiniteLoss) as caught:
         encode(codec, "logits", BLOCK, values)
-    text = str(told.value)
+    text = str(caught.value)
     assert "signal logits, view 3, index 117" in text
     assert f"expected finite {codec.kind} values, got a largest magnitude of {abs(bad):g}" in text
     assert "2 rows of this block" in text
@@ -525,7 +527,7 @@ def test_bad_values_are_found_in_rows_of_any_shape(shape: tuple[int, ...]) -> No
 
 @pytest.mark.parametrize("codec", [*DENSE, TopK(20, 4.0)], ids=name_of)
 def test_a_codec_survives_a_manifest(codec: Codec) -> None:
-    adapter: TypeAdapter[Codec] = TypeAdapter(Codec)
+    adapter: TypeAdapter[Codec] = TypeAdapter(AnyCodec)
     assert adapter.validate_python(adapter.dump_python(codec, mode="json")) == codec
     assert adapter.validate_json(adapter.dump_json(codec)) == codec
 
@@ -543,4 +545,4 @@ def test_a_codec_survives_a_manifest(codec: Codec) -> None:
 )
 def test_what_is_no_codec_is_refused(tree: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        TypeAdapter(Codec).validate_python(tree)
+        TypeAdapter(AnyCodec).validate_python(tree)

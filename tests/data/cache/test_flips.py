@@ -1,4 +1,4 @@
-"""Single bytes of a small cache changed at random: noticed, or without any influence on what is read."""
+"""A byte of a small cache that is changed at random is noticed, or has no influence on what is read."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from dhkd.data.cache.blocks import WITNESS
-from dhkd.data.cache.reader import Damage, LogitReader, open_cache
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 
-from tests.caches import complete, manifest_of, writer_at
+from tests.caches import complete, damages_of, manifest_of, writer_at
 
 SAMPLES, CLASSES, VIEWS, BLOCK_ROWS = 10, 4, 2, 4
 FLIPS = 500
@@ -26,7 +26,7 @@ def write(path: Path, store: str, codec: str) -> None:
 
 
 def all_that_is_read(reader: LogitReader) -> list[Any]:
-    """Everything that dhkd takes from a cache."""
+    """Everything that dhkd reads from a cache."""
     return [
         reader.manifest.to_json(),
         reader.bound("logits"),
@@ -37,7 +37,7 @@ def all_that_is_read(reader: LogitReader) -> list[Any]:
 
 def noticed_by_verify(path: Path) -> bool:
     try:
-        return any(isinstance(found, Damage) for found in open_cache(path).damages())
+        return bool(damages_of(open_cache(path)))
     except Noticed:
         return True
 
@@ -53,7 +53,7 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(store: str, codec: str, tm
     assert {"index.json"} < {file.name for file in files}
     sizes = np.array([file.stat().st_size for file in files])
     rng = np.random.default_rng(1)
-    # Half of them anywhere, half in a file drawn first: else the largest would get nearly all.
+    # Half of them anywhere, half in a file that is drawn first: otherwise the largest would get nearly all.
     anywhere = rng.integers(sizes.sum(), size=FLIPS // 2)
     chosen = np.searchsorted(np.cumsum(sizes), anywhere, side="right")
     chosen = np.concatenate([chosen, rng.integers(len(files), size=FLIPS - len(chosen))])
@@ -76,6 +76,6 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(store: str, codec: str, tm
             unnoticed.append((file.name, chr(good[position]), chr(good[position] ^ change)))
         file.write_bytes(good)
     assert not any("\n" in line for line in seen)
-    # White space between two values of JSON for other white space: the same tree, and nothing that has a checksum.
+    # White space in JSON replaced by other white space: the tree is the same, and the checksum is of the tree.
     assert all(name == "index.json" and f"{old}{new}".isspace() for name, old, new in unnoticed), unnoticed
     assert all_that_is_read(open_cache(path)) == before

@@ -1,4 +1,4 @@
-"""Manifests and indices with anything in them: refused in one line, or read as what they say."""
+"""Manifests and indices with anything in them are refused in one line, or read as what they say."""
 
 import copy
 import json
@@ -34,12 +34,12 @@ ODD = st.one_of(
 def nodes(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths of all nodes below the root."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [found for key, child in children for found in [(*path, key), *nodes(child, (*path, key))]]
+    return [node for key, child in children for node in [(*path, key), *nodes(child, (*path, key))]]
 
 
 @st.composite
 def mutations(draw: st.DrawFn, tree: Any) -> Any:
-    """The tree with one to three nodes removed, replaced, renamed, doubled or put deeper."""
+    """The tree with one to three nodes removed, replaced, renamed, added or nested deeper."""
     mutant = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
         places = nodes(mutant)
@@ -68,7 +68,7 @@ def mutations(draw: st.DrawFn, tree: Any) -> Any:
 
 
 def use(path: Path) -> None:
-    """All that dhkd does with a cache; whatever is wrong has to be a `DhkdError` of one line."""
+    """All that dhkd does with a cache; anything wrong has to be a `DhkdError` of one line."""
     for action in (read, extend):
         try:
             action(path)
@@ -90,12 +90,12 @@ def read(path: Path) -> None:
             assert values.shape == (reader.manifest.num_samples, *signal.row)
             if reader.manifest.signals == open_cache(GOLDEN / STORES[reader.store]).manifest.signals:
                 assert values.shape == (SAMPLES, CLASSES)
-    for found in reader.damages():
-        assert isinstance(found, int | Damage)
+    for result in reader.damages():
+        assert isinstance(result, int | Damage)
 
 
 def extend(path: Path) -> None:
-    """As stage one begins: with what the golden cache is."""
+    """Begin to write, as stage one does, what the golden cache holds."""
     store = "zarr" if (path / "zarr.json").exists() else "webdataset"
     writer_at(path, open_cache(GOLDEN / STORES[store]).manifest, store).missing()
 
@@ -117,7 +117,7 @@ def test_a_mutated_manifest(store: str, data: st.DataObject, finished: bool, tmp
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), sealed=st.booleans())
 def test_a_mutated_index(store: str, data: st.DataObject, sealed: bool, tmp_path_factory: Any) -> None:
-    """`sealed`: with a checksum that fits, as a forger would have it."""
+    """`sealed`: with a checksum that fits, as a forger would make it."""
     path = shutil.copytree(GOLDEN / STORES[store], tmp_path_factory.mktemp("m") / "c")
     tree = json.loads((path / "index.json").read_text())
     body = data.draw(mutations(tree["index"])) if sealed else tree["index"]

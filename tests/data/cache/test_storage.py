@@ -1,4 +1,4 @@
-"""Where caches lie: every storage keeps the same promises, and one that fails is asked again, then named."""
+"""Every storage keeps the same promises; one that fails is asked again, and named if that doesn't help."""
 
 import hashlib
 import os
@@ -17,6 +17,7 @@ from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.bucket import PATIENCE, RESUMES, Bucket, Patience
 from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.cache.storage.nearby import Nearby
+from dhkd.data.cache.storage.places import PLACES, is_url, storage_of
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DhkdError, StorageError
 
@@ -45,7 +46,7 @@ def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture
 def proxied(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
-    """The bucket by way of a proxy that counts, and fails when told to."""
+    """The bucket by way of a proxy that counts requests, and fails on demand."""
     with flaky(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -105,7 +106,7 @@ def test_what_was_put_is_got(place: Place, key: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", [*KEYS, "nested", "nested/deep"])
-def test_what_is_missing_is_said_to_be(place: Place, key: str) -> None:
+def test_a_missing_object_is_reported(place: Place, key: str) -> None:
     if key not in KEYS:
         place.writer.put("nested/deep/b.bin", b"x", replace=True)
     assert place.storage.size(key) == -1
@@ -126,7 +127,7 @@ def test_all_objects_are_listed_with_their_sizes(place: Place) -> None:
     assert place.storage.sizes() == {key: length for length, key in enumerate(KEYS)}
 
 
-def test_an_object_is_replaced_only_when_that_is_asked_for(storage: Storage) -> None:
+def test_an_object_is_replaced_only_on_request(storage: Storage) -> None:
     assert storage.put("a/b", b"first", replace=False) is True
     assert storage.put("a/b", b"second", replace=False) is False
     assert storage.put("a/b", b"first", replace=False) is False
@@ -201,7 +202,7 @@ def test_a_bucket_may_be_pickled_and_needs_no_slash_at_the_end(s3: S3) -> None:
 
 
 def test_large_objects_are_uploaded_whole(s3: S3, proxied: Flaky) -> None:
-    """Beyond 5 MB those that replace others go in parts."""
+    """Above 5 MB, objects that replace others are sent in parts."""
     content = os.urandom(12_000_000)
     bucket = Bucket(s3.url, replace(QUICK, stall_s=5))
     assert bucket.put("created", content, replace=False)
@@ -233,7 +234,7 @@ FAULTS = [
 
 
 def some(fault: Fault) -> list[Fault]:
-    """More of them than the library bears by itself, but for those that take long."""
+    """More of them than the library handles by itself, except those that take long."""
     return [fault] * (2 if fault.kind == "delay" else RESUMES + 2)
 
 
@@ -281,14 +282,16 @@ def test_many_requests_to_a_store_that_often_fails(s3: S3, proxied: Flaky) -> No
 
 
 @pytest.mark.parametrize("fault", [Fault("lose"), Fault("reply", 500), Fault("delay", 1.0)], ids=str)
-def test_a_creation_whose_answer_was_lost_is_told_from_another_writers(s3: S3, proxied: Flaky, fault: Fault) -> None:
+def test_a_creation_whose_answer_was_lost_is_distinguished_from_another_writers(
+    s3: S3, proxied: Flaky, fault: Fault
+) -> None:
     bucket = Bucket(s3.url, QUICK)
     proxied.faults = in_order([fault], "PUT")
-    assert bucket.put("mine", b"mine", replace=False) is True
-    bucket.put("theirs", b"them", replace=True)
+    assert bucket.put("new", b"mine", replace=False) is True
+    bucket.put("another's", b"them", replace=True)
     proxied.faults = in_order([fault], "PUT")
-    assert bucket.put("theirs", b"mine", replace=False) is False
-    assert bucket.get("theirs") == b"them"
+    assert bucket.put("another's", b"mine", replace=False) is False
+    assert bucket.get("another's") == b"them"
 
 
 def test_a_conflict_that_made_nothing_is_no_object(s3: S3, proxied: Flaky) -> None:
@@ -297,23 +300,23 @@ def test_a_conflict_that_made_nothing_is_no_object(s3: S3, proxied: Flaky) -> No
     assert Bucket(s3.url, QUICK).get("k") == b"x"
 
 
-@pytest.mark.parametrize("says_so", ["the store", "the environment"])
+@pytest.mark.parametrize("source", ["the store", "the environment"])
 def test_a_store_that_can_not_create_is_asked_what_is_there(
-    s3: S3, proxied: Flaky, monkeypatch: pytest.MonkeyPatch, says_so: str
+    s3: S3, proxied: Flaky, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     bucket = Bucket(s3.url, QUICK)
-    if says_so == "the store":
+    if source == "the store":
         proxied.faults = in_order([Fault("status", 501)] * (RESUMES + 1), "PUT")
     else:
         monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
     assert bucket.put("k", b"first", replace=False) is True
     assert bucket.put("k", b"second", replace=False) is False
     assert bucket.get("k") == b"first"
-    assert proxied.count("PUT") == (RESUMES + 2 if says_so == "the store" else 1)
+    assert proxied.count("PUT") == (RESUMES + 2 if source == "the store" else 1)
 
 
 def refused(ask: Callable[[], object], *parts: str) -> str:
-    """What a `StorageError` says, which is one line that holds all these, soon."""
+    """The message of the `StorageError` that this soon raises: one line that has all these parts."""
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:
         ask()
@@ -390,7 +393,7 @@ def test_missing_credentials_are_named(s3: S3, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
     message = refused(lambda: Bucket(s3.url, QUICK).get("k"), f"{s3.url}/k: no access (", "AWS_ACCESS_KEY_ID")
-    assert "asked" not in message, "asking again doesn't help"
+    assert "asked" not in message, "asking again doesn't help here"
 
 
 def test_a_missing_azure_account_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +409,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: S3, method: str) -> None:
 
 
 def test_the_size_of_an_object_in_no_bucket_is_that_of_none(s3: S3) -> None:
-    """The answer to HEAD has no body that could tell."""
+    """The answer to HEAD has no body that could say so."""
     assert Bucket("s3://no-such-bucket/p", QUICK).size("k") == -1
 
 
@@ -434,10 +437,20 @@ def test_a_web_server_is_only_read(tmp_path: Path) -> None:
 )
 def test_an_impossible_url_is_refused(url: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Bucket(url)
+        storage_of(url)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "hidden" not in str(caught.value)
+
+
+def test_every_scheme_of_the_table_is_a_url_and_anything_else_a_folder_or_refused(tmp_path: Path) -> None:
+    for scheme in PLACES:
+        assert is_url(f"{scheme}://host/a")
+        assert isinstance(storage_of(f"{scheme.upper()}://host/a"), Bucket)
+    assert not is_url(tmp_path)
+    assert isinstance(storage_of(tmp_path), Folder)
+    with pytest.raises(ConfigError, match=r"^ftp://host/a: expected a folder, or a URL .* s3://.*https://; got ftp$"):
+        storage_of("ftp://host/a")
 
 
 def test_without_obstore_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +520,7 @@ def copies(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Kept:
-    """Objects of a bucket that are looked up by what they hold."""
+    """Objects of a bucket, of which copies are kept."""
 
     bucket: Bucket
     proxy: Flaky
@@ -544,7 +557,9 @@ def test_what_was_replaced_is_fetched_anew(kept: Kept) -> None:
     assert kept.get("a", b"old") == b"old"
     kept.put("a", b"new")
     storage = nearby(kept.bucket, kept.folder)
-    assert storage.get_checked("a", 3, checksum(b"new")) == b"new", "of the same size, and nobody looks into it"
+    assert storage.get_checked("a", 3, checksum(b"new")) == b"new", (
+        "although it has the same size, and its content is not looked at"
+    )
 
 
 def test_another_place_has_other_copies(kept: Kept, s3: S3) -> None:
@@ -634,7 +649,7 @@ import sys
 from pathlib import Path
 from dhkd.data.cache.storage.bucket import Bucket
 from dhkd.data.cache.storage.nearby import Nearby
-from dhkd.data.copies import BoundedCopies
+from dhkd.data.disk.copies import BoundedCopies
 
 nearby = Nearby(Bucket(sys.argv[1]), BoundedCopies(Path(sys.argv[2]), 10**9))
 print(nearby.get_checked("a", 1000, int(sys.argv[3])) == b"x" * 1000)

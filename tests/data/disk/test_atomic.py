@@ -1,4 +1,4 @@
-"""A file is finished or absent, whatever happens while it is written."""
+"""A file is finished or absent, whatever happens while it is being written."""
 
 import os
 import signal
@@ -18,13 +18,13 @@ OLD, NEW = b"old", b"the new content"
 
 
 class Stopped(BaseException):
-    """Like KeyboardInterrupt, no `Exception`."""
+    """Not an `Exception`, like KeyboardInterrupt."""
 
 
 def halfway(
     error: BaseException | None, seen: list[bytes] | None = None, path: Path | None = None
 ) -> Callable[[BinaryIO], None]:
-    """A writer that looks at `path` in the middle, and there raises `error`."""
+    """A writer that, in the middle, looks at `path` and then raises `error`."""
 
     def write(stream: BinaryIO) -> None:
         stream.write(NEW[:5])
@@ -98,14 +98,16 @@ def test_a_full_disk_leaves_the_old_file(size: int, tiny_disk: Path) -> None:
         write_atomically(path, lambda stream: stream.write(b"x" * size))
     assert os.listdir(tiny_disk) == ["file"]
     assert path.read_bytes() == bytes(10_000)
-    write_atomically(path, lambda stream: stream.write(b"x" * 40_000))  # the room that the litter would have taken
+    write_atomically(
+        path, lambda stream: stream.write(b"x" * 40_000)
+    )  # needs the space that left-over files would take
     assert path.stat().st_size == 40_000
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dhkd.data.files import write_atomically
+from dhkd.data.disk.atomic import write_atomically
 
 def write(stream):
     stream.write(b"half")
@@ -132,7 +134,7 @@ def test_a_kill_leaves_the_old_file_and_at_most_one_partial(tmp_path: Path) -> N
 def test_bytes_reach_the_disk_before_the_name_and_the_name_before_it_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a loss of power would leave: at each fsync, what is synced, and what the file's name stands for then."""
+    """A loss of power leaves what was synced: at each fsync, what is synced, and what the file's name means then."""
     path, synced = tmp_path / "file", list[tuple[str, bytes, bytes]]()
     path.write_bytes(OLD)
     real = os.fsync
@@ -149,9 +151,9 @@ def test_bytes_reach_the_disk_before_the_name_and_the_name_before_it_returns(
 
 
 def test_two_processes_do_not_share_a_partial_file(tmp_path: Path) -> None:
-    """Another process finishes the same file while this one is writing: the last to finish wins, each file is whole."""
+    """Another process finishes the same file while this one writes it: the last to finish wins, and both are whole."""
     path = tmp_path / "file"
-    other = "import sys; from pathlib import Path; from dhkd.data.files import write_atomically as w;"
+    other = "import sys; from pathlib import Path; from dhkd.data.disk.atomic import write_atomically as w;"
     other += "w(Path(sys.argv[1]), lambda stream: stream.write(b'of the other'))"
 
     def write(stream: BinaryIO) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.photographs import CHUNK, PhotoRenderer, PhotoSet, Whole, in_memory
+from dhkd.data.images.base import Decoding
+from dhkd.data.images.encoded import CHUNK, EncodedFiles, PhotoRenderer, PhotoSet
 from dhkd.data.recipes.random_resized_crop import CenterCrop, RandomResizedCrop
+from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.render import Keys
 from dhkd.data.sources import image_folder
 from hypothesis import given, settings
@@ -36,7 +38,7 @@ WORKERS = [0, 2]
 pytestmark = pytest.mark.usefixtures("no_workers_of_the_last_test")
 
 
-class Contents:
+class Contents(EncodedFiles):
     """Encoded images in memory, and which of them were read by this process."""
 
     def __init__(self, contents: Sequence[bytes]) -> None:
@@ -232,7 +234,7 @@ KINDS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], N
 def test_every_kind_of_image_becomes_red_green_and_blue(kind: str) -> None:
     write, expected, tolerance = KINDS[kind]
     photo = make_photo(8, 30, 20)
-    whole = in_memory(set_of([write(photo)])).images_NCHW[0].permute(1, 2, 0).numpy()
+    whole = set_of([write(photo)]).in_memory(Decoding()).images_NCHW[0].permute(1, 2, 0).numpy()
     assert whole.shape == (20, 30, 3)
     assert np.abs(whole.astype(int) - expected(photo).astype(int)).max() <= tolerance
     (pixels,) = render(set_of([write(photo)]), keys_of((0, 0), (1, 0)))
@@ -242,7 +244,7 @@ def test_every_kind_of_image_becomes_red_green_and_blue(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_levels_of_16_bits_become_those_of_8(kind: str) -> None:
     levels = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    whole = in_memory(set_of([encoded(Image.fromarray(levels), kind)])).images_NCHW[0]
+    whole = set_of([encoded(Image.fromarray(levels), kind)]).in_memory(Decoding()).images_NCHW[0]
     assert isinstance(whole, UInt8[Tensor, "3 32 32"])
     assert np.abs(whole.numpy().astype(int) - (levels >> 8)).max() <= 1
 
@@ -253,7 +255,7 @@ def test_the_orientation_that_exif_tells_is_ignored() -> None:
     exif[0x0112] = 6  # to be turned by 90 degrees
     plain, turned = encoded(photo), encoded(photo, exif=exif)
     assert ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).size == (20, 40)
-    first, second = (in_memory(set_of([content])).images_NCHW for content in (plain, turned))
+    first, second = (set_of([content]).in_memory(Decoding()).images_NCHW for content in (plain, turned))
     assert torch.equal(first, second)
     assert torch.equal(*(render(set_of([content]), keys_of((3, 0)))[0] for content in (plain, turned)))
 
@@ -270,7 +272,7 @@ def folder(tmp_path: Path, jpegs: list[bytes]) -> Path:
 
 
 def load(folder: Path) -> PhotoSet:
-    return image_folder.load("train", folder, folder)
+    return image_folder.images_below("train", folder, folder)
 
 
 def truncate(path: Path) -> None:
@@ -426,7 +428,7 @@ def test_an_error_leaves_no_process_behind(jpegs: list[bytes]) -> None:
 @pytest.mark.parametrize("workers", WORKERS)
 def test_images_in_memory_are_the_files(workers: int) -> None:
     photos = [make_photo(n, 20, 12) for n in range(CHUNK + 6)]
-    images = in_memory(set_of([encoded(photo, "PNG") for photo in photos]), workers=workers)
+    images = set_of([encoded(photo, "PNG") for photo in photos]).in_memory(Decoding(workers=workers))
     assert isinstance(images.images_NCHW, UInt8[Tensor, f"{len(photos)} 3 12 20"])
     assert images.images_NCHW.is_contiguous()
     for photo, got in zip(photos, images.images_NCHW, strict=True):
@@ -442,33 +444,33 @@ def test_images_of_several_sizes_are_refused(jpegs: list[bytes]) -> None:
         match=r"^photo-1\.jpg \(index 1\): expected 60×45 pixels, as the first image has, got 45×60; use"
         r" views\.kind=random-resized-crop[^\n]*$",
     ):
-        in_memory(set_of(jpegs), allow_bad=len(jpegs))
+        set_of(jpegs).in_memory(Decoding(allow_bad=len(jpegs)))
 
 
 def test_the_first_image_may_be_one_of_the_bad_ones_that_are_allowed(jpegs: list[bytes]) -> None:
-    images = in_memory(set_of([b"", b"text", jpegs[0], jpegs[0]]), allow_bad=2)
+    images = set_of([b"", b"text", jpegs[0], jpegs[0]]).in_memory(Decoding(allow_bad=2))
     assert images.images_NCHW.flatten(1).any(dim=1).tolist() == [False, False, True, True]
     with pytest.raises(DataError, match=r"photo-1\.jpg \(index 1\): expected an image.*--allow-bad N$"):
-        in_memory(set_of([b"", b"text", jpegs[0]]), allow_bad=1)
+        set_of([b"", b"text", jpegs[0]]).in_memory(Decoding(allow_bad=1))
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "an empty file"), (b"text", "no image in a known format")])
 def test_a_first_image_that_can_not_be_decoded_is_named(jpegs: list[bytes], content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=rf"^photos: photo-0\.jpg \(index 0\): expected an image, got: {reason}"):
-        in_memory(set_of([content, *jpegs]))
+        set_of([content, *jpegs]).in_memory(Decoding())
 
 
 def test_a_bad_image_in_memory_is_black_where_allowed() -> None:
     contents = [encoded(make_photo(n, 20, 12), "PNG") for n in range(4)]
     contents[2] = contents[2][:-100]
-    images = in_memory(set_of(contents), allow_bad=1)
+    images = set_of(contents).in_memory(Decoding(allow_bad=1))
     assert images.images_NCHW.flatten(1).any(dim=1).tolist() == [True, True, False, True]
     with pytest.raises(DataError, match=r"photo-2\.jpg \(index 2\)"):
-        in_memory(set_of(contents))
+        set_of(contents).in_memory(Decoding())
 
 
 def test_whole_images_draw_nothing() -> None:
-    recipe = Whole(12, 20)
+    recipe = AsTheyAre((12, 20))
     assert recipe.shape == (12, 20)
     assert recipe.draws(torch.zeros(3, dtype=torch.int64), torch.arange(3)).shape == (3, 0)
 

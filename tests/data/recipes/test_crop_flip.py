@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.images.witness import witnesses
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tests.samples import make_images
+from tests.samples import make_images, pixels_of
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_apply_equals_slices_of_a_padded_image(images: ImageSet, padding: int, f
     recipe = CropFlip(padding=padding, flip=flip, seed=0)
     every = torch.arange(recipe.num_views)
     draws = recipe.decode(every)
-    got = recipe.apply(images.images_NCHW[:1].expand(recipe.num_views, -1, -1, -1), draws)
+    got = pixels_of(recipe, images.images_NCHW[:1].expand(recipe.num_views, -1, -1, -1), draws)
     for element in range(recipe.num_views):
         expected = reference(images.images_NCHW[0].numpy(), padding, *draws[element].tolist())
         assert (got[element].numpy() == expected).all(), draws[element]
@@ -75,7 +75,7 @@ def test_pixels_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut
     assert isinstance(together, UInt8[Tensor, f"{len(keys)} 3 8 8"])
     backwards = renderer.pixels(view_B.flip(0), index_B.flip(0)).flip(0)
     in_two = torch.cat([renderer.pixels(view_B[part], index_B[part]) for part in (slice(cut), slice(cut, None))])
-    by_key = recipe.apply(images.images_NCHW[index_B], recipe.draws(view_B, index_B))
+    by_key = pixels_of(recipe, images.images_NCHW[index_B], recipe.draws(view_B, index_B))
     for other in (backwards, in_two, by_key):
         assert torch.equal(together, other)
 
@@ -110,7 +110,7 @@ def test_golden_draws() -> None:
 def test_golden_pixels() -> None:
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
     recipe = CropFlip(padding=2, flip=True, seed=3)
-    pixels = recipe.apply(images, recipe.draws(torch.tensor([0, 5]), torch.tensor([0, 1])))
+    pixels = pixels_of(recipe, images, recipe.draws(torch.tensor([0, 5]), torch.tensor([0, 1])))
     assert witnesses(pixels).tolist() == GOLDEN_WITNESSES
 
 

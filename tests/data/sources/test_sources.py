@@ -16,7 +16,8 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.sources import FILE_SOURCES, SOURCES, SPLITS, Selection, cifar100, digits, glyphs, load_source
+from dhkd.data.sources import SOURCES, SPLITS, cifar100, digits, glyphs, load_source
+from dhkd.data.sources.base import Place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Int64, UInt8
@@ -251,7 +252,7 @@ def put_cifar(root: Path, content: bytes) -> Path:
 
 def test_a_missing_file_of_cifar_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        load_source("cifar100", "test", root=tmp_path / "no")
+        load_source("cifar100", "test", Place(root=str(tmp_path / "no")))
     line = str(caught.value)
     assert "\n" not in line
     for part in ("cifar-100-python/test", str(tmp_path / "no"), "No such file", "--data-root", "--download"):
@@ -270,7 +271,7 @@ def test_a_forged_file_of_cifar_is_refused_unread(tmp_path: Path) -> None:
     forged = pickle.dumps(TouchesAFile(harm))
     path = put_cifar(tmp_path, forged)
     with pytest.raises(DataError, match=rf"md5 expected {cifar100.MD5['train']}, got \w{{32}} .*--download") as caught:
-        load_source("cifar100", "train", root=tmp_path)
+        load_source("cifar100", "train", Place(root=str(tmp_path)))
     assert str(path) in str(caught.value)
     assert not harm.exists()
     pickle.loads(forged)
@@ -282,7 +283,7 @@ def test_a_truncated_file_of_cifar_is_refused(real_data: Path, tmp_path: Path, k
     content = (real_data / "cifar-100-python" / "test").read_bytes()[:keep]
     path = put_cifar(tmp_path, content).rename(tmp_path / "cifar-100-python" / "test")
     with pytest.raises(DataError, match="md5 expected f0ef6b0a") as caught:
-        load_source("cifar100", "test", root=tmp_path)
+        load_source("cifar100", "test", Place(root=str(tmp_path)))
     assert f"{path}: md5" in str(caught.value)
     assert f"({len(content):,} bytes)" in str(caught.value)
 
@@ -290,7 +291,7 @@ def test_a_truncated_file_of_cifar_is_refused(real_data: Path, tmp_path: Path, k
 def test_the_splits_of_cifar_are_not_taken_for_each_other(real_data: Path, tmp_path: Path) -> None:
     put_cifar(tmp_path, (real_data / "cifar-100-python" / "test").read_bytes())
     with pytest.raises(DataError, match="md5 expected 16019d7e"):
-        load_source("cifar100", "train", root=tmp_path)
+        load_source("cifar100", "train", Place(root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("reason", [URLError("no\nnetwork"), RuntimeError("File not found or corrupted."), EOFError()])
@@ -303,13 +304,15 @@ def test_a_failed_download_says_what_to_do(
 
     monkeypatch.setitem(sys.modules, "torchvision.datasets", SimpleNamespace(CIFAR100=fails))
     with pytest.raises(DataError, match=r"the download to .* failed .*--data-root DIR") as caught:
-        load_source("cifar100", "train", root=tmp_path, download=True)
+        load_source("cifar100", "train", Place(root=str(tmp_path), download=True))
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == "", "standard output is for results"
 
 
 def test_real_cifar(real_data: Path) -> None:
-    images = load_source("cifar100", "test", root=real_data, download=True)  # nothing to fetch, so no network
+    images = load_source(
+        "cifar100", "test", Place(root=str(real_data), download=True)
+    )  # nothing to fetch, so no network
     assert (images.name, images.split, images.num_classes) == ("cifar100", "test", 100)
     assert isinstance(images.images_NCHW, UInt8[Tensor, "10000 3 32 32"])
     assert torch.bincount(images.labels_N).tolist() == [100] * 100
@@ -322,7 +325,7 @@ def test_real_cifar(real_data: Path) -> None:
 
 
 def test_normalization_of_cifar_is_that_of_its_pixels(real_data: Path) -> None:
-    images = load_source("cifar100", "train", root=real_data)
+    images = load_source("cifar100", "train", Place(root=str(real_data)))
     assert isinstance(images.images_NCHW, UInt8[Tensor, "50000 3 32 32"])
     assert torch.bincount(images.labels_N).tolist() == [500] * 100
     mean, std = mean_and_std(images.images_NCHW[::10].numpy())  # a tenth is quicker and good enough for two digits
@@ -337,7 +340,7 @@ def test_normalization_of_cifar_is_that_of_its_pixels(real_data: Path) -> None:
 def test_an_unknown_source_names_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_source(name, "train")
-    valid = ", ".join(sorted([*SOURCES, *FILE_SOURCES]))
+    valid = ", ".join(sorted([*SOURCES]))
     assert str(caught.value) == f"unknown data source {name!r}: did you mean {nearest!r}? valid are {valid}"
 
 
@@ -346,21 +349,20 @@ def test_an_unknown_split_names_the_nearest() -> None:
         load_source("digits", "tests")
 
 
-def test_a_limit_keeps_the_first_of_train_and_all_of_test() -> None:
+def test_a_limit_keeps_the_first() -> None:
     whole = load_source("digits", "train")
     for limit in (1, 100, len(whole)):
-        limited = load_source("digits", "train", selection=Selection(limit=limit))
+        limited = load_source("digits", "train", limit=limit)
         assert len(limited) == limit
         assert torch.equal(limited.images_NCHW, whole.images_NCHW[:limit])
         assert torch.equal(limited.labels_N, whole.labels_N[:limit])
-    assert len(load_source("digits", "test", selection=Selection(limit=1))) == 360
-    assert len(load_source("digits", "test", selection=Selection(test_limit=7))) == 7
+    assert len(load_source("digits", "test", limit=7)) == 7
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 1438])
 def test_an_impossible_limit_is_refused(limit: int) -> None:
     with pytest.raises(ConfigError, match=rf"^data\.limit: expected 1 to 1437, the size of digits, got {limit}$"):
-        load_source("digits", "train", selection=Selection(limit=limit))
+        load_source("digits", "train", limit=limit)
 
 
 # ImageSet

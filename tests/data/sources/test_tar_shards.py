@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.images.photographs import PhotoRenderer, PhotoSet
+from dhkd.data.images.encoded import PhotoRenderer, PhotoSet
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
-from dhkd.data.sources import Selection, load_source, tar_shards
+from dhkd.data.sources import load_source, tar_shards
+from dhkd.data.sources.base import Place
 from torch import Tensor
 from webdataset import ShardWriter, TarWriter
 
@@ -77,10 +77,12 @@ def root(tmp_path: Path, jpegs: list[bytes]) -> Path:
     return tmp_path / "root"
 
 
-def load(root: Path | str, split: str = "train", *, keep_bytes: int = 10**9, **selection: object) -> PhotoSet:
-    chosen = Selection(**{"num_classes": CLASSES, **selection})  # type: ignore[arg-type]
-    images = load_source("webdataset", split, root=root, selection=chosen, keep_bytes=keep_bytes)
-    assert not isinstance(images, ImageSet)
+def load(
+    root: Path | str, split: str = "train", *, keep_bytes: int = 10**9, limit: int | None = None, **place: object
+) -> PhotoSet:
+    where = Place(str(root), keep_bytes=keep_bytes, **{"num_classes": CLASSES, **place})  # type: ignore[arg-type]
+    images = load_source("webdataset", split, where, limit=limit)
+    assert isinstance(images, PhotoSet)
     return images
 
 
@@ -112,7 +114,7 @@ def test_shards_of_a_folder_in_its_order_give_the_same_pixels(tmp_path: Path, jp
         path = tmp_path / "folder" / "train" / f"class-{label}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    folder = load_source("image-folder", "train", root=tmp_path / "folder")
+    folder = load_source("image-folder", "train", Place(root=str(tmp_path / "folder")))
     assert isinstance(folder, PhotoSet)
     write_tar(tmp_path / "train" / "0.tar", members_of(contents_of(folder), folder.labels_N.tolist()))
     shards = load(tmp_path)

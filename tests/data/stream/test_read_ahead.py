@@ -1,4 +1,4 @@
-"""Items are read once, in order, shortly before they are needed, and forgotten after their last use."""
+"""Items are read once, in order, shortly before they are needed, and are forgotten after their last use."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ Uses = Sequence[int]
 
 
 class Log:
-    """A read that takes down what it is asked for."""
+    """A function that reads items and keeps a list of them."""
 
     def __init__(self) -> None:
         self.reads: list[int] = []
@@ -28,7 +28,7 @@ def follow(ahead: ReadAhead[str], uses: Uses) -> None:
 
 
 def walk(ahead: ReadAhead[str], uses: Uses, batch: int) -> Iterator[int]:
-    """Takes what each batch of positions uses; gives how many items were held then."""
+    """Take the items of each batch of positions; yields how many items are held then."""
     follow(ahead, uses)
     for start in range(0, len(uses), batch):
         items = sorted(set(uses[start : start + batch]))
@@ -50,7 +50,7 @@ def test_every_item_is_read_once_in_the_order_of_first_use(uses: list[int], batc
     log = Log()
     for start, held in zip(range(0, len(uses), batch), walk(ReadAhead(log, capacity), uses, batch), strict=True):
         now = uses[start : start + batch]
-        # In use: begun before or by this batch and not yet done with.
+        # In use: read for this batch or an earlier one, and still needed by this or a later one.
         in_use = [item for item in first_uses(uses[: start + batch]) if item in uses[start:]]
         assert set(now) <= set(in_use)
         assert held <= max(len(in_use), capacity)
@@ -58,7 +58,7 @@ def test_every_item_is_read_once_in_the_order_of_first_use(uses: list[int], batc
     assert log.reads == first_uses(uses)
 
 
-def test_the_next_items_are_read_before_anyone_asks() -> None:
+def test_the_next_items_are_read_before_they_are_needed() -> None:
     read = {item: threading.Event() for item in range(6)}
 
     def note(item: int) -> int:
@@ -70,7 +70,7 @@ def test_the_next_items_are_read_before_anyone_asks() -> None:
     assert ahead.take([0], 0) == {0: 0}
     assert all(read[item].wait(60) for item in (1, 2))
     assert ahead.num_held == 3
-    assert not read[3].is_set(), "no further than was asked for"
+    assert not read[3].is_set(), "no further ahead than the capacity"
     assert ahead.take([1], 2) == {1: 1}
     assert read[3].wait(60)
     assert ahead.num_held == 3
@@ -83,7 +83,7 @@ def test_an_item_is_forgotten_after_its_last_use_and_not_before() -> None:
     assert log.reads == [7, 1, 2, 3]
 
 
-def test_what_a_process_skips_is_forgotten_too() -> None:
+def test_items_that_a_process_skips_are_forgotten_too() -> None:
     """A rank takes every other position; items that only the other one uses must not pile up."""
     log = Log()
     ahead = ReadAhead(log, 2)
@@ -109,7 +109,7 @@ def test_a_new_sequence_keeps_what_it_needs_and_forgets_the_rest() -> None:
     assert log.reads == [0, 1, 2, 3, 4, 0, 1]
 
 
-def test_what_reading_raises_is_raised_where_the_item_is_needed() -> None:
+def test_an_error_in_reading_is_raised_where_the_item_is_needed() -> None:
     def fails(item: int) -> int:
         if item == 2:
             raise OSError(f"item {item} is damaged")

@@ -16,12 +16,13 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.draws.orders import windowed_order
 from dhkd.data.draws.schedules import SCHEDULES, independent
 from dhkd.data.errors import CacheDamaged, CacheMismatch, ConfigError
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.images.witness import witnesses
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.stream.batches import Batch, Stream, shares
 from dhkd.data.stream.check import check_witnesses
+from dhkd.data.stream.labels import Labels
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.caches import complete, manifest_of, opened, writer_at
-from tests.samples import make_images
+from tests.samples import make_images, pixels_of
 
 CPU = torch.device("cpu")
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 4, 37, 5, 10
@@ -79,7 +80,7 @@ def pixels_by_key() -> Tensor:
     """uint8 (V, N, C, H, W), each drawn by its own key, without the renderer."""
     images, index_N = make_images(SAMPLES), torch.arange(SAMPLES)
     views = [RECIPE.draws(torch.full_like(index_N, view), index_N) for view in range(VIEWS)]
-    return torch.stack([RECIPE.apply(images.images_NCHW, draws) for draws in views])
+    return torch.stack([pixels_of(RECIPE, images.images_NCHW, draws) for draws in views])
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +124,9 @@ def require_joined(batch: Batch) -> None:
     rows = len(batch.index_B)
     assert isinstance(batch.view_B, Int64[Tensor, f"{rows}"])
     assert isinstance(batch.index_B, Int64[Tensor, f"{rows}"])
-    assert isinstance(batch.labels_B, Int64[Tensor, f"{rows}"])
+    assert isinstance(batch.labels.first_B, Int64[Tensor, f"{rows}"])
     assert isinstance(batch.images_BCHW, Float32[Tensor, f"{rows} 3 8 8"])
-    assert torch.equal(batch.labels_B, images.labels_N[batch.index_B])
+    assert torch.equal(batch.labels.first_B, images.labels_N[batch.index_B])
     pixels = pixels_by_key()[batch.view_B, batch.index_B]
     assert torch.equal(batch.images_BCHW, Normalization(images.mean, images.std)(pixels))
     expected = signals_of(batch.view_B.numpy(), batch.index_B.numpy())
@@ -138,8 +139,9 @@ def require_joined(batch: Batch) -> None:
 
 
 def require_same(first: Batch, second: Batch) -> None:
-    for field in ("view_B", "index_B", "images_BCHW", "labels_B"):
+    for field in ("view_B", "index_B", "images_BCHW"):
         assert torch.equal(getattr(first, field), getattr(second, field)), field
+    assert torch.equal(first.labels.first_B, second.labels.first_B)
     assert first.global_size == second.global_size
     assert first.teacher.keys() == second.teacher.keys()
     for name, values in first.teacher.items():
@@ -149,10 +151,11 @@ def require_same(first: Batch, second: Batch) -> None:
 def union(parts: Sequence[Batch]) -> Batch:
     """What the processes hold of one step, put together in the order of their ranks."""
     ((epoch, global_size),) = {(part.epoch, part.global_size) for part in parts}
-    fields = ("view_B", "index_B", "images_BCHW", "labels_B")
+    fields = ("view_B", "index_B", "images_BCHW")
     joined = {field: torch.cat([getattr(part, field) for part in parts]) for field in fields}
     teacher = {name: torch.cat([part.teacher[name] for part in parts]) for name in parts[0].teacher}
-    return Batch(**joined, epoch=epoch, teacher=teacher, global_size=global_size)
+    labels = Labels(torch.cat([part.labels.first_B for part in parts]))
+    return Batch(**joined, epoch=epoch, labels=labels, teacher=teacher, global_size=global_size)
 
 
 # the join

@@ -1,38 +1,28 @@
-"""Runs side by side: their order, their names, the paper's figures."""
+"""Runs side by side: order and names of rows, baselines, the paper's figures, warnings and cost."""
 
-from pathlib import Path
-from typing import Any
+import json
+import re
 
 import pytest
-from dhkd.data.runs.read import Run, naturally
-from dhkd.pipeline.report.analyses import accuracy_values
-from dhkd.pipeline.report.comparison import compare
+from dhkd.data.errors import ConfigError
+from dhkd.data.runs.result import RunCache
+from dhkd.pipeline.report.comparison import Cost, compare, comparison_json
+from dhkd.pipeline.report.panels import accuracy_values
 
-
-def run(seed: int, top1: float, **settings: Any) -> Run:
-    """A finished run of the paper's first pair, but for what `settings` say, with _ for the dots of a key."""
-    own = {
-        "data.source": "cifar100",
-        "teacher.architecture": "resnet56",
-        "student.architecture": "resnet20",
-        "objective": "kd",
-        "seed": seed,
-        **{key.replace("_", "."): value for key, value in settings.items()},
-    }
-    result = {"last_top1": top1, "best_top1": top1, "seconds": 1.0}
-    flat = {f"experiment.{key}": value for key, value in own.items()}
-    return Run(f"{settings}, seed={seed}", Path(), flat, [], result)
+from tests.runs import result_of, run_of
 
 
 def test_the_papers_figure_is_that_of_pair_and_method() -> None:
-    runs = [run(0, 68.0, objective="ce"), run(0, 70.0), run(0, 50.0, student_architecture="resnet8")]
-    rows = {row["name"]: row["published"] for row in compare(runs)["rows"]}
+    runs = [run_of(0, 68.0, objective="ce"), run_of(0, 70.0), run_of(0, 50.0, student__architecture="resnet8")]
+    rows = {row.name: row.published for row in compare(runs).rows}
     assert rows == {"resnet8, kd": None, "resnet20, ce": 69.06, "resnet20, kd": 70.66}
 
 
 @pytest.mark.parametrize(("top1", "marks"), [(70.0, {"ce": 69.06, "kd": 70.66}), (30.0, {})])
 def test_a_picture_shows_the_papers_figure_where_runs_come_near_it(top1: float, marks: dict[str, float]) -> None:
-    runs = [run(seed, top1 - 0.5 * seed - (name == "ce"), objective=name) for name in ("ce", "kd") for seed in (0, 1)]
+    runs = [
+        run_of(seed, top1 - 0.5 * seed - (name == "ce"), objective=name) for name in ("ce", "kd") for seed in (0, 1)
+    ]
     values = accuracy_values(runs, compare(runs))
     assert values.marks == marks
     assert values.of_seeds == {"ce": [top1 - 1, top1 - 1.5], "kd": [top1, top1 - 0.5]}
@@ -40,19 +30,169 @@ def test_a_picture_shows_the_papers_figure_where_runs_come_near_it(top1: float, 
 
 def test_rows_are_sorted_as_people_do_with_the_baseline_first() -> None:
     runs = [
-        run(0, 1.0, student_lr=lr, objective=objective, student_batch_size=size)
+        run_of(0, 1.0, student__lr=lr, objective=objective, student__batch_size=size)
         for lr in (0.1, 0.05)
         for objective in ("ce", "kd", "dkd")
         for size in (128, 64)
     ]
     compared = compare(runs, "objective=kd")
-    assert compared["axes"] == ["lr", "size", "objective"]
-    assert [tuple(row["values"].values()) for row in compared["rows"]] == [
+    assert compared.axes == ["lr", "batch_size", "objective"]
+    assert [tuple(row.values.values()) for row in compared.rows] == [
         (lr, size, objective) for lr in (0.05, 0.1) for size in (64, 128) for objective in ("kd", "ce", "dkd")
     ]
-    assert compared["rows"][0]["name"] == "kd, lr=0.05, size=64"
+    assert compared.rows[0].name == "kd, lr=0.05, batch_size=64"
 
 
-def test_numbers_in_names_are_numbers() -> None:
-    names = ["b", "a10", "a2", "a0.5", "a0.25", "a"]
-    assert sorted(names, key=naturally) == ["a", "a0.25", "a0.5", "a2", "a10", "b"]
+def test_a_kind_of_run_is_one_row_with_its_seeds() -> None:
+    runs = [
+        run_of(seed, 60 + 2 * seed, name=f"{objective}-{seed}", objective=objective)
+        for objective in ("kd", "ce")
+        for seed in (1, 0)
+    ]
+    ce, kd = compare(runs).rows
+    assert (ce.name, ce.values, ce.runs, ce.seeds) == ("ce", {"objective": "ce"}, ["ce-0", "ce-1"], [0, 1])
+    assert (kd.last_top1.count, kd.last_top1.mean, kd.last_top1.deviation) == (2, 61.0, pytest.approx(2**0.5))
+    assert kd.seconds == 1.0
+
+
+def test_last_and_best_are_not_confused() -> None:
+    (row,) = compare([run_of(0, result=result_of(60.0, best_top1=65.0))]).rows
+    assert (row.name, row.last_top1.mean, row.best_top1.mean, row.last_top1.half) == ("all", 60.0, 65.0, None)
+
+
+def test_of_two_runs_with_one_seed_the_last_counts() -> None:
+    (row,) = compare([run_of(0, 60.0, name="a"), run_of(0, 70.0, name="b")]).rows
+    assert (row.runs, row.seeds, row.last_top1.mean) == (["a", "b"], [0], 70.0)
+
+
+def test_without_a_name_the_baseline_is_cross_entropy_else_kd() -> None:
+    of = {name: run_of(0, 60.0, objective=name) for name in ("ce", "kd", "dkd", "dhkd")}
+    assert compare([of["kd"], of["ce"], of["dkd"]]).baseline == "objective=ce"
+    assert compare([of["dkd"], of["kd"]]).baseline == "objective=kd"
+    assert compare([of["dkd"], of["dhkd"]]).baseline is None
+    assert compare([of["ce"]]).baseline is None, "a single kind has no axis"
+
+
+def test_differences_are_to_the_row_that_differs_in_nothing_else() -> None:
+    top1 = {("ce", 0.1): 50.0, ("kd", 0.1): 53.0, ("ce", 0.05): 40.0, ("kd", 0.05): 41.0}
+    runs = [run_of(0, value, objective=objective, student__lr=lr) for (objective, lr), value in top1.items()]
+    differences = {row.name: row.difference for row in compare(runs).rows}
+    assert {name: found and (found.mean, found.verdict) for name, found in differences.items()} == {
+        "ce, lr=0.05": None,
+        "kd, lr=0.05": (1.0, "one seed"),
+        "ce, lr=0.1": None,
+        "kd, lr=0.1": (3.0, "one seed"),
+    }
+
+
+def test_a_row_whose_baseline_is_not_there_has_no_difference() -> None:
+    runs = [run_of(0, 50.0, objective="ce", student__lr=0.1), run_of(0, 51.0, student__lr=0.2)]
+    assert [row.difference for row in compare(runs).rows] == [None, None]
+
+
+def test_options_of_other_objectives_are_no_difference_to_the_baseline() -> None:
+    option = {"objectives.dkd.beta": 8.0}
+    runs = [run_of(0, 50.0, objective="ce"), run_of(0, 52.0, objective="dkd", **option)]
+    differences = {row.name: row.difference for row in compare(runs).rows}
+    found = differences["dkd, beta=8.0"]
+    assert found is not None
+    assert found.mean == 2.0
+    # An option of the baseline itself is one.
+    runs = [run_of(0, 50.0, objective="kd"), run_of(0, 52.0, objective="dkd", **{"objectives.kd.temperature": 2.0})]
+    assert all(row.difference is None for row in compare(runs, "objective=kd").rows)
+
+
+def test_a_run_without_a_cache_is_compared_with_runs_of_any() -> None:
+    runs = [
+        run_of(0, 50.0, objective="ce", run={"cache": None, "views": None}),
+        run_of(0, 51.0, objective="kd", run={"cache": "a" * 64, "views": 3}),
+    ]
+    compared = compare(runs)
+    assert (compared.axes, compared.warnings) == (["objective"], [])
+    runs.append(run_of(0, 52.0, objective="kd", run={"cache": "b" * 64, "views": 3}))
+    compared = compare(runs)
+    assert compared.axes == ["run.cache", "objective"]
+    assert [row.values["run.cache"] for row in compared.rows] == [None, "a" * 12, "b" * 12]
+    assert [row.difference and row.difference.mean for row in compared.rows] == [None, 1.0, 2.0]
+    assert compared.warnings == ["runs of 2 caches (aaaaaaaaaaaa, bbbbbbbbbbbb): what differs may be the caches' doing"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("objective", "--baseline objective: expected AXIS=VALUE"),
+        ("objectiv=kd", "unknown axis 'objectiv': did you mean 'objective'?"),
+        ("objective=dkdd", "unknown value 'dkdd': did you mean 'dkd'?"),
+    ],
+)
+def test_a_baseline_that_is_none_is_refused(baseline: str, message: str) -> None:
+    runs = [run_of(0, 50.0, objective=objective) for objective in ("kd", "dkd")]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compare(runs, baseline)
+
+
+def test_a_baseline_may_be_a_number() -> None:
+    runs = [run_of(0, 50.0 + lr, student__lr=lr) for lr in (0.1, 0.05)]
+    compared = compare(runs, "lr=0.05")
+    assert compared.baseline == "lr=0.05"
+    assert [row.difference and row.difference.mean for row in compared.rows] == [None, pytest.approx(0.05)]
+
+
+def test_runs_that_are_left_out_are_named() -> None:
+    runs = [
+        run_of(0, 50.0),
+        run_of(1, name="slow"),
+        run_of(2, name="waiting"),
+        run_of(3, name="hot", failure="loss term kd is nan"),
+        run_of(4, name="edited", damage="result.json: one of them was edited"),
+    ]
+    compared = compare(runs)
+    assert compared.rows[0].seeds == [0]
+    assert compared.warnings == [
+        "edited: result.json: one of them was edited",
+        "hot failed: loss term kd is nan",
+        "2 unfinished runs are left out: slow, waiting",
+    ]
+
+
+def test_the_cost_counts_each_cache_once_and_each_epoch_of_a_student() -> None:
+    first, second = RunCache("a", views=3, samples=100), RunCache("b", views=10, samples=100)
+    runs = [
+        run_of(0, objective="kd", result=result_of(50.0, cache=first, epochs=5, seconds=2.5)),
+        run_of(1, objective="kd", result=result_of(50.0, cache=first, epochs=7)),
+        run_of(2, objective="kd", result=result_of(50.0, cache=second, epochs=1)),
+        # These never asked a cache: no teacher, a live teacher, or no cache.
+        run_of(0, objective="ce", result=result_of(50.0, cache=first, epochs=99)),
+        run_of(0, objective="rkd", result=result_of(50.0, cache=first, epochs=99, live=("embedding",))),
+        run_of(0, objective="at", result=result_of(50.0, epochs=99)),
+    ]
+    assert compare(runs).cost == Cost(300 + 1000, 100 * (5 + 7 + 1), 2.5 + 5)
+
+
+def test_nothing_finished_is_an_empty_comparison() -> None:
+    compared = compare([run_of(0, name="begun")])
+    assert (compared.rows, compared.baseline, compared.cost) == ([], None, Cost(0, 0, 0))
+    assert compared.warnings == ["1 unfinished runs are left out: begun"]
+
+
+def test_json_has_every_field_in_order() -> None:
+    """What `dhkd report DIR --json` prints; scripts read it."""
+    runs = [run_of(seed, 60.0 + seed * (name == "kd"), name=f"{name}{seed}", objective=name)
+            for name in ("ce", "kd") for seed in (0, 1)]  # fmt: skip
+    plain = comparison_json(compare(runs))
+    assert json.loads(json.dumps(plain)) == plain, "plain values only"
+    ce, kd = plain.pop("rows")
+    assert list(ce) == [
+        "name", "values", "runs", "seeds", "last_top1", "best_top1", "difference", "published", "seconds"
+    ]  # fmt: skip
+    assert list(ce["last_top1"].items()) == [("count", 2), ("mean", 60.0), ("deviation", 0.0), ("half", 0.0)]
+    assert ce["difference"] is None
+    assert list(kd["difference"]) == ["count", "mean", "deviation", "half", "verdict"]
+    assert (kd["difference"]["mean"], kd["difference"]["verdict"]) == (0.5, "within noise")
+    assert kd["published"] == 70.66
+    assert list(plain.items()) == [
+        ("axes", ["objective"]),
+        ("baseline", "objective=ce"),
+        ("warnings", []),
+        ("cost", {"teacher_forwards_cached": 0, "teacher_forwards_live": 0, "seconds": 4.0}),
+    ]

@@ -1,4 +1,4 @@
-"""Between the thread that launches and the one that takes: order, a bound, and errors that surface."""
+"""What passes from the thread that launches to the one that takes: in order, bounded, with errors that surface."""
 
 import threading
 import time
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.hand_over import UNDER_WAY, HandOver
 from dhkd.stages.cache.write import write_blocks
@@ -17,9 +18,8 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from torch import Tensor
 
-from tests.caches import writer_at
+from tests.caches import manifest_of_images, writer_at
 from tests.samples import make_images
-from tests.stages.cache.test_write import manifest_of
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")
@@ -36,7 +36,7 @@ def test_what_is_given_is_taken_in_order_by_another_thread(device: torch.device)
 
     with HandOver(device) as taking:
         for number in range(50):
-            # Memory that is freed as soon as it is given: another batch must not be written into it too early.
+            # Each tensor is dropped as soon as it is given: no other batch may be written into its memory too early.
             taking.give({"x": torch.full((1000,), float(number), device=device)}, take)
     assert [total for total, _ in taken] == [1000.0 * number for number in range(50)]
     assert {name for _, name in taken} == {"taker_0"}
@@ -72,7 +72,7 @@ def test_only_a_few_batches_are_under_way() -> None:
 
 @pytest.mark.parametrize("number", [0, 9])
 def test_what_goes_wrong_in_taking_is_raised_in_giving(number: int) -> None:
-    """In the tenth and last, too, which nothing follows."""
+    """Also in the tenth batch, the last one, after which nothing is given."""
     taken = []
 
     def take(batch: dict[str, Tensor]) -> None:
@@ -113,7 +113,9 @@ def test_a_gpus_cache_is_what_the_teacher_says_there(precision: str, tmp_path: P
         images = make_images()
         renderer = ResidentRenderer(images, CropFlip(padding=1, flip=True, seed=0), processes.device)
         teacher = Teacher(build_network("resnet8", 5), Normalization(images.mean, images.std), processes)
-        write_blocks(teacher, renderer, writer_at(tmp_path / "c", manifest_of()), batch_size=4, processes=processes)
+        write_blocks(
+            teacher, renderer, writer_at(tmp_path / "c", manifest_of_images()), batch_size=4, processes=processes
+        )
         reader = open_cache(tmp_path / "c")
         compare_with_live(teacher, renderer, reader, "logits", seed=0, num_rows=40, repair="")
         for block in reader.plan.blocks():

@@ -9,13 +9,14 @@ import torch
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
-from dhkd.data.images.photographs import PhotoRenderer
+from dhkd.data.images.encoded import PhotoRenderer
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.images.witness import witnesses
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
-from dhkd.data.render import Normalization, ResidentRenderer
+from dhkd.data.render import Normalization
 from dhkd.data.sources.image_folder import FolderFiles
-from dhkd.data.sources.image_folder import load as load_folder
+from dhkd.data.sources.image_folder import images_below as load_folder
 from dhkd.stages.cache.compare import compare_with_live, random_keys
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
@@ -23,11 +24,10 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from torch import nn
 
-from tests import caches
-from tests.caches import writer_at
+from tests.caches import IMAGE_BLOCK_ROWS, manifest_of_images, writer_at
 from tests.samples import encoded, files_of, make_images, make_photo
 
-VIEWS, BLOCK_ROWS = 2, 10
+VIEWS = 2
 
 
 @pytest.fixture
@@ -42,17 +42,13 @@ def teacher_of(network: nn.Module, processes: Processes) -> tuple[Teacher, Resid
     return Teacher(network, Normalization(images.mean, images.std), processes), renderer
 
 
-def manifest_of(codec: str = "float16") -> Manifest:
-    return caches.manifest_of(37, 5, VIEWS, BLOCK_ROWS, codec)
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 100])
 def test_every_row_is_the_teachers_in_eval_mode(
     batch_size: int, network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
     teacher, renderer = teacher_of(network.train(), processes)
     written = write_blocks(
-        teacher, renderer, writer_at(tmp_path / "c", manifest_of()), batch_size=batch_size, processes=processes
+        teacher, renderer, writer_at(tmp_path / "c", manifest_of_images()), batch_size=batch_size, processes=processes
     )
     assert (written.blocks, written.rows) == (VIEWS * 4, VIEWS * 37)
     reader = open_cache(tmp_path / "c")
@@ -69,7 +65,9 @@ def test_every_row_is_the_teachers_in_eval_mode(
 
 def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
     teacher, renderer = teacher_of(network, processes)
-    write_blocks(teacher, renderer, writer_at(tmp_path / "whole", manifest_of()), batch_size=4, processes=processes)
+    write_blocks(
+        teacher, renderer, writer_at(tmp_path / "whole", manifest_of_images()), batch_size=4, processes=processes
+    )
 
     rows = 0
 
@@ -80,13 +78,13 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
             raise KeyboardInterrupt
 
     hook = network.register_forward_hook(count)
-    writer = writer_at(tmp_path / "cut", manifest_of())
+    writer = writer_at(tmp_path / "cut", manifest_of_images())
     with pytest.raises(KeyboardInterrupt):
         write_blocks(teacher, renderer, writer, batch_size=4, processes=processes)
     finished = VIEWS * 4 - len(writer.missing())
     assert finished == 2, "what was computed before the interruption is stored"
     again = write_blocks(
-        teacher, renderer, writer_at(tmp_path / "cut", manifest_of()), batch_size=4, processes=processes
+        teacher, renderer, writer_at(tmp_path / "cut", manifest_of_images()), batch_size=4, processes=processes
     )
     hook.remove()
     assert again.blocks == VIEWS * 4 - finished
@@ -97,11 +95,15 @@ def test_an_interruption_leaves_no_trace(network: nn.Module, processes: Processe
 def test_what_can_not_be_stored_stops_the_writing(network: nn.Module, processes: Processes, tmp_path: Path) -> None:
     network.fc.bias.data[1] = 1e6
     teacher, renderer = teacher_of(network, processes)
-    writer = writer_at(tmp_path / "c", manifest_of())
+    writer = writer_at(tmp_path / "c", manifest_of_images())
     with pytest.raises(NonFiniteLoss, match=r"signal logits, view 0, index 0: expected finite float16"):
         write_blocks(teacher, renderer, writer, batch_size=4, processes=processes)
     write_blocks(
-        teacher, renderer, writer_at(tmp_path / "wide", manifest_of("float32")), batch_size=4, processes=processes
+        teacher,
+        renderer,
+        writer_at(tmp_path / "wide", manifest_of_images("float32")),
+        batch_size=4,
+        processes=processes,
     )
 
 
@@ -118,9 +120,9 @@ def test_a_last_block_that_can_not_be_stored_is_not_passed_over(
         return output * 1e6 if batches >= VIEWS * 4 else output  # a batch is a block here
 
     network.register_forward_hook(overflow)
-    writer = writer_at(tmp_path / "c", manifest_of())
+    writer = writer_at(tmp_path / "c", manifest_of_images())
     with pytest.raises(NonFiniteLoss, match=r"view 1, index 3\d"):
-        write_blocks(teacher, renderer, writer, batch_size=BLOCK_ROWS, processes=processes)
+        write_blocks(teacher, renderer, writer, batch_size=IMAGE_BLOCK_ROWS, processes=processes)
     assert [str(block) for block in writer.missing()] == ["view 1, rows 30 to 37"]
 
 
@@ -129,7 +131,9 @@ def test_live_comparison_allows_rounding_and_nothing_more(
     dtype: str, network: nn.Module, processes: Processes, tmp_path: Path
 ) -> None:
     teacher, renderer = teacher_of(network, processes)
-    write_blocks(teacher, renderer, writer_at(tmp_path / "c", manifest_of(dtype)), batch_size=4, processes=processes)
+    write_blocks(
+        teacher, renderer, writer_at(tmp_path / "c", manifest_of_images(dtype)), batch_size=4, processes=processes
+    )
     reader = open_cache(tmp_path / "c")
     settings = {"name": "logits", "seed": 0, "num_rows": 64, "repair": "rebuild it"}
     worst = compare_with_live(teacher, renderer, reader, **settings)
@@ -186,7 +190,7 @@ def photo_teacher(
 
 
 def photo_manifest() -> Manifest:
-    return caches.manifest_of(37, 5, PHOTO_VIEWS, BLOCK_ROWS)
+    return manifest_of_images(views=PHOTO_VIEWS)
 
 
 @pytest.fixture(scope="module")

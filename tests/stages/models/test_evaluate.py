@@ -7,8 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.render import Normalization, UnaugmentedRenderer
+from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.recipes.unaugmented import AsTheyAre
+from dhkd.data.render import Normalization
 from dhkd.stages.models import build_network
 from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.processes import Processes
@@ -53,8 +54,8 @@ def counted_accuracy(images: ImageSet, num_classes: int) -> Accuracy:
     return Accuracy(100 * float((above < 1).mean()), 100 * float((above < 5).mean()))
 
 
-def unaugmented(images: ImageSet) -> UnaugmentedRenderer:
-    return UnaugmentedRenderer(images, torch.device("cpu"))
+def unaugmented(images: ImageSet) -> ResidentRenderer:
+    return ResidentRenderer(images, AsTheyAre(), torch.device("cpu"))
 
 
 def normalization(images: ImageSet) -> Normalization:

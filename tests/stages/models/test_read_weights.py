@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import WeightsError
-from dhkd.data.render import Normalization, UnaugmentedRenderer
+from dhkd.data.images.in_memory import ResidentRenderer
+from dhkd.data.recipes.unaugmented import AsTheyAre
+from dhkd.data.render import Normalization
 from dhkd.data.sources import cifar100
+from dhkd.data.sources.base import Place
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.evaluate import evaluate
 from dhkd.stages.models.weights import fit_weights, read_weights, weights_sha256
@@ -208,9 +211,9 @@ def test_a_published_teacher_loads_unchanged_and_is_as_good_as_published(
     fit_weights(network, state, str(real_teacher))
     for name, tensor in network.state_dict().items():
         assert name.endswith("num_batches_tracked") or torch.equal(tensor, state[name]), name
-    images = cifar100.load("test", real_data, download=False).first(1000)
+    images = cifar100.load("test", Place(str(real_data))).first(1000)
     normalize = Normalization(images.mean, images.std)
-    renderer = UnaugmentedRenderer(images, processes.device)
+    renderer = ResidentRenderer(images, AsTheyAre(), processes.device)
     accuracy = evaluate(network.eval(), renderer, normalize, batch_size=100, processes=processes)
     assert accuracy.top1 >= 70
     assert accuracy.top5 >= 90

@@ -1,9 +1,10 @@
-"""Propositions 1 and 2: the formulas are what autograd finds, of random networks, heads and batches in float64."""
+"""Propositions 1 and 2: the formulas agree with autograd for random networks, heads and batches in float64."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.report.conflict import (
     Forces,
     binary_kl_norm_residual,
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, labels, teacher's logits
 LOSSES: dict[str, tuple[Callable[[float], Loss], Callable[[float], Loss]]] = {
     "ce": (
-        lambda tau: lambda s, y, t: losses.cross_entropy(s, y),
+        lambda tau: lambda s, y, t: losses.cross_entropy(s, Labels(y)),
         lambda tau: lambda s, y, t: cross_entropy_residual(s, y),
     ),
     "binary-kl": (
@@ -77,8 +78,8 @@ def test_pull_and_push_are_minus_the_gradient(
     torch.testing.assert_close(features.total, -expected_ND, rtol=1e-5, atol=1e-10)
 
 
-def test_pull_is_of_the_own_class() -> None:
-    """Two samples of classes 0 and 1, by hand."""
+def test_the_pull_comes_from_a_samples_own_class() -> None:
+    """Two samples, of classes 0 and 1, computed by hand."""
     features_ND = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     residual_NK = torch.tensor([[0.3, -0.1, -0.2], [-0.4, 0.9, -0.5]])
     labels_N = torch.tensor([0, 1])
@@ -95,6 +96,6 @@ def test_conflict_is_where_forces_point_apart() -> None:
     nothing = torch.zeros(4, 2)
     one = Forces(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), nothing)
     other = Forces(nothing, torch.tensor([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [1.0, 0.0]]))
-    found = conflict(one, other)
-    assert found["cosine"] == pytest.approx(0.0)
-    assert found["conflicting"] == pytest.approx(1 / 3)
+    agreement = conflict(one, other)
+    assert agreement.cosine == pytest.approx(0.0)
+    assert agreement.conflicting == pytest.approx(1 / 3)

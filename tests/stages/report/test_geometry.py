@@ -1,14 +1,15 @@
-"""Correlation and neural collapse: a simplex equiangular tight frame measures 0, and what breaks it is seen."""
+"""Correlation and neural collapse: every measure of a simplex equiangular tight frame is 0, and sees its own fault."""
 
 import numpy as np
 import pytest
-from dhkd.stages.report.geometry import Float, logit_correlation, neural_collapse
+from dhkd.stages.report.figures import Float
+from dhkd.stages.report.geometry import logit_correlation, neural_collapse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
 def collapsed(classes: int, width: int, each: int, seed: int) -> tuple[Float, np.ndarray, Float]:
-    """Features that have collapsed: those of a class are one point, the points a simplex; the classifier is as they."""
+    """Collapsed features: each class is one point, the points form a simplex, and the classifier has the same shape."""
     generator = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(generator.standard_normal((width, classes)))
     simplex_KD = (np.eye(classes) - 1 / classes) @ basis.T
@@ -20,7 +21,7 @@ def collapsed(classes: int, width: int, each: int, seed: int) -> tuple[Float, np
 @given(classes=st.integers(2, 9), more=st.integers(0, 6), each=st.integers(1, 5), seed=st.integers(0, 999))
 def test_a_simplex_measures_nothing(classes: int, more: int, each: int, seed: int) -> None:
     features_ND, labels_N, classifier_KD = collapsed(classes, classes + more, each, seed)
-    for name, value in neural_collapse(features_ND, labels_N, classifier_KD).items():
+    for name, value in vars(neural_collapse(features_ND, labels_N, classifier_KD)).items():
         assert value == pytest.approx(0, abs=1e-6), name
 
 
@@ -30,30 +31,30 @@ def test_each_measure_sees_its_fault() -> None:
     longer = features_ND + (labels_N == 2)[:, None] * 2 * features_ND
     nearer = features_ND + (labels_N == 3)[:, None] * features_ND[labels_N == 1][0]
     turned = np.roll(classifier_KD, 1, axis=0)
-    found = {
+    faults = {
         "noise": neural_collapse(features_ND + 0.3 * noise, labels_N, classifier_KD),
         "longer": neural_collapse(longer, labels_N, classifier_KD),
         "nearer": neural_collapse(nearer, labels_N, classifier_KD),
         "turned": neural_collapse(features_ND, labels_N, turned),
         "shrunk": neural_collapse(features_ND, labels_N, classifier_KD * np.array([[1], [1], [1], [1], [4]])),
     }
-    assert found["noise"]["within_class"] > 0.02
-    assert found["longer"]["norms"] > 0.1
-    assert found["nearer"]["angles"] > 0.05
-    assert found["nearer"]["features_etf"] > 0.1
-    assert found["turned"]["duality"] > 0.5
-    assert found["turned"]["classifier_etf"] == pytest.approx(0, abs=1e-6), "a turn is no fault of its own"
-    assert found["shrunk"]["classifier_etf"] > 0.1
+    assert faults["noise"].within_class > 0.02
+    assert faults["longer"].norms > 0.1
+    assert faults["nearer"].angles > 0.05
+    assert faults["nearer"].features_etf > 0.1
+    assert faults["turned"].duality > 0.5
+    assert faults["turned"].classifier_etf == pytest.approx(0, abs=1e-6), "a rotation alone is no fault"
+    assert faults["shrunk"].classifier_etf > 0.1
 
 
 def test_a_class_without_samples_is_left_out() -> None:
     features_ND, labels_N, classifier_KD = collapsed(5, 8, 4, 0)
-    there = labels_N != 4
-    found = neural_collapse(features_ND[there], labels_N[there], classifier_KD)
-    assert all(np.isfinite(value) for value in found.values())
+    has_samples = labels_N != 4
+    measures = neural_collapse(features_ND[has_samples], labels_N[has_samples], classifier_KD)
+    assert all(np.isfinite(value) for value in vars(measures).values())
 
 
-def test_correlation_is_numpys() -> None:
+def test_correlation_agrees_with_numpy() -> None:
     logits_NK = np.random.default_rng(0).standard_normal((50, 6))
     np.testing.assert_allclose(logit_correlation(logits_NK), np.corrcoef(logits_NK.T))
 

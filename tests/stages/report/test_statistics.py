@@ -1,4 +1,4 @@
-"""Means, spreads and paired differences over seeds, against scipy and against cases that can be done by hand."""
+"""Means, spreads and paired differences over seeds, compared with scipy and with cases computed by hand."""
 
 import pytest
 from dhkd.stages.report.statistics import difference, spread
@@ -10,7 +10,7 @@ accuracies = st.lists(st.integers(0, 10_000).map(lambda hundredths: hundredths /
 
 
 @given(accuracies)
-def test_the_interval_is_students(values: list[float]) -> None:
+def test_the_interval_is_students_t(values: list[float]) -> None:
     assume(stats.tstd(values) > 1e-6)
     found = spread(values)
     low, high = stats.t.interval(0.95, len(values) - 1, stats.tmean(values), stats.sem(values))
@@ -25,8 +25,8 @@ def test_one_value_has_no_spread() -> None:
 
 
 @given(accuracies, accuracies)
-def test_a_difference_is_that_of_pairs(one: list[float], other: list[float]) -> None:
-    """The same verdict as a paired t-test at 5 %."""
+def test_differences_are_paired_by_seed(one: list[float], other: list[float]) -> None:
+    """The verdict is that of a paired t-test at 5 %."""
     count = min(len(one), len(other))
     pairs = list(zip(one[:count], other[:count], strict=True))
     assume(stats.tstd([a - b for a, b in pairs]) > 1e-6)
@@ -39,7 +39,7 @@ def test_a_difference_is_that_of_pairs(one: list[float], other: list[float]) -> 
 
 
 def test_what_seeds_share_drops_out() -> None:
-    """Seeds that differ by much from one another, and each by one from the baseline's."""
+    """The seeds differ widely from one another, but each differs by about one from the baseline's."""
     baseline = {0: 50.0, 1: 60.0, 2: 70.0}
     better = difference({seed: value + 1 + 0.01 * seed for seed, value in baseline.items()}, baseline)
     assert better is not None
@@ -47,7 +47,7 @@ def test_what_seeds_share_drops_out() -> None:
     assert better.mean == pytest.approx(1.01)
 
 
-def test_only_seeds_of_both_count() -> None:
+def test_only_seeds_that_both_have_count() -> None:
     found = difference({0: 1.0, 5: 9.0}, {0: 0.0, 7: 100.0})
     assert found is not None
     assert (found.count, found.mean, found.verdict) == (1, 1.0, "one seed")

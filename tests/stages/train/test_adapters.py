@@ -1,4 +1,4 @@
-"""What methods train beside the student, against float64 transcriptions of their forwards; and CRD's negatives."""
+"""The modules that methods train beside the student, against float64 transcriptions; and CRD's negatives."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import build_network
 from dhkd.stages.models.projected import ProjectedNetwork
 from dhkd.stages.models.signals import Shapes
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
 
+TWO_LABELS = Labels(torch.tensor([1, 4]))
+
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -35,11 +38,13 @@ def batch_of(
 ) -> Batch:
     index_B = torch.arange(size) if index_B is None else index_B
     images_BCHW = torch.zeros(len(index_B), 3, 8, 8)
-    return Batch(epoch, torch.zeros_like(index_B), index_B, images_BCHW, index_B % 2, teacher or {}, len(index_B))
+    return Batch(
+        epoch, torch.zeros_like(index_B), index_B, images_BCHW, Labels(index_B % 2), teacher or {}, len(index_B)
+    )
 
 
 def used(module: nn.Module, seed: int = 0) -> nn.Module:
-    """In double precision, with weights and statistics that leave nothing out."""
+    """In double precision, with random weights and statistics, as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     module.double()
     with torch.no_grad():
@@ -74,7 +79,7 @@ def batch_normed(state: State, name: str, x_BCHW: Tensor, *, training: bool) -> 
 
 
 def nearest(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Each position's value is that of the one it falls into."""
+    """Each position has the value of the old position that it falls into."""
     rows, columns = (
         [math.floor(at * old / new) for at in range(new)] for old, new in zip(x_BCHW.shape[2:], size, strict=True)
     )
@@ -114,7 +119,7 @@ def reviewed(state: State, features: list[Tensor], sizes: list[tuple[int, int]],
     ],
     ids=["same-sizes", "smaller-student", "larger-student"],
 )
-def test_review_is_the_papers(
+def test_review_is_that_of_the_paper(
     student: list[tuple[int, int, int]], teacher: list[tuple[int, int, int]], training: bool
 ) -> None:
     names = [*(f"map{stage}" for stage in range(1, len(student))), "embedding"]
@@ -128,9 +133,9 @@ def test_review_is_the_papers(
     state = {name: tensor.detach().clone() for name, tensor in review.state_dict().items()}
     levels = [*(features[name] for name in names[:-1]), features["embedding"][:, :, None, None]]
     expected = reviewed(state, levels, [shape[1:] for shape in teacher], training=training)
-    found = review(features, batch_of(size=3))
-    assert list(found) == [f"review-{name}" for name in reversed(names)]
-    outs = [found[f"review-{name}"] for name in names]
+    imitations = review(features, batch_of(size=3))
+    assert list(imitations) == [f"review-{name}" for name in reversed(names)]
+    outs = [imitations[f"review-{name}"] for name in names]
     assert [out.shape[1:] for out in outs] == [torch.Size(shape) for shape in teacher]
     torch.testing.assert_close(outs, expected, rtol=1e-9, atol=1e-10)
     gradients = [
@@ -150,35 +155,35 @@ def test_reviewkd_sums_all_levels_before_the_teachers_activation() -> None:
     teacher["embedding"] = teacher.pop("embedding-before").flatten(1)
     expected = torch.zeros(())
     for name in LEVELS:
-        theirs = teacher["embedding"][:, :, None, None] if name == "embedding" else teacher[f"{name}-before"]
-        expected = expected + hierarchical_context_loss(features[f"review-{name}"], theirs)
+        target = teacher["embedding"][:, :, None, None] if name == "embedding" else teacher[f"{name}-before"]
+        expected = expected + hierarchical_context_loss(features[f"review-{name}"], target)
     student = StudentOutputs(drawn(2, 5), drawn(2, 5), {**features, "map1": drawn(2, 3, 8, 8)})
-    terms = build_objective("reviewkd", {}).terms(student, torch.tensor([1, 4]), teacher)
+    terms = build_objective("reviewkd", {}).terms(student, TWO_LABELS, teacher)
     torch.testing.assert_close(terms["review"], expected.double(), rtol=1e-12, atol=0)
-    assert torch.equal(terms["ce"], losses.cross_entropy(student.task, torch.tensor([1, 4])))
+    assert torch.equal(terms["ce"], losses.cross_entropy(student.task, TWO_LABELS))
 
 
 LEVELS = {"map1": (3, 8, 8), "map2": (4, 4, 4), "embedding": (5, 1, 1)}
 
 
 def averaged(x_BCHW: Tensor, side: int) -> Tensor:
-    """On `side` × `side` positions, which divides the map's."""
+    """Averaged to `side` × `side` positions; `side` divides the map's."""
     height, width = (old // side for old in x_BCHW.shape[2:])
     return x_BCHW.unflatten(3, (side, width)).unflatten(2, (side, height)).mean((3, 5))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_the_regressor_and_its_hint_are_fitnets(training: bool) -> None:
+def test_the_regressor_and_the_hint_are_those_of_fitnets(training: bool) -> None:
     regressor = used(Regressor("map2", (3, 8, 8), (5, 4, 4))).train(training)
     student_BCHW, teacher_BCHW = drawn(2, 3, 8, 8, seed=1).requires_grad_(), drawn(2, 5, 4, 4, seed=2)
     state = {name: tensor.detach().clone() for name, tensor in regressor.state_dict().items()}
     convolution = convolved(averaged(student_BCHW, 4), state["layers.0.weight"], state["layers.0.bias"])
     expected = batch_normed(state, "layers.1", convolution, training=training).clamp(min=0)
-    found = regressor({"map2": student_BCHW}, batch_of())
-    torch.testing.assert_close(found, {"fitnet": expected}, rtol=1e-9, atol=1e-10)
+    imitation = regressor({"map2": student_BCHW}, batch_of())
+    torch.testing.assert_close(imitation, {"fitnet": expected}, rtol=1e-9, atol=1e-10)
 
-    student = StudentOutputs(drawn(2, 5), drawn(2, 5), {"map2": student_BCHW, **found})
-    hint = build_objective("fitnet", {}).terms(student, torch.tensor([1, 4]), {"map2": teacher_BCHW})["hint"]
+    student = StudentOutputs(drawn(2, 5), drawn(2, 5), {"map2": student_BCHW, **imitation})
+    hint = build_objective("fitnet", {}).terms(student, TWO_LABELS, {"map2": teacher_BCHW})["hint"]
     by_definition = ((expected - teacher_BCHW) ** 2).sum() / teacher_BCHW.numel()
     torch.testing.assert_close(hint, by_definition, rtol=1e-12, atol=0)
     gradients = [torch.autograd.grad(value, student_BCHW)[0] for value in (hint, by_definition)]
@@ -186,7 +191,7 @@ def test_the_regressor_and_its_hint_are_fitnets(training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_connectors_and_their_weights_are_the_overhauls(training: bool) -> None:
+def test_connectors_and_their_weights_are_those_of_the_overhaul(training: bool) -> None:
     student, teacher = [(9, 9, 9), (2, 8, 8), (3, 4, 4), (4, 4, 4)], [(9, 9, 9), (3, 8, 8), (4, 4, 4), (5, 2, 2)]
     margins = [-torch.linspace(0.1, 1, shape[0]).double() for shape in teacher[1:]]
     connectors = used(Connectors([1, 2, 3], student, teacher, margins)).train(training)
@@ -196,20 +201,20 @@ def test_connectors_and_their_weights_are_the_overhauls(training: bool) -> None:
     features = {f"map{stage}-before": drawn(2, *student[stage], seed=stage) for stage in (1, 2, 3)}
     signals = {f"map{stage}-before-batch": drawn(2, *teacher[stage], seed=5 + stage) for stage in (1, 2, 3)}
     state = {name: tensor.detach().clone() for name, tensor in connectors.state_dict().items()}
-    found = connectors(features, batch_of())
+    imitations = connectors(features, batch_of())
     total = 0.0
     for stage, share in ((1, 1 / 4), (2, 1 / 2), (3, 1)):  # each stage's is half the following one's
-        mine = averaged(features[f"map{stage}-before"], teacher[stage][1])
-        convolution = convolved(mine, state[f"layers.{stage}.0.weight"])
+        student_map = averaged(features[f"map{stage}-before"], teacher[stage][1])
+        convolution = convolved(student_map, state[f"layers.{stage}.0.weight"])
         expected = batch_normed(state, f"layers.{stage}.1", convolution, training=training)
-        torch.testing.assert_close(found[f"ofd{stage}"], expected, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(imitations[f"ofd{stage}"], expected, rtol=1e-9, atol=1e-10)
         total += share * partial_l2(expected, signals[f"map{stage}-before-batch"], margins[stage - 1])
-    outputs = StudentOutputs(drawn(2, 5), drawn(2, 5), {**features, **found})
-    terms = build_objective("ofd", {}).terms(outputs, torch.tensor([1, 4]), signals)
+    outputs = StudentOutputs(drawn(2, 5), drawn(2, 5), {**features, **imitations})
+    terms = build_objective("ofd", {}).terms(outputs, TWO_LABELS, signals)
     torch.testing.assert_close(terms["ofd"], total, rtol=1e-9, atol=0)
     plain = {name.removesuffix("-batch"): signal for name, signal in signals.items()}
     as_trained = build_objective("ofd", {"teacher_batch_norm": "eval"})
-    assert as_trained.terms(outputs, torch.tensor([1, 4]), plain)["ofd"] == terms["ofd"]
+    assert as_trained.terms(outputs, TWO_LABELS, plain)["ofd"] == terms["ofd"]
 
 
 def test_margins_are_those_of_the_batch_norm_before_each_last_activation() -> None:
@@ -221,7 +226,7 @@ def test_margins_are_those_of_the_batch_norm_before_each_last_activation() -> No
         expected = negative_mean(teacher.get_submodule(f"layer{stage}.1.bn2"))
         assert torch.equal(adapter.get_buffer(f"margin{stage}"), expected)
         assert (expected < 0).all()
-    assert "margin1" in adapter.state_dict()  # and so in a checkpoint
+    assert "margin1" in adapter.state_dict()  # so a checkpoint has it
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -252,10 +257,10 @@ def test_simkds_network_is_the_students_trunk_a_projector_and_the_teachers_class
         (width // 2, width // 2, 3, 3),
         (width, width // 2, 1, 1),
     ]
-    found = network.outputs(images_BCHW, maps=True)
-    torch.testing.assert_close(found.maps[-1].after, x, rtol=1e-9, atol=1e-10)
+    outputs = network.outputs(images_BCHW, maps=True)
+    torch.testing.assert_close(outputs.maps[-1].after, x, rtol=1e-9, atol=1e-10)
     logits_BK = x.mean((2, 3)) @ given.head.weight.T + given.head.bias
-    torch.testing.assert_close(found.logits, logits_BK, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outputs.logits, logits_BK, rtol=1e-9, atol=1e-9)
     assert not network.head.weight.requires_grad
     assert all(p.requires_grad for name, p in network.named_parameters() if not name.startswith("classifier."))
 
@@ -270,11 +275,11 @@ def test_contrast_is_noise_contrastive_estimation(rows: int, ratios: list[float]
     """Tian et al., equations 9 to 11: h = r/(r + 1) is how likely a sample isn't noise."""
     ratio_BM = torch.tensor(ratios)[None] * torch.arange(1, rows + 1)[:, None]
     exact_BM = ratio_BM.double().requires_grad_()
-    found = []
+    rows_of_loss = []
     for row in exact_BM:
         h = [r / (r + 1) for r in row]
-        found.append(-torch.log(h[0]) - sum(torch.log(1 - one) for one in h[1:]))
-    expected = torch.stack(found).sum() / rows
+        rows_of_loss.append(-torch.log(h[0]) - sum(torch.log(1 - one) for one in h[1:]))
+    expected = torch.stack(rows_of_loss).sum() / rows
     (gradient,) = torch.autograd.grad(expected, exact_BM)
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         given_BM = ratio_BM.to(dtype).requires_grad_()
@@ -285,15 +290,15 @@ def test_contrast_is_noise_contrastive_estimation(rows: int, ratios: list[float]
 
 
 @pytest.mark.parametrize("noise", [1, 7, 100])
-def test_contrast_is_least_for_one_who_tells_all_and_as_expected_for_one_who_tells_nothing(noise: int) -> None:
-    told = contrastive_loss(torch.tensor([[1e12, *[1e-12] * noise]]))
-    assert 0 <= told < 1e-9
-    # One ratio for all: the least is where it is the positive's share, 1/noise.
+def test_contrast_is_zero_for_perfect_ratios_and_as_computed_for_equal_ones(noise: int) -> None:
+    perfect = contrastive_loss(torch.tensor([[1e12, *[1e-12] * noise]]))
+    assert 0 <= perfect < 1e-9
+    # If all ratios are equal, the minimum is where they are 1/noise.
     alike_1M = torch.full((1, 1 + noise), 1 / noise, dtype=torch.float64)
     least = (noise + 1) * math.log(noise + 1) - noise * math.log(noise)
     assert contrastive_loss(alike_1M).item() == pytest.approx(least, rel=1e-12)
     assert min(contrastive_loss(1.01 * alike_1M), contrastive_loss(0.99 * alike_1M)) > least
-    # What exp makes of cosines at a fourteenth, and beyond.
+    # Ratios as extreme as exp(cosine / 0.07) makes them, and beyond.
     extreme_BM = torch.tensor([[1e-30, 1e30, 1e30], [1e30, 1e-30, 1.0]]).requires_grad_()
     value = contrastive_loss(extreme_BM)
     assert value.item() == pytest.approx((3 * 30 * math.log(10) + math.log(2)) / 2, rel=1e-6)
@@ -306,8 +311,8 @@ def cosine_scores(embedding_D: Tensor, memory_ND: Tensor, chosen: list[int], tem
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.0])
-def test_the_memory_and_the_ratios_are_crds(momentum: float) -> None:
-    """Three steps of training, one of evaluation and one of training, replayed in float64."""
+def test_the_memory_and_the_ratios_are_those_of_crd(momentum: float) -> None:
+    """Replayed in float64: three steps of training, one of evaluation and another of training."""
     torch.manual_seed(0)
     samples, noise, temperature = 12, 6, 0.2
     negatives = Negatives(torch.arange(samples) % 3, noise, seed=4)
@@ -365,7 +370,7 @@ def test_the_memory_and_the_ratios_are_crds(momentum: float) -> None:
 
 
 @pytest.mark.parametrize("size", [1e4, 0.0, 1e-30])
-def test_ratios_are_finite_and_of_float32_for_any_embedding(size: float) -> None:
+def test_ratios_are_finite_and_float32_for_any_embedding(size: float) -> None:
     torch.manual_seed(0)
     contrast = Contrast(5, 7, 4, Negatives(torch.arange(12) % 3, 9, seed=4), 12, 0.07, 0.5).train()
     student_BD = (size * torch.randn(4, 5)).bfloat16().requires_grad_()
@@ -406,14 +411,14 @@ def test_negatives_are_a_function_of_seed_epoch_and_index(number: int) -> None:
     index_B = torch.tensor([17, 3, 58])
     drawn_BM = negatives.draw(5, index_B)
     assert torch.equal(Negatives(labels_N, number, seed=1).draw(5, index_B), drawn_BM)
-    # Whichever batch it comes in.
+    # In any batch.
     for row, index in enumerate(index_B):
         assert torch.equal(negatives.draw(5, index[None]), drawn_BM[row : row + 1])
     everyone = torch.arange(60)
     plain = negatives.draw(5, everyone)
     assert not torch.equal(negatives.draw(6, everyone), plain)
     assert not torch.equal(Negatives(labels_N, number, seed=2).draw(5, everyone), plain)
-    # Nor have two samples of one class the same ones.
+    # Samples of one class have different negatives.
     assert len({tuple(row) for row in plain[labels_N == 0].tolist()}) > 1
 
 
@@ -428,7 +433,7 @@ def test_negatives_are_about_uniform_over_the_other_classes_samples(labels_N: Te
         assert counts.sum() == number * epochs
         if len(others) > 1:
             assert stats.chisquare(counts.numpy()).pvalue > 0.001
-        # Both halves of a raw draw count, and are not one another's copies.
+        # The two halves of a raw draw are independent.
         pairs = draws.unflatten(0, (-1, 2))
         assert len(others) < 10 or 0.2 / len(others) < (pairs[:, 0] == pairs[:, 1]).float().mean() < 5 / len(others)
 

@@ -1,4 +1,4 @@
-"""What the loop may rely on of every objective, whichever networks it is for, and of several objectives at once."""
+"""What the loop may expect of every objective, for any networks, and of several objectives at once."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes, needs_maps, signals_of_outputs
 from dhkd.stages.models.student import Student, auxiliary_head
@@ -22,7 +23,7 @@ CLASSES = 5
 LABELS = torch.arange(40) % CLASSES
 OPTIONS: Mapping[str, dict[str, object]] = {"crd": {"negatives": 9, "dim": 6}}
 TOGETHER = ["dhkd + reviewkd", "kd + 0.5 * rkd", "simkd + kd", "at + crd + ofd + dkd"]
-# Teacher, student, pixels: the published pairs' families.
+# Teacher, student and pixels, from the families of the published pairs.
 PAIRS = [
     ("resnet32x4", "resnet8x4", 32),
     ("wrn_40_2", "ShuffleV1", 32),
@@ -49,32 +50,36 @@ def setting_of(
 
 @pytest.mark.parametrize(("teacher", "student", "pixels"), PAIRS)
 @pytest.mark.parametrize("name", [*OBJECTIVES, *TOGETHER])
-def test_what_is_needed_and_read_both_networks_have(name: str, teacher: str, student: str, pixels: int) -> None:
+def test_both_networks_have_what_is_needed_and_read(name: str, teacher: str, student: str, pixels: int) -> None:
     objective = objective_of(name)
     setting = setting_of(objective, teacher, student, pixels)
     needs, reads = objective.needs(setting), list(objective.reads(setting))
-    theirs = {name: setting.teacher.row(name) for name in needs}
-    mine = {name: setting.student.row(name) for name in reads}
-    assert all(math.prod(row) > 0 for row in [*theirs.values(), *mine.values()])
+    of_teacher = {name: setting.teacher.row(name) for name in needs}
+    of_student = {name: setting.student.row(name) for name in reads}
+    assert all(math.prod(row) > 0 for row in [*of_teacher.values(), *of_student.values()])
     assert len(set(reads)) == len(reads)
-    # What is compared as it is is of one shape.
+    # Signals that are compared directly have the same shape.
     for shared in set(needs) & set(reads):
         if shared.startswith(("attention", "cam")):
-            assert theirs[shared] == mine[shared]
+            assert of_teacher[shared] == of_student[shared]
     if objective.couples_rows is False and objective.of_logits and not isinstance(objective, Combined):
         assert not reads
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("at", 3), ("ofd", 3), ("reviewkd", 4), ("fitnet", 1)])
 @pytest.mark.parametrize(("teacher", "student", "pixels"), PAIRS)
-def test_stages_are_compared_behind_the_stem(name: str, at_least: int, teacher: str, student: str, pixels: int) -> None:
+def test_the_stages_behind_the_stem_are_compared(
+    name: str, at_least: int, teacher: str, student: str, pixels: int
+) -> None:
     objective = objective_of(name)
     setting = setting_of(objective, teacher, student, pixels)
     deepest = len(setting.teacher.maps) - 1
     stages = {2} if name == "fitnet" else set(range(1, deepest + 1))
     for names in (objective.needs(setting), objective.reads(setting)):
-        found = {int("".join(c for c in one.partition("-")[0] if c.isdigit())) for one in names if one != "embedding"}
-        assert found == stages
+        compared = {
+            int("".join(c for c in one.partition("-")[0] if c.isdigit())) for one in names if one != "embedding"
+        }
+        assert compared == stages
         assert len(names) >= at_least
         assert ("embedding" in names) == (name == "reviewkd")
 
@@ -120,7 +125,7 @@ def test_networks_of_unequally_many_stages_are_refused(name: str, teacher: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "teacher", "student", "says"),
+    ("name", "options", "teacher", "student", "message_part"),
     [
         ("fitnet", {"hint_stage": 4}, "resnet8", "resnet14", "expected a stage from 0 to 3, got 4"),
         ("fitnet", {"hint_stage": 4}, "vgg8", "resnet14", "expected a stage from 0 to 3, got 4"),
@@ -129,19 +134,19 @@ def test_networks_of_unequally_many_stages_are_refused(name: str, teacher: str, 
         ("cat-kd", {}, "torchvision:mobilenet_v3_small", "resnet8", "only torchvision's ResNets do"),
     ],
 )
-def test_what_a_network_lacks_is_told_in_one_line(
-    name: str, options: dict[str, object], teacher: str, student: str, says: str
+def test_an_error_says_in_one_line_what_a_network_lacks(
+    name: str, options: dict[str, object], teacher: str, student: str, message_part: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
         rows_of(build_objective(name, options), teacher, student)
-    assert says in str(raised.value)
+    assert message_part in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def rows_of(objective: Objective, teacher: str, student: str) -> list[tuple[int, ...]]:
     setting = setting_of(objective, teacher, student, 64)
-    mine = [setting.student.row(name) for name in objective.reads(setting)]
-    return mine + [setting.teacher.row(name) for name in objective.needs(setting)]
+    of_student = [setting.student.row(name) for name in objective.reads(setting)]
+    return of_student + [setting.teacher.row(name) for name in objective.needs(setting)]
 
 
 @cache
@@ -164,14 +169,14 @@ def batch_of(objective: Objective, setting: Setting, epoch: int = 0) -> Batch:
     index_B = torch.tensor([3, 17, 8, 39])
     images_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     signals = signals_of_outputs(teacher, teacher.outputs(images_BCHW, maps=needs_maps(needs)), needs)
-    return Batch(epoch, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW, LABELS[index_B], signals, 4)
+    return Batch(epoch, torch.zeros(4, dtype=torch.int64), index_B, images_BCHW, Labels(LABELS[index_B]), signals, 4)
 
 
 def terms_of(name: str, teacher: str, student: str) -> tuple[Objective, Student, dict[str, Tensor]]:
     objective = objective_of(name)
     setting = setting_of(objective, teacher, student, 16, teacher_of(teacher))
     network, batch = built(objective, setting), batch_of(objective, setting)
-    return objective, network, objective.terms(network(batch.images_BCHW, batch), batch.labels_B, batch.teacher)
+    return objective, network, objective.terms(network(batch.images_BCHW, batch), batch.labels, batch.teacher)
 
 
 @pytest.mark.parametrize(("teacher", "student"), [("resnet14", "resnet8"), ("resnet8x4", "ShuffleV1")])
@@ -196,8 +201,37 @@ def test_terms_are_the_weights_in_every_epoch_and_reach_all_that_is_trained(
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), path
 
 
+NEED_ONE_CLASS = {"dkd", "crd"}
+
+
+@pytest.mark.parametrize("name", [*sorted(OBJECTIVES.keys() - NEED_ONE_CLASS), "dhkd + reviewkd", "kd + 0.5 * rkd"])
+def test_mixed_labels_change_the_cross_entropy_and_nothing_else(name: str) -> None:
+    objective = objective_of(name)
+    setting = setting_of(objective, "resnet14", "resnet8", 16, teacher_of("resnet14"))
+    network, batch = built(objective, setting).eval(), batch_of(objective, setting)
+    second_B = (batch.labels.first_B + 1) % CLASSES
+    mixed = replace(batch, labels=Labels(batch.labels.first_B, second_B, torch.full((4,), 0.75)))
+    outputs = network(batch.images_BCHW, batch)
+    plain, of_both, of_second = (
+        objective.terms(outputs, labels, batch.teacher) for labels in (batch.labels, mixed.labels, Labels(second_B))
+    )
+    assert {term for term, value in of_both.items() if not torch.equal(value, plain[term])} == {"ce"}
+    torch.testing.assert_close(of_both["ce"], 0.75 * plain["ce"] + 0.25 * of_second["ce"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", [*sorted(NEED_ONE_CLASS), "kd + dkd", "ce + crd"])
+def test_what_needs_one_class_for_each_image_refuses_mixed_labels(name: str) -> None:
+    objective = objective_of(name)
+    setting = setting_of(objective, "resnet14", "resnet8", 16, teacher_of("resnet14"))
+    network, batch = built(objective, setting), batch_of(objective, setting)
+    mixed = replace(batch, labels=Labels(batch.labels.first_B, batch.labels.first_B, torch.ones(4)))
+    method = name.split()[-1]
+    with pytest.raises(ConfigError, match=rf"^objective '{method}': expected images of one class each, got mixed ones"):
+        objective.terms(network(mixed.images_BCHW, mixed), mixed.labels, mixed.teacher)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_part_of_factor_one_is_itself(name: str) -> None:
+def test_one_part_with_factor_one_is_that_objective(name: str) -> None:
     assert combined_objective(name, OPTIONS) == build_objective(name, OPTIONS.get(name, {}))
     assert combined_objective(f" 1 * {name} ", OPTIONS) == build_objective(name, OPTIONS.get(name, {}))
 
@@ -217,7 +251,7 @@ def test_factors_multiply_weights_and_cross_entropy_is_the_first_parts() -> None
     assert warmed.weights(19) == {"ce": 1.0, "binary-kl-norm": 1.0, "review": 10.0}
 
 
-def test_the_terms_are_the_parts_own() -> None:
+def test_the_terms_are_those_of_the_parts() -> None:
     for text in TOGETHER:
         _, _, together = terms_of(text, "resnet14", "resnet8")
         assert set(together) == {
@@ -228,7 +262,7 @@ def test_the_terms_are_the_parts_own() -> None:
     assert smoothed["kd"] == plain["kd"]
     assert smoothed["ce"] == terms_of("label-smoothing", "resnet14", "resnet8")[2]["ce"]
     assert plain["ce"] == terms_of("kd", "resnet14", "resnet8")[2]["ce"] != smoothed["ce"]
-    # Nothing of one part enters another's terms.
+    # No part influences the terms of another.
     _, _, both = terms_of("rkd + at", "resnet14", "resnet8")
     for name in ("rkd", "at"):
         for term, value in terms_of(name, "resnet14", "resnet8")[2].items():
@@ -244,7 +278,7 @@ def test_each_part_keeps_its_own_options() -> None:
     )
 
 
-def test_probabilities_suffice_where_all_parts_take_them_at_one_temperature() -> None:
+def test_probabilities_are_enough_if_all_parts_take_them_at_one_temperature() -> None:
     setting = setting_of(objective_of("ce"), "resnet14", "resnet8", 16)
     assert dict(objective_of("kd + dkd").needs(setting)) == {"logits": 4.0}
     hot = combined_objective("kd + dkd", {"dkd": {"temperature": 3.0}})
@@ -259,7 +293,7 @@ def test_probabilities_suffice_where_all_parts_take_them_at_one_temperature() ->
     assert list(objective_of("rkd + crd + cat-kd").reads(setting)) == ["embedding", "cam-2x2"]
 
 
-def test_what_any_part_has_the_whole_has() -> None:
+def test_the_whole_has_what_any_part_has() -> None:
     assert objective_of("kd + rkd").couples_rows
     assert objective_of("dist + kd").couples_rows
     assert not objective_of("kd + at").couples_rows
@@ -286,7 +320,7 @@ ALIGNED = {
 
 
 @pytest.mark.parametrize("text", ALIGNED)
-def test_a_parts_alignment_is_against_every_term_of_logits_and_no_other(text: str) -> None:
+def test_the_alignment_of_a_part_is_against_all_terms_of_logits_and_no_others(text: str) -> None:
     objective = objective_of(text)
     assert objective.alignment == Alignment(kept=("ce",), against=ALIGNED[text])
     kept, against, free = objective.alignment.split(objective.weights(0))
@@ -301,21 +335,21 @@ def test_a_parts_alignment_is_against_every_term_of_logits_and_no_other(text: st
     assert set(free) == of_others - {"ce"}
 
 
-def test_an_alignment_takes_the_place_of_the_parts() -> None:
+def test_a_given_alignment_replaces_that_of_the_parts() -> None:
     assert objective_of("kd + reviewkd").alignment is None
     unaligned = {"dhkd": {"align": False}}
     assert combined_objective("dhkd + reviewkd", unaligned).alignment is None
     keep_ce = combined_objective("kd + reviewkd", {}, Alignment(kept=("ce",)))
     assert keep_ce.alignment == Alignment(kept=("ce",), against=("kd",))
-    said = Alignment(kept=("ce", "binary-kl-norm"), against=("review",))
-    assert combined_objective("dhkd + reviewkd", {}, said).alignment == said
+    given = Alignment(kept=("ce", "binary-kl-norm"), against=("review",))
+    assert combined_objective("dhkd + reviewkd", {}, given).alignment == given
     keep_kd = combined_objective("kd", {}, Alignment(kept=("kd",)))
     assert keep_kd.alignment == Alignment(kept=("kd",), against=("ce",))
     assert combined_objective("dhkd", {}).alignment == Alignment(kept=("ce",), against=("binary-kl-norm",))
 
 
 @pytest.mark.parametrize(
-    ("alignment", "says"),
+    ("alignment", "message_part"),
     [
         (Alignment(kept=("cee",)), "alignment: unknown term 'cee': did you mean 'ce'? valid are ce, kd, review"),
         (Alignment(kept=("ce",), against=("kdd",)), "alignment: unknown term 'kdd': did you mean 'kd'?"),
@@ -324,15 +358,15 @@ def test_an_alignment_takes_the_place_of_the_parts() -> None:
         (Alignment(kept=("ce", "kd")), "alignment.against: expected at least one of"),
     ],
 )
-def test_an_alignment_of_other_terms_is_refused(alignment: Alignment, says: str) -> None:
+def test_an_alignment_of_other_terms_is_refused(alignment: Alignment, message_part: str) -> None:
     with pytest.raises(ConfigError) as raised:
         combined_objective("kd + reviewkd", {}, alignment)
-    assert str(raised.value).startswith(says)
+    assert str(raised.value).startswith(message_part)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message_part"),
     [
         ("kd + rkdd", "unknown objective 'rkdd': did you mean 'rkd'?"),
         ("kd + 0.5 * dhkdd", "unknown objective 'dhkdd': did you mean 'dhkd'?"),
@@ -351,13 +385,13 @@ def test_an_alignment_of_other_terms_is_refused(alignment: Alignment, says: str)
         ("", "objective '': expected NAME, or NAME + FACTOR * NAME"),
     ],
 )
-def test_what_does_not_combine_is_told_in_one_line(text: str, says: str) -> None:
+def test_an_error_says_in_one_line_what_does_not_combine(text: str, message_part: str) -> None:
     with pytest.raises(ConfigError) as raised:
         combined_objective(text, {})
-    assert str(raised.value).startswith(says)
+    assert str(raised.value).startswith(message_part)
     assert "\n" not in str(raised.value)
 
 
-def test_a_parts_wrong_option_is_told() -> None:
+def test_a_wrong_option_of_a_part_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"^objective 'rkd': angle_weight: expected a finite number >= 0, got -1\.0$"):
         combined_objective("kd + 0.5 * rkd", {"rkd": {"angle_weight": -1.0}})

@@ -1,11 +1,9 @@
-"""No fast path changes results: compiled against plain, a cache read ahead against one in memory, a step captured on a
-GPU against one that is launched.
+"""No fast path changes results: compiling, reading a cache ahead, and capturing a step on a GPU.
 
-What needs a GPU is skipped, with that reason, where there is none.
+Tests that need a GPU are skipped, with that reason, if there is none.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,17 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, NonFiniteLoss
-from dhkd.data.runs.folder import read_metrics
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import Signals, StreamedSignals, WindowedSignals
 from dhkd.stages.processes import Precision, Processes
 from dhkd.stages.train.gradients import Alignment
-from dhkd.stages.train.learner import Learner
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.loop import Task, train, train_together
+from dhkd.stages.train.step import TrainingStep
 from torch import Tensor
 
-from tests.stages.train.test_loop import BATCH, OneBadRow, World, task_of
+from tests.runs import read_metrics
+from tests.stages.train.worlds import BATCH, OneBadRow, World, task_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, torch.cuda finds none")
 
@@ -33,7 +31,7 @@ def weights_of(task: Task) -> Tensor:
 
 
 def close(one: Tensor, other: Tensor, start: Tensor, share: float) -> bool:
-    """Whether two ends lie apart by less than this share of the way from where both started."""
+    """Whether two ends are closer to each other than this share of the distance from their common start."""
     return bool((one - other).norm() < share * (one - start).norm())
 
 
@@ -46,19 +44,19 @@ def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path
     figures = [train(task, processes) for task in (plain, compiled)]
     assert close(weights_of(compiled), weights_of(plain), start, 1e-3)
     assert compiled.student.state_dict().keys() == plain.student.state_dict().keys()
-    assert figures[0]["last_top1"] == pytest.approx(figures[1]["last_top1"], rel=1e-3)
+    assert figures[0].last_top1 == pytest.approx(figures[1].last_top1, rel=1e-3)
 
 
 @pytest.mark.parametrize(("schedule", "window"), [("cycle", None), ("cycle", 20), ("block", 20)])
 def test_reading_ahead_changes_nothing(schedule: str, window: int | None, processes: Processes, tmp_path: Path) -> None:
-    """Signals that are fetched by a thread while a student trains, against those that were in memory before."""
+    """Signals that a thread fetches while a student trains, against signals that were in memory from the start."""
     world = World(tmp_path, processes)
     reader, names = open_cache(tmp_path / "c.zarr"), {"logits": ["logits"]}
     ahead: Signals = StreamedSignals(reader, names, processes.device)
     if window is not None:
         ahead = WindowedSignals(reader, names, processes.device, window)
     ends = []
-    for name, signals in (("ahead", ahead), ("at-hand", world.signals)):
+    for name, signals in (("ahead", ahead), ("resident", world.signals)):
         stream = Stream(
             world.renderer,
             world.normalize,
@@ -131,18 +129,18 @@ def test_a_captured_step_is_a_launched_one(
 @needs_gpu
 def test_a_captured_run_resumes(in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
-    said: dict[str, Any] = {"lr": 0.005, "fused": True, "compiled": "reduce-overhead"}
-    whole = task_of(world, tmp_path / "whole", **said)
+    options: dict[str, Any] = {"lr": 0.005, "fused": True, "compiled": "reduce-overhead"}
+    whole = task_of(world, tmp_path / "whole", **options)
     start = weights_of(whole)
     train(whole, in_float32)
     for epochs in (1, 3):
-        cut = task_of(world, tmp_path / "cut", epochs=epochs, **said)
+        cut = task_of(world, tmp_path / "cut", epochs=epochs, **options)
         train(cut, in_float32)
     assert close(weights_of(whole), weights_of(cut), start, 1e-3)
 
 
 @needs_gpu
-def test_a_captured_step_leaves_updates_out_too(in_float32: Processes, tmp_path: Path) -> None:
+def test_a_captured_step_leaves_out_updates_too(in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
     view, index = (int(keys[14]) for keys in world.stream().keys(2))  # in an epoch whose steps are replayed
     bad = OneBadRow(world.signals, view, index)
@@ -157,12 +155,12 @@ def test_a_captured_step_leaves_updates_out_too(in_float32: Processes, tmp_path:
 def test_several_students_on_one_gpu(compiled: str, in_float32: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, in_float32)
     stream, names = world.stream(), ["ce", "kd", "dhkd", "binary-kl"]
-    said: dict[str, Any] = {"stream": stream, "lr": 0.005, "fused": True, "compiled": compiled}
-    alone = [task_of(world, tmp_path / f"alone-{name}", objective=name, **said) for name in names]
+    options: dict[str, Any] = {"stream": stream, "lr": 0.005, "fused": True, "compiled": compiled}
+    alone = [task_of(world, tmp_path / f"alone-{name}", objective=name, **options) for name in names]
     starts = [weights_of(task) for task in alone]
     for task in alone:
         train(task, in_float32)
-    together = [task_of(world, tmp_path / f"together-{name}", objective=name, **said) for name in names]
+    together = [task_of(world, tmp_path / f"together-{name}", objective=name, **options) for name in names]
     train_together(together, in_float32)
     for one, other, start in zip(alone, together, starts, strict=True):
         assert close(weights_of(one), weights_of(other), start, 1e-3)
@@ -173,26 +171,25 @@ def test_several_students_on_one_gpu(compiled: str, in_float32: Processes, tmp_p
 def test_the_host_waits_for_nothing_in_a_step(compiled: str, on_gpu: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, on_gpu)
     task = task_of(world, tmp_path / "run", fused=True)
-    learner = Learner(
+    training_step = TrainingStep(
         task.student,
         task.optimizer,
         task.objective,
+        task.stream,
         learning_rate=LearningRate(0.01, "cosine", epochs=9),
-        steps_per_epoch=task.stream.steps_per_epoch,
         seed=0,
         clip_norm=None,
         processes=on_gpu,
-        again=lambda epoch, step: next(islice(task.stream.epoch(epoch), step, None)),
         compiled=compiled,
     )
-    for epoch in range(4):  # in the first ones everything is set up, and captured
-        learner.begin(epoch)
+    for epoch in range(4):  # the first epochs set everything up and capture the steps
+        training_step.begin_epoch(epoch)
         batches = enumerate(task.stream.epoch(epoch))
-        learner.learn(*next(batches))
+        training_step(*next(batches))
         torch.cuda.set_sync_debug_mode("error" if epoch == 3 else "default")
         try:
             for step, batch in batches:
-                learner.learn(step, batch)
+                training_step(step, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        learner.end(1.0)
+        training_step.end_epoch(1.0)

@@ -11,53 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from dhkd.stages.train.gradients import Alignment, AlignmentReport, backward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-WEIGHTS = {"ce": 0.8, "kl": 1.7}
-KEEP_CE = Alignment(kept=("ce",))
-
-
-class TwoHeads(nn.Module):
-    """A body, two heads and a parameter that no loss reaches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Conv2d(3, 6, 3)
-        self.pointwise = nn.Conv2d(6, 6, 1)
-        self.task = nn.Linear(6, 5)
-        self.auxiliary = nn.Linear(6, 5)
-        self.unused = nn.Parameter(torch.ones(4))
-
-    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        pooled_BD = self.pointwise(F.relu(self.body(images_BCHW))).mean((2, 3))
-        return self.task(pooled_BD), self.auxiliary(pooled_BD)
-
-
-def batch(size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(size, 3, 6, 6, generator=generator), torch.randint(5, (size,), generator=generator)
-
-
-def two_terms(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor, *, opposed: bool) -> dict[str, Tensor]:
-    """Cross-entropies of both heads; opposed, the auxiliary one is asked to be wrong, against the task's interest."""
-    task_BK, auxiliary_BK = model(images_BCHW)
-    sign = -1 if opposed else 1
-    return {"ce": F.cross_entropy(task_BK, labels_B), "kl": sign * F.cross_entropy(auxiliary_BK, labels_B)}
-
-
-def agreeing_heads(model: TwoHeads) -> TwoHeads:
-    """With one and the same head twice, whether the terms conflict is decided by their sign alone."""
-    model.auxiliary.load_state_dict(model.task.state_dict())
-    return model
+from tests.stages.train.two_heads import (
+    KEEP_CE,
+    WEIGHTS,
+    TwoHeads,
+    agreeing_heads,
+    batch,
+    two_terms,
+    uneven_batch,
+)
 
 
 def vector(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> np.ndarray:
-    """One float64 vector of all parameters' gradients, zeros where there is none."""
+    """The gradients of all parameters as one float64 vector, with zeros for those that have none."""
     return np.concatenate(
         [
             (torch.zeros_like(parameter) if tensor is None else tensor).detach().double().numpy().ravel()
@@ -71,7 +42,7 @@ def gradient_of(parameters: Sequence[nn.Parameter]) -> np.ndarray:
 
 
 def alone(make_terms: Callable[[], dict[str, Tensor]], parameters: Sequence[nn.Parameter], name: str) -> np.ndarray:
-    """One weighted term's own gradient, by plain `backward()`."""
+    """The gradient of one weighted term alone, by plain `backward()`."""
     for parameter in parameters:
         parameter.grad = None
     (WEIGHTS[name] * make_terms()[name]).backward()
@@ -82,7 +53,7 @@ def alone(make_terms: Callable[[], dict[str, Tensor]], parameters: Sequence[nn.P
 
 
 def textbook(g1: np.ndarray, g2: np.ndarray) -> np.ndarray:
-    """g2 loses its component along g1 where they conflict; then both are added."""
+    """If they conflict, g2 loses its component along g1; then both are added."""
     if g1 @ g2 < 0:
         g2 = g2 - (g1 @ g2) / (g1 @ g1) * g1
     return g1 + g2
@@ -91,7 +62,7 @@ def textbook(g1: np.ndarray, g2: np.ndarray) -> np.ndarray:
 def linear_terms(
     coefficients1: Sequence[float | None], coefficients2: Sequence[float | None], parameters: Sequence[nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Terms whose gradients are the coefficients themselves; None: the parameter is not part of the term."""
+    """Terms whose gradients are the coefficients; with None, the parameter is not part of the term."""
     anchor = parameters[-1].sum() * 0  # keeps a term without coefficients in the graph
     return {
         name: sum(
@@ -134,7 +105,7 @@ def test_aligned_gradient_is_the_textbook_projection(opposed: bool, dtype: torch
     assert report.norm2_squared.item() == pytest.approx(g2 @ g2, rel=tolerance)
     expected_cosine = g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2)
     assert report.cosine.item() == pytest.approx(expected_cosine, rel=tolerance)
-    # Nothing is left that opposes the term that is kept, and g1 itself is in there unaltered.
+    # Nothing opposes the term that is kept any more, and it contains g1 unaltered.
     assert (merged - g1) @ g1 >= -tolerance * (g1 @ g1)
 
 
@@ -263,7 +234,7 @@ def test_free_terms_are_added_as_they_are(opposed: bool, free: tuple[str, ...], 
     def make_terms() -> dict[str, Tensor]:
         images = images_BCHW.to(dtype)
         terms = two_terms(model, images, labels_B, opposed=opposed)
-        # Against the cross-entropy, and of a parameter that no other term reaches; the other of the body alone.
+        # One opposes the cross-entropy and reaches a parameter that no other term reaches; the other reaches the body.
         terms["hint"] = -2 * terms["ce"] + model.unused.square().sum()
         terms["angle"] = model.body(images).abs().mean()
         return {name: terms[name] for name in weights}
@@ -280,7 +251,7 @@ def test_free_terms_are_added_as_they_are(opposed: bool, free: tuple[str, ...], 
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     merged, expected = gradient_of(parameters), textbook(g1, g2) + g3
     np.testing.assert_allclose(merged, expected, rtol=0, atol=tolerance * np.abs(expected).max())
-    # Projected together with g2 it would have been another; and so it would, where they conflict, kept with g1.
+    # Projecting g3 together with g2 would give another gradient, and so would, if they conflict, keeping it with g1.
     others = [textbook(g1, g2 + g3), *([textbook(g1 + g3, g2)] if opposed else [])]
     assert all(np.abs(merged - other).max() > 0.01 * np.abs(merged).max() for other in others)
     assert report is not None
@@ -329,16 +300,18 @@ def test_terms_are_split_by_name_and_none_means_all_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alignment", "says"),
+    ("alignment", "message_part"),
     [
         (Alignment(kept=("mse",)), "no term is kept"),
         (Alignment(kept=("ce", "kl")), "no term is against"),
         (Alignment(kept=("ce",), against=("mse",)), "no term is against"),
     ],
 )
-def test_an_alignment_without_terms_on_both_sides_is_a_programmers_error(alignment: Alignment, says: str) -> None:
+def test_an_alignment_without_terms_on_both_sides_is_a_programmers_error(
+    alignment: Alignment, message_part: str
+) -> None:
     parameters = scalars(2)
-    with pytest.raises(AssertionError, match=says):
+    with pytest.raises(AssertionError, match=message_part):
         backward(linear_terms([1.0], [1.0], parameters), ONE, parameters, alignment=alignment)
 
 
@@ -363,7 +336,7 @@ def test_a_common_scale_passes_through(opposed: bool) -> None:
 @pytest.mark.parametrize("second", [[1.0, 2.0], [-1.0, -2.0]], ids=["agreeing", "opposed"])
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("which", ["ce", "kl"])
-def test_what_is_not_finite_stays_so(which: str, position: int, second: list[float], bad: float) -> None:
+def test_a_gradient_that_is_not_finite_stays_so(which: str, position: int, second: list[float], bad: float) -> None:
     parameters = scalars(5)
     coefficients: dict[str, list[float | None]] = {"ce": [1.0, 2.0, None], "kl": [*second, None]}
     coefficients[which][position] = bad  # the third is reached by this term alone
@@ -445,9 +418,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from dhkd.stages.train.gradients import backward
 
-spec = importlib.util.spec_from_file_location("tests_of_gradients", sys.argv[1])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
+spec = importlib.util.spec_from_file_location("two_heads", sys.argv[1])
+two_heads = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(two_heads)
 
 def average(gradients):
     for gradient in gradients:
@@ -456,20 +429,20 @@ def average(gradients):
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-images_BCHW, labels_B = tests.uneven_batch()
-mine = slice(4 * rank, 4 * rank + 4)
+images_BCHW, labels_B = two_heads.uneven_batch()
+share = slice(4 * rank, 4 * rank + 4)
 results = {}
 for way in ("average, then project", "project, then average", "summed by DDP"):
-    model = tests.agreeing_heads(tests.TwoHeads()).double()
+    model = two_heads.agreeing_heads(two_heads.TwoHeads()).double()
     model.unused.requires_grad_(False)
     parallel = DistributedDataParallel(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     summed = way == "summed by DDP"
     with parallel.no_sync() if not summed else torch.enable_grad():
-        terms = tests.two_terms(parallel, images_BCHW[mine], labels_B[mine], opposed=True)
+        terms = two_heads.two_terms(parallel, images_BCHW[share], labels_B[share], opposed=True)
         backward(
-            terms, tests.WEIGHTS, parameters,
-            alignment=None if summed else tests.KEEP_CE, average=average if way.startswith("average") else None,
+            terms, two_heads.WEIGHTS, parameters,
+            alignment=None if summed else two_heads.KEEP_CE, average=average if way.startswith("average") else None,
         )
     if way.startswith("project"):
         average([parameter.grad for parameter in parameters])
@@ -479,18 +452,9 @@ dist.destroy_process_group()
 """
 
 
-def uneven_batch() -> tuple[Tensor, Tensor]:
-    """Eight rows whose halves differ so much that projecting each half's gradients isn't projecting their means."""
-    images_BCHW, labels_B = batch(8)
-    images_BCHW = images_BCHW.double()
-    images_BCHW[4:] *= 3
-    images_BCHW[4:] += 2
-    return images_BCHW, labels_B
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
-    """What two real processes computed, each from its half of the batch."""
+    """What two real processes computed, each from half of the batch."""
     folder = tmp_path_factory.mktemp("two_processes")
     script = folder / "in_every_process.py"
     script.write_text(IN_EVERY_PROCESS)
@@ -501,7 +465,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, li
     command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [*command, str(script), str(Path(__file__)), str(folder)],
+        [*command, str(script), str(Path(__file__).with_name("two_heads.py")), str(folder)],
         env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

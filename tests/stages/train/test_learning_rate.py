@@ -1,4 +1,4 @@
-"""Tables of the rates that each schedule gives."""
+"""The rates of each schedule, as tables."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_warmup_rises_step_by_step(schedule: LearningRate, expected: list[float]
     assert rates(schedule, 2) == pytest.approx(expected, rel=1e-12)
 
 
-def test_one_cycle_takes_no_other_warmup() -> None:
+def test_one_cycle_refuses_a_warmup() -> None:
     with pytest.raises(ConfigError, match="one-cycle") as raised:
         LearningRate(1.0, "one-cycle", epochs=3, warmup_epochs=1)
     assert "\n" not in str(raised.value)

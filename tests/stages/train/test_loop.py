@@ -1,148 +1,39 @@
-"""The training loop: a cached step is a live one, resuming leaves no trace, a broken loss stops before the update."""
+"""The training loop: a cached step equals a live one, resuming changes nothing, a broken loss stops the update."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import DhkdError, NonFiniteLoss, RunMismatch
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.data.recipes.crop_flip import CropFlip
-from dhkd.data.render import Normalization, ResidentRenderer
-from dhkd.data.runs.folder import RunFolder, read_metrics
-from dhkd.data.stream.batches import Batch, Stream
-from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals
-from dhkd.pipeline.build.training import student_of
-from dhkd.stages.cache.write import write_blocks
-from dhkd.stages.models import Network, build_network
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.stream.batches import Batch
+from dhkd.data.stream.signals import NoSignals
 from dhkd.stages.models.evaluate import Accuracy
-from dhkd.stages.models.signals import Shapes
-from dhkd.stages.models.student import Student
-from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.gradients import Alignment, backward
-from dhkd.stages.train.learner import Compile, dropout_seed
 from dhkd.stages.train.learning_rate import LearningRate
-from dhkd.stages.train.loop import Task, train, train_together
-from dhkd.stages.train.objectives import OBJECTIVES, build_objective, combined_objective
-from dhkd.stages.train.objectives.contract import Objective, Setting
+from dhkd.stages.train.loop import Figures, Task, train, train_together
+from dhkd.stages.train.objectives import OBJECTIVES, build_objective
+from dhkd.stages.train.step import dropout_seed
 from torch import Tensor
 
-from tests.caches import manifest_of, writer_at
-from tests.samples import make_images
-
-RECIPE = CropFlip(padding=1, flip=True, seed=0)
-VIEWS, BATCH = 3, 10
-
-
-# What a test of every method changes: nothing that depends on the rows beside it can be cached.
-OPTIONS: dict[str, dict[str, object]] = {"ofd": {"teacher_batch_norm": "eval"}, "crd": {"negatives": 20}}
-
-
-def objective_of(name: str) -> Objective:
-    return combined_objective(name, OPTIONS)
-
-
-class World:
-    """A data set, a teacher and, in a folder, its cache of what an objective needs."""
-
-    def __init__(self, folder: Path, processes: Processes, dtype: str = "float16", objective: str = "dhkd") -> None:
-        self.images: ImageSet = make_images()
-        self.normalize = Normalization(self.images.mean, self.images.std)
-        self.renderer = ResidentRenderer(self.images, RECIPE, processes.device)
-        self.network = teacher_network()
-        self.teacher = Teacher(self.network, self.normalize, processes)
-        setting = setting_of(objective)
-        needs = objective_of(objective).needs(setting) or {"logits": None}
-        signals = {name: (dtype, setting.teacher.row(name)) for name in needs}
-        manifest = manifest_of(len(self.images), self.images.num_classes, VIEWS, 13, signals=signals)
-        writer = writer_at(folder / "c.zarr", manifest)
-        write_blocks(self.teacher, self.renderer, writer, batch_size=8, processes=processes)
-        names = {name: [name] for name in needs}
-        self.signals = ResidentSignals(open_cache(folder / "c.zarr"), names, processes.device)
-
-    def stream(self, signals: Signals | None = None, seed: int = 2) -> Stream:
-        signals = signals or self.signals
-        return Stream(self.renderer, self.normalize, signals, schedule="independent", seed=seed, batch_size=BATCH)
-
-
-def teacher_network() -> Network:
-    torch.manual_seed(5)
-    network = build_network("resnet8", 5)
-    network.head.weight.data *= 20  # logits as large as a trained teacher's
-    return network.eval()
-
-
-def setting_of(objective_name: str, architecture: str = "resnet8") -> Setting:
-    shapes_of = partial(Shapes, num_classes=5, image=(8, 8))
-    setting = Setting(shapes_of(architecture), shapes_of("resnet8"), make_images().labels_N, 0, teacher_network())
-    return replace(setting, student=shapes_of(objective_of(objective_name).architecture(setting)))
-
-
-def new_student(objective_name: str, architecture: str = "resnet8") -> Student:
-    return student_of(objective_of(objective_name), setting_of(objective_name, architecture))
-
-
-def task_of(
-    world: World,
-    out: Path,
-    *,
-    student: Student | None = None,
-    objective: str = "dhkd",
-    epochs: int = 3,
-    lr: float = 0.05,
-    signals: Signals | None = None,
-    stream: Stream | None = None,
-    weight_decay: float = 5e-4,
-    clip_norm: float | None = None,
-    seed: int = 7,
-    look_every: int | None = None,
-    alignment: Alignment | None = None,
-    fused: bool = False,
-    compiled: Compile = "off",
-) -> Task:
-    student = student or new_student(objective)
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused or look_every is not None
-    )
-    return Task(
-        student,
-        optimizer,
-        combined_objective(objective, OPTIONS, alignment),
-        stream or world.stream(signals),
-        lambda network: Accuracy(
-            float(network(torch.ones(1, 3, 8, 8, device=network.head.weight.device)).detach().sum()), 0.0
-        ),
-        learning_rate=LearningRate(lr, "cosine", epochs=3),
-        epochs=epochs,
-        seed=seed,
-        clip_norm=clip_norm,
-        run=RunFolder(out, {}, resume=True),
-        look_every=look_every,
-        compiled=compiled,
-    )
-
-
-def run_train(world: World, processes: Processes, out: Path, **said: Any) -> Student:
-    task = task_of(world, out, **said)
-    train(task, processes)
-    return task.student
+from tests.runs import read_metrics
+from tests.stages.train.worlds import VIEWS, OneBadRow, World, new_student, objective_of, run_train, task_of
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 3e-3), ("float32", 1e-5)])
 @pytest.mark.parametrize(
     "objective_name", [*sorted(set(OBJECTIVES) - {"ce", "label-smoothing"}), "dhkd + reviewkd", "kd + 0.5 * rkd"]
 )
-def test_a_cached_step_is_a_live_one(
+def test_a_cached_step_equals_a_live_one(
     objective_name: str, dtype: str, tolerance: float, processes: Processes, tmp_path: Path
 ) -> None:
-    """The same keys, once with what is cached and once with what the teacher says: one gradient, within rounding."""
+    """The same keys, with signals from the cache and from the teacher, give the same gradient, within rounding."""
     world = World(tmp_path, processes, dtype, objective_name)
     objective = objective_of(objective_name)
     weights = {name: 0.0 if name == "ce" else weight for name, weight in objective.weights(19).items()}
@@ -150,9 +41,9 @@ def test_a_cached_step_is_a_live_one(
     def step(batch: Batch, teacher: dict[str, Tensor]) -> Tensor:
         student = new_student(objective_name)
         batch = replace(batch, teacher=teacher)
-        student(batch.images_BCHW, batch)  # so that what is remembered of the teacher is of this batch
+        student(batch.images_BCHW, batch)  # so that CRD's memory holds this batch
         torch.manual_seed(1)  # dropout
-        terms = objective.terms(student(batch.images_BCHW, batch), batch.labels_B, teacher)
+        terms = objective.terms(student(batch.images_BCHW, batch), batch.labels, teacher)
         backward(terms, weights, list(student.backbone.parameters()), alignment=None)
         gradients = [p.grad.flatten() for p in student.backbone.parameters() if p.grad is not None]
         return torch.cat(gradients)
@@ -175,7 +66,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     world = World(tmp_path, processes, objective=objective)
     whole = run_train(world, processes, tmp_path / "whole", objective=objective)
     for epochs in (*stops, 3):
-        torch.manual_seed(epochs)  # whatever the generators' state
+        torch.manual_seed(epochs)  # the state of the generators doesn't matter
         student = new_student(objective)
         resumed = run_train(world, processes, tmp_path / "cut", student=student, objective=objective, epochs=epochs)
     for name, tensor in whole.state_dict().items():
@@ -189,26 +80,11 @@ def test_metrics_name_every_term(processes: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, processes)
     run_train(world, processes, tmp_path / "run", epochs=1)
     (line,) = read_metrics(tmp_path / "run")
+    names = ["epoch", "learning_rate", "loss", "ce", "binary-kl-norm", "train_top1", "train_seconds"]
+    assert list(line) == [*names, "samples_per_second", "conflicting_steps", "top1", "top5", "seconds"]
     assert line["loss"] == pytest.approx(line["ce"] + line["binary-kl-norm"])
     assert 0 <= line["conflicting_steps"] <= 4
     assert line["learning_rate"] == pytest.approx(LearningRate(0.05, "cosine", epochs=3).at(0, 3, 4))
-
-
-class OneBadRow:
-    """The cache's signals, but for one key whose logit is not finite: as memory that went bad would give it."""
-
-    in_memory = True
-
-    def __init__(self, signals: ResidentSignals, view: int, index: int) -> None:
-        self.num_views, self._signals, self._key = signals.num_views, signals, (view, index)
-
-    def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        self._signals.prepare(epoch, view_N, index_N)
-
-    def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        rows = self._signals.gather(view_B, index_B)
-        bad_B = (view_B == self._key[0]) & (index_B == self._key[1])
-        return {name: torch.where(bad_B[:, None], float("nan"), values) for name, values in rows.items()}
 
 
 def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes, tmp_path: Path) -> None:
@@ -220,7 +96,7 @@ def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes,
     with pytest.raises(NonFiniteLoss, match=named):
         run_train(world, processes, tmp_path / "run", objective="kd", signals=bad)
 
-    # Epoch 1 is kept, and with the fault gone the run goes on as if nothing had been.
+    # Epoch 1 is kept, and without the fault the run continues as if nothing had happened.
     assert len(read_metrics(tmp_path / "run")) == 1
     resumed = run_train(world, processes, tmp_path / "run", objective="kd")
     whole = run_train(world, processes, tmp_path / "whole", objective="kd")
@@ -230,7 +106,7 @@ def test_a_loss_that_is_not_finite_names_term_step_and_key(processes: Processes,
 @pytest.mark.parametrize("look_every", [2, 3, 64])
 @pytest.mark.parametrize("objective", ["kd", "dhkd"])
 def test_a_late_look_finds_the_same(objective: str, look_every: int, processes: Processes, tmp_path: Path) -> None:
-    """However many steps later the host looks, the error names the step and key, and nothing was updated since."""
+    """However late the host looks, the error names the same step and key, and nothing was updated since that step."""
     world = World(tmp_path, processes)
     view, index = (int(keys[14]) for keys in world.stream().keys(0))  # in the second batch of the first epoch
     bad, ended, messages = OneBadRow(world.signals, view, index), [], []
@@ -241,7 +117,7 @@ def test_a_late_look_finds_the_same(objective: str, look_every: int, processes: 
         messages.append(str(e.value))
         ended.append([parameter.detach().clone() for parameter in task.student.parameters()])
     assert messages[0] == messages[1]
-    assert all(map(torch.equal, *ended)), "the second step's update was left out, and all that followed"
+    assert all(map(torch.equal, *ended)), "the update of the second step was left out, and all later ones"
 
 
 def test_a_late_look_changes_nothing(processes: Processes, tmp_path: Path) -> None:
@@ -269,7 +145,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes: Processes, tmp_path: Path) -> None:
-    """Of one stream and of another, with and without dropout; also where a part of them stopped an epoch earlier."""
+    """Students of two streams, with and without dropout; also if some of them had stopped an epoch earlier."""
     world = World(tmp_path, processes, objective="dhkd + crd")
     streams = {7: world.stream(), 8: world.stream(seed=3)}
     cases = [(name, seed) for name in TOGETHER for seed in streams]
@@ -298,7 +174,7 @@ def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes
     outcomes = train_together(together, processes)
     for one, other, figure, outcome in zip(alone, together, figures, outcomes, strict=True):
         assert not isinstance(outcome, DhkdError)
-        assert outcome["last_top1"] == figure["last_top1"]
+        assert outcome.last_top1 == figure.last_top1
         for name, tensor in one.student.state_dict().items():
             assert torch.equal(other.student.state_dict()[name], tensor), (one.run.path.name, name)
         assert [line["loss"] for line in read_metrics(one.run.path)] == [
@@ -318,35 +194,35 @@ def test_one_student_that_fails_leaves_the_others_alone(processes: Processes, tm
     ]
     good, bad = train_together(tasks, processes)
     assert isinstance(bad, NonFiniteLoss)
-    assert isinstance(good, dict)
-    assert good["epochs"] == 3
+    assert isinstance(good, Figures)
+    assert good.epochs == 3
     assert [line["epoch"] for line in read_metrics(tmp_path / "good")] == [1, 2, 3]
     assert not (tmp_path / "bad" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("every", [2, 4])
 def test_a_coefficient_that_is_used_again(every: int, processes: Processes, tmp_path: Path) -> None:
-    """Steps between two that compute one sum the terms with the last one's; resumed it is the same run."""
+    """Steps that compute no coefficient use the latest one; a resumed run is the same."""
     world = World(tmp_path, processes)
-    # Cross-entropy against labels that say the opposite of the teacher.
-    said = {"objective": "dhkd", "alignment": Alignment(("ce",), None, every), "lr": 0.2}
-    task = task_of(world, tmp_path / "run", **said)
+    # At this rate the gradients of cross-entropy and distillation conflict.
+    options: dict[str, Any] = {"objective": "dhkd", "alignment": Alignment(("ce",), None, every), "lr": 0.2}
+    task = task_of(world, tmp_path / "run", **options)
     train(task, processes)
     (first, *_) = read_metrics(tmp_path / "run")
     assert 0 < first["conflicting_steps"] <= 4 // every
 
     for epochs in (1, 3):
-        cut = run_train(world, processes, tmp_path / "cut", epochs=epochs, **said)
+        cut = run_train(world, processes, tmp_path / "cut", epochs=epochs, **options)
     assert all(map(torch.equal, task.student.state_dict().values(), cut.state_dict().values()))
 
-    # By hand, over the first epoch: what `backward` is told in each step.
-    student, optimizer = (by_hand := task_of(world, tmp_path / "hand", **said)).student, by_hand.optimizer
+    # The first epoch by hand.
+    student, optimizer = (by_hand := task_of(world, tmp_path / "hand", **options)).student, by_hand.optimizer
     student.train()
     coefficient = None
     for step, batch in enumerate(by_hand.stream.epoch(0)):
         optimizer.param_groups[0]["lr"] = by_hand.learning_rate.at(0, step, 4)
         student.seed_dropout(dropout_seed(by_hand.seed, step, 0))
-        terms = by_hand.objective.terms(student(batch.images_BCHW, batch), batch.labels_B, batch.teacher)
+        terms = by_hand.objective.terms(student(batch.images_BCHW, batch), batch.labels, batch.teacher)
         report = backward(
             terms,
             by_hand.objective.weights(0),
@@ -357,7 +233,7 @@ def test_a_coefficient_that_is_used_again(every: int, processes: Processes, tmp_
         coefficient = report.coefficient if report else coefficient
         optimizer.step()
         optimizer.zero_grad()
-    one = run_train(world, processes, tmp_path / "one", epochs=1, **said)
+    one = run_train(world, processes, tmp_path / "one", epochs=1, **options)
     assert all(map(torch.equal, student.state_dict().values(), one.state_dict().values()))
 
 
@@ -402,7 +278,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
 
 
 def test_result_figures(processes: Processes, tmp_path: Path) -> None:
-    """The best accuracy is the best epoch's, the last the last's."""
+    """The best accuracy is that of the best epoch, the last that of the last."""
     world = World(tmp_path, processes)
     student = new_student("ce")
     accuracies = iter([Accuracy(30, 60), Accuracy(50, 90), Accuracy(40, 95)])
@@ -419,7 +295,7 @@ def test_result_figures(processes: Processes, tmp_path: Path) -> None:
         run=RunFolder(tmp_path / "run", {}, resume=False),
     )
     figures = train(task, processes)
-    assert (figures["last_top1"], figures["best_top1"]) == (40, 50)
-    assert (figures["last_top5"], figures["best_top5"]) == (95, 95)
-    assert figures["samples_per_second"] > 0
-    assert json.dumps(figures)
+    assert (figures.last_top1, figures.best_top1) == (40, 50)
+    assert (figures.last_top5, figures.best_top5) == (95, 95)
+    assert figures.samples_per_second > 0
+    assert json.loads(json.dumps(asdict(figures))) == asdict(figures)

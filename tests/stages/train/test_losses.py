@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.train.objectives import losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,8 +56,8 @@ def binary_kl_norm_gradient(student_BK: Tensor, teacher_BK: Tensor, temperature:
     return temperature / len(student_BK) * (torch.sigmoid((student_BK - teacher_BK) / temperature) - 0.5)
 
 
-# The last figure is what rounding alone may cost in float32, in units of 1e-7: of the value for each entry and τ², of
-# the gradient for each τ/N. 0 where every entry is exact to a relative 1e-5.
+# The last figure is the rounding error that float32 is allowed, in units of 1e-7: times τ² for each entry of the value,
+# times τ/N for the gradient. It is 0 if every entry is exact to a relative 1e-5.
 CASES = [
     pytest.param(losses.kd, kd_by_definition, kd_gradient, 2, id="kd"),
     pytest.param(losses.binary_kl, binary_kl_by_definition, binary_kl_gradient, 2, id="binary-kl"),
@@ -87,7 +88,7 @@ def value_and_gradient(loss: Loss, student_BK: Tensor, teacher_BK: Tensor, tempe
 @pytest.mark.parametrize(("loss", "by_definition", "closed_form", "rounding"), CASES)
 @settings(max_examples=60, deadline=None)
 @given(batch=batches())
-def test_value_and_gradient_are_those_of_the_definition(
+def test_value_and_gradient_match_the_definition(
     loss: Loss, by_definition: Loss, closed_form: Loss, rounding: float, batch: tuple[Tensor, Tensor, float]
 ) -> None:
     student_BK, teacher_BK, temperature = batch
@@ -116,7 +117,7 @@ def test_finite_for_any_difference(
     loss: Loss, dtype: torch.dtype, autocast: torch.dtype | None, temperature: float
 ) -> None:
     ends = torch.tensor([-1e4, -5e3, -100.0, -1.0, 0.0, 1.0, 100.0, 5e3, 1e4])
-    # All pairs, and a last one whose difference fp16 can't hold.
+    # All pairs, and two more whose difference fp16 can't hold.
     student_BK = torch.cat([ends.repeat(9), torch.tensor([6e4, -6e4])])[None].to(dtype)
     teacher_BK = torch.cat([ends.repeat_interleave(9), torch.tensor([-6e4, 6e4])])[None].to(dtype)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
@@ -143,7 +144,7 @@ def test_far_from_the_teacher_the_losses_are_linear(difference: float, temperatu
     assert value.item() == pytest.approx(temperature * abs(difference) / 2 - temperature**2 * math.log(2), rel=1e-6)
     assert gradient_BK.item() == pytest.approx(math.copysign(temperature / 2, difference), rel=1e-6)
 
-    # A teacher that is sure: all of the difference counts.
+    # If the teacher is certain, all of the difference counts.
     value, gradient_BK = value_and_gradient(losses.binary_kl, student_BK, -student_BK, temperature)
     assert value.item() == pytest.approx(temperature * abs(difference), rel=1e-6)
     assert gradient_BK.item() == pytest.approx(math.copysign(temperature, difference), rel=1e-6)
@@ -156,13 +157,65 @@ def test_cross_entropy_is_computed_in_float32(dtype: torch.dtype, autocast: torc
     logits_BK = (5 * torch.randn(6, 9, generator=generator)).to(dtype)
     labels_B = torch.randint(9, (6,), generator=generator)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-        value = losses.cross_entropy(logits_BK, labels_B)
+        value = losses.cross_entropy(logits_BK, Labels(labels_B))
     wide_BK = logits_BK.double()
     picked_B = wide_BK[torch.arange(6), labels_B]
     expected = (torch.log(torch.exp(wide_BK).sum(1)) - picked_B).mean()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
-    assert losses.cross_entropy(wide_BK, labels_B).dtype == torch.float64
+    assert losses.cross_entropy(wide_BK, Labels(labels_B)).dtype == torch.float64
+
+
+def mixed_labels(generator: torch.Generator, rows: int, classes: int) -> Labels:
+    """Any two classes, and shares from 0 to 1 with both ends among them."""
+    first_B, second_B = torch.randint(classes, (2, rows), generator=generator)
+    weight_B = torch.randint(257, (rows,), generator=generator) / 256
+    weight_B[:2] = torch.tensor([0.0, 1.0])[:rows]
+    return Labels(first_B, second_B, weight_B)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_mixed_image_has_its_share_of_both_labels_cross_entropies(smoothing: float, dtype: torch.dtype) -> None:
+    """Row by row in float64: w · CE(first) + (1 − w) · CE(second), of the mean with 1/K if labels are smoothed."""
+    generator = torch.Generator().manual_seed(3)
+    logits_BK = (5 * torch.randn(7, 9, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+    labels = mixed_labels(generator, 7, 9)
+    assert labels.second_B is not None
+    assert labels.weight_B is not None
+    exact_BK = logits_BK.detach().double().requires_grad_()
+    rows = []
+    shares = zip(exact_BK, labels.first_B.tolist(), labels.second_B.tolist(), labels.weight_B.tolist(), strict=True)
+    for logits_K, first, second, weight in shares:
+        log_p_K = torch.log(torch.exp(logits_K) / torch.exp(logits_K).sum())
+        target_K = torch.zeros(9, dtype=torch.float64)
+        target_K[first] += weight
+        target_K[second] += 1 - weight
+        target_K = (1 - smoothing) * target_K + smoothing / 9
+        rows.append(-(target_K * log_p_K).sum())
+    expected = torch.stack(rows).sum() / 7
+    value = losses.smoothed_cross_entropy(logits_BK, labels, smoothing)
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=0)
+    gradient_BK, expected_gradient_BK = (
+        torch.autograd.grad(loss, logits)[0] for loss, logits in ((value, logits_BK), (expected, exact_BK))
+    )
+    tolerance = 1e-2 if dtype == torch.bfloat16 else tolerance
+    assert (gradient_BK.double() - expected_gradient_BK).norm() <= tolerance * expected_gradient_BK.norm()
+    if smoothing == 0:
+        assert torch.equal(losses.cross_entropy(logits_BK, labels), value)
+
+
+def test_without_mixing_it_is_torchs_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits_BK, labels_B = torch.randn(64, 10, generator=generator), torch.randint(10, (64,), generator=generator)
+    plain = losses.cross_entropy(logits_BK, Labels(labels_B))
+    assert torch.equal(plain, torch.nn.functional.cross_entropy(logits_BK, labels_B)), "to the bit"
+    smoothed = losses.smoothed_cross_entropy(logits_BK, Labels(labels_B), 0.1)
+    assert torch.equal(smoothed, torch.nn.functional.cross_entropy(logits_BK, labels_B, label_smoothing=0.1))
+    whole = Labels(labels_B, labels_B.roll(1), torch.ones(64))
+    torch.testing.assert_close(losses.cross_entropy(logits_BK, whole), plain, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("loss", BINARY)
@@ -195,13 +248,13 @@ def test_binary_losses_sum_over_classes_and_average_over_the_batch(loss: Loss) -
 def test_kd_limits() -> None:
     generator = torch.Generator().manual_seed(2)
     student_BK, teacher_BK = torch.randn(2, 4, 10, generator=generator, dtype=torch.float64)
-    # Only differences between classes count.
+    # Only the differences between classes matter.
     torch.testing.assert_close(losses.kd(student_BK + 3, teacher_BK - 7, 4.0), losses.kd(student_BK, teacher_BK, 4.0))
     assert losses.kd(teacher_BK + 1, teacher_BK, 4.0).item() == pytest.approx(0, abs=1e-14)
-    # A teacher that is sure is a label.
+    # A teacher that is certain is a label.
     labels_B = torch.tensor([3, 0, 9, 9])
     sure_BK = 1e4 * torch.nn.functional.one_hot(labels_B, 10).double()
-    torch.testing.assert_close(losses.kd(student_BK, sure_BK, 1.0), losses.cross_entropy(student_BK, labels_B))
+    torch.testing.assert_close(losses.kd(student_BK, sure_BK, 1.0), losses.cross_entropy(student_BK, Labels(labels_B)))
     # A high temperature matches centred logits (Hinton et al., section 2.1): ½ · mean over classes of their squares.
     difference_BK = (student_BK - student_BK.mean(1, keepdim=True)) - (teacher_BK - teacher_BK.mean(1, keepdim=True))
     matching = difference_BK.square().mean(1).mean() / 2

@@ -1,6 +1,6 @@
-"""What the methods compare, against float64 transcriptions of their papers' equations in loops and plain sums.
+"""The methods' losses, against float64 transcriptions of their papers' equations in loops and plain sums.
 
-Limits and invariances are properties. What has weights of its own, or a memory, is in `test_adapters.py`.
+Limits and invariances are tested as properties. Modules with weights or a memory are in `test_adapters.py`.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import attention, cam_name, class_activation_maps, signals_of_outputs
 from dhkd.stages.models.student import StudentOutputs
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from torch import Tensor, nn
 
-# Of a student's and a teacher's tensor, a scalar.
+# From a student's and a teacher's tensor to a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SMOOTHING = 0.3
@@ -33,7 +34,7 @@ TEMPERATURE = 3.0
 
 
 def labels_of(logits_BK: Tensor) -> Tensor:
-    """Some class of each row, the last one's too."""
+    """A class for each row."""
     return (torch.arange(len(logits_BK)) * 3 + 1) % logits_BK.shape[1]
 
 
@@ -58,12 +59,12 @@ def tckd(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 def tckd_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Zhao et al., equation 5: KL(b^T ‖ b^S) of b = [p_t, Σ of the others' p], times τ²."""
-    found = []
+    values = []
     for s_K, t_K, label in zip(student_BK, teacher_BK, labels_of(student_BK).tolist(), strict=True):
         p_K, q_K = probabilities(t_K / TEMPERATURE), probabilities(s_K / TEMPERATURE)
         others = [k for k in range(len(s_K)) if k != label]
-        found.append(kl([p_K[label], p_K[others].sum()], [q_K[label], q_K[others].sum()]))
-    return TEMPERATURE**2 * mean(found)
+        values.append(kl([p_K[label], p_K[others].sum()], [q_K[label], q_K[others].sum()]))
+    return TEMPERATURE**2 * mean(values)
 
 
 def nckd(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
@@ -73,11 +74,11 @@ def nckd(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 def nckd_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Zhao et al., equation 5: KL(p̂^T ‖ p̂^S) of p̂_i = p_i over the sum of those that aren't the target's, times τ²."""
-    found = []
+    values = []
     for s_K, t_K, label in zip(student_BK, teacher_BK, labels_of(student_BK).tolist(), strict=True):
         others = [k for k in range(len(s_K)) if k != label]
-        found.append(kl(probabilities(t_K[others] / TEMPERATURE), probabilities(s_K[others] / TEMPERATURE)))
-    return TEMPERATURE**2 * mean(found)
+        values.append(kl(probabilities(t_K[others] / TEMPERATURE), probabilities(s_K[others] / TEMPERATURE)))
+    return TEMPERATURE**2 * mean(values)
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -95,22 +96,23 @@ def intra(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 def dist_terms(student_BK: Tensor, teacher_BK: Tensor) -> dict[str, Tensor]:
     objective = build_objective("dist", {"temperature": TEMPERATURE})
-    return objective.terms(StudentOutputs(student_BK, student_BK), labels_of(student_BK), {"logits": teacher_BK})
+    labels = Labels(labels_of(student_BK))
+    return objective.terms(StudentOutputs(student_BK, student_BK), labels, {"logits": teacher_BK})
 
 
 def inter_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Huang et al., equation 9: 1/B · Σ_i of 1 − Pearson(Y_i,: of the student, of the teacher), times τ²."""
     rows = zip(student_BK, teacher_BK, strict=True)
-    found = [1 - pearson(probabilities(s_K / TEMPERATURE), probabilities(t_K / TEMPERATURE)) for s_K, t_K in rows]
-    return TEMPERATURE**2 * mean(found)
+    values = [1 - pearson(probabilities(s_K / TEMPERATURE), probabilities(t_K / TEMPERATURE)) for s_K, t_K in rows]
+    return TEMPERATURE**2 * mean(values)
 
 
 def intra_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Huang et al., equation 10: 1/C · Σ_j of 1 − Pearson(Y_:,j of the student, of the teacher), times τ²."""
     student_BK = torch.stack([probabilities(s_K / TEMPERATURE) for s_K in student_BK])
     teacher_BK = torch.stack([probabilities(t_K / TEMPERATURE) for t_K in teacher_BK])
-    found = [1 - pearson(student_BK[:, k], teacher_BK[:, k]) for k in range(student_BK.shape[1])]
-    return TEMPERATURE**2 * mean(found)
+    values = [1 - pearson(student_BK[:, k], teacher_BK[:, k]) for k in range(student_BK.shape[1])]
+    return TEMPERATURE**2 * mean(values)
 
 
 def huber(x: Tensor, y: Tensor) -> Tensor:
@@ -128,25 +130,25 @@ def distance_by_definition(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
     student, teacher = ({(i, j): apart(x[i], x[j]) for i, j in pairs} for x in (student_BD, teacher_BE))
     student_mean, teacher_mean = mean(list(student.values())), mean(list(teacher.values()))
-    found = [huber(student[pair] / student_mean, teacher[pair] / teacher_mean) for pair in pairs]
-    return torch.stack(found).sum() / size**2  # a sample is at distance 0 of itself in both
+    values = [huber(student[pair] / student_mean, teacher[pair] / teacher_mean) for pair in pairs]
+    return torch.stack(values).sum() / size**2  # a sample is at distance 0 of itself in both
 
 
 def angle_by_definition(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     """Park et al., equations 9 and 11: Huber of ⟨e_ij, e_kj⟩, e_ij the direction from j to i; mean over N³."""
-    size, found = len(student_BD), []
+    size, values = len(student_BD), []
     for i, j, k in itertools.product(range(size), repeat=3):
         if j not in (i, k):  # else there is no angle in either
             cosines = [
                 ((x[i] - x[j]) * (x[k] - x[j])).sum() / (apart(x[i], x[j]) * apart(x[k], x[j]))
                 for x in (student_BD, teacher_BE)
             ]
-            found.append(huber(*cosines))
-    return torch.stack(found).sum() / size**3
+            values.append(huber(*cosines))
+    return torch.stack(values).sum() / size**3
 
 
 def pooled_by_definition(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """At each position the mean over those that it covers, in whole or in part."""
+    """At each position the mean over the old positions that it covers, wholly or in part."""
     rows = []
     for y, x in itertools.product(range(size[0]), range(size[1])):
         (top, bottom), (left, right) = (
@@ -165,14 +167,14 @@ def attention_by_definition(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def attention_term(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Of two stages, the second's maps being those of the first, mirrored, in their upper half."""
+    """The term of two stages; the second stage's maps are the upper half of the first's, mirrored."""
     features, signals = (
         {"attention1-2x3": attention(x, (2, 3)), "attention2-2x2": attention(x.flip(3)[:, :, :2], (2, 2))}
         for x in (student_BCHW, teacher_BCHW)
     )
     logits_BK = torch.zeros(len(student_BCHW), 4, dtype=student_BCHW.dtype)
     student = StudentOutputs(logits_BK, logits_BK, {**features, "embedding": student_BCHW.mean((2, 3))})
-    return build_objective("at", {}).terms(student, labels_of(logits_BK), signals)["at"]
+    return build_objective("at", {}).terms(student, Labels(labels_of(logits_BK)), signals)["at"]
 
 
 def attention_term_by_definition(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -199,12 +201,12 @@ def cam_by_definition(student_BKHW: Tensor, teacher_BKHW: Tensor) -> Tensor:
 
 def cam_normalized_by_definition(student_BKHW: Tensor, teacher_BKHW: Tensor) -> Tensor:
     """Guo et al., equation 4: Σ ‖ A^T/‖A^T‖ − A^S/‖A^S‖ ‖², here the mean over samples, classes and positions."""
-    found = []
+    values = []
     for student_KHW, teacher_KHW in zip(student_BKHW, teacher_BKHW, strict=True):
         for pair in zip(student_KHW, teacher_KHW, strict=True):
             s_HW, t_HW = (x_HW / torch.sqrt((x_HW**2).sum()) for x_HW in pair)
-            found += list(((t_HW - s_HW) ** 2).reshape(-1))
-    return mean(found)
+            values += list(((t_HW - s_HW) ** 2).reshape(-1))
+    return mean(values)
 
 
 def margins_of(map_BCHW: Tensor) -> Tensor:
@@ -237,16 +239,16 @@ def review_by_definition(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 def smoothed(student_BK: Tensor, _: Tensor) -> Tensor:
-    return losses.smoothed_cross_entropy(student_BK, labels_of(student_BK), SMOOTHING)
+    return losses.smoothed_cross_entropy(student_BK, Labels(labels_of(student_BK)), SMOOTHING)
 
 
 def smoothed_by_definition(student_BK: Tensor, _: Tensor) -> Tensor:
-    found = []
+    values = []
     for s_K, label in zip(student_BK, labels_of(student_BK).tolist(), strict=True):
         p_K, size = probabilities(s_K), len(s_K)
         wanted = [(1 - SMOOTHING) * (k == label) + SMOOTHING / size for k in range(size)]
-        found.append(torch.stack([-w * torch.log(p) for w, p in zip(wanted, p_K, strict=True)]).sum())
-    return mean(found)
+        values.append(torch.stack([-w * torch.log(p) for w, p in zip(wanted, p_K, strict=True)]).sum())
+    return mean(values)
 
 
 def standardized_kd(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
@@ -255,27 +257,27 @@ def standardized_kd(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 def standardized_kd_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Sun et al., algorithm 1: softmax of (x − mean) / standard deviation / τ."""
-    found = []
+    values = []
     for s_K, t_K in zip(student_BK, teacher_BK, strict=True):
         scores = []
         for x_K in (t_K, s_K):
             centred_K = x_K - x_K.sum() / len(x_K)
             scores.append(centred_K / (torch.sqrt((centred_K**2).sum() / len(x_K)) + 1e-7) / TEMPERATURE)
-        found.append(kl(*map(probabilities, scores)))
-    return TEMPERATURE**2 * mean(found)
+        values.append(kl(*map(probabilities, scores)))
+    return TEMPERATURE**2 * mean(values)
 
 
 def simkd(student_BDHW: Tensor, teacher_BDHW: Tensor) -> Tensor:
-    """The teacher's map being half as large: the student's, and the teacher's twice as large repeated, averaged."""
+    """The teacher's map, blown up to twice its size with the same averages, against the student's."""
     logits_BK = torch.zeros(len(student_BDHW), 4, dtype=student_BDHW.dtype)
     student = StudentOutputs(logits_BK, logits_BK, {"last_map": student_BDHW})
     signal = {
         "last_map": teacher_BDHW.repeat_interleave(2, 2) * torch.tensor([[0.5], [1.5]]).repeat(student_BDHW.shape[2], 1)
     }
-    return build_objective("simkd", {}).terms(student, labels_of(logits_BK), signal)["map"]
+    return build_objective("simkd", {}).terms(student, Labels(labels_of(logits_BK)), signal)["map"]
 
 
-# Of few numbers some may vary so little that float32 can't tell their correlation or deviation well.
+# Rows must not be short: a few numbers may vary so little that float32 computes their correlation badly.
 ROWS = [(1, 8), (3, 9), (6, 7)]
 COLUMNS = [(8, 3), (9, 7), (7, 4)]
 LOGITS = [(1, 2), (2, 3), (3, 7), (6, 4)]
@@ -283,7 +285,7 @@ MAPS = [(1, 1, 2, 2), (2, 3, 4, 4), (3, 2, 5, 3)]
 RELATIONS = [(2, 3), (3, 2), (5, 6)]
 SQUARES = [(2, 3, 1, 1), (1, 2, 3, 3), (2, 2, 4, 4), (1, 3, 5, 5), (2, 1, 8, 8)]
 
-# Loss, transcription, shapes, and what rounding may cost in float32 however small the value is, in units of 1e-7.
+# Loss, transcription, shapes, and the absolute rounding error that float32 is allowed, in units of 1e-7.
 KL_ROUNDING = 5 * TEMPERATURE**2
 CASES = {
     "tckd": (tckd, tckd_by_definition, LOGITS, KL_ROUNDING),
@@ -316,9 +318,9 @@ def value_and_gradient(
     return value.detach(), gradient
 
 
-def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], rtol: float, atol: float) -> None:
-    """Value and gradient, this as a whole, within a tolerance of their size."""
-    for one, other in zip(found, expected, strict=True):
+def assert_close(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], rtol: float, atol: float) -> None:
+    """Value and gradient are close, relative to their norms."""
+    for one, other in zip(actual, expected, strict=True):
         assert (one.double() - other).norm() <= rtol * other.norm() + atol, (one, other)
 
 
@@ -343,12 +345,12 @@ def test_value_and_gradient_are_those_of_the_paper(
 
 @pytest.mark.parametrize("old", [(4, 6), (5, 7), (2, 3), (1, 2)])
 @pytest.mark.parametrize("size", [(2, 3), (4, 4), (1, 1)])
-def test_attention_is_of_the_map_at_a_resolution(old: tuple[int, int], size: tuple[int, int]) -> None:
+def test_attention_at_a_resolution(old: tuple[int, int], size: tuple[int, int]) -> None:
     map_BCHW = torch.randn(2, 5, *old, generator=torch.Generator().manual_seed(0))
     expected = attention_by_definition(map_BCHW.double(), size)
     torch.testing.assert_close(attention(map_BCHW, size), expected.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(attention(map_BCHW.double(), size), expected, rtol=1e-12, atol=1e-12)
-    # Where it is active, not how much: and squares that half precision can't hold.
+    # It depends on where the map is active, not on how much, even if half precision can't hold the squares.
     huge = attention((1000 * map_BCHW).half(), size)
     assert huge.dtype == torch.float32
     torch.testing.assert_close(huge, expected.float(), rtol=2e-3, atol=2e-3)
@@ -384,11 +386,11 @@ def test_class_activation_maps_average_to_logits_without_bias(name: str, pixels:
     halves_BKHW = pooled_by_definition(cams[cam_name(height)], (1, 2))
     halves = class_activation_maps(outputs.final, network.head, (1, 2))
     torch.testing.assert_close(halves, halves_BKHW, rtol=1e-10, atol=1e-12)
-    # Maps where places differ, not one number at all of them.
+    # The maps vary over the positions.
     assert (cams[cam_name(height)].std((2, 3)) > 1e-3 * cams[cam_name(height)].abs().mean()).all()
 
 
-def test_a_network_that_does_not_tell_what_it_pools_has_no_class_activation_maps() -> None:
+def test_a_network_that_hides_its_last_map_has_no_class_activation_maps() -> None:
     with torch.device("meta"), torch.no_grad():
         network = build_network("torchvision:mobilenet_v3_small", 7).eval()
         outputs = network.outputs(torch.empty(1, 3, 64, 64))
@@ -460,14 +462,14 @@ def test_dkd_is_kd_where_the_others_part_weighs_one_minus_the_targets_probabilit
 
 
 @each_seed
-def test_correlation_knows_no_positive_affine_map_of_a_row(seed: int) -> None:
+def test_a_positive_affine_map_of_a_row_changes_no_correlation(seed: int) -> None:
     student_BK, teacher_BK = torch.softmax(drawn(seed, 2, 5, 6), dim=2)
     value = correlation_distance(student_BK, teacher_BK)
     scale_B1, shift_B1 = drawn(seed + 1, 2, 5, 1)
     mapped_BK = scale_B1.exp() * student_BK + shift_B1
     torch.testing.assert_close(correlation_distance(mapped_BK, teacher_BK), value, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(correlation_distance(teacher_BK, mapped_BK), value, rtol=1e-9, atol=1e-12)
-    # Of a column it does, in general; and a negative one turns correlation round.
+    # A map of a column does, in general; and a negative map reverses the correlation.
     of_columns = correlation_distance(student_BK.T, teacher_BK.T)
     assert abs(correlation_distance(mapped_BK.T, teacher_BK.T) - of_columns) > 1e-7
     torch.testing.assert_close(correlation_distance(-student_BK, teacher_BK), 2 - value, rtol=1e-9, atol=1e-12)
@@ -475,14 +477,14 @@ def test_correlation_knows_no_positive_affine_map_of_a_row(seed: int) -> None:
 
 
 @each_seed
-def test_dists_terms_are_of_rows_and_of_columns(seed: int) -> None:
+def test_dist_compares_rows_and_columns_in_any_order(seed: int) -> None:
     student_BK, teacher_BK = drawn(seed, 2, 5, 6)
-    # A shift of a row's logits changes neither; what multiplies a class's probabilities changes its column's no more.
+    # A shift of a row's logits changes neither term.
     moved = dist_terms(student_BK + drawn(seed + 1, 5, 1), teacher_BK)
     plain = dist_terms(student_BK, teacher_BK)
     for term in ("inter", "intra"):
         torch.testing.assert_close(moved[term], plain[term], rtol=1e-9, atol=1e-12)
-    # The batch's order doesn't count where student and teacher agree on it, nor do the classes'.
+    # The order of the batch and of the classes doesn't matter, as long as it is the same for student and teacher.
     order_B, order_K = torch.randperm(5), torch.randperm(6)
     mixed = dist_terms(student_BK[order_B][:, order_K], teacher_BK[order_B][:, order_K])
     torch.testing.assert_close(mixed["inter"], plain["inter"], rtol=1e-9, atol=1e-12)
@@ -490,29 +492,31 @@ def test_dists_terms_are_of_rows_and_of_columns(seed: int) -> None:
 
 
 @each_seed
-def test_relations_know_no_rotation_and_no_scale(seed: int) -> None:
+def test_rotation_scale_and_shift_change_no_relation(seed: int) -> None:
     student_BD, teacher_BD = drawn(seed, 2, 5, 4)
     rotation_DD, _ = torch.linalg.qr(drawn(seed + 1, 4, 4))
     shift_D, scale = drawn(seed + 2, 4), 0.1 + 10 * drawn(seed + 3, 1).abs()
     for loss in (distance_loss, angle_loss):
         value = loss(student_BD, teacher_BD)
         assert value > 1e-6
-        for moved_BD in (student_BD @ rotation_DD, scale * student_BD, student_BD + shift_D):
+        moves = (lambda x_BD: x_BD @ rotation_DD, lambda x_BD: scale * x_BD, lambda x_BD: x_BD + shift_D)
+        for move in moves:
+            moved_BD = move(student_BD)
             torch.testing.assert_close(loss(moved_BD, teacher_BD), value, rtol=1e-9, atol=1e-12)
-            torch.testing.assert_close(loss(student_BD, teacher_BD + moved_BD - moved_BD), value, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(loss(student_BD, move(teacher_BD)), value, rtol=1e-9, atol=1e-12)
             assert loss(moved_BD, student_BD) < 1e-20
-        # A stretch of one direction is no such map.
+        # Stretching one direction does change it.
         stretched_BD = student_BD * torch.tensor([3.0, 1, 1, 1])
         assert abs(loss(stretched_BD, teacher_BD) - value) > 1e-9
 
 
 @each_seed
-def test_standardised_rows_know_no_shift_and_no_scale(seed: int) -> None:
+def test_shift_and_scale_change_no_standardised_row(seed: int) -> None:
     logits_BK = drawn(seed, 4, 6)
     shift_B1, scale_B1 = 10 * drawn(seed + 1, 4, 1), 1 + 10 * drawn(seed + 2, 4, 1).abs()
     standard_BK = losses.standardized(logits_BK)
     moved_BK = losses.standardized(scale_B1 * logits_BK + shift_B1)
-    torch.testing.assert_close(moved_BK, standard_BK, rtol=1e-5, atol=1e-6)  # but for the 1e-7
+    torch.testing.assert_close(moved_BK, standard_BK, rtol=1e-5, atol=1e-6)  # apart from the 1e-7
     torch.testing.assert_close(standard_BK.mean(1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(standard_BK.square().mean(1), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0)
     assert not torch.allclose(losses.standardized(-logits_BK), standard_BK)
@@ -537,18 +541,20 @@ def test_binary_divergences_are_zero_only_where_all_is_equal(
 
 @pytest.mark.parametrize(("loss", "shapes"), [case for case in EACH_LOSS if case.values[0] is not smoothed])
 @each_seed
-def test_nothing_is_lost_where_the_student_is_the_teacher(loss: Loss, shapes: list[tuple[int, ...]], seed: int) -> None:
+def test_the_loss_is_zero_if_the_student_equals_the_teacher(
+    loss: Loss, shapes: list[tuple[int, ...]], seed: int
+) -> None:
     for shape in shapes:
         same, other = drawn(seed, 2, *shape)
         value, gradient = value_and_gradient(loss, same, same)
         assert abs(value) < 1e-12
         assert gradient.abs().max() < 1e-7
-        if same[0].numel() > 3 and len(same) > 2:  # else there may be nothing to differ by
+        if same[0].numel() > 3 and len(same) > 2:  # smaller shapes may leave nothing in which they differ
             assert loss(other, same) > 1e-6
 
 
 @each_seed
-def test_the_least_of_smoothed_cross_entropy_is_the_smoothed_labels_entropy(seed: int) -> None:
+def test_the_minimum_of_smoothed_cross_entropy_is_the_entropy_of_the_smoothed_labels(seed: int) -> None:
     size = 5
     wanted_BK = torch.full((3, size), SMOOTHING / size, dtype=torch.float64)
     wanted_BK[torch.arange(3), labels_of(wanted_BK)] += 1 - SMOOTHING
@@ -559,7 +565,7 @@ def test_the_least_of_smoothed_cross_entropy_is_the_smoothed_labels_entropy(seed
     assert smoothed(wanted_BK.log() + drawn(seed, 3, size), wanted_BK) > entropy
 
 
-# What the losses are shown beside the ordinary: (B, …) from a generator, for logits, embeddings and maps alike.
+# Extreme inputs of the losses: (B, …) from a generator, for logits, embeddings and maps alike.
 EXTREMES: dict[str, Callable[[torch.Generator, tuple[int, ...]], Tensor]] = {
     "huge": lambda generator, shape: 1e4 * torch.randn(shape, generator=generator).clamp(-1, 1),
     "huge of one sign": lambda generator, shape: 1e4 - torch.rand(shape, generator=generator),
@@ -577,7 +583,7 @@ EXTREMES: dict[str, Callable[[torch.Generator, tuple[int, ...]], Tensor]] = {
 
 @pytest.mark.parametrize("of_student", EXTREMES)
 @pytest.mark.parametrize(("loss", "shapes"), EACH_LOSS)
-def test_finite_whatever_comes(loss: Loss, shapes: list[tuple[int, ...]], of_student: str) -> None:
+def test_losses_are_finite_for_extreme_inputs(loss: Loss, shapes: list[tuple[int, ...]], of_student: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         student = EXTREMES[of_student](generator, shape)
@@ -590,13 +596,13 @@ def test_finite_whatever_comes(loss: Loss, shapes: list[tuple[int, ...]], of_stu
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 0.3, 1 / 3, 1e-3, 1e4])
 @pytest.mark.parametrize("length", [3, 7, 10, 100, 1000])
-def test_a_constant_row_correlates_with_none_and_is_not_moved(length: int, constant: float) -> None:
+def test_a_constant_row_has_no_correlation_and_no_gradient(length: int, constant: float) -> None:
     constant_RC, other_RC = torch.full((3, length), constant), torch.rand(3, length)
     for second_RC in (constant_RC, 0.7 * constant_RC, other_RC):
         value, gradient_RC = value_and_gradient(correlation_distance, constant_RC, second_RC)
         assert value == 1
         assert torch.count_nonzero(gradient_RC) == 0
-    # The slightest variation that isn't rounding's is one.
+    # A slight variation, larger than rounding, counts.
     varied_RC = constant_RC + 1e-4 * (constant or 1) * other_RC
     assert correlation_distance(varied_RC, other_RC) < 0.01
 
@@ -604,7 +610,7 @@ def test_a_constant_row_correlates_with_none_and_is_not_moved(length: int, const
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("loss", "shapes"), EACH_LOSS)
-def test_computed_in_float32_from_whatever_comes(
+def test_losses_are_computed_in_float32(
     loss: Loss, shapes: list[tuple[int, ...]], autocast: torch.dtype | None, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -614,5 +620,5 @@ def test_computed_in_float32_from_whatever_comes(
         expected, expected_gradient = value_and_gradient(loss, student.float(), teacher.float())
         assert value.dtype == torch.float32
         assert torch.equal(value, expected)
-        # Of attention two maps are compared, whose gradients are summed as what came in.
+        # Attention has two maps of one input, whose gradients are summed in the input's dtype.
         assert loss is attention_term or torch.equal(gradient, expected_gradient.to(dtype))

@@ -1,4 +1,4 @@
-"""Which losses an objective asks for, of which head, with which weights; and what a wrong option is told."""
+"""Which losses an objective has, of which head, with which weights; and the errors for wrong options."""
 
 import dataclasses
 import inspect
@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.gradients import Alignment
@@ -17,8 +18,8 @@ from dhkd.stages.train.objectives.dist import correlation_distance
 from dhkd.stages.train.objectives.dkd import decoupled_kd
 from torch import Tensor
 
-LABELS = torch.tensor([3, 0, 4, 4])
-# Those that compare logits with the teacher's; what the others compare is in test_methods.py.
+LABELS = Labels(torch.tensor([3, 0, 4, 4]))
+# The objectives that compare logits with the teacher's; test_methods.py has what the others compare.
 OF_LOGITS = ["kd", "mse", "dkd", "dist", "binary-kl", "binary-kl-norm", "dhkd"]
 ALONE = ["ce", "label-smoothing"]
 
@@ -43,7 +44,7 @@ def assert_terms(objective: Objective, student: StudentOutputs, teacher: Mapping
         torch.testing.assert_close(terms[name], value, rtol=0, atol=0)
 
 
-def test_there_are_these_objectives_and_their_defaults() -> None:
+def test_all_objectives_and_their_defaults() -> None:
     assert {name: dataclasses.asdict(build_objective(name, {})) for name in OBJECTIVES} == {
         "ce": {},
         "label-smoothing": {"smoothing": 0.1},
@@ -107,7 +108,7 @@ def test_needs_of_logits_are_what_terms_read(
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist"])
-def test_where_a_temperature_is_needed_probabilities_at_it_suffice(
+def test_if_a_temperature_is_needed_probabilities_at_it_are_enough(
     name: str, setting: Setting, student: StudentOutputs, teacher: dict[str, Tensor]
 ) -> None:
     objective = build_objective(name, {"temperature": 3.0})
@@ -131,7 +132,7 @@ def test_only_dhkd_has_another_head_and_aligns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_couples_rows_and_what_is_of_logits(name: str) -> None:
+def test_which_objectives_couple_rows_and_which_compare_logits(name: str) -> None:
     objective = build_objective(name, {})
     assert objective.couples_rows == (name in ("dist", "rkd"))
     assert objective.of_logits == (name in [*OF_LOGITS, *ALONE])
@@ -171,7 +172,7 @@ def test_mse(student: StudentOutputs, teacher: dict[str, Tensor]) -> None:
 
 def test_dkd(student: StudentOutputs, teacher: dict[str, Tensor]) -> None:
     objective = build_objective("dkd", {"temperature": 3.0, "ce_weight": 0.5, "alpha": 2.0, "beta": 6.0})
-    tckd, nckd = decoupled_kd(student.task, teacher["logits"], LABELS, 3.0)
+    tckd, nckd = decoupled_kd(student.task, teacher["logits"], LABELS.first_B, 3.0)
     expected = {"ce": losses.cross_entropy(student.task, LABELS), "tckd": tckd, "nckd": nckd}
     assert_terms(objective, student, teacher, expected)
     assert objective.weights(19) == objective.weights(99) == {"ce": 0.5, "tckd": 2.0, "nckd": 6.0}
@@ -190,9 +191,7 @@ def test_dist(student: StudentOutputs, teacher: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dhkd"])
-def test_logits_are_standardised_where_asked_for(
-    name: str, student: StudentOutputs, teacher: dict[str, Tensor]
-) -> None:
+def test_logits_are_standardised_on_demand(name: str, student: StudentOutputs, teacher: dict[str, Tensor]) -> None:
     standardized = StudentOutputs(losses.standardized(student.task), losses.standardized(student.distill))
     plain = build_objective(name, {}).terms(standardized, LABELS, {"logits": losses.standardized(teacher["logits"])})
     asked = build_objective(name, {"standardize": True}).terms(student, LABELS, teacher)
@@ -262,7 +261,7 @@ def test_single_head_objectives_of_one_setting_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message_part"),
     [
         ("dhkdd", {}, ["objective 'dhkdd'", "did you mean 'dhkd'"]),
         ("kd", {"temprature": 4.0}, ["'kd'", "'temprature'", "did you mean 'temperature'"]),
@@ -295,18 +294,18 @@ def test_single_head_objectives_of_one_setting_differ() -> None:
         ("dhkd", {"alpha_epochs": -1}, ["'dhkd'", "alpha_epochs", ">= 0", "-1"]),
     ],
 )
-def test_a_wrong_name_option_or_value_is_told_in_one_line(
-    name: str, options: dict[str, object], says: list[str]
+def test_an_error_names_in_one_line_a_wrong_name_option_or_value(
+    name: str, options: dict[str, object], message_part: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as raised:
         build_objective(name, options)
     message = str(raised.value)
     assert "\n" not in message
-    for part in says:
+    for part in message_part:
         assert part in message
 
 
-def test_a_whole_number_serves_as_a_float() -> None:
+def test_an_integer_is_accepted_as_a_float() -> None:
     assert build_objective("dhkd", {"alpha": 2, "temperature": 4}) == build_objective(
         "dhkd", {"alpha": 2.0, "temperature": 4.0}
     )
@@ -348,7 +347,7 @@ def test_temperatures_are_above_zero(name: str, option: str, value: float) -> No
         ("label-smoothing", "smoothing", float("nan"), "0 to 1"),
     ],
 )
-def test_other_options_have_their_range(name: str, option: str, value: float, expected: str) -> None:
+def test_other_options_have_their_ranges(name: str, option: str, value: float, expected: str) -> None:
     assert_refused(name, {option: value}, f"objective {name!r}: {option}: expected {expected}, got {value!r}")
 
 

@@ -1,0 +1,19 @@
+"""How a signal's values are stored, and by how much a value that is read may differ from the original.
+
+`AnyCodec` is the table of codecs: a new one is a file beside this one and a name in that union.
+"""
+
+from typing import Annotated
+
+from dhkd.data.cache.codecs.base import Codec
+from dhkd.data.cache.codecs.bounds import Bounds
+from dhkd.data.cache.codecs.coding import decode, encode, row_bytes
+from dhkd.data.cache.codecs.floats import Float
+from dhkd.data.cache.codecs.int8 import Int8
+from dhkd.data.cache.codecs.top_k import TopK
+from pydantic import Field
+
+__all__ = ["AnyCodec", "Bounds", "Codec", "Float", "Int8", "TopK", "decode", "encode", "row_bytes"]
+
+# What a manifest may name; pydantic chooses the class by `kind`.
+AnyCodec = Annotated[Float | Int8 | TopK, Field(discriminator="kind")]

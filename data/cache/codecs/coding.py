@@ -1,0 +1,61 @@
+"""Encoding whole blocks and decoding them in numpy, with any codec."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from dhkd.data.cache.blocks import Array, Block, Part
+from dhkd.data.cache.codecs.base import Codec, flat
+from dhkd.data.errors import NonFiniteLoss
+from numpy.typing import NDArray
+
+# Values encoded at a time: temporary arrays then stay in the processor's cache, which is several times as fast as
+# encoding a whole block at once.
+VALUES_AT_ONCE = 2**14
+
+
+def row_bytes(parts: Mapping[str, Part]) -> int:
+    """Bytes of one row of all parts together."""
+    return sum(int(np.prod(row, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, row in parts.values())
+
+
+def encode(codec: Codec, name: str, block: Block, values: NDArray[np.float32]) -> dict[str, Array]:
+    """Values (rows, …) of the signal `name` as they are stored.
+
+    Raises `NonFiniteLoss`, naming the first key, if a value is not finite or does not fit.
+    """
+    parts = _encode_in_runs(codec, values) if np.isfinite(values).all() else {}
+    finite = [np.isfinite(flat(part)).all(axis=1) for part in parts.values()] or [np.isfinite(flat(values)).all(axis=1)]
+    bad_rows: Sequence[int] = np.flatnonzero(~np.logical_and.reduce(finite)).tolist()
+    if bad_rows:
+        row = bad_rows[0]
+        worst = float(np.abs(values[row]).max())
+        remedy = "use cache.codec=float32" if np.isfinite(worst) else "check the teacher's weights and precision"
+        affected = "1 row of this block is" if len(bad_rows) == 1 else f"{len(bad_rows)} rows of this block are"
+        raise NonFiniteLoss(
+            f"signal {name}, view {block.view}, index {block.start + row}: expected finite {codec.kind} values,"
+            f" got a largest magnitude of {worst:g}; {affected} affected; {remedy}"
+        )
+    return parts
+
+
+def decode(codec: Codec, parts: Mapping[str, Array], row: tuple[int, ...]) -> NDArray[np.float32]:
+    """Stored parts as float32 values (rows, …), in numpy."""
+    # Parts may be read-only views of a file's bytes; torch warns of those, since it can't keep them from being changed.
+    owned = {part: np.require(array, requirements="W") for part, array in parts.items()}
+    return codec.decode({part: torch.from_numpy(array) for part, array in owned.items()}, row).numpy()
+
+
+def difference_of_all(codec: Codec, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
+    """The largest absolute difference between stored rows and `values`, for codecs that keep every value."""
+    return float(np.abs(decode(codec, parts, values.shape[1:]) - values).max())
+
+
+def _encode_in_runs(codec: Codec, values: NDArray[np.float32]) -> dict[str, Array]:
+    parts = {name: np.empty((len(values), *row), kind) for name, (kind, row) in codec.parts(values.shape[1:]).items()}
+    at_once = max(1, VALUES_AT_ONCE // values[0].size)
+    for start in range(0, len(values), at_once):
+        rows = slice(start, start + at_once)
+        for name, part in codec.encode(values[rows]).items():
+            parts[name][rows] = part
+    return parts

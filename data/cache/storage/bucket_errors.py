@@ -1,0 +1,86 @@
+"""What a failed request to a bucket or web server means: whether asking again may help, and the line that users see.
+
+The library's errors are texts of many lines; the patterns here are those of obstore's messages.
+"""
+
+import re
+
+from dhkd.data.errors import StorageError
+
+WEB = ("http", "https")
+
+# By scheme, what to check if the place refuses.
+REMEDIES = {
+    "s3": (
+        "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL ('aws configure"
+        " export-credentials --format env' prints what ~/.aws holds; AWS_SKIP_SIGNATURE=true reads a public bucket)"
+    ),
+    "gs": "check GOOGLE_APPLICATION_CREDENTIALS (GOOGLE_SKIP_SIGNATURE=true reads a public bucket)",
+    "az": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
+    **dict.fromkeys(WEB, "check the URL; only what is public can be read"),
+}
+
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+# The first two are where machines of a cloud get credentials, which the library asks when nothing else is set.
+NO_CREDENTIALS = ("latest/api/token", "latest/meta-data", "token request", "Account must be specified")
+
+
+def explained(location: str, key: str, error: Exception, attempts: int = 1) -> OSError:
+    """The error to raise for a request about `key` below the URL `location` that failed `attempts` times."""
+    scheme, _, path = location.partition("://")
+    scheme, host = scheme.lower(), path.partition("/")[0]
+    where = where_is(location, key)
+    text, status, remedy = str(error), status_of(error), REMEDIES[scheme]
+    address = "the endpoint (AWS_ENDPOINT_URL)" if scheme == "s3" else "the URL"
+    if any(name in text for name in NO_BUCKET):
+        return StorageError(f"{where}: there is no {kind_of(scheme)} {host}; make it, or check its name and {address}")
+    if isinstance(error, FileNotFoundError) and key:
+        return FileNotFoundError(f"{where}: no object")
+    reason = reason_of(error) + (f", asked {attempts} times" if attempts > 1 else "")
+    if status[:3] in ("401", "403") or any(name in text for name in NO_CREDENTIALS):
+        return StorageError(f"{where}: no access ({reason}); {remedy}")
+    if status and not status.startswith("5"):
+        return StorageError(f"{where}: refused ({reason}); {remedy}")
+    return StorageError(
+        f"{where}: can't be reached ({reason}); check the network and {address}, then run the same command again"
+    )
+
+
+def where_is(location: str, key: str) -> str:
+    """An object's URL, or that of the place if `key` is empty."""
+    return f"{location}/{key}" if key else location
+
+
+def kind_of(scheme: str) -> str:
+    """What a provider calls the first part of a URL."""
+    return "host" if scheme in WEB else "container" if scheme == "az" else "bucket"
+
+
+def status_of(error: Exception) -> str:
+    """The HTTP status with its name; empty if there was no answer, or one that broke off."""
+    match = re.search(r"non-2xx status code: (\d{3}[ \w-]*)", str(error))
+    return match[1].strip() if match else ""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether asking again may help."""
+    text, status = str(error), status_of(error)
+    if any(name in text for name in NO_CREDENTIALS):
+        return False  # usually there are none, and each attempt takes as long as a connection may
+    lost = "HTTP error: " in text and "builder error" not in text
+    return lost or status.startswith("5") or status[:3] in ("408", "429") or isinstance(error, ConnectionError)
+
+
+def reason_of(error: Exception) -> str:
+    """The library's reason in one line."""
+    text = str(error)
+    answered = [*re.findall(r"<Code>([^<]+)</Code>", text)[:1], *re.findall(r"<Message>([^<]+)</Message>", text)[:1]]
+    if status := status_of(error):
+        reason = ": ".join([status, *answered])
+    elif "TimedOut" in text or "kind: Timeout" in text:
+        reason = "no answer in time"
+    elif messages := re.findall(r'(?:message|error): "([^"]+)"', text):
+        reason = messages[-1]
+    else:
+        reason = text.partition("\n")[0].rpartition(" - ")[2]
+    return " ".join(reason.split())[:200] or type(error).__name__

@@ -1,0 +1,33 @@
+"""What is cut out of a decoded image, and the pixels of a cut, which Pillow computes."""
+
+from typing import NamedTuple
+
+import numpy as np
+from dhkd.data.images.decoding import Photo
+from numpy.typing import NDArray
+from PIL import Image
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last two exclusive
+
+
+class Cut(NamedTuple):
+    """The image's part `box` is resized to `size` (width, height), and `window` of that kept, perhaps mirrored."""
+
+    box: Box
+    size: tuple[int, int]
+    window: Box
+    mirrored: bool
+
+
+def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
+    """The pixels of a cut, uint8 (H, W, 3)."""
+    if cut.box != (0, 0, photo.width, photo.height):
+        # Cropped before resizing: resizing with a box lets pixels from outside it in, at the borders.
+        photo = photo.crop(cut.box)
+    if photo.size != cut.size:
+        photo = photo.resize(cut.size, Image.Resampling.BILINEAR)
+    if cut.window != (0, 0, *cut.size):
+        photo = photo.crop(cut.window)
+    if cut.mirrored:
+        photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(photo)

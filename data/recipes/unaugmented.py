@@ -1,0 +1,89 @@
+"""Test images: as they are, or resized and their centre cropped. Every view of an image is the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from dhkd.data.errors import ConfigError
+from dhkd.data.images.cuts import Cut, cut_of
+from dhkd.data.images.decoding import Photo
+from dhkd.data.recipes.base import Recipe, Render
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Unaugmented(Recipe):
+    """A recipe without chance."""
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Empty: no cache is made of test images."""
+        return {}
+
+    @property
+    def num_views(self) -> int:
+        """One."""
+        return 1
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Nothing is drawn: int64 (B, 0)."""
+        return torch.empty((len(index_B), 0), dtype=torch.int64)
+
+    def at_test(self) -> Recipe:
+        """The same."""
+        return self
+
+
+@dataclass(frozen=True)
+class AsTheyAre(Unaugmented):
+    """Images neither cropped nor resized; `shape` is their height and width, None where it is known to be one."""
+
+    shape: tuple[int, int] | None = None
+
+    exact = True
+
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """All of the image. Raises `ConfigError` for an image of another size."""
+        if self.shape not in (None, (photo.height, photo.width)):
+            height, width = self.shape
+            raise ConfigError(
+                f"expected {width}×{height} pixels, as the first image has, got {photo.width}×{photo.height};"
+                f" use views.kind=random-resized-crop for images of several sizes"
+            )
+        return np.repeat(np.asarray(photo)[None], len(draws_BD), axis=0)
+
+    def resident(self, images_NCHW: Tensor) -> Render:
+        """One gather."""
+        return lambda view_B, index_B: images_NCHW[index_B.to(images_NCHW.device)]
+
+
+@dataclass(frozen=True)
+class CenterCrop(Unaugmented):
+    """The usual test image: the shorter side resized to `resize` pixels, then the central size × size square."""
+
+    size: int
+    resize: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.resize:
+            raise ConfigError(f"views.test_resize: expected at least views.size, {self.size}, got {self.resize}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.size, self.size
+
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """The central square, once for each row of draws."""
+        square = cut_of(photo, self.cut(photo.height, photo.width))
+        return np.repeat(square[None], len(draws_BD), axis=0)
+
+    def cut(self, height: int, width: int) -> Cut:
+        """The cut of an image of this size in pixels."""
+        shorter = min(height, width)
+        resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
+        # Halves go to the even neighbour, as in torchvision, whose test accuracies these are compared with.
+        left, top = (round((side - self.size) / 2) for side in (resized_width, resized_height))
+        window = (left, top, left + self.size, top + self.size)
+        return Cut((0, 0, width, height), (resized_width, resized_height), window, mirrored=False)

@@ -1,0 +1,48 @@
+"""metrics.jsonl as it is read: one line for each finished epoch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dhkd.data.errors import RunMismatch
+from dhkd.data.runs.names import METRICS
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch: `top1` is the test accuracy in percent; `values` holds every number of the line, in its order.
+
+    The values stay a mapping because objectives choose the names of their terms.
+    """
+
+    top1: float
+    values: Mapping[str, float]
+
+
+def read_metrics(path: Path) -> list[EpochMetrics]:
+    """The epochs of the run at `path`; empty before the first one has ended.
+
+    A kill may cut off the last line. It is ignored, as it is when the run is resumed. Raises `RunMismatch` if any
+    other line is not an epoch's metrics.
+    """
+    try:
+        lines = (path / METRICS).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    epochs = []
+    for number, line in enumerate(lines):
+        try:
+            epochs.append(_epoch(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) - 1:
+                break
+            raise RunMismatch(f"{path / METRICS}, line {number + 1}: expected an epoch's metrics in JSON") from error
+    return epochs
+
+
+def _epoch(line: str) -> EpochMetrics:
+    values = json.loads(line)
+    for value in values.values():
+        value + 0.0  # a TypeError unless it is a number
+    return EpochMetrics(values["top1"], values)

@@ -1,0 +1,122 @@
+"""result.json as it is read: what a finished run reached, from which cache, and what it ran on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dhkd.data.errors import RunMismatch
+from dhkd.data.runs.metrics import EpochMetrics
+from dhkd.data.runs.names import METRICS, RESULT
+
+# The numbers that every result holds, in the order of tables; all are fields of `RunResult`.
+FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "epochs", "seconds", "samples_per_second", "parameters")
+
+
+@dataclass(frozen=True)
+class RunCache:
+    """The cache a run was trained from. `row_bytes` is the size of a sample's signals, 0 if it was not recorded."""
+
+    digest: str
+    views: int
+    samples: int
+    teacher: str | None = None
+    teacher_sha256: str | None = None
+    row_bytes: int = 0
+
+    @property
+    def forwards(self) -> int:
+        """How many images the teacher classified to fill it."""
+        return self.views * self.samples
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. Accuracies are in percent; `live` names the signals of a teacher that ran in every step.
+
+    Fields with a default are not in every file: runs without a cache and runs of older versions lack some.
+    """
+
+    last_top1: float
+    best_top1: float
+    last_top5: float
+    best_top5: float
+    epochs: int
+    seconds: float
+    samples_per_second: float
+    parameters: int
+    architecture: str | None = None
+    cache: RunCache | None = None
+    live: Sequence[str] = ()
+    sha256: str | None = None
+    hardware: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The numbers of `FIGURES` by name."""
+        return {name: getattr(self, name) for name in FIGURES}
+
+
+def read_result(path: Path, epochs: Sequence[EpochMetrics]) -> RunResult | None:
+    """The result of the run at `path`; None while it has none.
+
+    Raises `RunMismatch` if the file is damaged or contradicts the metrics of the run's `epochs`.
+    """
+    file = path / RESULT
+    if not file.exists():
+        return None
+    try:
+        result = _result(json.loads(file.read_bytes()))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else "something else"
+        raise RunMismatch(f"{file}: expected a finished run's figures in JSON, found {what}") from error
+    if epochs:
+        _require_agreement(result, epochs, file)
+    return result
+
+
+def _result(plain: Mapping[str, Any]) -> RunResult:
+    """From what JSON holds, whose values may be of any type."""
+    cache = plain.get("cache")
+    return RunResult(
+        last_top1=float(plain["last_top1"]),
+        best_top1=float(plain["best_top1"]),
+        last_top5=float(plain["last_top5"]),
+        best_top5=float(plain["best_top5"]),
+        epochs=int(plain["epochs"]),
+        seconds=float(plain["seconds"]),
+        samples_per_second=float(plain["samples_per_second"]),
+        parameters=int(plain["parameters"]),
+        architecture=plain.get("architecture"),
+        cache=_cache(cache) if cache else None,
+        live=tuple(plain.get("live") or ()),
+        sha256=plain.get("sha256"),
+        hardware=plain.get("hardware"),
+        versions=plain.get("versions") or {},
+    )
+
+
+def _cache(plain: Mapping[str, Any]) -> RunCache:
+    return RunCache(
+        digest=plain["digest"],
+        views=int(plain["views"]),
+        samples=int(plain["samples"]),
+        teacher=plain.get("teacher"),
+        teacher_sha256=plain.get("teacher_sha256"),
+        row_bytes=int(plain.get("row_bytes") or 0),
+    )
+
+
+def _require_agreement(result: RunResult, epochs: Sequence[EpochMetrics], file: Path) -> None:
+    by_metrics = {
+        "epochs": len(epochs),
+        "last_top1": epochs[-1].top1,
+        "best_top1": max(epoch.top1 for epoch in epochs),
+    }
+    for name, value in by_metrics.items():
+        if abs(result.figures[name] - value) > 1e-6:
+            raise RunMismatch(
+                f"{file}: {name} is {result.figures[name]:g}, but by {METRICS} it is {value:g}; one of them was edited"
+            )

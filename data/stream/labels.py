@@ -1,0 +1,67 @@
+"""The labels of a batch: a class for each image or, if images were mixed, two classes and the share of the first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from dhkd.data.errors import ConfigError
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes `first_B`, int64; of mixed images also `second_B`, int64, and the first one's share `weight_B`, 0 to 1.
+
+    In a mixed batch, an image that was left as it is has a share of 1.
+    """
+
+    first_B: Tensor
+    second_B: Tensor | None = None
+    weight_B: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.second_B is None) == (self.weight_B is None)
+        assert self.second_B is None or self.second_B.shape == self.first_B.shape
+        assert self.weight_B is None or self.weight_B.shape == self.first_B.shape
+
+    def __len__(self) -> int:
+        return len(self.first_B)
+
+    @property
+    def are_mixed(self) -> bool:
+        """Whether rows may have two classes."""
+        return self.second_B is not None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Labels":
+        """Labels of which every tensor is what `change` makes of it: moved, cloned, or joined over the processes."""
+        second_B = None if self.second_B is None else change(self.second_B)
+        weight_B = None if self.weight_B is None else change(self.weight_B)
+        return Labels(change(self.first_B), second_B, weight_B)
+
+    def copy_(self, source: "Labels") -> None:
+        """Overwrite these tensors, in place, with those of other labels that are mixed or not as these are."""
+        assert self.are_mixed == source.are_mixed
+        self.first_B.copy_(source.first_B)
+        if self.second_B is not None and source.second_B is not None:
+            self.second_B.copy_(source.second_B)
+        if self.weight_B is not None and source.weight_B is not None:
+            self.weight_B.copy_(source.weight_B)
+
+    def hit_by(self, predicted_B: Tensor) -> Tensor:
+        """For each row whether the predicted class is its label, bool (B,); of two classes the one with more weight."""
+        if self.second_B is None or self.weight_B is None:
+            return predicted_B == self.first_B
+        return predicted_B == torch.where(self.weight_B >= 0.5, self.first_B, self.second_B)
+
+    def require_one_class(self, objective: str) -> None:
+        """Raise `ConfigError` if labels are mixed, because `objective` has no meaning for an image of two classes."""
+        if self.are_mixed:
+            raise ConfigError(
+                f"objective {objective!r}: expected images of one class each, got mixed ones; choose another objective,"
+                f" or views that don't mix images"
+            )
+
+    def one_class_each(self, objective: str) -> Tensor:
+        """The class of each row, int64 (B,), for an `objective` that needs it; `ConfigError` if labels are mixed."""
+        self.require_one_class(objective)
+        return self.first_B

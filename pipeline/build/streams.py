@@ -1,0 +1,164 @@
+"""From prepared students to their streams of batches, and what students that train side by side share in memory.
+
+Students that see the same keys share one stream. All streams share the images, the live teacher, and the whole cache
+where any of its views may be drawn.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from dhkd.configs.schema import Experiment, Training
+from dhkd.data.recipes.base import ENDLESS
+from dhkd.data.render import Normalization, Renderer
+from dhkd.data.stream.batches import Live, Stream
+from dhkd.data.stream.signals import NoSignals, Signals
+from dhkd.pipeline.build.cache import block_rows_of, of_views, signals_of
+from dhkd.pipeline.build.data import normalization_of
+from dhkd.pipeline.build.students import PreparedStudent, Source
+from dhkd.pipeline.environment import log_once
+from dhkd.stages.models.teacher import Teacher
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.objectives.contract import Setting
+
+# By teacher and number of views: the whole cache, held for the schedule that draws from all views.
+Resident = dict[tuple[str | None, int | None], Signals]
+
+
+def teacher_stream(
+    experiment: Experiment,
+    setting: Setting,
+    source: Source,
+    renderer: Renderer,
+    normalize: Normalization,
+    processes: Processes,
+) -> Stream:
+    """The batches that the preset's teacher is trained on: no signals, every view drawn anew."""
+    return _stream(
+        experiment,
+        experiment.teacher,
+        renderer,
+        normalize,
+        NoSignals(source.recipe.num_views or ENDLESS),
+        schedule="independent",
+        block_rows=block_rows_of(experiment, source.images, setting),
+        live=None,
+        processes=processes,
+    )
+
+
+def student_streams(
+    students: Mapping[Path, PreparedStudent],
+    source: Source,
+    renderer: Renderer,
+    normalize: Normalization,
+    processes: Processes,
+) -> dict[Path, Stream]:
+    """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
+    everyone = list(students.values())
+    teacher = _live_teacher(everyone, source, processes)
+    resident: Resident = {}
+    streams: dict[Path, Stream] = {}
+    for outs in _by_keys(students):
+        group = [students[out] for out in outs]
+        experiment, settings = group[0].experiment, group[0].experiment.student
+        if source.reader is not None:
+            block_rows = source.reader.plan.block_rows
+        else:
+            block_rows = block_rows_of(experiment, source.images, group[0].setting)
+        live = list(dict.fromkeys(signal for student in group for signal in student.live))
+        stream = _stream(
+            experiment,
+            settings,
+            renderer,
+            normalize,
+            _signals(group, everyone, resident, source, processes),
+            schedule=settings.view_schedule,
+            block_rows=block_rows,
+            live=partial(teacher.signals, names=live) if teacher and live else None,
+            processes=processes,
+        )
+        streams |= dict.fromkeys(outs, stream)
+    return streams
+
+
+def _by_keys(students: Mapping[Path, PreparedStudent]) -> list[list[Path]]:
+    """The students in groups that see the same keys, and signals of the same teacher, in the same order."""
+    groups: dict[tuple[object, ...], list[Path]] = {}
+    for out, student in students.items():
+        settings = student.experiment.student
+        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window, settings.views)
+        groups.setdefault((*order, settings.teacher), []).append(out)
+    return list(groups.values())
+
+
+def _signals(
+    group: Sequence[PreparedStudent],
+    everyone: Sequence[PreparedStudent],
+    resident: Resident,
+    source: Source,
+    processes: Processes,
+) -> Signals:
+    """What a group's stream gathers from the cache; a whole cache that `resident` has already is taken from there."""
+    settings = group[0].experiment.student
+    if source.reader is None:
+        num_views = source.recipe.num_views or ENDLESS
+        return NoSignals(min(num_views, settings.views or num_views))
+    independent, held = settings.view_schedule == "independent", _held(group[0])
+    if independent and held in resident:
+        return resident[held]
+    readers = [student for student in everyone if _held(student) == held] if independent else group
+    names = {need: stored for student in readers for need, stored in student.names.items()}
+    copies = processes.world_size if processes.device.type == "cpu" else 1
+    signals = signals_of(names, of_views(source.reader, settings), settings, processes.device, copies)
+    if independent:
+        resident[held] = signals
+    return signals
+
+
+def _held(student: PreparedStudent) -> tuple[str | None, int | None]:
+    """What is in memory where a student draws from all views: whose signals, and how many views of them."""
+    return student.experiment.student.teacher, student.experiment.student.views
+
+
+def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes: Processes) -> Teacher | None:
+    """The teacher that runs in every step, if any student needs it."""
+    live = dict.fromkeys(signal for student in students for signal in student.live)
+    if not live or source.teacher is None:
+        return None
+    log_once(processes, f"the teacher runs in every step, for {', '.join(live)}")
+    normalize = normalization_of(students[0].experiment.teacher, source.images, source.teacher.mean_std)
+    # A copy: the network itself stays on the CPU, as it is, for the objectives that take something of it.
+    return Teacher(copy.deepcopy(source.teacher.network), normalize, processes)
+
+
+def _stream(
+    experiment: Experiment,
+    settings: Training,
+    renderer: Renderer,
+    normalize: Normalization,
+    signals: Signals,
+    *,
+    schedule: str,
+    block_rows: int,
+    live: Live | None,
+    processes: Processes,
+) -> Stream:
+    stream = Stream(
+        renderer,
+        normalize,
+        signals,
+        schedule=schedule,
+        seed=experiment.seed,
+        batch_size=settings.batch_size,
+        block_rows=block_rows,
+        window=experiment.student.window,  # for the teacher, too: it sees the same data, as large as they are
+        live=live,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    dropped = stream.num_samples - stream.samples_per_epoch
+    if dropped:
+        log_once(processes, f"the last {dropped} samples of each epoch are left out: too few rows for every process")
+    return stream

@@ -1,0 +1,103 @@
+"""From an experiment to a student that fits its cache: what it needs, and which of it comes from where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dhkd.configs.schema import Experiment
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.errors import ConfigError
+from dhkd.data.images.base import Images
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.stream.signals import Names
+from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of
+from dhkd.pipeline.build.checks import require_cache, require_live
+from dhkd.pipeline.build.data import images_of, recipe_of
+from dhkd.pipeline.build.networks import Trained, trained_network
+from dhkd.pipeline.build.training import objective_of, setting_of
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.stages.models.network import Network
+from dhkd.stages.models.weights import weights_sha256
+from dhkd.stages.train.objectives.contract import Objective, Setting
+
+
+@dataclass(frozen=True)
+class Source:
+    """What students learn from: images and their views, the cache, the teacher's network; the last two may be None."""
+
+    images: Images
+    recipe: Recipe
+    reader: LogitReader | None
+    teacher: Trained | None
+
+    @property
+    def network(self) -> Network | None:
+        """The teacher's network, where its weights were given."""
+        return self.teacher.network if self.teacher else None
+
+
+@dataclass(frozen=True)
+class PreparedStudent:
+    """An experiment that fits the cache. `names` come from the cache, `live` signals from the teacher in every step."""
+
+    experiment: Experiment
+    objective: Objective
+    setting: Setting
+    names: Names
+    live: Sequence[str]
+    digest: str | None  # of what the cache holds for it; None without a cache
+    num_views: int | None  # that it sees of the cache
+    live_sha256: str | None  # of the teacher that runs in every step, if one does
+
+    def facts(self) -> dict[str, Any]:
+        """What makes a run of it what it is, beside its settings: plain values for config.yaml."""
+        return {
+            "command": "train-student",
+            "cache": self.digest,
+            "views": self.num_views,
+            "live": {"signals": list(self.live), "sha256": self.live_sha256} if self.live_sha256 else None,
+        }
+
+
+def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, data: DataOptions) -> Source:
+    """What the experiment's student learns from: the cache at a path or URL, the teacher with the weights at a path."""
+    images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+    reader = reader_of(cache, data) if cache is not None else None
+    trained = None
+    if teacher is not None:
+        trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+    return Source(images, recipe, reader, trained)
+
+
+def prepared_student(experiment: Experiment, source: Source) -> PreparedStudent:
+    """The experiment with everything that its objective needs. Raises the error that names what is missing."""
+    settings, objective, reader = experiment.student, objective_of(experiment), source.reader
+    if objective.takes_of_teacher and source.network is None:
+        raise ConfigError(
+            f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
+            f" no cache holds; expected its weights, got none"
+        )
+    setting = setting_of(experiment, settings, source.images, objective, source.network)
+    needs = objective.needs(setting)
+    names: Names = {}
+    live = list(needs)
+    if reader is not None:
+        names, live = cached_names(needs, reader, settings.teacher, "choose another objective")
+        stored = [name for signals in names.values() for name in signals]
+        require_cache(experiment, reader, source.images, source.recipe, stored, source.network)
+    require_live(experiment, setting, live, reader, source.recipe)
+    if live and source.network is None:
+        raise ConfigError(
+            f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"
+        )
+    return PreparedStudent(
+        experiment=experiment,
+        objective=objective,
+        setting=setting,
+        names=names,
+        live=live,
+        digest=digest_for(reader, settings.teacher) if reader else None,
+        num_views=of_views(reader, settings).plan.num_views if reader else None,
+        live_sha256=weights_sha256(source.network) if live and source.network else None,
+    )

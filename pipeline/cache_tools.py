@@ -1,0 +1,172 @@
+"""Tools for a cache that exists: inspect, verify, convert."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dhkd.configs.schema import Codec, Experiment
+from dhkd.data.cache.codecs import Bounds
+from dhkd.data.cache.find import find
+from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
+from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
+from dhkd.data.cache.storage.places import storage_of
+from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.errors import CacheIncomplete
+from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
+from dhkd.pipeline.build.checks import require_cache
+from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
+from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.caching import REBUILD, compare_signals
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.drift import WITNESS_BLOCKS, rerender
+from dhkd.pipeline.environment import processes_for
+from dhkd.pipeline.results import Converted, DamagedObject, Inspected, SignalBounds, Verified
+from dhkd.stages.cache.convert import convert_blocks, converted
+from dhkd.stages.models.teacher import Teacher
+from dhkd.stages.models.weights import weights_sha256
+from dhkd.stages.progress import progress_bar
+from torch import nn
+
+
+def verify(
+    cache: str,
+    experiment: Experiment | None,
+    *,
+    data: DataOptions,
+    teacher: Path | None,
+    rows: int,
+    cpu: bool = False,
+) -> Verified:
+    """Read all of a cache, check every byte and list what is damaged.
+
+    With `experiment`, random rows are re-rendered and compared with the witnesses; with `teacher` as well, random
+    rows of its signals are compared with a live forward. Raises `CacheMismatch` or `CacheIncomplete`.
+    """
+    reader = reader_of(cache, data)
+    verified = _read_everything(cache, reader)
+    if verified.damaged or experiment is None:
+        return verified
+    names = _signals_of_teacher(reader.manifest, experiment.student.teacher)
+    with processes_for(reader.manifest.signals[names[0]].precision, cpu=cpu) as processes:
+        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+        require_cache(experiment, reader, images, recipe, names, None)
+        trained = None
+        if teacher is not None:
+            trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            _require_weights(trained.network, reader.manifest, names, cache)
+        renderer = renderer_of(images, recipe, processes.device, data)
+        per_block = max(1, -(-rows // WITNESS_BLOCKS))
+        rendered = rerender(renderer, reader, seed=experiment.seed, rows_per_block=per_block)
+        verified = replace(verified, rows_rendered=rendered)
+        if trained is None:
+            return verified
+        live = Teacher(trained.network, normalization_of(experiment.teacher, images, trained.mean_std), processes)
+        compared = compare_signals(live, renderer, reader, names, experiment.seed, rows)
+        return replace(verified, rows_recomputed=rows, live=compared)
+
+
+def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, allow_loss: bool) -> Converted:
+    """Write a cache again at `out`, in another store or codec (None: as it is).
+
+    If it was interrupted, it continues where it stopped. Raises `ConfigError` where it would lose information, unless
+    `allow_loss` holds.
+    """
+    began, reader = time.perf_counter(), open_cache(cache)
+    wanted = codec_of(codec, reader.manifest.num_classes) if codec else None
+    manifest, storage, store = converted(reader, wanted, allow_loss=allow_loss), storage_of(out), store or reader.store
+    manifest = begin(storage, store, manifest)
+    blocks = convert_blocks(reader, LogitWriter(storage, store, manifest, manifest.signals))
+    result = open_cache(out)
+    return Converted(
+        cache=summary_of(out, result.manifest),
+        store=result.store,
+        blocks_written=blocks,
+        bytes=result.stored_bytes(),
+        bounds=_bounds(result),
+        seconds=round(time.perf_counter() - began, 2),
+    )
+
+
+def inspect(cache: str) -> Inspected:
+    """What a cache is, how complete and how large, and how far its values may lie from what the teacher computed."""
+    storage = storage_of(cache)
+    found = find(storage)
+    if found is None:
+        raise CacheIncomplete(f"cache at {cache}: expected a dhkd cache, found none; make it with 'dhkd cache-teacher'")
+    manifest, plan = found.manifest, found.manifest.plan
+    listable = storage.sizes() is not None
+    missing = missing_blocks(storage, found.store, manifest, manifest.names) if listable else []
+    total = plan.num_views * plan.blocks_per_view
+    reader = LogitReader(storage, found.index) if found.index else None
+    return Inspected(
+        summary=summary_of(cache, manifest),
+        format=manifest.format,
+        store=found.store,
+        complete=reader is not None and reader.manifest == manifest and not missing,
+        complete_views=reader.plan.num_views if reader else 0,
+        complete_signals=list(reader.manifest.signals) if reader else [],
+        blocks=total,
+        blocks_done=total - len(missing),
+        rows_per_block=plan.block_rows,
+        bytes=reader.stored_bytes() if reader else None,
+        bounds=_bounds(reader) if reader else {},
+        digests={name: manifest.digest_of([name]) for name in manifest.signals if teachers_own(name) == LOGITS},
+        identity=manifest.identity.model_dump(mode="json"),
+        provenance=manifest.provenance,
+    )
+
+
+def _read_everything(cache: str, reader: LogitReader) -> Verified:
+    """Read every object of the cache: how fast, and which are damaged."""
+    began, sizes, damages = time.perf_counter(), list[int](), list[Damage]()
+    with progress_bar("reading", reader.num_objects, visible=True) as advance:
+        for size_or_damage in reader.damages():
+            if isinstance(size_or_damage, Damage):
+                damages.append(size_or_damage)
+            else:
+                sizes.append(size_or_damage)
+            advance(1)
+    seconds = time.perf_counter() - began
+    return Verified(
+        cache=summary_of(cache, reader.manifest),
+        objects=len(sizes) + len(damages),
+        bytes=sum(sizes),
+        seconds=round(seconds, 3),
+        damaged=[
+            DamagedObject(key=damage.key, block=str(damage.block) if damage.block else None, reason=damage.reason)
+            for damage in damages
+        ],
+    )
+
+
+def _signals_of_teacher(manifest: Manifest, teacher: str | None) -> list[str]:
+    """The signals of the teacher with this name in the cache, or the cache's first where there is no such teacher."""
+    prefix = signal_name(teacher, "")
+    names = [name for name in manifest.signals if name.removesuffix(teachers_own(name)) == prefix]
+    return names or [next(iter(manifest.signals))]
+
+
+def _require_weights(network: nn.Module, manifest: Manifest, names: Sequence[str], cache: str) -> None:
+    """Raise `CacheMismatch` unless the signals `names` are of a teacher with these weights."""
+    sha256 = weights_sha256(network)
+    expected = {"signals": {name: {"teacher": {"sha256": sha256}} for name in names}}
+    require_identity(expected, manifest, f"{cache}: weights differ", REBUILD)
+
+
+def _bounds(reader: LogitReader) -> dict[str, SignalBounds]:
+    """Bounds by name, for all logits whose error the index tells."""
+    bounds: dict[str, SignalBounds] = {}
+    for name in reader.manifest.signals:
+        bound = reader.bound(name)
+        if bound is None or teachers_own(name) != LOGITS:
+            continue
+        losses = Bounds(bound.error, reader.manifest.num_classes)
+        bounds[name] = SignalBounds(
+            error=bound.error,
+            tail_mass=bound.tail_mass,
+            kl_at_4=losses.kl(4),
+            binary_kl_at_2=losses.binary_kl(2),
+            margin=losses.margin,
+        )
+    return bounds

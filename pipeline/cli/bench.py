@@ -1,0 +1,32 @@
+"""bench: the program's own speed. The one module that imports the benchmarks, which import everything else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from dhkd.pipeline.cli.options import PATH, json_option
+from dhkd.pipeline.cli.output import emit
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Take a few seconds only; the figures mean nothing.")
+@click.option("--only", multiple=True, metavar="A,B", help="Measure only these points; an unknown name lists them all.")
+@click.option("--out", type=PATH, help="The JSON file [default: runs/bench.json, or runs/bench-quick.json].")
+@click.option("--compare", nargs=2, type=PATH, metavar="A B", help="Measure nothing; compare two such files.")
+@json_option
+def bench(quick: bool, only: Sequence[str], out: Path | None, compare: tuple[Path, Path] | None, as_json: bool) -> None:
+    """Measure dhkd's speed and memory on this machine.
+
+    Each figure stands beside its target.
+    """
+    if compare is not None:
+        from dhkd.benchmarks.compare import comparison
+
+        return click.echo(comparison(*compare))
+    from dhkd.benchmarks.run import POINTS
+    from dhkd.benchmarks.run import bench as measure
+
+    out = out or Path("runs") / ("bench-quick.json" if quick else "bench.json")
+    points = [point.strip() for points in only for point in points.split(",")]
+    result, table = measure(points or POINTS, quick=quick, out=out)
+    return emit(result, as_json, lambda: table)

@@ -1,0 +1,230 @@
+"""cache-teacher, and what looks after a cache that exists: inspect, verify, convert."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from dhkd.pipeline.cli.options import (
+    CACHE_HELP,
+    PATH,
+    TEACHER_HELP,
+    ExperimentOptions,
+    Part,
+    cpu_option,
+    data_options,
+    experiment_options,
+    gathered,
+    json_option,
+    part_option,
+    precision_option,
+)
+from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.recorded import OF_THE_MACHINE, recorded_command
+from dhkd.pipeline.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from dhkd.configs.schema import Codec
+    from dhkd.pipeline.results import CachedTeacher, Converted, Verified
+
+
+@dataclass(frozen=True)
+class CachingOptions:
+    """Which teacher is cached, where and under what name, and which share of it this call computes."""
+
+    teacher: Path
+    out: str
+    name: str | None
+    part: Part
+    cpu: bool
+
+
+@click.command("cache-teacher")
+@experiment_options(
+    {
+        "views": "cache.views={}",
+        "store": "cache.store={}",
+        "codec": "cache.codec={}",
+        "signals": "cache.signals=[{}]",
+        "precision": "cache.precision={}",
+    }
+)
+@gathered("caching", CachingOptions)
+@click.option("--teacher", type=PATH, required=True, help=TEACHER_HELP)
+@click.option("--out", required=True, help=f"{CACHE_HELP} If it exists, it is resumed or extended.")
+@click.option("--views", help="How many views to cache: a number, or all.")
+@click.option("--store", help="How the cache is laid out: zarr or webdataset [default: zarr].")
+@click.option("--codec", help="How logits are stored: float16, float32 or int8; for top-k use --set cache.codec=….")
+@click.option(
+    "--name", help="A name for this teacher in a cache of several teachers: its logits are added to those that exist."
+)
+@part_option("Do only the I-th of N shares; the job that ends last completes the cache.")
+@click.option(
+    "--signals",
+    metavar="A,B",
+    help="Which of the teacher's outputs to cache [default: logits]: logits, embedding, last_map, map2-before, …;"
+    " cam and attention are those that cat-kd and at need. More can be added later.",
+)
+@precision_option
+@data_options
+@cpu_option
+@json_option
+def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: DataOptions, as_json: bool) -> None:
+    """Run the teacher once over every view and cache its outputs.
+
+    If interrupted, run the same command again: it continues where it stopped, and rewrites what is damaged. Several
+    processes share the work under 'torchrun' or 'accelerate launch'; several machines share it by --part, or simply
+    by running the same command.
+    """
+    loaded = experiment.load()
+    from dhkd.pipeline import caching as work
+
+    result = work.cache_teacher(
+        loaded,
+        caching.teacher,
+        caching.out,
+        data=data,
+        name=caching.name,
+        part=caching.part,
+        command=recorded_command(click.get_current_context(), without=OF_THE_MACHINE),
+        cpu=caching.cpu,
+    )
+    emit(result, as_json, lambda: _line_of_caching(caching.out, result))
+
+
+def _line_of_caching(out: str, result: "CachedTeacher") -> str:
+    rate = f", {result.rows_per_second:,.0f} rows/s" if result.rows_per_second else ""
+    written = f"{result.blocks_written} blocks written in {result.seconds:.1f} s{rate}"
+    if result.live is None:
+        return f"{out}: not complete yet, {result.blocks_left_to_others} blocks are left to others; {written}"
+    return (
+        f"{out}: complete, {result.cache.views} views of {result.cache.samples} samples; {written};"
+        f" largest difference from a live forward {result.live.largest_difference_from_live:.2g}"
+    )
+
+
+@click.command()
+@click.argument("cache")
+@json_option
+def inspect(cache: str, as_json: bool) -> None:
+    """Describe a cache: contents, completeness, size, exactness."""
+    from dhkd.pipeline import cache_tools
+    from dhkd.pipeline.cli.tables.cache import cache_table
+    from dhkd.pipeline.results import plain
+
+    result = cache_tools.inspect(cache)
+    emit(result, as_json, lambda: cache_table(plain(result)))
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What is compared beyond the cache's own bytes."""
+
+    teacher: Path | None
+    rows: int
+    cpu: bool
+
+
+@click.command()
+@click.argument("cache")
+@experiment_options(
+    preset=click.option("--preset", help="The preset that the cache was made with: compares pixels with the data set.")
+)
+@gathered("compared", VerifyOptions)
+@click.option("--teacher", type=PATH, help=f"{TEACHER_HELP} With --preset: recomputes logits as well.")
+@click.option("--rows", type=click.IntRange(1), default=256, show_default=True, help="How many rows to render.")
+@data_options
+@cpu_option
+@json_option
+def verify(
+    cache: str, experiment: ExperimentOptions, compared: VerifyOptions, data: DataOptions, as_json: bool
+) -> None:
+    """Check every byte of a cache; also its pixels and logits.
+
+    Pixels are compared with --preset, logits with --preset and --teacher. The result lists what is damaged; to repair
+    it, run 'dhkd cache-teacher' again with the same arguments: it rewrites only that.
+    """
+    if experiment.preset is None and (compared.teacher is not None or experiment.overrides or experiment.smoke):
+        raise click.UsageError("--teacher, --set and --smoke go with --preset")
+    loaded = experiment.load() if experiment.preset else None
+    from dhkd.pipeline import cache_tools
+
+    result = cache_tools.verify(
+        cache, loaded, data=data, teacher=compared.teacher, rows=compared.rows, cpu=compared.cpu
+    )
+    if as_json or not result.damaged:
+        emit(result, as_json, lambda: _line_of_verify(cache, result))
+    if result.damaged:
+        from dhkd.data.errors import CacheDamaged
+
+        raise CacheDamaged(_line_of_damage(cache, result))
+
+
+def _line_of_verify(cache: str, result: "Verified") -> str:
+    line = f"{cache}: good; {result.objects} objects read, {result.bytes / 1e6:,.1f} MB"
+    if result.rows_rendered is not None:
+        line += f"; {result.rows_rendered} rows re-rendered, all equal"
+    if result.live is not None:
+        line += (
+            f"; {result.rows_recomputed} rows recomputed,"
+            f" largest difference {result.live.largest_difference_from_live:.2g}, within tolerance"
+        )
+    return line
+
+
+def _line_of_damage(cache: str, result: "Verified") -> str:
+    damaged = result.damaged
+    listed = "; ".join(f"{one.key} ({one.block or 'metadata'}): {one.reason}" for one in damaged[:5])
+    more = f"; and {len(damaged) - 5} more, which --json lists" if len(damaged) > 5 else ""
+    return (
+        f"cache at {cache}: {len(damaged)} of {result.objects} objects are damaged: {listed}{more}; run 'dhkd"
+        f" cache-teacher' again with the same arguments: it rewrites only those"
+    )
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    """How a converted cache stores its logits; None: not given."""
+
+    codec: str | None
+    k: int | None
+    temperature: float | None
+
+    def parse(self) -> "Codec | None":
+        """The codec, None where none is asked for. Raises `ConfigError` where the options don't fit."""
+        from dhkd.configs.load import parse_codec
+
+        return parse_codec(self.codec, self.k, self.temperature) if self.codec or self.k or self.temperature else None
+
+
+@click.command()
+@click.argument("cache")
+@click.argument("out")
+@gathered("codec", CodecOptions)
+@click.option("--store", help="How OUT is laid out: zarr or webdataset [default: as CACHE is].")
+@click.option("--codec", help="How OUT stores logits: float32, float16, int8 or top-k [default: as CACHE does].")
+@click.option("--k", type=click.IntRange(1), help="With --codec top-k: how many logits of a row are kept.")
+@click.option(
+    "--temperature",
+    type=float,
+    help="With --codec top-k: the temperature at which the probabilities of the other classes are summed.",
+)
+@click.option("--allow-loss", is_flag=True, help="Convert even if this loses precision.")
+@json_option
+def convert(cache: str, out: str, store: str | None, codec: CodecOptions, allow_loss: bool, as_json: bool) -> None:
+    """Copy a cache to another store, codec or place.
+
+    CACHE stays as it is. If interrupted, run the same command again: it continues where it stopped.
+    """
+    wanted = codec.parse()
+    from dhkd.pipeline import cache_tools
+
+    result = cache_tools.convert(cache, out, store=store, codec=wanted, allow_loss=allow_loss)
+    emit(result, as_json, lambda: _line_of_convert(out, result))
+
+
+def _line_of_convert(out: str, result: "Converted") -> str:
+    return (
+        f"{out}: complete, {result.store}, {result.bytes / 1e6:,.1f} MB;"
+        f" {result.blocks_written} blocks written in {result.seconds:.1f} s"
+    )

@@ -1,0 +1,83 @@
+"""plan and methods: what an experiment would cost and need, before anything runs."""
+
+from dataclasses import dataclass
+
+import click
+from dhkd.pipeline.cli.options import (
+    ExperimentOptions,
+    classes_option,
+    cpu_option,
+    experiment_options,
+    gathered,
+    json_option,
+    samples_option,
+)
+from dhkd.pipeline.cli.output import emit
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What is known of the data and the speed of both networks; None: not known."""
+
+    samples: int | None
+    classes: int | None
+    students: int | None
+    teacher_rate: float | None
+    student_rate: float | None
+    ratio: float | None
+    measure: bool
+    cpu: bool
+
+
+@click.command()
+@experiment_options()
+@gathered("known", PlanOptions)
+@samples_option
+@classes_option
+@click.option("--students", type=click.IntRange(1), metavar="S", help="How many students will be trained.")
+@click.option("--teacher-rate", type=float, metavar="ROWS/S", help="How many images per second the teacher classifies.")
+@click.option("--student-rate", type=float, metavar="ROWS/S", help="How many images per second a student trains on.")
+@click.option("--ratio", type=float, metavar="R", help="The time of a teacher's forward, relative to a student's step.")
+@click.option("--measure", is_flag=True, help="Time both networks on this machine, for some seconds each.")
+@cpu_option
+@json_option
+def plan(experiment: ExperimentOptions, known: PlanOptions, as_json: bool) -> None:
+    """Estimate what caching and training cost; reads no data.
+
+    Says how much disk, memory and time they take, and from how many students on the cache pays.
+    """
+    if known.measure and any(rate is not None for rate in (known.teacher_rate, known.student_rate, known.ratio)):
+        raise click.UsageError("--measure finds out --teacher-rate, --student-rate and --ratio; leave them out")
+    loaded = experiment.load()
+    from dhkd.pipeline.cli.tables.plan import plan_table
+    from dhkd.pipeline.measure import Rates
+    from dhkd.pipeline.plan import make_plan
+
+    result = make_plan(
+        loaded,
+        samples=known.samples,
+        classes=known.classes,
+        rates=Rates(known.teacher_rate, known.student_rate, known.ratio),
+        measure=known.measure,
+        students=known.students,
+        cpu=known.cpu,
+    )
+    emit(result, as_json, lambda: plan_table(result))
+
+
+@click.command()
+@experiment_options(preset=click.argument("preset", default="cifar100/resnet32x4-resnet8x4"))
+@samples_option
+@classes_option
+@json_option
+def methods(experiment: ExperimentOptions, samples: int | None, classes: int | None, as_json: bool) -> None:
+    """List the methods, and what each needs of the teacher.
+
+    Shows for PRESET how large that is, and what is trained beside the student.
+    """
+    loaded = experiment.load()
+    from dhkd.pipeline.cli.tables.methods import methods_table
+    from dhkd.pipeline.methods import list_methods
+
+    result = list_methods(loaded, samples=samples, classes=classes)
+    emit(result, as_json, lambda: methods_table(result))

@@ -1,0 +1,64 @@
+"""presets: listing them, showing one, copying one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from dhkd.data.errors import ConfigError
+from dhkd.pipeline.cli.options import PATH, json_option
+from dhkd.pipeline.cli.output import emit
+
+if TYPE_CHECKING:
+    from dhkd.configs.schema import Experiment
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def presets(context: click.Context, as_json: bool) -> None:
+    """List the presets, show one, or copy one to a file."""
+    if context.invoked_subcommand is not None:
+        return
+    from dhkd.configs.load import load_experiment, preset_names
+    from dhkd.pipeline.cli.tables.presets import presets_table
+
+    rows = [_row(name, load_experiment(name)) for name in preset_names()]
+    emit(rows, as_json, lambda: presets_table(rows))
+
+
+def _row(name: str, experiment: "Experiment") -> dict[str, Any]:
+    """What the list says of a preset, as plain values: its record is free in form."""
+    return {
+        "name": name,
+        "description": experiment.description,
+        "data": experiment.data.source,
+        "teacher": experiment.teacher.architecture,
+        "student": experiment.student.architecture,
+        **{key: experiment.record.get(key, {}) for key in ("parameters", "published", "published_top5")},
+    }
+
+
+@presets.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print a preset."""
+    from dhkd.configs.load import preset_text
+
+    click.echo(preset_text(name), nl=False)
+
+
+@presets.command()
+@click.argument("name")
+@click.argument("file", type=PATH)
+def copy(name: str, file: Path) -> None:
+    """Copy a preset to a new file, to edit it and use it by its path."""
+    from dhkd.configs.load import preset_text
+    from dhkd.data.disk.atomic import write_atomically
+
+    text = preset_text(name)
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{file}: expected a name that ends in .yaml")
+    if file.exists():
+        raise ConfigError(f"{file}: expected a new file, it exists; choose another or remove it")
+    write_atomically(file, lambda stream: stream.write(text.encode()))
+    click.echo(f"{file}: use it as PRESET")

@@ -1,0 +1,51 @@
+"""The command that a cache or a sweep records, made from click's own parameters so that no option is forgotten."""
+
+import shlex
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+# The options that a cache does not record, because a cache must be the same, to the bit, whoever writes it: where files
+# are, which share of the work this call does, and how this machine does it.
+OF_THE_MACHINE = frozenset(
+    {"--out", "--part", "--data-root", "--download", "--workers", "--allow-bad", "--fetched-gb", "--cpu", "--json"}
+)
+
+
+def recorded_command(context: click.Context, *, without: Collection[str] = ()) -> str:
+    """The command of `context` with every option that was given but those in `without`, quoted for a shell.
+
+    The order does not depend on how it was typed: arguments, required options, repeatable options, other options with a
+    value, flags; within each of these, the order in which the command declares them.
+    """
+    arguments: list[str] = []
+    required: list[str] = []
+    repeatable: list[str] = []
+    optional: list[str] = []
+    flags: list[str] = []
+    for parameter, value in _given(context):
+        option = parameter.opts[0]
+        if option in without:
+            continue
+        if isinstance(parameter, click.Argument):
+            arguments.append(str(value))
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            flags.append(option)
+        elif parameter.multiple:
+            repeatable += [word for one in value for word in (option, str(one))]
+        elif parameter.required:
+            required += [option, str(value)]
+        else:
+            optional.append(f"{option}={value}")
+    return shlex.join(["dhkd", str(context.info_name), *arguments, *required, *repeatable, *optional, *flags])
+
+
+def _given(context: click.Context) -> Iterator[tuple[click.Parameter, Any]]:
+    """The parameters that were not left at their defaults, nor given as an empty text, with click's values."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        value = context.params[name]
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT and value not in ("", None):
+            yield parameter, value

@@ -1,0 +1,55 @@
+"""Runs as text: what `dhkd report` and `dhkd sweep` print of a comparison or an analysis."""
+
+from dataclasses import astuple
+from typing import Any
+
+from dhkd.pipeline.cli.tables.plain import plain_table
+from dhkd.pipeline.report.comparison import ComparedRow, Comparison
+from dhkd.pipeline.report.rows import Analysis, columns_of
+from dhkd.stages.report.text import difference_text, spread_text
+
+
+def runs_table(compared: Comparison) -> str:
+    """The rows of a comparison; below them what the cache saved, and the warnings."""
+    published = any(row.published is not None for row in compared.rows)
+    header = [
+        *compared.axes,
+        *("seeds", "top-1 %", "best"),
+        *([f"against {compared.baseline}"] if compared.baseline else []),
+        *(["published"] if published else []),
+        "seconds",
+    ]
+    rows = [_cells(row, compared, published) for row in compared.rows]
+    lines = [plain_table(header, rows, left=len(compared.axes))]
+    if any(row.last_top1.half is not None for row in compared.rows):
+        lines.append("mean ± half of the 95 % interval over seeds (standard deviation)")
+    cost = compared.cost
+    if cost.teacher_forwards_live:
+        lines.append(
+            f"teacher: {cost.teacher_forwards_cached:,} forwards into the cache;"
+            f" live, these runs would have made {cost.teacher_forwards_live:,}"
+        )
+    return "\n".join([*lines, *(f"beware: {line}" for line in compared.warnings)])
+
+
+def analysis_table(analysis: Analysis) -> str:
+    """The rows of an analysis, and the files that hold them and their picture."""
+    header = columns_of(type(analysis.rows[0]))
+    rows = [[_cell(value) for value in astuple(row)] for row in analysis.rows]
+    return "\n".join([plain_table(header, rows, left=1), *analysis.files])
+
+
+def _cells(row: ComparedRow, compared: Comparison, published: bool) -> list[str]:
+    return [
+        *("–" if row.values[axis] is None else str(row.values[axis]) for axis in compared.axes),
+        str(len(row.seeds)),
+        spread_text(row.last_top1),
+        spread_text(row.best_top1),
+        *([difference_text(row.difference)] if compared.baseline else []),
+        *([f"{row.published:.2f}" if row.published is not None else ""] if published else []),
+        f"{row.seconds:,.1f}",
+    ]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,266 @@
+"""train-teacher, train-student and sweep: from a preset to trained networks."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from dhkd.data.errors import DhkdError
+from dhkd.pipeline.cli.options import (
+    PATH,
+    ExperimentOptions,
+    Part,
+    RunOptions,
+    allow_drift_option,
+    baseline_option,
+    compile_option,
+    cpu_option,
+    data_options,
+    experiment_options,
+    gathered,
+    json_option,
+    part_option,
+    precision_option,
+    resume_option,
+    track_option,
+    training_cache_option,
+)
+from dhkd.pipeline.cli.output import emit, is_first_process
+from dhkd.pipeline.cli.recorded import recorded_command
+from dhkd.pipeline.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from dhkd.pipeline.report.comparison import Comparison
+    from dhkd.pipeline.results import Swept, TrainedRun
+
+OF_TEACHER = {"precision": "teacher.precision={}", "compiled": "teacher.compile={}"}
+OF_STUDENT = {"precision": "student.precision={}", "compiled": "student.compile={}"}
+
+
+@click.command("train-teacher")
+@experiment_options(OF_TEACHER)
+@gathered("run", RunOptions)
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@precision_option
+@compile_option
+@track_option
+@data_options
+@cpu_option
+@resume_option
+@json_option
+def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOptions, as_json: bool) -> None:
+    """Train the preset's teacher."""
+    loaded = experiment.load()
+    from dhkd.pipeline import training
+
+    result = training.train_teacher(loaded, run.out, data=data, track=run.track, cpu=run.cpu, resume=run.resume)
+    emit(result, as_json, lambda: _line_of_run(run.out, result))
+
+
+@click.command("train-student")
+@experiment_options(OF_STUDENT)
+@gathered("run", RunOptions)
+@training_cache_option
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option(
+    "--teacher",
+    type=PATH,
+    help="A run's folder or a file of weights: accept only a cache of this teacher, and run it in every step if"
+    " teacher.live says so.",
+)
+@allow_drift_option
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=A,B",
+    help="Train one student for each value, side by side on one device, each in its own folder in --out; repeatable:"
+    " one for every combination.",
+)
+@click.option("--together", type=click.IntRange(min=1), help="How many of a grid train at a time [default: all].")
+@precision_option
+@compile_option
+@track_option
+@data_options
+@cpu_option
+@resume_option
+@json_option
+def train_student(
+    experiment: ExperimentOptions,
+    run: RunOptions,
+    grid: Sequence[str],
+    together: int | None,
+    data: DataOptions,
+    as_json: bool,
+) -> None:
+    """Train a student from the cache, or several with --grid.
+
+    Choose the method with --set objective=NAME, or combine several with --set objective='NAME + 0.5 * NAME'; 'dhkd
+    methods' lists them. If the cache lacks what a method needs, add it to the cache, or run the teacher in every step
+    with --set teacher.live=true.
+    """
+    if grid:
+        return _train_grid(experiment.load_grid(grid), run, together, data, as_json)
+    if together is not None:
+        raise click.UsageError("--together is for a --grid")
+    loaded = experiment.load()
+    from dhkd.pipeline import training
+
+    result = training.train_student(
+        loaded,
+        run.cache,
+        run.out,
+        data=data,
+        teacher=run.teacher,
+        allow_drift=run.allow_drift,
+        track=run.track,
+        cpu=run.cpu,
+        resume=run.resume,
+    )
+    return emit(result, as_json, lambda: _line_of_run(run.out, result))
+
+
+def _train_grid(
+    experiments: Mapping[str, Any], run: RunOptions, together: int | None, data: DataOptions, as_json: bool
+) -> None:
+    """Train the students of a grid in folders of `run.out`; raises `DhkdError` at the end if one of them failed."""
+    from dhkd.pipeline import training
+
+    outcomes = training.train_grid(
+        {run.out / name: experiment for name, experiment in experiments.items()},
+        run.cache,
+        data=data,
+        together=together or len(experiments),
+        teacher=run.teacher,
+        allow_drift=run.allow_drift,
+        track=run.track,
+        cpu=run.cpu,
+        resume=run.resume,
+    )
+    failed = {str(out): str(error) for out, error in outcomes.items() if isinstance(error, DhkdError)}
+    finished = {out: result for out, result in outcomes.items() if not isinstance(result, DhkdError)}
+    if finished or as_json:
+        result = {"runs": {str(out): figures for out, figures in finished.items()}, "failed": failed}
+        emit(result, as_json, lambda: "\n".join(_line_of_run(out, figures) for out, figures in finished.items()))
+    if failed:
+        lines = "; ".join(f"{out}: {error}" for out, error in failed.items())
+        raise DhkdError(f"{len(failed)} of {len(outcomes)} students ended early: {lines}")
+
+
+def _line_of_run(out: Path, result: "TrainedRun") -> str:
+    return (
+        f"{out}: {result.architecture} after {result.epochs} epochs, top-1 {result.last_top1:.2f} %"
+        f" (best {result.best_top1:.2f}), top-5 {result.last_top5:.2f} %, {result.seconds:.1f} s"
+    )
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Which runs a sweep holds, and which of them this call trains."""
+
+    grid: Sequence[str]
+    seeds: int | None
+    part: Part
+    together: int
+    again: bool
+    baseline: str | None
+
+    @property
+    def whole_grid(self) -> list[str]:
+        """The grid with the seeds as one more of its keys."""
+        return [*self.grid, *([f"seed={','.join(map(str, range(self.seeds)))}"] if self.seeds else [])]
+
+
+@click.command()
+@experiment_options(OF_STUDENT)
+@gathered("run", RunOptions)
+@gathered("chosen", SweepOptions)
+@training_cache_option
+@click.option("--out", type=PATH, required=True, help="The folder for the runs, one folder each, and for their table.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=A,B",
+    help="The values that a setting takes; repeatable: one run for every combination.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), help="Train each with this many seeds, from 0 [default: the preset's seed]."
+)
+@part_option("Train only the I-th of N shares of the runs, as in a cluster's job array.")
+@click.option(
+    "--together", type=click.IntRange(min=1), default=1, show_default=True, help="How many runs train side by side."
+)
+@click.option("--again", is_flag=True, help="Continue runs that failed; without it they are left alone.")
+@baseline_option
+@click.option("--teacher", type=PATH, help="As for train-student.")
+@allow_drift_option
+@precision_option
+@compile_option
+@track_option
+@data_options
+@cpu_option
+@json_option
+def sweep(
+    experiment: ExperimentOptions, run: RunOptions, chosen: SweepOptions, data: DataOptions, as_json: bool
+) -> None:
+    """Train every student of a grid once, and compare them.
+
+    If interrupted, run the same command again: the sweep continues where it stopped. Several copies of the command
+    share the runs, as do the processes of 'torchrun' or 'accelerate launch', each with its own device. A run that fails
+    does not stop the others.
+    """
+    if not chosen.whole_grid:
+        raise click.UsageError("expected --grid or --seeds; a single student is train-student's")
+    experiments = experiment.load_grid(chosen.whole_grid)
+    prints = is_first_process()
+    _work_alone()
+    from dhkd.data.runs.read import read_runs
+    from dhkd.pipeline.report.comparison import compare, comparison_json
+    from dhkd.pipeline.results import plain
+    from dhkd.pipeline.sweep import sweep as train_all
+
+    result = train_all(
+        experiments,
+        run.cache,
+        run.out,
+        command=recorded_command(click.get_current_context()),
+        data=data,
+        part=chosen.part,
+        together=chosen.together,
+        again=chosen.again,
+        teacher=run.teacher,
+        allow_drift=run.allow_drift,
+        track=run.track,
+        cpu=run.cpu,
+    )
+    if prints:
+        from dhkd.pipeline.results import plain
+
+        compared = compare(read_runs(run.out), chosen.baseline)
+        emit(
+            {**plain(result), "comparison": comparison_json(compared)},
+            as_json,
+            lambda: _text_of_sweep(result, compared),
+        )
+    if result.failed:
+        lines = "; ".join(f"{name}: {line}" for name, line in result.failed.items())
+        raise DhkdError(f"{len(result.failed)} of {result.runs} runs failed: {lines}")
+
+
+def _text_of_sweep(result: "Swept", compared: "Comparison") -> str:
+    from dhkd.pipeline.cli.tables.runs import runs_table
+
+    return f"{runs_table(compared)}\n{len(result.finished)} runs in {result.table}"
+
+
+def _work_alone() -> None:
+    """Make a process that was started together with others an independent worker on its own device."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = [device for device in visible.split(",") if device]
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(rank) % len(devices)] if devices else rank
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)

@@ -1,0 +1,58 @@
+"""Test accuracy: of any network while it is trained or cached, and of the weights that `dhkd evaluate` is given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dhkd.configs.schema import Experiment
+from dhkd.data.render import Normalization, Renderer
+from dhkd.pipeline.build.data import normalization_of, test_renderer_of
+from dhkd.pipeline.build.networks import architecture_of, trained_network
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.environment import processes_for, unreadable_files, versions
+from dhkd.pipeline.results import Evaluated
+from dhkd.stages.models.evaluate import Accuracy, evaluate
+from dhkd.stages.models.weights import weights_sha256
+from dhkd.stages.processes import Processes
+from torch import nn
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A test set, and how the network that is evaluated on it sees pixels."""
+
+    renderer: Renderer
+    normalize: Normalization
+    processes: Processes
+
+    def __call__(self, network: nn.Module) -> Accuracy:
+        """The accuracy of a network in eval mode, on the device."""
+        return evaluate(network, self.renderer, self.normalize, batch_size=EVALUATION_BATCH, processes=self.processes)
+
+
+def evaluate_network(
+    experiment: Experiment, weights: Path, role: str, *, data: DataOptions, cpu: bool = False
+) -> Evaluated:
+    """Test accuracy of the weights at `weights` (a run's folder or a file) in the preset's teacher or student."""
+    settings = experiment.teacher if role == "teacher" else experiment.student
+    with processes_for(settings.precision, cpu=cpu) as processes:
+        test = test_renderer_of(experiment, processes.device, data)
+        architecture = architecture_of(weights, role, settings.architecture)
+        trained = trained_network(architecture, test.images.num_classes, weights, role)
+        network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
+        accuracy_of = Evaluator(test, normalization_of(settings, test.images, trained.mean_std), processes)
+        with torch.inference_mode():
+            accuracy = accuracy_of(network)
+        return Evaluated(
+            architecture=architecture,
+            weights=trained.origin,
+            sha256=weights_sha256(network),
+            top1=accuracy.top1,
+            top5=accuracy.top5,
+            samples=len(test.images),
+            unreadable_files=unreadable_files(test, processes),
+            precision=processes.precision,
+            versions=versions(),
+        )

@@ -1,0 +1,28 @@
+"""`export`: a finished run's network as one file."""
+
+from pathlib import Path
+
+from dhkd.data.errors import ConfigError, WeightsError
+from dhkd.pipeline.build.networks import trained_network, weights_file
+from dhkd.pipeline.results import Exported
+from dhkd.stages.models import count_parameters
+from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
+
+
+def export(run: Path, out: Path) -> Exported:
+    """Write a finished run's network, without its auxiliary head, as one safetensors file."""
+    if out.exists():
+        raise ConfigError(f"--out {out}: expected a new file, it exists; choose another or remove it")
+    file = weights_file(run, "student")
+    metadata = read_metadata(file)
+    missing = [key for key in ("architecture", "num_classes") if key not in metadata]
+    if missing:
+        raise WeightsError(f"{file}: expected weights written by dhkd, it does not say its {' and '.join(missing)}")
+    network = trained_network(metadata["architecture"], int(metadata["num_classes"]), file, "student").network
+    save_weights(out, network, metadata)
+    return Exported(
+        file=str(out),
+        metadata=metadata,
+        parameters=count_parameters(network),
+        sha256=weights_sha256(network),
+    )

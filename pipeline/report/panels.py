@@ -1,0 +1,122 @@
+"""From runs and rows to what figures show; the same for files and for the page."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+from dhkd.data.runs.read import Run
+from dhkd.pipeline.report.comparison import Comparison, kinds_of
+from dhkd.pipeline.report.rows import ConflictRow, EpochRow, EtfRow, ViewsRow
+from dhkd.pipeline.report.table import axes_of
+from dhkd.stages.report.figures import Line, Panel, Values, line_of
+from dhkd.stages.report.geometry import NeuralCollapse
+from dhkd.stages.report.statistics import Spread, spread
+
+TEACHER = "teacher"
+
+# What metrics.jsonl holds for every run, with labels. The losses of different methods are sums of different terms;
+# cross-entropy, where it is computed, is the same term for all of them, whatever its weight.
+CURVES = {"top1": "test top-1 accuracy (%)", "loss": "training loss", "ce": "cross-entropy in training"}
+
+
+def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
+    """The accuracy of every seed for each row, with the paper's accuracy as a mark if it is near them.
+
+    Short runs stay far below the paper's figures, which would then leave no room for the differences.
+    """
+    top1_of = {run.name: run.result.last_top1 for run in runs if run.result is not None}
+    of_seeds = {row.name: [top1_of[name] for name in row.runs] for row in compared.rows}
+    every = [top1 for values in of_seeds.values() for top1 in values]
+    low, high = min(every), max(every)
+    near = max(high - low, 1.0)  # percentage points
+    published = {
+        row.name: row.published
+        for row in compared.rows
+        if row.published is not None and low - near <= row.published <= high + near
+    }
+    return Values(of_seeds, "test top-1 (%)", published, "published" if published else "")
+
+
+def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
+    """Accuracy against the number of views."""
+    lines = {}
+    for kind in dict.fromkeys(row.runs for row in rows):
+        points = [row for row in rows if row.runs == kind]
+        lines[kind] = Line(
+            [row.views for row in points], [row.top1 for row in points], [row.half_interval for row in points]
+        )
+    return [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)]
+
+
+def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
+    """Accuracy and losses after every epoch for each kind of run, over seeds, and a panel for each of `CURVES`."""
+    rows = []
+    lines: dict[str, dict[str, Line]] = {curve: {} for curve in CURVES}
+    for kind, runs in kinds_of(trained, axes_of(trained)).items():
+        spreads = _spreads_by_epoch(runs)
+        for epoch, of_epoch in spreads.items():
+            seeds = sum(len(run.metrics) >= epoch for run in runs)
+            figures = [figure for curve in CURVES for figure in _mean_and_deviation(of_epoch.get(curve))]
+            rows.append(EpochRow(kind, epoch, seeds, *figures))
+        for curve in CURVES:
+            points = {epoch: of_epoch[curve] for epoch, of_epoch in spreads.items() if curve in of_epoch}
+            if points:
+                lines[curve][kind] = line_of(points)
+    panels = [
+        Panel(lines[curve], "epoch", label, log_y=curve == "loss") for curve, label in CURVES.items() if lines[curve]
+    ]
+    return rows, panels
+
+
+def run_panels(run: Run) -> list[Panel]:
+    """One run's accuracy and loss over epochs, as far as its metrics hold them."""
+    epochs = list(range(1, len(run.metrics) + 1))
+    return [
+        Panel({label: Line(epochs, [epoch.values[name] for epoch in run.metrics])}, "epoch", label)
+        for name, label in (("top1", "test top-1 (%)"), ("loss", "training loss"))
+        if all(name in epoch.values for epoch in run.metrics)
+    ]
+
+
+def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
+    """The mean cosine over training, over seeds: a panel for the classifier and one for the features."""
+    panels = []
+    for on in ("classifier", "features"):
+        lines: dict[str, Line] = {}
+        for kind in dict.fromkeys(row.runs for row in rows):
+            # A cosine is NaN if one of the two losses acts on no row.
+            points = [row for row in rows if (row.runs, row.on) == (kind, on) and not math.isnan(row.cosine)]
+            spreads = {
+                epochs: spread([row.cosine for row in points if row.epochs == epochs])
+                for epochs in dict.fromkeys(row.epochs for row in points)
+            }
+            if spreads:
+                lines[kind] = line_of(spreads)
+        panels += [Panel(lines, "epochs", f"mean cosine on {on}")] if lines else []
+    return panels
+
+
+def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
+    """A panel for each measure of neural collapse, with the teacher in the last row."""
+    kinds = sorted(dict.fromkeys(row.runs for row in rows), key=TEACHER.__eq__)
+    return [
+        Values(
+            {kind: [getattr(row, measure.name) for row in rows if row.runs == kind] for kind in kinds},
+            measure.name.replace("_", " "),
+        )
+        for measure in fields(NeuralCollapse)
+    ]
+
+
+def _spreads_by_epoch(runs: Sequence[Run]) -> dict[int, dict[str, Spread]]:
+    """For each epoch, from 1 on, the spread over seeds of those of `CURVES` that the runs' metrics hold."""
+    spreads: dict[int, dict[str, Spread]] = {}
+    for epoch in range(1, max(len(run.metrics) for run in runs) + 1):
+        metrics = [run.metrics[epoch - 1].values for run in runs if len(run.metrics) >= epoch]
+        values = {curve: [line[curve] for line in metrics if curve in line] for curve in CURVES}
+        spreads[epoch] = {curve: spread(of_seeds) for curve, of_seeds in values.items() if of_seeds}
+    return spreads
+
+
+def _mean_and_deviation(over_seeds: Spread | None) -> tuple[float | None, float | None]:
+    return (None, None) if over_seeds is None else (over_seeds.mean, over_seeds.deviation)

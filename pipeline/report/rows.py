@@ -1,0 +1,151 @@
+"""What an analysis writes and gives back: typed rows, which are the lines of its CSV file, and the names of its files.
+
+The fields of a row are the columns of the file, in order; the page reads the same rows from it.
+"""
+
+import csv
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
+
+from dhkd.data.disk.csv_table import write_csv
+
+
+class Row(Protocol):
+    """Any of the dataclasses below."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class ViewsRow:
+    """A kind of run with so many views: accuracy in percent over seeds, and what caching that many views costs.
+
+    `runs` is the kind's name, here and below.
+    """
+
+    runs: str
+    views: int
+    seeds: int
+    top1: float
+    deviation: float | None
+    half_interval: float | None
+    teacher_forwards: int | None
+    teacher_hours: float | None
+    cache_bytes: int | None
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A kind of run after an epoch: means and standard deviations over seeds of accuracy in percent and losses."""
+
+    runs: str
+    epoch: int
+    seeds: int
+    top1: float | None
+    top1_deviation: float | None
+    loss: float | None
+    loss_deviation: float | None
+    ce: float | None
+    ce_deviation: float | None
+
+
+@dataclass(frozen=True)
+class ConflictRow:
+    """How two losses act `on` the classifier or the features of a run after some epochs.
+
+    The mean cosine of their forces, the share of rows on which they conflict, and the mean norms of each force's parts.
+    """
+
+    runs: str
+    seed: int
+    epochs: int
+    on: str
+    cosine: float
+    conflicting: float
+    ce_pull: float | None
+    ce_push: float | None
+    binary_kl_pull: float | None
+    binary_kl_push: float | None
+
+
+@dataclass(frozen=True)
+class CorrelationRow:
+    """How far a run's correlation of logits is from the teacher's."""
+
+    runs: str
+    seed: int
+    mean_absolute_difference: float
+
+
+@dataclass(frozen=True)
+class PointsRow:
+    """How many points stand for a network's features."""
+
+    runs: str
+    points: int
+
+
+@dataclass(frozen=True)
+class EtfRow:
+    """A network's distances from a simplex equiangular tight frame, as in `NeuralCollapse`; the teacher has no seed."""
+
+    runs: str
+    seed: int | None
+    within_class: float
+    features_etf: float
+    classifier_etf: float
+    norms: float
+    angles: float
+    duality: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis found, and the files that hold it."""
+
+    rows: Sequence[Row]
+    files: Sequence[str]
+
+
+def columns_of(kind: type[Row]) -> list[str]:
+    """The names of a row's fields."""
+    return [field.name for field in fields(kind)]
+
+
+def analysis_json(analysis: Analysis) -> dict[str, Any]:
+    """The analysis as `dhkd report ANALYSIS --json` prints it."""
+    return {"rows": [asdict(row) for row in analysis.rows], "files": list(analysis.files)}
+
+
+def write_rows(path: Path, kind: type[R], rows: Sequence[R]) -> None:
+    """Write rows as a CSV file; None becomes an empty field."""
+    write_csv(path, columns_of(kind), [astuple(row) for row in rows])
+
+
+def read_rows(path: Path, kind: type[R]) -> list[R]:
+    """The rows that `write_rows` wrote; none if there is no file.
+
+    Raises `KeyError` or `ValueError` if the file has other columns or other values; further columns are ignored.
+    """
+    if not path.exists():
+        return []
+    hints = get_type_hints(kind)
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            kind(**{name: _parsed(line[name], hints[name]) for name in columns_of(kind)})
+            for line in csv.DictReader(stream)
+        ]
+
+
+def _parsed(text: str, hint: Any) -> Any:
+    """A field's value, of a type such as `int` or `float | None`."""
+    optional = isinstance(hint, types.UnionType)
+    if optional and text == "":
+        return None
+    return (get_args(hint)[0] if optional else hint)(text)

@@ -1,0 +1,280 @@
+"""What the commands give back: frozen values, and the one function that turns them into JSON.
+
+A class has its fields in the order of the JSON object's keys. Only the standard library is imported here, so that the
+command line can print a result of any command without loading torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from dhkd.data.errors import RunMismatch
+
+# Marks of a field, for `plain`.
+INLINE = {"inline": True}  # the value's own keys stand in place of the field's; None has no keys
+OMIT_NONE = {"omit_none": True}  # the key is absent where the value is None
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSummary:
+    """A cache in a few words. `row_bytes` counts the bytes of one sample's signals in one view."""
+
+    path: str
+    digest: str
+    teacher: str | None
+    teacher_sha256: str | None
+    views: int
+    samples: int
+    classes: int
+    signals: Mapping[str, str]  # name to kind of codec
+    row_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveDifferences:
+    """How far random rows of a cache lie from a live forward, at most: of all signals, and of each by name."""
+
+    largest_difference_from_live: float
+    differences_from_live: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedTeacher:
+    """What `cache-teacher` did. Accuracies are in percent; `live` is None until the cache is complete.
+
+    `rows_per_second` is None where no row was written.
+    """
+
+    cache: CacheSummary
+    complete: bool
+    blocks_written: int
+    blocks_repaired: int
+    blocks_left_to_others: int
+    rows_written: int
+    seconds: float
+    rows_per_second: float | None
+    teacher_top1: float
+    unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
+    processes: int
+    versions: Mapping[str, str]
+    live: LiveDifferences | None = field(default=None, metadata=INLINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What a student learned from: its objective, the cache, the signals of a live teacher.
+
+    `together` is how many students were trained side by side, this one included.
+    """
+
+    objective: str
+    cache: CacheSummary | None
+    live: list[str]
+    together: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """The result of a finished run, as result.json holds it.
+
+    Accuracies are in percent, `seconds` add up over all interruptions. A teacher's run has no `distillation`.
+    """
+
+    role: str
+    architecture: str
+    parameters: int
+    epochs: int
+    last_top1: float
+    best_top1: float
+    last_top5: float
+    best_top5: float
+    seconds: float
+    samples_per_second: float
+    seed: int
+    distillation: Distillation | None = field(default=None, metadata=INLINE)
+    unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
+    sha256: str
+    precision: str
+    hardware: str
+    processes: int
+    versions: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], where: str) -> "TrainedRun":
+        """The inverse of `plain`; `where` names the file in errors. Raises `RunMismatch` for any other object."""
+        values = dict(tree)
+        try:
+            if values.get("role") == "student":
+                names = [part.name for part in fields(Distillation)]
+                distillation = {name: values.pop(name) for name in names if name in values}
+                if distillation.get("cache") is not None:
+                    distillation["cache"] = _of_keys(CacheSummary, distillation["cache"])
+                values["distillation"] = _of_keys(Distillation, distillation)
+            return _of_keys(cls, values)
+        except (TypeError, ValueError) as error:
+            raise RunMismatch(
+                f"{where}: expected the result of a finished run ({error}); delete it and run again with --resume"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Test accuracy, in percent, of the network with these weights."""
+
+    architecture: str
+    weights: str
+    sha256: str
+    top1: float
+    top5: float
+    samples: int
+    unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
+    precision: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A network that was written as one file; `metadata` is what the file says of it."""
+
+    file: str
+    metadata: Mapping[str, str] = field(metadata=INLINE)
+    parameters: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalBounds:
+    """What the way in which logits are stored allows to be said of them, and of losses computed from them.
+
+    `error` is the largest difference of a logit, `tail_mass` the largest probability that top-k keeps as a sum;
+    `kl_at_4` and `binary_kl_at_2` bound the losses at these temperatures, without the factor τ². The top class can
+    change only where it leads by at most `margin`.
+    """
+
+    error: float
+    tail_mass: float | None
+    kl_at_4: float
+    binary_kl_at_2: float
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """What a cache is, how complete and how large it is, and how exact. `bytes` is None until it is complete once."""
+
+    summary: CacheSummary = field(metadata=INLINE)
+    format: int
+    store: str
+    complete: bool
+    complete_views: int
+    complete_signals: list[str]
+    blocks: int
+    blocks_done: int
+    rows_per_block: int
+    bytes: int | None
+    bounds: Mapping[str, SignalBounds]
+    digests: Mapping[str, str]
+    identity: Mapping[str, Any]  # JSON, as the manifest holds it
+    provenance: Mapping[str, Any]  # the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedObject:
+    """An object of a cache that is not as it was written; metadata belong to no block."""
+
+    key: str
+    block: str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What `verify` read, and what of it is damaged. The last fields are None where nobody asked for the comparison."""
+
+    cache: CacheSummary
+    objects: int
+    bytes: int
+    seconds: float
+    damaged: list[DamagedObject]
+    rows_rendered: int | None = field(default=None, metadata=OMIT_NONE)
+    rows_recomputed: int | None = field(default=None, metadata=OMIT_NONE)
+    live: LiveDifferences | None = field(default=None, metadata=INLINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A cache that was written again in another store or codec."""
+
+    cache: CacheSummary
+    store: str
+    blocks_written: int
+    bytes: int
+    bounds: Mapping[str, SignalBounds]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """How all runs of a sweep stand: the names of those that are finished, and for each that failed the reason."""
+
+    folder: str
+    table: str
+    runs: int
+    finished: list[str]
+    failed: Mapping[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """A run of the demo; the seconds that its students' reads would have cost with a live teacher, None for itself."""
+
+    name: str
+    teacher_seconds_saved: float | None
+    run: TrainedRun = field(metadata=INLINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the demo measured, where it lies, and in `reading` what follows from it, a sentence or two a line."""
+
+    runs: list[DemoRun]
+    cache: CachedTeacher
+    picture: str
+    folder: str
+    seconds: float
+    reading: list[str]
+
+
+def plain(value: object) -> Any:
+    """A result as JSON's values. What is JSON already comes back equal."""
+    if is_dataclass(value) and not isinstance(value, type):
+        tree: dict[str, Any] = {}
+        for part in fields(value):
+            content = plain(getattr(value, part.name))
+            if "inline" in part.metadata:
+                tree |= content or {}
+            elif content is not None or "omit_none" not in part.metadata:
+                tree[part.name] = content
+        return tree
+    if isinstance(value, Mapping):
+        return {key: plain(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(content) for content in value]
+    return value
+
+
+def _of_keys(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """A value of `kind`, a dataclass whose optional fields are None by default; `ValueError` for missing keys."""
+    known = {part.name: part for part in fields(kind)}  # type: ignore[arg-type]  # T is one of the dataclasses above
+    unknown = [key for key in tree if key not in known]
+    missing = [name for name, part in known.items() if part.default is not None and name not in tree]
+    if missing or unknown:
+        raise ValueError(
+            "; ".join(
+                f"{what}: {', '.join(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys
+            )
+        )
+    return kind(**tree)

@@ -1,0 +1,93 @@
+"""A training step as a CUDA graph, so that the host pays for launching its kernels only once.
+
+On a GPU the step of a small network is hundreds of kernels of microseconds each, and launching them takes longer than
+running them. A graph replays them all with one launch. Rendering stays outside the graph: it is a few kernels, which
+are launched while the step before still runs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+
+import torch
+from dhkd.data.errors import ConfigError
+from dhkd.data.stream.batches import Batch
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.objectives.contract import Objective
+
+WARM_UP = 2  # steps of each kind that run uncaptured first: libraries set themselves up in them
+
+
+def require_capturable(
+    compiled: str, objective: Objective, optimizer: torch.optim.Optimizer, processes: Processes, *, in_memory: bool
+) -> None:
+    """Raise `ConfigError`, with every reason, if the steps of this run can't be captured.
+
+    `compiled` is the option that asked for it, `in_memory` whether images and signals are all held in memory. A graph
+    runs without the host, so nothing in the step may need the host or another process.
+    """
+    hindrances = {
+        "several processes": processes.world_size > 1,
+        "precision fp16": processes.precision == "fp16",
+        "an objective that works on the host": not objective.capturable,
+        "images or a cache that are not all in memory": not in_memory,
+        "an optimizer that is not fused": not optimizer.defaults.get("fused"),
+    }
+    reasons = [reason for reason, applies in hindrances.items() if applies]
+    if reasons:
+        raise ConfigError(f"compile {compiled}: a graph can't hold a step with {' and '.join(reasons)}; use off")
+
+
+class CapturedStep:
+    """`step(batch, kind)`, captured once for each kind of step and shape of batch, then replayed.
+
+    `step` must not read from the device, and must write in place whatever outlives it. `kind` distinguishes steps that
+    launch different kernels. `generators` are those that the step draws from, beside torch's own.
+    """
+
+    def __init__(
+        self, step: Callable[[Batch, bool], None], generators: Callable[[], Sequence[torch.Generator]]
+    ) -> None:
+        self._step, self._generators = step, generators
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Batch]] = {}
+        self._warm_ups: Counter[Hashable] = Counter()
+        # Capturing must happen in a stream of its own, and so must the steps before it.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
+
+    def forget(self) -> None:
+        """Drop all graphs, because what a step does has changed; the next steps capture new ones."""
+        self._graphs.clear()
+
+    def __call__(self, batch: Batch, kind: bool) -> None:
+        """Do what `step(batch, kind)` does."""
+        shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.teacher.items())
+        key = (kind, batch.images_BCHW.shape, batch.labels.are_mixed, batch.global_size, shapes)
+        if self._warm_ups[key] < WARM_UP:
+            self._warm_ups[key] += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._step(batch, kind)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(batch, kind)
+        graph, captured = self._graphs[key]
+        captured.images_BCHW.copy_(batch.images_BCHW)
+        captured.labels.copy_(batch.labels)
+        for name, values in captured.teacher.items():
+            values.copy_(batch.teacher[name])
+        graph.replay()
+
+    def _capture(self, batch: Batch, kind: bool) -> tuple[torch.cuda.CUDAGraph, Batch]:
+        captured = replace(
+            batch,
+            images_BCHW=batch.images_BCHW.clone(),  # which keeps the memory format
+            labels=batch.labels.map(torch.clone),
+            teacher={name: values.clone() for name, values in batch.teacher.items()},
+        )
+        graph = torch.cuda.CUDAGraph()
+        for generator in self._generators():
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._step(captured, kind)
+        return graph, captured

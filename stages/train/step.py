@@ -1,0 +1,253 @@
+"""One training step, from a batch to an update: `TrainingStep._update` has it in reading order.
+
+Nothing is read back from the device within a step. What a step learns about itself is added up on the device, in
+tensors that are written in place. The host looks at them every `look_every` steps: on a CPU in every step, since
+reading costs nothing there; on a GPU seldom, since reading waits for everything that was launched.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import islice
+from typing import Literal
+
+import torch
+from dhkd.data.draws.philox import Domain, raw_rows
+from dhkd.data.errors import ConfigError
+from dhkd.data.stream.batches import Batch, Stream
+from dhkd.data.stream.labels import Labels
+from dhkd.stages.models.student import Student, StudentOutputs
+from dhkd.stages.processes import Processes, joined
+from dhkd.stages.train.cuda_graph import CapturedStep, require_capturable
+from dhkd.stages.train.finite import Failure, FiniteWatch, non_finite_loss
+from dhkd.stages.train.gradients import backward
+from dhkd.stages.train.learning_rate import LearningRate
+from dhkd.stages.train.objectives.contract import Objective
+from torch import Tensor
+
+LOOK_EVERY_ON_GPU = 64
+
+# "reduce-overhead" replays a step as a CUDA graph; "max" also compiles the backbone, which is all it does on a CPU.
+Compile = Literal["off", "reduce-overhead", "max"]
+
+
+class TrainingStep:
+    """The training step of one student: call `begin_epoch`, then the step itself for each batch, then `end_epoch`.
+
+    `look_every` is the number of steps after which the host looks whether losses are finite; None: what suits the
+    device. If the batches of `stream` can't be made again, the host looks in every step, because only then it can name
+    the rows of a loss that is not finite. `alone` says that no other student trains in this interpreter: then torch's
+    own generator, from which the dropout of foreign networks draws, belongs to this one.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        stream: Stream,
+        *,
+        learning_rate: LearningRate,
+        seed: int,
+        clip_norm: float | None,
+        processes: Processes,
+        look_every: int | None = None,
+        compiled: Compile = "off",
+        alone: bool = True,
+    ) -> None:
+        self._student, self._objective, self._stream = student, objective, stream
+        self._learning_rate, self._seed, self._clip_norm = learning_rate, seed, clip_norm
+        self._processes, self._alone = processes, alone
+        self._model, self._optimizer = processes.prepare(student, optimizer)
+        self._given_optimizer = optimizer
+        self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self._look_every = look_every or self._steps_between_looks()
+        assert self._look_every == 1 or self._can_look_late()
+        self._graphs = self._compiled(compiled)
+        # One set of tensors for the whole run, written in place: a captured step knows only their addresses.
+        device = processes.device
+        self._names = [*objective.weights(0), "hits", "rows", "conflicts"]
+        self._totals = torch.zeros(len(self._names), dtype=torch.float64, device=device)
+        self._finite = FiniteWatch(self._names, device)
+        self._coefficient = torch.zeros((), device=device)
+        self._rate = torch.zeros((), device=device)
+        self._epoch = self._skipped = 0
+        self._weights: dict[str, float] = {}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start an epoch, from 0."""
+        self._model.train()
+        weights = self._objective.weights(epoch)
+        if weights != self._weights and self._graphs is not None:
+            self._graphs.forget()
+        self._epoch, self._weights, self._skipped = epoch, weights, 0
+        self._totals.zero_()
+        self._finite.begin_epoch()
+
+    def __call__(self, step: int, batch: Batch) -> None:
+        """Update the student with the batch of this `step` of the epoch, from 0.
+
+        Raises `NonFiniteLoss`, at the latest when `end_epoch` is called.
+        """
+        rate = self._learning_rate.at(self._epoch, step, self._stream.steps_per_epoch)
+        self._finite.begin_step(step)
+        self._seed_dropout(step)
+        # Whether this step computes the coefficient of the projection. An epoch's first step does, so that checkpoints,
+        # which are written between epochs, need not hold the coefficient.
+        alignment = self._objective.alignment
+        projects = alignment is not None and step % alignment.every == 0
+        if self._graphs is None:
+            self._set_rate(rate)
+            self._update(batch, projects)
+        else:
+            self._rate.fill_(rate)
+            self._set_rate(self._rate)
+            self._graphs(batch, projects)
+        self._skipped += self._processes.step_was_skipped(self._optimizer)
+        if self._look_every > 1 and (step + 1) % self._look_every == 0:
+            self._require_finite()
+
+    def _update(self, batch: Batch, projects: bool) -> None:
+        """Forward, terms, backward, update. `projects`: align with a coefficient of this step's own gradients."""
+        processes, objective = self._processes, self._objective
+        joint = objective.couples_rows and processes.world_size > 1
+
+        # Gradients that are aligned come from autograd.grad, which bypasses DDP: `backward` averages them itself.
+        with processes.unsynchronized(self._model) if projects else nullcontext():
+            outputs: StudentOutputs = self._model(batch.images_BCHW, batch)
+
+            terms = objective.terms(*(_joined(outputs, batch) if joint else (outputs, batch.labels, batch.teacher)))
+            sums = self._sums(terms, outputs, batch)
+            self._finite.check(sums)
+            if self._look_every == 1:
+                self._require_finite(outputs, batch)
+            else:
+                # The attribute that GradScaler sets, too: where it is 1, the fused optimizer's kernels do nothing.
+                self._given_optimizer.found_inf = self._finite.found_inf()  # type: ignore[attr-defined]  # SGD.step reads it
+
+            # DDP averages over the processes. If the terms are means over this process's rows, this factor makes that
+            # average the mean over the joint batch, whatever each process's share. Terms of the joint batch are alike
+            # in every process, and their gradient is the sum over the processes of what each has from its own rows.
+            share = processes.world_size if joint else len(batch.index_B) * processes.world_size / batch.global_size
+            report = backward(
+                terms,
+                {name: weight * share for name, weight in self._weights.items()},
+                self._parameters,
+                alignment=objective.alignment,
+                coefficient=None if projects else self._coefficient,
+                scale=processes.scale,
+                average=processes.average if processes.world_size > 1 else None,
+            )
+
+        if report is not None:
+            sums[-1] = report.conflict
+            self._coefficient.copy_(report.coefficient)
+        self._totals += sums
+        if self._clip_norm is not None:
+            processes.clip(self._model, self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def end_epoch(self, seconds: float) -> dict[str, float]:
+        """The epoch's metrics: means of the loss and of every term over all rows, training accuracy in percent, rates.
+
+        `seconds` is how long the epoch took. Raises `NonFiniteLoss`.
+        """
+        self._require_finite()
+        steps = self._stream.steps_per_epoch
+        rate = self._learning_rate.at(self._epoch, steps - 1, steps)
+        self._set_rate(rate)  # a captured step's rate is a tensor, but a checkpoint holds a number
+        totals = dict(zip(self._names, self._totals.tolist(), strict=True))
+        rows = totals["rows"]
+        means = {name: totals[name] / rows for name in self._weights}
+        metrics = {
+            "learning_rate": rate,
+            "loss": sum(self._weights[name] * mean for name, mean in means.items()),
+            **means,
+            "train_top1": 100 * totals["hits"] / rows,
+            "train_seconds": seconds,
+            "samples_per_second": rows / seconds,
+        }
+        if self._objective.alignment is not None:
+            metrics["conflicting_steps"] = totals["conflicts"]
+        if self._processes.precision == "fp16":
+            metrics["skipped_steps"] = float(self._skipped)
+        return metrics
+
+    def _sums(self, terms: Mapping[str, Tensor], outputs: StudentOutputs, batch: Batch) -> Tensor:
+        """Every term times its rows, the correct answers and the rows, summed over the processes; then 0 conflicts."""
+        rows = len(batch.index_B)
+        hits = batch.labels.hit_by(outputs.task.argmax(dim=1)).sum()
+        values = [*(terms[name].detach() * rows for name in self._weights), hits, torch.full_like(hits, rows)]
+        sums = self._processes.sum(torch.stack([value.double() for value in values]))
+        return torch.cat([sums, sums.new_zeros(1)])
+
+    def _require_finite(self, outputs: StudentOutputs | None = None, batch: Batch | None = None) -> None:
+        """Raise `NonFiniteLoss`, in every process alike, if a loss of this epoch was not finite.
+
+        `outputs` and `batch` are those of the last step, if they are at hand; otherwise they are computed again.
+        """
+        failure = self._finite.failure()
+        if failure is None:
+            return
+        if outputs is None or batch is None:
+            outputs, batch = self._repeated(failure)
+        raise non_finite_loss(failure, self._epoch, outputs, batch)
+
+    def _repeated(self, failure: Failure) -> tuple[StudentOutputs, Batch]:
+        """Outputs and batch of a step that failed: the weights are still those that it saw."""
+        batch = batch_of(self._stream, self._epoch, failure.step)
+        self._seed_dropout(failure.step)
+        with torch.no_grad():
+            return self._model(batch.images_BCHW, batch), batch
+
+    def _seed_dropout(self, step: int) -> None:
+        step_of_run = self._epoch * self._stream.steps_per_epoch + step
+        seed = dropout_seed(self._seed, step_of_run, self._processes.rank)
+        self._student.seed_dropout(seed)
+        if self._alone:
+            torch.manual_seed(seed)
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def _can_look_late(self) -> bool:
+        """Whether the device can leave out updates by itself, and a step that failed can be repeated."""
+        return bool(self._given_optimizer.defaults.get("fused")) and self._stream.repeatable
+
+    def _steps_between_looks(self) -> int:
+        processes = self._processes
+        late = processes.device.type == "cuda" and self._can_look_late() and processes.precision != "fp16"
+        return LOOK_EVERY_ON_GPU if late else 1
+
+    def _compiled(self, compiled: Compile) -> CapturedStep | None:
+        """The step as CUDA graphs, if it is to be captured; the backbone is compiled here, if it is to be."""
+        on_gpu = self._processes.device.type == "cuda"
+        if not on_gpu and compiled == "reduce-overhead":
+            raise ConfigError("compile reduce-overhead: expected a GPU, which replays a step; on a CPU use max or off")
+        if compiled == "max":
+            self._student.compile_backbone()
+        if not on_gpu or compiled == "off":
+            return None
+        require_capturable(
+            compiled, self._objective, self._given_optimizer, self._processes, in_memory=self._stream.repeatable
+        )
+        return CapturedStep(self._update, self._student.generators)
+
+
+def batch_of(stream: Stream, epoch: int, step: int) -> Batch:
+    """The batch of one step of an epoch, made by itself."""
+    return next(islice(stream.epoch(epoch), step, None))
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """What the generator of dropout starts from in a step, counted over all epochs, in the process `rank`."""
+    return int(raw_rows(seed, Domain.DROPOUT, step, rank, rank + 1)[0, 0] >> 1)
+
+
+def _joined(outputs: StudentOutputs, batch: Batch) -> tuple[StudentOutputs, Labels, dict[str, Tensor]]:
+    """The arguments of `terms`, with the rows of all processes."""
+    task, features = joined(outputs.task), {name: joined(feature) for name, feature in outputs.features.items()}
+    distill = task if outputs.distill is outputs.task else joined(outputs.distill)
+    teacher = {name: joined(signal) for name, signal in batch.teacher.items()}
+    return StudentOutputs(task, distill, features), batch.labels.map(joined), teacher

@@ -1,0 +1,28 @@
+"""The worked examples of docs/extending.md, and the suites that they have to pass."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+
+
+def example(section: str) -> dict[str, Any]:
+    """What the Python code in a section of the page defines, by name."""
+    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, f"{PAGE.name}: {section}", "exec"), names)
+    return names
+
+
+def suite_of(fixture: str, suite: ModuleType) -> dict[str, Callable[..., None]]:
+    """The tests of a module that take this fixture, by name."""
+    return {
+        name: test
+        for name, test in vars(suite).items()
+        if name.startswith("test_") and fixture in inspect.signature(test).parameters
+    }

@@ -1,0 +1,43 @@
+"""The place of docs/extending.md keeps every promise of a storage and of a cache, once it has a line in the table."""
+
+import pytest
+from dhkd.data.cache.storage.base import Storage
+from dhkd.data.cache.storage.places import PLACES, is_url, storage_of
+from dhkd.data.errors import ConfigError
+
+from tests.conformance import test_store
+from tests.conformance.places import Place
+from tests.data.cache import test_storage
+from tests.extending.examples import example, suite_of
+
+
+@pytest.fixture(params=["zarr", "webdataset"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Each layout in the new place."""
+    monkeypatch.setitem(PLACES, "memory", example("A place")["Memory"])
+    return Place(request.param, "memory://caches", "memory://caches")
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """The new place by itself."""
+    monkeypatch.setitem(PLACES, "memory", example("A place")["Memory"])
+    return storage_of("memory://objects/")
+
+
+SUITES = {**suite_of("place", test_store), **suite_of("storage", test_storage)}
+globals().update(SUITES)
+
+
+def test_the_suites_are_run() -> None:
+    assert len(suite_of("place", test_store)) > 20
+    assert len(suite_of("storage", test_storage)) >= 3
+
+
+def test_its_urls_are_urls_only_with_its_line(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_url("memory://objects")
+    assert storage.location == "memory://objects"
+    monkeypatch.delitem(PLACES, "memory")
+    assert not is_url("memory://objects")
+    with pytest.raises(ConfigError, match="got memory"):
+        storage_of("memory://objects")

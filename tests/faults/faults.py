@@ -1,0 +1,507 @@
+"""Faults that the tests have to see: small ones, such as people make, in every part of the program.
+
+A fault is known by the text that it changes, wherever that stands, and a test file by its name, wherever that lies: so
+both may move. Where a text itself is rewritten, its fault is rewritten with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in a sentence; the texts that are replaced, each of which one source file holds once.
+
+    `seen_by` has the names of test files, with the expression (pytest's -k) that chooses among their tests; "" for all.
+    """
+
+    name: str
+    what: str
+    changes: Mapping[str, str]
+    seen_by: Mapping[str, str]
+
+
+# Draws.
+DRAWS = (
+    Fault(
+        "philox-without-domain",
+        "Views, order and schedule draw from one stream.",
+        {"np.array([counter, plane, domain, 0], dtype=np.uint64)": "np.array([counter, plane, 0, 0], dtype=np.uint64)"},
+        {"test_philox.py": ""},
+    ),
+    Fault(
+        "philox-overlapping-rows",
+        "A row begins at its number instead of its number times its length.",
+        {"start * steps_per_row, (stop - start) * steps_per_row": "start, (stop - start) * steps_per_row"},
+        {"test_philox.py": ""},
+    ),
+    Fault(
+        "block-view-by-position",
+        "The views of blocks are dealt to samples in turn instead of block by block.",
+        {
+            "below(raw, num_views).repeat(block_rows)[:num_samples]": (
+                "np.tile(below(raw, num_views), block_rows)[:num_samples]"
+            )
+        },
+        {"test_schedule.py": ""},
+    ),
+    Fault(
+        "cycle-from-the-second",
+        "The first epoch shows the second view.",
+        {"(num_samples,), epoch % num_views,": "(num_samples,), (epoch + 1) % num_views,"},
+        {"test_schedule.py": "cycle"},
+    ),
+    Fault(
+        "window-rounded-up",
+        "A window holds one block more than its samples fill.",
+        {
+            "np.arange(num_blocks) // max(1, window // block_rows)": (
+                "np.arange(num_blocks) // (1 + window // block_rows)"
+            )
+        },
+        {"test_schedule.py": "window"},
+    ),
+)
+
+# Recipes, decoding and sources.
+IMAGES = (
+    Fault(
+        "mirrored-crop-from-the-wrong-side",
+        "A mirrored image is cropped where the unmirrored one would be.",
+        {"torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)": "dx_B"},
+        {"test_views.py": ""},
+    ),
+    Fault(
+        "rows-and-columns-swapped",
+        "A crop's two offsets are taken for each other.",
+        {
+            "[position_B // self.num_offsets, position_B % self.num_offsets, flip_B]": (
+                "[position_B % self.num_offsets, position_B // self.num_offsets, flip_B]"
+            )
+        },
+        {"test_views.py": "golden"},
+    ),
+    Fault(
+        "box-never-at-the-lower-edge",
+        "The last place that a box can take is never drawn.",
+        {"top * (height - box_height + 1) >> BITS": "top * (height - box_height) >> BITS"},
+        {"test_resized_crop.py": ""},
+    ),
+    Fault(
+        "one-crop-for-all-views",
+        "A photograph's draws depend on its index and no longer on the view.",
+        {"Domain.VIEW, view, index, index + 1": "Domain.VIEW, 0, index, index + 1"},
+        {"test_resized_crop.py": "draws"},
+    ),
+    Fault(
+        "another-filter",
+        "Photographs are resized with another filter than the identity says.",
+        {"photo.resize(cut.size, Image.Resampling.BILINEAR)": "photo.resize(cut.size, Image.Resampling.BICUBIC)"},
+        {"test_photographs.py": "pixels_are"},
+    ),
+    Fault(
+        "one-bad-file-too-many",
+        "One more unreadable file is passed over than was allowed.",
+        {"len(self.unreadable) > self._allow_bad": "len(self.unreadable) > self._allow_bad + 1"},
+        {"test_photographs.py": "bad or black or decoded"},
+    ),
+    Fault(
+        "suffixes-in-lower-case-alone",
+        "Files that end in .JPEG are not seen.",
+        {".lower().endswith(SUFFIXES)": ".endswith(SUFFIXES)"},
+        {"test_image_folder.py": ""},
+    ),
+    Fault(
+        "sorted-shards-are-taken",
+        "Shards whose samples are sorted by label pass.",
+        {"if distinct - 1 < LEAST_MIXED * (shuffled - 1)": "if distinct < LEAST_MIXED"},
+        {"test_tar_shards.py": "sorted"},
+    ),
+    Fault(
+        "lonely-members-are-taken",
+        "A sample without a label is left out in silence.",
+        {"if lonely or not images": "if not images"},
+        {"test_tar_shards.py": "silence or no_sample"},
+    ),
+)
+
+# The cache.
+CACHE = (
+    Fault(
+        "int8-rounds-down",
+        "int8 takes the step below instead of the nearest.",
+        {"np.rint((exact - offset": "np.floor((exact - offset"},
+        {"test_codecs.py": "bound or step"},
+    ),
+    Fault(
+        "tail-shared-by-all",
+        "top-k shares the others' mass among all classes.",
+        {"self.temperature * float(np.log(num_classes - self.k))": "self.temperature * float(np.log(num_classes))"},
+        {"test_codecs.py": "top_k"},
+    ),
+    Fault(
+        "halved-bound",
+        "The bound of int8 is half of what it has to be.",
+        {"np.asarray(scale / 2 + slack)": "np.asarray(scale / 4 + slack)"},
+        {"test_codecs.py": "bound or step"},
+    ),
+    Fault(
+        "another-fill",
+        "What is missing reads as zeros, which are good logits.",
+        {'return float("nan") if np.dtype(dtype).kind == "f" else 0': "return 0"},
+        {"test_golden.py": "byte"},
+    ),
+    Fault(
+        "chunk-not-checked",
+        "A chunk's values are not compared with its checksum.",
+        {"if crc32c(content) != RESIDUE": "if len(content) < CHECKSUM.size"},
+        {"test_store.py": "flipped"},
+    ),
+    Fault(
+        "keys-from-zero-in-every-shard",
+        "A shard's rows are numbered within the shard.",
+        {"np.arange(block.start, block.stop, dtype=np.int32)": "np.arange(len(block), dtype=np.int32)"},
+        {"test_golden.py": "byte"},
+    ),
+    Fault(
+        "rename-before-flush",
+        "A file gets its name before its bytes are on the disk.",
+        {
+            "            stream.flush()\n            os.fsync(stream.fileno())\n        if replace:": (
+                "            stream.flush()\n        if replace:"
+            )
+        },
+        {"test_files.py": "reach_the_disk"},
+    ),
+    Fault(
+        "litter-of-failed-writes",
+        "A write that fails leaves its partial file.",
+        {
+            "    except BaseException:\n        partial.unlink(missing_ok=True)\n        raise": (
+                "    except BaseException:\n        raise"
+            )
+        },
+        {"test_files.py": "litter or full_disk or exception"},
+    ),
+    Fault(
+        "later-writers-win",
+        "A block that is there is written over by whoever comes later.",
+        {"self._storage.put(key, content, replace=wrong_size)": "self._storage.put(key, content, replace=True)"},
+        {"test_store.py": "first_writer or threads"},
+    ),
+    Fault(
+        "any-size-is-present",
+        "An object that was cut off counts as written.",
+        {
+            "if any(sizes.get(key) != size for name in names for key, size in": (
+                "if any(key not in sizes for name in names for key, size in"
+            )
+        },
+        {"test_store.py": "truncated"},
+    ),
+    Fault(
+        "presence-from-values",
+        "A stored block counts as damaged where all of its values are 0.",
+        {
+            "                contents[key], entries[key] = content, entry": (
+                "                if not any(content[:-4]):\n"
+                '                    raise CacheDamaged("all of it is 0")\n'
+                "                contents[key], entries[key] = content, entry"
+            )
+        },
+        {"test_store.py": "zeros"},
+    ),
+    Fault(
+        "index-without-seal",
+        "The index's checksum is not compared.",
+        {'raise ValueError("its checksum is not that of its content")': "pass"},
+        {"test_store.py": "index"},
+    ),
+    Fault(
+        "another-block-in-its-place",
+        "A whole block in the place of another one passes.",
+        {"return None if found == checksum else": "return None if found >= 0 else"},
+        {"test_store.py": "copied"},
+    ),
+    Fault(
+        "cached-pixels-not-compared",
+        "A writer adds signals of other pixels than those that are cached.",
+        {'wrong = np.flatnonzero(parts[""] != witness)': "wrong = np.flatnonzero(witness != witness)"},
+        {"test_store.py": "pixels_compared"},
+    ),
+    Fault(
+        "another-teachers-signals",
+        "Signals of another teacher are added under the first one's name.",
+        {"if added and name not in other.signals:": "if added and name in other.signals:"},
+        {"test_signals.py": "added_without_touching"},
+    ),
+    Fault(
+        "fewer-views-wanted",
+        "Asking for fewer views than are there shrinks a cache.",
+        {"if other.num_views < self.num_views:": "if other.num_views < 0:"},
+        {"test_elastic.py": "more_views"},
+    ),
+)
+
+# The stream and stage one.
+STREAM = (
+    Fault(
+        "labels-by-view",
+        "A row's label is that of the sample whose index is its view.",
+        {"self._labels[used_B[1].to(": "self._labels[used_B[0].to("},
+        {"test_stream.py": "joined"},
+    ),
+    Fault(
+        "wrong-view-ahead",
+        "While a view trains, the one after the next is read.",
+        {"(view + 1) % self.num_views": "(view + 2) % self.num_views"},
+        {"test_stream.py": "streamed"},
+    ),
+    Fault(
+        "twice-the-memory",
+        "Four windows of blocks are held instead of two.",
+        {"capacity=2 * max(1, window //": "capacity=4 * max(1, window //"},
+        {"test_stream.py": "windows_are_in_memory"},
+    ),
+    Fault(
+        "forgotten-at-its-last-use",
+        "A block is forgotten when it is used for the last time instead of afterwards.",
+        {"if self._last[item] < position": "if self._last[item] <= position"},
+        {"test_read_ahead.py": ""},
+    ),
+    Fault(
+        "rows-lost-between-processes",
+        "What a batch's division by the processes leaves over belongs to none.",
+        {"start + rows * rank // world_size": "start + rows // world_size * rank"},
+        {"test_stream.py": "shares"},
+    ),
+    Fault(
+        "half-of-the-witnesses",
+        "Pixels whose checksum is smaller than the cached one pass.",
+        {"np.flatnonzero(got != expected)": "np.flatnonzero(got > expected)"},
+        {"test_stream.py": "noticed"},
+    ),
+    Fault(
+        "views-before-indices",
+        "A unit's keys go view by view, so that rows of another view are taken for a view's.",
+        {
+            "view_V.repeat(len(index_B)), index_B.repeat_interleave(len(view_V))": (
+                "view_V.repeat_interleave(len(index_B)), index_B.repeat(len(view_V))"
+            )
+        },
+        {"test_cache_write.py": "together_leave_no_trace"},
+    ),
+    Fault(
+        "last-block-not-asked",
+        "What went wrong in writing the last blocks is passed over.",
+        {"        for written in pending:\n            written.result()": "        pending.clear()"},
+        {"test_cache_write.py": "last_block"},
+    ),
+)
+
+# A step of training, and the loop around it.
+TRAINING = (
+    Fault(
+        "kept-gradient-shrinks",
+        "The projection has the wrong sign.",
+        {"_foreach_mul(list(g1.values()), 1 - c)": "_foreach_mul(list(g1.values()), 1 + c)"},
+        {"test_gradients.py": "textbook"},
+    ),
+    Fault(
+        "projected-without-conflict",
+        "Gradients that agree are projected, too.",
+        {"self.dot.clamp(max=0) / self.norm1_squared": "self.dot / self.norm1_squared"},
+        {"test_gradients.py": "textbook"},
+    ),
+    Fault(
+        "projected-before-averaging",
+        "Each process projects its own gradient, and the results are averaged.",
+        {
+            (
+                "    if average is not None:\n        for gradient in gradients:\n"
+                "            average(list(gradient.values()))\n"
+            ): "",
+            "    for i, summed in total.items():\n        parameters[i].grad = summed": (
+                "    if average is not None:\n        average(list(total.values()))\n"
+                "    for i, summed in total.items():\n        parameters[i].grad = summed"
+            ),
+        },
+        {"test_gradients.py": "averaging or averaged"},
+    ),
+    Fault(
+        "coefficient-a-step-late",
+        "The coefficient is computed in the last of the steps that it serves.",
+        {"step % alignment.every == 0": "(step + 1) % alignment.every == 0"},
+        {"test_loop.py": "coefficient"},
+    ),
+    Fault(
+        "update-before-the-look",
+        "A loss that is not finite is found after the update.",
+        {"if self._look_every == 1:": "if self._look_every == 0:"},
+        {"test_loop.py": "not_finite"},
+    ),
+    Fault(
+        "shares-weigh-alike",
+        "Processes of unequal shares count alike in the gradient's mean.",
+        {"else len(batch.index_B) * processes.world_size / batch.global_size": "else 1.0"},
+        {"test_golden_losses.py": "kd-two"},
+    ),
+    Fault(
+        "one-dropout-for-all",
+        "All processes draw the same dropout.",
+        {
+            "self._epoch * self._steps_per_epoch + step, self._processes.rank": (
+                "self._epoch * self._steps_per_epoch + step, 0"
+            )
+        },
+        {"test_golden_losses.py": "dhkd-two"},
+    ),
+    Fault(
+        "sums-for-means",
+        "Aligned gradients are summed over the processes instead of averaged.",
+        {"        flat /= self.world_size\n": ""},
+        {"test_golden_losses.py": "dhkd-two"},
+    ),
+    Fault(
+        "milestone-an-epoch-late",
+        "The rate falls an epoch after its milestone.",
+        {"sum(milestone <= epoch for": "sum(milestone < epoch for"},
+        {"test_learning_rate.py": ""},
+    ),
+    Fault(
+        "momentum-forgotten",
+        "A resumed run begins without its optimizer's momentum.",
+        {'task.optimizer.load_state_dict(checkpoint["optimizer"])': 'checkpoint["optimizer"]'},
+        {"test_loop.py": "resumed"},
+    ),
+    Fault(
+        "metrics-twice",
+        "Lines that the checkpoint doesn't know stay when a run is resumed.",
+        {"os.truncate(path, min(length, path.stat().st_size))": "os.truncate(path, path.stat().st_size)"},
+        {"test_run_folder.py": "metrics"},
+    ),
+    Fault(
+        "run-written-over",
+        "A run is trained into a folder that holds one.",
+        {
+            "        if not resume:\n            raise RunExists(": (
+                "        if resume is None:\n            raise RunExists("
+            )
+        },
+        {"test_bad_input.py": "never_overwritten"},
+    ),
+)
+
+# Objectives.
+OBJECTIVES = (
+    Fault(
+        "kd-without-square",
+        "KD is multiplied by the temperature instead of its square.",
+        {"return temperature**2 * divergence": "return temperature * divergence"},
+        {"test_losses.py": "definition"},
+    ),
+    Fault(
+        "binary-kl-norm-of-the-whole",
+        "BinaryKL-Norm takes log cosh of the whole difference instead of half.",
+        {"_log_cosh(difference_BK / (2 * temperature))": "_log_cosh(difference_BK / temperature)"},
+        {"test_losses.py": "definition"},
+    ),
+    Fault(
+        "dist-rows-twice",
+        "DIST relates rows twice, and columns never.",
+        {"correlation_distance(student_BK.T, teacher_BK.T)": "correlation_distance(student_BK, teacher_BK)"},
+        {"test_methods.py": "dist or paper"},
+    ),
+    Fault(
+        "crd-remembers-the-rest",
+        "CRD's momentum weighs the new embedding instead of the old.",
+        {
+            "self._momentum * kept[index_B] + (1 - self._momentum) * embedding_BD": (
+                "(1 - self._momentum) * kept[index_B] + self._momentum * embedding_BD"
+            )
+        },
+        {"test_adapters.py": ""},
+    ),
+    Fault(
+        "alpha-an-epoch-longer",
+        "DHKD's alpha ends an epoch late.",
+        {"epoch >= self.alpha_epochs": "epoch > self.alpha_epochs"},
+        {"test_objectives.py": "alpha"},
+    ),
+    Fault(
+        "top-four",
+        "Top-5 accuracy counts four classes.",
+        {"logits_BK.topk(min(5, logits_BK.shape[1])": "logits_BK.topk(min(4, logits_BK.shape[1])"},
+        {"test_evaluate.py": ""},
+    ),
+)
+
+# Many runs, what is reported of them, and what the user says.
+AROUND = (
+    Fault(
+        "failed-runs-again",
+        "A sweep goes on with runs that failed without being asked to.",
+        {"and (again or not (run / FAILED).exists())": ""},
+        {"test_sweep.py": "fails"},
+    ),
+    Fault(
+        "one-degree-of-freedom-more",
+        "Intervals over seeds are too narrow.",
+        {"stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)": "stats.t.ppf((1 + CONFIDENCE) / 2, len(values))"},
+        {"test_statistics.py": ""},
+    ),
+    Fault(
+        "baseline-minus-run",
+        "A difference has the other sign.",
+        {"value - baseline[seed] for": "baseline[seed] - value for"},
+        {"test_statistics.py": ""},
+    ),
+    Fault(
+        "numbers-as-text",
+        "Rows are sorted letter by letter.",
+        {'(float(part), "") if position % 2 else (0.0, part)': "(0.0, part)"},
+        {"test_comparison.py": ""},
+    ),
+    Fault(
+        "tail-mass-of-all",
+        "A top-k cache is reported as if it held every logit.",
+        {'if bound["tail_mass"] is not None:': 'if bound["tail_mass"] is None and not bound:'},
+        {"test_report.py": "top_k"},
+    ),
+    Fault(
+        "exponents-are-words",
+        "1e-3 in a preset is a word.",
+        {r'r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"': r'r"[-+]?\d+\.\d+[eE][-+]?\d+$"'},
+        {"test_load.py": "numbers"},
+    ),
+    Fault(
+        "a-bare-word-forgets",
+        "A bare word for a section sets its other fields back.",
+        {
+            "{**(existing if isinstance(existing, dict) else {}), section.main_field: value}": (
+                "{section.main_field: value}"
+            )
+        },
+        {"test_load.py": "bare_word"},
+    ),
+    Fault(
+        "every-error-is-a-failure",
+        "Wrong settings end with code 1 instead of 2.",
+        {"_fail(str(error), error.exit_code, debug)": "_fail(str(error), 1, debug)"},
+        {"test_bad_input.py": "refuses and epochs or nearest_preset"},
+    ),
+    Fault(
+        "cache-pays-too-early",
+        "The cache is said to pay where it costs as much.",
+        {"return views // epochs + 1": "return -(-views // epochs)"},
+        {"test_plan.py": "costs_less"},
+    ),
+    Fault(
+        "forwards-without-views",
+        "A plan counts the teacher's forwards of one view.",
+        {"forwards, row = num_samples * views,": "forwards, row = num_samples,"},
+        {"test_plan.py": "cifar100"},
+    ),
+)
+
+FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *AROUND)

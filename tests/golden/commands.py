@@ -1,0 +1,68 @@
+"""Many commands in one interpreter, each as if it were alone: `python commands.py FILE`, a JSON list of their words.
+
+It imports no more of the program than the command line, and prints a JSON line for each command as it ends. Under
+torchrun every process runs it.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What a command ended with and said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(words: Sequence[str]) -> Outcome:
+    """Run one command here."""
+    from dhkd.pipeline.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    arguments, sys.argv = sys.argv, ["dhkd", *words]
+    logging.root.handlers.clear()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = arguments
+        logging.root.handlers.clear()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def stay_together() -> None:
+    """Let the processes of torchrun keep their group after a command, for they can't form another for the next."""
+    import torch
+
+    torch.distributed.destroy_process_group = lambda *_: None
+
+
+def launcher(processes: int) -> list[str]:
+    """What starts a script as so many processes on this machine."""
+    if processes == 1:
+        return [sys.executable, "-P"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return [*words, "--master_addr", "127.0.0.1", "--master_port", str(port)]
+
+
+if __name__ == "__main__":
+    stay_together()
+    for words in json.loads(Path(sys.argv[1]).read_text()):
+        outcome = run(words)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(outcome), flush=True)  # noqa: T201

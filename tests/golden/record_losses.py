@@ -1,0 +1,122 @@
+"""The named terms of each case's first steps, as the program computes them: `python -m tests.golden.record_losses`.
+
+It writes losses.json. Where results are meant to change, run it again and read what git says of the difference.
+Under torchrun, `record_losses FOLDER` writes there what each process saw of the cases of two.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.golden.cases import CASES, ENVIRONMENT, PREPARATION, STEPS, Case
+from tests.golden.commands import launcher, run, stay_together
+
+ROOT = Path(__file__).parents[2]
+LOSSES = Path(__file__).parent / "losses.json"
+ALONE, TWO = ([case for case in CASES if case.processes == processes] for processes in (1, 2))
+
+Terms = dict[str, list[float]]  # of each step
+
+
+def machine() -> dict[str, str]:
+    """What the last digits depend on."""
+    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Terms]:
+    """What `backward` is given of every step, wherever the training has it from."""
+    from dhkd.stages.train import gradients, loop  # noqa: F401  # the loop brings everything that trains
+
+    terms_of_steps: Terms = {}
+    backward = gradients.backward
+
+    def recording(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
+        for name, term in terms.items():
+            terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))  # so many tell float32s apart
+        return backward(terms, *args, **options)
+
+    training = [module for name, module in sys.modules.items() if name.startswith("dhkd.stages.train")]
+    holders = [module for module in training if getattr(module, "backward", None) is backward]
+    for module in holders:
+        module.backward = recording
+    try:
+        yield terms_of_steps
+    finally:
+        for module in holders:
+            module.backward = backward
+
+
+def losses_of(case: Case) -> Terms:
+    """Train it in the current folder."""
+    with recorded() as terms:
+        done(case.words)
+    return {name: values[:STEPS] for name, values in terms.items()}
+
+
+def done(words: list[str]) -> None:
+    """Run a command that has to succeed."""
+    outcome = run(words)
+    assert outcome.code == 0, outcome.err
+
+
+def prepare(folder: Path) -> None:
+    """Train the teachers and write the caches."""
+    torch.set_num_threads(1)
+    with contextlib.chdir(folder):
+        for words in PREPARATION.values():
+            done(words)
+            gc.freeze()  # after each command Accelerate looks for garbage, of which none is in what was imported
+
+
+def losses_of_two_processes(folder: Path) -> dict[str, Terms]:
+    """Each process's terms of every case of two, with the teacher and caches of `folder`."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [*launcher(2), "-m", "tests.golden.record_losses", str(folder)]
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
+    subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=240)
+    first, second = (json.loads((folder / f"process-{rank}.json").read_text()) for rank in (0, 1))
+    return {
+        name: {f"{term} of process {rank}": values for rank, terms in enumerate(both) for term, values in terms.items()}
+        for name, both in {name: (first[name], second[name]) for name in first}.items()
+    }
+
+
+def _as_one_process(folder: Path) -> None:
+    stay_together()
+    torch.set_num_threads(1)
+    with contextlib.chdir(folder):
+        losses = {case.name: losses_of(case) for case in TWO}
+        Path(f"process-{os.environ['RANK']}.json").write_text(json.dumps(losses))
+
+
+def _write(losses: Mapping[str, Terms]) -> None:
+    """As JSON with a line for each term."""
+    cases = []
+    for name, terms in losses.items():
+        lines = ",\n".join(f"    {json.dumps(term)}: {json.dumps(values)}" for term, values in terms.items())
+        cases.append(f"  {json.dumps(name)}: {{\n{lines}\n  }}")
+    joined = ",\n".join(cases)
+    LOSSES.write_text(f'{{"machine": {json.dumps(machine())}, "losses": {{\n{joined}\n}}}}\n')
+
+
+def _record() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        with contextlib.chdir(folder):
+            losses = {case.name: losses_of(case) for case in ALONE}
+        _write(losses | losses_of_two_processes(folder))
+
+
+if __name__ == "__main__":
+    _as_one_process(Path(sys.argv[1])) if len(sys.argv) > 1 else _record()

@@ -1,0 +1,190 @@
+"""Whether an experiment fits a cache, and students fit together: one line that says why not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from dhkd.configs.schema import Experiment
+from dhkd.data.cache.reader import LogitReader
+from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.images.base import Images
+from dhkd.pipeline.build.checks import (
+    LARGEST_BLOCK_BYTES,
+    require_alike,
+    require_cache,
+    require_live,
+    require_own_draws,
+    require_small_blocks,
+)
+from dhkd.pipeline.build.data import images_of, recipe_of
+from dhkd.pipeline.build.training import objective_of, setting_of, student_of
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.stages.models import build_network
+from dhkd.stages.models.student import Student
+from dhkd.stages.processes import Processes
+from dhkd.stages.train.objectives.contract import Setting
+
+from tests.caches import manifest_of
+from tests.pipeline.conftest import experiment_of, untrained_weights
+
+
+def digits(experiment: Experiment) -> Images:
+    return images_of(experiment, "train", DataOptions())
+
+
+def checked(reader: LogitReader, *overrides: str, names: Sequence[str] = ("logits",), seed: int | None = None) -> None:
+    """`require_cache` of the small preset; with `seed`, of the teacher that draws its weights from it."""
+    experiment = experiment_of(*overrides)
+    network = None
+    if seed is not None:
+        torch.manual_seed(seed)
+        network = build_network("resnet8", 10)
+    require_cache(experiment, reader, digits(experiment), recipe_of(experiment.views), names, network)
+
+
+def test_a_cache_that_fits(reader: LogitReader) -> None:
+    checked(reader)
+    checked(reader, seed=0)
+    checked(reader, names=["b.logits"], seed=1)
+    checked(reader, "cache.precision=bf16", "cache.codec=int8", "student.lr=1", "seed=5")
+    checked(reader, "teacher=resnet14", "student.teacher=mean", names=["logits", "b.logits"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names", "seed", "says"),
+    [
+        (["data.limit=19"], ["logits"], None, ["dataset.num_samples expected 19, got 20", "dataset.fingerprint"]),
+        (["views.seed=1"], ["logits"], None, ["recipe.seed expected 1, got 0"]),
+        (["teacher=resnet14"], ["logits"], None, ["logits.teacher.architecture expected resnet14, got resnet8"]),
+        ([], ["logits"], 1, ["signals.logits.teacher.sha256 expected "]),
+        ([], ["b.logits"], 0, ["signals.b.logits.teacher.sha256 expected "]),
+        ([f"teacher.sha256={'f' * 64}"], ["logits"], None, ["teacher.sha256 expected ffffffffffff…, got "]),
+        (["teacher.mean=[0.1,0.2,0.3]"], ["logits"], None, ["teacher.mean expected [0.1, 0.2, 0.3], got "]),
+        ([f"teacher.sha256={'f' * 64}", "student.teacher=mean"], ["logits"], None, ["teacher.sha256 expected"]),
+    ],
+)
+def test_a_cache_of_something_else(
+    overrides: list[str], names: list[str], seed: int | None, says: list[str], reader: LogitReader
+) -> None:
+    with pytest.raises(CacheMismatch) as error:
+        checked(reader, *overrides, names=names, seed=seed)
+    message = str(error.value)
+    assert message.startswith(f"cache at {reader.location}: ")
+    assert message.endswith("or make another with 'dhkd cache-teacher'")
+    assert all(words in message for words in says), message
+
+
+def test_a_teachers_weights_stand_above_the_hash_that_the_preset_names(reader: LogitReader) -> None:
+    checked(reader, f"teacher.sha256={'f' * 64}", seed=0)
+
+
+def setting_for(experiment: Experiment) -> Setting:
+    images = images_of(experiment, "train", DataOptions())
+    return setting_of(experiment, experiment.student, images, objective_of(experiment))
+
+
+def live(reader: LogitReader | None, lacking: Sequence[str], *overrides: str) -> None:
+    """`require_live` of the small preset's student, 20 samples in one epoch."""
+    experiment = experiment_of(*overrides)
+    require_live(experiment, setting_for(experiment), lacking, reader, recipe_of(experiment.views))
+
+
+def test_nothing_is_asked_where_nothing_is_lacking(reader: LogitReader) -> None:
+    live(reader, [])
+    live(None, [])
+    live(reader, ["map1"], "teacher.live=true")
+    live(None, ["logits"], "teacher.live=true")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "overrides", "says"),
+    [
+        (
+            ["last_map"],
+            [],
+            "objective 'dhkd' needs the signal last_map, it holds b.logits, embedding, logits; cache it with"
+            " 'dhkd cache-teacher … --signals last_map' (0.0 MB a view, 40 forwards once for 2 views), or run the"
+            " teacher in every step with --set teacher.live=true and --teacher FILE (20 forwards for each student)",
+        ),
+        (["last_map"], ["student.teacher=b"], "needs the signal b.last_map, it holds"),
+        (["embedding"], ["student.teacher=b"], "; choose another teacher of it with --set student.teacher=NAME, or"),
+        (["logits"], ["student.teacher=mean"], "needs the signal logits, it holds"),
+        (
+            ["last_map", "map1-before-batch"],
+            [],
+            "needs the signal last_map, map1-before-batch, it holds b.logits, embedding, logits; map1-before-batch"
+            " can't be cached: run the teacher in every step",
+        ),
+        (["map1"], ["student.epochs=3"], "(60 forwards for each student)"),
+        (["map1"], ["cache.codec=float32", "data.limit=1000"], f"({1000 * 16 * 64 * 4 / 1e6:,.1f} MB a view, 2,000"),
+    ],
+)
+def test_both_ways_to_a_missing_signal_and_their_cost(
+    lacking: list[str], overrides: list[str], says: str, reader: LogitReader
+) -> None:
+    with pytest.raises(CacheMismatch) as error:
+        live(reader, lacking, *overrides)
+    assert str(error.value).startswith(f"cache at {reader.location}: objective 'dhkd' needs the signal ")
+    assert says in str(error.value)
+
+
+def test_without_a_cache_the_views_are_the_presets() -> None:
+    says = r"^--cache: objective 'dhkd' needs the signal logits, no cache was given; cache it .* once for 2 views"
+    with pytest.raises(ConfigError, match=says):
+        live(None, ["logits"])
+
+
+def test_blocks_that_would_hold_too_much_are_refused() -> None:
+    """16 rows of small logits fit where 16 rows of a large map don't."""
+    rows = 16
+    width = LARGEST_BLOCK_BYTES // (2 * rows)  # float16
+    manifest = manifest_of(rows, 10, 1, rows, signals={"logits": ("float16", (10,)), "map1": ("float16", (width,))})
+    require_small_blocks(manifest, ["logits"], "c")
+    require_small_blocks(manifest, ["map1"], "c")
+    says = r"^cache at c: its blocks of 16 rows would hold 1.1 GB of logits, map1, expected at most 1.1; write"
+    with pytest.raises(ConfigError, match=says):
+        require_small_blocks(manifest, ["logits", "map1"], "c")
+
+
+def test_one_student_is_like_itself(processes: Processes) -> None:
+    require_alike([experiment_of()], processes)
+
+
+def test_students_may_differ_in_all_that_is_their_own(processes: Processes) -> None:
+    others = ("seed=1", "student=resnet14", "student.lr=0.5", "objective=kd", "student.view_schedule=cycle")
+    require_alike([experiment_of(), *(experiment_of(setting) for setting in others)], processes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("data.limit=19", "expected one data, got two that differ"),
+        ("views.seed=1", "expected one views, got two that differ"),
+        ("teacher=resnet14", "expected one teacher, got two that differ"),
+        ("cache.views=1", "expected one cache, got two that differ"),
+        ("student.precision=bf16", "expected one student.precision, got float32 and bf16"),
+    ],
+)
+def test_students_that_share_no_memory(setting: str, says: str, processes: Processes) -> None:
+    with pytest.raises(ConfigError, match=f"^several students together: {says}"):
+        require_alike([experiment_of(), experiment_of("seed=1"), experiment_of(setting)], processes)
+
+
+def student(*overrides: str) -> Student:
+    experiment = experiment_of(*overrides)
+    return student_of(objective_of(experiment), setting_for(experiment))
+
+
+def test_dropout_of_other_libraries_is_for_students_that_train_alone() -> None:
+    ours, foreign = student(), student("student=torchvision:mobilenet_v2", "objective=ce")
+    require_own_draws({Path("a"): ours, Path("b"): ours})
+    require_own_draws({Path("a"): foreign})
+    with pytest.raises(ConfigError, match="several students together: b has dropout that draws from torch's own"):
+        require_own_draws({Path("out/a"): ours, Path("out/b"): foreign})
+
+
+def test_weights_are_drawn_anew(tmp_path: Path) -> None:
+    """What the cases above rest on: other seeds, other teachers."""
+    one, other = (untrained_weights(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
+    assert one.read_bytes() != other.read_bytes()

@@ -1,0 +1,74 @@
+"""The shapes in names, executed: while tests run, a function checks every tensor whose argument's name says a shape.
+
+`student_BK` must have two axes, `margin_C` one, `scale_B1` a second of length 1; an axis of one letter is of one length
+in all arguments of a call. The package knows nothing of it, since jaxtyping is only there for development: modules are
+changed as they are imported.
+"""
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
+
+import jaxtyping
+from torch import Tensor
+
+CHECKED = ("dhkd.stages.train", "dhkd.stages.report", "dhkd.stages.models.signals")
+SHAPE = re.compile(r"_([A-Z0-9]+)$")
+
+
+def check_shapes() -> None:
+    """From now on, modules in `CHECKED` are imported with their shapes checked."""
+    early = [name for name in sys.modules if name.startswith(CHECKED)]
+    assert not early, f"imported before shapes could be checked: {early}"
+    sys.meta_path.insert(0, _Finder())
+
+
+def checked(function: Callable[..., object]) -> Callable[..., object]:
+    """The function with its tensors' shapes checked; itself, if no name of an argument says a shape."""
+    signature = inspect.signature(function)
+    shapes = {
+        name: jaxtyping.Shaped[Tensor, " ".join(match[1])]
+        for name in signature.parameters
+        if (match := SHAPE.search(name))
+    }
+    if not shapes:
+        return function
+
+    @functools.wraps(function)
+    def call(*arguments: object, **options: object) -> object:
+        given = signature.bind(*arguments, **options).arguments
+        with jaxtyping.jaxtyped("context"):
+            for name, shape in shapes.items():
+                value = given.get(name)
+                if isinstance(value, Tensor):
+                    sizes = {n: tuple(v.shape) for n, v in given.items() if isinstance(v, Tensor)}
+                    assert isinstance(value, shape), f"{function.__qualname__}: {name} doesn't fit among {sizes}"
+        return function(*arguments, **options)
+
+    return call
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if not name.startswith(CHECKED):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin is not None:
+            spec.loader = _Loader(name, spec.origin)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        for holder in (module, *(value for value in vars(module).values() if inspect.isclass(value))):
+            if getattr(holder, "__module__", holder.__name__) != module.__name__:
+                continue
+            for name, value in list(vars(holder).items()):
+                if inspect.isfunction(value) and value.__module__ == module.__name__:
+                    setattr(holder, name, checked(value))

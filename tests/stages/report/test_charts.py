@@ -1,0 +1,97 @@
+"""The page's figures, as plotly's plain values: what is in them, and that looks are those of files."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
+from dhkd.stages.report.figures import Line, Matrices, Panel, Points, Values
+
+BLUE, ORANGE = "rgb(31, 119, 180)", "rgb(255, 127, 14)"
+
+
+def lines_in(figure: Any) -> dict[str, Any]:
+    """The traces that have a name."""
+    return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
+
+
+def test_a_line_has_its_points_and_a_band() -> None:
+    (figure,) = line_charts([Panel({"ce": Line([1, 2, 3], [10.0, 20.0, 30.0], [None, 1.0, 2.0])}, "epoch", "top-1")])
+    line, band = figure["data"]
+    assert (line["x"], line["y"], line["line"]["color"]) == ([1, 2, 3], [10.0, 20.0, 30.0], BLUE)
+    # Along the upper ends and back along the lower ones; the first epoch has no interval.
+    assert (band["x"], band["y"]) == ([2, 3, 3, 2], [21.0, 32.0, 28.0, 19.0])
+    assert band["legendgroup"] == line["legendgroup"] == "ce"
+    assert (figure["layout"]["xaxis"]["title"]["text"], figure["layout"]["yaxis"]["title"]["text"]) == (
+        "epoch", "top-1"
+    )  # fmt: skip
+
+
+def test_many_lines_have_no_bands() -> None:
+    for count, traces in ((8, 16), (9, 9)):
+        lines = {f"run {number}": Line([1, 2], [1.0, 2.0], [0.5, 0.5]) for number in range(count)}
+        (figure,) = line_charts([Panel(lines, "x", "y")])
+        assert len(figure["data"]) == traces
+
+
+def test_a_level_is_a_horizontal_line_with_its_name() -> None:
+    (figure,) = line_charts([Panel({"ce": Line([1], [1.0])}, "x", "y", levels={"teacher": 55.0})])
+    (shape,) = figure["layout"]["shapes"]
+    assert (shape["y0"], shape["y1"], shape["line"]["dash"]) == (55.0, 55.0, "dash")
+    assert [note["text"] for note in figure["layout"]["annotations"]] == ["teacher"]
+
+
+def test_logarithmic_axes() -> None:
+    panel = Panel({"a": Line([10, 1], [1.0, 2.0]), "b": Line([3], [1.0])}, "views", "top-1", log_x=True, log_y=True)
+    (figure,) = line_charts([panel])
+    assert (figure["layout"]["xaxis"]["type"], figure["layout"]["yaxis"]["type"]) == ("log", "log")
+    assert (figure["layout"]["xaxis"]["tickvals"], figure["layout"]["xaxis"]["ticktext"]) == (
+        [1, 3, 10],
+        ["1", "3", "10"],
+    )
+
+
+def test_the_order_gives_a_name_its_colour_in_every_chart() -> None:
+    line = Line([1], [1.0])
+    (figure,) = line_charts([Panel({"kd": line, "ce": line}, "x", "y")], ["ce", "kd"])
+    (values,) = value_charts([Values({"kd": [1.0]}, "top-1")], ["ce", "kd"])
+    assert {name: trace["line"]["color"] for name, trace in lines_in(figure).items()} == {"ce": BLUE, "kd": ORANGE}
+    assert lines_in(values)["kd"]["marker"]["color"] == ORANGE
+
+
+def test_the_legend_names_each_line_once_in_the_order() -> None:
+    line = Line([1], [1.0])
+    panels = [Panel({"kd": line, "ce": line}, "x", "y"), Panel({"ce": line}, "x", "y")]
+    assert legend_of(panels, ["ce", "absent", "kd"]) == [("ce", BLUE, "solid"), ("kd", "rgb(44, 160, 44)", "solid")]
+    assert legend_of([Panel({"ce": line}, "x", "y")]) == [], "a single line needs none"
+    many = Panel({f"run {number}": line for number in range(11)}, "x", "y")
+    assert legend_of([many])[10] == ("run 10", BLUE, "dashed"), "the colour comes again, as CSS draws another line"
+    assert lines_in(line_charts([many])[0])["run 10"]["line"]["dash"] == "dash", "as plotly draws another line"
+
+
+def test_a_row_shows_mean_interval_seeds_and_mark() -> None:
+    panel = Values({"ce": [1.0, 3.0], "kd": [5.0]}, "top-1", {"kd": 6.0}, "published")
+    (figure,) = value_charts([panel])
+    traces = lines_in(figure)
+    assert list(traces) == ["ce", "ce, a seed", "kd", "published"]
+    assert (traces["ce"]["x"], traces["ce"]["y"]) == ([2.0], ["ce"])
+    assert traces["ce"]["error_x"]["array"] == [pytest.approx(12.7062047)]
+    assert (traces["ce, a seed"]["x"], traces["ce, a seed"]["y"]) == ([1.0, 3.0], ["ce", "ce"])
+    assert "error_x" not in traces["kd"]
+    assert (traces["published"]["x"], traces["published"]["y"]) == ([6.0], ["kd"])
+
+
+def test_matrices_share_a_scale_that_is_symmetric() -> None:
+    matrices = Matrices({"a": np.array([[0.0, 0.1234]]), "b": np.array([[-0.5, 0.2]])})
+    a, b = (figure["data"][0] for figure in matrix_charts(matrices))
+    assert (a["zmin"], a["zmax"]) == (b["zmin"], b["zmax"]) == (-0.5, 0.5)
+    assert a["z"] == [[0.0, 0.123]]
+
+
+def test_points_are_coloured_by_label() -> None:
+    points = Points({"teacher": np.array([[0.0, 1.239], [2.0, 3.0]])}, np.array([7, 8]))
+    (figure,) = point_charts(points)
+    (trace,) = figure["data"]
+    assert (trace["x"], trace["y"]) == ([0.0, 2.0], [1.24, 3.0])
+    assert (trace["marker"]["color"], trace["text"]) == ([7, 8], ["7", "8"])
+    assert figure["layout"]["title"]["text"] == "teacher"

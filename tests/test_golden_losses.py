@@ -1,0 +1,55 @@
+"""Every case's first steps give the losses that they always gave: what a change of structure must leave as it is."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from dhkd.stages.train.objectives import OBJECTIVES
+
+from tests.golden.cases import Case
+from tests.golden.record_losses import ALONE, LOSSES, TWO, Terms, losses_of, losses_of_two_processes, machine, prepare
+
+GOLDEN = json.loads(LOSSES.read_text())
+# Other processors and versions of torch add in another order, and with every step that makes a larger difference.
+TOLERANCE = 1e-6 if GOLDEN["machine"] == machine() else 1e-2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Teachers and caches."""
+    folder = tmp_path_factory.mktemp("golden")
+    prepare(folder)
+    yield folder
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(folder: Path) -> dict[str, Terms]:
+    return losses_of_two_processes(folder)
+
+
+def assert_golden(name: str, terms: Terms) -> None:
+    golden = GOLDEN["losses"][name]
+    assert terms.keys() == golden.keys()
+    for term, values in golden.items():
+        assert terms[term] == pytest.approx(values, rel=TOLERANCE), term
+
+
+def test_every_objective_has_a_case() -> None:
+    assert {*OBJECTIVES} <= {case.name for case in ALONE}
+    assert GOLDEN["losses"].keys() == {case.name for case in [*ALONE, *TWO]}
+
+
+@pytest.mark.parametrize("case", ALONE, ids=lambda case: case.name)
+def test_one_process(case: Case, folder: Path) -> None:
+    with chdir(folder):
+        assert_golden(case.name, losses_of(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TWO, ids=lambda case: case.name)
+def test_two_processes(case: Case, of_two_processes: dict[str, Terms]) -> None:
+    assert_golden(case.name, of_two_processes[case.name])
