@@ -1,14 +1,17 @@
-"""Caches of random values to be timed: what the values are has no influence on it."""
+"""Caches of random values, for timing: the time doesn't depend on the values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from dhkd.data.cache.blocks import WITNESS, Block
+from dhkd.data.cache.blocks import WITNESS, Array, Block
+from dhkd.data.cache.codecs import AnyCodec, Float
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
+
+FLOAT16 = Float("float16")
 
 
 def manifest_of(
@@ -16,10 +19,10 @@ def manifest_of(
     num_samples: int,
     num_classes: int,
     block_rows: int,
-    codec: Mapping[str, Any] | None = None,
+    codec: AnyCodec = FLOAT16,
     signals: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Manifest:
-    """A manifest of logits, or of `signals` with the shape of a row of each, in this codec, by default float16."""
+    """A manifest of logits, or of `signals`, which gives the shape of a row of each."""
     dataset = {
         "name": "random",
         "split": "train",
@@ -27,12 +30,15 @@ def manifest_of(
         "num_classes": num_classes,
         "fingerprint": "",
     }
-    stored = {"teacher": {}, "precision": "float32", "codec": codec or {"kind": "float16"}}
+    stored = {"teacher": {}, "precision": "float32", "codec": asdict(codec)}
     rows = signals or {"logits": (num_classes,)}
-    said = {name: {**stored, "row": row} for name, row in rows.items()}
     tree = {
         "format": 2,
-        "identity": {"dataset": dataset, "recipe": {}, "signals": said},
+        "identity": {
+            "dataset": dataset,
+            "recipe": {},
+            "signals": {name: {**stored, "row": row} for name, row in rows.items()},
+        },
         "provenance": {},
         "num_views": num_views,
         "block_rows": block_rows,
@@ -41,31 +47,31 @@ def manifest_of(
 
 
 def writer_at(path: Path, manifest: Manifest, store: str = "zarr") -> LogitWriter:
-    """A writer of a cache that is begun where it isn't there."""
+    """A writer of the cache at `path`, which is begun if it doesn't exist."""
     storage = storage_of(path)
     return LogitWriter(storage, store, begin(storage, store, manifest), manifest.signals)
 
 
-def rows_of(writer: LogitWriter) -> dict[str, np.ndarray[Any, Any]]:
-    """As many random rows as a block has at most."""
+def rows_of(writer: LogitWriter) -> dict[str, Array]:
+    """Random rows for the largest block."""
     rows, generator = writer.plan.block_rows, np.random.default_rng(0)
     values = {
-        # Features are small, so that losses whose weights expect that don't diverge.
+        # Features are small, so that losses whose weights expect small ones don't diverge.
         name: (3.5 if name == "logits" else 0.1) * generator.standard_normal((rows, *signal.row), dtype=np.float32)
         for name, signal in writer.manifest.signals.items()
     }
     return {**values, WITNESS: np.zeros(rows, dtype=np.uint32)}
 
 
-def write(writer: LogitWriter, blocks: list[Block]) -> None:
-    """Put these blocks."""
+def write(writer: LogitWriter, blocks: Sequence[Block]) -> None:
+    """Write these blocks."""
     rows = rows_of(writer)
     for block in blocks:
         writer.write(block, {name: values[: len(block)] for name, values in rows.items()})
 
 
 def complete_cache(path: Path, manifest: Manifest, store: str = "zarr") -> Path:
-    """A complete cache at `path`."""
+    """Write a complete cache at `path`, which is returned."""
     writer = writer_at(path, manifest, store)
     write(writer, writer.plan.blocks())
     assert not writer.complete(set())

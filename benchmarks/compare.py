@@ -1,57 +1,67 @@
-"""Two runs of `dhkd bench` beside each other."""
+"""Two runs of `dhkd bench`, compared."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dhkd.benchmarks.figure import text_of
+from dhkd.benchmarks.figure import Figure, text_of
 from dhkd.data.errors import ConfigError
 from dhkd.pipeline.cli.tables.plain import plain_table
 
-SAME = ("hardware", "gpu", "cores", "versions", "quick")  # what two runs should share for their figures to be compared
+SAME = ("hardware", "gpu", "cores", "versions", "quick")  # these have to agree for a fair comparison
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of `dhkd bench`: its figures by name and detail, and its other keys."""
+
+    figures: Mapping[tuple[str, str], Figure]
+    facts: Mapping[str, Any]  # as the JSON has them: they are compared and printed
 
 
 def comparison(first: Path, second: Path) -> str:
-    """A table of both files' medians; a difference is called one where the quartiles of the two don't overlap.
+    """A table of both files' medians, which says whether the quartiles of the repetitions overlap.
 
-    Raises `ConfigError`, in one line, for a file that holds no figures.
+    Raises `ConfigError` for a file that holds no figures.
     """
-    runs = [_read(first), _read(second)]
-    one, other = ({(f["name"], f["detail"]): f for f in run["figures"]} for run in runs)
-    lines = []
-    for key, figure in one.items():
-        if key in other:
-            a, b = figure["value"], other[key]["value"]
-            ratio = text_of(b / a) if a else "–"
-            lines.append([*key, text_of(a), text_of(b), figure["unit"], ratio, _verdict(figure, other[key])])
-    table = plain_table(["figure", "of", "A", "B", "", "B / A", ""], lines)
+    a, b = _read(first), _read(second)
+    rows = []
+    for key, figure in a.figures.items():
+        if key in b.figures:
+            counterpart = b.figures[key]
+            ratio = text_of(counterpart.value / figure.value) if figure.value else "–"
+            medians = (text_of(figure.value), text_of(counterpart.value))
+            rows.append([*key, *medians, figure.unit, ratio, _verdict(figure, counterpart)])
+    table = plain_table(["figure", "of", "A", "B", "", "B / A", ""], rows)
     notes = [f"A: {first}, B: {second}; beyond the noise: the middle halves of the repetitions don't overlap"]
-    for name, only in (("A", one.keys() - other.keys()), ("B", other.keys() - one.keys())):
-        if only:
-            notes.append(f"only in {name}: {'; '.join(sorted(f'{figure} ({of})' for figure, of in only))}")
-    told = [(same, runs[0].get(same), runs[1].get(same)) for same in SAME]
-    notes += [f"{same} differ: A {of_a}, B {of_b}" for same, of_a, of_b in told if of_a != of_b]
+    for name, keys in (("A", a.figures.keys() - b.figures.keys()), ("B", b.figures.keys() - a.figures.keys())):
+        if keys:
+            notes.append(f"only in {name}: {'; '.join(sorted(f'{figure} ({detail})' for figure, detail in keys))}")
+    facts = [(key, a.facts.get(key), b.facts.get(key)) for key in SAME]
+    notes += [f"{key} differ: A {of_a}, B {of_b}" for key, of_a, of_b in facts if of_a != of_b]
     return "\n".join([table, *notes])
 
 
-def _verdict(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    if not (one["quartiles"] and other["quartiles"]):
+def _verdict(a: Figure, b: Figure) -> str:
+    if a.quartiles is None or b.quartiles is None:
         return "measured once"
-    (low, high), (other_low, other_high) = one["quartiles"], other["quartiles"]
-    return "beyond the noise" if high < other_low or other_high < low else "within the noise"
+    (low_a, high_a), (low_b, high_b) = a.quartiles, b.quartiles
+    return "beyond the noise" if high_a < low_b or high_b < low_a else "within the noise"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Run:
     try:
-        run = json.loads(file.read_bytes())
-        fields = {"name", "value", "unit", "detail", "quartiles"}
-        if not all(fields <= set(figure) for figure in run["figures"]):
-            raise KeyError("figures")
+        tree = json.loads(file.read_bytes())
+        figures = [
+            Figure(entry["name"], entry["value"], entry["unit"], entry["detail"], entry["quartiles"])
+            for entry in tree["figures"]
+        ]
     except OSError as error:
         raise ConfigError(f"--compare {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--compare {file}: expected the JSON that 'dhkd bench' writes, found something else"
         ) from error
-    return dict(run)
+    return Run({(figure.name, figure.detail): figure for figure in figures}, tree)

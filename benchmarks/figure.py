@@ -1,4 +1,4 @@
-"""A measured number, and how repetitions become one."""
+"""A measured number, and how it is computed from repetitions."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `quartiles` are those of the repetitions; with neither bound it is for information."""
+    """One measured number. `quartiles` are those of the repetitions; without a bound, there is no target."""
 
     name: str
     value: float
@@ -29,7 +29,7 @@ class Figure:
         return self.value >= self.at_least if self.at_least is not None else None
 
     def row(self) -> list[str]:
-        """The figure as a line of the table."""
+        """The figure as a row of the table."""
         target = "–"
         if self.at_most is not None:
             target = f"≤ {self.at_most:g}"
@@ -41,7 +41,7 @@ class Figure:
 
 
 def text_of(value: float) -> str:
-    """A figure with as many digits as its size asks for."""
+    """A number with at least three significant digits."""
     digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:,.{digits}f}"
 
@@ -55,16 +55,16 @@ def middle(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> Figure:
-    """The figure that repetitions give: their median, and their quartiles beside it."""
-    all_of_them = [float(value) for value in values]
-    low, _, high = quantiles(all_of_them, n=4, method="inclusive") if len(all_of_them) > 1 else all_of_them * 3
-    return Figure(name, median(all_of_them), unit, detail, (low, high), at_most, at_least)
+    """The median of the repetitions, with their quartiles."""
+    numbers = [float(value) for value in values]
+    low, _, high = quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
+    return Figure(name, median(numbers), unit, detail, (low, high), at_most, at_least)
 
 
 def interleaved(
     actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of every action in every round; they take turns, and the order turns around from round to round."""
+    """Seconds of every action in every round; the actions take turns, in reverse order in every other round."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     order = list(actions)
     for number in range(warm_up + rounds):

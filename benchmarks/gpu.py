@@ -1,10 +1,10 @@
-"""What a GPU makes of it: steps launched and captured, several students, stage one, and the online script beside them.
+"""Rates on a GPU: steps as they are and captured, several students, stage one; and the online script to compare with.
 
-`dhkd bench --only gpu`; without a GPU it says so and measures nothing. Nothing here needs files: images are random, of
-CIFAR-100's shape and number, and so is the cache, which lies in memory.
+`dhkd bench --only gpu` measures nothing without a GPU. No files are needed: the images are random, of CIFAR-100's shape
+and number, and so are the logits, which are kept in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +14,7 @@ from dhkd.benchmarks.caches import complete_cache, manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.online import online
 from dhkd.benchmarks.pairs import PAIRS
+from dhkd.benchmarks.setup import Sizes
 from dhkd.benchmarks.steps import (
     MEAN,
     NUM_CLASSES,
@@ -42,66 +43,70 @@ EPOCHS, SAMPLES = 240, 50_000  # of the published runs
 STUDENTS = 8
 SCRIPT = "online script, aligned, 4 workers"
 WARM_UP = 200  # steps, in which graphs are captured and kernels compiled
+WAYS: tuple[Compile, ...] = ("off", "reduce-overhead", "max")
 
 
-def gpu(
-    steps: int,
-    rounds: int,
-    samples: int,
-    folder: Path,
-    processes: Processes,
-    ways: Sequence[Compile] = ("off", "reduce-overhead", "max"),
-) -> list[Figure]:
-    """Rates of the published training on this device; `steps` in a repetition, `samples` in the set."""
+def gpu(sizes: Sizes, folder: Path, processes: Processes, ways: Sequence[Compile] = WAYS) -> list[Figure]:
+    """Rates of the published training on this device."""
+    samples = sizes.gpu_samples
     images = random_images(samples, NUM_CLASSES)
     renderer = ResidentRenderer(images, RECIPE, processes.device)
     reader = open_cache(complete_cache(folder / "gpu.zarr", manifest_of(8, samples, NUM_CLASSES, -(-samples // 3))))
     signals = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
     figures: list[Figure] = []
-    for student, teacher in PAIRS:
-        loops = {
-            f"{objective}, compile {how}": Loop(
-                objective,
-                stream_of(renderer, signals, BATCH),
-                processes,
-                networks=(student, teacher),
-                compiled=how,
-            )
-            for objective in ("ce", "dhkd")
-            for how in ways
-        }
-        for loop in loops.values():
-            _run(loop.step, WARM_UP, processes)
-        script = online(
-            images,
-            student=student,
-            teacher=teacher,
-            aligned=True,
-            batch_size=BATCH,
-            workers=4,
-            device=processes.device,
-        )
-        actions = {name: partial(_run, loop.step, steps, processes) for name, loop in loops.items()}
-        actions[SCRIPT] = partial(_run, partial(next, script), steps // 4, processes)
-        seconds = interleaved(actions, rounds, warm_up=1)
-        rates = {name: steps / values for name, values in seconds.items()}
-        rates[SCRIPT] /= 4
-        detail = f"{student} ← {teacher}, batch {BATCH}, {processes.precision}"
-        figures += [middle(f"gpu: {name}", rate, "steps/s", detail) for name, rate in rates.items()]
-        fastest = max((name for name in rates if name.startswith("dhkd")), key=lambda name: float(rates[name].mean()))
-        run = EPOCHS * -(-SAMPLES // BATCH) / rates[fastest]
-        bound = 300.0 if student == "resnet8x4" else None
-        figures.append(
-            middle(f"gpu: steps of {EPOCHS} epochs, {fastest}", run, "s", f"{detail}, reckoned", at_most=bound)
-        )
-        speed_up = rates[fastest] / rates[SCRIPT]
-        figures.append(middle(f"gpu: {fastest} / online script", speed_up, "×", detail))
-        busy = _busy_share(loops[fastest].step, steps, processes)
-        figures.append(Figure(f"gpu: busy share, {fastest}", busy, "", detail))
+    for networks in PAIRS:
+        loops = _warm_loops(networks, renderer, signals, processes, ways)
+        figures += _training(sizes, networks, loops, images, processes)
     captured: Compile = "reduce-overhead" if "reduce-overhead" in ways else "off"
-    figures.append(_together(steps, rounds, renderer, signals, processes, captured))
+    figures.append(_together(sizes, renderer, signals, processes, captured))
     figures.append(_stage_one(images, renderer, folder, processes))
     return figures
+
+
+def _warm_loops(
+    networks: tuple[str, str],
+    renderer: ResidentRenderer,
+    signals: ResidentSignals,
+    processes: Processes,
+    ways: Sequence[Compile],
+) -> dict[str, Loop]:
+    loops = {
+        f"{objective}, compile {how}": Loop(
+            objective, stream_of(renderer, signals, BATCH), processes, networks=networks, compiled=how
+        )
+        for objective in ("ce", "dhkd")
+        for how in ways
+    }
+    for loop in loops.values():
+        _run(loop.step, WARM_UP, processes)
+    return loops
+
+
+def _training(
+    sizes: Sizes, networks: tuple[str, str], loops: Mapping[str, Loop], images: ImageSet, processes: Processes
+) -> list[Figure]:
+    """Steps a second of each way and of the online script; what the fastest means for a published run."""
+    (student, teacher), steps = networks, sizes.gpu_steps
+    script = online(
+        images, student=student, teacher=teacher, aligned=True, batch_size=BATCH, workers=4, device=processes.device
+    )
+    actions = {name: partial(_run, loop.step, steps, processes) for name, loop in loops.items()}
+    actions[SCRIPT] = partial(_run, partial(next, script), steps // 4, processes)
+    seconds = interleaved(actions, sizes.gpu_rounds, warm_up=1)
+    rates = {name: steps / values for name, values in seconds.items()}
+    rates[SCRIPT] /= 4
+    detail = f"{student} ← {teacher}, batch {BATCH}, {processes.precision}"
+    figures = [middle(f"gpu: {name}", rate, "steps/s", detail) for name, rate in rates.items()]
+    fastest = max((name for name in rates if name.startswith("dhkd")), key=lambda name: float(rates[name].mean()))
+    run = EPOCHS * -(-SAMPLES // BATCH) / rates[fastest]
+    bound = 300.0 if student == "resnet8x4" else None
+    busy = _busy_share(loops[fastest].step, steps, processes)
+    return [
+        *figures,
+        middle(f"gpu: steps of {EPOCHS} epochs, {fastest}", run, "s", f"{detail}, reckoned", at_most=bound),
+        middle(f"gpu: {fastest} / online script", rates[fastest] / rates[SCRIPT], "×", detail),
+        Figure(f"gpu: busy share, {fastest}", busy, "", detail),
+    ]
 
 
 def _run(step: Callable[[], object], steps: int, processes: Processes) -> None:
@@ -112,21 +117,23 @@ def _run(step: Callable[[], object], steps: int, processes: Processes) -> None:
 
 
 def _busy_share(step: Callable[[], object], steps: int, processes: Processes) -> float:
-    """The share of the time in which some kernel runs, at most: their durations' sum over the time that passed."""
+    """At most the share of time in which a kernel runs: the sum of their durations over the time that passed."""
     on_gpu = processes.device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     began = perf_counter()
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiled:
         _run(step, steps, processes)
         passed = perf_counter() - began
-    events = found.key_averages()
+    events = profiled.key_averages()
     busy = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events)
     return float(busy) / 1e6 / passed
 
 
 def _together(
-    steps: int, rounds: int, renderer: ResidentRenderer, signals: ResidentSignals, processes: Processes, how: Compile
+    sizes: Sizes, renderer: ResidentRenderer, signals: ResidentSignals, processes: Processes, how: Compile
 ) -> Figure:
+    """Several students on shared batches, relative to one after the other."""
+    steps = sizes.gpu_steps
     stream = stream_of(renderer, signals, BATCH)
     loops = [Loop("dhkd", stream, processes, compiled=how, alone=False) for _ in range(STUDENTS)]
     batches = batches_of(stream)
@@ -148,12 +155,13 @@ def _together(
             "one": partial(_run, partial(next, alone), STUDENTS * steps, processes),
             "all": partial(_run, all_at_once, steps, processes),
         }
-        seconds = interleaved(actions, rounds, warm_up=1)
+        seconds = interleaved(actions, sizes.gpu_rounds, warm_up=1)
     detail = f"{STUDENTS} × resnet20, batch {BATCH}, {processes.precision}, compile {how}"
     return middle("gpu: together / one after the other", seconds["one"] / seconds["all"], "×", detail, at_least=3.0)
 
 
 def _stage_one(images: ImageSet, renderer: ResidentRenderer, folder: Path, processes: Processes) -> Figure:
+    """Seconds to cache all views, computed from those of a few."""
     teacher = Teacher(build_network("resnet32x4", NUM_CLASSES), Normalization(MEAN, STD), processes)
     views, block_rows, seconds = 4, -(-len(images) // 3), []
     for number in range(3):

@@ -1,22 +1,21 @@
 """Every method on the demo's data, several seeds each, as one table: `python benchmarks/methods.py --out DIR`.
 
-One teacher, one cache of every view with the signals that methods read from a cache; methods that need whole maps run
-the teacher live. Settings are the preset's. Runs that are finished are not repeated, so that an interrupted table goes
-on, and another `--methods` adds rows. Not part of `make bench`: it takes an hour and measures accuracy, not speed.
+There is one teacher, and one cache of all views with the signals that methods can read from a cache; methods that need
+whole maps run the teacher live. Settings are the preset's. Finished runs are not repeated: an interrupted table can be
+continued, and other `--methods` add rows. It is not part of `dhkd bench`: it takes an hour, and measures accuracy.
 """
 
 import argparse
 import json
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from dhkd.configs.load import load_experiment
 from dhkd.pipeline import training
 from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.results import plain
+from dhkd.pipeline.results import TrainedRun
 from dhkd.stages.train.objectives import OBJECTIVES
 from rich.console import Console
 
@@ -24,14 +23,13 @@ SIGNALS = "cache.signals=[logits,embedding,cam,attention]"
 COMBINED = ("dhkd + reviewkd",)
 
 
-def trained(out: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """The result of one run, made where it isn't there."""
+def trained(out: Path, method: str, seed: int, overrides: list[str]) -> TrainedRun:
+    """The result of a run, which is trained if it isn't finished."""
     run = out / f"{method.replace(' ', '')}-{seed}"
     if (run / "result.json").is_file():
-        result: dict[str, Any] = json.loads((run / "result.json").read_bytes())
-        return result
+        return TrainedRun.from_json(json.loads((run / "result.json").read_bytes()), str(run / "result.json"))
     settings = [f"objective={method}", f"seed={seed}", "teacher.live=true", *overrides]
-    trained_run = training.train_student(
+    return training.train_student(
         load_experiment("demo", settings),
         str(out / "teacher.zarr"),
         run,
@@ -40,11 +38,10 @@ def trained(out: Path, method: str, seed: int, overrides: list[str]) -> dict[str
         cpu=True,
         resume=True,
     )
-    return dict(plain(trained_run))
 
 
 def main() -> None:
-    """Train what isn't there yet, and print the table."""
+    """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of teacher, cache and runs")
     parser.add_argument("--methods", nargs="+", default=[*OBJECTIVES, *COMBINED])
@@ -65,14 +62,15 @@ def main() -> None:
         )
     rows = []
     for method in options.methods:
-        top1 = []
+        runs = []
         for seed in range(options.seeds):
-            result = trained(options.out, method, seed, options.overrides)
-            top1.append(result["last_top1"])
-            Console(stderr=True).print(f"{method}, seed {seed}: {top1[-1]:.2f} %", highlight=False)
-        each = ", ".join(f"{value:.2f}" for value in top1)
+            runs.append(trained(options.out, method, seed, options.overrides))
+            Console(stderr=True).print(f"{method}, seed {seed}: {runs[-1].last_top1:.2f} %", highlight=False)
+        top1 = [run.last_top1 for run in runs]
         spread = f"{stdev(top1):.2f}" if len(top1) > 1 else "–"
-        rows.append((method, f"{mean(top1):.2f}", spread, each, ", ".join(result["live"]) or "–"))
+        live = runs[-1].distillation.live if runs[-1].distillation else []
+        seeds = ", ".join(f"{value:.2f}" for value in top1)
+        rows.append((method, f"{mean(top1):.2f}", spread, seeds, ", ".join(live) or "–"))
     table = plain_table(["method", "top-1 %", "std", "of each seed", "live"], rows, left=1)
     Console(width=1000, highlight=False, markup=False).print(table)
 

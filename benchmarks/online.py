@@ -1,8 +1,8 @@
-"""The same training without a cache, as a careful researcher writes it: what dhkd's rate is compared with.
+"""The same training without a cache, as a careful researcher would write it; dhkd's rate is compared with its rate.
 
 Images are transformed one at a time by torchvision in a DataLoader, the teacher runs in every step, and the gradients
-are aligned as flat vectors. Networks and losses are dhkd's own, so that both sides compute the same; of its loop, its
-stream and its gradients nothing is used.
+are aligned as flat vectors. It uses dhkd's networks and losses, so that both sides compute the same, but not its loop,
+its stream and its gradients.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ TEMPERATURE = 2.0
 
 
 class PictureSet(Dataset[tuple[Tensor, int]]):
-    """The images as torchvision's CIFAR classes give them: one at a time, as a PIL image, transformed."""
+    """Images as torchvision's CIFAR classes give them: one at a time, transformed from a PIL image."""
 
     def __init__(self, images: ImageSet) -> None:
-        from torchvision import transforms  # takes as long to import as torch; processes that only write do without
+        from torchvision import transforms  # it takes as long to import as torch, and some processes don't need it
 
         self._images_NHWC = images.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = images.labels_N.tolist()
@@ -55,9 +55,9 @@ def online(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[None]:
-    """Train, and yield after every step: cross-entropy alone without a `teacher`, else with BinaryKL-Norm beside it.
+    """Train, and yield after every step: with cross-entropy, and with BinaryKL-Norm if there is a `teacher`.
 
-    `aligned` has BinaryKL-Norm on a head of its own, and the gradients aligned.
+    With `aligned`, BinaryKL-Norm has a head of its own, and the gradients are aligned.
     """
     device = device or torch.device("cpu")
     network = build_network(student, images.num_classes).to(device).train()
@@ -69,13 +69,13 @@ def online(
     for _ in count():
         for batch in loader:
             images_BCHW, labels_B = (tensor.to(device) for tensor in batch)
-            out = network.outputs(images_BCHW)
-            kept = losses.cross_entropy(out.logits, Labels(labels_B))
+            outputs = network.outputs(images_BCHW)
+            kept = losses.cross_entropy(outputs.logits, Labels(labels_B))
             against = None
             if live is not None:
                 with torch.no_grad():
                     teacher_BK = live(images_BCHW)
-                distill_BK = head(out.embedding) if head else out.logits
+                distill_BK = head(outputs.embedding) if head else outputs.logits
                 against = losses.binary_kl_norm(distill_BK, teacher_BK, TEMPERATURE)
             optimizer.zero_grad()
             if against is None:
@@ -90,7 +90,7 @@ def online(
 
 
 def aligned_gradients(kept: Tensor, against: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """The sum of both losses' gradients, the second's component along the first taken off where they conflict."""
+    """The sum of both gradients; if they conflict, without the second's component along the first."""
     g1 = torch.cat([g.flatten() for g in _gradient(kept, parameters, retain_graph=True)])
     g2 = torch.cat([g.flatten() for g in _gradient(against, parameters, retain_graph=False)])
     dot = torch.dot(g1, g2)
@@ -101,5 +101,5 @@ def aligned_gradients(kept: Tensor, against: Tensor, parameters: list[nn.Paramet
 
 
 def _gradient(loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool) -> list[Tensor]:
-    found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]

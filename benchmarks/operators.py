@@ -1,7 +1,7 @@
 """Where the time of a command goes, by operators: `python -P -m dhkd.benchmarks.operators train-student PRESET …`.
 
-The command runs in this process under torch's profiler, which slows it a little. What it says of itself goes where it
-always goes; the table follows on standard error.
+The command runs in this process under torch's profiler, which slows it down a little. Its output is the usual one; the
+table follows on standard error.
 """
 
 import os
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from time import perf_counter
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # read when torch is imported; below, it tells of GPUs that aren't there
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # read when torch is imported; at lower levels, it reports missing GPUs
 
 from torch.profiler import ProfilerActivity, profile
 
-# From a part to what its operators' names begin with; the first that fits counts.
+# From a part to how the names of its operators begin; the first part that matches counts.
 PARTS = {
     "convolutions, backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward", "aten::cudnn_conv"),
     "convolutions, forward": ("aten::mkldnn_convolution", "aten::convolution", "aten::_convolution", "aten::conv2d"),
@@ -25,13 +25,16 @@ PARTS = {
 
 
 def seconds_by_part(action: Callable[[], object]) -> tuple[dict[str, float], float]:
-    """Operators' own seconds by part, what passed between them, and all seconds; an operator in a thread counts too."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    """The operators' own seconds by part, with those between operators, and the seconds that passed.
+
+    Operators in other threads count too.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         began = perf_counter()
         action()
         passed = perf_counter() - began
     seconds: dict[str, float] = dict.fromkeys([*PARTS, "other operators"], 0.0)
-    for event in found.key_averages():
+    for event in profiled.key_averages():
         part = next((part for part, starts in PARTS.items() if event.key.startswith(starts)), "other operators")
         seconds[part] += event.self_cpu_time_total / 1e6
     seconds["between operators"] = max(0.0, passed - sum(seconds.values()))
@@ -46,6 +49,6 @@ def _command() -> None:
 
 if __name__ == "__main__":
     seconds, passed = seconds_by_part(_command)
-    for part, of_part in seconds.items():
-        sys.stderr.write(f"{part:28}{of_part:8.2f} s {100 * of_part / passed:6.1f} %\n")
+    for part, own_seconds in seconds.items():
+        sys.stderr.write(f"{part:28}{own_seconds:8.2f} s {100 * own_seconds / passed:6.1f} %\n")
     sys.stderr.write(f"{'all':28}{passed:8.2f} s\n")

@@ -1,91 +1,103 @@
-"""Where the time of both stages goes, and how far they are from what the machine can do."""
+"""Where the time of both stages goes, and how close they come to what the machine can do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
-from pathlib import Path
 
+import numpy as np
 import torch
 from dhkd.benchmarks.caches import manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.operators import seconds_by_part
+from dhkd.benchmarks.setup import Setup
 from dhkd.benchmarks.steps import MEAN, NUM_CLASSES, RECIPE, STD, STUDENT, TEACHER, Loop, stream_of
-from dhkd.data.cache.reader import LogitReader
-from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.render import Normalization
-from dhkd.data.stream.signals import ResidentSignals
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.processes import Processes
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 MATRIX, COPIED = 2048, 2**28  # rows of a square matrix, bytes
 
+Seconds = Mapping[str, NDArray[np.float64]]  # of every repetition, by action
 
-def profiled(
-    steps: int, rounds: int, batch_size: int, images: ImageSet, reader: LogitReader, folder: Path, processes: Processes
-) -> list[Figure]:
-    """Shares of the operators' own time in both stages, and FLOP/s and bytes/s beside those of the plainest code.
 
-    Stage one writes a view of the images that `steps` batches have, stage two takes so many aligned steps.
-    """
+def profiled(setup: Setup) -> list[Figure]:
+    """Shares of the operators' own time in both stages, and FLOP/s and bytes/s relative to the plainest code."""
+    return [*_stages(setup), *_rates(setup)]
+
+
+def _stages(setup: Setup) -> list[Figure]:
+    """Stage one caches a view of the images that stage two's aligned steps have in their batches."""
+    steps, batch_size, processes = setup.sizes.profile_steps, setup.batch_size, setup.processes
+    teacher = Teacher(build_network(TEACHER, NUM_CLASSES), Normalization(MEAN, STD), processes)
+    images = setup.images.first(min(len(setup.images), steps * batch_size))
+    manifest = manifest_of(1, len(images), NUM_CLASSES, len(images))
     renderer = ResidentRenderer(images, RECIPE, processes.device)
-    resident = ResidentSignals(reader, {"logits": ["logits"]}, processes.device)
-    stream = stream_of(renderer, resident, batch_size)
-    loop = Loop("dhkd", stream, processes)
-    normalize = Normalization(MEAN, STD)
-    network = build_network(TEACHER, NUM_CLASSES)
-    teacher = Teacher(network, normalize, processes)
-    rows = images.first(min(len(images), steps * batch_size))
-    manifest = manifest_of(1, len(rows), NUM_CLASSES, len(rows))
-    source = ResidentRenderer(rows, RECIPE, processes.device)
     numbers = count()
 
     def cache() -> None:
-        writer = writer_at(folder / f"profiled-{next(numbers)}.zarr", manifest)
-        write_blocks(teacher, source, writer, batch_size=batch_size, processes=processes)
+        writer = writer_at(setup.folder / f"profiled-{next(numbers)}.zarr", manifest)
+        write_blocks(teacher, renderer, writer, batch_size=batch_size, processes=processes)
 
+    loop = Loop("dhkd", stream_of(setup.renderer(), setup.signals(), batch_size), processes)
+    train = partial(_repeat, loop.step, steps)
+    return [
+        *_shares("stage one", cache, f"{TEACHER}, {len(images):,} rows into a cache, batches of {batch_size}"),
+        *_shares("stage two", train, f"{STUDENT}, dhkd, {steps} steps, batches of {batch_size}"),
+    ]
+
+
+def _rates(setup: Setup) -> list[Figure]:
+    batch_size, device = setup.batch_size, setup.processes.device
+    renderer, resident, normalize = setup.renderer(), setup.signals(), Normalization(MEAN, STD)
+    stream = stream_of(renderer, resident, batch_size)
+    loop, network = Loop("dhkd", stream, setup.processes), build_network(TEACHER, NUM_CLASSES).eval()
     view_B, index_B = (keys[:batch_size] for keys in stream.keys(0))
     pixels_BCHW = renderer.pixels(view_B, index_B)
-    ready_BCHW = normalize(pixels_BCHW).to(memory_format=torch.channels_last)
+    images_BCHW = normalize(pixels_BCHW).to(memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward() -> None:
-        network(ready_BCHW)
+        network(images_BCHW)
 
     def fetch() -> None:
         normalize(renderer.pixels(view_B, index_B))
         resident.gather(view_B, index_B)
 
-    in_step, in_forward = (_flops(action) for action in (loop.step, forward))
-    figures = [
-        *_shares("stage one", cache, f"{TEACHER}, {len(rows):,} rows into a cache, batches of {batch_size}"),
-        *_shares(
-            "stage two", partial(_repeat, loop.step, steps), f"{STUDENT}, dhkd, {steps} steps, batches of {batch_size}"
-        ),
-    ]
-    matrix = torch.rand(MATRIX, MATRIX, device=processes.device)
-    block, into = torch.ones(COPIED, dtype=torch.uint8), torch.empty(COPIED, dtype=torch.uint8)
+    flops = {"forward": _flops(forward), "step": _flops(loop.step)}
+    matrix = torch.rand(MATRIX, MATRIX, device=device)
+    source, target = torch.ones(COPIED, dtype=torch.uint8), torch.empty(COPIED, dtype=torch.uint8)
     actions: dict[str, Callable[[], object]] = {
         "forward": forward,
         "step": loop.step,
         "fetch": fetch,
         "product": lambda: matrix @ matrix,
-        "copy": lambda: into.copy_(block),
+        "copy": lambda: target.copy_(source),
     }
-    seconds = interleaved(actions, rounds)
-    product, copied = 2 * MATRIX**3 / seconds["product"], 2 * COPIED / seconds["copy"]
-    figures.append(middle("bound: a matrix product", product / 1e9, "GFLOP/s", f"{MATRIX} × {MATRIX}, float32"))
-    for name, flops, of in (("forward", in_forward, TEACHER), ("step", in_step, STUDENT)):
-        rate, detail = flops / seconds[name], f"{of}, batch {batch_size}, {flops / 1e9:.1f} GFLOP"
-        figures.append(middle(f"{name}: FLOP/s", rate / 1e9, "GFLOP/s", detail))
-        figures.append(middle(f"{name}: FLOP/s / those of the product", rate / product, "×", detail))
+    seconds = interleaved(actions, setup.sizes.together_rounds)
     # Every pixel is read and written as a byte and written as a float; a row of the cache is read and decoded.
     moved = pixels_BCHW.numel() * 6 + batch_size * NUM_CLASSES * 6
+    return [*_computing(seconds, flops, batch_size), *_moving(seconds, moved, batch_size)]
+
+
+def _computing(seconds: Seconds, flops: Mapping[str, int], batch_size: int) -> list[Figure]:
+    product = 2 * MATRIX**3 / seconds["product"]
+    figures = [middle("bound: a matrix product", product / 1e9, "GFLOP/s", f"{MATRIX} × {MATRIX}, float32")]
+    for name, network in (("forward", TEACHER), ("step", STUDENT)):
+        rate, detail = flops[name] / seconds[name], f"{network}, batch {batch_size}, {flops[name] / 1e9:.1f} GFLOP"
+        figures.append(middle(f"{name}: FLOP/s", rate / 1e9, "GFLOP/s", detail))
+        figures.append(middle(f"{name}: FLOP/s / those of the product", rate / product, "×", detail))
+    return figures
+
+
+def _moving(seconds: Seconds, moved: int, batch_size: int) -> list[Figure]:
+    copied = 2 * COPIED / seconds["copy"]
     rate, detail = moved / seconds["fetch"], f"a batch of {batch_size}, {moved / 1e6:.2f} MB read and written"
     return [
-        *figures,
         middle("bound: copying memory", copied / 1e9, "GB/s", "256 MiB, read and written"),
         middle("rendering and gathering: bytes/s", rate / 1e9, "GB/s", detail),
         middle("rendering and gathering: bytes/s / those of a copy", rate / copied, "×", detail),
@@ -99,7 +111,7 @@ def _repeat(action: Callable[[], None], times: int) -> None:
 
 
 def _flops(action: Callable[[], None]) -> int:
-    """What matrix products and convolutions take, once it is warm."""
+    """The FLOP of an action's matrix products and convolutions, once it is warm."""
     _repeat(action, 2)
     with FlopCounterMode(display=False) as flops:
         action()
@@ -107,7 +119,7 @@ def _flops(action: Callable[[], None]) -> int:
 
 
 def _shares(stage: str, action: Callable[[], None], detail: str) -> list[Figure]:
-    """Shares of the operators' own time in what the action takes; operators in other threads run beside that."""
+    """Each operator's own time as a share of the action's; operators in other threads come on top."""
     action()
     seconds, passed = seconds_by_part(action)
     return [Figure(f"{stage}: {part}", of_part / passed, "", detail) for part, of_part in seconds.items()]

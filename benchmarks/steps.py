@@ -1,4 +1,4 @@
-"""What steps are timed on: random images of CIFAR-100's shape, their stream, and a student that takes one at a time."""
+"""Random images of CIFAR-100's shape, a stream of their batches, and a student that takes single steps."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageSe
 
 
 def stream_of(renderer: ResidentRenderer, signals: Signals, batch_size: int, live: Live | None = None) -> Stream:
-    """A stream of them, each sample in a view of its own."""
+    """A stream of batches, in which every sample has its own view."""
     normalize = Normalization(MEAN, STD)
     return Stream(renderer, normalize, signals, schedule="independent", seed=0, batch_size=batch_size, live=live)
 
@@ -49,7 +49,7 @@ def batches_of(stream: Stream) -> Iterator[tuple[int, int, Batch]]:
 
 
 class Loop:
-    """A student in training, one step at a time, as the training loop takes them."""
+    """A student in training; it takes the same steps as in the training loop, one at a time."""
 
     def __init__(
         self,
@@ -63,13 +63,15 @@ class Loop:
         compiled: Compile = "off",
         alone: bool = True,
     ) -> None:
-        # A low rate, so that random labels don't make the loss diverge; it has no influence on the time.
-        student, of_teacher = networks or (STUDENT, TEACHER)
+        # At a low learning rate, the loss doesn't diverge on random labels; the time doesn't depend on it.
+        student, teachers_architecture = networks or (STUDENT, TEACHER)
         training = Training(architecture=student, epochs=1000, lr=1e-4)
         self.objective = combined_objective(objective, {}, Alignment(("ce",), None, every) if every > 1 else None)
         shapes_of = partial(Shapes, num_classes=NUM_CLASSES, image=(32, 32))
         labels_N = stream.renderer.images.labels_N
-        setting = Setting(shapes_of(student), shapes_of(of_teacher), labels_N, seed=0, teacher_network=teacher)
+        setting = Setting(
+            shapes_of(student), shapes_of(teachers_architecture), labels_N, seed=0, teacher_network=teacher
+        )
         setting = replace(setting, student=shapes_of(self.objective.architecture(setting)))
         self.student = student_of(self.objective, setting)
         on_gpu = processes.device.type == "cuda"
@@ -90,7 +92,7 @@ class Loop:
         self._epoch = -1
 
     def step(self) -> None:
-        """Take the stream's next batch and train on it."""
+        """One update on the next batch of the stream."""
         self.train_on(*next(self._batches))
 
     def steps(self) -> Iterator[None]:
@@ -115,7 +117,7 @@ def train_side_by_side(side_by_side: SideBySide, loops: Sequence[Loop], epoch: i
 
 
 def steps_per_second(steps: Iterator[None], num_steps: int) -> float:
-    """The rate of so many steps, after as many to warm up."""
+    """The rate of `num_steps` steps, after as many to warm up."""
     for _ in range(num_steps):
         next(steps)
     began = time.perf_counter()

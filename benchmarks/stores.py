@@ -1,4 +1,4 @@
-"""What a cache costs in each store: bytes a row, rates of reading, writing and verifying."""
+"""What a cache costs in each store: bytes a row, and the rates of reading, verifying and writing."""
 
 import multiprocessing
 import time
@@ -6,28 +6,32 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from dhkd.benchmarks.caches import complete_cache, manifest_of, rows_of, write, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.setup import Setup
+from dhkd.data.cache.codecs import AnyCodec, Float, Int8, TopK
+from dhkd.data.cache.find import find
 from dhkd.data.cache.reader import Damage, open_cache
+from dhkd.data.cache.storage.places import storage_of
 
 STORES = {"zarr": 0.15, "webdataset": 0.1}  # the least rate of reading, relative to numpy.memmap's
-CODECS: dict[str, dict[str, Any]] = {
-    "float32": {"kind": "float32"},
-    "float16": {"kind": "float16"},
-    "int8": {"kind": "int8"},
-    "top-20": {"kind": "top-k", "k": 20, "temperature": 4.0},
+CODECS: dict[str, AnyCodec] = {
+    "float32": Float("float32"),
+    "float16": Float("float16"),
+    "int8": Int8(),
+    "top-20": TopK(20, 4.0),
 }
 CLASSES = 100
 BLOCK_ROWS = 16_667  # as in CIFAR-100's presets: three blocks to 50,000 samples
 LEAST_ROWS = 1e6  # a second
-WRITING_ROUNDS = 3  # each starts processes, which takes longer than the writing
+WRITING_ROUNDS = 3  # at most: each starts processes, which takes longer than writing
 
 
-def stores(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
-    """All figures of both stores, for `num_samples` rows of 100 classes in each view."""
+def stores(setup: Setup) -> list[Figure]:
+    """All figures of both stores, for rows of 100 classes."""
+    rounds, num_samples, folder = setup.sizes.store_rounds, setup.sizes.store_rows, setup.folder
     return [
         *_sizes(num_samples, folder),
         *_reading(rounds, num_samples, folder),
@@ -51,17 +55,17 @@ def _sizes(num_samples: int, folder: Path) -> list[Figure]:
 
 
 def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
-    """Whole views in order, and all blocks of all views shuffled, beside numpy.memmap of the same values."""
+    """The rate of whole views in order and of all blocks shuffled, relative to numpy.memmap of the same values."""
     num_views = 8
     block_rows = min(BLOCK_ROWS, num_samples)
-    plain = folder / "plain.bin"
+    raw = folder / "plain.bin"
     paths = {
         store: complete_cache(folder / f"read-{store}", manifest_of(num_views, num_samples, CLASSES, block_rows), store)
         for store in STORES
     }
     one_view = np.concatenate([rows_of(writer_at(paths["zarr"], open_cache(paths["zarr"]).manifest))["logits"]] * 3)
-    np.tile(one_view[:num_samples].astype(np.float16), (num_views, 1, 1)).tofile(plain)
-    mapped = np.memmap(plain, dtype=np.float16, mode="r", shape=(num_views, num_samples, CLASSES))
+    np.tile(one_view[:num_samples].astype(np.float16), (num_views, 1, 1)).tofile(raw)
+    mapped = np.memmap(raw, dtype=np.float16, mode="r", shape=(num_views, num_samples, CLASSES))
     readers = {store: open_cache(path) for store, path in paths.items()}
     plan = readers["zarr"].plan
     out = np.empty((num_samples, CLASSES), np.float16)
@@ -72,18 +76,18 @@ def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
         for block in orders[order]:
             out[block.start : block.stop] = readers[store].stored(block, "logits")[""]
 
-    def map_(order: str) -> None:
+    def read_mapped(order: str) -> None:
         for block in orders[order]:
             out[block.start : block.stop] = mapped[block.view, block.start : block.stop]
 
     def verify(store: str) -> None:
-        assert not [found for found in readers[store].damages() if isinstance(found, Damage)]
+        assert not any(isinstance(size_or_damage, Damage) for size_or_damage in readers[store].damages())
 
     figures = []
     num_rows = num_views * num_samples
     for order in orders:
         actions: dict[str, Callable[[], None]] = {store: partial(read, store, order) for store in STORES}
-        seconds = interleaved({"memmap": partial(map_, order), **actions}, rounds)
+        seconds = interleaved({"memmap": partial(read_mapped, order), **actions}, rounds)
         detail = f"{num_views} views × {num_samples:,} rows × {CLASSES}, float16, lately written"
         for store, least in STORES.items():
             name = f"reading {order}: {store}"
@@ -99,7 +103,7 @@ def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
 
 
 def _writing(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
-    """Blocks that are ready, by one process and by two, flushed to the disk; the checking and indexing not counted."""
+    """The rate at which one process and two write finished blocks, flushed to disk; without checks and index."""
     num_views = 4
     manifest = manifest_of(num_views, num_samples, CLASSES, min(BLOCK_ROWS, num_samples))
     megabytes = num_views * num_samples * (2 * CLASSES + 4) / 1e6
@@ -121,10 +125,11 @@ def _seconds_to_write(path: Path, store: str, num_writers: int) -> float:
     spawn = multiprocessing.get_context("spawn")
     children = []
     for number in range(num_writers):
-        here, there = spawn.Pipe()
-        child = spawn.Process(target=_write_share, args=(there, path, store, number, num_writers), daemon=True)
+        connection, childs_end = spawn.Pipe()
+        arguments = (childs_end, path, store, number, num_writers)
+        child = spawn.Process(target=_write_share, args=arguments, daemon=True)
         child.start()
-        children.append((child, here))
+        children.append((child, connection))
     for _, connection in children:
         connection.recv()  # it is ready
     began = time.perf_counter()
@@ -137,12 +142,9 @@ def _seconds_to_write(path: Path, store: str, num_writers: int) -> float:
 
 
 def _write_share(parent: Connection, path: Path, store: str, number: int, num_writers: int) -> None:
-    from dhkd.data.cache.find import find
-    from dhkd.data.cache.storage.places import storage_of
-
-    found = find(storage_of(path))
-    assert found is not None
-    writer = writer_at(path, found.manifest, store)
+    begun = find(storage_of(path))
+    assert begun is not None
+    writer = writer_at(path, begun.manifest, store)
     blocks = writer.missing()[number::num_writers]
     parent.send("ready")
     parent.recv()

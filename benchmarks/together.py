@@ -1,4 +1,4 @@
-"""Several students side by side in one process, against one after the other; and what there is to gain at most."""
+"""Several students side by side in one process, compared with one after the other, and with the most one can gain."""
 
 import multiprocessing
 import time
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dhkd.benchmarks.figure import Figure, interleaved, middle
+from dhkd.benchmarks.setup import Setup
 from dhkd.benchmarks.steps import RECIPE, STUDENT, Loop, batches_of, random_images, stream_of, train_side_by_side
-from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.stream.signals import NoSignals
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.side_by_side import SideBySide
@@ -20,27 +21,28 @@ from torch import Tensor
 STUDENTS, STEPS = 4, 3  # steps of each student in a repetition
 
 
-def together(rounds: int, batch_size: int, images: ImageSet, processes: Processes) -> list[Figure]:
-    """The rate of four students on shared batches over their rate one after the other on all threads.
+def together(setup: Setup) -> list[Figure]:
+    """The rate of four students on shared batches, relative to one after the other on all threads.
 
-    Beside it the rate of as many processes as there are threads, each with one of them and a student of its own, over
-    that of one student on all: what is lost when a network's layers are divided, and all that there is to gain.
+    The most that can be gained is the rate of one process for each thread, each with its own student, relative to one
+    student on all threads: this is what dividing a network's layers among threads loses.
     """
-    stream = stream_of(ResidentRenderer(images, RECIPE, processes.device), NoSignals(RECIPE.num_views), batch_size)
-    loops = [Loop("ce", stream, processes, alone=False) for _ in range(STUDENTS)]
-    shared = batches_of(stream)
+    rounds, batch_size = setup.sizes.together_rounds, setup.batch_size
+    stream = stream_of(setup.renderer(), NoSignals(RECIPE.num_views), batch_size)
+    loops = [Loop("ce", stream, setup.processes, alone=False) for _ in range(STUDENTS)]
+    batches = batches_of(stream)
     threads = torch.get_num_threads()
 
     def one_after_the_other() -> None:
         for loop in loops:
             for _ in range(STEPS):
-                loop.train_on(*next(shared))
+                loop.train_on(*next(batches))
 
-    with SideBySide(STUDENTS, processes.device) as side_by_side:
+    with SideBySide(STUDENTS, setup.processes.device) as side_by_side:
 
         def all_at_once() -> None:
             for _ in range(STEPS):
-                train_side_by_side(side_by_side, loops, *next(shared))
+                train_side_by_side(side_by_side, loops, *next(batches))
 
         seconds = interleaved({"one": one_after_the_other, "all": all_at_once}, rounds, warm_up=1)
     detail = f"{STUDENTS} × {STUDENT}, batch {batch_size}, {threads} threads"
@@ -54,7 +56,7 @@ def together(rounds: int, batch_size: int, images: ImageSet, processes: Processe
 
 
 def _stacked(rounds: int, batch_size: int, channels: int, side: int) -> Figure:
-    """A convolution of each student, forward and backward, against one convolution of as many groups for all."""
+    """One convolution for each student, forward and backward, compared with one grouped convolution for all."""
 
     def tensors(students: int) -> tuple[Tensor, Tensor]:
         weight = torch.randn(students * channels, channels, 3, 3, requires_grad=True)
@@ -78,13 +80,14 @@ def _stacked(rounds: int, batch_size: int, channels: int, side: int) -> Figure:
 
 
 def _independent(rounds: int, threads: int, batch_size: int) -> NDArray[np.float64]:
+    """The speed-up of `threads` processes of one thread each over one process that takes all their steps."""
     spawn = multiprocessing.get_context("spawn")
     children = []
-    for of_child in (*[1] * threads, threads):
-        here, there = spawn.Pipe()
-        child = spawn.Process(target=_train_when_told, args=(there, of_child, batch_size), daemon=True)
+    for threads_of_child in (*[1] * threads, threads):
+        connection, childs_end = spawn.Pipe()
+        child = spawn.Process(target=_train_on_command, args=(childs_end, threads_of_child, batch_size), daemon=True)
         child.start()
-        children.append((child, here))
+        children.append((child, connection))
     *singles, whole = [connection for _, connection in children]
 
     def run(connections: list[Connection], steps: int) -> None:
@@ -101,7 +104,8 @@ def _independent(rounds: int, threads: int, batch_size: int) -> NDArray[np.float
     return seconds["whole"] / seconds["singles"]
 
 
-def _train_when_told(parent: Connection, threads: int, batch_size: int) -> None:
+def _train_on_command(parent: Connection, threads: int, batch_size: int) -> None:
+    """Receive a number of steps, take them and answer; 0 ends it."""
     torch.set_num_threads(threads)
     processes = Processes("float32", cpu=True)
     renderer = ResidentRenderer(random_images(500, 100), RECIPE, processes.device)

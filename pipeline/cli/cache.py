@@ -110,10 +110,9 @@ def inspect(cache: str, as_json: bool) -> None:
     """Describe a cache: contents, completeness, size, exactness."""
     from dhkd.pipeline import cache_tools
     from dhkd.pipeline.cli.tables.cache import cache_table
-    from dhkd.pipeline.results import plain
 
     result = cache_tools.inspect(cache)
-    emit(result, as_json, lambda: cache_table(plain(result)))
+    emit(result, as_json, lambda: cache_table(result))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
     """
     from dhkd.pipeline.cli.tables.demo import demo_table
     from dhkd.pipeline.demo import run_demo
-    from dhkd.pipeline.results import plain
 
     result = run_demo(out, cpu=cpu, smoke=smoke)
-    emit(result, as_json, lambda: demo_table(plain(result)))
+    emit(result, as_json, lambda: demo_table(result))

@@ -1,4 +1,4 @@
-"""`dhkd bench`: what it measures is written down and can be compared; and the script it compares with is right."""
+"""`dhkd bench`: its file and table, the comparison of two files, and the script that dhkd is compared with."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_what_it_measures_is_written_down(measured: Path) -> None:
+def test_the_file_holds_every_figure(measured: Path) -> None:
     run = json.loads(measured.read_text())
     assert [figure["name"] for figure in run["figures"]] == [
         "rendering / torchvision's transforms",
@@ -42,24 +42,24 @@ def changed(run: dict[str, Any], number: int, **values: object) -> dict[str, Any
     return {**run, "figures": figures}
 
 
-def test_two_runs_beside_each_other(measured: Path, tmp_path: Path) -> None:
+def test_two_files_are_compared(measured: Path, tmp_path: Path) -> None:
     run = json.loads(measured.read_text())
     run = changed(changed(run, 0, value=40.0, quartiles=[30.0, 50.0]), 1, value=0.5, quartiles=[0.4, 0.6])
-    one, other = tmp_path / "one.json", tmp_path / "other.json"
-    one.write_text(json.dumps(run))
-    other.write_text(json.dumps({**changed(run, 0, value=60.0, quartiles=[55.0, 70.0]), "cores": 999}))
-    rendering, opening = done("bench", "--compare", one, other).out.splitlines()[1:3]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps(run))
+    second.write_text(json.dumps({**changed(run, 0, value=60.0, quartiles=[55.0, 70.0]), "cores": 999}))
+    rendering, opening = done("bench", "--compare", first, second).out.splitlines()[1:3]
     assert rendering.split()[-7:] == ["40.0", "60.0", "×", "1.500", "beyond", "the", "noise"]
     assert opening.split()[-4:] == ["1.000", "within", "the", "noise"]
-    assert "cores differ: A 2" not in (text := done("bench", "--compare", one, one).out)
+    assert "cores differ: A 2" not in (text := done("bench", "--compare", first, first).out)
     assert "differ" not in text
-    assert f"cores differ: A {run['cores']}, B 999" in done("bench", "--compare", one, other).out
-    other.write_text(json.dumps({**run, "figures": run["figures"][:1]}))
-    assert "only in A: opening a cache, reading a view" in done("bench", "--compare", one, other).out
+    assert f"cores differ: A {run['cores']}, B 999" in done("bench", "--compare", first, second).out
+    second.write_text(json.dumps({**run, "figures": run["figures"][:1]}))
+    assert "only in A: opening a cache, reading a view" in done("bench", "--compare", first, second).out
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"figures": [{"name": "x"}]}', '{"figures": 3}', None])
-def test_a_file_that_is_none_of_its(content: str | None, measured: Path, tmp_path: Path) -> None:
+def test_another_kind_of_file_is_refused(content: str | None, measured: Path, tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     if content is not None:
         file.write_text(content)
@@ -75,26 +75,26 @@ def test_an_unknown_point(tmp_path: Path) -> None:
     assert "unknown point 'renderin': did you mean 'rendering'" in outcome.err
 
 
-def test_the_script_it_compares_with_aligns_as_dhkd_does() -> None:
+def test_the_script_aligns_gradients_as_dhkd_does() -> None:
     torch.manual_seed(0)
     network = build_network("resnet8", 100)
     head = auxiliary_head("linear", network.embedding_dim, 100)
-    head.load_state_dict(network.head.state_dict())  # of one head both losses want opposite things
+    head.load_state_dict(network.head.state_dict())  # with equal heads, the losses pull in opposite directions
     student = Student(network, head).eval()
     images_BCHW, labels_B = torch.randn(6, 3, 32, 32), torch.arange(6)
-    teacher_BK = student(images_BCHW).distill.detach() - 20 * torch.eye(100)[:6]  # against the labels, and no more
+    teacher_BK = student(images_BCHW).distill.detach() - 20 * torch.eye(100)[:6]  # the teacher contradicts the labels
     parameters = list(student.parameters())
 
     def terms() -> dict[str, torch.Tensor]:
-        out = student(images_BCHW)
-        against = losses.binary_kl_norm(out.distill, teacher_BK, 2.0)
-        return {"ce": losses.cross_entropy(out.task, Labels(labels_B)), "bkl": against}
+        outputs = student(images_BCHW)
+        against = losses.binary_kl_norm(outputs.distill, teacher_BK, 2.0)
+        return {"ce": losses.cross_entropy(outputs.task, Labels(labels_B)), "bkl": against}
 
     report = backward(terms(), {"ce": 1.0, "bkl": 1.0}, parameters, alignment=Alignment(("ce",)))
     assert report is not None
     assert bool(report.conflict)
-    script = aligned_gradients(*terms().values(), parameters)
-    for parameter, gradient in zip(parameters, script, strict=True):
+    gradients = aligned_gradients(*terms().values(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
 
@@ -103,4 +103,6 @@ def test_the_script_it_compares_with_aligns_as_dhkd_does() -> None:
 def test_the_script_trains(teacher: str | None, aligned: bool) -> None:
     images = random_images(20, 100)
     steps = online(images, student="resnet8", teacher=teacher, aligned=aligned, batch_size=8)
-    assert [next(steps) for _ in range(4)] == [None] * 4, "into the second epoch, past the partial batch"
+    assert [next(steps) for _ in range(4)] == [None] * 4, (
+        "the third batch is partial, the fourth is of the second epoch"
+    )

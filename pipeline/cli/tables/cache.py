@@ -4,82 +4,83 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dhkd.pipeline.cli.tables.plain import plain_table
+from dhkd.pipeline.results import Inspected, SignalBounds
 
 Row = tuple[str, str]
 
 
-# Any: the command's JSON object, with a manifest's identity and provenance in it.
-def cache_table(result: Mapping[str, Any]) -> str:
+def cache_table(cache: Inspected) -> str:
     """What a cache holds, how complete it is, and how exact each signal is."""
-    return plain_table(["", ""], [*_cache_rows(result), *_signals_rows(result)], header=False)
+    return plain_table(["", ""], [*_cache_rows(cache), *_signal_rows(cache)], header=False)
 
 
-def _cache_rows(result: Mapping[str, Any]) -> list[Row]:
-    dataset, recipe = result["identity"]["dataset"], result["identity"]["recipe"]
+def _cache_rows(cache: Inspected) -> list[Row]:
+    summary, dataset, recipe = cache.summary, cache.identity["dataset"], cache.identity["recipe"]
     parameters = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "kind")
     return [
-        ("cache", f"{result['path']} ({result['digest'][:12]}), {result['store']}, format {result['format']}"),
-        ("state", _state(result)),
-        ("size", f"{result['bytes'] / 1e6:,.1f} MB" if result["bytes"] is not None else "known when it is finished"),
-        ("blocks", f"of {result['rows_per_block']:,} rows"),
+        ("cache", f"{summary.path} ({summary.digest[:12]}), {cache.store}, format {cache.format}"),
+        ("state", _state(cache)),
+        ("size", f"{cache.bytes / 1e6:,.1f} MB" if cache.bytes is not None else "known when it is finished"),
+        ("blocks", f"of {cache.rows_per_block:,} rows"),
         (
             "data set",
-            f"{dataset['name']}, {dataset['split']}: {result['samples']:,} samples,"
-            f" {result['classes']} classes ({dataset['fingerprint'][:12]})",
+            f"{dataset['name']}, {dataset['split']}: {summary.samples:,} samples,"
+            f" {summary.classes} classes ({dataset['fingerprint'][:12]})",
         ),
-        ("views", f"{result['views']} of {recipe['kind']} ({parameters})"),
+        ("views", f"{summary.views} of {recipe['kind']} ({parameters})"),
     ]
 
 
-def _state(result: Mapping[str, Any]) -> str:
-    blocks = f"{result['blocks_done']} of {result['blocks']} blocks"
-    if result["complete"]:
+def _state(cache: Inspected) -> str:
+    blocks = f"{cache.blocks_done} of {cache.blocks} blocks"
+    if cache.complete:
         return f"complete, {blocks}"
-    if result["complete_views"]:
-        signals = ", ".join(result["complete_signals"])
-        return f"complete with {result['complete_views']} views of {signals}; being extended or damaged: {blocks}"
+    if cache.complete_views:
+        signals = ", ".join(cache.complete_signals)
+        return f"complete with {cache.complete_views} views of {signals}; being extended or damaged: {blocks}"
     return f"not finished, {blocks}"
 
 
-def _signals_rows(result: Mapping[str, Any]) -> Iterator[Row]:
+def _signal_rows(cache: Inspected) -> Iterator[Row]:
     last_origin: list[Row] = []
-    for name, signal in result["identity"]["signals"].items():
+    for name, signal in cache.identity["signals"].items():
         codec = ", ".join(f"{value}" if key == "kind" else f"{key} {value}" for key, value in signal["codec"].items())
         yield f"signal {name}", f"{codec}, computed in {signal['precision']}"
-        if name in result["digests"]:
-            yield "  in runs", result["digests"][name][:12]
-        yield from _exactness(result["bounds"].get(name))
-        origin = _origin(signal["teacher"], result["provenance"].get(name, {}))
+        if name in cache.digests:
+            yield "  in runs", cache.digests[name][:12]
+        yield from _exactness(cache.bounds.get(name))
+        origin = _origin(signal["teacher"], cache.provenance.get(name, {}))
         yield from [("  teacher", "the same, in the same call")] if origin == last_origin else origin
         last_origin = origin
 
 
-def _exactness(bound: Mapping[str, float | None] | None) -> list[Row]:
+def _exactness(bound: SignalBounds | None) -> list[Row]:
     """What the way in which values are stored means for logits and losses; empty if nothing is known."""
     if bound is None:
         return []
-    if bound["tail_mass"] is not None:
+    if bound.tail_mass is not None:
         return [
             (
                 "  error",
-                f"a stored logit differs by at most {bound['error']:.2g}; the others' probabilities, at most"
-                f" {bound['tail_mass']:.2g} of a row, are kept as their sum",
+                f"a stored logit differs by at most {bound.error:.2g}; the others' probabilities, at most"
+                f" {bound.tail_mass:.2g} of a row, are kept as their sum",
             )
         ]
     return [
         (
             "  error",
-            f"a logit differs from the teacher's by at most {bound['error']:.2g}; the top class can change only"
-            f" where it leads by at most {bound['margin']:.2g}",
+            f"a logit differs from the teacher's by at most {bound.error:.2g}; the top class can change only"
+            f" where it leads by at most {bound.margin:.2g}",
         ),
         (
             "  losses",
-            f"KL at temperature 4 ≤ {bound['kl_at_4']:.2g}, BinaryKL at temperature 2 ≤"
-            f" {bound['binary_kl_at_2']:.2g} (before the factor τ²)",
+            f"KL at temperature 4 ≤ {bound.kl_at_4:.2g}, BinaryKL at temperature 2 ≤"
+            f" {bound.binary_kl_at_2:.2g} (before the factor τ²)",
         ),
     ]
 
 
+# Any: entries of a manifest, which hold what its writer recorded.
 def _origin(teacher: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[Row]:
     return [
         (

@@ -1,4 +1,4 @@
-"""Accuracy, against ranks counted directly, however the test set is cut and dealt."""
+"""Accuracy equals that of ranks counted directly, for any batch size and number of processes."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +20,8 @@ from tests.samples import make_images
 SAMPLES = 37
 
 
-class OneOf:
-    """One process among several, without the others: what it counts is not added to anything."""
+class OneProcess:
+    """One of several processes, without the others: its sums are its own."""
 
     device = torch.device("cpu")
 
@@ -35,17 +35,17 @@ class OneOf:
         return values
 
 
-ALONE = cast(Processes, OneOf(0, 1))
+ALONE = cast(Processes, OneProcess(0, 1))
 
 
 def projection(num_classes: int) -> Callable[[Tensor], Tensor]:
-    """A network of one random layer, whose logits depend on every pixel."""
+    """A network with one random layer: its logits depend on every pixel."""
     weights_DK = torch.randn(3 * 8 * 8, num_classes, generator=torch.Generator().manual_seed(3))
     return lambda images_BCHW: images_BCHW.flatten(1) @ weights_DK
 
 
-def direct(images: ImageSet, num_classes: int) -> Accuracy:
-    """Percent of samples whose label has no more than 0, or 4, classes above it; in float64."""
+def counted_accuracy(images: ImageSet, num_classes: int) -> Accuracy:
+    """The share of samples with less than 1, or 5, classes above the label; computed in float64."""
     mean, std = (np.array(values)[:, None, None] for values in (images.mean, images.std))
     inputs = (images.images_NCHW.numpy() / 255 - mean) / std
     logits = projection(num_classes)(torch.tensor(inputs, dtype=torch.float32)).double().numpy()
@@ -65,58 +65,62 @@ def normalization(images: ImageSet) -> Normalization:
 @pytest.mark.parametrize("num_classes", [2, 3, 5, 6, 12, 40])
 def test_accuracies_are_those_counted_directly(num_classes: int, processes: Processes) -> None:
     images = make_images(SAMPLES, num_classes=num_classes)
-    expected = direct(images, num_classes)
-    got = evaluate(
+    expected = counted_accuracy(images, num_classes)
+    accuracy = evaluate(
         projection(num_classes), unaugmented(images), normalization(images), batch_size=8, processes=processes
     )
-    assert got.top1 == pytest.approx(expected.top1, abs=1e-9)
-    assert got.top5 == pytest.approx(expected.top5, abs=1e-9)
+    assert accuracy.top1 == pytest.approx(expected.top1, abs=1e-9)
+    assert accuracy.top5 == pytest.approx(expected.top5, abs=1e-9)
     if num_classes <= 5:
-        assert got.top5 == 100
+        assert accuracy.top5 == 100
     else:
-        assert got.top1 < got.top5 < 100, "else this tells neither from the other nor from a constant"
+        assert accuracy.top1 < accuracy.top5 < 100, "otherwise the test could not tell them apart"
 
 
 def test_the_best_and_the_worst(processes: Processes) -> None:
     images = make_images(SAMPLES, num_classes=12)
-    right = torch.nn.functional.one_hot(images.labels_N, 12).float()
+    one_hot_NK = torch.nn.functional.one_hot(images.labels_N, 12).float()
     for sign, expected in ((1.0, Accuracy(100, 100)), (-1.0, Accuracy(0, 0))):
-        got = evaluate(
-            lambda images_BCHW, sign=sign: sign * right[: len(images_BCHW)],
+        accuracy = evaluate(
+            lambda images_BCHW, sign=sign: sign * one_hot_NK[: len(images_BCHW)],
             unaugmented(images), normalization(images), batch_size=SAMPLES, processes=processes,
         )  # fmt: skip
-        assert got == expected
+        assert accuracy == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 36, SAMPLES, 1000])
 def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     images = make_images(SAMPLES, num_classes=12)
-    got = evaluate(projection(12), unaugmented(images), normalization(images), batch_size=batch_size, processes=ALONE)
-    assert got == evaluate(projection(12), unaugmented(images), normalization(images), batch_size=5, processes=ALONE)
+    accuracy = evaluate(
+        projection(12), unaugmented(images), normalization(images), batch_size=batch_size, processes=ALONE
+    )
+    assert accuracy == evaluate(
+        projection(12), unaugmented(images), normalization(images), batch_size=5, processes=ALONE
+    )
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_processes_share_the_same_batches_out(world_size: int) -> None:
-    """With nine processes and eight batches, one has nothing to do."""
+def test_processes_take_turns_with_the_same_batches(world_size: int) -> None:
+    """One of nine processes has nothing to do, since there are eight batches."""
     images = make_images(SAMPLES, num_classes=12)
     model, normalize = projection(12), normalization(images)
     batches: dict[int, list[Tensor]] = {}
 
-    def recording(rank: int) -> Callable[[Tensor], Tensor]:
+    def recorder(rank: int) -> Callable[[Tensor], Tensor]:
         def logits_of(images_BCHW: Tensor) -> Tensor:
             batches.setdefault(rank, []).append(images_BCHW)
             return model(images_BCHW)
 
         return logits_of
 
-    whole = evaluate(recording(-1), unaugmented(images), normalize, batch_size=5, processes=ALONE)
+    whole = evaluate(recorder(-1), unaugmented(images), normalize, batch_size=5, processes=ALONE)
     parts = [
         evaluate(
-            recording(rank),
+            recorder(rank),
             unaugmented(images),
             normalize,
             batch_size=5,
-            processes=cast(Processes, OneOf(rank, world_size)),
+            processes=cast(Processes, OneProcess(rank, world_size)),
         )
         for rank in range(world_size)
     ]
@@ -129,18 +133,18 @@ def test_processes_share_the_same_batches_out(world_size: int) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_the_callers_and_no_gradient_is_kept(training: bool) -> None:
+def test_the_network_keeps_its_mode_and_no_gradient_is_computed(training: bool) -> None:
     network = build_network("resnet8", 5).train(training)
     images = make_images(11)
-    seen: list[tuple[bool, bool]] = []
+    calls: list[tuple[bool, bool]] = []
 
     def logits_of(images_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = network(images_BCHW)
-        seen.append((network.training, logits_BK.requires_grad))
+        calls.append((network.training, logits_BK.requires_grad))
         return logits_BK
 
     evaluate(logits_of, unaugmented(images), normalization(images), batch_size=4, processes=ALONE)
-    assert seen == [(training, False)] * 3
+    assert calls == [(training, False)] * 3
     assert network.training == training
     assert torch.is_grad_enabled()
 

@@ -1,31 +1,38 @@
 """The table of `dhkd inspect` shows every figure."""
 
-from typing import Any
+from dataclasses import replace
 
 from dhkd.pipeline.cli.tables.cache import cache_table
+from dhkd.pipeline.results import CacheSummary, Inspected, SignalBounds
 
-CACHE: dict[str, Any] = {
-    "path": "runs/c.zarr",
-    "digests": {"logits": "e7" * 32},
-    "digest": "d1" * 32,
-    "store": "zarr",
-    "format": 2,
-    "samples": 50_000,
-    "classes": 100,
-    "views": 12,
-    "complete": False,
-    "complete_views": 0,
-    "complete_signals": [],
-    "blocks": 36,
-    "blocks_done": 7,
-    "rows_per_block": 16_667,
-    "bytes": 123_456_789,
-    "bounds": {
-        "logits": {
-            "error": 0.0078125, "tail_mass": None, "kl_at_4": 1.9e-6, "binary_kl_at_2": 0.000191, "margin": 0.015625
-        }
+CACHE = Inspected(
+    summary=CacheSummary(
+        path="runs/c.zarr",
+        digest="d1" * 32,
+        teacher="resnet56",
+        teacher_sha256="3f" * 32,
+        views=12,
+        samples=50_000,
+        classes=100,
+        signals={"logits": "float16"},
+        row_bytes=200,
+    ),
+    format=2,
+    store="zarr",
+    complete=False,
+    complete_views=0,
+    complete_signals=[],
+    blocks=36,
+    blocks_done=7,
+    rows_per_block=16_667,
+    bytes=123_456_789,
+    bounds={
+        "logits": SignalBounds(
+            error=0.0078125, tail_mass=None, kl_at_4=1.9e-6, binary_kl_at_2=0.000191, margin=0.015625
+        )
     },
-    "identity": {
+    digests={"logits": "e7" * 32},
+    identity={
         "dataset": {"name": "cifar100", "split": "train", "fingerprint": "ab" * 32},
         "recipe": {"kind": "crop-flip", "version": 1, "padding": 4, "flip": True, "seed": 9},
         "signals": {
@@ -37,7 +44,7 @@ CACHE: dict[str, Any] = {
             }
         },
     },
-    "provenance": {
+    provenance={
         "logits": {
             "command": "dhkd cache-teacher cifar100/resnet56-resnet20 --out [c]",
             "teacher_test_top1": 72.345,
@@ -45,7 +52,7 @@ CACHE: dict[str, Any] = {
             "hardware": "a CPU",
         }
     },
-}  # fmt: skip
+)
 
 
 def rows_of(table: str) -> dict[str, str]:
@@ -75,22 +82,33 @@ def test_every_figure_of_a_cache_is_in_the_table() -> None:
 
 
 def test_a_finished_cache_of_unknown_origin() -> None:
-    rows = rows_of(cache_table({**CACHE, "complete": True, "blocks_done": 36, "provenance": {}}))
+    rows = rows_of(cache_table(replace(CACHE, complete=True, blocks_done=36, provenance={})))
     assert rows["state"] == "complete, 36 of 36 blocks"
     assert rows["made on"] == rows["command"] == "unknown"
     assert rows["teacher"].endswith("test top-1 nan %")
 
 
 def test_a_cache_that_is_being_extended() -> None:
-    rows = rows_of(cache_table({**CACHE, "bytes": None, "complete_views": 4, "complete_signals": ["logits"]}))
+    rows = rows_of(cache_table(replace(CACHE, bytes=None, complete_views=4, complete_signals=["logits"])))
     assert rows["size"] == "known when it is finished"
     assert rows["state"] == "complete with 4 views of logits; being extended or damaged: 7 of 36 blocks"
 
 
 def test_a_top_k_cache_says_what_it_lacks() -> None:
-    bounds = {"logits": {**CACHE["bounds"]["logits"], "tail_mass": 0.125}}
-    signals = {"logits": {**CACHE["identity"]["signals"]["logits"], "codec": {"kind": "top-k", "k": 8}}}
-    rows = rows_of(cache_table({**CACHE, "bounds": bounds, "identity": {**CACHE["identity"], "signals": signals}}))
+    bounds = {"logits": replace(CACHE.bounds["logits"], tail_mass=0.125)}
+    signals = {"logits": {**CACHE.identity["signals"]["logits"], "codec": {"kind": "top-k", "k": 8}}}
+    rows = rows_of(cache_table(replace(CACHE, bounds=bounds, identity={**CACHE.identity, "signals": signals})))
     assert rows["signal logits"] == "top-k, k 8, computed in bf16"
     assert rows["error"].endswith("the others' probabilities, at most 0.12 of a row, are kept as their sum")
     assert "losses" not in rows
+
+
+def test_a_second_signal_of_the_same_call_names_its_teacher_once() -> None:
+    logits = CACHE.identity["signals"]["logits"]
+    signals = {"logits": logits, "embedding": {**logits, "row": [64]}}
+    provenance = dict.fromkeys(signals, CACHE.provenance["logits"])
+    lines = cache_table(replace(CACHE, identity={**CACHE.identity, "signals": signals}, provenance=provenance))
+    assert lines.splitlines()[-2:] == [
+        "signal embedding  float16, computed in bf16",
+        "  teacher         the same, in the same call",
+    ]
