@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# If uv is installed, it installs the packages several times faster than pip does; they are the same.
+# uv is used if it is available: it installs the same packages several times faster than pip.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 ARGS ?=
