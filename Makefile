@@ -1,14 +1,15 @@
-# Everything sets itself up: `make demo` and `make test` need only Python 3.11 or newer and make.
+# `make demo` and `make test` need only Python 3.11 or newer and make; they install everything else.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# uv installs the same packages several times faster; without it pip does.
+# uv is used if it is available: it installs the same packages several times faster than pip.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 ARGS ?=
 
-# Tests compute on one thread each; those of one file stay together, since they share what is slow to make.
+# Each test computes on one thread. The tests of a file run in one process, because they share caches and runs that are
+# slow to make.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope
 
 .PHONY: setup demo test test-all check docs bench clean
@@ -29,7 +30,7 @@ test: setup
 test-all: setup
 	$(PYTEST) $(ARGS)
 
-# mypy needs to find the root folders under their import name, without a root package.
+# There is no root package, so mypy gets a folder in which the root folders have their import names.
 check: setup
 	mkdir -p .types/dhkd
 	for folder in pipeline stages data configs benchmarks; do ln -sfn ../../$$folder .types/dhkd/$$folder; done
