@@ -1,10 +1,11 @@
 """Where the time of both stages goes, and how far they are from what the machine can do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from dhkd.benchmarks.caches import manifest_of, writer_at
 from dhkd.benchmarks.figure import Figure, interleaved, middle
@@ -18,6 +19,7 @@ from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 MATRIX, COPIED = 2048, 2**28  # rows of a square matrix, bytes
@@ -75,7 +77,7 @@ def profiled(
         "copy": lambda: into.copy_(block),
     }
     seconds = interleaved(actions, rounds)
-    product, copied = 2 * MATRIX**3 / seconds["product"], 2 * COPIED / seconds["copy"]
+    product = 2 * MATRIX**3 / seconds["product"]
     figures.append(middle("bound: a matrix product", product / 1e9, "GFLOP/s", f"{MATRIX} × {MATRIX}, float32"))
     for name, flops, of in (("forward", in_forward, TEACHER), ("step", in_step, STUDENT)):
         rate, detail = flops / seconds[name], f"{of}, batch {batch_size}, {flops / 1e9:.1f} GFLOP"
@@ -83,9 +85,14 @@ def profiled(
         figures.append(middle(f"{name}: FLOP/s / those of the product", rate / product, "×", detail))
     # Every pixel is read and written as a byte and written as a float; a row of the cache is read and decoded.
     moved = pixels_BCHW.numel() * 6 + batch_size * NUM_CLASSES * 6
+    return [*figures, *_beside_a_copy(seconds, moved, batch_size)]
+
+
+def _beside_a_copy(seconds: Mapping[str, NDArray[np.float64]], moved: int, batch_size: int) -> list[Figure]:
+    """How fast a batch is rendered and gathered, `moved` bytes of it, beside a copy of memory and beside a step."""
+    copied = 2 * COPIED / seconds["copy"]
     rate, detail = moved / seconds["fetch"], f"a batch of {batch_size}, {moved / 1e6:.2f} MB read and written"
     return [
-        *figures,
         middle("bound: copying memory", copied / 1e9, "GB/s", "256 MiB, read and written"),
         middle("rendering and gathering: bytes/s", rate / 1e9, "GB/s", detail),
         middle("rendering and gathering: bytes/s / those of a copy", rate / copied, "×", detail),
