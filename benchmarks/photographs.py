@@ -19,7 +19,8 @@ from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
-from dhkd.data.images.encoded import EncodedFiles, PhotoRenderer, PhotoSet
+from dhkd.data.images.decoding_workers import PhotoRenderer
+from dhkd.data.images.encoded import EncodedFiles, PhotoSet
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.render import Keys, Normalization
 from dhkd.data.sources.image_folder import FolderFiles

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.encoded import PhotoRenderer, PhotoSet
+from dhkd.data.images.decoding_workers import PhotoRenderer
+from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.sources import load_source
 from dhkd.data.sources.base import Place
