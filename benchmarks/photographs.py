@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.setup import Setup
-from dhkd.data.images.encoded import EncodedFiles, PhotoRenderer, PhotoSet
+from dhkd.data.images.decoding_workers import PhotoRenderer
+from dhkd.data.images.encoded import EncodedFiles, PhotoSet
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.render import Keys
 from PIL import Image

@@ -41,6 +41,7 @@ def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_blo
 
 
 def _versions_on_both_sides(reader: LogitReader) -> str:
+    # Any: a manifest's provenance is JSON, and another version may have recorded other things.
     first: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
     written, here = first.get("versions", {}), versions()
     differ = [

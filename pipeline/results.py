@@ -228,6 +228,24 @@ class Swept:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedPreset:
+    """What the list of presets says of one of them.
+
+    The last three fields come from its record and are empty where that lacks them: how many parameters the network of
+    each role has, and the paper's accuracies in percent by method.
+    """
+
+    name: str
+    description: str
+    data: str
+    teacher: str
+    student: str
+    parameters: Mapping[str, int]
+    published: Mapping[str, float]
+    published_top5: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoRun:
     """A run of the demo; the seconds that its students' reads would have cost with a live teacher, None for itself."""
 

@@ -1,5 +1,7 @@
 """Fixtures that several folders need: this process alone, a tiny data set, and where the real data is."""
 
+# ruff: noqa: E402 - modules of the program are imported after `check_shapes`
+
 import gc
 import multiprocessing
 import os
@@ -9,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dhkd.data.images.in_memory import ImageSet
-from dhkd.stages.processes import Processes
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from tests.samples import make_images
 from tests.shapes import check_shapes
 
 check_shapes()
+
+from dhkd.data.images.in_memory import ImageSet
+from dhkd.stages.processes import Processes
+
+from tests.samples import make_images
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

@@ -1,4 +1,4 @@
-"""The shapes in names, executed: while tests run, a function checks every tensor whose argument's name says a shape.
+"""The shapes in names, executed: while tests run, a function checks every array whose argument's name says a shape.
 
 `student_BK` must have two axes, `margin_C` one, `scale_B1` a second of length 1; an axis of one letter is of one length
 in all arguments of a call. The package knows nothing of it, since jaxtyping is only there for development: modules are
@@ -15,9 +15,10 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
 import jaxtyping
+import numpy as np
 from torch import Tensor
 
-CHECKED = ("dhkd.stages.train", "dhkd.stages.report", "dhkd.stages.models.signals")
+CHECKED = ("dhkd.data", "dhkd.stages.train", "dhkd.stages.report", "dhkd.stages.models.signals")
 SHAPE = re.compile(r"_([A-Z0-9]+)$")
 
 
@@ -29,25 +30,22 @@ def check_shapes() -> None:
 
 
 def checked(function: Callable[..., object]) -> Callable[..., object]:
-    """The function with its tensors' shapes checked; itself, if no name of an argument says a shape."""
+    """The function with its arrays' shapes checked; itself, if no name of an argument says a shape."""
     signature = inspect.signature(function)
-    shapes = {
-        name: jaxtyping.Shaped[Tensor, " ".join(match[1])]
-        for name in signature.parameters
-        if (match := SHAPE.search(name))
-    }
+    shapes = {name: " ".join(match[1]) for name in signature.parameters if (match := SHAPE.search(name))}
     if not shapes:
         return function
 
     @functools.wraps(function)
     def call(*arguments: object, **options: object) -> object:
         given = signature.bind(*arguments, **options).arguments
+        arrays = {name: value for name, value in given.items() if isinstance(value, Tensor | np.ndarray)}
         with jaxtyping.jaxtyped("context"):
-            for name, shape in shapes.items():
-                value = given.get(name)
-                if isinstance(value, Tensor):
-                    sizes = {n: tuple(v.shape) for n, v in given.items() if isinstance(v, Tensor)}
-                    assert isinstance(value, shape), f"{function.__qualname__}: {name} doesn't fit among {sizes}"
+            for name, array in arrays.items():
+                if name in shapes:
+                    kind = jaxtyping.Shaped[Tensor if isinstance(array, Tensor) else np.ndarray, shapes[name]]
+                    sizes = {argument: tuple(value.shape) for argument, value in arrays.items()}
+                    assert isinstance(array, kind), f"{function.__qualname__}: {name} doesn't fit among {sizes}"
         return function(*arguments, **options)
 
     return call

@@ -1,1 +1,1 @@
-"""Images: in memory or encoded, how they are decoded, and the witness of what was rendered."""
+"""Images: sets of them, in memory or encoded; how they are decoded and cut; checksums of rendered pixels."""

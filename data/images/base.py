@@ -1,7 +1,7 @@
-"""What an image set is: one split of a data set, however its images are kept. Image `i` is sample `i`.
+"""What an image set is: one split of a data set, wherever its images are kept.
 
-The set's own order is what keys, blocks and fingerprints refer to. There are two kinds: `in_memory.ImageSet` holds the
-pixels of all images, which have one size; `encoded.PhotoSet` knows where encoded images lie and decodes them.
+Image i is sample i, and keys, blocks and fingerprints refer to this order. There are two kinds of sets:
+`in_memory.ImageSet` holds the pixels of images of one size, `encoded.PhotoSet` decodes images whenever they are needed.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Triple = tuple[float, float, float]  # a number for each channel
 
 @dataclass(frozen=True)
 class Decoding:
-    """How encoded images are decoded: by how many worker processes (0: by this one), and how many may be unreadable."""
+    """How encoded images are decoded: by `workers` processes (0: by this one); up to `allow_bad` may be unreadable."""
 
     workers: int = 0
     allow_bad: int = 0
@@ -46,15 +46,15 @@ class Images(Protocol):
 
     @property
     def mean(self) -> Triple:
-        """Of each channel, in units of full scale."""
+        """Each channel's mean, in units of full scale."""
 
     @property
     def std(self) -> Triple:
-        """Of each channel, in units of full scale."""
+        """Each channel's standard deviation, in units of full scale."""
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Height and width of every image; None where they have not been decoded, or differ."""
+        """Height and width of every image; None if they differ or aren't known before decoding."""
 
     def __len__(self) -> int:
         """N."""
@@ -66,10 +66,10 @@ class Images(Protocol):
         """The set's first `num_samples` samples, in its own order."""
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "Images":
-        """The same images, to be shown to networks with this mean and std; None leaves each as it is."""
+        """The same images with another mean and std for networks; None keeps the set's own."""
 
     def in_memory(self, decoding: Decoding) -> "Images":
-        """The same set with all images decoded; raises `ConfigError` unless all of them have one size."""
+        """The same set with all images decoded. Raises `ConfigError` unless all have the same size."""
 
     def renderer(self, recipe: "Recipe", device: torch.device, decoding: Decoding) -> "Renderer":
-        """What makes pixels of any key of this set under the recipe."""
+        """Renders any key of this set with the recipe."""

@@ -1,4 +1,4 @@
-"""What is cut out of a decoded image, and the pixels of a cut, which Pillow computes."""
+"""Cuts: a part of a decoded image, resized and perhaps mirrored by Pillow."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last tw
 
 
 class Cut(NamedTuple):
-    """The image's part `box` is resized to `size` (width, height), and `window` of that kept, perhaps mirrored."""
+    """The image's part `box` is resized to `size` (width, height); `window` of the result is kept, perhaps mirrored."""
 
     box: Box
     size: tuple[int, int]
@@ -22,7 +22,7 @@ class Cut(NamedTuple):
 def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
     """The pixels of a cut, uint8 (H, W, 3)."""
     if cut.box != (0, 0, photo.width, photo.height):
-        # Cropped before resizing: resizing with a box lets pixels from outside it in, at the borders.
+        # Cropped first, because resizing with a box blends pixels from outside the box into its borders.
         photo = photo.crop(cut.box)
     if photo.size != cut.size:
         photo = photo.resize(cut.size, Image.Resampling.BILINEAR)

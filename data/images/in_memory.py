@@ -1,4 +1,4 @@
-"""A data set held in memory: every image as uint8, its label, and how its pixels are normalised."""
+"""A data set whose pixels are in memory, and its renderer, which gathers a whole batch at once."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,7 +44,7 @@ class ImageSet:
         return height, width
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over shape, labels and pixels: sets with equal fingerprints are the same set."""
+        """SHA-256 (hexadecimal) over shape, labels and pixels. Sets with equal fingerprints are the same set."""
         digest = hashlib.sha256(repr(tuple(self.images_NCHW.shape)).encode())
         digest.update(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
         digest.update(self.images_NCHW.contiguous().numpy().data)
@@ -55,7 +55,7 @@ class ImageSet:
         return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "ImageSet":
-        """The same images, to be shown to networks with this mean and std; None leaves each as it is."""
+        """The same images with another mean and std for networks; None keeps the set's own."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> "ImageSet":
@@ -63,12 +63,12 @@ class ImageSet:
         return self
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
-        """What makes pixels of any key of this set under the recipe; nothing has to be decoded."""
+        """Renders any key of this set with the recipe; nothing has to be decoded."""
         return ResidentRenderer(self, recipe, device)
 
 
 class ResidentRenderer:
-    """Any view of images held in memory, which are copied to `device`."""
+    """Renders any view of images in memory, which are copied to `device`."""
 
     in_memory = True
     unreadable: Mapping[str, str] = MappingProxyType({})

@@ -104,7 +104,7 @@ def read_sweep_record(folder: Path) -> SweepRecord:
 
 
 def _read(path: Path, name: str) -> Run:
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {}  # Any: as above
     metrics: list[EpochMetrics] = []
     failed = path / FAILED
     failure = failed.read_text().partition("\n")[0] if failed.exists() else None

@@ -62,7 +62,7 @@ def require_cache(
 
 
 def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict[str, Any]:
-    """What the manifest must say of the teacher; a field that is not here may have any value."""
+    """What the manifest, as JSON, must say of the teacher; a field that is not here may have any value."""
     settings = experiment.teacher
     expected: dict[str, Any] = {}
     if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures

@@ -1,7 +1,7 @@
 """presets: listing them, showing one, copying one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from dhkd.data.errors import ConfigError
@@ -10,6 +10,7 @@ from dhkd.pipeline.cli.output import emit
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
+    from dhkd.pipeline.results import ListedPreset
 
 
 @click.group(invoke_without_command=True)
@@ -22,20 +23,23 @@ def presets(context: click.Context, as_json: bool) -> None:
     from dhkd.configs.load import load_experiment, preset_names
     from dhkd.pipeline.cli.tables.presets import presets_table
 
-    rows = [_row(name, load_experiment(name)) for name in preset_names()]
-    emit(rows, as_json, lambda: presets_table(rows))
+    listed = [_listed(name, load_experiment(name)) for name in preset_names()]
+    emit(listed, as_json, lambda: presets_table(listed))
 
 
-def _row(name: str, experiment: "Experiment") -> dict[str, Any]:
-    """What the list says of a preset, as plain values: its record is free in form."""
-    return {
-        "name": name,
-        "description": experiment.description,
-        "data": experiment.data.source,
-        "teacher": experiment.teacher.architecture,
-        "student": experiment.student.architecture,
-        **{key: experiment.record.get(key, {}) for key in ("parameters", "published", "published_top5")},
-    }
+def _listed(name: str, experiment: "Experiment") -> "ListedPreset":
+    from dhkd.pipeline.results import ListedPreset
+
+    return ListedPreset(
+        name=name,
+        description=experiment.description,
+        data=experiment.data.source,
+        teacher=experiment.teacher.architecture,
+        student=experiment.student.architecture,
+        parameters=experiment.record.get("parameters", {}),
+        published=experiment.record.get("published", {}),
+        published_top5=experiment.record.get("published_top5", {}),
+    )
 
 
 @presets.command()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from dhkd.data.errors import DhkdError
@@ -32,6 +32,7 @@ from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
+    from dhkd.configs.schema import Experiment
     from dhkd.pipeline.report.comparison import Comparison
     from dhkd.pipeline.results import Swept, TrainedRun
 
@@ -122,7 +123,7 @@ def train_student(
 
 
 def _train_grid(
-    experiments: Mapping[str, Any], run: RunOptions, together: int | None, data: DataOptions, as_json: bool
+    experiments: Mapping[str, "Experiment"], run: RunOptions, together: int | None, data: DataOptions, as_json: bool
 ) -> None:
     """Train the students of a grid in folders of `run.out`; raises `DhkdError` at the end if one of them failed."""
     from dhkd.pipeline import training

@@ -6,7 +6,7 @@ The fields of a row are the columns of the file, in order; the page reads the sa
 import csv
 import types
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import Field, asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
@@ -16,7 +16,7 @@ from dhkd.data.disk.csv_table import write_csv
 class Row(Protocol):
     """Any of the dataclasses below."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
 R = TypeVar("R", bound=Row)

@@ -135,7 +135,7 @@ def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
     from torchvision import models
 
     _check_name("torchvision", name, models.list_models(module=models))
-    options: dict[str, Any] = {}
+    options: dict[str, bool] = {}
     if name in AUXILIARY:
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     inner = models.get_model(name, weights=None, num_classes=num_classes, **options)

@@ -13,6 +13,7 @@ from dhkd.stages.report.looks import Look, looks_of
 from dhkd.stages.report.statistics import spread
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 
@@ -22,7 +23,7 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     looks = looks_of(names)
     entries = [*names, *dict.fromkeys(name for panel in panels for name in panel.levels)]
     figure = _figure(5 * len(panels) + 1 + 0.08 * _longest(entries), max(4.2, 0.2 * len(entries)))
-    legend: dict[str, Any] = {}
+    legend: dict[str, Artist] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, line in panel.lines.items():
             legend.setdefault(name, _draw_line(axes, line, looks[name]))

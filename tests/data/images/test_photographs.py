@@ -15,7 +15,8 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.base import Decoding
-from dhkd.data.images.encoded import CHUNK, EncodedFiles, PhotoRenderer, PhotoSet
+from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer
+from dhkd.data.images.encoded import EncodedFiles, PhotoSet
 from dhkd.data.recipes.random_resized_crop import CenterCrop, RandomResizedCrop
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.render import Keys

@@ -10,7 +10,8 @@ import torch
 from dhkd.data.draws.orders import order_of_epoch
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.base import Triple
-from dhkd.data.images.encoded import MEAN, STD, PhotoRenderer, PhotoSet
+from dhkd.data.images.decoding_workers import PhotoRenderer
+from dhkd.data.images.encoded import MEAN, STD, PhotoSet
 from dhkd.data.recipes.random_resized_crop import CenterCrop
 from dhkd.data.render import Normalization
 from dhkd.data.sources import load_source

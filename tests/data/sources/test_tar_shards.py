@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.encoded import PhotoRenderer, PhotoSet
+from dhkd.data.images.decoding_workers import PhotoRenderer
+from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
-from dhkd.data.sources import load_source, tar_shards
+from dhkd.data.sources import load_source
 from dhkd.data.sources.base import Place
+from dhkd.data.sources.shard_urls import ShardCopies, expand
 from torch import Tensor
 from webdataset import ShardWriter, TarWriter
 
@@ -196,19 +198,19 @@ def test_fingerprints_tell_shards_apart_by_names_and_labels(tmp_path: Path, jpeg
     ],
 )
 def test_patterns_name_shards(root: Path, pattern: str, shards: list[int]) -> None:
-    assert tar_shards.expand(str(root), pattern) == [f"{root}/train/{shard:03}.tar" for shard in shards]
+    assert expand(str(root), pattern) == [f"{root}/train/{shard:03}.tar" for shard in shards]
     images = load(root, train=pattern)
     assert images.labels_N.tolist() == [label for shard in shards for label in LABELS[4 * shard : 4 * shard + 4]]
 
 
 def test_patterns_count_at_urls() -> None:
     urls = [f"https://example.org/a/{number:03}.tar" for number in range(98, 102)]
-    assert tar_shards.expand("https://example.org/a", "{098..101}.tar") == urls
+    assert expand("https://example.org/a", "{098..101}.tar") == urls
 
 
 def test_what_is_at_a_url_can_not_be_listed() -> None:
     with pytest.raises(DataError, match=r"^webdataset: https://example\.org/a/train/\*\.tar: .* counting in braces"):
-        tar_shards.expand("https://example.org/a", "train/*.tar")
+        expand("https://example.org/a", "train/*.tar")
 
 
 @pytest.mark.parametrize("name", ["with [brackets]", "with {a,b}", "with *"])
@@ -300,10 +302,16 @@ def cut_to(path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: cut_to(path, 1000), r"/001\.tar: the shard is damaged or none \(unexpected end of data\)"),
-        (lambda path: cut_to(path, 100), r"/001\.tar: the shard is damaged or none \(.*truncated header.*\)"),
-        (lambda path: cut_to(path, 0), r"/001\.tar: the shard is damaged or none \(.*empty.*\)"),
-        (lambda path: path.write_text("<html>404</html>" * 90), r"/001\.tar: the shard is damaged or none \(.*header"),
+        (
+            lambda path: cut_to(path, 1000),
+            r"/001\.tar: the file is damaged or not a tar file \(unexpected end of data\)",
+        ),
+        (lambda path: cut_to(path, 100), r"/001\.tar: the file is damaged or not a tar file \(.*truncated header.*\)"),
+        (lambda path: cut_to(path, 0), r"/001\.tar: the file is damaged or not a tar file \(.*empty.*\)"),
+        (
+            lambda path: path.write_text("<html>404</html>" * 90),
+            r"/001\.tar: the file is damaged or not a tar file \(.*header",
+        ),
         (lambda path: path.unlink(), r"/001\.tar: expected a tar file, found none; check --data-root, data\.train and"),
     ],
     ids=["data missing", "header missing", "empty", "text", "deleted"],
@@ -329,7 +337,7 @@ def test_no_sample_is_left_out_in_silence(root: Path, damage: str) -> None:
         "a header overwritten": content[:start] + b"\xff" * 512 + content[start + 512 :],
     }[damage]
     path.write_bytes(damaged)
-    refused(root, r"/001\.tar: the shard is damaged")
+    refused(root, r"/001\.tar: the file is damaged")
 
 
 ONE_JPEG = encoded(make_photo(0))
@@ -340,13 +348,22 @@ ONE_JPEG = encoded(make_photo(0))
     [
         (
             [("0.jpg", ONE_JPEG), ("0.cls", b"1"), ("1.jpg", ONE_JPEG)],
-            "expected samples .*, sample 1 has only one of them",
+            "expected samples .*, but sample 1 has only one of them",
         ),
-        ([("0.jpg", ONE_JPEG), ("0.cls", b"1"), ("1.cls", b"1")], "expected samples .*, sample 1 has only one of them"),
-        ([("0.txt", b"text"), ("0.json", b"{}")], "expected samples of an image and a .cls file, it has neither"),
-        ([], "expected samples of an image and a .cls file, it has neither"),
-        ([("0.jpg", ONE_JPEG), ("0.cls", b"cat")], r"the shard is damaged or none \(invalid literal .*'cat'\)"),
-        ([("0.jpg", ONE_JPEG), ("0.cls", b"")], r"the shard is damaged or none \(invalid literal"),
+        (
+            [("0.jpg", ONE_JPEG), ("0.cls", b"1"), ("1.cls", b"1")],
+            "expected samples .*, but sample 1 has only one of them",
+        ),
+        (
+            [("0.txt", b"text"), ("0.json", b"{}")],
+            "expected samples of an image and a .cls file, but the shard has none",
+        ),
+        ([], "expected samples of an image and a .cls file, but the shard has none"),
+        (
+            [("0.jpg", ONE_JPEG), ("0.cls", b"cat")],
+            r"the file is damaged or not a tar file \(invalid literal .*'cat'\)",
+        ),
+        ([("0.jpg", ONE_JPEG), ("0.cls", b"")], r"the file is damaged or not a tar file \(invalid literal"),
     ],
 )
 def test_what_is_no_sample_is_refused(tmp_path: Path, members: Sequence[Member], message: str) -> None:
@@ -355,21 +372,22 @@ def test_what_is_no_sample_is_refused(tmp_path: Path, members: Sequence[Member],
 
 
 @pytest.mark.parametrize(
-    "members",
+    ("second", "message"),
     [
-        [("0.jpg", ONE_JPEG), ("0.cls", b"1"), ("0.jpg", ONE_JPEG[::-1]), ("0.cls", b"0")],
-        [("0.jpg", ONE_JPEG), ("0.cls", b"1"), ("0.png", ONE_JPEG[::-1])],
-        [("0.jpg", ONE_JPEG), ("0.cls", b"1"), ("0.mask.png", ONE_JPEG[::-1])],
+        ([("0.jpg", ONE_JPEG[::-1]), ("0.cls", b"0")], r"sample 0 has a second image, 0\.jpg"),
+        ([("0.png", ONE_JPEG[::-1])], r"sample 0 has a second image, 0\.png"),
+        ([("0.cls", b"0")], r"sample 0 has a second label, 0\.cls"),
     ],
-    ids=["twice", "two kinds", "a mask"],
+    ids=["twice", "two kinds", "two labels"],
 )
-def test_a_second_image_of_a_sample_is_not_taken_for_the_first(tmp_path: Path, members: Sequence[Member]) -> None:
-    write_tar(tmp_path / "train" / "0.tar", members)
-    try:
-        images = load(tmp_path)
-    except DataError:
-        return
-    assert contents_of(images)[0] == ONE_JPEG
+def test_a_sample_with_two_images_or_labels_is_refused(tmp_path: Path, second: Sequence[Member], message: str) -> None:
+    write_tar(tmp_path / "train" / "0.tar", [("0.jpg", ONE_JPEG), ("0.cls", b"1"), *second])
+    refused(tmp_path, rf"/train/0\.tar: the file is damaged or not a tar file \({message}\)")
+
+
+def test_a_mask_is_not_taken_for_the_image(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train" / "0.tar", [("0.mask.png", ONE_JPEG[::-1]), ("0.jpg", ONE_JPEG), ("0.cls", b"1")])
+    assert contents_of(load(tmp_path)) == [ONE_JPEG]
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
@@ -544,7 +562,7 @@ def test_a_damaged_shard_that_was_put_right_is_fetched_again(root: Path, server:
     path = root / "train" / "001.tar"
     good = path.read_bytes()
     path.write_bytes(good[:1000])
-    with pytest.raises(DataError, match=r"001\.tar: the shard is damaged"):
+    with pytest.raises(DataError, match=r"001\.tar: the file is damaged"):
         load(server.url, train="train/001.tar")
     path.write_bytes(good)
     assert contents_of(load(server.url, train="train/001.tar")) == jpegs[4:8]
@@ -591,7 +609,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, cache_home: P
             url = f"http://127.0.0.1:{broken.server_address[1]}/0.tar"
             for _ in range(3):
                 with pytest.raises(DataError, match="could not be fetched"):
-                    tar_shards.Copies(cache_home / "shards", 10**9).fetch(url)
+                    ShardCopies(cache_home / "shards", 10**9).fetch(url)
         finally:
             broken.shutdown()
             thread.join()
@@ -631,7 +649,7 @@ def test_threads_fetch_a_shard_once(root: Path, cache_home: Path) -> None:
         threads = [
             threading.Thread(
                 target=lambda: fetched.append(
-                    tar_shards.Copies(cache_home / "shards", 10**9).fetch(f"{server.url}{SHARDS[0]}")
+                    ShardCopies(cache_home / "shards", 10**9).fetch(f"{server.url}{SHARDS[0]}")
                 )
             )
             for _ in range(4)
@@ -648,7 +666,7 @@ def test_threads_fetch_a_shard_once(root: Path, cache_home: Path) -> None:
 def test_processes_fetch_a_shard_once(root: Path, cache_home: Path) -> None:
     context = multiprocessing.get_context("fork")
     with serving(root, delay=0.2) as server:
-        fetch, arguments = tar_shards.Copies(cache_home / "shards", 10**9).fetch, (f"{server.url}{SHARDS[0]}",)
+        fetch, arguments = ShardCopies(cache_home / "shards", 10**9).fetch, (f"{server.url}{SHARDS[0]}",)
         fetchers = [context.Process(target=fetch, args=arguments) for _ in range(3)]
         for fetcher in fetchers:
             fetcher.start()

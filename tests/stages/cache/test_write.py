@@ -9,7 +9,7 @@ import torch
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import CacheMismatch, NonFiniteLoss
-from dhkd.data.images.encoded import PhotoRenderer
+from dhkd.data.images.decoding_workers import PhotoRenderer
 from dhkd.data.images.in_memory import ResidentRenderer
 from dhkd.data.images.witness import witnesses
 from dhkd.data.recipes.crop_flip import CropFlip

@@ -1,0 +1,195 @@
+"""Rendering encoded images in worker processes.
+
+A worker takes keys and returns their pixels, which depend on nothing but the key, so the number of workers doesn't
+matter. A file that can't be decoded is an error that names it. If some such files are allowed, black images replace
+them in both stages, so that the keys of cache and data set still match, and the files are listed.
+"""
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from dhkd.data.errors import ConfigError, DataError, DhkdError
+from dhkd.data.images.decoding import Photo
+from dhkd.data.recipes.base import Recipe
+from dhkd.data.render import Keys
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+if TYPE_CHECKING:
+    from dhkd.data.images.encoded import PhotoSet
+
+log = logging.getLogger("dhkd")
+
+# Images that a worker decodes at a time: few enough that all workers share a batch, enough to make messages cheap.
+CHUNK = 64
+LOOKAHEAD = 8192  # samples whose files are fetched ahead of time
+CHUNKS_AHEAD = 3  # for each worker; a chunk of 224×224 pixels takes 9.6 MB of shared memory
+
+
+class Photos(Protocol):
+    """The images of a set, one by one. Every worker has a copy of this object."""
+
+    def photo(self, index: int) -> Photo:
+        """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
+
+    def name(self, index: int) -> str:
+        """What to call sample `index` in a message."""
+
+    def names(self, num_samples: int) -> bytes:
+        """The names of the first samples, one a line, the same on every machine: for a fingerprint."""
+
+    def expect(self, index_B: Tensor) -> None:
+        """Fetch what these samples need. Called in the main process, before a worker reads them."""
+
+
+class PhotoRenderer:
+    """Renders any key of a `PhotoSet` with one recipe; `workers` processes decode (0: this one does).
+
+    `unreadable` collects, by name, what is wrong with each file that a black image replaced: at most `allow_bad` files.
+    """
+
+    in_memory = False
+    exact = False  # versions of a decoder differ by a grey level
+
+    def __init__(
+        self, images: "PhotoSet", recipe: Recipe, device: torch.device, *, workers: int = 0, allow_bad: int = 0
+    ) -> None:
+        assert recipe.shape is not None, "images of several sizes make no batch"
+        self.images, self.recipe, self.device = images, recipe, device
+        self.unreadable: dict[str, str] = {}
+        self._workers, self._allow_bad = workers, allow_bad
+
+    def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device, channels last in memory.
+
+        Consecutive views of an image share one decoding. Raises `DataError` if more files can't be decoded than are
+        allowed, and if a worker dies.
+        """
+        try:
+            yield from self._render(batches)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise
+            raise DataError(
+                f"{self.images.name}: a worker process that decodes images died"
+                f" ({' '.join(str(error).split())[:200]}); use fewer with --workers, or 0"
+            ) from error
+
+    def _render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+        chunks_of_batches: deque[int] = deque()  # of the batches that are being rendered
+        loader = DataLoader(
+            _Photos(self.images.files, self.recipe),
+            sampler=self._chunks(batches, chunks_of_batches),
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=CHUNKS_AHEAD if self._workers else None,
+            multiprocessing_context="fork" if self._workers else None,  # workers inherit the files and import nothing
+            pin_memory=self.device.type == "cuda",
+        )
+        rendered = iter(loader)
+        try:
+            chunks: list[Tensor] = []
+            for chunk in rendered:
+                chunks.append(self._accept(chunk))
+                if len(chunks) == chunks_of_batches[0]:
+                    chunks_of_batches.popleft()
+                    pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+                    chunks.clear()
+                    yield pixels_BHWC.permute(0, 3, 1, 2)
+        finally:
+            # Now, because an error's traceback would keep the iterator alive. As long as torch watches a dead worker,
+            # it raises an error in whatever the main thread does when any child process ends.
+            with contextlib.suppress(RuntimeError):
+                if isinstance(rendered, _MultiProcessingDataLoaderIter):
+                    rendered._shutdown_workers()
+            del rendered, loader
+
+    def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:
+        """Batches cut into chunks, one for a worker at a time; `counts` collects the number of chunks of each batch."""
+        for view_B, index_B in self._expected(batches):
+            bounds = [0]
+            # A chunk may end wherever another image begins.
+            for row in [*(torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist(), len(index_B)]:
+                if row - bounds[-1] >= CHUNK or row == len(index_B):
+                    bounds.append(row)
+            counts.append(len(bounds) - 1)
+            for start, stop in pairwise(bounds):
+                yield view_B[start:stop], index_B[start:stop]
+
+    def _expected(self, batches: Iterable[Keys]) -> Iterator[Keys]:
+        """The same batches, each after its files were fetched, which happens while earlier batches are rendered."""
+        waiting: deque[tuple[Keys, Future[None]]] = deque()
+        rows = 0
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expect") as thread:
+            for keys in batches:
+                waiting.append((keys, thread.submit(self.images.files.expect, keys[1])))
+                rows += len(keys[1])
+                while rows > LOOKAHEAD:
+                    (view_B, index_B), ready = waiting.popleft()
+                    rows -= len(index_B)
+                    ready.result()
+                    yield view_B, index_B
+            for keys, ready in waiting:
+                ready.result()
+                yield keys
+
+    def _accept(self, chunk: "_Chunk | DhkdError") -> Tensor:
+        if isinstance(chunk, DhkdError):
+            raise chunk
+        for index, reason in chunk.unreadable:
+            name = self.images.files.name(index)
+            if name in self.unreadable:
+                continue
+            self.unreadable[name] = reason
+            line = f"{self.images.name}: {name} (index {index}): expected an image, got: {reason}"
+            if len(self.unreadable) > self._allow_bad:
+                allowed = f"; {self._allow_bad} such files are allowed" if self._allow_bad else ""
+                raise DataError(f"{line}{allowed}; replace it, or let a black image stand in with --allow-bad N")
+            log.warning("%s; a black image stands in", line)
+        return chunk.pixels_BHWC.to(self.device, non_blocking=True)
+
+
+class _Chunk(NamedTuple):
+    pixels_BHWC: Tensor
+    unreadable: list[tuple[int, str]]
+
+
+class _Photos(Dataset["_Chunk | DhkdError"]):
+    """What a worker has: the files and the recipe."""
+
+    def __init__(self, files: Photos, recipe: Recipe) -> None:
+        self._files, self._recipe = files, recipe
+
+    def __getitem__(self, keys: Keys) -> "_Chunk | DhkdError":
+        # An error is returned as a value: if it were raised, its message would contain the worker's traceback.
+        try:
+            return self._render(*keys)
+        except DhkdError as error:
+            return error
+
+    def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
+        shape = self._recipe.shape
+        assert shape is not None
+        pixels_BHWC = torch.zeros((len(index_B), *shape, 3), dtype=torch.uint8)
+        rows, draws_BD = pixels_BHWC.numpy(), self._recipe.draws(view_B, index_B)
+        unreadable: list[tuple[int, str]] = []
+        # Consecutive keys of one image are its views, and share one decoding.
+        changes = (torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist()
+        for start, stop in pairwise([0, *changes, len(index_B)]):
+            index = int(index_B[start])
+            try:
+                rows[start:stop] = self._recipe.pixels(self._files.photo(index), draws_BD[start:stop])
+            except ConfigError as error:
+                raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
+            except DataError as error:
+                unreadable.append((index, str(error)))
+            except OSError as error:
+                unreadable.append((index, error.strerror or str(error)))
+        return _Chunk(pixels_BHWC, unreadable)

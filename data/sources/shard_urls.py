@@ -1,0 +1,106 @@
+"""Which shards a pattern names, and the copies of those at a URL.
+
+Every use of webdataset is in this file: it expands patterns and opens URLs. Samples are not read with it, because its
+pipelines give them in order and by stream, and here any sample is read by its number.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.errors import ConfigError, DataError
+
+
+def expand(root: str, pattern: str) -> list[str]:
+    """The shards that a pattern names below `root`: {000..127} counts, and * and ? match local files."""
+    from webdataset.shardlists import expand_urls
+
+    try:
+        names = expand_urls(pattern)
+    except ValueError as error:
+        raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({error})") from error
+    if any(name.startswith("/") for name in names):
+        raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got an absolute path")
+    urls: list[str] = []
+    for name in names:
+        if not any(letter in name for letter in "*?["):
+            urls.append(f"{root.rstrip('/')}/{name}")
+        elif is_remote(root):
+            raise DataError(
+                f"webdataset: {root}/{name}: files at a URL can't be listed; name the shards with data.train and"
+                f" data.test, counting in braces: train/{{000000..001281}}.tar"
+            )
+        else:
+            urls += sorted(str(path) for path in Path(root).glob(name))
+    if not urls:
+        raise DataError(
+            f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root, data.train and data.test"
+        )
+    return urls
+
+
+def is_remote(url: str) -> bool:
+    """Whether a shard has to be fetched before it is read."""
+    return "://" in url or url.startswith("pipe:")
+
+
+def reason_of(error: BaseException) -> str:
+    """An error's message in one line of at most 200 characters; its type if it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class ShardCopies:
+    """Opens shards: local ones where they are, remote ones as copies in `folder`, which all processes share.
+
+    The copies take about `keep_bytes` at most; those that were unused the longest are removed first.
+    """
+
+    folder: Path
+    keep_bytes: int
+
+    def open(self, url: str) -> BinaryIO:
+        """The shard, or a copy of it, fetched if it is missing. Raises `DataError` if fetching fails."""
+        if not is_remote(url):
+            return Path(url).open("rb")
+        with _failing_to_fetch(url):
+            return self._copies.open(_copy_name(url), partial(_download, url))
+
+    def fetch(self, url: str) -> Path:
+        """The copy of a remote shard."""
+        with _failing_to_fetch(url):
+            return self._copies.fetch(_copy_name(url), partial(_download, url))
+
+    def forget(self, url: str) -> None:
+        """Remove the copy of a remote shard, so that it is fetched again; a local shard stays."""
+        if is_remote(url):
+            self._copies.forget(_copy_name(url))
+
+    @property
+    def _copies(self) -> BoundedCopies:
+        return BoundedCopies(self.folder, self.keep_bytes)
+
+
+def _copy_name(url: str) -> str:
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+
+
+def _download(url: str, out: BinaryIO) -> None:
+    from webdataset.gopen import gopen
+
+    with gopen(url, "rb") as stream:
+        shutil.copyfileobj(stream, out, 1 << 20)
+
+
+@contextlib.contextmanager
+def _failing_to_fetch(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"webdataset: {url} could not be fetched ({reason_of(error)})") from error
