@@ -248,7 +248,7 @@ STREAM = (
     Fault(
         "labels-by-view",
         "A row's label is that of the sample whose index is its view.",
-        {"self._labels[used_B[1].to(": "self._labels[used_B[0].to("},
+        {"self._labels_N[gather_keys[1].to(": "self._labels_N[gather_keys[0].to("},
         {"test_stream.py": "joined"},
     ),
     Fault(

@@ -85,7 +85,7 @@ def test_all_views_are_a_number_or_refused() -> None:
     experiment = load_experiment("digits")
     assert num_views_of(experiment, recipe_of(experiment.views)) == 9
     endless = load_experiment("digits", LARGER)
-    with pytest.raises(ConfigError, match=r"^cache\.views: random-resized-crop has no end of views; set a number$"):
+    with pytest.raises(ConfigError, match=r"^cache\.views: random-resized-crop has unlimited views; set a number$"):
         num_views_of(endless, recipe_of(endless.views))
     with pytest.raises(ConfigError, match=r"^cache\.views: expected 1 to 9 \(all there are\) or all, got 10$"):
         num_views_of(load_experiment("digits", ["cache.views=10"]), recipe_of(experiment.views))
