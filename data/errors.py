@@ -1,7 +1,7 @@
-"""Every error that a user can cause, and how an unknown name is reported.
+"""All errors that a user can cause, and how an unknown name is reported.
 
 Each derives from `DhkdError` and from the builtin that fits, so that a script can catch either. The command line
-prints one line and ends with `exit_code`; anything that is not here is a fault of the program's own.
+prints it in one line and ends with its `exit_code`. Any other exception is a fault of the program.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ class ConfigError(DhkdError, ValueError):
 
 
 class DataError(DhkdError, ValueError):
-    """A data set's files are missing, damaged or not what their name says."""
+    """A data set's files are missing, damaged or of another kind than expected."""
 
 
 class WeightsError(DhkdError, ValueError):
@@ -32,19 +32,19 @@ class WeightsError(DhkdError, ValueError):
 
 
 class CacheMismatch(DhkdError, ValueError):
-    """A cache is of something else than what the experiment expects."""
+    """A cache was made of something other than the experiment expects."""
 
 
 class CacheIncomplete(DhkdError, ValueError):
-    """A cache lacks blocks."""
+    """A cache has missing blocks."""
 
 
 class CacheDamaged(DhkdError, ValueError):
-    """A cache's bytes are not those that were written."""
+    """A cache's bytes differ from those that were written."""
 
 
 class StorageError(DhkdError, OSError):
-    """A place where caches lie can't be reached, or refuses."""
+    """A place where caches are stored can't be reached, or refuses access."""
 
 
 class RunExists(DhkdError, FileExistsError):
@@ -52,11 +52,11 @@ class RunExists(DhkdError, FileExistsError):
 
 
 class RunMismatch(DhkdError, ValueError):
-    """A run's folder lacks what resuming needs, or belongs to another experiment."""
+    """A run can't be resumed, because its folder lacks something or belongs to another experiment."""
 
 
 class TrackerError(DhkdError, RuntimeError):
-    """A tracker that was asked for can't show a run."""
+    """A chosen tracker can't show a run."""
 
 
 class NonFiniteLoss(DhkdError, ArithmeticError):
@@ -64,14 +64,14 @@ class NonFiniteLoss(DhkdError, ArithmeticError):
 
 
 def one_of(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry `name` of `table`; an unknown name is a `ConfigError` that gives the nearest valid one."""
+    """The entry `name` of `table`. Raises `ConfigError`, which suggests the nearest valid name, if there is none."""
     if name in table:
         return table[name]
     raise ConfigError(unknown(kind, name, table))
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """One line that says which name is unknown, which is nearest, and which there are."""
+    """One line with the unknown name, the nearest valid one, and all valid ones."""
     names = sorted(valid)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""Options of something that a name stands for (a recipe, an objective), checked against what it takes."""
+"""Options for something chosen by name, such as a recipe or an objective."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 def with_options(where: str, factory: Callable[..., T], options: Mapping[str, object]) -> T:
-    """What `factory` makes of these options, the others at their defaults; `where` begins the line of an error.
+    """Call `factory` with these options; error messages begin with `where`.
 
-    Raises `ConfigError` for an unknown option, one that is missing, and a value of the wrong type: an int serves as a
-    float and a list as a tuple, text never as a number. The range of a value is checked by the factory.
+    Raises `ConfigError` for an unknown option, a missing one, or a value of the wrong type. An int is accepted as a
+    float and a list as a tuple, but text is not accepted as a number. The factory itself checks ranges.
     """
     parameters = inspect.signature(factory).parameters
     checked: dict[str, object] = {}
     for option, value in options.items():
         if option not in parameters:
-            none = "it has none"
-            hint = unknown("option", option, parameters) if parameters else f"unknown option {option!r}: {none}"
-            raise ConfigError(f"{where}: {hint}")
+            if not parameters:
+                raise ConfigError(f"{where}: unknown option {option!r}: there are none")
+            raise ConfigError(f"{where}: {unknown('option', option, parameters)}")
         try:
             plain = tuple(value) if isinstance(value, list) else value
             checked[option] = TypeAdapter(parameters[option].annotation).validate_python(plain, strict=True)

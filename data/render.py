@@ -1,7 +1,7 @@
-"""From keys to pixels to what a network is shown.
+"""From keys to pixels, and from pixels to a network's input.
 
-How pixels are made is the image sets' affair: `images/in_memory.py` renders a whole batch with one gather on the device
-where the images are, `images/encoded.py` decodes in worker processes.
+Each kind of image set has its own renderer: `images/in_memory.py` gathers a whole batch on the images' device,
+`images/decoding_workers.py` decodes in worker processes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
 
 
 class Normalization:
-    """Pixels 0 to 255 to a network's input: (pixel / 255 - mean) / std for each channel, mean and std in 0 to 1."""
+    """Turns pixels, 0 to 255, into a network's input: (pixel / 255 - mean) / std, with each channel's mean and std."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(mean), tuple(std)
@@ -27,7 +27,7 @@ class Normalization:
         batch, channels, height, width = pixels_BCHW.shape
         scale, shift = self._rows(pixels_BCHW.device, width)
         rows = pixels_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        # A whole image row is the innermost axis: with the three channels there, the loop would not vectorise.
+        # The innermost axis is a whole row of the image: over just three channels the loop would not be vectorised.
         return rows.float().mul_(scale).add_(shift).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _rows(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
@@ -40,19 +40,19 @@ class Normalization:
 
 
 class Renderer(Protocol):
-    """Pixels of any key of one data set under one recipe."""
+    """Renders any key of one data set with one recipe."""
 
     @property
     def in_memory(self) -> bool:
-        """Whether any batch can be rendered at any time at little cost, because nothing has to be decoded."""
+        """Whether any batch can be rendered again at little cost, because nothing has to be decoded."""
 
     @property
     def exact(self) -> bool:
-        """Whether the pixels are the same with every version of every library."""
+        """Whether the pixels are the same with all versions of all libraries."""
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """By its name, what was wrong with each file that a black image stands in for."""
+        """What is wrong with each file that a black image replaced, by the file's name."""
 
     @property
     def images(self) -> Images:
@@ -60,7 +60,7 @@ class Renderer(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the pixels are."""
+        """The device of the pixels."""
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """For each batch of keys, in order, uint8 (B, C, H, W) on the device; it may look ahead for keys."""
+        """For each batch of keys, in order, uint8 (B, C, H, W) on the device. Keys may be consumed ahead of time."""

@@ -1,4 +1,4 @@
-"""Distil with PyTorch Lightning from a cache of 'digits': lightning_distill.py CACHE [KEY=VALUE …, as for --set]."""
+"""Distil with PyTorch Lightning from a cache of 'digits': lightning_distill.py CACHE [KEY=VALUE …, as in --set]."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The cache for training loops of one's own: its logits, and a data set whose items are image, label and logits.
+"""A cache for your own training loop: its logits, and a data set whose items are image, label and logits.
 
-Left out on purpose: a loader and an order, which are torch's affair (`DataLoader`, any sampler).
+Left out on purpose: loaders and orders, for which torch has `DataLoader` and samplers.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.stream.signals import StreamedSignals
 from dhkd.pipeline.build.cache import LOGITS, cached_names, reader_of, signals_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
@@ -38,18 +37,18 @@ _CPU = torch.device("cpu")
 class DistillationSet(Dataset[Item]):
     """A preset's training set with a teacher's cached logits, all on the CPU.
 
-    Items are (image float32 (C, H, W), normalised as the student sees it; label; logits float32 (K,)), the same as
-    `train-student` gives its student for the same view and index. `set_epoch` says which view each sample shows: what
-    the preset's `student.view_schedule` and `seed` make of the epoch. `cycle` keeps one view of the cache in memory,
-    the other schedules all of it; `student.window` is an order's and has no meaning here.
+    An item is an image, float32 (C, H, W), normalised as the student sees it; its label; and its logits, float32 (K,).
+    It equals what `train-student` gives its student for the same view and index. After `set_epoch` each sample shows
+    the view that the preset's `student.view_schedule` and `seed` choose for this epoch. The schedule `cycle` keeps one
+    view of the cache in memory, the others all views. `student.window` concerns the order and is ignored.
 
-    `preset` and `overrides` are what the command line takes, `cache` is a path or URL. `temperature` promises that of
-    the logits nothing but their softmax at it is read, which a top-k cache can serve; without it they are raw. The
-    cache is checked as `train-student` does, and refused with the same errors: pixels too, unless `allow_drift` holds.
+    `preset` and `overrides` are as on the command line, `cache` is a path or URL. Give a `temperature` if the loop uses
+    only the softmax of the logits at it, for which a top-k cache suffices; otherwise the logits must be raw. The cache
+    is checked as in `train-student`, with the same errors; pixels must match unless `allow_drift` is set.
 
-    Workers of a `DataLoader` have to be forked. They share the set's memory and decode its photographs: `data.workers`
-    counts only while the set is made. With `cycle` they can't outlive an epoch: no `persistent_workers`. Each process
-    of a distributed run makes a set of its own. `data.allow_bad` is counted by each process and worker for itself.
+    Workers of a `DataLoader` have to be forked. They share the set's memory and decode its photographs; `data.workers`
+    matters only while the set is made. With `cycle`, workers must not outlive an epoch: no `persistent_workers`. Each
+    process of a distributed run makes its own set. Each process and worker counts `data.allow_bad` on its own.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class DistillationSet(Dataset[Item]):
         return len(self._renderer.images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Show each sample's view of this epoch (from 0), from the next item on; call it before every epoch."""
+        """Show each sample's view of this epoch, counted from 0, from the next item on. Call it before every epoch."""
         self._prepare(epoch)
         self._epoch.value = epoch
 
@@ -103,10 +102,10 @@ class DistillationSet(Dataset[Item]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Many items with one rendering and one gather: what a `DataLoader` asks for."""
+        """Many items, rendered and gathered at once, as a `DataLoader` requests them."""
         index_B = torch.as_tensor(indices, dtype=torch.int64)
         if not 0 <= int(index_B.min()) <= int(index_B.max()) < len(self):
-            raise IndexError(f"indices {int(index_B.min())} to {int(index_B.max())}: there are {len(self)} samples")
+            raise IndexError(f"indices {int(index_B.min())} to {int(index_B.max())}: expected 0 to {len(self) - 1}")
         if self._prepared != self._epoch.value:  # in a worker that outlived the epoch
             self._prepare(self._epoch.value)
         view_B = self._view_N[index_B]
@@ -117,14 +116,14 @@ class DistillationSet(Dataset[Item]):
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
-            "DistillationSet: expected to be forked, is about to be pickled; let workers be forked with"
+            "DistillationSet: expected to be forked, but it is about to be pickled; fork the workers with"
             " DataLoader(…, multiprocessing_context='fork'), and make a set in each process of a distributed run"
         )
 
     def _prepare(self, epoch: int) -> None:
-        if isinstance(self._signals, StreamedSignals) and os.getpid() != self._made_by:
+        if not self._signals.in_memory and os.getpid() != self._made_by:
             raise ConfigError(
-                f"DistillationSet: epoch {epoch} shows another view than the one that this worker was forked with; use"
+                f"DistillationSet: epoch {epoch} needs another view than the one that this worker was forked with; use"
                 f" persistent_workers=False, or student.view_schedule=independent, which keeps all views in memory"
             )
         num_views, block_rows = self._signals.num_views, self.reader.plan.block_rows

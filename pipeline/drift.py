@@ -1,4 +1,4 @@
-"""Whether pixels still are those that the teacher saw: random rows rendered again, before anyone trains on them."""
+"""The check, before training, that pixels are still those that the teacher saw."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,27 +9,30 @@ from dhkd.data.render import Renderer
 from dhkd.data.stream.check import check_witnesses
 from dhkd.pipeline.environment import versions
 
-WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # re-rendered before training
+WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # that are rendered again before training
 
 
 def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_drift: bool) -> str:
-    """Compare random rows with what the teacher saw; what came of it, in one line.
+    """Compare random rows with what the teacher saw, and return one line about the result.
 
-    Raises `CacheMismatch` where one differs, unless `allow_drift` holds.
+    Raises `CacheMismatch` if a row differs, unless `allow_drift` is set.
     """
     try:
         checked = rerender(renderer, reader, seed=seed, rows_per_block=WITNESS_ROWS)
     except CacheMismatch as error:
         if allow_drift:
             return f"cache {reader.location}: {error}; --allow-drift: the student trains all the same"
-        if not renderer.exact:  # decoding and resizing differ by a grey level from version to version
+        if not renderer.exact:  # versions of Pillow differ by a grey level
             raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
         raise
     return f"cache {reader.location}: {checked} random rows re-rendered, all as the teacher saw them"
 
 
 def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int) -> int:
-    """Compare random rows of random blocks with what the teacher saw; how many. Raises `CacheMismatch`."""
+    """Compare random rows of random blocks with what the teacher saw, and return their number.
+
+    Raises `CacheMismatch` if one differs.
+    """
     return check_witnesses(
         renderer,
         reader,
@@ -42,9 +45,11 @@ def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_blo
 
 def _versions_on_both_sides(reader: LogitReader) -> str:
     # Any: a manifest's provenance is JSON, and another version may have recorded other things.
-    first: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
-    written, here = first.get("versions", {}), versions()
-    differ = [
-        f"{name} {written[name]} then, {here[name]} now" for name in here if written.get(name, here[name]) != here[name]
+    provenance: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
+    recorded = provenance.get("versions", {})
+    changes = [
+        f"{name} {recorded[name]} then, {version} now"
+        for name, version in versions().items()
+        if recorded.get(name, version) != version
     ]
-    return f" ({', '.join(differ)})" if differ else " (with the same versions of all libraries)"
+    return f" ({', '.join(changes)})" if changes else " (with the same versions of all libraries)"

@@ -1,4 +1,4 @@
-"""What surrounds a command: the processes that it runs in, and what its result records of versions and hardware."""
+"""The surroundings of a command: its processes, and the versions and hardware that its result records."""
 
 import logging
 import platform
@@ -17,7 +17,7 @@ PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pill
 
 @contextmanager
 def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
-    """The processes that run this command together; `precision` may be "auto". They end when the context does."""
+    """The processes that run this command together, until the context ends. `precision` may be "auto"."""
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         yield processes
@@ -26,7 +26,7 @@ def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
 
 
 def log_once(processes: Processes, line: str) -> None:
-    """Log a line, once however many processes there are."""
+    """Log a line in the first process only."""
     if processes.is_first:
         log.info(line)
 
@@ -37,20 +37,20 @@ def versions() -> dict[str, str]:
 
 
 def hardware_name(device: torch.device) -> str:
-    """The device's name, for people."""
+    """The device's name, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
 
 def hardware(device: torch.device) -> str:
-    """The device's name and, for a CPU, how many threads compute."""
+    """The device's name and, for a CPU, its number of threads."""
     name = hardware_name(device)
     return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def unreadable_files(renderer: Renderer, processes: Processes) -> list[str] | None:
-    """The files that a black image replaced in this call, in any process; None where every file was readable."""
+    """The files that black images replaced in this call, in any process; None if all files were readable."""
     if renderer.in_memory:
         return None
     return sorted(processes.gather(list(renderer.unreadable))) or None

@@ -35,7 +35,7 @@ def processes() -> Iterator[Processes]:
 
 @pytest.fixture
 def no_workers_of_the_last_test() -> Iterator[None]:
-    """A traceback keeps a rendering alive; collected with it as one cycle, each worker would be waited for for 5 s."""
+    """Ends the workers of renderings that tracebacks keep alive; the collector would wait 5 s for each worker."""
     yield
     if multiprocessing.active_children():
         for rendered in [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]:

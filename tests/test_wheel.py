@@ -1,4 +1,4 @@
-"""What users install: every module and preset is in the wheel, and works from there."""
+"""The wheel that users install holds every module and preset, and they work from there."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ for name in load.preset_names():
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the sources, unpacked."""
+    """The folder of an unpacked wheel, built from a copy of the sources."""
     pytest.importorskip("setuptools", reason="needs setuptools to build the wheel")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in FOLDERS:
@@ -39,19 +39,19 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "site"
 
 
-def test_every_module_and_preset_is_in_it(unpacked: Path) -> None:
+def test_every_module_and_preset_is_in_the_wheel(unpacked: Path) -> None:
     kinds = ("py", "yaml", "html", "css", "js")
     wanted = [file for folder in FOLDERS for kind in kinds for file in (ROOT / folder).rglob(f"*.{kind}")]
     lacking = [str(f.relative_to(ROOT)) for f in wanted if not (unpacked / "dhkd" / f.relative_to(ROOT)).is_file()]
     assert lacking == []
 
 
-def test_presets_load_from_it(unpacked: Path, tmp_path: Path) -> None:
+def test_presets_load_from_the_wheel(unpacked: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", LIST], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     where, *names = done.stdout.split()
-    assert Path(where).is_relative_to(unpacked), "the wheel's own modules, not the sources'"
+    assert Path(where).is_relative_to(unpacked), "modules of the wheel, not of the sources"
     assert "cifar100/resnet56-resnet20" in names
     assert "demo" in names

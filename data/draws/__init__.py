@@ -1,1 +1,1 @@
-"""Random numbers that are functions of what they are for: the generator, schedules of views, orders of samples."""
+"""Random numbers as functions of their purpose: the generator, schedules of views, orders of samples."""

@@ -1,7 +1,7 @@
 """The order in which an epoch visits the samples: a function of (seed, epoch).
 
-An order may know of blocks, the runs of `block_rows` consecutive indices that a cache is read in, so that a cache
-larger than memory can be read block by block.
+A cache larger than memory is read in blocks, runs of `block_rows` consecutive indices. A windowed order keeps the
+samples of a block close together.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 def order_of_epoch(seed: int, epoch: int, num_samples: int) -> Tensor:
-    """The samples' order in an epoch, a permutation, int64 (N,)."""
+    """A permutation of all samples, int64 (N,)."""
     raw = raw_rows(seed, Domain.ORDER, epoch, 0, num_samples)[:, 0]
     return torch.from_numpy(permutations(raw))
 
 
 def windowed_order(seed: int, epoch: int, num_samples: int, block_rows: int, window: int) -> Tensor:
-    """An order for reading in blocks, int64 (N,): blocks shuffled, then the samples of each window of blocks.
+    """A permutation of all samples, int64 (N,): blocks are shuffled, then the samples in each window of blocks.
 
-    A window is as many whole blocks as `window` samples hold, at least one. A permutation of all samples; how far it is
-    from a full shuffle depends on how well blocks mix classes.
+    A window holds as many whole blocks as fit into `window` samples, at least one. The better the blocks mix classes,
+    the closer the order is to a full shuffle.
     """
     num_blocks = -(-num_samples // block_rows)
     block_order = permutations(raw_rows(seed, Domain.BLOCK_ORDER, epoch, 0, num_blocks)[:, 0])

@@ -1,8 +1,8 @@
-"""Random numbers that are a function of what they are for: Philox, addressed by key and counter.
+"""Random numbers as functions of their purpose: Philox, addressed by key and counter.
 
-The key is the seed; the counter says which row of which plane of which domain is drawn, so that views, order and
-schedule never share a stream, and any row can be drawn without the ones before it. Only the bit generator's raw
-stream is used: numpy keeps that stable across versions, while the methods of its distributions may change.
+The key is the seed, and the counter says which row of which plane of which domain is drawn. So views, order and
+schedule never share a stream, and any row can be drawn without the ones before it. Only the raw stream of the bit
+generator is used, because numpy keeps it stable across versions; its distributions may change.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ RAW_PER_COUNTER = 4  # one step of Philox4x64's counter gives four 64-bit number
 
 
 class Domain(IntEnum):
-    """What a draw is for; without the tag, keys (seed, view) and (seed, epoch) would give one and the same stream."""
+    """What a draw is for. Without this tag, (seed, view) and (seed, epoch) would address the same stream."""
 
     VIEW = 1
     SCHEDULE = 2
@@ -30,10 +30,10 @@ class Domain(IntEnum):
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:
     """Rows `start` to `stop` of the plane's endless table of raw 64-bit draws, uint64 (stop - start, width).
 
-    A row is the same whichever range it is asked for in. A plane is an epoch, a step, or 0 where there is none.
+    A row is the same in whatever range it is drawn. The plane is an epoch or a step, or 0 if there is neither.
     """
     assert 0 <= start <= stop
-    if width == 1:  # four rows a step, so that long single columns (an epoch's order) don't waste three of four
+    if width == 1:  # four rows for each step, so that a long column (an epoch's order) wastes no draws
         first = start // RAW_PER_COUNTER
         steps = -(-stop // RAW_PER_COUNTER) - first
         flat = _raw(seed, domain, plane, first, steps)
@@ -51,7 +51,7 @@ def _raw(seed: int, domain: Domain, plane: int, counter: int, steps: int) -> NDA
 
 
 def below(raw: NDArray[np.uint64], limit: int) -> NDArray[np.int64]:
-    """Each raw draw as an integer in [0, limit), by multiplying its upper 32 bits; `limit` at most 2³².
+    """Each raw draw as an integer in [0, limit), from its upper 32 bits; `limit` is at most 2³².
 
     The probabilities differ from uniform by less than limit / 2³².
     """

@@ -11,21 +11,21 @@ Schedule = Callable[[int, int, int, int, int], Tensor]
 
 
 def independent(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """Each sample draws one of the views anew in every epoch: int64 (N,). Needs every view at hand.
+    """Each sample draws a view in every epoch: int64 (N,). All views have to be in memory.
 
-    Over an exhaustive cache this is the distribution of online training.
+    With an exhaustive cache, this is the distribution of online training.
     """
     raw = raw_rows(seed, Domain.SCHEDULE, epoch, 0, num_samples)[:, 0]
     return torch.from_numpy(below(raw, num_views))
 
 
 def cycle(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """All samples show view `epoch mod num_views`, so a cache is read plane by plane: int64 (N,)."""
+    """All samples show view `epoch mod num_views`, so a cache is read view by view: int64 (N,)."""
     return torch.full((num_samples,), epoch % num_views, dtype=torch.int64)
 
 
 def block(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """Each block draws one of the views anew in every epoch, for all of its samples: int64 (N,)."""
+    """Each block draws a view in every epoch, and all of its samples show it: int64 (N,)."""
     raw = raw_rows(seed, Domain.BLOCK_VIEW, epoch, 0, -(-num_samples // block_rows))[:, 0]
     return torch.from_numpy(below(raw, num_views).repeat(block_rows)[:num_samples])
 

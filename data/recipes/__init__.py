@@ -1,10 +1,10 @@
-"""How a view is drawn. A recipe is one file here and one line in `RECIPES`; what it promises is in `base.py`."""
+"""Recipes of views. Each is a file here and a line in `RECIPES`; `base.py` says what a recipe has to do."""
 
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 
-# By the name that `views.kind` gives; a recipe's parameters are the fields of its dataclass.
+# By the name in `views.kind`. The fields of a recipe's dataclass are its parameters.
 RECIPES: dict[str, type[Recipe]] = {
     "crop-flip": CropFlip,
     "random-resized-crop": RandomResizedCrop,

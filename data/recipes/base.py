@@ -1,10 +1,11 @@
-"""What a recipe is: how a view is drawn, and which pixels it makes of an image.
+"""What a recipe is: how views are drawn, and how a drawn view changes an image.
 
 A view is one augmentation draw of the whole data set, a pure function of (seed, view, index). `draws` turns keys into
-plain integers and `pixels` turns integers and a decoded image into pixels; nothing else enters: no global generator, no
-worker, no order, no batch, no device. Whoever changes a recipe's draws or pixels raises its version, which caches name.
+plain integers, and `pixels` turns integers and a decoded image into pixels. Nothing else has an influence: no global
+generator, no worker, no order, no batch, no device. A change of a recipe's draws or pixels needs a new version, because
+caches record it.
 
-A recipe is one file beside this one and one line in `RECIPES`; it has to define what is abstract here.
+A recipe is a file beside this one and a line in `RECIPES`; it defines what is abstract here.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +17,7 @@ from dhkd.data.images.decoding import Photo, photo_of
 from numpy.typing import NDArray
 from torch import Tensor
 
-# How many views are told apart where there is no end of them.
+# The number of views that can be told apart if a recipe has no limit.
 ENDLESS = 1 << 31
 
 # From keys view_B and index_B, int64 on any device, to pixels uint8 (B, 3, H, W), channels last in memory.
@@ -24,42 +25,42 @@ Render = Callable[[Tensor, Tensor], Tensor]
 
 
 class Recipe(ABC):
-    """How views are drawn. A recipe is immutable: its parameters and its seed say all there is to know."""
+    """How views are drawn. A recipe is immutable, and its parameters and seed describe it completely."""
 
-    # Whether the pixels are the same with every version of every library, so that any difference is a fault.
+    # Whether the pixels are the same with all versions of all libraries, so that any difference is a fault.
     exact: bool = False
 
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, object]:
-        """What a cache records of its recipe, and compares: kind, version, parameters and seed, as plain values."""
+        """What a cache records and compares: kind, version, parameters and seed, as plain values."""
 
     @property
     @abstractmethod
     def num_views(self) -> int | None:
-        """How many different views there are; None where there is no end of them."""
+        """How many different views there are; None if there is no limit."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int] | None:
-        """Height and width of its pixels, of images of any size; None: the images' own, all of which must be equal."""
+        """Height and width of the pixels; None if images keep their own size, which must then be the same for all."""
 
     @abstractmethod
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """The integers drawn for each key (two int64 tensors on the CPU): int64 (B, D)."""
+        """The integers drawn for each key, int64 (B, D), from int64 tensors on the CPU."""
 
     @abstractmethod
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """What each row of draws makes of one decoded RGB image: uint8 (B, H, W, 3)."""
+        """A decoded RGB image as each row of draws changes it: uint8 (B, H, W, 3)."""
 
     @abstractmethod
     def at_test(self) -> "Recipe":
-        """The recipe of test images, which are not augmented."""
+        """The recipe for test images, which are not augmented."""
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """A function that renders any keys of images held in memory, uint8 (N, 3, H, W), on the device they are on.
 
-        A recipe that can render a whole batch at once does so here; this way is image by image.
+        Here images are rendered one by one; a recipe that can render a whole batch at once overrides it.
         """
         photos = images_NCHW.cpu().numpy()
 

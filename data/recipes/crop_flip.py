@@ -1,4 +1,4 @@
-"""Pad, crop, mirror: the usual view of CIFAR, of which there are finitely many."""
+"""Pad, crop, mirror: the usual augmentation for CIFAR. It has finitely many views."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CropFlip(Recipe):
-    """Pad with zeros, crop back to the original size, mirror half of the time: a finite set of views.
+    """Pad with zeros, crop to the original size, mirror half of the time.
 
-    There are (2·padding + 1)² crops, twice that with flips (padding 4 with flips: 162). View v of sample i is the
-    v-th element of a permutation of them seeded by (seed, i). So the first V views of every sample are an unbiased
-    sample of them for any V, caches nest, and all of them together are exhaustive.
+    There are (2·padding + 1)² crops, and with flips twice as many (162 for padding 4). View v of sample i is the v-th
+    element of a permutation of these, seeded by (seed, i). So for any V the first V views of each sample are an
+    unbiased sample, a cache can be extended by more views, and all views together are exhaustive.
     """
 
     padding: int
@@ -42,7 +42,7 @@ class CropFlip(Recipe):
 
     @property
     def num_offsets(self) -> int:
-        """How many positions a crop can take along one axis."""
+        """How many positions a crop can have along one axis."""
         return 2 * self.padding + 1
 
     @property
@@ -62,7 +62,7 @@ class CropFlip(Recipe):
         }
 
     def orders(self, start: int, stop: int) -> Tensor:
-        """For samples `start` to `stop`, which of all crops each view is: int16 (stop - start, num_views)."""
+        """For samples `start` to `stop`, the number of each view's crop: int16 (stop - start, num_views)."""
         raw = raw_rows(self.seed, Domain.VIEW, 0, start, stop, self.num_views)
         return torch.from_numpy(permutations(raw).astype(np.int16))
 
@@ -76,18 +76,17 @@ class CropFlip(Recipe):
         return self.decode(element_B)
 
     def decode(self, element_B: Tensor) -> Tensor:
-        """Elements of the enumeration of all crops (any integer dtype) as draws, int64 (B, 3)."""
+        """Numbers of crops (any integer dtype) as draws, int64 (B, 3)."""
         element_B = element_B.long()
         flips = 2 if self.flip else 1
         position_B, flip_B = element_B // flips, element_B % flips
         return torch.stack([position_B // self.num_offsets, position_B % self.num_offsets, flip_B], dim=1)
 
     def windows(self, images_NCHW: Tensor) -> Tensor:
-        """Every crop of every image as a strided view of two padded copies (the second one mirrored).
+        """Every crop of every image, as a strided view of two padded copies (the second one mirrored).
 
-        uint8 (N, flips, offsets, offsets, H, W·C): the innermost axis is one contiguous run of bytes, which makes
-        gathering a batch several times faster than indexing pixels. Memory: (H + 2p)(W + 2p)C bytes an image and
-        copy, nothing more.
+        uint8 (N, flips, offsets, offsets, H, W·C). The innermost axis is a contiguous run of bytes, so that gathering a
+        batch is several times faster than indexing pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes each.
         """
         num, channels, height, width = images_NCHW.shape
         padded = F.pad(images_NCHW, (self.padding,) * 4)
@@ -100,7 +99,7 @@ class CropFlip(Recipe):
         )
 
     def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
-        """The crops `draws` of the images `row_B`, from `windows`: uint8 (B, C, H, W), channels last in memory."""
+        """Each image's crop from `windows`: uint8 (B, C, H, W), channels last in memory."""
         dy_B, dx_B, flip_B = draws.unbind(1)
         # A mirrored crop is a crop of the mirrored image, counted from the other side.
         dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
@@ -110,19 +109,19 @@ class CropFlip(Recipe):
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """A crop for each row of draws, and no arithmetic on levels: uint8 (B, H, W, 3)."""
+        """A crop for each row of draws, uint8 (B, H, W, 3); levels are copied, not computed."""
         image_1CHW = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
         row_B = torch.zeros(len(draws_BD), dtype=torch.int64)
         return self.gather(self.windows(image_1CHW), row_B, draws_BD).permute(0, 2, 3, 1).numpy()
 
     def at_test(self) -> AsTheyAre:
-        """Test images are shown as they are."""
+        """Images unchanged."""
         return AsTheyAre()
 
     def resident(self, images_NCHW: Tensor) -> Render:
-        """A whole batch with one gather.
+        """Renders a whole batch with one gather.
 
-        Holds the padded images (CIFAR-100's 50,000 with flips: 480 MB) and the views' order of every sample.
+        Holds the padded images (480 MB for CIFAR-100's 50,000 with flips) and each sample's order of views.
         """
         device = images_NCHW.device
         windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)

@@ -1,8 +1,7 @@
-"""A random box of a photograph, made a square: the usual view of ImageNet.
+"""A random box of a photograph, resized to a square: the usual augmentation for ImageNet.
 
-The recipe is integers in, integers out: raw draws by key, and a `Cut` once the photograph's size is known. There is no
-floating point on the way, so a cut is the same on every machine. Which pixels a cut gives is the decoder's and Pillow's
-affair, and part of the identity.
+The draws of a key and the photograph's size give a `Cut`, in integer arithmetic throughout, so it is the same on every
+machine. The pixels of a cut depend on the decoder and on Pillow's resizing, which are part of the identity.
 """
 
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from dhkd.data.recipes.unaugmented import CenterCrop
 from numpy.typing import NDArray
 from torch import Tensor
 
-ATTEMPTS = 10  # boxes that are drawn before the central one is taken, as usual
-BITS = 32  # of every draw
-RATIOS = 4096  # aspect ratios that are told apart
+ATTEMPTS = 10  # boxes that are tried before the central one is taken; the usual number
+BITS = 32  # in each draw
+RATIOS = 4096  # different aspect ratios
 FRACTION = 24  # bits after the point of an aspect ratio
 HALF = FRACTION + BITS >> 1  # bits after the point of the root of area × aspect ratio
 
@@ -33,10 +32,11 @@ HALF = FRACTION + BITS >> 1  # bits after the point of the root of area × aspec
 class RandomResizedCrop(Recipe):
     """A box of random area and aspect ratio, resized to size × size pixels, mirrored half of the time.
 
-    The area is uniform in `scale`, relative to the photograph's; the logarithm of width / height is uniform in that of
-    `ratio`; ten boxes are tried until one fits, else the largest central one with an allowed ratio is taken (Szegedy et
-    al., 2015, section 6, as it has become usual for ImageNet). There is no end of views. A test image's shorter side is
-    resized to `test_resize` (None: size · 256 / 224) and its centre cropped, which is no part of the identity.
+    The box's share of the photograph's area is uniform between the bounds in `scale`, and the logarithm of its width /
+    height between the logarithms of the bounds in `ratio`. Up to ten boxes are drawn until one fits; otherwise the
+    largest central one with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for ImageNet).
+    The number of views has no limit. A test image's shorter side is resized to `test_resize` (None: size · 256 / 224)
+    and its centre cropped; this is not part of the identity.
     """
 
     size: int
@@ -81,7 +81,7 @@ class RandomResizedCrop(Recipe):
         }
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """The raw draws of each key: int64 (B, 41) of 32 bits; area, ratio, top and left of each attempt, then flip."""
+        """The draws of each key, 32 bits each: area, ratio, top, left of each attempt, then flip. int64 (B, 41)."""
         columns = 4 * ATTEMPTS + 1
         rows = [
             raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
@@ -92,22 +92,22 @@ class RandomResizedCrop(Recipe):
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """What each row of draws cuts out of a photograph: uint8 (B, size, size, 3)."""
+        """The cut of each row of draws: uint8 (B, size, size, 3)."""
         return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
 
     def at_test(self) -> CenterCrop:
-        """Resized and its centre cropped."""
+        """Images resized and cropped at the centre."""
         return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """One key's draws resolved against a photograph's size in pixels."""
+        """The cut that one key's draws mean for a photograph of this size in pixels."""
         window = (0, 0, self.size, self.size)
         return Cut(self._box(draws, height, width), window[2:], window, self.flip and draws[-1] >> (BITS - 1) == 1)
 
     def _box(self, draws: list[int], height: int, width: int) -> Box:
         least, most = self._areas
         for area, ratio, top, left in zip(*(draws[column:-1:4] for column in range(4)), strict=True):
-            # In 2^-32 pixels, and 2^-24: the box's area and its width / height.
+            # The box's area in units of 2^-32 pixels, and its width / height in units of 2^-24.
             target = height * width * (least + ((most - least) * area >> BITS))
             aspect = self._ratios[ratio * RATIOS >> BITS]
             box_width = _rounded_root(target * aspect)
@@ -140,8 +140,8 @@ class RandomResizedCrop(Recipe):
 
     @cached_property
     def _ratios(self) -> list[int]:
-        """The aspect ratios, evenly spaced in their logarithm, with `FRACTION` bits after the point."""
-        # Decimal's ln and exp are correctly rounded; the C library's are what it was built with.
+        """The aspect ratios, with evenly spaced logarithms and `FRACTION` bits after the point."""
+        # Decimal rounds ln and exp correctly; the C library's results differ from machine to machine.
         with localcontext() as context:
             context.prec = 30
             low, high = (Decimal(ratio).ln() for ratio in self.ratio)

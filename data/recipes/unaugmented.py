@@ -1,4 +1,4 @@
-"""Test images: as they are, or resized and their centre cropped. Every view of an image is the same."""
+"""Recipes for test images: unchanged, or resized and cropped at the centre. All views of an image are the same."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,37 +14,37 @@ from torch import Tensor
 
 
 class Unaugmented(Recipe):
-    """A recipe without chance."""
+    """A recipe that draws nothing."""
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """Empty: no cache is made of test images."""
+        """Empty, because no cache is made of test images."""
         return {}
 
     @property
     def num_views(self) -> int:
-        """One."""
+        """1."""
         return 1
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Nothing is drawn: int64 (B, 0)."""
+        """No draws: int64 (B, 0)."""
         return torch.empty((len(index_B), 0), dtype=torch.int64)
 
     def at_test(self) -> Recipe:
-        """The same."""
+        """The recipe itself."""
         return self
 
 
 @dataclass(frozen=True)
 class AsTheyAre(Unaugmented):
-    """Images neither cropped nor resized; `shape` is their height and width, None where it is known to be one."""
+    """Images unchanged. `shape` is their height and width; None accepts any, for sets known to have one size."""
 
     shape: tuple[int, int] | None = None
 
     exact = True
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """All of the image. Raises `ConfigError` for an image of another size."""
+        """The whole image, once for each row of draws. Raises `ConfigError` for an image of another size."""
         if self.shape not in (None, (photo.height, photo.width)):
             height, width = self.shape
             raise ConfigError(
@@ -54,7 +54,7 @@ class AsTheyAre(Unaugmented):
         return np.repeat(np.asarray(photo)[None], len(draws_BD), axis=0)
 
     def resident(self, images_NCHW: Tensor) -> Render:
-        """One gather."""
+        """Renders a whole batch with one gather."""
         return lambda view_B, index_B: images_NCHW[index_B.to(images_NCHW.device)]
 
 
@@ -83,7 +83,7 @@ class CenterCrop(Unaugmented):
         """The cut of an image of this size in pixels."""
         shorter = min(height, width)
         resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
-        # Halves go to the even neighbour, as in torchvision, whose test accuracies these are compared with.
+        # Halves are rounded to the even neighbour, as in torchvision, so that test accuracies can be compared.
         left, top = (round((side - self.size) / 2) for side in (resized_width, resized_height))
         window = (left, top, left + self.size, top + self.size)
         return Cut((0, 0, width, height), (resized_width, resized_height), window, mirrored=False)

@@ -1,4 +1,4 @@
-"""The data sets by name. A source is one file here and one line in `SOURCES`; what it promises is in `base.py`."""
+"""Data sets by name. Each source is a file here and a line in `SOURCES`; `base.py` says what a source has to do."""
 
 from dhkd.data.errors import ConfigError, one_of, unknown
 from dhkd.data.images.base import Images, Triple
@@ -26,8 +26,8 @@ def load_source(
 ) -> Images:
     """The split "train" or "test" of a data set, or its first `limit` samples.
 
-    `mean` and `std`, in units of full scale, stand in for the source's own. Raises `ConfigError` for an unknown name or
-    split and for what the source doesn't take, `DataError` for files that are missing or damaged.
+    `mean` and `std`, in units of full scale, replace the source's own. Raises `ConfigError` for an unknown name or
+    split and for settings that the source doesn't take, `DataError` for missing or damaged files.
     """
     place = place or Place()
     source = one_of("data source", name, SOURCES)

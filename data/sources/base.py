@@ -8,7 +8,7 @@ from dhkd.data.images.base import Images
 
 @dataclass(frozen=True)
 class Size:
-    """Of a training split: samples, classes, and the pixels of a side."""
+    """The size of a training split: its samples, its classes, and the pixels along a side of an image."""
 
     samples: int
     classes: int
@@ -17,12 +17,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of a source are, and what of them makes a split.
+    """Where the files of a source are, and which of them make a split.
 
-    `root` is a folder or, for shards, a URL; None: the source's usual place. `download` allows fetching what is missing
-    from the data set's own server, and fetched files may take `keep_bytes` of disk. `train` and `test` say where the
-    splits are below the root (folders of class folders, or patterns of shards), `num_classes` how many classes there
-    are; None: as the source itself has it.
+    `root` is a folder or, for shards, a URL; None means the source's usual place. If `download` is set, missing files
+    are fetched from the data set's own server; copies of shards take at most about `keep_bytes` of disk. `train` and
+    `test` name the splits below the root: folders of class folders, or patterns of shards. `num_classes` is the number
+    of classes. None means the source's own value.
     """
 
     root: str | None = None
@@ -37,9 +37,9 @@ class Place:
 class Source:
     """One entry of the table of sources.
 
-    `load` gives the split "train" or "test" of what is at a place; it raises `DataError` for files that are missing or
-    damaged. `size` is that of the training split, where it is known before any file is read. `takes` are the fields of
-    `Place` beside root and download that mean something here.
+    `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
+    `size` describes the training split if it is known before any file is read. `takes` names the fields of `Place` that
+    the source uses, beside `root`, `download` and `keep_bytes`.
     """
 
     load: Callable[[str, Place], Images]

@@ -1,7 +1,7 @@
-"""CIFAR-100, from torchvision's layout on disk: ROOT/cifar-100-python/{train,test}.
+"""CIFAR-100 in torchvision's layout on disk: ROOT/cifar-100-python/{train,test}.
 
-The files are pickles, so their md5 is checked before anything is unpickled: a damaged one would give garbage, a
-forged one could run code. The names of the classes (the file `meta`) are of no use here and stay unread.
+The files are pickles, so their md5 is checked before they are unpickled: a forged one could run code. The names of the
+classes (the file `meta`) are not needed and not read.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from dhkd.data.sources.base import Place, Size, Source
 FOLDER = "cifar-100-python"
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 
-# The published checkpoints were trained with these, which are not quite the data's own.
+# The published checkpoints were trained with these values, which differ slightly from the data's own.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """One split with its 100 fine labels. Raises `DataError` where a file is missing or not the official one."""
+    """One split with its 100 fine labels. Raises `DataError` if a file is missing or isn't the official one."""
     root = Path(place.root) if place.root is not None else user_cache_folder() / "datasets"
     path = root / FOLDER / split
     if place.download and not path.exists():
@@ -55,7 +55,7 @@ def _download(root: Path) -> None:
     from torchvision.datasets import CIFAR100
 
     try:
-        # Standard output is for a command's result alone, and torchvision may print there.
+        # torchvision may print to standard output, where only a command's result belongs.
         with contextlib.redirect_stdout(sys.stderr):
             CIFAR100(str(root), download=True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:

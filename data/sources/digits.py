@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits of 8×8 pixels: real, tiny, and part of the package."""
+"""scikit-learn's 1,797 handwritten digits of 8×8 pixels, real data that comes with the package."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from dhkd.data.sources.base import Place, Size, Source
 NUM_TRAIN = 1437  # four fifths, in the package's own order; the other 360 are the test split
 LEVELS = 16  # the scans' grey levels are 0 to 16
 
-# Of the train split, all pixels together.
+# Over all pixels of the train split.
 MEAN, STD = (0.3054, 0.3054, 0.3054), (0.3753, 0.3753, 0.3753)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """One split, grey in three equal channels; a place has no meaning here."""
+    """One split, in three equal channels. `place` is not used."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,12 +1,11 @@
-"""The embedded data set: 100 printed characters, drawn by this program from the fonts that matplotlib ships.
+"""The embedded data set: 100 printed characters, drawn by this program with the fonts that matplotlib includes.
 
 16×16 RGB, 200 training and 40 test images of each character, with small rotation, shear, scale and shift, random
-colours, noise and an occluding stroke. Its views are never mirrored: a mirrored b is a d.
+colours, noise and an occluding stroke. Views must not be mirrored: a mirrored b is a d.
 
 An image is a function of its split and its position, in integer arithmetic on Philox draws. Only the outlines come
-from elsewhere, from FreeType through Pillow, whose versions may differ by a grey level. That is accepted: the data
-set's fingerprint then differs too, and a cache's manifest holds it. The set is drawn once and kept in the user's
-cache folder.
+from FreeType through Pillow, whose versions may differ by a grey level. The data set's fingerprint, which a cache's
+manifest holds, shows such a difference. The set is drawn once and kept in the user's cache folder.
 """
 
 import hashlib
@@ -27,32 +26,32 @@ from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
 
-GLYPHS_VERSION = 1  # whoever changes a pixel raises it
+GLYPHS_VERSION = 1  # to be raised when any pixel changes
 
-# No two that can't be told apart at this size: of 0 O o one, of 1 I l one, of C c one, no Σ beside ∑, no η beside n.
+# No two of them look alike at this size: one of 0 O o, one of 1 I l, one of C c, no Σ beside ∑, no η beside n.
 CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789abdefghijmnqrtyΓΔΘΛΞΠΣΦΨΩαβγδεζλμξπσφψ!?&%#@$+=*/<>[]{}~€£¥§¶÷±√∞∫"
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono")
 PER_CLASS = {"train": 200, "test": 40}
-SEED = (1 << 63) + 1  # above every seed that a preset can name, so that no recipe's views share this stream
+SEED = (1 << 63) + 1  # above every seed that a preset can have, so that no recipe's views share this stream
 
 SIZE = 16
 SAMPLES = 4  # a pixel is the mean of 4×4 samples of the outline
-OUTLINE = 2 * SIZE * SAMPLES  # outlines are drawn once, this large: two of their pixels from sample to sample
-FONT_SIZE = 96  # in the outline's pixels; a capital letter is a little more than half of the outline high
+OUTLINE = 2 * SIZE * SAMPLES  # pixels along a side of an outline: two for each sample
+FONT_SIZE = 96  # in the outline's pixels; a capital letter is a little higher than half of the outline
 FRACTION = 12  # bits after the point of fixed-point numbers
 ONE = 1 << FRACTION
 
-# Of the train split, all pixels of a channel together.
+# Over all pixels of a channel in the train split.
 MEAN, STD = (0.734, 0.734, 0.734), (0.173, 0.173, 0.173)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """One split; a place has no meaning here."""
+    """One split. `place` is not used."""
     path = user_cache_folder() / f"glyphs-v{GLYPHS_VERSION}.npz"
     pixels = _read(path)
     if pixels is None:
         pixels = {name: draw(name, 0, num_images(name)) for name in PER_CLASS}
-        _keep(path, pixels)
+        _store(path, pixels)
     labels_N = torch.from_numpy(labels(0, num_images(split)))
     return ImageSet("glyphs", split, torch.from_numpy(pixels[split]), labels_N, len(CHARACTERS), MEAN, STD)
 
@@ -63,22 +62,22 @@ def num_images(split: str) -> int:
 
 
 def labels(start: int, stop: int) -> NDArray[np.int64]:
-    """Labels of images `start` to `stop`: the characters in turn, so that any run of images mixes classes."""
+    """Labels of images `start` to `stop`: the characters in turn, so that consecutive images mix classes."""
     return np.arange(start, stop, dtype=np.int64) % len(CHARACTERS)
 
 
 def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """Images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16); each depends on its own position alone.
+    """Images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16). Each depends only on its position.
 
-    Raises `DataError` where matplotlib's fonts lack a character.
+    Raises `DataError` if matplotlib's fonts lack a character.
     """
     outlines = _outlines()
-    bounds = [*range(start, stop, 250), stop]  # 250 at a time: some 20 MB of scratch memory
+    bounds = [*range(start, stop, 250), stop]  # 250 images take about 20 MB of temporary memory
     return np.concatenate([_draw(outlines, split, *pair) for pair in pairwise(bounds)])
 
 
 def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    # 32 columns are more than the draws below; then one draw for each pixel's noise.
+    # 32 columns are more than the draws below need; the others are one draw for each pixel's noise.
     raw = raw_rows(SEED, Domain.VIEW, list(PER_CLASS).index(split), start, stop, 32 + SIZE * SIZE)
     columns = iter(raw[:, :32].T)
 
@@ -86,23 +85,23 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
         """One draw for each image, in [low, high]."""
         return low + below(next(columns), high - low + 1)
 
-    # The affine map from a sample's position, seen from the image's centre, to the outline's pixel under it: a turn,
-    # then a shear, then a scale, then a shift.
-    which = uniform(0, len(FONTS) - 1) * len(CHARACTERS) + labels(start, stop)
-    cos, sin = _turn(uniform(-14, 14))
+    # The affine map from a sample's position, relative to the image's centre, to a pixel of the outline: first a
+    # rotation, then shear, scale and shift.
+    outline = uniform(0, len(FONTS) - 1) * len(CHARACTERS) + labels(start, stop)
+    cos, sin = _rotation(uniform(-14, 14))
     shear, scale = uniform(-ONE // 6, ONE // 6), uniform(ONE * 84 // 100, ONE * 116 // 100)
     shift_x, shift_y = uniform(-8 * ONE, 8 * ONE), uniform(-8 * ONE, 8 * ONE)
     centre = ONE * OUTLINE // 2
     sheared_x, sheared_y = cos - (shear * sin >> FRACTION), sin + (shear * cos >> FRACTION)
     column = _plane(sheared_x * scale >> FRACTION, sheared_y * scale >> FRACTION, shift_x + centre) >> FRACTION
     row = _plane(-sin * scale >> FRACTION, cos * scale >> FRACTION, shift_y + centre) >> FRACTION
-    # An outline's edge is blank, so it stands for everything outside.
+    # An outline's edge is blank, as is everything outside of it.
     column, row = column.clip(0, OUTLINE - 1), row.clip(0, OUTLINE - 1)
-    place = (which * OUTLINE**2).astype(np.int32)[:, None, None] + row * OUTLINE + column
-    ink_NHW = _sum_of_samples(outlines.take(place)) // SAMPLES**2
+    position = (outline * OUTLINE**2).astype(np.int32)[:, None, None] + row * OUTLINE + column
+    ink_NHW = _sum_of_samples(outlines.take(position)) // SAMPLES**2
 
-    # A stroke: a piece of a line, somewhere near the centre, in any direction.
-    cos, sin = _turn(uniform(0, 179))
+    # A stroke: a part of a line near the centre, in any direction.
+    cos, sin = _rotation(uniform(0, 179))
     along = _plane(cos, sin, uniform(-32 * ONE, 32 * ONE))
     across = _plane(-sin, cos, uniform(-32 * ONE, 32 * ONE))
     half_length, half_width = uniform(13 * ONE, 35 * ONE), uniform(ONE * 8 // 3, ONE * 16 // 3)
@@ -116,7 +115,7 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
     image_NCHW = _blend(paper[:, :, None, None], glyph[:, :, None, None], ink_NHW[:, None])
     image_NCHW = _blend(image_NCHW, pencil[:, :, None, None], stroke_NHW[:, None])
 
-    # One 64-bit draw a pixel gives a byte of noise for each channel; its spread is an image's own.
+    # One 64-bit draw for each pixel gives a byte of noise for each channel. Each image has its own strength of noise.
     strength = uniform(4, 28)
     bits = raw[:, 32:].reshape(-1, SIZE, SIZE)
     noise = np.stack([(bits >> np.uint64(8 * c)).astype(np.int64) % 256 - 128 for c in range(3)], axis=1)
@@ -124,7 +123,7 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
 
 
 def _plane(a: NDArray[np.int64], b: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int32]:
-    """a·x + b·y + c at every sample, (N, 64, 64), x and y counted from the image's centre in the outline's pixels."""
+    """a·x + b·y + c at every sample, (N, 64, 64); x and y are outline pixels from the image's centre."""
     axis = 2 * np.arange(SIZE * SAMPLES) - SIZE * SAMPLES + 1
     x_terms, y_terms = a[:, None] * axis, b[:, None] * axis + c[:, None]
     return x_terms.astype(np.int32)[:, None, :] + y_terms.astype(np.int32)[:, :, None]
@@ -139,13 +138,13 @@ def _blend(under: NDArray[np.int64], over: NDArray[np.int64], cover: NDArray[np.
     return (under * (255 - cover) + over * cover + 127) // 255
 
 
-def _turn(degrees: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _rotation(degrees: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     angles = np.deg2rad(degrees)
     return np.rint(np.cos(angles) * ONE).astype(np.int64), np.rint(np.sin(angles) * ONE).astype(np.int64)
 
 
 def _outlines() -> NDArray[np.uint8]:
-    """Every character in every font, uint8 (fonts · characters, OUTLINE, OUTLINE), centred, 0 paper to 255 ink."""
+    """Every character in every font, uint8 (fonts · characters, OUTLINE, OUTLINE), centred; 0 is paper, 255 ink."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
@@ -154,39 +153,39 @@ def _outlines() -> NDArray[np.uint8]:
     outlines = []
     for font in FONTS:
         path = str(folder / f"{font}.ttf")
-        known = FT2Font(path).get_charmap()
-        lacking = [character for character in CHARACTERS if ord(character) not in known]
-        if lacking:  # it would be drawn as an empty box
+        drawable = FT2Font(path).get_charmap()
+        lacking = [character for character in CHARACTERS if ord(character) not in drawable]
+        if lacking:  # they would be drawn as empty boxes
             raise DataError(
-                f"glyphs: {path}: expected all {len(CHARACTERS)} characters, got none of {' '.join(lacking)};"
-                f" install matplotlib anew, with the fonts of its own"
+                f"glyphs: {path}: expected all {len(CHARACTERS)} characters, but {' '.join(lacking)} are missing;"
+                f" install matplotlib again, with its own fonts"
             )
         face = ImageFont.truetype(path, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for character in CHARACTERS:
             canvas = Image.new("L", (OUTLINE, OUTLINE))
             left, top, right, bottom = face.getbbox(character)
-            # Centred by what is drawn, so that a glyph's place on its line says nothing.
-            place = (OUTLINE - round(left + right)) // 2, (OUTLINE - round(top + bottom)) // 2
-            ImageDraw.Draw(canvas).text(place, character, fill=255, font=face)
+            # Centred by its ink, so that a glyph's height above the line carries no information.
+            corner = (OUTLINE - round(left + right)) // 2, (OUTLINE - round(top + bottom)) // 2
+            ImageDraw.Draw(canvas).text(corner, character, fill=255, font=face)
             outlines.append(np.asarray(canvas))
     return np.stack(outlines)
 
 
-def _keep(path: Path, pixels: Mapping[str, NDArray[np.uint8]]) -> None:
+def _store(path: Path, pixels: Mapping[str, NDArray[np.uint8]]) -> None:
     digest = np.array(_digest(pixels))
     try:
         write_atomically(path, lambda stream: np.savez(stream, allow_pickle=False, sha256=digest, **pixels))
     except OSError as error:
-        log.warning("glyphs: %s can't be written (%s); until it can, every run draws them again", path, error.strerror)
+        log.warning("glyphs: %s can't be written (%s); every run will draw the images again", path, error.strerror)
 
 
 def _read(path: Path) -> dict[str, NDArray[np.uint8]] | None:
-    """The kept images of both splits, or None where they have to be drawn."""
+    """The stored images of both splits; None if they have to be drawn."""
     try:
         with np.load(path, allow_pickle=False) as content:
             pixels = {name: content[name] for name in PER_CLASS}
             digest = str(content["sha256"])
-    except Exception:  # whatever a missing, damaged or foreign file makes zipfile and numpy raise: it can be made anew
+    except Exception:  # numpy and zipfile raise many kinds of errors for a missing or damaged file
         return None
     expected = [(np.uint8, (num_images(name), 3, SIZE, SIZE)) for name in PER_CLASS]
     got = [(array.dtype, array.shape) for array in pixels.values()]

@@ -1,7 +1,7 @@
-"""A folder of images, one folder for each class: ROOT/train/<class>/…, ROOT/val/<class>/….
+"""A folder of images with a folder for each class: ROOT/train/<class>/…, ROOT/val/<class>/….
 
-Classes are numbered in the order of their names, as everywhere. Sample `index` is a seeded permutation of the sorted
-list of files, so that every run of indices, and with it every block of a cache, holds mixed classes.
+Classes are numbered in the order of their names, as usual. Samples are numbered by a seeded permutation of the sorted
+list of files, so that consecutive indices, and with them every block of a cache, hold mixed classes.
 """
 
 import os
@@ -20,7 +20,7 @@ SEED = 0  # of the permutation: one order of a folder for everyone
 
 
 class FolderFiles(EncodedFiles):
-    """Files below one folder, by their paths; a million paths of ImageNet take 40 MB."""
+    """Files below one folder. ImageNet's million paths take 40 MB."""
 
     def __init__(self, folder: Path, paths_N: NDArray[np.bytes_]) -> None:
         self._folder, self._paths_N = folder, paths_N
@@ -39,11 +39,11 @@ class FolderFiles(EncodedFiles):
         return b"\n".join(self._paths_N[:num_samples].tolist())
 
     def expect(self, index_B: torch.Tensor) -> None:
-        """Files are read where they are."""
+        """Nothing to fetch: files are read where they are."""
 
 
 def load(split: str, place: Place) -> PhotoSet:
-    """A split below the root of `place`: the folders `train` and `val`, or those that it names."""
+    """A split below the root of `place`: the folder train or val, unless `place` names others."""
     if place.root is None:
         raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
     if place.num_classes is not None:
@@ -53,18 +53,18 @@ def load(split: str, place: Place) -> PhotoSet:
 
 
 def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
-    """The images below `folder`; `classes_from` is the folder whose sub-folders number the classes.
+    """The images below `folder`. The sub-folders of `classes_from` number the classes.
 
-    Raises `DataError` for a missing or empty folder, and for a class that `classes_from` doesn't have.
+    Raises `DataError` for a missing or empty folder, and for a class that `classes_from` lacks.
     """
     names = _folders(folder)
     classes = _folders(classes_from) if classes_from != folder and classes_from.is_dir() else names
     number_of = {name: number for number, name in enumerate(classes)}
-    strange = [name for name in names if name not in number_of]
-    if strange:
+    unnumbered = [name for name in names if name not in number_of]
+    if unnumbered:
         raise DataError(
-            f"image-folder: {folder}: class folder {os.fsdecode(strange[0])} is none of the {len(classes)} classes of"
-            f" {classes_from}; both splits need the same classes"
+            f"image-folder: {folder}: class folder {os.fsdecode(unnumbered[0])} is none of the {len(classes)} classes"
+            f" of {classes_from}; both splits need the same classes"
         )
     paths: list[bytes] = []
     labels: list[int] = []
@@ -104,17 +104,17 @@ def _folders(folder: Path) -> list[bytes]:
 
 def _images(folder: bytes, prefix: bytes) -> list[bytes]:
     """The images at any depth below a class's folder, as paths that begin with `prefix`."""
-    found = []
+    images = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
             path = prefix + b"/" + entry.name
             if entry.is_dir():
-                found += _images(entry.path, path)
+                images += _images(entry.path, path)
             elif os.fsdecode(entry.name).lower().endswith(SUFFIXES):
-                found.append(path)
-    return found
+                images.append(path)
+    return images
 
 
 SOURCE = Source(load, takes=("train", "test", "num_classes"))

@@ -1,6 +1,6 @@
-"""The join of image, label and teacher's signals by key: the one place where a batch comes together.
+"""Training batches: images, labels and the teacher's signals, joined by key here and nowhere else.
 
-Keys, order and views are functions of (seed, epoch), so every process computes them alike and takes its own share.
+Order and views are functions of (seed, epoch), so every process computes the same keys and takes its own share.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +19,9 @@ from torch import Tensor
 class Batch:
     """One process's share of one training step.
 
-    Keys `view_B` and `index_B` are int64 on the CPU; `images_BCHW` float32, `labels` and every signal of `teacher`,
-    float32 ((B, K) for logits), are on the device. `global_size` counts the rows of all processes, `epoch`
-    from 0.
+    The keys `view_B` and `index_B` are int64 on the CPU. On the device are `images_BCHW`, float32, `labels`, and the
+    signals of `teacher`, each float32 (B, …), logits (B, K). `global_size` is the number of rows of all processes;
+    `epoch` counts from 0.
     """
 
     epoch: int
@@ -33,15 +33,15 @@ class Batch:
     global_size: int
 
 
-# From pixels uint8 (B, C, H, W) on the device to signals float32 {name: (B, …)}: a teacher that runs in every step.
+# A teacher that runs in every step: from pixels, uint8 (B, C, H, W) on the device, to signals, {name: float32 (B, …)}.
 Live = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Stream:
-    """The training batches of one process: `epoch(e)` gives them in order.
+    """The training batches of one process.
 
-    Without `window` an epoch's order is a full shuffle; with it, blocks of `block_rows` samples are shuffled, then the
-    samples within every `window` of them. `live` makes signals of pixels, beside those that are cached.
+    Without `window`, an epoch's order is a full shuffle. With it, blocks of `block_rows` samples are shuffled, then the
+    samples within each window of that many samples. `live` computes signals from pixels, beside the cached ones.
     """
 
     def __init__(
@@ -59,70 +59,76 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._views = one_of("schedule", schedule, SCHEDULES)
-        self._live = live
-        self.renderer, self._normalize, self._signals = renderer, normalize, signals
-        self._seed, self._rank = seed, rank
-        self._labels = renderer.images.labels_N.to(renderer.device)
-        self.num_samples = len(renderer.images)
-        self._block_rows, self._window = block_rows or self.num_samples, window
-        self._shares = shares(self.num_samples, batch_size, world_size)
+        self.renderer, self.num_samples = renderer, len(renderer.images)
+        self._seed, self._window, self._block_rows = seed, window, block_rows or self.num_samples
+        self._schedule = one_of("schedule", schedule, SCHEDULES)
+        self._shares, self._rank = shares(self.num_samples, batch_size, world_size), rank
+        self._normalize, self._signals, self._live = normalize, signals, live
+        self._labels_N = renderer.images.labels_N.to(renderer.device)
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches an epoch has, the same for every process."""
+        """The number of batches in an epoch, the same for every process."""
         return len(self._shares)
 
     @property
     def repeatable(self) -> bool:
-        """Whether any batch can be made again at little cost: images and signals are in memory."""
+        """Whether any batch can be repeated at little cost, because images and signals are in memory."""
         return self.renderer.in_memory and self._signals.in_memory
 
     @property
     def samples_per_epoch(self) -> int:
-        """How many samples all processes together see in an epoch."""
+        """The number of samples that all processes together see in an epoch."""
         return self._shares[-1][-1]
 
     def keys(self, epoch: int) -> Keys:
-        """The whole epoch's keys in training order, before they are shared out: two int64 (N,)."""
+        """The keys of a whole epoch, for all processes, in training order: two int64 (N,)."""
         if self._window is None:
             index_N = order_of_epoch(self._seed, epoch, self.num_samples)
         else:
             index_N = windowed_order(self._seed, epoch, self.num_samples, self._block_rows, self._window)
-        view_N = self._views(self._seed, epoch, self.num_samples, self._signals.num_views, self._block_rows)
+        view_N = self._schedule(self._seed, epoch, self.num_samples, self._signals.num_views, self._block_rows)
         return view_N[index_N], index_N
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of every batch of an epoch."""
+        """This process's share of every batch of an epoch, in order."""
         view_N, index_N = self.keys(epoch)
         self._signals.prepare(epoch, view_N, index_N)
-        mine = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
-        keys = [(view_N[rows], index_N[rows]) for rows in mine]
-        used = keys
-        if self.repeatable:  # all at once: a copy to a GPU for each batch would wait for what was launched before
+        own_rows = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
+        keys = [(view_N[rows], index_N[rows]) for rows in own_rows]
+        keys_for_gather = keys
+        if self.repeatable:  # all keys at once, because a copy for each batch would wait for work queued on the GPU
             views, indices = view_N.to(self.renderer.device), index_N.to(self.renderer.device)
-            used = [(views[rows], indices[rows]) for rows in mine]
-        batches = zip(keys, used, self._shares, self.renderer.render(used), strict=True)
-        for (view_B, index_B), used_B, bounds, pixels_BCHW in batches:
-            signals = self._signals.gather(*used_B)
-            if self._live is not None:
-                signals |= self._live(pixels_BCHW)
-            yield Batch(
-                epoch=epoch,
-                view_B=view_B,
-                index_B=index_B,
-                images_BCHW=self._normalize(pixels_BCHW),
-                labels=Labels(self._labels[used_B[1].to(self._labels.device)]),
-                teacher=signals,
-                global_size=bounds[-1] - bounds[0],
-            )
+            keys_for_gather = [(views[rows], indices[rows]) for rows in own_rows]
+        rendered = self.renderer.render(keys_for_gather)
+        for own_keys, gather_keys, bounds, pixels_BCHW in zip(
+            keys, keys_for_gather, self._shares, rendered, strict=True
+        ):
+            yield self._join(epoch, own_keys, gather_keys, pixels_BCHW, bounds[-1] - bounds[0])
+
+    def _join(self, epoch: int, keys: Keys, gather_keys: Keys, pixels_BCHW: Tensor, global_size: int) -> Batch:
+        """The batch of these keys; `gather_keys` are the same, on the signals' device if they are in memory."""
+        labels_B = self._labels_N[gather_keys[1].to(self._labels_N.device)]
+        signals = self._signals.gather(*gather_keys)
+        if self._live is not None:
+            signals |= self._live(pixels_BCHW)
+        view_B, index_B = keys
+        return Batch(
+            epoch=epoch,
+            view_B=view_B,
+            index_B=index_B,
+            images_BCHW=self._normalize(pixels_BCHW),
+            labels=Labels(labels_B),
+            teacher=signals,
+            global_size=global_size,
+        )
 
 
 def shares(num_samples: int, batch_size: int, world_size: int) -> list[list[int]]:
-    """Where each step's batch is cut between the processes: for every step world_size + 1 bounds into the order.
+    """How each step's batch is shared among the processes: world_size + 1 bounds into the order for every step.
 
-    The batch size is that of all processes together; their shares differ by at most one row. The last batch may be
-    smaller. A batch that would leave a process fewer than two rows is dropped, since batch norm can't use one.
+    `batch_size` counts the rows of all processes; their shares differ by at most one row. The last batch may be
+    smaller, and is dropped if a process would get fewer than two rows, because batch norm needs two.
     """
     if batch_size < 2 * world_size:
         raise ConfigError(f"batch_size: expected at least 2 rows for each of {world_size} processes, got {batch_size}")

@@ -1,4 +1,4 @@
-"""Whether pixels still are those that the teacher saw: random rows rendered again and compared with the witnesses."""
+"""The check that pixels are still those that the teacher saw: random rows are rendered and compared with witnesses."""
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 def check_witnesses(
     renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int, max_blocks: int, versions: str = ""
 ) -> int:
-    """Re-render random rows of random blocks and compare them with what the cache remembers; how many were compared.
+    """Render random rows of random blocks and compare them with the cache's witnesses; returns the number of rows.
 
-    Needs no teacher. Raises `CacheMismatch`, naming keys, where the pixels are not those that the teacher saw: another
-    order of the data set, a drift of the recipe or of a library, a wrong offset. `versions` is what the error says of
-    the libraries on both sides.
+    No teacher is needed. Raises `CacheMismatch`, which names the first wrong key, if pixels differ from those that the
+    teacher saw: because the data set has another order, say, or a recipe or a library has changed. The error ends with
+    `versions`, a description of the libraries on both sides.
     """
     blocks = reader.plan.blocks()
     numbers = _sample(seed, 0, len(blocks), max_blocks).tolist()
@@ -41,6 +41,6 @@ def check_witnesses(
 
 
 def _sample(seed: int, plane: int, num: int, at_most: int) -> Tensor:
-    """Different numbers below `num`, at most so many, int64."""
+    """Up to `at_most` different numbers below `num`, int64."""
     raw = raw_rows(seed, Domain.SPOT_CHECK, plane, 0, num)[:, 0]
     return torch.from_numpy(permutations(raw)[:at_most])

@@ -33,13 +33,13 @@ class Labels:
         return self.second_B is not None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Labels":
-        """Labels of which every tensor is what `change` makes of it: moved, cloned, or joined over the processes."""
+        """New labels, with `change` applied to each tensor: to move, clone or gather them."""
         second_B = None if self.second_B is None else change(self.second_B)
         weight_B = None if self.weight_B is None else change(self.weight_B)
         return Labels(change(self.first_B), second_B, weight_B)
 
     def copy_(self, source: "Labels") -> None:
-        """Overwrite these tensors, in place, with those of other labels that are mixed or not as these are."""
+        """Overwrite these tensors in place. Both labels must be mixed, or neither."""
         assert self.are_mixed == source.are_mixed
         self.first_B.copy_(source.first_B)
         if self.second_B is not None and source.second_B is not None:
@@ -48,7 +48,7 @@ class Labels:
             self.weight_B.copy_(source.weight_B)
 
     def hit_by(self, predicted_B: Tensor) -> Tensor:
-        """For each row whether the predicted class is its label, bool (B,); of two classes the one with more weight."""
+        """Whether each prediction is right, bool (B,). Of two classes, the one with more weight counts."""
         if self.second_B is None or self.weight_B is None:
             return predicted_B == self.first_B
         return predicted_B == torch.where(self.weight_B >= 0.5, self.first_B, self.second_B)

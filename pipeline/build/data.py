@@ -1,4 +1,4 @@
-"""From settings to images, recipes, renderers and normalisation."""
+"""Builds images, recipes, renderers and normalisation from settings."""
 
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
@@ -16,7 +16,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
-    """The experiment's data set, `split` being "train" or "test"; all decoded where views keep the images' own size."""
+    """The split "train" or "test" of the experiment's data set; all decoded if views keep the images' own size."""
     data = experiment.data
     place = Place(
         root=options.root,
@@ -32,38 +32,38 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
 
 
 def recipe_of(views: Views) -> Recipe:
-    """The recipe of views: their kind names it, everything else is its parameters.
+    """The recipe that `views.kind` names, with the other settings of views as its parameters.
 
-    Raises `ConfigError` for an unknown kind, and for parameters that the recipe lacks or does not take.
+    Raises `ConfigError` for an unknown kind, and for missing or unknown parameters.
     """
     recipe = one_of("views.kind", views.kind, RECIPES)
     return with_options(f"views of kind {views.kind}", recipe, views.parameters)
 
 
 def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: DataOptions) -> Renderer:
-    """Training images, augmented."""
+    """Renders training images, augmented."""
     return images.renderer(recipe, device, _decoding(options))
 
 
 def test_renderer_of(experiment: Experiment, device: torch.device, options: DataOptions) -> Renderer:
-    """Test images, as the recipe shows them."""
+    """Renders test images, as the recipe shows them."""
     recipe = recipe_of(experiment.views).at_test()
     return renderer_of(images_of(experiment, "test", options), recipe, device, options)
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """How a network sees pixels: as its preset says, else as it was trained, else as the data set says."""
+    """How a network sees pixels: as its preset says, else as it was trained with, else as the data set says."""
     preset = training if isinstance(training, Teacher) else None
     mean, std = trained_with or (images.mean, images.std)
     return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)
 
 
 def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
-    """How many views to cache. Raises `ConfigError` when there are not so many."""
+    """How many views to cache. Raises `ConfigError` if the recipe has fewer."""
     views = experiment.cache.views
     if views == "all":
         if recipe.num_views is None:
-            raise ConfigError(f"cache.views: {experiment.views.kind} has no end of views; set a number")
+            raise ConfigError(f"cache.views: {experiment.views.kind} has unlimited views; set a number")
         return recipe.num_views
     most = recipe.num_views or ENDLESS
     if not 1 <= views <= most:
@@ -72,7 +72,7 @@ def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
 
 
 def dataset_identity(images: Images) -> DatasetIdentity:
-    """What a cache records of its data set, and compares."""
+    """The data set as a cache records and compares it."""
     return DatasetIdentity(
         name=images.name,
         split=images.split,

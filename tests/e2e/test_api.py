@@ -1,4 +1,4 @@
-"""The cache in loops of one's own: every item is what `train-student` gives its student, however it is loaded."""
+"""The cache in your own training loop: every item equals what `train-student` gives its student."""
 
 import pickle
 import re
@@ -38,7 +38,7 @@ student: {architecture: resnet8, epochs: 1, batch_size: 16, lr: 0.05}
 
 
 def stream_of(preset: str | Path, cache: Path | str, overrides: Sequence[str], data: DataOptions) -> Stream:
-    """What `train-student` trains on, in batches of 37."""
+    """The stream on which `train-student` trains, in batches of 37."""
     experiment, cpu = load_experiment(str(preset), overrides), torch.device("cpu")
     images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
     reader, settings = reader_of(str(cache), data), experiment.student
@@ -55,7 +55,7 @@ def stream_of(preset: str | Path, cache: Path | str, overrides: Sequence[str], d
 
 
 def assert_items_of(samples: DistillationSet, stream: Stream, epochs: Sequence[int]) -> None:
-    """Every batch of the stream, asked for as a batch and its first row alone, to the bit."""
+    """Every batch of the stream is equal to the set's items, to the bit; so is its first row by itself."""
     for epoch in epochs:
         samples.set_epoch(epoch)
         for batch in stream.epoch(epoch):
@@ -95,8 +95,8 @@ def test_items_are_what_a_student_gets(schedule: str, cache: Path) -> None:
     assert_items_of(samples, stream_of("digits", cache, overrides, DataOptions()), [0, 1, 2, 3, 7, 2])
 
 
-def test_a_schedule_in_windows_asks_for_no_order(cache: Path) -> None:
-    """`student.window` is of the stream's order; loaders have their own."""
+def test_a_window_is_ignored(cache: Path) -> None:
+    """`student.window` concerns the stream's order; loaders have their own."""
     overrides = [*HERE, "student.view_schedule=block"]
     samples = DistillationSet("digits", cache, overrides=[*overrides, "student.window=40"])
     assert_items_of(samples, stream_of("digits", cache, overrides, DataOptions()), [0, 1])
@@ -115,13 +115,13 @@ def test_photographs_are_what_a_student_gets(
 
 
 def assert_loaded(samples: DistillationSet, workers: int, epochs: Sequence[int], **options: object) -> None:
-    """A plain loader gives each sample once, as the set itself gives it."""
+    """A plain loader gives each sample once, and the same as the set itself."""
     loader = DataLoader(samples, batch_size=16, shuffle=True, num_workers=workers, **options)
     for epoch in epochs:
         samples.set_epoch(epoch)
         images, labels, logits = (torch.cat(parts) for parts in zip(*loader, strict=True))
         expected = samples.__getitems__(range(len(samples)))
-        # A shuffled item is found again by its logits: no two are alike.
+        # A shuffled item is recognised by its logits, which differ for all samples.
         order = [int((logits == item[2]).all(dim=1).nonzero()) for item in expected]
         assert sorted(order) == list(range(len(samples)))
         assert torch.equal(images[order], torch.stack([item[0] for item in expected]))
@@ -137,16 +137,16 @@ def test_a_plain_loader(schedule: str, workers: int, cache: Path, no_workers_of_
 
 
 def test_workers_that_outlive_an_epoch(cache: Path, no_workers_of_the_last_test: None) -> None:
-    """They show the new epoch's views, or say that they can't: never silently the old ones."""
+    """They show the new epoch's views or raise an error, but never show the old ones."""
     samples = DistillationSet("digits", cache, overrides=HERE)
     assert_loaded(samples, 2, epochs=[0, 1, 2], persistent_workers=True)
     samples = DistillationSet("digits", cache, overrides=[*HERE, "student.view_schedule=cycle"])
-    with pytest.raises(ConfigError, match=r"epoch 1 shows another view .* persistent_workers=False"):
+    with pytest.raises(ConfigError, match=r"epoch 1 needs another view .* persistent_workers=False"):
         assert_loaded(samples, 2, epochs=[0, 1], persistent_workers=True)
 
 
 def test_shares_of_a_distributed_run(cache: Path) -> None:
-    """Each process has a set of its own; together they see what one sees."""
+    """Each process has its own set; together they see the same samples as one process."""
     seen = []
     for rank in range(2):
         samples = DistillationSet("digits", cache, overrides=HERE)
@@ -162,7 +162,7 @@ def test_shares_of_a_distributed_run(cache: Path) -> None:
 
 
 def test_one_call_renders_and_gathers_a_whole_batch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what makes a plain loader fast."""
+    """This makes a plain loader fast."""
     samples = DistillationSet("digits", cache, overrides=HERE)
     calls: list[tuple[str, int]] = []
     for owner, name in ((samples._renderer, "pixels"), (samples._signals, "gather")):
@@ -177,7 +177,7 @@ def test_one_call_renders_and_gathers_a_whole_batch(cache: Path, monkeypatch: py
 
 
 def test_a_cache_at_a_url(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are forked from a process that has asked the server, and needn't ask it themselves."""
+    """Workers are forked after the server was read, and don't read it again."""
     pytest.importorskip("obstore", reason="caches by URL need obstore")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     overrides = [*HERE, "student.view_schedule=cycle"]
@@ -215,7 +215,7 @@ def test_refusals(cache: Path, teacher: Path, tmp_path: Path, monkeypatch: pytes
 
     samples = DistillationSet("digits", cache, overrides=HERE)
     for index in (-1, 150):
-        with pytest.raises(IndexError, match="there are 150 samples"):
+        with pytest.raises(IndexError, match="expected 0 to 149"):
             samples[index]
     with pytest.raises(ConfigError, match="multiprocessing_context='fork'"):
         pickle.dumps(samples)
@@ -282,7 +282,7 @@ def test_the_example_with_lightning_learns(tmp_path: Path) -> None:
         cwd=tmp_path, timeout=240, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    said = re.findall(r"epoch (\d): loss ([\d.]+), accuracy ([\d.]+)", run.stdout)
-    assert [int(epoch) for epoch, _, _ in said] == list(range(8))
-    assert float(said[-1][1]) < 0.5 * float(said[0][1])
-    assert float(said[-1][2]) > 0.4, "chance is 0.1"
+    epochs = re.findall(r"epoch (\d): loss ([\d.]+), accuracy ([\d.]+)", run.stdout)
+    assert [int(epoch) for epoch, _, _ in epochs] == list(range(8))
+    assert float(epochs[-1][1]) < 0.5 * float(epochs[0][1])
+    assert float(epochs[-1][2]) > 0.4, "chance is 0.1"

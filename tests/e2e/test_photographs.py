@@ -319,7 +319,7 @@ def session_of(pid: str) -> int:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--set", "cache.views=all"], "cache.views: random-resized-crop has no end of views; set a number"),
+        (["--set", "cache.views=all"], "cache.views: random-resized-crop has unlimited views; set a number"),
         (["--set", "views.padding=4"], "views of kind random-resized-crop: unknown option 'padding'"),
         (["--set", "data.train=training"], "expected a folder of class folders at"),
         (["--set", "data.num_classes=3"], "data.num_classes: image-folder counts its class folders"),

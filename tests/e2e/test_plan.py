@@ -101,7 +101,7 @@ def test_options_give_the_size_of_a_folder() -> None:
         ([IMAGENET, "--set", "record={}"], ["--samples: image-folder doesn't tell how many samples", "give N"]),
         ([IMAGENET, "--set", "record={}", "--samples", 9], ["--classes: image-folder doesn't tell how many classes"]),
         ([IMAGENET, "--samples", 9, "--set", "data.limit=10"], ["data.limit: expected 1 to 9"]),
-        ([IMAGENET, "--set", "cache.views=all"], ["random-resized-crop has no end of views"]),
+        ([IMAGENET, "--set", "cache.views=all"], ["random-resized-crop has unlimited views"]),
         (["digits", "--measure", "--cpu", "--set", "teacher=resnet9"], ["unknown network 'resnet9'"]),
         (["digits", "--measure", "--cpu", "--set", "cache.precision=fp16"], ["precision fp16: expected a GPU"]),
     ],

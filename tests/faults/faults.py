@@ -43,13 +43,13 @@ DRAWS = (
                 "np.tile(below(raw, num_views), block_rows)[:num_samples]"
             )
         },
-        {"test_schedule.py": ""},
+        {"test_schedules.py": ""},
     ),
     Fault(
         "cycle-from-the-second",
         "The first epoch shows the second view.",
         {"(num_samples,), epoch % num_views,": "(num_samples,), (epoch + 1) % num_views,"},
-        {"test_schedule.py": "cycle"},
+        {"test_schedules.py": "cycle"},
     ),
     Fault(
         "window-rounded-up",
@@ -59,7 +59,7 @@ DRAWS = (
                 "np.arange(num_blocks) // (1 + window // block_rows)"
             )
         },
-        {"test_schedule.py": "window"},
+        {"test_schedules.py": "window"},
     ),
 )
 
@@ -69,7 +69,7 @@ IMAGES = (
         "mirrored-crop-from-the-wrong-side",
         "A mirrored image is cropped where the unmirrored one would be.",
         {"torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)": "dx_B"},
-        {"test_views.py": ""},
+        {"test_crop_flip.py": ""},
     ),
     Fault(
         "rows-and-columns-swapped",
@@ -79,19 +79,19 @@ IMAGES = (
                 "[position_B % self.num_offsets, position_B // self.num_offsets, flip_B]"
             )
         },
-        {"test_views.py": "golden"},
+        {"test_crop_flip.py": "golden"},
     ),
     Fault(
         "box-never-at-the-lower-edge",
         "The last place that a box can take is never drawn.",
         {"top * (height - box_height + 1) >> BITS": "top * (height - box_height) >> BITS"},
-        {"test_resized_crop.py": ""},
+        {"test_random_resized_crop.py": ""},
     ),
     Fault(
         "one-crop-for-all-views",
         "A photograph's draws depend on its index and no longer on the view.",
         {"Domain.VIEW, view, index, index + 1": "Domain.VIEW, 0, index, index + 1"},
-        {"test_resized_crop.py": "draws"},
+        {"test_random_resized_crop.py": "draws"},
     ),
     Fault(
         "another-filter",
@@ -121,7 +121,7 @@ IMAGES = (
         "lonely-members-are-taken",
         "A sample without a label is left out in silence.",
         {"if lonely or not images": "if not images"},
-        {"test_tar_shards.py": "silence or no_sample"},
+        {"test_tar_shards.py": "silence or incomplete"},
     ),
 )
 
@@ -171,7 +171,7 @@ CACHE = (
                 "            stream.flush()\n        if replace:"
             )
         },
-        {"test_files.py": "reach_the_disk"},
+        {"test_atomic.py": "reach_the_disk"},
     ),
     Fault(
         "litter-of-failed-writes",
@@ -181,7 +181,7 @@ CACHE = (
                 "    except BaseException:\n        raise"
             )
         },
-        {"test_files.py": "litter or full_disk or exception"},
+        {"test_atomic.py": "litter or full_disk or exception"},
     ),
     Fault(
         "later-writers-win",
@@ -248,7 +248,7 @@ STREAM = (
     Fault(
         "labels-by-view",
         "A row's label is that of the sample whose index is its view.",
-        {"self._labels[used_B[1].to(": "self._labels[used_B[0].to("},
+        {"self._labels_N[gather_keys[1].to(": "self._labels_N[gather_keys[0].to("},
         {"test_stream.py": "joined"},
     ),
     Fault(

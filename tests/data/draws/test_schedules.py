@@ -19,7 +19,7 @@ def test_order_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
     assert torch.equal(orders[0], order_of_epoch(0, 0, 1000))
 
 
-def test_independent_draws_every_view_equally_often_and_anew_in_each_epoch() -> None:
+def test_independent_draws_all_views_equally_often_and_again_in_each_epoch() -> None:
     first, second = independent(0, 0, 50_000, 10, 100), independent(0, 1, 50_000, 10, 100)
     for views in (first, second):
         assert (torch.bincount(views, minlength=10) - 5000).abs().max() < 420  # six standard deviations
@@ -36,7 +36,7 @@ def test_cycle_shows_one_view_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(("num_samples", "block_rows"), [(1000, 10), (1003, 10), (7, 10), (10, 1)])
-def test_block_shows_one_view_of_all_of_a_blocks_samples(num_samples: int, block_rows: int) -> None:
+def test_block_shows_all_samples_of_a_block_in_one_view(num_samples: int, block_rows: int) -> None:
     views = block(3, 5, num_samples, 7, block_rows)
     assert views.dtype == torch.int64
     assert len(views) == num_samples
@@ -45,11 +45,13 @@ def test_block_shows_one_view_of_all_of_a_blocks_samples(num_samples: int, block
     assert torch.equal(views, block(3, 5, num_samples, 7, block_rows))
 
 
-def test_block_draws_every_view_equally_often_and_anew_in_each_epoch() -> None:
-    first, second, other = (block(*seed_epoch, 500_000, 10, 10)[::10] for seed_epoch in ((0, 0), (0, 1), (1, 0)))
-    for views in (first, second, other):
+def test_block_draws_all_views_equally_often_and_again_in_each_epoch() -> None:
+    first, next_epoch, next_seed = (
+        block(*seed_epoch, 500_000, 10, 10)[::10] for seed_epoch in ((0, 0), (0, 1), (1, 0))
+    )
+    for views in (first, next_epoch, next_seed):
         assert (torch.bincount(views, minlength=10) - 5000).abs().max() < 420  # six standard deviations
-    for views in (second, other, first.roll(1)):
+    for views in (next_epoch, next_seed, first.roll(1)):
         assert abs((first == views).float().mean() - 0.1) < 0.01, "epochs, seeds and neighbours are independent"
 
 
@@ -123,7 +125,7 @@ def test_a_window_smaller_than_a_block_is_a_block() -> None:
     assert sorted(runs) == list(range(20))
     assert runs != sorted(runs), "blocks are shuffled"
     assert (order.view(20, 50).diff(dim=1) < 0).any(dim=1).all(), "and so are the samples of each"
-    assert torch.equal(order, windowed_order(0, 0, 1000, 50, 99)), "one whole block and a part of another: one"
+    assert torch.equal(order, windowed_order(0, 0, 1000, 50, 99)), "one whole block and part of another count as one"
 
 
 def test_samples_of_a_window_are_mixed() -> None:
@@ -133,6 +135,6 @@ def test_samples_of_a_window_are_mixed() -> None:
     assert (counts - 100).abs().max() < 60  # six standard deviations
 
 
-def test_a_short_last_block_may_come_anywhere() -> None:
+def test_a_short_last_block_may_be_anywhere() -> None:
     places = {int((windowed_order(0, epoch, 35, 10, 10) == 34).nonzero()) // 5 for epoch in range(60)}
     assert {0, 3, 5} <= {place for place in places if place in (0, 3, 5)} or len(places) >= 4

@@ -1,4 +1,4 @@
-"""A photograph's pixels are a function of its key; a file that can't be decoded is named, or stood in for."""
+"""A photograph's pixels are a function of its key; a file that can't be decoded is named, or replaced if allowed."""
 
 import io
 import logging
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("no_workers_of_the_last_test")
 
 
 class Contents(EncodedFiles):
-    """Encoded images in memory, and which of them were read by this process."""
+    """Encoded images in memory, with a list of those that this process has read."""
 
     def __init__(self, contents: Sequence[bytes]) -> None:
         self.contents, self.reads = list(contents), []
@@ -70,7 +70,7 @@ def jpegs() -> list[bytes]:
 
 
 def transcribed(content: bytes, recipe: RandomResizedCrop, view: int, index: int) -> NDArray[np.uint8]:
-    """A key's pixels, uint8 (H, W, C), as one would write it down with Pillow alone."""
+    """A key's pixels, uint8 (H, W, C), written with Pillow only."""
     photo = Image.open(io.BytesIO(content)).convert("RGB")
     (draws,) = recipe.draws(torch.tensor([view]), torch.tensor([index])).tolist()
     cut = recipe.cut(draws, photo.height, photo.width)
@@ -171,8 +171,8 @@ def test_test_images_are_cut_from_their_centre(jpegs: list[bytes]) -> None:
         assert (got.permute(1, 2, 0).numpy() == expected).all(), index
 
 
-def test_batches_are_asked_for_while_the_ones_before_them_are_worked_on(jpegs: list[bytes]) -> None:
-    """And each batch's files are expected before they are read, in order."""
+def test_the_files_of_a_batch_are_fetched_before_they_are_read(jpegs: list[bytes]) -> None:
+    """They are fetched in the order of the batches."""
     events: list[tuple[str, int]] = []
 
     class Recording(Contents):
@@ -189,7 +189,7 @@ def test_batches_are_asked_for_while_the_ones_before_them_are_worked_on(jpegs: l
     assert all(events.index(("expect", index)) < events.index(("read", index)) for index in range(5))
 
 
-def test_an_empty_list_of_batches_gives_none(jpegs: list[bytes]) -> None:
+def test_no_batches_give_no_pixels(jpegs: list[bytes]) -> None:
     for workers in WORKERS:
         assert render(set_of(jpegs), workers=workers) == []
 
@@ -232,7 +232,7 @@ KINDS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_image_becomes_red_green_and_blue(kind: str) -> None:
+def test_every_kind_of_image_becomes_rgb(kind: str) -> None:
     write, expected, tolerance = KINDS[kind]
     photo = make_photo(8, 30, 20)
     whole = set_of([write(photo)]).in_memory(Decoding()).images_NCHW[0].permute(1, 2, 0).numpy()
@@ -243,14 +243,14 @@ def test_every_kind_of_image_becomes_red_green_and_blue(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_grey_levels_of_16_bits_become_those_of_8(kind: str) -> None:
+def test_16_bit_grey_levels_become_8_bit_ones(kind: str) -> None:
     levels = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     whole = set_of([encoded(Image.fromarray(levels), kind)]).in_memory(Decoding()).images_NCHW[0]
     assert isinstance(whole, UInt8[Tensor, "3 32 32"])
     assert np.abs(whole.numpy().astype(int) - (levels >> 8)).max() <= 1
 
 
-def test_the_orientation_that_exif_tells_is_ignored() -> None:
+def test_exif_orientation_is_ignored() -> None:
     photo = make_photo(8, 40, 20)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -311,12 +311,12 @@ def test_a_file_that_can_not_be_decoded_is_named_in_one_line(folder: Path, damag
     line = str(caught.value)
     assert "\n" not in line
     pattern = rf"image-folder: (.*) \(index 7\): expected an image, got: {reason}; replace it, or let .*--allow-bad N"
-    assert (found := re.fullmatch(pattern, line)), line
-    assert found[1] == images.files.name(7)
+    assert (match := re.fullmatch(pattern, line)), line
+    assert match[1] == images.files.name(7)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_black_image_stands_in_for_as_many_as_are_allowed(
+def test_black_images_replace_as_many_bad_files_as_are_allowed(
     folder: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = load(folder)
@@ -355,7 +355,7 @@ def test_bad_files_are_counted_over_all_calls(folder: Path) -> None:
 
 
 class Killing(Contents):
-    """The operating system ends the worker that reads image 5, as it does where memory is short."""
+    """Kills the worker that reads image 5, as the operating system does when memory runs out."""
 
     parent = os.getpid()
 
@@ -378,26 +378,28 @@ def test_a_worker_that_is_killed_ends_the_rendering(jpegs: list[bytes]) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ConfigError])
-def test_what_the_batches_raise_surfaces(jpegs: list[bytes], kind: type[BaseException], workers: int) -> None:
+def test_an_error_in_the_iterator_of_batches_surfaces(
+    jpegs: list[bytes], kind: type[BaseException], workers: int
+) -> None:
     def batches() -> Iterator[Keys]:
         yield keys_of((0, 0))
-        raise kind("by the one who lists keys")
+        raise kind("no more keys")
 
-    with pytest.raises(kind, match="by the one who lists keys"):
+    with pytest.raises(kind, match="no more keys"):
         list(PhotoRenderer(set_of(jpegs), RECIPE, CPU, workers=workers).render(batches()))
 
 
-def test_what_the_batches_raise_is_not_taken_for_a_dead_worker(jpegs: list[bytes]) -> None:
+def test_an_error_in_the_iterator_of_batches_is_not_taken_for_a_dead_worker(jpegs: list[bytes]) -> None:
     def batches() -> Iterator[Keys]:
         yield keys_of((0, 0))
-        raise RuntimeError("by the one who lists keys")
+        raise RuntimeError("no more keys")
 
-    with pytest.raises(RuntimeError, match=r"^by the one who lists keys$"):
+    with pytest.raises(RuntimeError, match=r"^no more keys$"):
         list(PhotoRenderer(set_of(jpegs), RECIPE, CPU).render(batches()))
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_what_fetching_raises_surfaces(jpegs: list[bytes], workers: int) -> None:
+def test_an_error_in_fetching_surfaces(jpegs: list[bytes], workers: int) -> None:
     class Unreachable(Contents):
         def expect(self, index_B: Tensor) -> None:
             raise DataError("no network")
@@ -407,7 +409,7 @@ def test_what_fetching_raises_surfaces(jpegs: list[bytes], workers: int) -> None
 
 
 @pytest.mark.timeout(60)
-def test_a_rendering_that_is_given_up_leaves_no_process_behind(jpegs: list[bytes]) -> None:
+def test_an_abandoned_rendering_leaves_no_process_behind(jpegs: list[bytes]) -> None:
     rendering = PhotoRenderer(set_of(jpegs), RECIPE, CPU, workers=2).render([keys_of((0, 0))] * 50)
     next(rendering)
     assert len(multiprocessing.active_children()) == 2
@@ -448,7 +450,7 @@ def test_images_of_several_sizes_are_refused(jpegs: list[bytes]) -> None:
         set_of(jpegs).in_memory(Decoding(allow_bad=len(jpegs)))
 
 
-def test_the_first_image_may_be_one_of_the_bad_ones_that_are_allowed(jpegs: list[bytes]) -> None:
+def test_the_first_image_may_be_bad_if_bad_images_are_allowed(jpegs: list[bytes]) -> None:
     images = set_of([b"", b"text", jpegs[0], jpegs[0]]).in_memory(Decoding(allow_bad=2))
     assert images.images_NCHW.flatten(1).any(dim=1).tolist() == [False, False, True, True]
     with pytest.raises(DataError, match=r"photo-1\.jpg \(index 1\): expected an image.*--allow-bad N$"):
@@ -461,7 +463,7 @@ def test_a_first_image_that_can_not_be_decoded_is_named(jpegs: list[bytes], cont
         set_of([content, *jpegs]).in_memory(Decoding())
 
 
-def test_a_bad_image_in_memory_is_black_where_allowed() -> None:
+def test_a_bad_image_in_memory_is_black_if_allowed() -> None:
     contents = [encoded(make_photo(n, 20, 12), "PNG") for n in range(4)]
     contents[2] = contents[2][:-100]
     images = set_of(contents).in_memory(Decoding(allow_bad=1))
@@ -470,7 +472,7 @@ def test_a_bad_image_in_memory_is_black_where_allowed() -> None:
         set_of(contents).in_memory(Decoding())
 
 
-def test_whole_images_draw_nothing() -> None:
+def test_unaugmented_images_need_no_draws() -> None:
     recipe = AsTheyAre((12, 20))
     assert recipe.shape == (12, 20)
     assert recipe.draws(torch.zeros(3, dtype=torch.int64), torch.arange(3)).shape == (3, 0)
@@ -479,7 +481,7 @@ def test_whole_images_draw_nothing() -> None:
 # PhotoSet
 
 
-def test_first_keeps_the_head_and_everything_else(jpegs: list[bytes]) -> None:
+def test_first_keeps_the_first_samples_and_all_settings(jpegs: list[bytes]) -> None:
     images = set_of(jpegs)
     head = images.first(5)
     assert len(head) == 5
@@ -498,7 +500,7 @@ def test_fingerprints_tell_sets_apart(folder: Path) -> None:
     other_order = image_folder.FolderFiles(folder, files._paths_N[::-1])
     other_name = files._paths_N.copy()
     other_name[3] = b"class-0/x.jpg"
-    others = [
+    sets = [
         images,
         images.first(SAMPLES - 1),
         replace(images, labels_N=one_label),
@@ -506,13 +508,13 @@ def test_fingerprints_tell_sets_apart(folder: Path) -> None:
         replace(images, files=other_order),
         replace(images, files=image_folder.FolderFiles(folder, other_name)),
     ]
-    fingerprints = [other.fingerprint() for other in others]
-    assert len(set(fingerprints)) == len(others)
+    fingerprints = [changed.fingerprint() for changed in sets]
+    assert len(set(fingerprints)) == len(sets)
     assert all(len(bytes.fromhex(fingerprint)) == 32 for fingerprint in fingerprints)
 
 
 def test_equal_sets_have_one_fingerprint(folder: Path, tmp_path: Path) -> None:
-    """Wherever the folder is."""
+    """The folder may be anywhere."""
     images = load(folder)
     folder.rename(tmp_path / "elsewhere")
     moved = load(tmp_path / "elsewhere")

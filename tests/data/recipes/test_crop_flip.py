@@ -23,7 +23,7 @@ GOLDEN_WITNESSES = [3721161849, 3034373314]
 
 
 def reference(images_CHW: np.ndarray, padding: int, dy: int, dx: int, flip: int) -> np.ndarray:
-    """The crop, written down with numpy slices of one padded image."""
+    """The crop, as numpy slices of a padded image."""
     padded = np.pad(images_CHW, ((0, 0), (padding, padding), (padding, padding)))
     height, width = images_CHW.shape[1:]
     crop = padded[:, dy : dy + height, dx : dx + width]
@@ -76,18 +76,18 @@ def test_pixels_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut
     backwards = renderer.pixels(view_B.flip(0), index_B.flip(0)).flip(0)
     in_two = torch.cat([renderer.pixels(view_B[part], index_B[part]) for part in (slice(cut), slice(cut, None))])
     by_key = pixels_of(recipe, images.images_NCHW[index_B], recipe.draws(view_B, index_B))
-    for other in (backwards, in_two, by_key):
-        assert torch.equal(together, other)
+    for rendered in (backwards, in_two, by_key):
+        assert torch.equal(together, rendered)
 
 
 def test_pixels_depend_on_view_index_and_seed(images: ImageSet) -> None:
     renderer = ResidentRenderer(images, CropFlip(padding=4, flip=True, seed=0), CPU)
-    other = ResidentRenderer(images, CropFlip(padding=4, flip=True, seed=1), CPU)
+    next_seed = ResidentRenderer(images, CropFlip(padding=4, flip=True, seed=1), CPU)
     index_B = torch.arange(len(images))
     zero, one = torch.zeros_like(index_B), torch.ones_like(index_B)
     assert not torch.equal(renderer.pixels(zero, index_B), renderer.pixels(one, index_B))
     assert not torch.equal(renderer.pixels(zero, index_B), renderer.pixels(zero, index_B.flip(0)))
-    assert not torch.equal(renderer.pixels(zero, index_B), other.pixels(zero, index_B))
+    assert not torch.equal(renderer.pixels(zero, index_B), next_seed.pixels(zero, index_B))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares its pixels with the CPU's")
@@ -99,7 +99,7 @@ def test_a_gpu_renders_the_same_pixels(images: ImageSet) -> None:
 
 
 def test_golden_draws() -> None:
-    """Whoever changes these raises the recipe's version, and caches of the old one are refused."""
+    """A change of these needs a new version of the recipe, so that old caches are refused."""
     recipe = CropFlip(padding=4, flip=True, seed=0)
     assert recipe.version == 1
     keys = [(0, 0), (1, 0), (0, 1), (161, 49_999)]
@@ -115,7 +115,7 @@ def test_golden_pixels() -> None:
 
 
 def test_golden_witness_is_zlib_crc32_of_channels_rows_columns() -> None:
-    """What anyone can recompute without this program."""
+    """It can be recomputed without this program."""
     import zlib
 
     pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 3, 4, 4)

@@ -1,4 +1,4 @@
-"""Cuts of photographs: integers in, integers out, and the distribution that everyone trains with."""
+"""Cuts of photographs: exact integers, with the usual distribution."""
 
 import json
 from decimal import Decimal, localcontext
@@ -48,7 +48,7 @@ def draws_of(recipe: RandomResizedCrop, num: int, view: int = 0) -> list[list[in
 
 
 def test_golden_draws() -> None:
-    """Whoever changes these raises the recipe's version, and caches of the old one are refused."""
+    """A change of these needs a new version of the recipe, so that old caches are refused."""
     assert STANDARD.version == 1
     view_B, index_B = torch.tensor([(0, 0), (1, 0), (0, 1), (90, 1_281_166)]).unbind(1)
     draws = STANDARD.draws(view_B, index_B)
@@ -78,7 +78,7 @@ def test_draws_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut:
 
 
 def test_draws_depend_on_view_index_and_seed() -> None:
-    """In every column: of 10,250 numbers of 32 bits, two are alike in one of 82 seeds, and not in this one."""
+    """In every column. Of 10,250 numbers of 32 bits, two are equal for one seed in 82, but not for this one."""
     index_B = torch.arange(50)
     zero = torch.zeros_like(index_B)
     planes = [
@@ -92,9 +92,9 @@ def test_draws_depend_on_view_index_and_seed() -> None:
 
 
 def test_draws_do_not_depend_on_how_the_box_is_taken() -> None:
-    """So that a recipe's other parameters change the distribution and nothing else."""
-    other = recipe_of(size=32, scale=(0.5, 0.6), ratio=(1.0, 1.0), flip=False)
-    assert draws_of(STANDARD, 5) == draws_of(other, 5)
+    """So a recipe's other parameters change only the distribution."""
+    narrower = recipe_of(size=32, scale=(0.5, 0.6), ratio=(1.0, 1.0), flip=False)
+    assert draws_of(STANDARD, 5) == draws_of(narrower, 5)
 
 
 def test_flip_is_half_of_the_keys_or_none() -> None:
@@ -123,7 +123,7 @@ def fifty_digits() -> object:
 
 
 class Exact(NamedTuple):
-    """The box by its definition, and whether a length lies so near to a half that rounding it is a matter of taste."""
+    """The box by its definition, and whether a length is so near to a half that it may be rounded either way."""
 
     box: Box
     doubtful: bool
@@ -211,7 +211,7 @@ def test_a_box_that_never_fits_is_the_central_one() -> None:
 
 
 def largest_gap(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Between two samples' distribution functions (Kolmogorov and Smirnov's statistic)."""
+    """The largest gap between two samples' distribution functions (the statistic of Kolmogorov and Smirnov)."""
     at = np.concatenate([first, second])
     shares = [np.searchsorted(np.sort(sample), at, side="right") / len(sample) for sample in (first, second)]
     return float(np.abs(shares[0] - shares[1]).max())
@@ -244,7 +244,7 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     flips = np.array([cut.mirrored for cut in ours], dtype=np.float64)
     assert abs(flips.mean() - 0.5) < 5 * 0.5 / np.sqrt(num)
     apart = np.corrcoef(got) - np.corrcoef(expected)
-    assert np.abs(apart).max() < 6 * np.sqrt(2 / num), "what is drawn together depends on each other as there"
+    assert np.abs(apart).max() < 6 * np.sqrt(2 / num), "correlations are the same"
     assert np.abs(np.corrcoef([flips, *got])[0, 1:]).max() < 6 / np.sqrt(num)
 
 

@@ -1,4 +1,4 @@
-"""A folder of class folders: what is listed, how it is numbered, and that its order mixes classes."""
+"""A folder of class folders: which files are listed, how they are numbered, and that their order mixes classes."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ GOLDEN_ORDER = ["1/00", "0/02", "1/02", "0/00", "1/03", "0/01", "1/01", "0/03"]
 
 
 def put(root: Path, *names: str, content: bytes = b"") -> None:
-    """Files that nobody decodes: listing looks at names alone."""
+    """Files that are never decoded, because listing only looks at names."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -129,7 +129,7 @@ def test_odd_names_are_read(tmp_path: Path) -> None:
         (["train"], "train", r"expected a folder of class folders at .*/train, got: Not a directory;"),
     ],
 )
-def test_what_can_not_be_used_is_named(tmp_path: Path, files: Sequence[str], split: str, message: str) -> None:
+def test_an_unusable_folder_is_named(tmp_path: Path, files: Sequence[str], split: str, message: str) -> None:
     put(tmp_path, *files)
     with pytest.raises(DataError, match=rf"^image-folder: .*{message}") as caught:
         load(tmp_path, split)
@@ -150,7 +150,7 @@ def classes_and_files(num_classes: int, per_class: int) -> list[str]:
     return [f"train/class-{label:03}/{n:02}.jpg" for label in range(num_classes) for n in range(per_class)]
 
 
-def test_the_order_does_not_depend_on_how_the_files_came(tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_how_the_files_were_written(tmp_path: Path) -> None:
     names = classes_and_files(5, 8)
     put(tmp_path / "one", *names)
     put(tmp_path / "two", *names[::-1])
@@ -162,7 +162,7 @@ def test_the_order_does_not_depend_on_how_the_files_came(tmp_path: Path) -> None
 
 
 def test_golden_order(tmp_path: Path) -> None:
-    """A cache's indices mean these files; whoever changes the order makes every cache of a folder another's."""
+    """A cache's indices refer to this order. If it changed, every cache of a folder would be wrong."""
     put(tmp_path, *classes_and_files(2, 4))
     order = [name[len("train/class-00") : -len(".jpg")] for name in listed(load(tmp_path), tmp_path)]
     assert order == GOLDEN_ORDER
@@ -231,14 +231,14 @@ def test_mean_and_std_may_be_given(tmp_path: Path) -> None:
     assert images.fingerprint() == load(tmp_path).fingerprint()
 
 
-def test_what_a_folder_says_itself_is_not_to_be_said(tmp_path: Path) -> None:
+def test_a_number_of_classes_is_refused_because_the_folder_has_it(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.jpg")
     with pytest.raises(ConfigError, match=r"^data\.num_classes: image-folder counts its class folders; leave it out$"):
         load(tmp_path, num_classes=1)
 
 
 @pytest.mark.parametrize("name", ["image-folder", "webdataset"])
-def test_files_of_ones_own_need_a_place(name: str) -> None:
+def test_a_users_own_files_need_a_place(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{name}: expected the place of its files; name it with --data-root$"):
         load_source(name, "train", Place(num_classes=2) if name == "webdataset" else None)
 

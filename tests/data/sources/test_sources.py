@@ -1,4 +1,4 @@
-"""The data sets: what each holds, and that nothing foreign, damaged or half-written is taken for it."""
+"""The data sets: their contents, and that foreign, damaged or half-written files are refused."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ SMALL = {"train": 3, "test": 1}  # glyphs of each character, where the tests nee
 
 @pytest.fixture(autouse=True, scope="module")
 def outlines_are_drawn_once() -> Iterator[None]:
-    """They depend on nothing, and drawing them costs more than all the images of a test."""
+    """Drawn once, because outlines never change and drawing them takes longer than a test's images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "_outlines", cache(glyphs._outlines))
         yield
@@ -39,7 +39,7 @@ def outlines_are_drawn_once() -> Iterator[None]:
 
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of the user's, and a glyphs set small enough to be drawn again and again."""
+    """The user's cache folder, empty, and a set of glyphs small enough to be drawn in many tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(glyphs, "PER_CLASS", SMALL)
     return tmp_path
@@ -47,12 +47,12 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def train_glyphs() -> NDArray[np.uint8]:
-    """Half of the train split, to be quick: its mean and its spread are the whole's within 0.002."""
+    """Half of the train split, for speed; its mean and spread differ from the whole's by less than 0.002."""
     return glyphs.draw("train", 0, 10_000)
 
 
 def mean_and_std(pixels_NCHW: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each channel, in units of full scale; from counts of the levels, which is quick."""
+    """Each channel's mean and std in units of full scale, computed quickly from counts of the levels."""
     counts = np.stack([np.bincount(pixels_NCHW[:, channel].ravel(), minlength=256) for channel in range(3)])
     share, level = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = share @ level
@@ -76,14 +76,14 @@ def first_glyphs(split: str) -> NDArray[np.uint8]:
 
 
 def test_glyphs_are_all_different(train_glyphs: NDArray[np.uint8]) -> None:
-    """Neither twins inside a split nor a test image that was trained on."""
+    """No two are equal in a split, and no test image is a training image."""
     test = glyphs.draw("test", 0, 1000)
     images = [image.tobytes() for image in (*train_glyphs, *test)]
     assert len(set(images)) == len(images)
 
 
 def test_glyphs_of_one_character_are_alike_and_of_others_not(train_glyphs: NDArray[np.uint8]) -> None:
-    """Labels name what is drawn: the outlines that images of one label share are not those of another."""
+    """Labels fit the pixels: images of one label share an outline, which differs from other labels'."""
     labels = glyphs.labels(0, len(train_glyphs))
     # The part that colours, noise and strokes leave: in an image, how far each pixel lies from the corners' colour.
     grey_NHW = np.abs(train_glyphs.astype(np.float64) - train_glyphs[:, :, :1, :1]).mean(axis=1)
@@ -170,7 +170,7 @@ def damage(kept: Path, how: str) -> None:
         *("an array is missing", "another size", "another type", "one level"),
     ],
 )
-def test_damaged_kept_glyphs_are_drawn_anew(cache_home: Path, how: str) -> None:
+def test_damaged_stored_glyphs_are_drawn_again(cache_home: Path, how: str) -> None:
     good = load_source("glyphs", "train").fingerprint()
     kept = cache_home / "dhkd" / "glyphs-v1.npz"
     before = kept.read_bytes()
@@ -181,7 +181,7 @@ def test_damaged_kept_glyphs_are_drawn_anew(cache_home: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("home", ["a file", "a folder in the way"])
-def test_glyphs_that_can_not_be_kept_only_warn(cache_home: Path, caplog: pytest.LogCaptureFixture, home: str) -> None:
+def test_glyphs_that_can_not_be_stored_only_warn(cache_home: Path, caplog: pytest.LogCaptureFixture, home: str) -> None:
     good = load_source("glyphs", "train").fingerprint()
     kept = cache_home / "dhkd" / "glyphs-v1.npz"
     if home == "a file":
@@ -234,7 +234,7 @@ def test_normalization_of_digits_is_that_of_their_pixels() -> None:
 
 
 class TouchesAFile:
-    """What a forged pickle may do as soon as it is opened."""
+    """Stands for code that a forged pickle runs when it is opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -260,13 +260,13 @@ def test_a_missing_file_of_cifar_says_what_to_do(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is made where nothing was"
 
 
-def test_without_a_root_the_users_cache_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_root_the_users_cache_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(DataError, match=str(tmp_path / "dhkd" / "datasets")):
         load_source("cifar100", "train")
 
 
-def test_a_forged_file_of_cifar_is_refused_unread(tmp_path: Path) -> None:
+def test_a_forged_file_of_cifar_is_refused_before_it_is_unpickled(tmp_path: Path) -> None:
     harm = tmp_path / "harm"
     forged = pickle.dumps(TouchesAFile(harm))
     path = put_cifar(tmp_path, forged)
@@ -398,7 +398,7 @@ def test_fingerprints_tell_sets_apart() -> None:
     assert all(len(bytes.fromhex(fingerprint)) == 32 for fingerprint in fingerprints)
 
 
-def test_first_keeps_the_head_and_everything_else(images: ImageSet) -> None:
+def test_first_keeps_the_first_samples_and_all_settings(images: ImageSet) -> None:
     head = images.first(10)
     assert len(head) == 10
     assert torch.equal(head.images_NCHW, images.images_NCHW[:10])

@@ -1,4 +1,4 @@
-"""Shards: the same samples as a folder's, wherever the shards are; nothing damaged, missing or sorted is trained on."""
+"""Shards hold the same samples as a folder, wherever they are; damaged, missing or sorted ones are refused."""
 
 import http.server
 import io
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_workers_of_the_last_test")
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of the user's."""
+    """The user's cache folder, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dhkd"
 
@@ -53,7 +53,7 @@ Member = tuple[str, bytes]
 
 
 def members_of(jpegs: Sequence[bytes], labels: Sequence[int], start: int = 0) -> list[Member]:
-    """Of samples `start` and following, an image and its label each."""
+    """An image and a label for each sample, numbered from `start`."""
     return [
         member
         for number, (content, label) in enumerate(zip(jpegs, labels, strict=True), start)
@@ -137,7 +137,7 @@ def test_shards_of_webdatasets_own_writers(tmp_path: Path, jpegs: list[bytes], k
     assert images.labels_N.tolist() == LABELS
 
 
-def test_members_may_come_in_any_order_and_with_others_between(tmp_path: Path, jpegs: list[bytes]) -> None:
+def test_members_may_be_in_any_order_with_other_files_between_them(tmp_path: Path, jpegs: list[bytes]) -> None:
     """Folders, metadata, members in the PAX format; images of several kinds; labels with a newline."""
     path = tmp_path / "train" / "0.tar"
     path.parent.mkdir()
@@ -208,19 +208,19 @@ def test_patterns_count_at_urls() -> None:
     assert expand("https://example.org/a", "{098..101}.tar") == urls
 
 
-def test_what_is_at_a_url_can_not_be_listed() -> None:
+def test_files_at_a_url_can_not_be_listed() -> None:
     with pytest.raises(DataError, match=r"^webdataset: https://example\.org/a/train/\*\.tar: .* counting in braces"):
         expand("https://example.org/a", "train/*.tar")
 
 
 @pytest.mark.parametrize("name", ["with [brackets]", "with {a,b}", "with *"])
-def test_a_root_is_no_pattern(tmp_path: Path, jpegs: list[bytes], name: str) -> None:
+def test_a_root_is_not_a_pattern(tmp_path: Path, jpegs: list[bytes], name: str) -> None:
     write_tar(tmp_path / name / "train" / "0.tar", members_of(jpegs, LABELS))
     write_tar(tmp_path / "with others" / "train" / "0.tar", [])
     assert contents_of(load(tmp_path / name)) == jpegs
 
 
-def test_a_test_split_has_a_place_of_its_own(root: Path, jpegs: list[bytes]) -> None:
+def test_the_test_split_has_its_own_place(root: Path, jpegs: list[bytes]) -> None:
     write_tar(root / "val" / "0.tar", members_of(jpegs[:4], [0, 0, 1, 1]))
     write_tar(root / "elsewhere" / "0.tar", members_of(jpegs[:2], [0, 1]))
     assert load(root, "test").labels_N.tolist() == [0, 0, 1, 1]
@@ -280,7 +280,7 @@ def test_a_damaged_index_is_built_again(root: Path, cache_home: Path, content: b
     assert len(index.read_bytes()) > len(content)
 
 
-def test_an_index_that_can_not_be_kept_costs_time_alone(root: Path, cache_home: Path) -> None:
+def test_an_index_that_can_not_be_stored_only_costs_time(root: Path, cache_home: Path) -> None:
     cache_home.parent.mkdir()
     cache_home.write_text("a file where the folder should be")
     assert load(root).labels_N.tolist() == LABELS
@@ -366,7 +366,7 @@ ONE_JPEG = encoded(make_photo(0))
         ([("0.jpg", ONE_JPEG), ("0.cls", b"")], r"the file is damaged or not a tar file \(invalid literal"),
     ],
 )
-def test_what_is_no_sample_is_refused(tmp_path: Path, members: Sequence[Member], message: str) -> None:
+def test_an_incomplete_sample_is_refused(tmp_path: Path, members: Sequence[Member], message: str) -> None:
     write_tar(tmp_path / "train" / "0.tar", members)
     refused(tmp_path, rf"/train/0\.tar: {message}")
 
@@ -423,7 +423,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(root: Path) -> None:
 
 
 def tiny(labels: Sequence[int]) -> list[Member]:
-    """Samples whose images nobody decodes."""
+    """Samples whose images are never decoded."""
     return members_of([b"x"] * len(labels), labels)
 
 
@@ -453,7 +453,7 @@ def test_sorted_samples_are_refused_for_training_and_shuffled_ones_are_not(
 
 
 class Server:
-    """What a folder holds, over HTTP on this machine; counts who asks for what."""
+    """A folder's files over HTTP on this machine; counts the requests for each."""
 
     def __init__(self, root: Path, delay: float) -> None:
         requests: Counter[str] = Counter()
@@ -499,7 +499,7 @@ SHARDS = [f"/train/{shard:03}.tar" for shard in range(3)]
 
 
 def size_of(root: Path) -> int:
-    """Of all three shards in bytes."""
+    """All shards together, in bytes."""
     return sum(path.stat().st_size for path in root.glob("train/*"))
 
 
@@ -542,8 +542,8 @@ def test_the_copy_that_was_used_last_is_kept(root: Path, server: Server, cache_h
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_copy_fits_where_nothing_is_to_be_kept(root: Path, server: Server, workers: int) -> None:
-    """Prefetched copies may go before they are read; a reader fetches them again."""
+def test_one_copy_is_kept_even_without_room(root: Path, server: Server, workers: int) -> None:
+    """Prefetched copies may be removed before they are read; then the reader fetches them again."""
     images = load(server.url, keep_bytes=0, **REMOTE)
     assert torch.equal(pixels_of(images, workers=workers), pixels_of(load(root)))
 
@@ -558,7 +558,7 @@ def test_a_copy_that_was_removed_is_fetched_again_by_whoever_reads(
     assert server.requests == {SHARDS[0]: 1, SHARDS[1]: 2, SHARDS[2]: 1}
 
 
-def test_a_damaged_shard_that_was_put_right_is_fetched_again(root: Path, server: Server, jpegs: list[bytes]) -> None:
+def test_a_repaired_shard_is_fetched_again(root: Path, server: Server, jpegs: list[bytes]) -> None:
     path = root / "train" / "001.tar"
     good = path.read_bytes()
     path.write_bytes(good[:1000])
@@ -579,9 +579,7 @@ def test_a_missing_remote_shard_is_named(server: Server) -> None:
         load(server.url, train="train/{000..003}.tar")
 
 
-def test_a_missing_shard_that_comes_later_is_found(
-    root: Path, server: Server, jpegs: list[bytes], cache_home: Path
-) -> None:
+def test_a_shard_that_appears_later_is_found(root: Path, server: Server, jpegs: list[bytes], cache_home: Path) -> None:
     for _ in range(5):
         with pytest.raises(DataError, match="could not be fetched"):
             load(server.url, train="train/003.tar")
@@ -616,10 +614,10 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, cache_home: P
     assert copies(cache_home) == []
 
 
-def test_a_server_that_is_gone_is_named(root: Path) -> None:
+def test_an_unreachable_server_is_named(root: Path) -> None:
     with serving(root) as server:
         images = load(server.url, train="train/000.tar")
-    assert len(contents_of(images)) == 4, "what is here needs no server"
+    assert len(contents_of(images)) == 4, "copies need no server"
     with pytest.raises(DataError, match=rf"^webdataset: {server.url}/train/001\.tar could not be fetched"):
         load(server.url, train="train/001.tar")
 

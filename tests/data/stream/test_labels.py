@@ -1,4 +1,4 @@
-"""Labels: which predictions hit, how they move, and who may not have mixed ones."""
+"""Labels: which predictions are right, how labels are moved and copied, and where mixed ones are refused."""
 
 import pytest
 import torch

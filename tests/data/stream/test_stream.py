@@ -1,4 +1,4 @@
-"""Image, label and teacher's signals meet by key, whoever asks, in whatever share."""
+"""Images, labels and the teacher's signals are joined by key, for any process and any share of the batch."""
 
 import re
 import threading
@@ -41,7 +41,7 @@ NO_KEYS = (torch.empty(0, dtype=torch.int64),) * 2  # for signals that have no u
 
 
 def signals_of(view_B: NDArray[np.int64], index_B: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-    """Values that tell view, index and position in the row apart; exact in either dtype."""
+    """Values that are different for each view, index and position in the row; exact in both dtypes."""
     key_B = (view_B * 64 + index_B).astype(np.float32)
     return {
         "logits": key_B[:, None] + np.arange(CLASSES, dtype=np.float32) / 8,
@@ -50,7 +50,7 @@ def signals_of(view_B: NDArray[np.int64], index_B: NDArray[np.int64]) -> dict[st
 
 
 def write_cache(path: Path, renderer: ResidentRenderer) -> LogitReader:
-    """A complete cache of the renderer's pixels; the signals stand for what a teacher would say."""
+    """A complete cache of the renderer's pixels, with `signals_of` in place of a teacher."""
     images = renderer.images
     signals = {"logits": ("float32", (CLASSES,)), "embedding": ("float16", (2, 3))}
     manifest = manifest_of(len(images), images.num_classes, VIEWS, BLOCK_ROWS, signals=signals)
@@ -77,7 +77,7 @@ def renderer() -> ResidentRenderer:
 
 @cache
 def pixels_by_key() -> Tensor:
-    """uint8 (V, N, C, H, W), each drawn by its own key, without the renderer."""
+    """uint8 (V, N, C, H, W), each computed from its own key without the renderer."""
     images, index_N = make_images(SAMPLES), torch.arange(SAMPLES)
     views = [RECIPE.draws(torch.full_like(index_N, view), index_N) for view in range(VIEWS)]
     return torch.stack([pixels_of(RECIPE, images.images_NCHW, draws) for draws in views])
@@ -149,7 +149,7 @@ def require_same(first: Batch, second: Batch) -> None:
 
 
 def union(parts: Sequence[Batch]) -> Batch:
-    """What the processes hold of one step, put together in the order of their ranks."""
+    """The processes' shares of one step, concatenated in the order of their ranks."""
     ((epoch, global_size),) = {(part.epoch, part.global_size) for part in parts}
     fields = ("view_B", "index_B", "images_BCHW")
     joined = {field: torch.cat([getattr(part, field) for part in parts]) for field in fields}
@@ -182,7 +182,7 @@ def test_every_row_is_joined_by_its_key(
     per_rank = [list(stream.epoch(epoch)) for stream in streams]
     assert {len(batches) for batches in per_rank} == {stream.steps_per_epoch for stream in streams}
     seen: list[int] = []
-    # In one process the last step may be left that several had to drop.
+    # One process may have a last step that several had to drop.
     for *parts, whole in zip(*per_rank, alone.epoch(epoch), strict=False):
         for part in parts:
             require_joined(part)
@@ -207,15 +207,15 @@ def test_every_row_is_joined_by_its_key(
         assert (view_N == epoch % VIEWS).all()
 
 
-def test_an_epoch_can_be_had_again_and_others_differ(resident: ResidentSignals) -> None:
+def test_an_epoch_can_be_repeated_and_others_differ(resident: ResidentSignals) -> None:
     stream = stream_of(resident, "independent")
     orders = []
     for epoch in (0, 1, 2):
         first, second = union(list(stream.epoch(epoch))[:4]), union(list(stream.epoch(epoch))[:4])
         require_same(first, second)
         orders.append(first.index_B.tolist())
-    other = union(list(stream_of(resident, "independent", seed=1).epoch(0))[:4])
-    assert len({tuple(order) for order in [*orders, other.index_B.tolist()]}) == 4
+    of_another_seed = union(list(stream_of(resident, "independent", seed=1).epoch(0))[:4])
+    assert len({tuple(order) for order in [*orders, of_another_seed.index_B.tolist()]}) == 4
 
 
 def test_without_a_teacher_the_rest_is_the_same(resident: ResidentSignals) -> None:
@@ -244,10 +244,10 @@ def test_an_unknown_schedule_names_the_nearest(resident: ResidentSignals) -> Non
 
 @pytest.mark.parametrize("start", [0, 1, 3, 6])
 def test_streamed_signals_equal_resident_ones(reader: LogitReader, resident: ResidentSignals, start: int) -> None:
-    """Over more epochs than views, from the first epoch or as a resumed run from a later one."""
-    streamed, all_at_hand = (stream_of(s, "cycle") for s in (StreamedSignals(reader, SIGNALS, CPU), resident))
+    """In more epochs than there are views, from the first epoch on or, as in a resumed run, from a later one."""
+    streamed, in_memory = (stream_of(s, "cycle") for s in (StreamedSignals(reader, SIGNALS, CPU), resident))
     for epoch in range(start, start + 2 * VIEWS + 1):
-        for got, expected in zip(streamed.epoch(epoch), all_at_hand.epoch(epoch), strict=True):
+        for got, expected in zip(streamed.epoch(epoch), in_memory.epoch(epoch), strict=True):
             require_same(got, expected)
 
 
@@ -338,7 +338,7 @@ def test_windowed_signals_equal_resident_ones(
         for got, same in zip(alone.epoch(epoch), expected, strict=True):
             require_joined(got)
             require_same(got, same)
-        # In one process the last step may be left that two had to drop.
+        # One process may have a last step that two had to drop.
         for first, second, same in zip(*(stream.epoch(epoch) for stream in ranks), expected, strict=False):
             require_same(union([first, second]), same)
 
@@ -400,7 +400,7 @@ def test_each_block_is_read_once_in_an_epoch(
         views = SCHEDULES[schedule](0, epoch, 271, VIEWS, BLOCK_ROWS)[::BLOCK_ROWS]
         needed = {(int(view), number) for number, view in enumerate(views)}
         read = [(block.view, block.number) for block in counting.blocks_read[read_before:]][: len(needed)]
-        # What the last epoch's end left in memory is used by the next one where it needs it.
+        # Blocks that the end of the last epoch left in memory may be used by the next one.
         assert len(read) == len(set(read))
         read_before += len([key for key in read if key in needed])
     assert read_before == len(counting.blocks_read)
@@ -442,10 +442,8 @@ def test_damage_found_while_reading_ahead_ends_the_batch_that_needs_it(tmp_path:
         next(batches)
 
 
-def test_views_that_change_within_a_block_are_gathered_all_the_same(
-    reader: LogitReader, resident: ResidentSignals
-) -> None:
-    """Slowly, since nearly every block of every view is needed all the time; but rightly."""
+def test_views_may_differ_within_a_block(reader: LogitReader, resident: ResidentSignals) -> None:
+    """It is slow, because nearly every block of every view is needed all the time, but correct."""
     windowed = stream_of(WindowedSignals(reader, SIGNALS, CPU, 10), "independent", window=10)
     for got, expected in zip(windowed.epoch(0), stream_of(resident, "independent", window=10).epoch(0), strict=True):
         require_same(got, expected)
@@ -518,15 +516,15 @@ def mismatched_key(caught: pytest.ExceptionInfo[CacheMismatch]) -> tuple[int, in
     """The key in the message, after a check that the line names its two checksums."""
     line = str(caught.value)
     assert "\n" not in line
-    found = re.search(r"first at view (\d+), index (\d+) \(crc32 expected ([0-9a-f]{8}), got ([0-9a-f]{8})\)", line)
-    assert found is not None, line
-    view, index = int(found[1]), int(found[2])
-    (was,) = witnesses(pixels_by_key()[view, index][None])
-    assert int(found[3], 16) == was != int(found[4], 16)
+    match = re.search(r"first at view (\d+), index (\d+) \(crc32 expected ([0-9a-f]{8}), got ([0-9a-f]{8})\)", line)
+    assert match is not None, line
+    view, index = int(match[1]), int(match[2])
+    (expected,) = witnesses(pixels_by_key()[view, index][None])
+    assert int(match[3], 16) == expected != int(match[4], 16)
     return view, index
 
 
-def test_other_images_in_the_same_places_are_noticed(reader: LogitReader) -> None:
+def test_images_in_another_order_are_noticed(reader: LogitReader) -> None:
     images = make_images(SAMPLES)
     backwards = replace(images, images_NCHW=images.images_NCHW.flip(0))
     with pytest.raises(CacheMismatch, match="rows in view") as caught:
@@ -559,11 +557,11 @@ def test_one_changed_level_is_noticed_and_named(reader: LogitReader, index: int)
 
 
 @pytest.mark.parametrize(
-    "other", [replace(RECIPE, seed=4), replace(RECIPE, padding=2), replace(RECIPE, flip=False)], ids=str
+    "recipe", [replace(RECIPE, seed=4), replace(RECIPE, padding=2), replace(RECIPE, flip=False)], ids=str
 )
-def test_another_recipe_is_noticed(reader: LogitReader, other: CropFlip) -> None:
+def test_another_recipe_is_noticed(reader: LogitReader, recipe: CropFlip) -> None:
     with pytest.raises(CacheMismatch) as caught:
         check_witnesses(
-            ResidentRenderer(make_images(SAMPLES), other, CPU), reader, seed=0, rows_per_block=5, max_blocks=2
+            ResidentRenderer(make_images(SAMPLES), recipe, CPU), reader, seed=0, rows_per_block=5, max_blocks=2
         )
     mismatched_key(caught)

@@ -21,12 +21,12 @@ del test_renderer_of
 LARGER = ["views={kind: random-resized-crop, size: 12, flip: true, seed: 3}"]
 
 
-def test_each_split_has_a_limit_of_its_own() -> None:
+def test_each_split_has_its_own_limit() -> None:
     experiment = load_experiment("digits", ["data.limit=5", "data.test_limit=7"])
     assert [len(images_of(experiment, split, DataOptions())) for split in ("train", "test")] == [5, 7]
 
 
-def test_a_recipe_is_built_of_what_the_preset_gives() -> None:
+def test_a_recipe_is_built_from_the_preset() -> None:
     assert recipe_of(load_experiment("digits").views) == CropFlip(padding=1, flip=False, seed=0)
     assert recipe_of(load_experiment("digits", LARGER).views) == RandomResizedCrop(size=12, flip=True, seed=3)
     views = load_experiment("imagenet/resnet34-resnet18", ["views.scale=[0.5, 1]", "views.test_resize=300"]).views
@@ -62,7 +62,7 @@ def test_a_run_s_own_settings_build_the_same_recipe(tmp_path: object) -> None:
 
 
 def test_a_data_set_in_memory_takes_random_resized_crops() -> None:
-    """As if each image had just been decoded; test images are cropped to the same size."""
+    """Its images are treated as decoded ones; test images are cropped to the same size."""
     experiment = load_experiment("digits", [*LARGER, "data.limit=20", "data.test_limit=4"])
     images, recipe = images_of(experiment, "train", DataOptions()), recipe_of(experiment.views)
     renderer = renderer_of(images, recipe, CPU, DataOptions())
@@ -81,18 +81,18 @@ def test_a_data_set_in_memory_takes_random_resized_crops() -> None:
     assert pixels.shape == (4, 3, 12, 12)
 
 
-def test_all_views_are_a_number_or_refused() -> None:
+def test_all_views_become_a_number_or_are_refused() -> None:
     experiment = load_experiment("digits")
     assert num_views_of(experiment, recipe_of(experiment.views)) == 9
     endless = load_experiment("digits", LARGER)
-    with pytest.raises(ConfigError, match=r"^cache\.views: random-resized-crop has no end of views; set a number$"):
+    with pytest.raises(ConfigError, match=r"^cache\.views: random-resized-crop has unlimited views; set a number$"):
         num_views_of(endless, recipe_of(endless.views))
     with pytest.raises(ConfigError, match=r"^cache\.views: expected 1 to 9 \(all there are\) or all, got 10$"):
         num_views_of(load_experiment("digits", ["cache.views=10"]), recipe_of(experiment.views))
 
 
-def test_a_recipe_s_identity_is_what_it_was_made_of() -> None:
-    """Every parameter that changes pixels, or caches of different views would be taken for one and the same."""
+def test_a_recipe_s_identity_holds_its_parameters() -> None:
+    """All that change pixels: otherwise caches of different views would have the same identity."""
     made = {"crop-flip": CropFlip(padding=2, flip=True, seed=4), "random-resized-crop": RandomResizedCrop(9, True, 4)}
     assert made.keys() == RECIPES.keys()
     for kind, recipe in made.items():
