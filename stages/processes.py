@@ -146,7 +146,8 @@ class Processes:
 def joined(rows: Tensor) -> Tensor:
     """Return the rows of all processes, ordered by rank, in every process.
 
-    Gradients flow only into this process's rows. `rows` is (R, …), and R may differ between processes. A process that runs alone gets `rows` itself.
+    Gradients flow only into this process's rows. `rows` is (R, …), and R may differ between processes. A process that
+    runs alone gets `rows` itself.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return rows

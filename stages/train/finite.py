@@ -54,7 +54,7 @@ class FiniteWatch:
         self._failed_step.copy_(torch.where(first, self._step, self._failed_step))
 
     def found_inf(self) -> Tensor:
-        """Return 1.0, which makes the optimizer skip updates, if a step of this epoch failed, else 0.0; on the device."""
+        """Return, on the device, 1.0 if a step of this epoch failed, else 0.0; 1.0 makes the optimizer skip updates."""
         return (self._failed_step >= 0).float()
 
     def failure(self) -> Failure | None:

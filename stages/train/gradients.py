@@ -89,11 +89,11 @@ def backward(
     terms (gradient g1), the terms that must not oppose them (g2) and the rest (g3). Then
     grad = (1 − c)·g1 + g2 + g3 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², or c = 0 if g1 = 0. `coefficient` reuses the c of an
     earlier step, with a single `backward()`. A parameter that no term reaches keeps its `grad`, as after `backward()`.
-    Returns a report only if c was computed.
+    Only a step that computes c returns a report.
 
     `scale` multiplies every loss (fp16's GradScaler). The factor cancels in c, and a gradient that overflowed stays
     non-finite, so that the scaler notices. `average` replaces tensors by their mean over the processes, in place. It is
-    called only if c is computed: autograd.grad, used for that, bypasses DDP, whose hooks average after `backward()`.
+    called only if c is computed, because this uses autograd.grad, which bypasses DDP; DDP averages in `backward()`.
     `average` comes before the projection, because averaging projected gradients would give a different result. Every
     process averages the same list of tensors, because the graph decides which parameters a loss reaches, and the graph
     is the same in every process.
