@@ -14,7 +14,7 @@ from dhkd.data.disk.csv_table import write_csv
 
 
 class Row(Protocol):
-    """Any of the dataclasses below."""
+    """A row of an analysis, one of the dataclasses in this module."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 

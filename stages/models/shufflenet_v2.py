@@ -37,7 +37,7 @@ class KeepingBlock(ReluBlock):
 
 
 class HalvingBlock(ReluBlock):
-    """Two paths of stride 2 over all channels, concatenated."""
+    """Two paths of stride 2, each over all channels, whose outputs are concatenated."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Teacher:
-    """A trained network whose weights never change, and the normalisation of its input."""
+    """A trained network whose weights never change, with the normalisation of the network's input."""
 
     def __init__(self, network: Network, normalize: Normalization, processes: Processes) -> None:
         self._network = network.eval().requires_grad_(False)
