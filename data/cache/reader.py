@@ -144,7 +144,7 @@ class LogitReader:
             )
 
     def damages(self) -> Iterator[Damage | int]:
-        """Read every object from the storage, not from a copy on this machine; yield its size in bytes or its damage."""
+        """Read every object from the storage, never from a copy on this machine; yield its size in bytes or damage."""
         for key, checksum in self._index.structure.items():
             content = _get(self._storage, key)
             if content is None:

@@ -107,9 +107,9 @@ class LogitWriter:
         return put
 
     def check(self, blocks: Iterable[Block], written: set[Block]) -> Checked:
-        """Read blocks back and check them. An object is damaged if it contradicts its own checksum or the index.
+        """Read blocks back and check that no object is missing, contradicts itself or differs from the index.
 
-        The blocks in `written` are newer than the index and are not compared with it. Raises `CacheDamaged` if a
+        The blocks in `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a
         damaged object belongs to another teacher's signal, which this writer can't replace.
         """
         objects: Entries = {}
