@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock with which only one process or thread on the machine at a time makes `path`."""
+    """Hold a lock, so that only one process or thread on the machine makes `path` at a time."""
     with lock_of(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

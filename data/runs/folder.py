@@ -114,7 +114,7 @@ class RunFolder:
             ) from error
 
     def keep_weights(self, epochs: int, state: Mapping[str, Tensor]) -> None:
-        """Keep the weights after `epochs` epochs, where `kept_weights` finds them."""
+        """Save the weights after `epochs` epochs in a file that `kept_weights` finds."""
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         write_atomically(self.path / WEIGHTS / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
 

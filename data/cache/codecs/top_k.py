@@ -109,10 +109,10 @@ class TopK:
 
 
 def _split_order(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return each row's classes, those of the k largest values first, as integers.
+    """Return each row's classes as integers, with the classes of the k largest values first.
 
-    The integers sort by falling value, then by class, which is in the lower half (`CLASS_BITS`). All of them differ, so
-    every sorting algorithm gives the same order.
+    The integers sort by falling value, then by class; the class is in the lower half (`CLASS_BITS`). All integers
+    differ, so every sorting algorithm gives the same order.
     """
     bits = np.subtract(0, values, dtype=np.float32).view(np.int32).astype(np.int64)  # 0 - x is +0 for both zeros
     rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # bits of negative floats fall as the values rise
