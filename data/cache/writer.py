@@ -80,7 +80,7 @@ class LogitWriter:
         )
 
     def write(self, block: Block, rows: Mapping[str, NDArray[np.generic]]) -> bool:
-        """Write one block: every signal, float (rows, …), and the witness, uint32 (rows,). Durable on return.
+        """Write one block durably: every signal, float (rows, …), and the witness, uint32 (rows,).
 
         Returns False if other writers had written all of it before. Raises `NonFiniteLoss` for values that can't be
         stored. Raises `CacheMismatch` if the stored witness differs, because the pixels that were cached differ, too.
@@ -107,7 +107,7 @@ class LogitWriter:
         return put
 
     def check(self, blocks: Iterable[Block], written: set[Block]) -> Checked:
-        """Read blocks back and check that no object is missing, contradicts itself or differs from the index.
+        """Read blocks back. An object is damaged if it is missing, contradicts itself or differs from the index.
 
         The blocks in `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a
         damaged object belongs to another teacher's signal, which this writer can't replace.
@@ -230,7 +230,7 @@ def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
 def _begin_new(storage: Storage, store: str, wanted: Manifest) -> StoredCache | None:
     """Make an empty cache and return None, or return the cache that another run began at the same moment.
 
-    The manifest is written last. A place without it may hold only what an interrupted call left behind.
+    The manifest is written last. A place without a manifest must hold nothing but what an interrupted beginning left.
     """
     sizes = storage.sizes()
     if sizes is None:

@@ -51,7 +51,7 @@ class HandOver:
                 }
                 copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without using the CPU
                 copied.record(self._aside)
-            copied.synchronize()  # the tensors are held until then, so that no other batch gets their memory
+            copied.synchronize()  # the tensors are held until it returns, so that no other batch gets their memory
             tensors = copies
         take(tensors)
 
