@@ -85,8 +85,8 @@ class Storage:
 class SignalSize:
     """A signal other than logits.
 
-    `cached` says whether the preset caches it, `needed` whether its objective needs it, `cacheable` whether that is
-    possible at all.
+    `cached` says whether the preset caches the signal, `needed` whether the preset's objective needs it, `cacheable`
+    whether it can be cached at all.
     """
 
     signal: str
