@@ -18,7 +18,7 @@ Part = tuple[str, tuple[int, ...]]  # a stored array's dtype, and the shape of o
 
 @dataclass(frozen=True, order=True)
 class Block:
-    """Rows `start` to `stop` (exclusive) of view `view`; `number` counts a view's blocks."""
+    """Rows `start` to `stop` (exclusive) of view `view`; `number` is the block's position in its view, from 0."""
 
     view: int
     number: int
@@ -44,7 +44,7 @@ class Block:
 class Plan:
     """How (num_views, num_samples) rows are cut into blocks of at most `block_rows` rows.
 
-    In a balanced plan, the last block of a view is at most a few rows shorter than the others.
+    In a plan that `balanced` built, the last block of a view is at most a few rows shorter than the others.
     """
 
     num_views: int

@@ -25,9 +25,9 @@ class StoredCache:
 def find(storage: Storage) -> StoredCache | None:
     """Find the cache at a place; return None if there is no cache.
 
-    The index lists what is complete. While a cache is being extended, the manifest object beside the index may promise
-    more. Raises `CacheMismatch` for another format version. Raises `CacheDamaged` if the index is not as it was
-    written, or if there is no index and the manifest can't be read.
+    The index lists what is complete. While a cache is being extended, the manifest object beside the index may describe
+    more views or signals, and the result then has that manifest. Raises `CacheMismatch` for another format version.
+    Raises `CacheDamaged` if the index is not as it was written, or if there is no index and the manifest can't be read.
     """
     index = read_index(storage)
     try:
@@ -35,7 +35,7 @@ def find(storage: Storage) -> StoredCache | None:
     except DhkdError:
         if index is None:
             raise
-        promised = None  # the index holds a copy of the manifest
+        promised = None  # the index's copy of the manifest is used instead
     if index is None:
         return promised
     if promised and promised.store == index.store and _extends(promised.manifest, index.manifest):

@@ -1,8 +1,8 @@
 """The index lists what is complete in a cache, with every object's size and checksum. Readers read it first.
 
-It is written last. When a cache has been extended or repaired, the index is replaced as a whole. It includes a checksum
-of its content, and a copy of the manifest, so that a cache can be read while it is being extended, and from places that
-can't list their objects.
+The index is written last. When a cache has been extended or repaired, the index is replaced as a whole. The index
+includes a checksum of its content, and a copy of the manifest, so that a cache can be read while it is being extended,
+and from places that can't list their objects.
 """
 
 import json
@@ -32,7 +32,7 @@ Bytes = Annotated[int, Field(ge=0, strict=True)]
 class Bound(BaseModel):
     """How far a signal's stored values may lie from the teacher's.
 
-    `error` and `tail_mass` are the largest of all rows, as the codec's `errors` and `tail_mass` give them.
+    `error` and `tail_mass` are the largest values over all rows of what the codec's `errors` and `tail_mass` return.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -41,7 +41,7 @@ class Bound(BaseModel):
     tail_mass: float | None = None
 
     def or_worse(self, other: "Bound") -> "Bound":
-        """Return the bound that holds for the rows of both."""
+        """Return the bound that holds for the rows of `self` and for the rows of `other`."""
         masses = [bound.tail_mass for bound in (self, other) if bound.tail_mass is not None]
         return Bound(error=max(self.error, other.error), tail_mass=max(masses) if masses else None)
 
@@ -77,7 +77,7 @@ class Index(BaseModel):
     def from_bytes(cls, content: bytes, where: str) -> "Index":
         """Decode what `to_bytes` returned; `where` names the cache in errors.
 
-        Raises `CacheMismatch` for another format version and `CacheDamaged` if anything else is not as it was written.
+        Raises `CacheMismatch` for another format version, and `CacheDamaged` if the content is damaged.
         """
         try:
             tree: Any = json.loads(content)  # the file may hold any JSON

@@ -142,7 +142,7 @@ class Manifest(_Tree):
         return {"": ("uint32", ())} if name == WITNESS else self.signals[name].parts
 
     def error_before(self, name: str) -> float:
-        """Return the error bound ε that a signal's values had before the cache was converted; 0 if it was not."""
+        """Return the error bound ε that a signal's values had before its cache was converted, or else 0."""
         provenance = self.provenance.get(name, {})
         return float(provenance.get("error_before", 0.0)) if isinstance(provenance, Mapping) else 0.0
 
@@ -180,7 +180,8 @@ class Manifest(_Tree):
 
         Raises `CacheMismatch`, listing every difference, if one cache can't hold both.
         """
-        # Signals that only one of the two has don't conflict. If they share no signal, only the rest is compared.
+        # A signal that is in only one of the manifests can't conflict. If the manifests share no signal, only their
+        # data sets and recipes are compared.
         shared = {name: signal for name, signal in self.signals.items() if name in other.signals} or other.signals
         existing = Identity(dataset=self.identity.dataset, recipe=self.identity.recipe, signals=shared)
         wanted = {
@@ -215,7 +216,7 @@ class Manifest(_Tree):
 
 
 def require_version(version: object, where: str) -> None:
-    """Raise `CacheMismatch` unless this is the format version that this program reads and writes."""
+    """Raise `CacheMismatch` unless `version` is the format version that this program reads and writes."""
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise CacheMismatch(
             f"{where}: format version expected {FORMAT_VERSION}, got {version!r}; use the version of dhkd that wrote it"

@@ -1,4 +1,4 @@
-"""Reading a complete cache from any place. Every object is checked against the index before its values are used."""
+"""Reading a complete cache from a path or URL. Every object is checked against the index before its values are used."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,14 +66,14 @@ class LogitReader:
         return fewer
 
     def bound(self, name: str) -> Bound:
-        """Return how far a signal's stored values may lie from the teacher's."""
+        """Return the bound on how far a signal's stored values may lie from the teacher's."""
         return self._index.bounds[name]
 
     def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
         """Read a signal's values for the samples `indices` in `view`: float32 (len(indices), …).
 
         Whole blocks are read, so ask for many rows at a time, or for a whole view with `read_view`. Raises `IndexError`
-        for a view or an index that the cache doesn't have, and `CacheDamaged` as `stored` does.
+        for a view or an index that the cache doesn't have, and `CacheDamaged` if an object is not as it was written.
         """
         index_B = np.asarray(indices, dtype=np.int64)
         if not 0 <= view < self.plan.num_views:
@@ -144,7 +144,10 @@ class LogitReader:
             )
 
     def damages(self) -> Iterator[Damage | int]:
-        """Read every object from the storage, never from a copy on this machine; yield its size in bytes or damage."""
+        """Read every object from the storage, never from a copy on this machine.
+
+        For each object, yields its size in bytes if it is as it was written, or else its damage.
+        """
         for key, checksum in self._index.structure.items():
             content = _get(self._storage, key)
             if content is None:
@@ -222,9 +225,10 @@ def _get(storage: Storage, key: str) -> bytes | None:
 
 
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:
-    """Open the complete cache at a path or URL; objects that are fetched from a URL are kept in `copies`.
+    """Open the complete cache at a path or URL.
 
-    Raises `CacheIncomplete` if there is no cache, or if the cache was never finished.
+    Objects that are fetched from a URL are kept in `copies`, unless `copies` is None. Raises `CacheIncomplete` if there
+    is no cache, or if the cache was never finished.
     """
     storage = storage_of(location)
     existing = find(storage)

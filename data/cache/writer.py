@@ -26,7 +26,11 @@ Entries = dict[str, tuple[int, int]]  # size and checksum of each object, by key
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of reading blocks back: objects for the index, bounds of signals, and damaged objects."""
+    """The result of reading blocks back.
+
+    `objects` holds the size and checksum of each good object, by key; `bounds` holds the error bound of each signal in
+    these blocks.
+    """
 
     objects: Mapping[str, tuple[int, int]]
     bounds: Sequence[tuple[str, Bound]]
@@ -63,11 +67,11 @@ class LogitWriter:
         return self._storage.location
 
     def missing(self) -> list[Block]:
-        """List what is stored, and return the blocks that lack an object of these signals or of the witness."""
+        """List the stored objects; return the blocks that lack an object of this writer's signals or of the witness."""
         return missing_blocks(self._storage, self._store, self.manifest, [*self.signals, WITNESS])
 
     def missing_of_others(self) -> list[Block]:
-        """Return the blocks that lack an object of another teacher's signals, which this writer doesn't write."""
+        """Return the blocks that lack an object of another teacher's signals, which other runs write."""
         others = [name for name in self.manifest.signals if name not in self.signals]
         return missing_blocks(self._storage, self._store, self.manifest, others) if others else []
 
@@ -82,8 +86,9 @@ class LogitWriter:
     def write(self, block: Block, rows: Mapping[str, NDArray[np.generic]]) -> bool:
         """Write one block durably: every signal, float (rows, …), and the witness, uint32 (rows,).
 
-        Returns False if other writers had written all of it before. Raises `NonFiniteLoss` for values that can't be
-        stored. Raises `CacheMismatch` if the stored witness differs, because the pixels that were cached differ, too.
+        Returns False if other writers had written the whole block before. Raises `NonFiniteLoss` for values that can't
+        be stored. Raises `CacheMismatch` if the block's stored witness differs from the given one, which means that the
+        cached signals were computed from other pixels.
         """
         assert set(rows) == {*self.signals, WITNESS}
         assert all(len(values) == len(block) for values in rows.values())
@@ -107,10 +112,11 @@ class LogitWriter:
         return put
 
     def check(self, blocks: Iterable[Block], written: set[Block]) -> Checked:
-        """Read blocks back. An object is damaged if it is missing, contradicts itself or differs from the index.
+        """Read `blocks` back, and return what the index needs to know of them and which objects are damaged.
 
-        The blocks in `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a
-        damaged object belongs to another teacher's signal, which this writer can't replace.
+        An object is damaged if it is missing, contradicts its own checksum or differs from the index. The blocks in
+        `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a damaged object
+        belongs to another teacher's signal, which this writer can't replace.
         """
         objects: Entries = {}
         bounds: dict[str, Bound] = {}
@@ -136,7 +142,7 @@ class LogitWriter:
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:
-        """Check all blocks, then finish the cache or remove the damaged objects; return the damages."""
+        """Check all blocks; finish the cache if no object is damaged, or else remove and return the damaged objects."""
         checked = self.check(self.plan.blocks(), written)
         if not checked.damages:
             self.finish([checked])
@@ -211,7 +217,8 @@ class LogitWriter:
 def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
     """Make an empty cache, or prepare the existing one to hold `wanted` as well; return the cache's manifest.
 
-    Raises `CacheMismatch` if the place holds another cache or anything else, and `ConfigError` for an unknown store.
+    Raises `CacheMismatch` if the place holds other files or a cache that can't be extended by `wanted`, and
+    `ConfigError` for an unknown store.
     """
     layout_of(store, wanted)  # an unknown store is refused before anything is read
     existing = find(storage) or _begin_new(storage, store, wanted)
@@ -230,7 +237,7 @@ def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
 def _begin_new(storage: Storage, store: str, wanted: Manifest) -> StoredCache | None:
     """Make an empty cache and return None, or return the cache that another run began at the same moment.
 
-    The manifest is written last. A place without a manifest must hold nothing but what an interrupted beginning left.
+    The manifest is written last. A place without a manifest may hold only objects that an interrupted `begin` wrote.
     """
     sizes = storage.sizes()
     if sizes is None:
@@ -257,7 +264,7 @@ def _begin_new(storage: Storage, store: str, wanted: Manifest) -> StoredCache | 
 
 
 def _put_structure(storage: Storage, store: str, manifest: Manifest) -> dict[str, int]:
-    """Write the metadata objects of an existing cache that are missing or differ; return the crc32c of each, by key.
+    """Write those metadata objects that are missing or differ; return the crc32c of every metadata object, by key.
 
     The manifest is written first, because the new manifest explains both old and new versions of the other objects.
     """

@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, size-limited folders of copies, locks, and CSV tables."""
+"""Files on disk: atomic writes, size-limited folders of copies, locks, CSV tables, and the user's cache folder."""

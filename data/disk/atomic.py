@@ -1,6 +1,7 @@
 """Files that are finished or absent: written under another name, flushed to the disk, then renamed.
 
-After a kill or on a full disk, the old file or no file remains, plus at most one `*.partial` file, which nobody reads.
+If the process is killed or the disk is full, the path holds the old file or no file. A killed process may also leave a
+`*.partial` file, which nobody reads.
 """
 
 import errno
@@ -12,11 +13,11 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True) -> bool:
-    """Write to `path` all the bytes that `write` puts into the stream passed to it, or none; return whether it did.
+    """Call `write` with a stream, and store at `path` all the bytes put into that stream, or none.
 
-    With `replace`, an existing file is replaced. Without `replace`, an existing file stays and the result is False,
-    even if another writer made the file at the same time. Raises the operating system's `OSError` (no space, no
-    permission), and then leaves nothing behind.
+    Returns whether this call made the file. With `replace`, an existing file is replaced. Without `replace`, an
+    existing file stays and the result is False, even if another writer made the file at the same time. Raises the
+    operating system's `OSError` (no space, no permission), and then leaves nothing behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each writer uses another name, because threads, processes and machines may write the same path at the same time.
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace
 
 
 def _link(partial: Path, path: Path) -> bool:
-    """Give a finished file its name unless the name is taken; return whether it did."""
+    """Give the finished file `partial` the name `path` unless that name is taken; return whether it was free."""
     try:
         path.hardlink_to(partial)
     except FileExistsError:

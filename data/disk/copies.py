@@ -20,23 +20,24 @@ _NO_COPIES = (".lock", ".partial")  # suffixes of the other files in the folder
 class BoundedCopies:
     """Files in `folder`, limited to about `keep_bytes` bytes in all.
 
-    The least recently used copies are removed first; the newest copy is never removed. `write` puts the bytes of the
-    copy `name` into the stream passed to it. `write` is called if there is no copy, by one process or thread at a time;
-    if it raises, nothing is left behind. A name must be a valid file name and always stand for the same bytes.
+    The least recently used copies are removed first; the newest copy is never removed. The methods' argument `write` is
+    a function that puts the bytes of the copy `name` into a stream. It is called if there is no copy, by one process or
+    thread at a time; if it raises, nothing is left behind. A name must be a valid file name and always stand for the
+    same bytes.
     """
 
     folder: Path
     keep_bytes: int
 
     def open(self, name: str, write: Callable[[BinaryIO], object]) -> BinaryIO:
-        """Fetch the copy if it is absent, and open it for reading; it can be read even after it is removed."""
+        """Fetch the copy if it is absent, and open it; the open file can be read even after the copy is removed."""
         while True:
             path = self.fetch(name, write)
             with contextlib.suppress(FileNotFoundError):  # another process may have removed it in between
                 return path.open("rb")
 
     def fetch(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
-        """Fetch the copy if it is absent, and return its path; the file stays until other copies need its space."""
+        """Fetch the copy if it is absent, and return its path; the copy stays until other copies need its space."""
         path = self.folder / name
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
@@ -49,7 +50,7 @@ class BoundedCopies:
         return path
 
     def forget(self, name: str) -> None:
-        """Remove a copy, so that a better one can be fetched."""
+        """Remove a copy, so that it is fetched again when it is next needed."""
         (self.folder / name).unlink(missing_ok=True)
 
     def _forget_oldest(self, newest: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the leaves of `tree`, with the keys that lead to each joined by dots: {"a": {"b": 1}} gives {"a.b": 1}."""
+    """Return each leaf of `tree` under all its keys, joined by dots: {"a": {"b": 1}} gives {"a.b": 1}."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """The folder of one run, as training writes it and resumes from it.
 
 It holds the settings (config.yaml), the metrics of each epoch (metrics.jsonl), the latest checkpoint, the result
-(result.json) and the weights. Lines are appended to metrics.jsonl; every other file is finished or absent.
+(result.json) and the weights. Lines are appended to metrics.jsonl; every other file is written as a whole.
 `data/runs/read.py` reads such folders for reports.
 """
 
@@ -54,7 +54,7 @@ class RunFolder:
             )
 
     def begin(self) -> None:
-        """Write the settings, which marks the folder as taken. Only the first process may call this."""
+        """Write the settings, which marks the folder as taken. Only the first compute process may call this."""
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode()
         write_atomically(self.path / CONFIG, lambda stream: stream.write(text))
 
@@ -89,14 +89,17 @@ class RunFolder:
             os.truncate(path, min(length, path.stat().st_size))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
-        # Serialised in memory first, because torch's own writer turns a full disk into a RuntimeError about positions.
+        """Save `state` as the run's checkpoint, in place of the previous one."""
+        # Serialised in memory first, because torch's own writer turns a full disk into an unclear RuntimeError.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomically(self.path / CHECKPOINT, lambda stream: stream.write(buffer.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """Load the latest checkpoint onto the CPU; return None before the first epoch has ended."""
+        """Load the latest checkpoint onto the CPU; return None if there is no checkpoint.
+
+        Raises `RunMismatch` if the checkpoint is damaged.
+        """
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -144,5 +147,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def kept_weights(path: Path) -> dict[int, Path]:
-    """Return the weights files that a run kept during training, by number of epochs; empty without `keep_every`."""
+    """Return the weights files that the run at `path` kept during training, by the number of epochs trained.
+
+    A run without the setting `keep_every` has none.
+    """
     return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}

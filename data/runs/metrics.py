@@ -11,7 +11,7 @@ from dhkd.data.runs.names import METRICS
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch: `top1` is the test accuracy in percent; `values` holds every number, in the order of the line.
+    """One epoch's metrics: `top1` is the test accuracy in percent; `values` holds all numbers, in the file's order.
 
     The values stay a mapping because objectives choose the names of their terms.
     """

@@ -1,15 +1,15 @@
 """The names in a folder of runs: files, and the settings by which reports tell runs apart.
 
 Settings have dotted keys. `run.…` holds what the command found out: the cache, the number of views, and live signals,
-which a teacher computes in every training step. `experiment.…` holds the experiment in the form of the schema.
+which a teacher computes in every training step. `experiment.…` holds the experiment as the schema defines it.
 """
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 CHECKPOINT = "checkpoint/state.pt"
-WEIGHTS = "weights"  # a folder of the weights files that were kept during training
-FAILED = "failed.txt"  # one line, then the traceback
+WEIGHTS = "weights"  # a folder for the weights files that are kept during training
+FAILED = "failed.txt"  # the error in one line, then the traceback
 SWEEP = "sweep.json"  # in a sweep's folder: the sweep's commands, and the names of all its runs
 
 COMMAND_KEY = "run.command"

@@ -68,7 +68,7 @@ class SweepRecord:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read every student's run in `folder`, at any depth; return them sorted by name.
+    """Read every run of train-student in `folder`, at any depth; return the runs sorted by name.
 
     Raises `RunMismatch` if `folder` is not a folder.
     """

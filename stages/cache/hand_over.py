@@ -1,8 +1,8 @@
 """Handing results over from the thread that launches a device's work to a thread that waits for the results.
 
 A GPU stays busy only if batches are launched ahead of it. If the launching thread waited for a batch's values, copied
-them and computed checksums before it launched the next batch, the GPU would be idle meanwhile. So a second thread does
-all of that, in order, a few batches behind.
+them and computed checksums before it launched the next batch, the GPU would be idle meanwhile. So a second thread
+waits, copies and computes, in order, a few batches behind.
 """
 
 from collections import deque
@@ -30,8 +30,8 @@ class HandOver:
     def give(self, tensors: Mapping[str, Tensor], take: Callable[[dict[str, Tensor]], None]) -> Future[None]:
         """Call `take` in the other thread with copies of `tensors` on the CPU; return the call's future.
 
-        Waits first while `UNDER_WAY` batches are not yet taken. An error that an earlier `take` raised is raised by
-        this method, or at the latest when the context ends.
+        Waits first while `UNDER_WAY` batches are not yet taken. An error that an earlier `take` raised is raised again
+        by this method, or at the latest when the context ends.
         """
         while len(self._under_way) >= UNDER_WAY:
             self._under_way.popleft().result()
@@ -51,7 +51,7 @@ class HandOver:
                 }
                 copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without using the CPU
                 copied.record(self._aside)
-            copied.synchronize()  # the tensors are held until it returns, so that no other batch gets their memory
+            copied.synchronize()  # the tensors are held until this returns, so that no other batch gets their memory
             tensors = copies
         take(tensors)
 

@@ -46,8 +46,8 @@ Unit = list[Block]  # blocks of the same rows in several views, which are comput
 class Written:
     """What one call of `write_blocks` did: how many blocks and rows all processes computed, and how long it took.
 
-    `repaired` counts damaged blocks that were computed again. `remaining` counts the blocks that are left to other
-    parts or other teachers; it is 0 when the cache is complete.
+    `repaired` counts damaged blocks that were computed again. `remaining` counts the missing blocks that calls with
+    another `part` or another teacher must compute; it is 0 when the cache is complete.
     """
 
     blocks: int
@@ -77,7 +77,7 @@ def write_blocks(
     """
     began = time.perf_counter()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # this process's blocks and rows
-    fresh: set[Block] = set()  # written by this call, so that an older index does not know them
+    fresh: set[Block] = set()  # blocks written by this call; an existing index is older than they are
     repaired = remaining = 0
     while True:
         missing = processes.broadcast(writer.missing() if processes.is_first else None)
@@ -86,7 +86,8 @@ def write_blocks(
         todo = list(units.values()) if repaired else _of_part(units, part, writer.plan)
         if todo:
             fresh.update(missing)
-            # Shared by position in the list, which all processes have; this stays balanced however little is left.
+            # All processes have the same list, and each takes every `world_size`-th unit; so the shares stay balanced
+            # however few units are left.
             mine = todo[processes.rank :: processes.world_size]
             computed += _compute(mine, teacher, renderer, writer, batch_size, processes)
             processes.wait()
@@ -103,13 +104,13 @@ def write_blocks(
     return Written(blocks, rows, time.perf_counter() - began, repaired, remaining)
 
 
-# missing blocks → units → those of this part
+# missing blocks → units → this part's units
 
 
 def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Unit]:
     """Group blocks into units of at most `views_at_once` views.
 
-    A unit's key is the number of its group of views and its block number.
+    The key of a unit is the pair (number of its group of views, block number in each of the views).
     """
     units: dict[tuple[int, int], Unit] = {}
     for block in blocks:
@@ -120,7 +121,8 @@ def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Uni
 def _of_part(units: Mapping[tuple[int, int], Unit], part: tuple[int, int], plan: Plan) -> list[Unit]:
     """Return the units of this part.
 
-    They are chosen by a number that depends only on the unit, since parts that begin later list fewer blocks.
+    The part of a unit depends only on the unit's key, not on its position in `units`, because a part that begins later
+    finds fewer missing blocks.
     """
     number, parts = part
     return [unit for (views, block), unit in units.items() if (views * plan.blocks_per_view + block) % parts == number]
@@ -137,7 +139,7 @@ def _compute(
     batch_size: int,
     processes: Processes,
 ) -> Tensor:
-    """Compute and write these units, except blocks that other runs have written by then.
+    """Compute and write these units, except blocks that other runs have written in the meantime.
 
     Returns the numbers of blocks and rows computed, int64 (2,).
     """
@@ -167,7 +169,7 @@ def _compute(
             )
             computed += len(unit), sum(len(block) for block in unit)
             if not all(write.result() for write in writes) and waiting:
-                waiting.rotate(-secrets.randbelow(len(waiting)))  # away from another run at the same place
+                waiting.rotate(-secrets.randbelow(len(waiting)))  # away from another run that computes the same blocks
             writes = [
                 thread.submit(_put, writer, block, arrays, collected) for block, arrays in zip(unit, rows, strict=True)
             ]
@@ -177,7 +179,7 @@ def _compute(
 
 
 def _keys(unit: Unit, batch_size: int) -> Iterator[Keys]:
-    """Yield the keys of each run of `batch_size` rows: all views of its first sample, then of its second, and so on."""
+    """Yield the keys of `batch_size` samples at a time: all views of the first sample, then all of the second, …"""
     view_V = torch.tensor([block.view for block in unit])
     for start, stop in unit[0].batches(batch_size):
         index_B = torch.arange(start, stop)
@@ -195,8 +197,8 @@ def _launch(
 ) -> tuple[list[Rows], Future[None]]:
     """Launch the teacher on a unit's batches.
 
-    Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). They are filled when the future is
-    done.
+    Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). The arrays are complete when the
+    returned future is done.
     """
     own_names = {name: teachers_own(name) for name in names}
     rows: list[Rows] = [{} for _ in unit]
@@ -214,7 +216,7 @@ def _launch(
 def _collect(
     arrays: Rows, block: Block, start: int, stop: int, advance: Callable[[int], None], batch: dict[str, Tensor]
 ) -> None:
-    """Copy a batch on the CPU into its block's arrays; the batch holds the pixels under the witness's name."""
+    """Copy a batch's signals and its pixels' witness into the block's arrays; `batch[WITNESS]` holds the pixels."""
     pixels_BCHW = batch.pop(WITNESS)
     signals = {name: values.numpy() for name, values in batch.items()}
     for name, values in {**signals, WITNESS: witnesses(pixels_BCHW)}.items():
@@ -235,9 +237,9 @@ def _put(writer: LogitWriter, block: Block, rows: Rows, collected: Future[None])
 
 
 def _check(writer: LogitWriter, fresh: set[Block], processes: Processes) -> set[Block]:
-    """Read everything back; finish the cache if all is good, or else remove the damaged objects.
+    """Read everything back, a share per process; finish the cache if all is good, or else remove the damaged objects.
 
-    Returns the blocks of the damaged objects.
+    Returns the blocks of the damaged objects that any process has found.
     """
     blocks = writer.plan.blocks()[processes.rank :: processes.world_size]
     with progress_bar("checking", sum(map(len, blocks)), visible=processes.is_first) as advance:

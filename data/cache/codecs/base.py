@@ -45,7 +45,7 @@ class Codec(Protocol):
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
         """Encode `values` (rows, …) as parts; the bytes of each row depend only on the values of that row.
 
-        If a value does not fit, some part holds infinity or NaN for its row.
+        If a value does not fit, at least one part holds infinity or NaN in the row of that value.
         """
 
     def decode(self, parts: Mapping[str, Tensor], row: tuple[int, ...]) -> Tensor:
@@ -67,7 +67,7 @@ class Codec(Protocol):
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
         """Return the largest absolute difference between the stored rows and `values` (rows, …).
 
-        Only what the codec keeps is compared.
+        A codec that doesn't store every value compares only what it stores, e.g. the k largest logits of each row.
         """
 
     def refusal(self, temperature: float | None) -> str | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class Bounds:
     """Bounds for stored logits t' that differ from the teacher's logits t by at most ε = `error`.
 
-    Losses are bounded before their factor τ². With δ = (t' − t)/τ, KL is half the variance of δ under some softmax
-    between the two, and that variance is at most (ε/τ)². BinaryKL is Σ ½ σ(1 − σ) δ² at some σ between the two, which
-    is at most Σ δ²/8.
+    The bounds hold for losses without their factor τ². With δ = (t' − t)/τ, KL is half the variance of δ under the
+    softmax of some logits between t/τ and t'/τ, and that variance is at most (ε/τ)². BinaryKL is Σ ½ σ(1 − σ) δ² over
+    the classes, where σ is the sigmoid of some value between t/τ and t'/τ; so BinaryKL is at most Σ δ²/8.
     """
 
     error: float

@@ -9,8 +9,8 @@ from dhkd.data.cache.codecs.base import Codec, flat
 from dhkd.data.errors import NonFiniteLoss
 from numpy.typing import NDArray
 
-# The number of values encoded at a time. Temporary arrays then stay in the processor's cache, which is several times as
-# fast as encoding a whole block at once.
+# The number of values encoded at a time. With so few values, temporary arrays stay in the processor's cache, and
+# encoding is several times as fast as for a whole block at once.
 VALUES_AT_ONCE = 2**14
 
 

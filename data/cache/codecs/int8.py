@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-FLOAT32_SLACK = 2.0**-22  # rounding error of a product and a sum in float32, relative to the larger of the two
+FLOAT32_SLACK = 2.0**-22  # rounding error of offset + scale · q in float32, relative to |offset| + 128 · scale
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -29,7 +29,7 @@ class Int8:
         """Return None: rows of any shape can be stored."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Return q, and a scale and an offset for each row."""
+        """Return the parts: q under the empty name, and one scale and one offset for each row."""
         return {"": ("int8", row), "scale": ("float32", ()), "offset": ("float32", ())}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
@@ -37,7 +37,8 @@ class Int8:
         exact = flat(values).astype(np.float64)
         low, high = exact.min(axis=1), exact.max(axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
-            # A wider row would overflow in decoding, at -128 · scale. An infinite scale makes the block be refused.
+            # If the range of a row is larger than FLOAT32_MAX, decoding would overflow at -128 · scale. Such a row gets
+            # an infinite scale, so that `codecs.encode` refuses the block.
             scale = np.where(high - low <= FLOAT32_MAX, (high - low) / 255, np.inf).astype(np.float32)
             offset = (low + 128 * scale.astype(np.float64)).astype(np.float32)
             # q is computed from the scale and offset as stored, so that their rounding isn't added to the error.

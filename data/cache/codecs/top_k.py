@@ -18,9 +18,9 @@ CLASS_BITS = 2**32 - 1
 class TopK:
     """A row's `k` largest logits as float16, and the sum of the other classes' probabilities at `temperature`.
 
-    When a row is read, the other classes share that sum equally. In softmax(t / temperature), the k largest
-    probabilities and the sum of the others are then as the teacher gave them. At other temperatures, they are not. The
-    individual logits of the other classes are lost.
+    When a row is read, the other classes share that sum equally. In softmax(logits / temperature), the k largest
+    probabilities and the sum of the others then equal the teacher's, up to rounding. At other temperatures, they don't.
+    The individual logits of the other classes are lost.
     """
 
     k: Annotated[int, Field(ge=1)]
@@ -42,12 +42,12 @@ class TopK:
         return f"top-k keeps fewer than all values of a row, expected k below {row}"
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Return the k logits, their classes, and the log-sum-exp of the other logits in units of logits."""
+        """Return the parts: the k logits, their classes, and τ · log Σ exp(logit / τ) of the other logits."""
         (num_classes,) = row
         return {"": ("float16", (self.k,)), "class": (_class_dtype(num_classes), (self.k,)), "tail": ("float32", ())}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
-        """Encode the k logits by falling value; among equal logits, the smaller class comes first."""
+        """Encode the k largest logits in falling order; among equal logits, the smaller class comes first."""
         order = _split_order(values, self.k)
         top, rest = np.sort(order[:, : self.k], axis=1) & CLASS_BITS, order[:, self.k :] & CLASS_BITS
         with np.errstate(over="ignore"):
@@ -69,8 +69,9 @@ class TopK:
     def tail_mass(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
         """Return each row's total probability, at `temperature`, of the classes that aren't stored individually.
 
-        The gradient of KD at that temperature is τ/N · (softmax(s/τ) − softmax(t/τ)). Summed over classes, its error is
-        at most twice this probability times τ/N, plus what rounding the k logits to float16 adds.
+        With τ = `temperature`, the gradient of KD in the student's logits s is τ/N · (softmax(s/τ) − softmax(t/τ)). The
+        absolute errors of this gradient, summed over classes, are at most twice the returned probability times τ/N,
+        plus the error from rounding the k logits to float16.
         """
         top = self._log_sum_exp(parts[""].astype(np.float64))
         tail = parts["tail"].astype(np.float64)
@@ -79,7 +80,7 @@ class TopK:
         return np.asarray(tail / (top + tail))
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """Return the largest absolute difference in the k logits and in the log-sum-exp of the others."""
+        """Return the largest absolute difference in the k logits or in the log-sum-exp of the other logits."""
         classes = parts["class"].astype(np.int64)
         top = np.abs(parts[""].astype(np.float64) - np.take_along_axis(values, classes, axis=1)).max()
         rest = values.astype(np.float64)
@@ -109,10 +110,10 @@ class TopK:
 
 
 def _split_order(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return each row's classes as integers, with the classes of the k largest values first.
+    """Return one integer for each value of a row, with the integers of the k largest values first.
 
-    The integers sort by falling value, then by class; the class is in the lower half (`CLASS_BITS`). All integers
-    differ, so every sorting algorithm gives the same order.
+    An integer's lower half (`CLASS_BITS`) is the value's class, and its upper half falls as the value rises. So the
+    integers sort by falling value, then by class. All integers differ, so every sorting algorithm gives the same order.
     """
     bits = np.subtract(0, values, dtype=np.float32).view(np.int32).astype(np.int64)  # 0 - x is +0 for both zeros
     rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # bits of negative floats fall as the values rise

@@ -13,5 +13,5 @@ LAYOUTS: dict[str, type[Layout]] = {
 
 
 def layout_of(store: str, manifest: Manifest) -> Layout:
-    """Return the layout of this cache in the store; raises `ConfigError` for an unknown store."""
+    """Build the layout named `store` for the cache of `manifest`; raises `ConfigError` for an unknown store."""
     return one_of("store", store, LAYOUTS)(manifest)

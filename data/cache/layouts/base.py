@@ -10,8 +10,8 @@ from dhkd.data.cache.manifest import Manifest
 class Layout(Protocol):
     """How one cache is laid out as objects.
 
-    An array is a signal, or the witness (a checksum of each row's rendered pixels), and is addressed by its name. The
-    parts of an array are the stored arrays that its codec makes of it.
+    An array is a signal (a teacher output such as logits) or the witness (a checksum of each row's rendered pixels),
+    and is addressed by its name. The parts of an array are the stored arrays that its codec makes of it.
     """
 
     manifest_key: ClassVar[str]  # the object that holds the manifest, by which a cache of this layout is recognised
@@ -20,10 +20,10 @@ class Layout(Protocol):
 
     @staticmethod
     def manifest_tree(content: bytes) -> object:
-        """Return the manifest in the bytes of `manifest_key`, as plain JSON values.
+        """Decode the manifest, as plain JSON values, from the bytes of the object `manifest_key`.
 
         Returns None if another program wrote the object. Raises `ValueError` or `RecursionError` if the bytes can't be
-        read.
+        decoded.
         """
 
     @staticmethod
@@ -40,13 +40,13 @@ class Layout(Protocol):
         """Pack a block of an array into objects; equal parts give equal bytes, at any time and on any machine."""
 
     def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
-        """Return the parts in objects that `pack` made and that passed `checksum`.
+        """Extract a block's parts from its objects, which `checksum` must have accepted.
 
-        Raises `CacheDamaged` if the objects hold something else.
+        Raises `CacheDamaged` if the objects don't hold this block.
         """
 
     def checksum(self, key: str, content: bytes) -> int:
-        """Return the checksum that the index records for an object.
+        """Compute from an object's bytes the checksum to record for it in the index.
 
-        Raises `CacheDamaged` if the bytes contradict the checksum that they include.
+        Raises `CacheDamaged` if the bytes contradict the checksum stored in them.
         """

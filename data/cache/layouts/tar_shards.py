@@ -1,4 +1,4 @@
-"""The WebDataset store: a tar shard for each block of a signal, which webdataset and tarfile can read as it is.
+"""The WebDataset store: one tar shard for each block of a signal. webdataset and tarfile can read the shards unchanged.
 
     manifest.json                           the manifest
     shards/logits/VIEW/BLOCK.tar            one sample of many rows, with members named VIEW-BLOCK.*:
@@ -6,8 +6,8 @@
         VIEW-BLOCK.logits.npy               (rows, K), and one member for each further part
         VIEW-BLOCK.seal.json                crc32c and size of all bytes before the seal
 
-The shards of a view follow the order of the samples, as image shards do. Members have fixed times, owners and order, so
-that equal rows give equal bytes. The witness, a checksum of each row's rendered pixels, is stored as signals are.
+The shards of a view are numbered in the order of the samples. Members have fixed times, owners and order, so that equal
+rows give equal bytes. The witness, a checksum of each row's rendered pixels, is stored in the same way as a signal.
 """
 
 import io
@@ -35,11 +35,11 @@ class TarLayout:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._sizes: dict[tuple[str, int], int] = {}  # a shard's bytes, by array and number of rows
+        self._sizes: dict[tuple[str, int], int] = {}  # a shard's size in bytes, by array and number of rows
 
     @staticmethod
     def manifest_tree(content: bytes) -> object:
-        """Return the manifest, as plain JSON values."""
+        """Decode the manifest, as plain JSON values."""
         tree: object = json.loads(content)
         return tree
 
@@ -79,7 +79,7 @@ class TarLayout:
         return {_shard(name, block): stream.getvalue()}
 
     def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
-        """Return the members' arrays, without a copy; raises `CacheDamaged` if the shard holds something else."""
+        """Return the shard's arrays without copying them; raises `CacheDamaged` if they aren't this block's."""
         key = _shard(name, block)
         content, parts = contents[key], self._manifest.parts(name)
         try:
@@ -96,7 +96,7 @@ class TarLayout:
         return arrays
 
     def checksum(self, key: str, content: bytes) -> int:
-        """Return the crc32c of the whole shard; raises `CacheDamaged` if the seal doesn't match the bytes before it."""
+        """Compute the whole shard's crc32c; raises `CacheDamaged` if the seal doesn't match the bytes before it."""
         try:
             *_, last = _members(content)
             seal = json.loads(content[last.offset_data : last.offset_data + last.size])

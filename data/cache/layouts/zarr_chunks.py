@@ -1,8 +1,8 @@
 """The Zarr store: one uncompressed chunk with a checksum for each block of each array. Only this module imports zarr.
 
     zarr.json                         the manifest, as the group's attribute "dhkd"
-    signals/logits/c/VIEW/BLOCK/0     rows of (V, N, K), followed by their crc32c
-    witness/c/VIEW/BLOCK              rows of (V, N), uint32, followed by their crc32c
+    signals/logits/c/VIEW/BLOCK/0     a block's rows of the array (V, N, K), then their crc32c
+    witness/c/VIEW/BLOCK              a block's rows of the array (V, N), uint32, then their crc32c
 
 The witness is a checksum of each row's rendered pixels. zarr makes the metadata. Chunks have the bytes that zarr would
 write, but this module assembles them, with one copy and one checksum for a whole block. zarr reads a missing chunk as
@@ -47,7 +47,7 @@ class ZarrLayout:
 
     @staticmethod
     def objects_per_block(num_parts: int) -> int:
-        """Return the number of parts, each of which has a chunk."""
+        """Return `num_parts`, because each part of a block is one chunk."""
         return num_parts
 
     def structure(self) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ class ZarrLayout:
         return {**contents, self.manifest_key: json.dumps(root, indent=2, sort_keys=True).encode()}
 
     def objects(self, name: str, block: Block) -> dict[str, int]:
-        """Return the size of each array's chunk.
+        """Return the sizes in bytes of the block's chunks, one for each stored array, by key.
 
         All chunks of an array have the same size, because the last chunk of a view is padded.
         """
@@ -105,7 +105,7 @@ class ZarrLayout:
         return parts
 
     def checksum(self, key: str, content: bytes) -> int:
-        """Return the crc32c at the end of the chunk; raises `CacheDamaged` if it doesn't match the values."""
+        """Read the crc32c at the end of the chunk; raises `CacheDamaged` if it isn't that of the bytes before it."""
         (stored,) = CHECKSUM.unpack(content[-CHECKSUM.size :])
         if crc32c(content) != RESIDUE:
             raise CacheDamaged(f"{key}: its values and its crc32c don't agree")
@@ -113,7 +113,7 @@ class ZarrLayout:
 
 
 def _arrays(manifest: Manifest, name: str) -> dict[str, Part]:
-    """Return the arrays that hold a signal or the witness: dtype and row shape, by path."""
+    """Return the arrays that hold a signal or the witness: dtype and row shape, by the array's path."""
     prefix = "" if name == WITNESS else "signals/"
     return {f"{prefix}{array_name(name, part)}": described for part, described in manifest.parts(name).items()}
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Storage(Protocol):
-    """A cache's objects by key, which is a relative path with slashes. Threads may share a storage."""
+    """A cache's objects. The key of an object is a relative path with slashes. Threads may share a storage."""
 
     location: str  # the path or URL by which users know the storage
     streams: int  # how many objects to read at a time for the best speed
@@ -28,7 +28,7 @@ class Storage(Protocol):
         """Return every object's size, by key; None if the storage can't list its objects."""
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
-        """Write the object, which is durable on return, and return True.
+        """Write the object durably, and return True.
 
         Without `replace`, an existing object stays as it is, and the result is False.
         """

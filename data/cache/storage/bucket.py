@@ -1,7 +1,7 @@
 """A cache's objects in a bucket (s3://, gs://, az://), or below a URL of a web server, which is read-only.
 
 Credentials, region and endpoint come from the environment, under the names that each provider uses. Left out on
-purpose: settings that are only in a provider's configuration files (`~/.aws`), and signed URLs, since each of them
+purpose: settings that are only in a provider's configuration files (`~/.aws`), and signed URLs, since a signed URL
 names a single object.
 """
 
@@ -41,21 +41,23 @@ _RANDOM = random.SystemRandom()  # not seeded, so that processes started alike w
 _LOGGED_S = 1.0  # shorter waits are not logged
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # how each provider's environment variables begin
 
-# obstore's own retries continue a listing or a download that broke off, but hardly wait: ten of them took 1.7 s.
+# obstore's own retries continue a listing or a download that broke off, but they hardly wait: ten retries took 1.7 s.
+# So `Bucket` repeats failed requests itself.
 RESUMES = 2
-RESUMES_S = 10.0  # obstore doesn't repeat a request that stalled for this long, since Ctrl-C would have to wait for it
+RESUMES_S = 10.0  # obstore doesn't repeat a request that stalled for this long, since Ctrl-C would wait for the retry
 
 
 @dataclass(frozen=True)
 class Patience:
     """How often and for how long a request is retried before a failing or slow store counts as unreachable."""
 
-    retries: int = 10  # with the waits below, about 50 s: longer than a load balancer takes to replace a server
-    total_s: float = 180.0  # no retry starts later than this
+    retries: int = 10  # all waits together last about 50 s, longer than a load balancer takes to replace a server
+    total_s: float = 180.0  # no retry starts later than this after the first attempt
     first_wait_s: float = 0.1  # doubled with each retry
     longest_wait_s: float = 15.0
     connect_s: float = 10.0
-    # The longest time without a byte of the answer. For an upload, its whole time counts: 60 s for 60 MB at 1 MB/s.
+    # The longest wait for the next byte of an answer. The answer to an upload comes only at its end, so the whole
+    # upload must take less than this: 60 MB at 1 MB/s.
     stall_s: float = 60.0
 
     def waits(self) -> Iterator[float]:
@@ -70,16 +72,16 @@ PATIENCE = Patience()
 class Bucket:
     """Objects below a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, http(s)://HOST/PATH.
 
-    Threads may share a bucket, and it may be pickled. A process can't use any bucket if it was forked from a process
-    that had already used one: obstore's threads don't survive a fork, and a request would wait for ever. In such a
-    process, every method raises `StorageError`.
+    Threads may share a bucket, and buckets can be pickled. A process can't use any bucket if it was forked from a
+    process that had already used one: obstore's threads don't survive a fork, and a request would wait for ever. In
+    such a process, every method raises `StorageError`.
 
     Raises `ConfigError` for a URL with a query, a fragment or a password, and if obstore is not installed.
     """
 
     streams = 8  # requests spend their time waiting for answers
 
-    _used_by: ClassVar[int | None] = None  # the process in which obstore has its threads
+    _used_by: ClassVar[int | None] = None  # the id of the process in which obstore's threads run
 
     def __init__(self, url: str, patience: Patience = PATIENCE) -> None:
         self.location = url.rstrip("/")
@@ -89,7 +91,7 @@ class Bucket:
         assert self._scheme in REMEDIES, url
         _require_plain(url)
         self._readonly = self._scheme in WEB
-        self._creates = True  # whether the store can create an object only if it is absent; assumed until it refuses
+        self._creates = True  # whether the store can create objects only if absent; assumed until the store refuses
         self._connected: ObjectStore | None = None
         self._obstore = _library(self.location)
 
@@ -120,8 +122,8 @@ class Bucket:
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Upload the object as a whole or not at all; return whether this call created or replaced it.
 
-        Without `replace`, only one of several writers creates the object. If the store can't promise that, the bytes of
-        the last writer remain, which are complete, too.
+        Without `replace`, only one of several writers creates the object. If the store can't guarantee that, the last
+        writer's object remains; it is complete, too.
         """
         self._require_writable(key)
         if not replace and self._creates:
@@ -143,9 +145,9 @@ class Bucket:
             return
 
     def _creation(self, key: str, content: bytes) -> Callable[["ObjectStore"], bool | None]:
-        """Build a request that creates the object unless it exists.
+        """Return a function that creates the object unless it exists.
 
-        The request returns None if the store can't do that in one step.
+        When called, the function returns whether it created the object, or None if the store can't do this in one step.
         """
         attempts = 0
 
@@ -173,7 +175,10 @@ class Bucket:
         return create
 
     def _ask(self, key: str, request: Callable[["ObjectStore"], T]) -> T:
-        """Return the store's answer; after a failure that may pass, wait and ask again."""
+        """Call `request` with the store and return its result; after a failure that may pass, wait and call it again.
+
+        Raises `FileNotFoundError` if there is no object `key`, and `StorageError` for all other failures.
+        """
         store, waits, start = self._store(), self.patience.waits(), time.monotonic()
         for attempt in itertools.count(1):
             try:

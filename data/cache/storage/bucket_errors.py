@@ -21,7 +21,7 @@ REMEDIES = {
 }
 
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
-# The first two are addresses that give credentials to cloud machines; obstore asks them when nothing else is set.
+# The first two are addresses that give credentials to cloud machines; obstore asks them if no credentials are set.
 NO_CREDENTIALS = ("latest/api/token", "latest/meta-data", "token request", "Account must be specified")
 
 
@@ -63,7 +63,7 @@ def status_of(error: Exception) -> str:
 
 
 def may_pass(error: Exception) -> bool:
-    """Return whether a retry may help."""
+    """Return whether the request that failed with `error` may succeed when it is retried."""
     text, status = str(error), status_of(error)
     if any(name in text for name in NO_CREDENTIALS):
         return False  # usually there are no credentials, and each attempt waits for the connection's time limit

@@ -42,7 +42,7 @@ class Folder:
                     if entry.is_dir():
                         folders.append((entry.path, f"{prefix}{entry.name}/"))
                     else:
-                        with contextlib.suppress(FileNotFoundError):  # a put may have renamed its file
+                        with contextlib.suppress(FileNotFoundError):  # a writer may have renamed it meanwhile
                             sizes[prefix + entry.name] = entry.stat().st_size
         return sizes
 

@@ -9,7 +9,7 @@ from dhkd.data.disk.copies import BoundedCopies
 
 
 class Nearby:
-    """A storage that keeps a copy of each object whose size and checksum are known; other requests pass through.
+    """A storage whose `get_checked` keeps copies of another storage's objects; all other methods ask that storage.
 
     Any number of processes may share the folder of `copies`, even for different caches. A copy's name is made of the
     storage's location, the key, and the size and checksum in the cache's index. So a replaced object gets another copy,

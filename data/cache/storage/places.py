@@ -1,4 +1,4 @@
-"""From a path or URL to its storage. To add a kind of place, add a file beside this one and a line in `PLACES`."""
+"""The storage for each path or URL. To add a kind of place, add a file beside this one and a line in `PLACES`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def is_url(location: str | Path) -> bool:
 
 
 def storage_of(location: str | Path) -> Storage:
-    """Return the storage at a path or URL; raises `ConfigError` for a URL whose scheme is not in `PLACES`."""
+    """Build the storage for a path or URL; raises `ConfigError` for a URL whose scheme is not in `PLACES`."""
     scheme = _scheme(location)
     if scheme is None:
         return Folder(Path(location))
