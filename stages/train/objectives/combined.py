@@ -93,7 +93,7 @@ class Combined(Objective):
         return alignment and self._resolved(replace(alignment, against=None))
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Merge the needs of all parts. Probabilities suffice if all parts read them at one temperature."""
+        """Merge the needs of all parts. Probabilities suffice if all parts use the same temperature."""
         needs: dict[str, float | None] = {}
         for _, _, part in self.parts:
             for name, temperature in part.needs(setting).items():

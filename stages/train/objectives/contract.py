@@ -35,8 +35,9 @@ class Setting:
     teacher_network: Network | None = None
 
     def stages(self, objective: str) -> list[int]:
-        """Return the numbers of the stages after the stem. Raises `ConfigError` if the networks have different
-        numbers of stages.
+        """Return the numbers of the stages after the stem.
+
+        Raises `ConfigError` if the two networks differ in the number of stages.
         """
         student, teacher = len(self.student.maps), len(self.teacher.maps)
         if student != teacher:
@@ -83,7 +84,10 @@ class Objective(ABC):
         return ()
 
     def architecture(self, setting: Setting) -> str:
-        """Return the name of the network to train, evaluate and export: the preset's or one that contains it."""
+        """Return the name of the network to train, evaluate and export.
+
+        This is the preset's network or a network that contains it.
+        """
         return setting.student.architecture
 
     def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most copy nothing
@@ -92,9 +96,9 @@ class Objective(ABC):
     def adapter(self, setting: Setting) -> nn.Module | None:
         """Build a module that is trained with the student and dropped afterwards, or return None if none is needed.
 
-        The module is initialised from torch's default generator. It maps the signals that the objective `reads`, {name:
-        (B, …)}, and the `Batch` to further features under new names. The module's buffers may hold state; its attribute
-        `same_in_every_process` may name the buffers whose values are the same in all processes.
+        The module is initialised from torch's default generator. It maps the signals that the objective `reads`, as
+        {name: (B, …)}, and the `Batch` to further features under new names. The module's buffers may hold state; its
+        attribute `same_in_every_process` may name the buffers whose values are the same in all processes.
         """
         return None
 

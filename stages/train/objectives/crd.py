@@ -1,4 +1,4 @@
-"""The objective `crd`: each network's embedding of a sample should match the other network's embedding.
+"""The objective `crd`: the two networks' embeddings of the same sample should match.
 
 Each embedding is contrasted with the other network's embeddings of negatives, i.e. samples of other classes. Tian,
 Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. A memory holds both networks'
@@ -35,8 +35,8 @@ def contrastive_loss(ratio_BM: Tensor) -> Tensor:
     """Compute the loss of noise-contrastive estimation: column 0 is the positive, the M other columns are noise.
 
     The loss is −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ] with h(r) = r / (r + 1). Each entry r_ij > 0 of
-    `ratio_BM` is the likelihood of sample j under the model, divided by its likelihood as noise; it is computed as the
-    score of sample j divided by M/num_samples. Tian et al., equations 9 to 11.
+    `ratio_BM` is the likelihood of the sample in column j under the model, divided by the sample's likelihood as noise;
+    it is computed as the sample's score divided by M/num_samples. Tian et al., equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
     # log h(r) is computed from log r. Computed from 1/r, whose gradient is 1/r², it would overflow for small ratios.

@@ -24,7 +24,7 @@ from torch import Tensor
 def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Compute the scalars TCKD and NCKD, each τ²/N · Σ_i KL(teacher ‖ student) of probabilities at temperature τ.
 
-    TCKD compares two probabilities, of the target class and of all other classes together. NCKD compares the
+    TCKD compares the two probabilities of the target class and of all other classes together. NCKD compares the
     probabilities of the other classes, normalised to sum to 1. Zhao et al., equation 7: KD of sample i is
     TCKD + (1 − p_target)·NCKD with the teacher's probability p_target of the target class. `labels_B` is int64.
     """
