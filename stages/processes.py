@@ -1,4 +1,6 @@
-"""Rank, device and communication of the processes of a run: the only wrapper of Accelerate's `Accelerator`.
+"""The compute processes of a run: their ranks, devices and communication.
+
+This module is the only wrapper of Accelerate's `Accelerator`.
 
 Accelerate detects how the program was started (alone, by `accelerate launch` or by `torchrun`) and prepares model and
 optimizer. Its data loader is not used, because it would repeat samples to make all batches equally large.
@@ -49,8 +51,8 @@ class Processes:
         self.precision = precision
         if precision == "float32":  # TF32 would keep only ten bits of each factor
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        # Without a GPU, Accelerate needs `cpu=True`. Otherwise each process that `torchrun` starts would act as if it
-        # were the only one and do all the work.
+        # Without a GPU, Accelerate needs `cpu=True`. Otherwise each process that `torchrun` starts would act as the
+        # only process and do all the work.
         self.accelerator = Accelerator(
             mixed_precision="no" if precision == "float32" else precision,
             cpu=cpu or not torch.accelerator.is_available(),
@@ -101,13 +103,16 @@ class Processes:
             tensor.copy_(mean.view(tensor.shape))
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Copy the first process's buffers to all others: running statistics of batch norm differ between processes."""
+        """Copy the first process's buffers to all other processes.
+
+        This is needed because the running statistics of batch norm differ between processes.
+        """
         if self.world_size > 1:
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """Return the loss to differentiate: multiplied by the gradient scaler's factor under fp16, else unchanged."""
+        """Return the loss, multiplied by the gradient scaler's factor under fp16 and unchanged otherwise."""
         scaler = self.accelerator.scaler
         return loss if scaler is None else cast(Tensor, scaler.scale(loss))
 
@@ -119,7 +124,7 @@ class Processes:
         """Return whether the optimizer skipped its last step because a gradient overflowed under fp16."""
         return bool(getattr(optimizer, "step_was_skipped", False))
 
-    # Any, because the values of the other processes are ignored; usually they are None.
+    # The type is Any because the values of the other processes are ignored; usually these values are None.
     def broadcast(self, value: Any) -> Any:
         """Return the first process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value

@@ -1,4 +1,7 @@
-"""Progress bars with rate and remaining time, on standard error so that standard output stays for results."""
+"""Progress bars with rate and remaining time.
+
+They are drawn on standard error, so that standard output contains only results.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +31,7 @@ class _Rate(ProgressColumn):
 def progress_bar(description: str, total: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
     """Show a progress bar over `total` samples; the yielded callable advances the bar by a number of samples.
 
-    The bar is drawn only if it is `visible` and standard error is a terminal.
+    The bar is drawn only if `visible` is true and standard error is a terminal.
     """
     console = Console(stderr=True)
     columns = (

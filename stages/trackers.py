@@ -104,7 +104,7 @@ def _wandb(folder: Path, settings: dict[str, Any]) -> tuple[Log, End]:
         id=run_id,
         resume="allow",
         dir=str(folder / TRACKING),
-        config=settings,  # Accelerate would store them in W&B's global run, of which a process has only one
+        config=settings,  # Accelerate would store settings in the only global W&B run of the process
         reinit="create_new",  # students that train side by side need a separate run each
     )
     tracker.start()
@@ -153,7 +153,7 @@ def _ids(folder: Path) -> dict[str, str]:
 
 
 def _known_id(folder: Path, tracker: str) -> str | None:
-    """Return the run's identifier in this tracker, or None if the run has not begun there before."""
+    """Return the run's identifier in this tracker, or None if the tracker has not shown the run before."""
     return _ids(folder).get(tracker)
 
 

@@ -23,9 +23,9 @@ def require_capturable(
 ) -> None:
     """Raise `ConfigError`, listing every reason, if the steps of this run can't be captured.
 
-    `compiled` is the value of the option `compile`; `in_memory` is whether all images and signals (teacher outputs such
-    as logits) are held in memory. A graph runs without the host, so nothing in the step may need the host or another
-    process.
+    `compiled` is the value of the option `compile`; `in_memory` says whether all images and signals (teacher outputs
+    such as logits) are held in memory. A graph runs without the host, so nothing in the step may need the host or
+    another process.
     """
     hindrances = {
         "several processes": processes.world_size > 1,
@@ -40,7 +40,7 @@ def require_capturable(
 
 
 class CapturedStep:
-    """`step(batch, kind)`, captured once for each kind of step and batch shape, then replayed.
+    """A wrapper that captures `step(batch, kind)` once for each kind of step and batch shape, and then replays it.
 
     `step` must not read values back from the device, and must write in place to every tensor that outlives the step.
     `kind` distinguishes steps that launch different kernels. `generators` returns the random generators that the step
@@ -57,7 +57,7 @@ class CapturedStep:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
 
     def forget(self) -> None:
-        """Drop all graphs, because the computation of a step has changed; the next steps capture new graphs."""
+        """Drop all graphs after the computation of a step has changed; the next steps capture new graphs."""
         self._graphs.clear()
 
     def __call__(self, batch: Batch, kind: bool) -> None:

@@ -47,7 +47,10 @@ class FiniteWatch:
         self._step.fill_(step)
 
     def check(self, sums: Tensor) -> None:
-        """Record which of the sums, given in the order of the names, are not finite, without waiting for the device."""
+        """Record this step and its non-finite sums, if any, unless an earlier step of the epoch failed.
+
+        `sums` has the order of the names. The call doesn't wait for the device.
+        """
         broken = ~sums.isfinite()
         first = broken.any() & (self._failed_step < 0)
         self._failed_terms.copy_(torch.where(first, broken, self._failed_terms))
@@ -58,7 +61,10 @@ class FiniteWatch:
         return (self._failed_step >= 0).float()
 
     def failure(self) -> Failure | None:
-        """Return the first failed step, or None. The call waits until the device has finished all launched work."""
+        """Return the epoch's first failed step, or None if no step failed.
+
+        The call waits until the device has finished all launched work.
+        """
         step = int(self._failed_step)
         if step < 0:
             return None
@@ -66,7 +72,10 @@ class FiniteWatch:
 
 
 def non_finite_loss(failure: Failure, epoch: int, outputs: StudentOutputs, batch: Batch) -> NonFiniteLoss:
-    """Build the error that names terms, step and keys; `outputs` and `batch` must be from the failed step."""
+    """Build the error that names the failed terms, the step, and the keys (view, index) of the suspect rows.
+
+    `outputs` and `batch` must be from the failed step.
+    """
     rows = _suspects(outputs, batch)
     keys = [f"({int(batch.view_B[row])}, {int(batch.index_B[row])})" for row in rows[:KEYS_LISTED]]
     listed = f"keys (view, index) {', '.join(keys)}" if keys else "keys of another process or of the batch as a whole"

@@ -15,16 +15,17 @@ class LearningRate:
     """A learning-rate schedule over `epochs` epochs whose highest rate is `base`; `at` returns the rate of a step.
 
     `kind`:
-    - "constant": `base`.
-    - "multistep": `base`, multiplied by `gamma` at the start of each epoch in `milestones`, counted from 0: with
-      (150, 180, 210), the 151st, 181st and 211th epochs are the first at a lower rate. A milestone after the last epoch
-      has no effect.
-    - "cosine": from `base` to 0 along half a cosine, step by step.
-    - "one-cycle": linearly from `base`/25 to `base` over the first 30 % of the steps, then to 0 along half a cosine.
+    - "constant": the rate is always `base`.
+    - "multistep": the rate starts at `base` and is multiplied by `gamma` at the start of each epoch in `milestones`,
+      counted from 0. With the milestones (150, 180, 210), it falls at the start of the 151st, 181st and 211th epochs. A
+      milestone after the last epoch has no effect.
+    - "cosine": the rate falls from `base` to 0 along half a cosine, step by step.
+    - "one-cycle": the rate rises linearly from `base`/25 to `base` over the first 30 % of the steps, then falls to 0
+      along half a cosine.
 
-    Over the first `warmup_epochs` epochs, the rate rises linearly, step by step, from just above 0 to the rate without
-    warm-up; "cosine" starts to fall after the warm-up. "one-cycle" already includes a rise, so a warm-up raises
-    `ConfigError`.
+    Over the first `warmup_epochs` epochs, the rate rises linearly, step by step, from just above 0 to the rate that
+    applies without warm-up; "cosine" starts to fall after the warm-up. "one-cycle" already includes a rise, so a
+    warm-up raises `ConfigError`.
     """
 
     base: float

@@ -1,10 +1,10 @@
-"""The only training loop. Each epoch goes from batches to students, evaluation and checkpoint.
+"""The only training loop. Each epoch trains the students on batches, evaluates them and writes their checkpoints.
 
-`train-teacher` is this loop with the objective `ce` and a stream without signals (teacher outputs such as logits).
-Order, views and dropout are functions of (seed, epoch, step), and a checkpoint holds everything else, so a resumed run
-ends with the same weights as an uninterrupted run. Several students can train side by side: students that share a
-stream share its batches, and each student ends with the same weights as if it trained alone (on a CPU, with the same
-number of cores). The single step is in `step.py`.
+The command `train-teacher` runs this loop with the objective `ce` and a stream without signals (teacher outputs such as
+logits). Sample order, views (augmentation draws) and dropout are functions of (seed, epoch, step), and a checkpoint
+holds everything else, so a resumed run ends with the same weights as an uninterrupted run. Several students can train
+side by side: students that share a stream share its batches, and each student ends with the same weights as if it
+trained alone (on a CPU, with the same number of cores). The single step is in `step.py`.
 """
 
 import logging
@@ -35,12 +35,13 @@ log = logging.getLogger("dhkd")
 
 @dataclass(frozen=True)
 class Task:
-    """What to train: `student`, in place, for `epochs` epochs in total. If `run` holds a checkpoint, it is resumed.
+    """A student to train, in place, for `epochs` epochs in total.
 
-    Tasks may share a `stream`. `evaluate` maps the student's backbone, in eval mode, to its test accuracy. The host
-    checks every `look_every` steps whether losses are finite; None selects a number that suits the device. If
-    `keep_every` is given, the student's weights are kept before the first epoch, after every `keep_every` epochs and
-    after the last epoch. The metrics of each epoch also go to `trackers`.
+    If `run` holds a checkpoint, training resumes from this checkpoint. Tasks may share a `stream`. `evaluate` takes the
+    student's backbone, in eval mode, and returns the backbone's test accuracy. The host checks every `look_every` steps
+    whether losses are finite; if `look_every` is None, a number that suits the device is used. If `keep_every` is
+    given, the student's weights are saved in the run's folder before the first epoch, after every `keep_every` epochs
+    and after the last epoch. The metrics of each epoch also go to `trackers`.
     """
 
     student: Student
@@ -77,9 +78,9 @@ class Figures:
 
 
 def train(task: Task, processes: Processes) -> Figures:
-    """Train one student.
+    """Train one student and return its results.
 
-    Raises `NonFiniteLoss` if a loss term is not finite; the student then keeps the weights from before that step.
+    Raises `NonFiniteLoss` if a loss term is not finite; the student then has the weights from before the failed step.
     """
     (outcome,) = train_together([task], processes)
     if isinstance(outcome, DhkdError):
@@ -113,7 +114,7 @@ def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures 
 def _train_epoch(
     runs: "Sequence[_Run]", epoch: int, side_by_side: SideBySide, processes: Processes
 ) -> "dict[_Run, DhkdError]":
-    """Update every student with each of its batches of an epoch; return the errors of the students that failed."""
+    """Train every student on all its batches of one epoch; return the errors of the students that failed."""
     errors = side_by_side.run({run: run.begin_epoch for run in runs})
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
     samples = sum(run.task.stream.samples_per_epoch for run in runs)
@@ -131,7 +132,7 @@ def _train_epoch(
 
 @dataclass
 class Cursor:
-    """The progress of a run, which a checkpoint stores besides weights and optimizer. Accuracies are in percent."""
+    """The progress of a run. Checkpoints store it besides weights and optimizer state. Accuracies are in percent."""
 
     epochs_done: int = 0
     seconds: float = 0.0
@@ -163,7 +164,7 @@ class _Run:
             alone=alone,
         )
         self.cursor = _restore(task)
-        # The trackers begin first, so that metrics and weights are unchanged if a tracker can't begin.
+        # The trackers begin first, so that the files of the run are unchanged if a tracker can't begin.
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
         if processes.is_first:
             task.run.begin()
@@ -181,7 +182,10 @@ class _Run:
         self.step.begin_epoch(self.cursor.epochs_done)
 
     def end_epoch(self) -> None:
-        """Finish the epoch: collect its metrics and measure the test accuracy. Raises `NonFiniteLoss`."""
+        """Finish the epoch: collect its metrics and measure the test accuracy.
+
+        Raises `NonFiniteLoss` if a loss of the epoch was not finite.
+        """
         cursor, student = self.cursor, self.task.student
         metrics = self.step.end_epoch(time.perf_counter() - self._began)
         self._processes.share_buffers(student)
@@ -202,7 +206,10 @@ class _Run:
         }
 
     def record_epoch(self) -> None:
-        """Write the finished epoch into the run's folder. Only the first process writes."""
+        """Log the finished epoch's metrics, and write them and a checkpoint into the run's folder.
+
+        Only the first process does this.
+        """
         if not self._processes.is_first:
             return
         task, metrics = self.task, self._metrics

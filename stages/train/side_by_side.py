@@ -1,4 +1,4 @@
-"""Several students on one device, side by side.
+"""Training of several students side by side on one device.
 
 On a CPU, a small network doesn't keep all cores busy: training one student per core is faster than training one student
 after another on all cores. So the students run in threads that share the cores. Each thread uses a fixed number of
@@ -20,7 +20,10 @@ K = TypeVar("K")
 
 
 class SideBySide:
-    """A runner for the jobs of `students` students, which runs as many jobs at a time as the device allows."""
+    """A runner of jobs, such as one training step for each of `students` students.
+
+    It runs as many jobs at a time as the device allows.
+    """
 
     def __init__(self, students: int, device: torch.device) -> None:
         self._pool: ThreadPoolExecutor | None = None
@@ -38,9 +41,9 @@ class SideBySide:
             )
 
     def run(self, jobs: Mapping[K, Callable[[], object]]) -> dict[K, DhkdError]:
-        """Run all jobs and wait for them. Return the errors of the jobs that failed with a `DhkdError`.
+        """Run all jobs and wait for them. Return, by key, the errors of the jobs that failed with a `DhkdError`.
 
-        Any other exception is raised.
+        On a GPU, the current CUDA stream waits instead of the host. Any other exception is raised.
         """
         if self._streams:
             return self._launch(jobs)
@@ -65,7 +68,7 @@ class SideBySide:
                 except DhkdError as error:
                     errors[key] = error
         # The current stream waits only after all jobs are launched; otherwise each job would wait for the previous job.
-        # It has to wait because the jobs read a batch in its memory, and the next batch reuses that memory.
+        # The current stream has to wait because the jobs read a batch whose memory the next batch reuses.
         for stream in self._streams:
             current.wait_stream(stream)
         return errors
@@ -80,9 +83,9 @@ class SideBySide:
 
 
 def batches_by_stream(streams: Sequence[Stream], epoch: int) -> Iterator[dict[Stream, Batch]]:
-    """Yield, for each step of an epoch, the batch of every stream that still has one.
+    """Yield, for each step of an epoch, the batch of every stream that still has batches.
 
-    A stream that occurs several times makes each batch only once, for all students that share the stream.
+    A stream that occurs several times in `streams` makes each batch only once, for all students that share the stream.
     """
     distinct = list(dict.fromkeys(streams))
     for batches in zip_longest(*(stream.epoch(epoch) for stream in distinct)):

@@ -1,8 +1,9 @@
 """One training step, from a batch to an update. `TrainingStep._update` shows the whole step in order.
 
-A step adds its sums (losses, correct answers, rows, conflicts) to tensors on the device, in place. Every `look_every`
-steps, the host checks whether all losses were finite: on a CPU in every step, since reading a value costs nothing; on a
-GPU usually every 64 steps, since reading waits until the device has finished all launched work.
+A step adds its sums (losses, correct answers, rows, conflicting gradients) to tensors on the device, in place. Every
+`look_every` steps, the host checks whether all losses were finite. On a CPU, it checks in every step, since reading a
+value costs nothing; on a GPU, it usually checks every 64 steps, since reading a value waits until the device has
+finished all launched work.
 """
 
 from collections.abc import Mapping
@@ -26,17 +27,17 @@ from torch import Tensor
 
 LOOK_EVERY_ON_GPU = 64
 
-# "reduce-overhead" replays a step as a CUDA graph; "max" also compiles the backbone. On a CPU, "max" only compiles.
+# "reduce-overhead" replays a step as a CUDA graph; "max" also compiles the backbone. On a CPU, "max" captures no graph.
 Compile = Literal["off", "reduce-overhead", "max"]
 
 
 class TrainingStep:
     """The training step of one student: call `begin_epoch`, then the step itself for each batch, then `end_epoch`.
 
-    The host checks every `look_every` steps whether losses are finite; None selects a number that suits the device. If
-    `stream` can't make a batch again, the host checks in every step, because it needs the batch to name the rows whose
-    loss is not finite. `alone` says that no other student trains in this interpreter. Then every step also seeds
-    torch's default generator, which the dropout of foreign networks uses.
+    The host checks every `look_every` steps whether losses are finite; if `look_every` is None, a number that suits the
+    device is used. If `stream` can't make a batch again, the host checks in every step, because it needs the batch to
+    name the rows whose loss is not finite. `alone` says that no other student trains in this interpreter. If it is
+    true, every step also seeds torch's default generator, which the dropout of foreign networks uses.
     """
 
     def __init__(
@@ -125,13 +126,14 @@ class TrainingStep:
             if self._look_every == 1:
                 self._require_finite(outputs, batch)
             else:
-                # GradScaler sets the same attribute. If it is 1, the kernels of the fused optimizer do nothing.
+                # GradScaler sets the same attribute. If `found_inf` is 1, the kernels of the fused optimizer do
+                # nothing.
                 self._given_optimizer.found_inf = self._finite.found_inf()  # type: ignore[attr-defined]  # SGD.step reads it
 
-            # DDP averages gradients over the processes. If terms are means over this process's rows, the factor turns
-            # this average into the mean over the joint batch, however many rows each process has. Terms of the joint
-            # batch have the same value in every process, but gradients flow only into this process's rows. The full
-            # gradient is therefore the sum over the processes, and the factor turns the average into this sum.
+            # DDP averages gradients over the processes. If terms are means over this process's rows, `share` turns this
+            # average into the mean over the joint batch, however many rows each process has. Terms of the joint batch
+            # have the same value in every process, but gradients flow only into this process's rows. The full gradient
+            # is therefore the sum over the processes, and `share` turns the average into this sum.
             share = processes.world_size if joint else len(batch.index_B) * processes.world_size / batch.global_size
             report = backward(
                 terms,
@@ -153,10 +155,10 @@ class TrainingStep:
         self._optimizer.zero_grad()
 
     def end_epoch(self, seconds: float) -> dict[str, float]:
-        """Return the epoch's metrics; `seconds` is the duration of the epoch. Raises `NonFiniteLoss`.
+        """Return the epoch's metrics; `seconds` is the duration of the epoch's training steps.
 
         The metrics are the means of the loss and of every term over all rows, the training accuracy in percent, the
-        learning rate and the throughput.
+        learning rate and the throughput. Raises `NonFiniteLoss` if a loss of the epoch was not finite.
         """
         self._require_finite()
         steps = self._stream.steps_per_epoch
@@ -180,7 +182,10 @@ class TrainingStep:
         return metrics
 
     def _sums(self, terms: Mapping[str, Tensor], outputs: StudentOutputs, batch: Batch) -> Tensor:
-        """Sum over the processes: every term times its rows, the correct answers, the rows. Append 0 for conflicts."""
+        """Return sums over all processes: each term times the number of rows, the correct answers and the rows.
+
+        The last entry is 0; the caller sets it if the gradients conflict.
+        """
         rows = len(batch.index_B)
         hits = batch.labels.hit_by(outputs.task.argmax(dim=1)).sum()
         values = [*(terms[name].detach() * rows for name in self._weights), hits, torch.full_like(hits, rows)]
@@ -227,7 +232,7 @@ class TrainingStep:
         return LOOK_EVERY_ON_GPU if late else 1
 
     def _compiled(self, compiled: Compile) -> CapturedStep | None:
-        """Compile the backbone if `compiled` asks for it. Return the step as CUDA graphs, or None without capture."""
+        """Compile the backbone if `compiled` asks for it. Return the captured step, or None for no capture."""
         on_gpu = self._processes.device.type == "cuda"
         if not on_gpu and compiled == "reduce-overhead":
             raise ConfigError("compile reduce-overhead: expected a GPU, which replays a step; on a CPU use max or off")
@@ -247,7 +252,7 @@ def batch_of(stream: Stream, epoch: int, step: int) -> Batch:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of the dropout generators for a `step`, counted over all epochs, in the process `rank`."""
+    """Return the seed of the dropout generators for a `step`, counted over all epochs, in the process with `rank`."""
     return int(raw_rows(seed, Domain.DROPOUT, step, rank, rank + 1)[0, 0] >> 1)
 
 

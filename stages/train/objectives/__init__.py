@@ -1,4 +1,4 @@
-"""The objectives by name. A new method takes one file in this folder and one line in `OBJECTIVES`."""
+"""The objectives by name. Adding a method takes one file in this folder and one line in `OBJECTIVES`."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -19,7 +19,7 @@ PREFIX = "attention"
 
 @dataclass(frozen=True)
 class AttentionTransfer(Objective):
-    """ce_weight · CE + at_weight · Σ over the stages of the mean squared difference of normalised attention maps.
+    """ce_weight · CE + at_weight · the mean squared differences of normalised attention maps, summed over the stages.
 
     `signals.attention` computes the maps after each stage's last activation, at the smaller of the two networks'
     resolutions. The stem is left out.
@@ -34,11 +34,11 @@ class AttentionTransfer(Objective):
         require_weights("at", ce_weight=self.ce_weight, at_weight=self.at_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Request an attention map of every stage."""
+        """Request an attention map of every teacher stage after the stem."""
         return dict.fromkeys(self.reads(setting))
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """Request the same maps of the student."""
+        """Request the student's attention maps of the same stages and resolutions."""
         names = []
         for stage in setting.stages("at"):
             _, student_height, student_width = setting.student.maps[stage]

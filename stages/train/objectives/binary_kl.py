@@ -1,7 +1,7 @@
 """The objectives `binary-kl` and `binary-kl-norm`: a logit-level loss and cross-entropy on a SINGLE head.
 
 The paper reports that this combination collapses (Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
-2025, arXiv 2411.08937). It serves as a baseline for `dhkd`, which gives each loss a separate head.
+2025, arXiv 2411.08937). The combination serves as a baseline for `dhkd`, which gives each loss a separate head.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch import Tensor
 
 LogitLoss = Literal["binary-kl", "binary-kl-norm"]
 
-# (student_BK, teacher_BK, temperature) → a scalar. The term has the same name as the loss.
+# Each loss takes (student_BK, teacher_BK, temperature) and returns a scalar. Its term has the name given as the key.
 LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
     "binary-kl": losses.binary_kl,
     "binary-kl-norm": losses.binary_kl_norm,

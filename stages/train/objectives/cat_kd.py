@@ -18,7 +18,7 @@ from torch import Tensor
 def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> Tensor:
     """Compute the mean squared difference of class activation maps.
 
-    `normalize` scales each map of a sample and class to length 1. Guo et al., equation 4.
+    If `normalize` is true, the map of each sample and class is first scaled to length 1. Guo et al., equation 4.
     """
     student, teacher = losses.widened(student_BKHW).flatten(2), losses.widened(teacher_BKHW).flatten(2)
     if normalize:
@@ -28,7 +28,7 @@ def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> 
 
 @dataclass(frozen=True)
 class CATKD(Objective):
-    """ce_weight · CE + cam_weight · the difference of class activation maps, pooled to `grid` × `grid`.
+    """ce_weight · CE + cam_weight · the mean squared difference of class activation maps, pooled to `grid` × `grid`.
 
     The published values of cam_weight, grid and normalize differ between teacher–student pairs; the defaults are the
     values for resnet32x4 → resnet8x4.
@@ -46,11 +46,11 @@ class CATKD(Objective):
         require_at_least("cat-kd", 1, grid=self.grid)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Request the teacher's maps."""
+        """Request the teacher's class activation maps."""
         return {cam_name(self.grid): None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """Request the student's maps."""
+        """Request the student's class activation maps."""
         return [cam_name(self.grid)]
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,10 @@ CE = "ce"
 
 
 class Adapters(nn.Module):
-    """The adapters of all parts, by the parts' names; no adapter sees features that another adapter computed."""
+    """The adapters (modules trained with the student and then dropped) of all parts, by the parts' names.
+
+    No adapter sees features that another adapter computed.
+    """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -36,9 +39,10 @@ class Adapters(nn.Module):
 class Combined(Objective):
     """The terms of all `parts`, each a (name, factor, objective); every weight is multiplied by the part's factor.
 
-    Cross-entropy is taken from the first part that has it, since the others would only repeat it. If `aligned` is None,
-    the alignment comes from the first part that has one and applies to all terms that compare logits. Raises
-    `ConfigError` for parts that don't fit together and for an alignment that names unknown terms.
+    Cross-entropy is taken from the first part that has a term `ce`, since the other parts would only repeat this term.
+    If `aligned` is None, the first part that has an alignment determines which terms are protected, and their gradient
+    is protected from all other terms that compare logits. Raises `ConfigError` for parts that don't fit together and
+    for an alignment that names unknown terms.
     """
 
     parts: tuple[tuple[str, float, Objective], ...]
@@ -72,7 +76,7 @@ class Combined(Objective):
 
     @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]
-        """The parts of the teacher's network that the objectives need, joined by "and"."""
+        """The components of the teacher's network that the parts need, joined by "and"; None if they need none."""
         return " and ".join(part.takes_of_teacher for _, _, part in self.parts if part.takes_of_teacher) or None
 
     @property
@@ -82,14 +86,14 @@ class Combined(Objective):
 
     @property
     def alignment(self) -> Alignment | None:
-        """`aligned` or else the alignment of the first part that has one, applied to all terms that compare logits."""
+        """The alignment of the combined terms, or None if neither `aligned` is given nor a part has an alignment."""
         if self.aligned is not None:
             return self._resolved(self.aligned)
         alignment = next((part.alignment for _, _, part in self.parts if part.alignment), None)
         return alignment and self._resolved(replace(alignment, against=None))
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Merge the needs of all parts. Probabilities suffice if every part reads them at the same temperature."""
+        """Merge the needs of all parts. Probabilities suffice if all parts use the same temperature."""
         needs: dict[str, float | None] = {}
         for _, _, part in self.parts:
             for name, temperature in part.needs(setting).items():
@@ -142,7 +146,7 @@ class Combined(Objective):
             raise ConfigError(f"alignment.{lacking}: expected at least one of {', '.join(terms)}, got none")
 
     def _resolved(self, aligned: Alignment) -> Alignment:
-        """Return `aligned`, where `against` None is replaced by all unprotected terms that compare logits."""
+        """Return `aligned`; if its `against` is None, replace it by all unprotected terms that compare logits."""
         if aligned.against is not None:
             return aligned
         terms = [term for _, _, part in self.parts if part.of_logits for term in part.weights(0)]

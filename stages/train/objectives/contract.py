@@ -1,9 +1,9 @@
 """The interface between training loop and objectives, and the checks that objectives share.
 
 An objective holds the losses and hyper-parameters of one method; `gradients.py` sums the losses and aligns their
-gradients. A method takes one file in this folder and one line in `OBJECTIVES`; there is no registry. Most methods
-define `needs`, `terms` and `weights`, and inherit the rest. A term is a named loss. A signal is a named output of a
-network for a sample, such as its logits.
+gradients. Adding a method takes one file in this folder and one line in `OBJECTIVES`; there is no registry. Most
+methods define `needs`, `terms` and `weights`, and inherit the rest. A term is a named loss. A signal is a named output
+of a network for a sample, such as its logits.
 """
 
 import math
@@ -35,7 +35,10 @@ class Setting:
     teacher_network: Network | None = None
 
     def stages(self, objective: str) -> list[int]:
-        """Return the numbers of the stages after the stem. Raises `ConfigError` if the networks' counts differ."""
+        """Return the numbers of the stages after the stem.
+
+        Raises `ConfigError` if the two networks differ in the number of stages.
+        """
         student, teacher = len(self.student.maps), len(self.teacher.maps)
         if student != teacher:
             raise ConfigError(
@@ -46,11 +49,12 @@ class Setting:
 
 
 class Objective(ABC):
-    """The losses of one method. It is immutable, so that a run's objective always matches its configuration."""
+    """The losses of one method. Objectives are immutable, so that an objective always matches its configuration."""
 
     # Whether a term compares the rows of a batch with each other, so that it needs the rows of all processes together.
     couples_rows: bool = False
-    # Whether the losses other than cross-entropy compare logits. An alignment that names no terms projects only these.
+    # Whether the losses other than cross-entropy compare logits. An alignment whose `against` is None projects only the
+    # terms of objectives for which this is true.
     of_logits: bool = True
     # Whether a step runs entirely on the device, so that it can be captured as a CUDA graph.
     capturable: bool = True
@@ -64,14 +68,14 @@ class Objective(ABC):
 
     @property
     def alignment(self) -> Alignment | None:
-        """The terms whose gradient others must not oppose, or None if all gradients are simply summed."""
+        """The terms whose gradient the other terms must not oppose, or None if all gradients are simply summed."""
         return None
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Return the names of the teacher's signals that the terms read; without any, no teacher is needed.
+        """Return the names of the teacher's signals that the terms read; if there are none, no teacher is needed.
 
-        The value is None if the raw signal is read. For logits it may be a temperature: then the softmax probabilities
-        at that temperature are enough.
+        A name is mapped to None if the terms read the raw signal. The name of the logits may be mapped to a temperature
+        instead: then the softmax probabilities at that temperature are enough.
         """
         return {}
 
@@ -80,18 +84,21 @@ class Objective(ABC):
         return ()
 
     def architecture(self, setting: Setting) -> str:
-        """Return the name of the network to train, evaluate and export: the preset's network or one built around it."""
+        """Return the name of the network to train, evaluate and export.
+
+        This is the preset's network or a network that contains it.
+        """
         return setting.student.architecture
 
     def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most copy nothing
-        """Copy weights of the teacher into the freshly initialised `network`, if the method reuses any."""
+        """Copy the teacher weights that the method reuses, if any, into the freshly initialised `network`."""
 
     def adapter(self, setting: Setting) -> nn.Module | None:
         """Build a module that is trained with the student and dropped afterwards, or return None if none is needed.
 
-        The module is initialised from torch's default generator. It maps the signals that the objective `reads`,
-        {name: (B, …)}, and the `Batch` to further features under new names. Its buffers may hold state; its attribute
-        `same_in_every_process` may name the buffers to which all processes compute the same values.
+        The module is initialised from torch's default generator. It maps the signals that the objective `reads`, as
+        {name: (B, …)}, and the `Batch` to further features under new names. The module's buffers may hold state; its
+        attribute `same_in_every_process` may name the buffers whose values are the same in all processes.
         """
         return None
 
@@ -107,7 +114,7 @@ class Objective(ABC):
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the weight of each term in this epoch, counted from 0.
 
-        A term of weight 0 stays in the graph, because DDP needs it.
+        A term of weight 0 stays in the autograd graph, because DDP expects a gradient for every parameter.
         """
 
 

@@ -1,8 +1,8 @@
-"""The objective `crd`: a network's embedding of a sample should match the other network's embedding of this sample.
+"""The objective `crd`: the two networks' embeddings of the same sample should match.
 
 Each embedding is contrasted with the other network's embeddings of negatives, i.e. samples of other classes. Tian,
-Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. A memory holds
-both networks' embeddings of the whole training set; the negatives' embeddings are taken from it.
+Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. A memory holds both networks'
+embeddings of the whole training set; the negatives' embeddings are taken from this memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ STUDENT, TEACHER = "crd-student", "crd-teacher"
 def contrastive_loss(ratio_BM: Tensor) -> Tensor:
     """Compute the loss of noise-contrastive estimation: column 0 is the positive, the M other columns are noise.
 
-    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 is the ratio of the sample's
-    likelihood under the model to its likelihood as noise: the sample's score divided by M/num_samples. Tian et al.,
-    equations 9 to 11.
+    The loss is −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ] with h(r) = r / (r + 1). Each entry r_ij > 0 of
+    `ratio_BM` is the likelihood of the sample in column j under the model, divided by the sample's likelihood as noise;
+    it is computed as the sample's score divided by M/num_samples. Tian et al., equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
     # log h(r) is computed from log r. Computed from 1/r, whose gradient is 1/r², it would overflow for small ratios.
@@ -48,7 +48,7 @@ def contrastive_loss(ratio_BM: Tensor) -> Tensor:
 class Negatives:
     """A sampler of negatives: samples of other classes, drawn with replacement.
 
-    The draws for a sample depend only on (seed, epoch, index).
+    The draws (random integers) for a sample depend only on (seed, epoch, index).
     """
 
     def __init__(self, labels_N: Tensor, number: int, seed: int) -> None:
@@ -105,18 +105,18 @@ class Contrast(nn.Module):
         bound = (3 / dim) ** 0.5
         for name in self.same_in_every_process:
             self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
-        # Scores are divided by these scales, so that they are roughly probabilities. The first batch sets the scales; 0
-        # means that a scale is not yet set.
+        # Scores are divided by these scales, so that the results are roughly probabilities. The first batch sets the
+        # scales; 0 means that a scale is not yet set.
         self.register_buffer("scale_student", torch.zeros(()))
         self.register_buffer("scale_teacher", torch.zeros(()))
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compute ratios (B, 1 + negatives): student embeddings with the teacher's memory, and the other way round."""
+        """Compare each network's embeddings with the other network's memory. Return two ratios, (B, 1 + negatives)."""
         batch.labels.require_one_class("crd")  # negatives are samples of classes other than the row's class
         device = self.student.weight.device
         index_B = batch.index_B.to(device)
         chosen_BM = torch.cat([index_B[:, None], self._negatives.draw(batch.epoch, batch.index_B).to(device)], dim=1)
-        with torch.autocast(device.type, enabled=False):  # exp of 14 times a cosine needs float32
+        with torch.autocast(device.type, enabled=False):  # exp(cosine / temperature) needs float32
             student_BD = F.normalize(self.student(features[EMBEDDING].float()), dim=1)
             teacher_BD = F.normalize(self.teacher(batch.teacher[EMBEDDING].float()), dim=1)
             ratios = {
@@ -148,10 +148,11 @@ class Contrast(nn.Module):
 
 @dataclass(frozen=True)
 class CRD(Objective):
-    """ce_weight · CE + crd_weight · (the student's contrast + the teacher's contrast), embeddings projected to `dim`.
+    """ce_weight · CE + crd_weight · (the student's contrastive loss + the teacher's contrastive loss).
 
-    For each row of a batch, `negatives` samples of other classes are drawn. Per row and network, this takes
-    num_samples cosines and 1 + negatives scores; the memory of embeddings takes num_samples · dim · 2 floats.
+    Embeddings are projected to `dim` values. For each row of a batch, `negatives` samples of other classes are drawn.
+    Per row and network, this takes num_samples cosines and 1 + negatives scores; the memory of embeddings takes
+    num_samples · dim · 2 floats.
     """
 
     ce_weight: float = 1.0

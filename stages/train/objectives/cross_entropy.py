@@ -1,4 +1,4 @@
-"""The objectives `ce`, plain training on the labels, which also trains teachers, and `label-smoothing`."""
+"""The objectives `ce` and `label-smoothing`, which train on the labels alone. Teachers are trained with `ce`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """Cross-entropy of the task head. It has no options."""
+    """Cross-entropy of the task head. This objective has no options."""
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the only term, `ce`; `teacher` may be empty."""

@@ -19,12 +19,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DHKD(Objective):
-    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head); with `align`, `loss` can't oppose CE's gradient.
+    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head).
 
-    The defaults are the published settings for CIFAR-100; ce_weight is the paper's γ. If `alpha_epochs` is given, alpha
-    is 0 from this epoch on, counted from 0. The published ImageNet run has alpha_epochs 50, alpha 0.1, a linear head
-    and no alignment. With `standardize`, the logits of the auxiliary head and of the teacher are standardised first
-    (`losses.standardized`).
+    If `align` is true, the gradient of `loss` is aligned so that it doesn't oppose the gradient of CE. The defaults are
+    the published settings for CIFAR-100; ce_weight is the paper's γ. If `alpha_epochs` is given, alpha is used only in
+    the first `alpha_epochs` epochs and is 0 afterwards. The published ImageNet run has alpha_epochs 50, alpha 0.1, a
+    linear head and no alignment. With `standardize`, the logits of the auxiliary head and of the teacher are
+    standardised first (`losses.standardized`).
     """
 
     alpha: float = 1.0
@@ -49,7 +50,7 @@ class DHKD(Objective):
 
     @property
     def alignment(self) -> Alignment | None:
-        """With `align`, protect the gradient of cross-entropy from the logit-level loss."""
+        """The alignment that protects cross-entropy from the logit-level loss, or None if `align` is false."""
         return Alignment(kept=("ce",), against=(self.loss,)) if self.align else None
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:

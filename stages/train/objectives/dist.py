@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def correlation_distance(first_RC: Tensor, second_RC: Tensor) -> Tensor:
-    """Compute 1 − Pearson's correlation of each row with its counterpart, mean over rows.
+    """Compute 1 − Pearson's correlation of each row with the same row of the other matrix, averaged over rows.
 
     The correlation of a constant row counts as 0. The result is between 0 and 2. Scaling a row by a positive factor or
     shifting it does not change the result. Huang et al., equations 7 and 8.
@@ -36,10 +36,11 @@ def _variation(x_RC: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DIST(Objective):
-    """ce_weight · CE + inter_weight · inter + intra_weight · intra, of the task head.
+    """ce_weight · CE + inter_weight · inter + intra_weight · intra, all on the task head.
 
-    `inter` correlates the probabilities of each sample over the classes, `intra` the probabilities of each class over
-    the joint batch of all processes. Both use probabilities at `temperature` and are multiplied by its square.
+    Both `inter` and `intra` compare student with teacher probabilities: `inter` correlates the probabilities of each
+    sample over the classes; `intra` correlates the probabilities of each class over the joint batch of all processes.
+    The probabilities are computed at `temperature`, and both terms are multiplied by temperature².
     """
 
     temperature: float = 4.0

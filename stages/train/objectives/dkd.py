@@ -22,10 +22,11 @@ from torch import Tensor
 
 
 def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Compute TCKD and NCKD, scalars: τ²/N · Σ_i KL(teacher probabilities ‖ student probabilities), both at τ.
+    """Compute the scalars TCKD and NCKD, each τ²/N · Σ_i KL(teacher ‖ student) of probabilities at temperature τ.
 
-    TCKD compares the probabilities of (target, all others together), NCKD those of the other classes, normalised to
-    sum to 1. Zhao et al., equation 7, where KD of sample i is TCKD + (1 − p_target)·NCKD. `labels_B` is int64.
+    TCKD compares the two probabilities of the target class and of all other classes together. NCKD compares the
+    probabilities of the other classes, normalised to sum to 1. Zhao et al., equation 7: KD of sample i is
+    TCKD + (1 − p_target)·NCKD with the teacher's probability p_target of the target class. `labels_B` is int64.
     """
     student_BK, teacher_BK = losses.widened(student_BK) / temperature, losses.widened(teacher_BK) / temperature
     target_B1 = labels_B[:, None]
@@ -45,7 +46,7 @@ def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, tempe
 
 
 def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
-    """Return log p and log(1 − p), (B, 2), p the target's probability, computed without rounding p to 0 or 1."""
+    """Return log p and log(1 − p), (B, 2), where p is the target's probability; p is never rounded to 0 or 1."""
     target = logits_BK.gather(1, target_B1)
     others = logits_BK.scatter(1, target_B1, -float("inf")).logsumexp(dim=1, keepdim=True)
     lead = target - others
@@ -54,10 +55,11 @@ def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DKD(Objective):
-    """ce_weight · CE + alpha · TCKD + beta · NCKD of the task head; the published beta differs between pairs.
+    """ce_weight · CE + alpha · TCKD + beta · NCKD, all on the task head.
 
-    Over the first `warmup_epochs` epochs, alpha and beta grow linearly to their values. With `standardize`, the logits
-    of both networks are standardised first (`losses.standardized`).
+    The published beta differs between teacher–student pairs. Over the first `warmup_epochs` epochs, alpha and beta grow
+    linearly to their values. With `standardize`, the logits of both networks are standardised first
+    (`losses.standardized`).
     """
 
     temperature: float = 4.0

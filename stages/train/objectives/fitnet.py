@@ -1,7 +1,7 @@
-"""The objective `fitnet`: a regressor turns one of the student's maps into an imitation of one of the teacher's.
+"""The objective `fitnet`: a regressor turns one of the student's maps into an imitation of one of the teacher's maps.
 
-Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550. Both
-losses are minimised together, as in later comparisons; the paper minimises the hint loss first.
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+Cross-entropy and hint loss are minimised together, as in later comparisons; the paper minimises the hint loss first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ HINT = "fitnet"
 
 
 class Regressor(nn.Module):
-    """A 1×1 convolution, batch norm and ReLU after the student's map, at the teacher's resolution."""
+    """A 1×1 convolution, batch norm and ReLU, applied to the student's map at the teacher's resolution."""
 
     def __init__(self, name: str, student: tuple[int, int, int], teacher: tuple[int, int, int]) -> None:
         super().__init__()
@@ -34,7 +34,10 @@ class Regressor(nn.Module):
 
 @dataclass(frozen=True)
 class FitNet(Objective):
-    """ce_weight · CE + hint_weight · the mean squared difference of the maps of stage `hint_stage` (0 is the stem)."""
+    """ce_weight · CE + hint_weight · the mean squared difference of the teacher's map and its imitation.
+
+    The imitated map and the student's map are from stage `hint_stage`; stage 0 is the stem.
+    """
 
     ce_weight: float = 1.0
     hint_weight: float = 100.0

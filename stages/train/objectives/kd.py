@@ -48,7 +48,7 @@ class KD(Objective):
 
 @dataclass(frozen=True)
 class LogitMSE(Objective):
-    """ce_weight · CE + mse_weight · the squared error of the raw logits, both on the task head."""
+    """ce_weight · CE + mse_weight · the mean squared error of the raw logits, both on the task head."""
 
     ce_weight: float = 0.1
     mse_weight: float = 0.9

@@ -1,4 +1,4 @@
-"""The losses as pure functions of tensors, which know no model, epoch, weight or configuration.
+"""The losses as pure functions of tensors, independent of model, epoch, weight and configuration.
 
 Each loss computes in float32, whatever the dtype of its inputs and the state of autocast; float64 stays float64. Inputs
 are widened first, because even the difference of two fp16 logits may overflow. Values and gradients are finite for
@@ -46,8 +46,8 @@ def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) 
 def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Compute the squared error of raw logits, 1/(N·K) · Σ (s − t)²: the mean over batch and classes.
 
-    Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184, equation 1, which
-    sums instead, with a factor ½.
+    Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184; their equation 1 takes half the
+    sum instead of the mean.
     """
     return F.mse_loss(widened(student_BK), widened(teacher_BK))
 
@@ -56,7 +56,7 @@ def standardized(logits_BK: Tensor) -> Tensor:
     """Standardize each row: (x − mean) / (deviation + 1e-7), with the population standard deviation of all K values.
 
     Apart from the 1e-7, shifting a row or scaling it by a positive factor changes nothing. Sun et al., "Logit
-    Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, in which the result is divided
+    Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, which also divides the result
     by the temperature.
     """
     logits_BK = widened(logits_BK)
@@ -84,8 +84,8 @@ def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 
     The gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
     2025, arXiv 2411.08937. The paper's equation sums over the batch; the published code divides by N, as this function
-    does. In float32 the value of an entry is exact to about 1e-7 · τ², so it may be slightly below 0; the gradient of
-    an entry is exact to 1e-7 · τ/N.
+    does. In float32, each summand τ² · KL, before the division by N, is exact to about 1e-7 · τ² and may therefore be
+    slightly below 0; each entry of the gradient is exact to 1e-7 · τ/N.
     """
     student_BK, teacher_BK = widened(student_BK) / temperature, widened(teacher_BK) / temperature
     # log σ(x) = −softplus(−x), and 1 − σ(x) = σ(−x): the log is never taken of a probability that rounded to 0 or 1.
@@ -99,7 +99,7 @@ def binary_kl_norm(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -
 
     The loss is summed over classes and averaged over the batch. It equals τ²/N · Σ log cosh((s − t)/(2τ)); the gradient
     in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
-    2411.08937, whose published figures come from this loss.
+    2411.08937; the paper's results were obtained with this loss.
     """
     difference_BK = widened(student_BK) - widened(teacher_BK)
     return temperature**2 * _summed_over_classes(_log_cosh(difference_BK / (2 * temperature)))

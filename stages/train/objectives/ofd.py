@@ -1,4 +1,4 @@
-"""The objective `ofd`: the student imitates every stage's map before its activation, clipped at a negative margin.
+"""The objective `ofd`: the student imitates the teacher's maps before activation, clipped at a negative margin.
 
 Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
 """
@@ -19,13 +19,14 @@ from dhkd.stages.train.objectives.contract import Objective, Setting, require_we
 from torch import Tensor, nn
 
 FEATURE, MARGIN = "ofd", "ofd-margin"
-NEVER_NEGATIVE = 0.001  # with a smaller share of negative responses, a channel has no meaningful mean of them
+NEVER_NEGATIVE = 0.001  # if the share of a channel's negative responses is smaller, their mean is meaningless
 
 
 def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> Tensor:
-    """Compute squared differences from max(t, margin), summed over C, H and W and averaged over the batch.
+    """Compute the squared differences of s and max(t, margin), summed over C, H and W and averaged over the batch.
 
-    Positions with s ≤ max(t, margin) ≤ 0 add nothing. `margin_C` is below 0. Heo et al., equations 2 and 4.
+    s and t are the values of the student's and the teacher's map. Positions with s ≤ max(t, margin) ≤ 0 add nothing.
+    `margin_C` is below 0. Heo et al., equations 2 and 4.
     """
     student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
     target = torch.maximum(teacher, margin_C.view(1, -1, 1, 1))
@@ -34,10 +35,10 @@ def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> 
 
 
 def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
-    """Compute the mean of each channel's negative responses (C,), E[x | x < 0], assuming normal responses.
+    """Compute each channel's mean negative response E[x | x < 0], (C,), assuming normally distributed responses.
 
-    With shift μ and scale σ it is μ − σ·φ(μ/σ) / Φ(−μ/σ), or −3σ if hardly any response is negative. Heo et al.,
-    equation 3.
+    With the batch norm's shift μ and scale σ, the mean is μ − σ·φ(μ/σ) / Φ(−μ/σ), or −3σ if hardly any response is
+    negative. Heo et al., equation 3.
     """
     mean, deviation = batch_norm.bias.detach().double(), batch_norm.weight.detach().double().abs().clamp(min=1e-30)
     share = torch.special.ndtr(-mean / deviation)
@@ -47,7 +48,7 @@ def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
 
 
 class Connectors(nn.Module):
-    """For each stage, a 1×1 convolution and batch norm after the student's map, at the teacher's resolution."""
+    """For each stage, a 1×1 convolution and batch norm, applied to the student's map at the teacher's resolution."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Connectors(nn.Module):
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compute each stage's imitation of the teacher's map. Return it and the margins, repeated for each row."""
+        """Compute each stage's imitation of the teacher's map. Return the imitations, and the margins for each row."""
         imitations = {}
         for stage, size in self._sizes.items():
             student = resized(features[map_name(stage, before=True)], size)
@@ -77,10 +78,11 @@ class Connectors(nn.Module):
 
 @dataclass(frozen=True)
 class OFD(Objective):
-    """ce_weight · CE + ofd_weight · Σ over the stages of `partial_l2`; each stage weighs half as much as the next.
+    """ce_weight · CE + ofd_weight · the weighted sum of `partial_l2` over the stages.
 
-    With `teacher_batch_norm` "train", as in the authors' code, the teacher's batch norm uses the statistics of each
-    batch; each process normalises its rows separately. With "eval", the batch norm uses running statistics.
+    Each stage weighs half as much as the next stage; the last stage has weight 1. With `teacher_batch_norm` "train", as
+    in the authors' code, the teacher's batch norm uses the statistics of each batch; each process normalises its rows
+    separately. With "eval", the batch norm uses running statistics.
     """
 
     ce_weight: float = 1.0
@@ -94,11 +96,11 @@ class OFD(Objective):
         require_weights("ofd", ce_weight=self.ce_weight, ofd_weight=self.ofd_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Request the teacher's maps."""
+        """Request the teacher's map before each stage's last activation."""
         return {self._signal(stage): None for stage in setting.stages("ofd")}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """Request the student's maps."""
+        """Request the student's map before each stage's last activation."""
         return [map_name(stage, before=True) for stage in setting.stages("ofd")]
 
     def adapter(self, setting: Setting) -> nn.Module:

@@ -1,8 +1,8 @@
 """The objective `reviewkd`: each stage of the student, fused with the later stages, imitates the teacher's stage.
 
 Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's maps are
-taken after the last activation of each stage, the teacher's maps before that activation. A level is a stage or, as the
-last level, the pooled feature.
+taken after the last activation of each stage, the teacher's maps before the stage's last activation. A level is a stage
+or, as the last level, the pooled feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ Level = tuple[int, int, int]  # channels, height, width
 
 
 def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Compute the weighted mean squared difference of the maps and of the maps pooled to 4 × 4, 2 × 2 and 1 × 1.
+    """Compute the weighted mean squared difference of two maps and of both maps pooled to 4 × 4, 2 × 2 and 1 × 1.
 
-    Only sizes smaller than the map are used. Each pooled size weighs half as much as the size before, and the weights
-    sum to 1. Chen et al., section 3.4.
+    Only pooled sizes smaller than the maps are used. Each pooled size weighs half as much as the size before, and the
+    weights sum to 1. Chen et al., section 3.4.
     """
     student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
     total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
@@ -50,10 +50,10 @@ def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Ten
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of one level with the fused result of the later levels (None for the last level).
+    """Attention-based fusion of one level with the fused result of the later levels.
 
-    Both inputs of the fusion have `middle` channels. Two attention maps, computed from both inputs, weight them at each
-    position.
+    The last level has no later levels and is not fused. Both inputs of the fusion have `middle` channels. Two attention
+    maps, computed from both inputs, weight them at each position.
     """
 
     def __init__(self, student: Level, teacher: Level, middle: int, *, is_last: bool) -> None:
@@ -67,7 +67,10 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(layers[0].weight, a=1)
 
     def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the imitation of the teacher's level, and the fused result, the previous level's `behind`."""
+        """Return the imitation of the teacher's level, and the fused result.
+
+        `behind` is the fused result of the later levels; it is None for the last level.
+        """
         fused: Tensor = self.narrow(feature)
         if self.attention is not None:
             assert behind is not None
@@ -104,10 +107,10 @@ class Review(nn.Module):
 
 @dataclass(frozen=True)
 class ReviewKD(Objective):
-    """ce_weight · CE + review_weight · Σ over the levels of `hierarchical_context_loss`.
+    """ce_weight · CE + review_weight · the sum of `hierarchical_context_loss` over the levels.
 
     The published review_weight differs between teacher–student pairs; the default is the value for resnet32x4 →
-    resnet8x4. Over the first `warmup_epochs` epochs it grows linearly to its full value.
+    resnet8x4. Over the first `warmup_epochs` epochs, review_weight grows linearly to its full value.
     """
 
     ce_weight: float = 1.0

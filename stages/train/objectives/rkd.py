@@ -16,9 +16,10 @@ from torch import Tensor
 
 
 def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Compute smooth L1 between the two networks' distances, averaged over all N² ordered pairs of samples.
+    """Compute smooth L1 between the two networks' pairwise distances, averaged over all N² ordered pairs of samples.
 
-    Each network's distances are divided by their mean over the pairs that are apart. Park et al., equations 5 to 7.
+    Each network's distances are divided by their mean over the pairs with a distance above 0. Park et al., equations 5
+    to 7.
     """
     student_BB, teacher_BB = (_distances(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(_over_mean(student_BB), _over_mean(teacher_BB))
@@ -27,7 +28,7 @@ def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
 def angle_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     """Compute smooth L1 between the two networks' cosines of angles, averaged over all N³ triples of samples.
 
-    An angle is the angle at one sample between the directions to two others. Rotating, shifting or scaling the
+    Each angle lies at one sample, between the directions to two other samples. Rotating, shifting or scaling the
     embeddings does not change the loss. Park et al., equations 8 to 10.
     """
     student_BBB, teacher_BBB = (_cosines(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
@@ -46,7 +47,7 @@ def _over_mean(distance_BB: Tensor) -> Tensor:
 
 
 def _cosines(embedding_BD: Tensor) -> Tensor:
-    """Compute, at each sample, the cosines between the directions to any two others: (B, B, B)."""
+    """Compute, at each sample, the cosines between the directions to any two samples: (B, B, B)."""
     difference_BBD = embedding_BD[None] - embedding_BD[:, None]
     distance_BB1 = _distances(embedding_BD)[..., None]
     direction_BBD = difference_BBD / torch.where(distance_BB1 > 0, distance_BB1, 1.0)
@@ -56,7 +57,7 @@ def _cosines(embedding_BD: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RKD(Objective):
-    """ce_weight · CE + distance_weight · distances + angle_weight · angles of the pooled features.
+    """ce_weight · CE + distance_weight · `distance_loss` + angle_weight · `angle_loss`, both of the pooled features.
 
     Distances and angles are computed over the joint batch of all processes.
     """

@@ -46,7 +46,7 @@ class SimKD(Objective):
         return [MAP]
 
     def architecture(self, setting: Setting) -> str:
-        """Return the name of the student with projector and the teacher's classifier."""
+        """Return the name of the network that consists of student, projector and the teacher's classifier."""
         return f"{PREFIX}{setting.student.architecture}+{setting.teacher.architecture}"
 
     def start(self, network: Network, setting: Setting) -> None:
