@@ -1,1 +1,1 @@
-"""The claims about speed and memory, measured: what `dhkd bench` runs."""
+"""Measurements of the claims about speed and memory, run by `dhkd bench`."""

@@ -1,4 +1,4 @@
-"""Caches of random values, for timing: the time doesn't depend on the values."""
+"""Caches of random values for timing, which doesn't depend on the values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,7 +22,7 @@ def manifest_of(
     codec: AnyCodec = FLOAT16,
     signals: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Manifest:
-    """A manifest of logits, or of `signals`, which gives the shape of a row of each."""
+    """Build a cache manifest for logits, or for `signals` (teacher outputs), which maps each name to its row shape."""
     dataset = {
         "name": "random",
         "split": "train",
@@ -47,16 +47,16 @@ def manifest_of(
 
 
 def writer_at(path: Path, manifest: Manifest, store: str = "zarr") -> LogitWriter:
-    """A writer of the cache at `path`, which is begun if it doesn't exist."""
+    """Open a writer of the cache at `path`, which is begun if it doesn't exist."""
     storage = storage_of(path)
     return LogitWriter(storage, store, begin(storage, store, manifest), manifest.signals)
 
 
 def rows_of(writer: LogitWriter) -> dict[str, Array]:
-    """Random rows for the largest block."""
+    """Draw random rows for the largest block (a run of consecutive samples of one view, the unit of storage)."""
     rows, generator = writer.plan.block_rows, np.random.default_rng(0)
     values = {
-        # Features are small, so that losses whose weights expect small ones don't diverge.
+        # Features are small, so that losses whose weights are meant for small features don't diverge.
         name: (3.5 if name == "logits" else 0.1) * generator.standard_normal((rows, *signal.row), dtype=np.float32)
         for name, signal in writer.manifest.signals.items()
     }
@@ -64,14 +64,14 @@ def rows_of(writer: LogitWriter) -> dict[str, Array]:
 
 
 def write(writer: LogitWriter, blocks: Sequence[Block]) -> None:
-    """Write these blocks."""
+    """Write random rows to these blocks."""
     rows = rows_of(writer)
     for block in blocks:
         writer.write(block, {name: values[: len(block)] for name, values in rows.items()})
 
 
 def complete_cache(path: Path, manifest: Manifest, store: str = "zarr") -> Path:
-    """Write a complete cache at `path`, which is returned."""
+    """Write a complete cache at `path` and return the path."""
     writer = writer_at(path, manifest, store)
     write(writer, writer.plan.blocks())
     assert not writer.complete(set())

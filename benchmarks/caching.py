@@ -1,4 +1,4 @@
-"""What stage one costs beyond the teacher's forward, and how long it takes to open what it wrote."""
+"""What stage one, caching, costs beyond the teacher's forward passes, and how long opening a cache takes."""
 
 from statistics import median
 
@@ -14,11 +14,11 @@ from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models import build_network
 from dhkd.stages.models.teacher import Teacher
 
-VIEWS, WARM_UP = 2, 1  # cached in a repetition; repetitions that don't count
+VIEWS, WARM_UP = 2, 1  # views cached in a repetition; repetitions that don't count
 
 
 def caching(setup: Setup) -> list[Figure]:
-    """Rows a second of stage one, relative to those of the teacher alone on batches that are ready."""
+    """Measure the rows per second of stage one, relative to the teacher's forward passes on prepared batches."""
     sizes = setup.sizes
     images, batch_size = setup.images.first(sizes.teacher_rows), sizes.teacher_batch
     network = build_network(TEACHER, NUM_CLASSES)
@@ -50,7 +50,7 @@ def caching(setup: Setup) -> list[Figure]:
 
 
 def opening(setup: Setup) -> list[Figure]:
-    """Seconds from a path to the first view of a complete cache in memory."""
+    """Measure the seconds it takes to open a complete cache and read its first view into memory."""
 
     def open_and_read() -> None:
         reader = open_cache(setup.cache)

@@ -1,4 +1,4 @@
-"""Two runs of `dhkd bench`, compared."""
+"""Compare two runs of `dhkd bench`."""
 
 import json
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from dhkd.benchmarks.figure import Figure, text_of
 from dhkd.data.errors import ConfigError
 from dhkd.pipeline.cli.tables.plain import plain_table
 
-SAME = ("hardware", "gpu", "cores", "versions", "quick")  # these have to agree for a fair comparison
+SAME = ("hardware", "gpu", "cores", "versions", "quick")  # these keys have to agree for a fair comparison
 
 
 @dataclass(frozen=True)
 class Run:
-    """A file of `dhkd bench`: its figures by name and detail, and its other keys."""
+    """The JSON file of one `dhkd bench`: its figures by name and detail, and its other keys."""
 
     figures: Mapping[tuple[str, str], Figure]
-    facts: Mapping[str, Any]  # as the JSON has them: they are compared and printed
+    facts: Mapping[str, Any]  # values as in the JSON file, which are only compared and printed
 
 
 def comparison(first: Path, second: Path) -> str:
-    """A table of both files' medians, which says whether the quartiles of the repetitions overlap.
+    """Format a table of both files' medians, with a column for whether the quartile ranges overlap.
 
     Raises `ConfigError` for a file that holds no figures.
     """

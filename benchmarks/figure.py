@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `quartiles` are those of the repetitions; without a bound, there is no target."""
+    """One measured number. `quartiles` are the quartiles of the repetitions; `at_most` or `at_least` is the target."""
 
     name: str
     value: float
@@ -23,13 +23,13 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the value is within its bound; None for a figure without one."""
+        """Whether the value reaches its target; None for a figure without a target."""
         if self.at_most is not None:
             return self.value <= self.at_most
         return self.value >= self.at_least if self.at_least is not None else None
 
     def row(self) -> list[str]:
-        """The figure as a row of the table."""
+        """Format the figure as a row of the table."""
         target = "–"
         if self.at_most is not None:
             target = f"≤ {self.at_most:g}"
@@ -41,7 +41,7 @@ class Figure:
 
 
 def text_of(value: float) -> str:
-    """A number with at least three significant digits."""
+    """Format a number with 3 decimals below 10, with 1 below 100, else without decimals."""
     digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:,.{digits}f}"
 
@@ -55,7 +55,7 @@ def middle(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> Figure:
-    """The median of the repetitions, with their quartiles."""
+    """Build a figure from the median of the repetitions, with their quartiles."""
     numbers = [float(value) for value in values]
     low, _, high = quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
     return Figure(name, median(numbers), unit, detail, (low, high), at_most, at_least)
@@ -64,7 +64,7 @@ def middle(
 def interleaved(
     actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of every action in every round; the actions take turns, in reverse order in every other round."""
+    """Time every action in every round, in seconds. Actions take turns, and every other round reverses their order."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     order = list(actions)
     for number in range(warm_up + rounds):

@@ -1,7 +1,7 @@
-"""Rates on a GPU: steps as they are and captured, several students, stage one; and the online script to compare with.
+"""Rates on a GPU of training steps with each `--compile` setting, several students at once, caching, and `online.py`.
 
-`dhkd bench --only gpu` measures nothing without a GPU. No files are needed: the images are random, of CIFAR-100's shape
-and number, and so are the logits, which are kept in memory.
+`dhkd bench --only gpu` measures nothing without a GPU. No files are needed: images, as many as in CIFAR-100 and of the
+same shape, and logits are random, and the logits are kept in memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,15 +39,15 @@ from dhkd.stages.train.step import Compile
 from torch.profiler import ProfilerActivity, profile
 
 BATCH = 64
-EPOCHS, SAMPLES = 240, 50_000  # of the published runs
+EPOCHS, SAMPLES = 240, 50_000  # as in the published runs
 STUDENTS = 8
 SCRIPT = "online script, aligned, 4 workers"
-WARM_UP = 200  # steps, in which graphs are captured and kernels compiled
+WARM_UP = 200  # steps, during which CUDA graphs are captured and kernels compiled
 WAYS: tuple[Compile, ...] = ("off", "reduce-overhead", "max")
 
 
 def gpu(sizes: Sizes, folder: Path, processes: Processes, ways: Sequence[Compile] = WAYS) -> list[Figure]:
-    """Rates of the published training on this device."""
+    """Measure the rates of the published training on this device."""
     samples = sizes.gpu_samples
     images = random_images(samples, NUM_CLASSES)
     renderer = ResidentRenderer(images, RECIPE, processes.device)
@@ -85,7 +85,10 @@ def _warm_loops(
 def _training(
     sizes: Sizes, networks: tuple[str, str], loops: Mapping[str, Loop], images: ImageSet, processes: Processes
 ) -> list[Figure]:
-    """Steps a second of each way and of the online script; what the fastest means for a published run."""
+    """Measure the steps per second of each loop and of the online script.
+
+    The fastest loop's rate is also converted to the duration of a published run.
+    """
     (student, teacher), steps = networks, sizes.gpu_steps
     script = online(
         images, student=student, teacher=teacher, aligned=True, batch_size=BATCH, workers=4, device=processes.device
@@ -117,7 +120,10 @@ def _run(step: Callable[[], object], steps: int, processes: Processes) -> None:
 
 
 def _busy_share(step: Callable[[], object], steps: int, processes: Processes) -> float:
-    """At most the share of time in which a kernel runs: the sum of their durations over the time that passed."""
+    """Compute the sum of all kernels' durations, divided by the elapsed time.
+
+    The share of time in which at least one kernel runs is at most this number.
+    """
     on_gpu = processes.device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     began = perf_counter()
@@ -132,7 +138,7 @@ def _busy_share(step: Callable[[], object], steps: int, processes: Processes) ->
 def _together(
     sizes: Sizes, renderer: ResidentRenderer, signals: ResidentSignals, processes: Processes, how: Compile
 ) -> Figure:
-    """Several students on shared batches, relative to one after the other."""
+    """Measure several students on shared batches, relative to training them one after the other."""
     steps = sizes.gpu_steps
     stream = stream_of(renderer, signals, BATCH)
     loops = [Loop("dhkd", stream, processes, compiled=how, alone=False) for _ in range(STUDENTS)]
@@ -161,7 +167,7 @@ def _together(
 
 
 def _stage_one(images: ImageSet, renderer: ResidentRenderer, folder: Path, processes: Processes) -> Figure:
-    """Seconds to cache all views, computed from those of a few."""
+    """Measure the seconds to cache a few views, and scale them to all views."""
     teacher = Teacher(build_network("resnet32x4", NUM_CLASSES), Normalization(MEAN, STD), processes)
     views, block_rows, seconds = 4, -(-len(images) // 3), []
     for number in range(3):

@@ -1,4 +1,4 @@
-"""A cache of ImageNet's size: how long an epoch takes to begin and to read, and how much memory that takes."""
+"""A cache of ImageNet's size: the time until an epoch begins, the time to read the epoch, and the memory for both."""
 
 import multiprocessing
 import time
@@ -21,17 +21,17 @@ from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import WindowedSignals
 from torch import Tensor
 
-if TYPE_CHECKING:  # what it imports would count as memory of the process that is measured
+if TYPE_CHECKING:  # the modules that this import loads would count as memory of the measured process
     from dhkd.benchmarks.setup import Setup
 
 CLASSES, WINDOW, BLOCK_BYTES = 1000, 65536, 16 * 2**20
-ROW_BYTES = 2 * CLASSES  # of logits in float16
+ROW_BYTES = 2 * CLASSES  # size of a row of logits in float16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
 
 
 class SheetRenderer:
-    """Stands in for decoding: all pixels of an image have one level, a function of its key."""
+    """A stand-in for decoding: all pixels of an image have the same value, which depends on the key (view, index)."""
 
     device = CPU
     in_memory = False
@@ -42,15 +42,15 @@ class SheetRenderer:
         self.images = images
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """Images of 8 × 8 pixels."""
+        """Yield batches of images of 8 × 8 pixels."""
         for view_B, index_B in batches:
             yield ((view_B + index_B) % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
 
 
 def large_cache(setup: "Setup") -> list[Figure]:
-    """A cache of two views: the files are listed, the cache opened, an epoch scheduled and shuffled, then all read.
+    """Measure a cache of two views: list image files, open the cache, schedule and shuffle an epoch, then read it.
 
-    This happens in a process of its own, whose largest resident memory includes the program's imports.
+    A separate process does this. The largest resident memory of that process includes the program's imports.
     """
     num_samples = setup.sizes.large_samples
     plan = Plan.balanced(2, num_samples, ROW_BYTES, BLOCK_BYTES)
@@ -76,7 +76,7 @@ def large_cache(setup: "Setup") -> list[Figure]:
 
 
 def _plan_and_read(parent: Connection, num_samples: int, cache: Path) -> None:
-    """Send the seconds until the first batch and for the others, and the memory (GB) after each part."""
+    """Send the seconds until the first batch and for the other batches, and the memory (GB) after each part."""
     number_N = np.arange(num_samples)
     names = [f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG".encode() for number in number_N.tolist()]
     began = time.perf_counter()
@@ -106,7 +106,7 @@ def _plan_and_read(parent: Connection, num_samples: int, cache: Path) -> None:
 
 
 def _memory() -> float:
-    """The largest resident memory of this process so far, in GB."""
-    # getrusage is of no use: a new process inherits its figure from the parent.
+    """Return the largest resident memory of this process so far, in GB."""
+    # getrusage would be wrong: a new process inherits the parent's maximum.
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024 / 1e9

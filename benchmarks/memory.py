@@ -1,4 +1,4 @@
-"""How much memory stage one takes, in blocks."""
+"""How much memory stage one, caching, takes, in blocks (a block is a run of samples of one view, written at once)."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ CLASSES, BATCH, PIXELS = 1000, 256, 8
 
 
 def memory(setup: Setup) -> list[Figure]:
-    """How far resident memory grows while a process caches few views, and while it caches many.
+    """Measure how much resident memory grows while a process caches few views, and while it caches many.
 
-    A block is counted as it is computed, in float32; it is stored in half as many bytes. How many copies of blocks
-    exist at a time depends on how writing and computing overlap, so the growth differs by a block or so from run to
-    run; the six views more are twelve blocks.
+    The size of a block is counted in float32, in which it is computed; it is stored in half as many bytes. How many
+    copies of blocks exist at a time depends on how writing and computing overlap, so the growth differs by about a
+    block from run to run. The six additional views are twelve blocks.
     """
     megabytes = setup.sizes.block_megabytes
     block_bytes = megabytes * MEGABYTE
@@ -49,10 +49,10 @@ def memory(setup: Setup) -> list[Figure]:
 
 
 def _growths(block_bytes: int, numbers_of_views: Sequence[int], folder: Path) -> list[int]:
-    """For each number of views, the bytes by which a process that caches them grows.
+    """Return, for each number of views, by how many bytes a process that caches so many views grows.
 
-    Each has a process of its own, which is watched from here: a thread inside it would have to wait for the
-    interpreter at the peaks.
+    Each number of views is cached in a separate process, whose memory this process watches. A thread inside the
+    caching process would have to wait for Python's interpreter lock and could miss the peaks.
     """
     spawn = multiprocessing.get_context("spawn")
     children = []
@@ -64,7 +64,7 @@ def _growths(block_bytes: int, numbers_of_views: Sequence[int], folder: Path) ->
         childs_end.close()
         children.append((child, connection))
     for _, connection in children:
-        connection.recv()  # it is warm
+        connection.recv()  # the child is warm
     growths = []
     for child, connection in children:
         process = psutil.Process(child.pid)
@@ -72,14 +72,14 @@ def _growths(block_bytes: int, numbers_of_views: Sequence[int], folder: Path) ->
         connection.send("write")
         while not connection.poll(0.001):
             peak = max(peak, process.memory_info().rss)
-        connection.recv()  # raises EOFError if it failed
+        connection.recv()  # raises EOFError if the child failed
         child.join()
         growths.append(peak - before)
     return growths
 
 
 def _cache_on_command(parent: Connection, block_bytes: int, views: int, cache: Path) -> None:
-    """Write two blocks a view, from a teacher that costs next to nothing."""
+    """Write two blocks per view, with a teacher that needs almost no time or memory."""
     block_rows = block_bytes // (np.dtype(np.float32).itemsize * CLASSES)
     images = random_images(2 * block_rows, CLASSES, size=PIXELS)
     processes = Processes("float32", cpu=True)

@@ -1,4 +1,4 @@
-"""What a step of each method costs."""
+"""What a training step of each method costs."""
 
 import copy
 from functools import partial
@@ -20,9 +20,10 @@ from dhkd.stages.train.objectives.contract import Setting
 
 
 def method_steps(setup: Setup) -> list[Figure]:
-    """A step of each method, relative to one of cross-entropy; the teacher runs live for whole maps.
+    """Measure a step of each method, relative to a step with cross-entropy.
 
-    The memory of CRD has as many samples as there are images.
+    The teacher runs live for methods that need whole feature maps. The memory bank of `crd` has as many samples as
+    there are images.
     """
     images = random_images(setup.sizes.method_samples, NUM_CLASSES)
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
-"""The table of methods in docs/methods.md: `python benchmarks/method_table.py BENCH.json`.
+"""Print the table of methods in docs/methods.md: `python benchmarks/method_table.py BENCH.json`.
 
-What a method needs, and how large that is, comes from the presets of CIFAR-100 and ImageNet. What its step costs comes
-from the file that `make bench ARGS="--only methods"` writes; without the file, that column stays empty.
+The signals (teacher outputs) that a method needs, and their sizes, come from the presets of CIFAR-100 and ImageNet. The
+cost of a step comes from the file that `make bench ARGS="--only methods"` writes; without the file, that column stays
+empty.
 """
 
 import json
@@ -29,7 +30,7 @@ SOURCE_OF_SIGNALS = {None: "–", True: "cache or live", False: "live"}
 
 
 def method_table(step_costs: Mapping[str, str]) -> list[str]:
-    """The table's lines in Markdown; `step_costs` has each method's cost relative to cross-entropy, as text."""
+    """Build the table's lines in Markdown; `step_costs` has each method's cost relative to cross-entropy, as text."""
     on_cifar, on_imagenet = (list_methods(load_experiment(preset)) for preset in PRESETS)
     lines = [f"| {' | '.join(HEADER)} |", "|---|---|" + "---:|" * 2 + "---|" + "---:|" * 2]
     for cifar, imagenet in zip(on_cifar, on_imagenet, strict=True):
@@ -59,7 +60,7 @@ def _megabytes(method: Method) -> str:
 
 
 def read_step_costs(bench: Path) -> dict[str, str]:
-    """Each method's median from a bench's JSON file, marked if its teacher ran live."""
+    """Read each method's median from a JSON file of `dhkd bench`, with the mark "live" if the teacher ran live."""
     costs = {"ce": "1"}
     for figure in json.loads(bench.read_bytes())["figures"]:
         match = re.fullmatch(r"step: (.+) \((live|cached|no teacher)\) / ce", figure["name"])

@@ -1,8 +1,9 @@
-"""Every method on the demo's data, several seeds each, as one table: `python benchmarks/methods.py --out DIR`.
+"""Train every method on the demo's data with several seeds and print a table: `python benchmarks/methods.py --out DIR`.
 
-There is one teacher, and one cache of all views with the signals that methods can read from a cache; methods that need
-whole maps run the teacher live. Settings are the preset's. Finished runs are not repeated: an interrupted table can be
-continued, and other `--methods` add rows. It is not part of `dhkd bench`: it takes an hour, and measures accuracy.
+There is one teacher, and one cache of all views with the signals (teacher outputs) that methods can read from a cache;
+methods that need whole feature maps run the teacher live. Settings are the preset's. Finished runs are not repeated, so
+an interrupted table can be continued, and other `--methods` add rows. This script is not part of `dhkd bench`, because
+it takes an hour and measures accuracy.
 """
 
 import argparse
@@ -24,7 +25,7 @@ COMBINED = ("dhkd + reviewkd",)
 
 
 def trained(out: Path, method: str, seed: int, overrides: list[str]) -> TrainedRun:
-    """The result of a run, which is trained if it isn't finished."""
+    """Return the result of a run, which is trained first if it isn't finished."""
     run = out / f"{method.replace(' ', '')}-{seed}"
     if (run / "result.json").is_file():
         return TrainedRun.from_json(json.loads((run / "result.json").read_bytes()), str(run / "result.json"))
@@ -41,7 +42,7 @@ def trained(out: Path, method: str, seed: int, overrides: list[str]) -> TrainedR
 
 
 def main() -> None:
-    """Train what is missing, and print the table."""
+    """Train the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of teacher, cache and runs")
     parser.add_argument("--methods", nargs="+", default=[*OBJECTIVES, *COMBINED])

@@ -1,8 +1,8 @@
-"""The same training without a cache, as a careful researcher would write it; dhkd's rate is compared with its rate.
+"""The same training without a cache, as a careful researcher would write it, as a reference for dhkd's speed.
 
 Images are transformed one at a time by torchvision in a DataLoader, the teacher runs in every step, and the gradients
-are aligned as flat vectors. It uses dhkd's networks and losses, so that both sides compute the same, but not its loop,
-its stream and its gradients.
+are aligned as flat vectors. The script uses dhkd's networks and losses, so that both compute the same, but has its own
+training loop, data loading and gradient alignment.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ TEMPERATURE = 2.0
 
 
 class PictureSet(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's CIFAR classes give them: one at a time, transformed from a PIL image."""
+    """A data set like torchvision's CIFAR classes, which transforms one PIL image at a time."""
 
     def __init__(self, images: ImageSet) -> None:
-        from torchvision import transforms  # it takes as long to import as torch, and some processes don't need it
+        from torchvision import transforms  # importing it takes as long as torch, and some processes don't need it
 
         self._images_NHWC = images.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = images.labels_N.tolist()
@@ -55,9 +55,9 @@ def online(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[None]:
-    """Train, and yield after every step: with cross-entropy, and with BinaryKL-Norm if there is a `teacher`.
+    """Train with cross-entropy, and with BinaryKL-Norm if there is a `teacher`; yield after every step.
 
-    With `aligned`, BinaryKL-Norm has a head of its own, and the gradients are aligned.
+    With `aligned`, BinaryKL-Norm has a separate head, and the gradients of the two losses are aligned.
     """
     device = device or torch.device("cpu")
     network = build_network(student, images.num_classes).to(device).train()
@@ -90,7 +90,7 @@ def online(
 
 
 def aligned_gradients(kept: Tensor, against: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """The sum of both gradients; if they conflict, without the second's component along the first."""
+    """Add both gradients; if they conflict, first remove the component of the second gradient along the first."""
     g1 = torch.cat([g.flatten() for g in _gradient(kept, parameters, retain_graph=True)])
     g2 = torch.cat([g.flatten() for g in _gradient(against, parameters, retain_graph=False)])
     dot = torch.dot(g1, g2)

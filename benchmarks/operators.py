@@ -1,7 +1,7 @@
-"""Where the time of a command goes, by operators: `python -P -m dhkd.benchmarks.operators train-student PRESET …`.
+"""Profile a command by operators: `python -P -m dhkd.benchmarks.operators train-student PRESET …`.
 
-The command runs in this process under torch's profiler, which slows it down a little. Its output is the usual one; the
-table follows on standard error.
+The command runs in this process under torch's profiler, which slows it down a little. It prints its usual output, and
+the table of times follows on standard error.
 """
 
 import os
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from time import perf_counter
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # read when torch is imported; at lower levels, it reports missing GPUs
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch reads this on import and reports missing GPUs at lower levels
 
 from torch.profiler import ProfilerActivity, profile
 
-# From a part to how the names of its operators begin; the first part that matches counts.
+# For each part, the prefixes of its operators' names; an operator belongs to the first part that matches.
 PARTS = {
     "convolutions, backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward", "aten::cudnn_conv"),
     "convolutions, forward": ("aten::mkldnn_convolution", "aten::convolution", "aten::_convolution", "aten::conv2d"),
@@ -25,9 +25,9 @@ PARTS = {
 
 
 def seconds_by_part(action: Callable[[], object]) -> tuple[dict[str, float], float]:
-    """The operators' own seconds by part, with those between operators, and the seconds that passed.
+    """Measure the time that operators take by themselves, in seconds by part, and the elapsed seconds.
 
-    Operators in other threads count too.
+    "between operators" is the rest of the elapsed time. Operators in other threads are included.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         began = perf_counter()

@@ -1,4 +1,4 @@
-"""What a student's step costs with and without the cache, for the two pairs that papers compare most often."""
+"""What a student's step costs with and without the cache, for the two pairs of networks that papers use most often."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,14 +16,14 @@ from dhkd.stages.train.step import Compile
 from numpy.typing import NDArray
 
 PAIRS = (("resnet20", "resnet56"), ("resnet8x4", "resnet32x4"))
-STEPS = 4  # in a repetition; a coefficient is used for as many
+STEPS = 4  # steps in a repetition, and the number of steps for which `REFRESHED` uses a coefficient
 ALIGNED = "online script, teacher live, aligned"
 REFRESHED = "dhkd, coefficient of every 4th step"
 COMPILED = "dhkd, --compile max"
 
 
 def pairs(setup: Setup) -> list[Figure]:
-    """Each way's step relative to cross-entropy's on the same data path, and dhkd's rate relative to the script's."""
+    """Measure steps relative to a step of dhkd with cross-entropy, and dhkd's rate relative to the online script's."""
     return [figure for student, teacher in PAIRS for figure in _pair(setup, student, teacher)]
 
 
@@ -38,7 +38,7 @@ def _pair(setup: Setup, student: str, teacher: str) -> list[Figure]:
         if name != "ce"
     ]
     rates = {name: STEPS * batch_size / values for name, values in seconds.items()}
-    for workers in (1, 2):  # each with a new loader, so that nothing was fetched while other ways had their turn
+    for workers in (1, 2):  # each with a new loader, so that no batch was fetched during another measurement
         steps = script(teacher=teacher, aligned=True, workers=workers)
         rate = steps_per_second(steps, setup.sizes.plain_steps) * batch_size
         rates[f"{ALIGNED}, {workers} workers"] = np.array([rate])
@@ -56,7 +56,7 @@ def _pair(setup: Setup, student: str, teacher: str) -> list[Figure]:
 def _seconds(
     setup: Setup, networks: tuple[str, str], script: Callable[..., Iterator[None]]
 ) -> dict[str, NDArray[np.float64]]:
-    """The seconds of every way's repetitions, which take turns."""
+    """Measure the seconds of all repetitions of each variant; the variants take turns."""
     renderer, resident, batch_size = setup.renderer(), setup.signals(), setup.batch_size
     step = partial(_step_of, setup.processes, networks)
     with_cache = {

@@ -1,6 +1,7 @@
 """How fast photographs are decoded, in this process and by a worker.
 
-They are generated as JPEG files of 500 × 375 pixels and 100 to 130 kB, which is about the size of ImageNet's.
+The photographs are generated JPEG files of 500 × 375 pixels and 100 to 130 kB, which is about the size of ImageNet's
+files.
 """
 
 import io
@@ -31,23 +32,23 @@ class InMemory(EncodedFiles):
         self._contents = contents
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image."""
+        """Return the encoded bytes of an image."""
         return self._contents[index]
 
     def name(self, index: int) -> str:
-        """The number of an image."""
+        """Return the number of an image as its name."""
         return str(index)
 
     def names(self, num_samples: int) -> bytes:
-        """The numbers of all images."""
+        """Return the numbers of all images, one per line."""
         return b"\n".join(str(index).encode() for index in range(num_samples))
 
     def expect(self, index_B: Tensor) -> None:
-        """Nothing to do: all images are in memory."""
+        """Do nothing, because all images are in memory."""
 
 
 def generated_photographs(number: int) -> PhotoSet:
-    """Smooth colours with some noise; no two photographs are alike."""
+    """Generate different photographs of smooth colours with some noise."""
     rng = np.random.default_rng(0)
     contents = []
     for _ in range(number):
@@ -63,7 +64,7 @@ def generated_photographs(number: int) -> PhotoSet:
 
 
 def decoding(setup: Setup) -> list[Figure]:
-    """Photographs a second that are decoded, cut and resized by the renderer and by one worker, relative to Pillow."""
+    """Measure how many photographs per second the renderer and a worker decode, crop and resize, relative to Pillow."""
     number = setup.sizes.photographs
     images = generated_photographs(number)
     files = images.files
@@ -81,9 +82,9 @@ def decoding(setup: Setup) -> list[Figure]:
         renderer = PhotoRenderer(images, RECIPE, CPU, workers=workers)
         return lambda: deque(renderer.render(batches), maxlen=0)
 
-    # In batches, as training asks for them.
+    # In batches, as in training.
     batches = [(torch.zeros_like(batch_B), batch_B) for batch_B in torch.split(index_B, 64)]
-    passes = 4  # of the worker, so that its start and end count as much as in a short epoch
+    passes = 4  # of the worker over all photographs, so that starting and ending it count as much as in a short epoch
     actions = {"bare": bare, "renderer": rendered(0, batches), "one worker": rendered(1, passes * batches)}
     seconds = interleaved(actions, setup.sizes.photograph_rounds, warm_up=1)
     seconds["one worker"] /= passes

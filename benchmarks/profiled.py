@@ -1,4 +1,4 @@
-"""Where the time of both stages goes, and how close they come to what the machine can do."""
+"""Where the time of both stages goes, and how close their FLOP/s and bytes/s come to the machine's limits."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,18 +19,21 @@ from dhkd.stages.models.teacher import Teacher
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-MATRIX, COPIED = 2048, 2**28  # rows of a square matrix, bytes
+MATRIX, COPIED = 2048, 2**28  # rows of a square matrix; bytes to copy
 
-Seconds = Mapping[str, NDArray[np.float64]]  # of every repetition, by action
+Seconds = Mapping[str, NDArray[np.float64]]  # seconds of every repetition, by action
 
 
 def profiled(setup: Setup) -> list[Figure]:
-    """Shares of the operators' own time in both stages, and FLOP/s and bytes/s relative to the plainest code."""
+    """Measure each kind of operator's share of the time in both stages, and FLOP/s and bytes/s.
+
+    FLOP/s are compared with a matrix product, bytes/s with a memory copy.
+    """
     return [*_stages(setup), *_rates(setup)]
 
 
 def _stages(setup: Setup) -> list[Figure]:
-    """Stage one caches a view of the images that stage two's aligned steps have in their batches."""
+    """Profile both stages: stage one caches one view of as many images as stage two trains on, with aligned steps."""
     steps, batch_size, processes = setup.sizes.profile_steps, setup.batch_size, setup.processes
     teacher = Teacher(build_network(TEACHER, NUM_CLASSES), Normalization(MEAN, STD), processes)
     images = setup.images.first(min(len(setup.images), steps * batch_size))
@@ -79,7 +82,8 @@ def _rates(setup: Setup) -> list[Figure]:
         "copy": lambda: target.copy_(source),
     }
     seconds = interleaved(actions, setup.sizes.together_rounds)
-    # Every pixel is read and written as a byte and written as a float; a row of the cache is read and decoded.
+    # Every pixel is read and written as a byte (1 + 1) and written as a float (4); every logit is read as float16 (2)
+    # and written as float32 (4).
     moved = pixels_BCHW.numel() * 6 + batch_size * NUM_CLASSES * 6
     return [*_computing(seconds, flops, batch_size), *_moving(seconds, moved, batch_size)]
 
@@ -111,7 +115,7 @@ def _repeat(action: Callable[[], None], times: int) -> None:
 
 
 def _flops(action: Callable[[], None]) -> int:
-    """The FLOP of an action's matrix products and convolutions, once it is warm."""
+    """Count the FLOP of an action's matrix products and convolutions, after two calls to warm up."""
     _repeat(action, 2)
     with FlopCounterMode(display=False) as flops:
         action()
@@ -119,7 +123,10 @@ def _flops(action: Callable[[], None]) -> int:
 
 
 def _shares(stage: str, action: Callable[[], None], detail: str) -> list[Figure]:
-    """Each operator's own time as a share of the action's; operators in other threads come on top."""
+    """Measure the time of each part's operators as a share of the action's elapsed time.
+
+    The shares include operators in other threads, so their sum may exceed 1.
+    """
     action()
     seconds, passed = seconds_by_part(action)
     return [Figure(f"{stage}: {part}", of_part / passed, "", detail) for part, of_part in seconds.items()]

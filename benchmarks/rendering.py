@@ -13,11 +13,11 @@ from dhkd.data.render import Normalization
 from torch.utils.data import DataLoader
 
 BATCH = 128
-RENDERED, LOADED = 20, 1  # batches in a repetition, so that neither side is too short to time
+RENDERED, LOADED = 20, 1  # batches in a repetition, chosen so that neither side is too short to time
 
 
 def rendering(setup: Setup) -> list[Figure]:
-    """Images a second of the renderer, relative to torchvision's transforms, one sample at a time in one process."""
+    """Measure the images per second of the renderer, relative to torchvision's transforms in a single process."""
     images = random_images(setup.sizes.render_samples, NUM_CLASSES)
     renderer, normalize = ResidentRenderer(images, RECIPE, setup.processes.device), Normalization(MEAN, STD)
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,11 @@
-"""What `dhkd bench` runs: the claims about speed and memory as one table of figures, each beside its target.
+"""Run `dhkd bench`: measure the claims about speed and memory, and print a table of figures with their targets.
 
-This is not a test: on a shared machine, a figure may miss its target without a fault. So nothing fails, and the load
-is written beside the figures. A ratio is the median over the repetitions of one run in which both sides took turns (A,
-B, B, A, …): whatever slows the machine for a while slows both. Everything runs on the CPU, on random images of
-CIFAR-100's shape; only the point `gpu` needs a GPU. The sides compared are the project's own code and, where a figure
-says so, a plain PyTorch script. Left out on purpose: accuracy, and several processes.
+This is not a test: on a shared machine, a figure may miss its target although nothing is wrong. So nothing fails, and
+the machine's load is recorded with the figures. A ratio is the median over the repetitions of one run in which both
+sides took turns (A, B, B, A, …), so whatever slows the machine for a while slows both sides. Everything runs on the
+CPU, on random images of CIFAR-100's shape; only the point `gpu` needs a GPU. Figures compare the project's code with
+itself or, if they say so, with a plain PyTorch script. Accuracy and training with several processes are left out on
+purpose.
 """
 
 import json
@@ -61,7 +62,7 @@ POINTS = (*ON_THE_CPU, GPU)
 
 @dataclass(frozen=True)
 class Bench:
-    """The figures, with what they were measured on; the fields are the keys of the JSON file."""
+    """The figures and the machine they were measured on; the fields are the keys of the JSON file."""
 
     date: str
     quick: bool
@@ -75,12 +76,12 @@ class Bench:
     figures: Sequence[Figure]
 
     def as_json(self) -> dict[str, Any]:  # the JSON object
-        """Plain values; every figure also says whether it reached its target."""
+        """Convert to plain values, with the key `reached` in every figure for whether it reached its target."""
         return {**asdict(self), "figures": [{**asdict(figure), "reached": figure.reached} for figure in self.figures]}
 
 
 def bench(points: Sequence[str], *, quick: bool, out: Path) -> tuple[dict[str, Any], str]:
-    """Measure these points and write `out`, a JSON file; what it holds, and the same as a table."""
+    """Measure these points and write `out`, a JSON file; return its contents, and the same as a table."""
     unknown_points = [point for point in points if point not in POINTS]
     if unknown_points:
         raise ConfigError(unknown("point", unknown_points[0], POINTS))
@@ -90,7 +91,7 @@ def bench(points: Sequence[str], *, quick: bool, out: Path) -> tuple[dict[str, A
         os.getloadavg()[0],
         time.perf_counter(),
     )
-    # Beside the results, so that caches are written to the kind of disk that users write theirs to.
+    # In the folder of the results, so that the caches are on the kind of disk that users have their caches on.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="bench-") as folder:
         figures = measure(QUICK if quick else FULL, Path(folder), points)
     result = Bench(
@@ -111,7 +112,7 @@ def bench(points: Sequence[str], *, quick: bool, out: Path) -> tuple[dict[str, A
 
 
 def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
-    """The named points, one after the other; `folder` takes the caches that are written."""
+    """Measure the named points one after the other, writing caches to `folder`."""
     began = time.perf_counter()
 
     def report(line: str) -> None:

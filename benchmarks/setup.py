@@ -1,4 +1,4 @@
-"""What the points of the benchmark share: how much is measured, and the images and the cache that it is measured on."""
+"""What the points of the benchmark share: how much is measured, and the images and the cache used for measuring."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from dhkd.stages.processes import Processes
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: in full, or in a quick run whose figures mean nothing."""
+    """How much is measured, either in full or in a quick run whose figures mean nothing."""
 
     samples: int  # in the student's training set and in its cache
     views: int  # in the student's cache
@@ -21,7 +21,7 @@ class Sizes:
     batch_sizes: tuple[int, ...]
     step_rounds: int  # repetitions of one step
     plain_rounds: int  # repetitions of a run of the plain script
-    plain_steps: int  # steps in such a run, after as many to warm up
+    plain_steps: int  # steps in such a run, after the same number of warm-up steps
     pair_rounds: int
     together_rounds: int
     profile_steps: int
@@ -41,13 +41,13 @@ class Sizes:
     gpu_steps: int
     gpu_rounds: int
     gpu_samples: int
-    block_megabytes: float  # of the blocks, as computed, whose memory is measured
+    block_megabytes: float  # size in float32 of the blocks in the measurement of memory
 
 
 FULL = Sizes(
     samples=5_000,
     views=RECIPE.num_views,
-    blocks_per_view=3,  # as many files as all views of CIFAR-100 have in blocks of 4 MiB
+    blocks_per_view=3,  # gives as many files as a cache of CIFAR-100 with all views and blocks of 4 MiB
     batch_sizes=(64, 128),
     step_rounds=60,
     plain_rounds=3,
@@ -117,15 +117,15 @@ class Setup:
 
     @property
     def batch_size(self) -> int:
-        """The student's, where only one is measured."""
+        """The student's batch size in points that measure only one batch size."""
         return self.sizes.batch_sizes[0]
 
     def renderer(self) -> ResidentRenderer:
-        """Renders the training images."""
+        """Build a renderer of the training images."""
         return ResidentRenderer(self.images, RECIPE, self.processes.device)
 
     def signals(self) -> ResidentSignals:
-        """The cache's logits, in memory."""
+        """Load the cache's logits into memory."""
         return ResidentSignals(self.reader, {"logits": ["logits"]}, self.processes.device)
 
 

@@ -30,7 +30,7 @@ STUDENT, TEACHER = "resnet20", "resnet56"
 
 
 def random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageSet:
-    """Images of random pixels and labels."""
+    """Draw images with random pixels and random labels."""
     generator = torch.Generator().manual_seed(0)
     images_NCHW = torch.randint(256, (num_samples, 3, size, size), generator=generator, dtype=torch.uint8)
     labels_N = torch.randint(num_classes, (num_samples,), generator=generator)
@@ -38,18 +38,18 @@ def random_images(num_samples: int, num_classes: int, size: int = 32) -> ImageSe
 
 
 def stream_of(renderer: ResidentRenderer, signals: Signals, batch_size: int, live: Live | None = None) -> Stream:
-    """A stream of batches, in which every sample has its own view."""
+    """Build a stream of batches in which each sample's view is chosen independently."""
     normalize = Normalization(MEAN, STD)
     return Stream(renderer, normalize, signals, schedule="independent", seed=0, batch_size=batch_size, live=live)
 
 
 def batches_of(stream: Stream) -> Iterator[tuple[int, int, Batch]]:
-    """Endless epochs: epoch, step and batch."""
+    """Yield epoch, step and batch, for an endless number of epochs."""
     return ((epoch, step, batch) for epoch in count() for step, batch in enumerate(stream.epoch(epoch)))
 
 
 class Loop:
-    """A student in training; it takes the same steps as in the training loop, one at a time."""
+    """A student in training, which takes the same steps as in the training loop, but one at a time."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Loop:
         compiled: Compile = "off",
         alone: bool = True,
     ) -> None:
-        # At a low learning rate, the loss doesn't diverge on random labels; the time doesn't depend on it.
+        # At a low learning rate, the loss doesn't diverge on random labels; the rate doesn't affect the time.
         student, teachers_architecture = networks or (STUDENT, TEACHER)
         training = Training(architecture=student, epochs=1000, lr=1e-4)
         self.objective = combined_objective(objective, {}, Alignment(("ce",), None, every) if every > 1 else None)
@@ -92,17 +92,17 @@ class Loop:
         self._epoch = -1
 
     def step(self) -> None:
-        """One update on the next batch of the stream."""
+        """Take one step on the next batch of the stream."""
         self.train_on(*next(self._batches))
 
     def steps(self) -> Iterator[None]:
-        """Endless steps."""
+        """Take an endless number of steps, yielding after each."""
         while True:
             self.step()
             yield
 
     def train_on(self, epoch: int, step: int, batch: Batch) -> None:
-        """One update on a batch that is ready."""
+        """Take one step on this batch."""
         if epoch != self._epoch:
             self._step.begin_epoch(epoch)
             self._epoch = epoch
@@ -110,14 +110,14 @@ class Loop:
 
 
 def train_side_by_side(side_by_side: SideBySide, loops: Sequence[Loop], epoch: int, step: int, batch: Batch) -> None:
-    """One update of every student on the same batch."""
+    """Take one step with every student on the same batch, all at once; raise the first student's error, if any."""
     errors = side_by_side.run({loop: partial(loop.train_on, epoch, step, batch) for loop in loops})
     for error in errors.values():
         raise error
 
 
 def steps_per_second(steps: Iterator[None], num_steps: int) -> float:
-    """The rate of `num_steps` steps, after as many to warm up."""
+    """Measure the rate of `num_steps` steps, after the same number of warm-up steps."""
     for _ in range(num_steps):
         next(steps)
     began = time.perf_counter()

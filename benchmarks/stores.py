@@ -1,4 +1,4 @@
-"""What a cache costs in each store: bytes a row, and the rates of reading, verifying and writing."""
+"""What a cache costs in each store (storage format): bytes per row, and the rates of reading, verifying and writing."""
 
 import multiprocessing
 import time
@@ -16,7 +16,7 @@ from dhkd.data.cache.find import find
 from dhkd.data.cache.reader import Damage, open_cache
 from dhkd.data.cache.storage.places import storage_of
 
-STORES = {"zarr": 0.15, "webdataset": 0.1}  # the least rate of reading, relative to numpy.memmap's
+STORES = {"zarr": 0.15, "webdataset": 0.1}  # targets: the least reading rate, relative to numpy.memmap
 CODECS: dict[str, AnyCodec] = {
     "float32": Float("float32"),
     "float16": Float("float16"),
@@ -24,13 +24,13 @@ CODECS: dict[str, AnyCodec] = {
     "top-20": TopK(20, 4.0),
 }
 CLASSES = 100
-BLOCK_ROWS = 16_667  # as in CIFAR-100's presets: three blocks to 50,000 samples
-LEAST_ROWS = 1e6  # a second
-WRITING_ROUNDS = 3  # at most: each starts processes, which takes longer than writing
+BLOCK_ROWS = 16_667  # as in CIFAR-100's presets, where three blocks hold 50,000 samples
+LEAST_ROWS = 1e6  # target: rows per second
+WRITING_ROUNDS = 3  # at most, because each round starts processes, which takes longer than writing
 
 
 def stores(setup: Setup) -> list[Figure]:
-    """All figures of both stores, for rows of 100 classes."""
+    """Measure all figures of both stores, for rows of 100 classes."""
     rounds, num_samples, folder = setup.sizes.store_rounds, setup.sizes.store_rows, setup.folder
     return [
         *_sizes(num_samples, folder),
@@ -55,7 +55,7 @@ def _sizes(num_samples: int, folder: Path) -> list[Figure]:
 
 
 def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
-    """The rate of whole views in order and of all blocks shuffled, relative to numpy.memmap of the same values."""
+    """Measure the rate of reading whole views in order and blocks in random order, relative to numpy.memmap."""
     num_views = 8
     block_rows = min(BLOCK_ROWS, num_samples)
     raw = folder / "plain.bin"
@@ -103,7 +103,7 @@ def _reading(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
 
 
 def _writing(rounds: int, num_samples: int, folder: Path) -> list[Figure]:
-    """The rate at which one process and two write finished blocks, flushed to disk; without checks and index."""
+    """Measure the rate at which one and two processes write blocks, flushed to disk, without checks and index."""
     num_views = 4
     manifest = manifest_of(num_views, num_samples, CLASSES, min(BLOCK_ROWS, num_samples))
     megabytes = num_views * num_samples * (2 * CLASSES + 4) / 1e6
@@ -131,7 +131,7 @@ def _seconds_to_write(path: Path, store: str, num_writers: int) -> float:
         child.start()
         children.append((child, connection))
     for _, connection in children:
-        connection.recv()  # it is ready
+        connection.recv()  # the child is ready
     began = time.perf_counter()
     for _, connection in children:
         connection.send("write")

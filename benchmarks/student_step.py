@@ -14,7 +14,7 @@ from dhkd.data.stream.signals import NoSignals, Signals
 
 
 def student_step(setup: Setup) -> list[Figure]:
-    """A step with a resident cache, relative to cross-entropy's on the same renderer; the rate of a plain script."""
+    """Measure a step with a cache in memory, relative to a step with cross-entropy, and the rate of a plain script."""
     renderer, resident = setup.renderer(), setup.signals()
     signals: dict[str, Signals] = {"ce": NoSignals(resident.num_views), "kd": resident, "binary-kl": resident}
     figures = []
@@ -32,7 +32,7 @@ def student_step(setup: Setup) -> list[Figure]:
 
 
 def _rates(setup: Setup, loop: Loop, batch_size: int, detail: str) -> list[Figure]:
-    """Images a second with cross-entropy: of dhkd's loop, and of a plain script with and without workers."""
+    """Measure images per second with cross-entropy, for dhkd's loop and for a plain script with and without workers."""
     plain = partial(online, setup.images, student=STUDENT, teacher=None, batch_size=batch_size)
     starts: dict[str, Callable[[], Iterator[None]]] = {
         "dhkd's loop, ce": loop.steps,
@@ -47,13 +47,16 @@ def _rates(setup: Setup, loop: Loop, batch_size: int, detail: str) -> list[Figur
 
 
 def alignment(setup: Setup) -> list[Figure]:
-    """An aligned step of dhkd, relative to one forward, two backward passes and an update; batches are ready."""
+    """Measure dhkd's step with aligned gradients, relative to one forward pass, two backward passes and an update.
+
+    Both use prepared batches.
+    """
     renderer, resident = setup.renderer(), setup.signals()
     figures = []
     for batch_size in setup.sizes.batch_sizes:
         stream = stream_of(renderer, resident, batch_size)
         aligned, bare = Loop("dhkd", stream, setup.processes), Loop("dhkd", stream, setup.processes)
-        batches = list(enumerate(stream.epoch(0)))[:-1]  # without the last one, which is smaller
+        batches = list(enumerate(stream.epoch(0)))[:-1]  # without the last batch, which is smaller
         actions = {
             "aligned": partial(_update_on_next, aligned.train_on, cycle(batches)),
             "bare": partial(_update_on_next, partial(_bare_update, bare), cycle(batches)),
@@ -71,7 +74,7 @@ def _update_on_next(update: Callable[[int, int, Batch], None], batches: Iterator
 
 
 def _bare_update(loop: Loop, epoch: int, step: int, batch: Batch) -> None:
-    """The least that alignment takes: both gradients, their sum, and an update."""
+    """Do the least work that alignment needs: compute both gradients and their sum, and update the weights."""
     terms = loop.objective.terms(loop.student(batch.images_BCHW), batch.labels, batch.teacher)
     kept, rest = terms.values()
     parameters = list(loop.student.parameters())

@@ -1,4 +1,4 @@
-"""Several students side by side in one process, compared with one after the other, and with the most one can gain."""
+"""Several students side by side in one process, compared with one after the other, and the greatest possible gain."""
 
 import multiprocessing
 import time
@@ -18,14 +18,14 @@ from dhkd.stages.train.side_by_side import SideBySide
 from numpy.typing import NDArray
 from torch import Tensor
 
-STUDENTS, STEPS = 4, 3  # steps of each student in a repetition
+STUDENTS, STEPS = 4, 3  # number of students, and each student's steps in a repetition
 
 
 def together(setup: Setup) -> list[Figure]:
-    """The rate of four students on shared batches, relative to one after the other on all threads.
+    """Measure the rate of four students on shared batches, relative to one after the other on all threads.
 
-    The most that can be gained is the rate of one process for each thread, each with its own student, relative to one
-    student on all threads: this is what dividing a network's layers among threads loses.
+    The greatest possible gain is the rate of one process per thread, each with a separate student, relative to one
+    student on all threads: it is the time lost when a network's layers are divided among threads.
     """
     rounds, batch_size = setup.sizes.together_rounds, setup.batch_size
     stream = stream_of(setup.renderer(), NoSignals(RECIPE.num_views), batch_size)
@@ -56,7 +56,7 @@ def together(setup: Setup) -> list[Figure]:
 
 
 def _stacked(rounds: int, batch_size: int, channels: int, side: int) -> Figure:
-    """One convolution for each student, forward and backward, compared with one grouped convolution for all."""
+    """Compare one convolution for each student, forward and backward, with one grouped convolution for all students."""
 
     def tensors(students: int) -> tuple[Tensor, Tensor]:
         weight = torch.randn(students * channels, channels, 3, 3, requires_grad=True)
@@ -80,7 +80,10 @@ def _stacked(rounds: int, batch_size: int, channels: int, side: int) -> Figure:
 
 
 def _independent(rounds: int, threads: int, batch_size: int) -> NDArray[np.float64]:
-    """The speed-up of `threads` processes of one thread each over one process that takes all their steps."""
+    """Measure the speed-up of `threads` processes of one thread each over one process of `threads` threads.
+
+    The single process takes as many steps as the other processes together.
+    """
     spawn = multiprocessing.get_context("spawn")
     children = []
     for threads_of_child in (*[1] * threads, threads):
@@ -105,7 +108,7 @@ def _independent(rounds: int, threads: int, batch_size: int) -> NDArray[np.float
 
 
 def _train_on_command(parent: Connection, threads: int, batch_size: int) -> None:
-    """Receive a number of steps, take them and answer; 0 ends it."""
+    """Receive a number of steps, take them and answer, until the number is 0."""
     torch.set_num_threads(threads)
     processes = Processes("float32", cpu=True)
     renderer = ResidentRenderer(random_images(500, 100), RECIPE, processes.device)

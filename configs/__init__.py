@@ -1,1 +1,1 @@
-"""What a run is: the schema of presets, how presets are loaded, and the presets themselves."""
+"""The settings of a run: the schema of presets, the code that loads presets, and the presets themselves."""

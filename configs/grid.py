@@ -10,9 +10,10 @@ from dhkd.data.errors import ConfigError
 
 
 def combinations(grid: Sequence[str]) -> dict[str, list[str]]:
-    """Every combination of a grid of "key=a,b": its name, which can be a folder's, and its `key=value` overrides.
+    """Return the `key=value` overrides of every combination of a grid of "key=a,b", by the combination's name.
 
-    The values are the elements of a YAML list, so a value that is a list has its own brackets. Raises `ConfigError`.
+    A name can be used as a folder's name. The values a,b are read as the elements of a YAML list, so a value that is
+    itself a list needs its own brackets, as in "milestones=[30,60],[40,80]". Raises `ConfigError`.
     """
     choices: list[list[tuple[str, str]]] = []
     for text in grid:

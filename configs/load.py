@@ -1,4 +1,4 @@
-"""Presets: how they are found, read, and overridden from the command line."""
+"""Finding and reading presets, and overriding their settings from the command line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,22 +9,23 @@ from typing import Any, get_args
 
 import yaml
 from dhkd.configs.schema import Codec, Experiment, Section
-from dhkd.data.errors import ConfigError, unknown  # all that configuration takes from `data`
+from dhkd.data.errors import ConfigError, unknown  # the only import of configs from `data`
 from pydantic import BaseModel, ValidationError
 
 SUFFIX = ".yaml"
-RUN_CONFIG = "config.yaml"  # in the folder of a run
+RUN_CONFIG = "config.yaml"  # in a run's folder
 
 
 def preset_names() -> list[str]:
-    """The names of the presets that come with the program, sorted."""
+    """Return the sorted names of the presets that come with the program."""
     return sorted(_walk(files("dhkd.configs") / "presets", ""))
 
 
 def preset_text(name: str) -> str:
-    """The YAML text of a preset: a name from `preset_names`, the path of a YAML file, or a run's folder.
+    """Return the YAML text of a preset.
 
-    Raises `ConfigError` for a name or path that doesn't exist.
+    `name` is a name from `preset_names`, the path of a YAML file, or a run's folder. Raises `ConfigError` for a name or
+    path that doesn't exist.
     """
     path = Path(name)
     try:
@@ -41,10 +42,11 @@ def preset_text(name: str) -> str:
 
 
 def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = False) -> Experiment:
-    """The experiment that a preset and `key=value` overrides describe; dots reach into sections.
+    """Load a preset and apply `key=value` overrides, in which a dot separates section and key: `student.epochs=5`.
 
-    Values are YAML, so `limit=null` and `milestones=[30,60]` mean what they say. Raises `ConfigError` with a message of
-    one line, which suggests the nearest valid name for an unknown key.
+    Values are YAML: `data.limit=null` is None, and `student.milestones=[30,60]` is a list. With `smoke`, the preset's
+    smoke settings are applied before the overrides. Raises `ConfigError` with a one-line message, which suggests the
+    nearest valid name for an unknown key.
     """
     tree = _parse(preset_text(name), f"preset {name}")
     if not isinstance(tree, dict):
@@ -64,7 +66,7 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
-    """The experiment that a tree of plain values describes; `where` begins the message of a `ConfigError`."""
+    """Build the experiment from nested plain values. Raises `ConfigError`, whose message begins with `where`."""
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
@@ -72,7 +74,7 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
 
 
 def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> Codec:
-    """The codec that these options describe; None means not given. Raises `ConfigError` if they don't fit together."""
+    """Build the codec from its options, where None means not given. Raises `ConfigError` if they don't fit together."""
     given = {"kind": kind, "k": k, "temperature": temperature}
     try:
         return Codec.model_validate({key: value for key, value in given.items() if value is not None})
@@ -89,7 +91,7 @@ def _read(path: Path) -> str:
 
 
 def _experiment_of_run(path: Path) -> str:
-    """The experiment in a run's settings, which also hold facts about the run itself."""
+    """Return the experiment as YAML, without the other facts about the run that its config.yaml holds."""
     try:
         return yaml.safe_dump(_parse(_read(path), str(path))["experiment"], sort_keys=False, allow_unicode=True)
     except (KeyError, TypeError) as error:
@@ -105,7 +107,7 @@ def _walk(folder: Traversable, prefix: str) -> Iterable[str]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a single word given for a section sets its main field and leaves the other fields."""
+    """Set a dotted key. A string given for a section sets the section's main field and keeps its other fields."""
     *sections, last = key.split(".")
     model: type[BaseModel] | None = Experiment
     node = tree
@@ -127,7 +129,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[BaseModel] | None:
-    """The section that the field holds, or None if it holds a value or free keys."""
+    """Return the section in a field, or None for a value or free keys. Raises `ConfigError` for an unknown field."""
     if model is None:
         return None
     if name not in model.model_fields and model.model_config.get("extra") == "allow":
@@ -140,7 +142,7 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that people mean; YAML 1.1 reads it as text."""
+    """Reads 1e-3 as a number; YAML 1.1 would read it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -151,15 +153,15 @@ _Loader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    # PyYAML's constructors pass on what int(), datetime.date() and their own tables raise, as for 2024-99-99, !!bool x.
+    # PyYAML's constructors pass on the errors of int(), datetime.date() and their own tables: 2024-99-99, !!bool x.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} ({' '.join(str(error).split())})") from error
 
 
 def _explain(problem: Any) -> str:
-    """One problem that pydantic found, as "key: what is wrong, got value"."""
+    """Describe one of pydantic's problems as "key: what is wrong, got value"."""
     place = list(problem["loc"])
-    if problem["type"] != "extra_forbidden":  # pydantic also names the members of a union
+    if problem["type"] != "extra_forbidden":  # pydantic adds the members of a union to the location
         place = [part for part in place if not str(part).startswith("literal[") and part != "int"]
     name = ".".join(str(part) for part in place) or "the file"
     if problem["type"] == "extra_forbidden":

@@ -1,7 +1,7 @@
-"""What a preset says, as frozen, validated models.
+"""The schema of a preset, as frozen, validated models.
 
-A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. Names of
-sources, networks and objectives are not checked here; the builder looks them up.
+A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. The
+schema does not check the names of sources, networks and objectives; pipeline.build looks them up.
 """
 
 import math
@@ -34,7 +34,7 @@ Spreads = tuple[Spread, Spread, Spread]
 
 
 def _finite(value: Any) -> Any:
-    """The value unchanged, if all its numbers are finite: a run with NaN, unequal to itself, could not be resumed."""
+    """Return the value if all its numbers are finite: with a NaN, which is unequal to itself, no run can be resumed."""
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("finite_number", "expected finite numbers")
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
@@ -43,49 +43,52 @@ def _finite(value: Any) -> Any:
     return value
 
 
-# Keys and values that this schema does not know; pydantic checks nothing inside of them.
+# Keys and values that this schema does not know; pydantic does not check what is inside them.
 Free = Annotated[Mapping[str, Any], AfterValidator(_finite)]
 
 
 class Data(Section):
-    """The data set. `train`, `test` and `num_classes` are for your own files: image-folder and webdataset."""
+    """The data set. `train`, `test` and `num_classes` are only for the sources image-folder and webdataset."""
 
     main_field = "source"
     source: str
-    limit: int | None = Field(None, ge=2, description="number of training samples to keep, from the first on")
-    test_limit: int | None = Field(None, ge=1, description="number of test samples to keep, from the first on")
+    limit: int | None = Field(None, ge=2, description="use only this many training samples, the first ones")
+    test_limit: int | None = Field(None, ge=1, description="use only this many test samples, the first ones")
     train: str | None = Field(
-        None, description="folder of class folders, or pattern of shards, relative to the data root"
+        None, description="folder with one subfolder per class, or pattern of shards, relative to the data root"
     )
     test: str | None = Field(None, description="the same for the test split")
-    num_classes: int | None = Field(None, ge=2, description="for shards, which don't say it")
-    mean: Means | None = Field(None, description="for each channel, 0 to 1; null: the source's own")
-    std: Spreads | None = Field(None, description="for each channel, 0 to 1; null: the source's own")
+    num_classes: int | None = Field(None, ge=2, description="required for shards, which do not record it")
+    mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
+    std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
 
 
 class Views(Section):
-    """How a view is drawn; part of a cache's identity.
+    """The recipe, i.e. how a view is drawn; part of a cache's identity.
 
-    Every key beside the kind is a parameter of that recipe, which checks it. crop-flip takes `padding` and needs images
-    of one size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the shorter side of a test image
-    before its centre is cropped (null: size · 256 / 224). A recipe may take keys that are not listed here.
+    `kind` names the recipe, and every other key is one of its parameters, which the recipe checks. crop-flip takes
+    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the
+    shorter side to which a test image is resized before its centre is cropped (null: size · 256 / 224). A recipe may
+    take keys that are not listed here.
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain values out of YAML
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain YAML values
 
     kind: str = "crop-flip"
     flip: bool | None = None
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="belongs to the cache; the experiment has another")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the views, so part of the cache; training has its own seed")
     padding: int | None = Field(None, ge=0, le=64, description="black pixels added on each side")
     size: int | None = Field(None, ge=1, le=4096, description="side of the crop, in pixels")
-    scale: tuple[float, float] = Field((0.08, 1.0), description="smallest and largest area, relative to the image's")
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height")
+    scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="smallest and largest area of the crop, as a fraction of the image's area"
+    )
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height of the crop")
     test_resize: int | None = Field(None, ge=1, le=8192)
 
     @property
     def parameters(self) -> Mapping[str, object]:
-        """What the recipe is built with: the seed, and every other key that differs from its default."""
+        """The recipe's arguments: the seed, and every other key that differs from its default."""
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         differing = {name: value for name, value in self if name not in defaults or value != defaults[name]}
         differing.pop("kind", None)
@@ -93,7 +96,7 @@ class Views(Section):
 
 
 class Training(Section):
-    """How one network is trained: SGD and its schedule. The batch size counts all processes together."""
+    """How one network is trained: SGD and its schedule. `batch_size` is the total over all processes."""
 
     main_field = "architecture"
     architecture: str
@@ -105,19 +108,19 @@ class Training(Section):
     weight_decay: float = Field(5e-4, ge=0)
     lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle"] = "multistep"
     milestones: tuple[int, ...] = Field(
-        (), description="epochs, from 0, at whose start the rate is multiplied by gamma"
+        (), description="epochs, from 0, at whose start the learning rate is multiplied by gamma"
     )
     gamma: float = Field(0.1, gt=0)
     warmup_epochs: float = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
     precision: Precision = "auto"
     compile: Literal["off", "reduce-overhead", "max"] = Field(
-        "off", description="reduce-overhead: a GPU replays each step as one graph; max: the network is compiled as well"
+        "off", description="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network"
     )
     keep_every: int | None = Field(
         None,
         ge=1,
-        description="keep the weights of every so many epochs in the run's folder, for reports over training",
+        description="keep the weights of every N-th epoch in the run's folder, for reports over training",
     )
 
 
@@ -125,10 +128,12 @@ class Teacher(Training):
     """The network whose outputs are cached."""
 
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="accept only a cache of this teacher")
-    mean: Means | None = Field(None, description="what it was trained with; null: the data set's")
-    std: Spreads | None = Field(None, description="the same for the deviation")
+    mean: Means | None = Field(
+        None, description="channel means it was trained with; null: those of its weights, or else the data set's"
+    )
+    std: Spreads | None = Field(None, description="the same for the standard deviations")
     live: bool = Field(
-        False, description="run it in every step, for signals that the cache lacks or if there is no cache"
+        False, description="run it in every step for the signals that the cache lacks, or for all without a cache"
     )
 
 
@@ -136,32 +141,31 @@ class Student(Training):
     """The network that learns from the cache."""
 
     view_schedule: Literal["independent", "cycle", "block"] = Field(
-        "independent", description="memory needed: independent the whole cache, cycle one view, block a few blocks"
+        "independent",
+        description="memory holds: independent: all views; cycle: two views; block with window: a few blocks",
     )
-    views: int | None = Field(
-        None, ge=1, description="how many of the cached views to train on, from the first; null: all"
-    )
+    views: int | None = Field(None, ge=1, description="number of cached views to train on, the first ones; null: all")
     teacher: str | None = Field(
-        None, description="name of a teacher in the cache; mean: the mean of all teachers; null: the unnamed one"
+        None, description="name of a teacher in the cache; mean: the mean of all teachers; null: the unnamed teacher"
     )
     window: int | None = Field(
         None,
         ge=1,
-        description="samples in a window: blocks are shuffled, then samples within each window; null: all at once",
+        description="samples in a window: blocks are shuffled, then samples within each window; null: one window",
     )
 
 
 class Codec(Section):
-    """How a row of logits is stored. Other signals are float32 if `kind` is float32, else float16.
+    """How the logits of an image are stored. Other teacher outputs are float32 if `kind` is float32, or else float16.
 
-    top-k keeps the `k` most probable classes and the summed probability of the others at `temperature`.
+    top-k keeps the logits of the `k` most probable classes, and the summed probability of the others at `temperature`.
     """
 
     main_field = "kind"
     kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
-    k: int | None = Field(None, ge=1, description="how many logits of a row are kept")
+    k: int | None = Field(None, ge=1, description="number of logits to keep for each image")
     temperature: float | None = Field(
-        None, gt=0, description="at which the probabilities of the other classes are summed"
+        None, gt=0, description="softmax temperature at which the probabilities of the other classes are summed"
     )
 
     @model_validator(mode="after")
@@ -173,34 +177,39 @@ class Codec(Section):
 
 
 class Cache(Section):
-    """What stage one writes."""
+    """The cache that `dhkd cache-teacher` writes. Signals are teacher outputs such as logits."""
 
     views: int | Literal["all"] = "all"
     signals: tuple[str, ...] = Field(
         ("logits",),
         min_length=1,
-        description="logits, embedding, last_map, map2-before, …; cam and attention: what cat-kd and at need",
+        description="logits, embedding, last_map, map2-before, …; cam, attention: all that cat-kd or at needs",
     )
     codec: Codec = Codec()
-    store: str = Field("zarr", description="how the cache is laid out: zarr or webdataset")
+    store: str = Field("zarr", description="storage format: zarr or webdataset")
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1)
-    views_at_once: int = Field(4, ge=1, description="how many views are rendered from one decoding of a photograph")
-    block_mb: float = Field(4, gt=0, le=64, description="largest block of the largest signal, in MiB")
+    views_at_once: int = Field(4, ge=1, description="number of views to render each time an image file is decoded")
+    block_mb: float = Field(
+        4, gt=0, le=64, description="upper limit on the size of a block of the largest signal, in MiB"
+    )
 
 
 class Alignment(Section):
-    """The terms whose gradient is kept, and the terms it is kept against; null: those of logits that are not kept."""
+    """Gradient alignment: the component in which the gradient of `against` opposes that of `kept` is removed.
+
+    Both list loss terms by name. If `against` is null, it stands for all terms of logits that are not in `kept`.
+    """
 
     kept: tuple[str, ...] = Field(("ce",), min_length=1)
     against: tuple[str, ...] | None = Field(None, min_length=1)
     every: int = Field(
-        1, ge=1, description="steps for which a coefficient is used; above 1 it is cheaper, but an approximation"
+        1, ge=1, description="steps between updates of the projection coefficient; above 1: cheaper, but approximate"
     )
 
 
 class Experiment(Section):
-    """One preset: data set, views, teacher, cache and student, and a record of what is known about them."""
+    """One preset: data set, views, teacher, cache and student, and a record of published and measured results."""
 
     description: str
     data: Data
@@ -208,14 +217,14 @@ class Experiment(Section):
     teacher: Teacher
     cache: Cache = Cache()
     student: Student
-    objective: str = Field("dhkd", description="a name, or a sum with factors: dhkd + 0.5 * reviewkd")
+    objective: str = Field("dhkd", description="a name, or a weighted sum such as dhkd + 0.5 * reviewkd")
     alignment: Alignment | None = Field(None, description="of gradients; null: the objective's default")
     objectives: Mapping[str, Free] = Field(
-        default_factory=dict, description="options of each objective, where they differ from its defaults"
+        default_factory=dict, description="options of each objective that differ from its defaults"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    smoke: Free = Field(default_factory=dict, description="settings that --smoke applies, for a run of seconds")
+    smoke: Free = Field(default_factory=dict, description="settings that --smoke applies, for a run of a few seconds")
     record: Free = Field(
         default_factory=dict,
-        description="free; ours hold commands, paper, parameters, published (top-1 in percent) and measured",
+        description="any keys; ours are commands, paper, parameters, published (top-1 in percent), measured, …",
     )

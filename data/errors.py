@@ -1,7 +1,7 @@
-"""All errors that a user can cause, and how an unknown name is reported.
+"""All errors that a user can cause, and the message for an unknown name.
 
-Each derives from `DhkdError` and from the builtin that fits, so that a script can catch either. The command line
-prints it in one line and ends with its `exit_code`. Any other exception is a fault of the program.
+Each class derives from `DhkdError` and from the builtin that fits, so that a script can catch either. The command line
+prints such an error in one line and exits with its `exit_code`. Any other exception is a bug in the program.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class DhkdError(Exception):
-    """Base of all errors that a user can cause; `exit_code` is what the command line ends with."""
+    """Base of all errors that a user can cause; `exit_code` is the command line's exit code."""
 
     exit_code = 1
 
@@ -28,11 +28,11 @@ class DataError(DhkdError, ValueError):
 
 
 class WeightsError(DhkdError, ValueError):
-    """A file of weights is missing, damaged or belongs to another architecture."""
+    """A weights file is missing, damaged or belongs to another architecture."""
 
 
 class CacheMismatch(DhkdError, ValueError):
-    """A cache was made of something other than the experiment expects."""
+    """A cache doesn't hold what the experiment expects; it may belong to another data set or teacher."""
 
 
 class CacheIncomplete(DhkdError, ValueError):
@@ -64,14 +64,14 @@ class NonFiniteLoss(DhkdError, ArithmeticError):
 
 
 def one_of(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry `name` of `table`. Raises `ConfigError`, which suggests the nearest valid name, if there is none."""
+    """Return the entry `name` of `table`. Raises `ConfigError`, with the nearest valid name, if it doesn't exist."""
     if name in table:
         return table[name]
     raise ConfigError(unknown(kind, name, table))
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """One line with the unknown name, the nearest valid one, and all valid ones."""
+    """Return a one-line message with the unknown name, the nearest valid name and all valid names."""
     names = sorted(valid)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""Options for something chosen by name, such as a recipe or an objective."""
+"""Checks the options of something chosen by name, such as a recipe or an objective."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ T = TypeVar("T")
 def with_options(where: str, factory: Callable[..., T], options: Mapping[str, object]) -> T:
     """Call `factory` with these options; error messages begin with `where`.
 
-    Raises `ConfigError` for an unknown option, a missing one, or a value of the wrong type. An int is accepted as a
+    Raises `ConfigError` for an unknown option, a missing option, or a value of the wrong type. An int is accepted as a
     float and a list as a tuple, but text is not accepted as a number. The factory itself checks ranges.
     """
     parameters = inspect.signature(factory).parameters

@@ -1,6 +1,6 @@
-"""From keys to pixels, and from pixels to a network's input.
+"""From keys (view, index) to pixels, and from pixels to a network's input.
 
-Each kind of image set has its own renderer: `images/in_memory.py` gathers a whole batch on the images' device,
+Each kind of image set has its own renderer: `images/in_memory.py` gathers a whole batch on the images' device, while
 `images/decoding_workers.py` decodes in worker processes.
 """
 
@@ -23,11 +23,11 @@ class Normalization:
         self._constants: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
-        """float32 (B, C, H, W), channels last in memory, from uint8 of the same shape."""
+        """Convert pixels, uint8 (B, C, H, W), to float32 of the same shape, channels last in memory."""
         batch, channels, height, width = pixels_BCHW.shape
         scale, shift = self._rows(pixels_BCHW.device, width)
         rows = pixels_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        # The innermost axis is a whole row of the image: over just three channels the loop would not be vectorised.
+        # The innermost axis is a whole image row, because a loop over only three channels would not be vectorised.
         return rows.float().mul_(scale).add_(shift).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _rows(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class Renderer(Protocol):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """What is wrong with each file that a black image replaced, by the file's name."""
+        """Why each file that was replaced by a black image could not be decoded, by the file's name."""
 
     @property
     def images(self) -> Images:
@@ -63,4 +63,4 @@ class Renderer(Protocol):
         """The device of the pixels."""
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """For each batch of keys, in order, uint8 (B, C, H, W) on the device. Keys may be consumed ahead of time."""
+        """Yield uint8 (B, C, H, W) on the device for each batch of keys, in order. Keys may be consumed in advance."""

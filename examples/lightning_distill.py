@@ -1,4 +1,7 @@
-"""Distil with PyTorch Lightning from a cache of 'digits': lightning_distill.py CACHE [KEY=VALUE …, as in --set]."""
+"""Distil with PyTorch Lightning from a cache of the preset 'digits'.
+
+Usage: lightning_distill.py CACHE [KEY=VALUE …], where KEY=VALUE overrides the preset as in --set.
+"""
 
 import sys
 
@@ -19,7 +22,7 @@ class Distillation(LightningModule):
         return SGD(self.parameters(), lr=0.05, momentum=0.9)
 
     def on_train_epoch_start(self):
-        self.samples.set_epoch(self.current_epoch)  # which view each sample shows
+        self.samples.set_epoch(self.current_epoch)  # selects each sample's view
 
     def training_step(self, batch, _):
         images, labels, teacher = batch

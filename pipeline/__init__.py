@@ -1,1 +1,1 @@
-"""What the commands do: who runs what. The command line, and the one place where configuration becomes objects."""
+"""The commands: what each of them runs, the command line, and the one place where configuration becomes objects."""

@@ -37,18 +37,21 @@ _CPU = torch.device("cpu")
 class DistillationSet(Dataset[Item]):
     """A preset's training set with a teacher's cached logits, all on the CPU.
 
-    An item is an image, float32 (C, H, W), normalised as the student sees it; its label; and its logits, float32 (K,).
-    It equals what `train-student` gives its student for the same view and index. After `set_epoch` each sample shows
-    the view that the preset's `student.view_schedule` and `seed` choose for this epoch. The schedule `cycle` keeps one
-    view of the cache in memory, the others all views. `student.window` concerns the order and is ignored.
+    An item is (image, label, logits): the image is float32 (C, H, W), normalised as the student sees it, and the logits
+    are float32 (K,). It equals what `train-student` gives its student for the same view and index. After `set_epoch`,
+    each sample shows the view that the preset's `student.view_schedule` and `seed` choose for this epoch. The schedule
+    `cycle` keeps one view of the cache in memory; the other schedules keep all views. `student.window` only affects the
+    order, so it is ignored.
 
-    `preset` and `overrides` are as on the command line, `cache` is a path or URL. Give a `temperature` if the loop uses
-    only the softmax of the logits at it, for which a top-k cache suffices; otherwise the logits must be raw. The cache
-    is checked as in `train-student`, with the same errors; pixels must match unless `allow_drift` is set.
+    `preset` and `overrides` are as on the command line; `cache` is a path or URL. If your loop uses only the softmax of
+    the logits at one temperature, pass this `temperature`; a top-k cache is then sufficient. Otherwise the cache must
+    hold raw logits. The cache is checked as in `train-student`, with the same errors; pixels must match unless
+    `allow_drift` is set.
 
-    Workers of a `DataLoader` have to be forked. They share the set's memory and decode its photographs; `data.workers`
-    matters only while the set is made. With `cycle`, workers must not outlive an epoch: no `persistent_workers`. Each
-    process of a distributed run makes its own set. Each process and worker counts `data.allow_bad` on its own.
+    The workers of a `DataLoader` must be forked. They share the set's memory and decode its photographs; `data.workers`
+    is used only while the set is created. With `cycle`, workers must not outlive an epoch, so `persistent_workers` must
+    be off. Each process of a distributed run creates its own set. Each process and each worker counts `data.allow_bad`
+    separately.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class DistillationSet(Dataset[Item]):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """The number of classes, K."""
         return self._renderer.images.num_classes
 
     def __len__(self) -> int:
@@ -102,7 +105,7 @@ class DistillationSet(Dataset[Item]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Many items, rendered and gathered at once, as a `DataLoader` requests them."""
+        """Return many items, rendered and gathered at once; a `DataLoader` calls this method."""
         index_B = torch.as_tensor(indices, dtype=torch.int64)
         if not 0 <= int(index_B.min()) <= int(index_B.max()) < len(self):
             raise IndexError(f"indices {int(index_B.min())} to {int(index_B.max())}: expected 0 to {len(self) - 1}")

@@ -1,4 +1,4 @@
-"""Tools for a cache that exists: inspect, verify, convert."""
+"""Tools for an existing cache: inspect, verify, convert."""
 
 import time
 from collections.abc import Sequence
@@ -38,10 +38,11 @@ def verify(
     rows: int,
     cpu: bool = False,
 ) -> Verified:
-    """Read all of a cache, check every byte and list what is damaged.
+    """Read a whole cache, check every byte and list the damaged objects.
 
-    With `experiment`, random rows are re-rendered and compared with the witnesses; with `teacher` as well, random
-    rows of its signals are compared with a live forward. Raises `CacheMismatch` or `CacheIncomplete`.
+    With `experiment`, random rows are rendered again and compared with the witnesses, the checksums of each row's
+    rendered pixels. With `teacher` as well, random rows of the teacher's signals are compared with a live forward pass.
+    Raises `CacheMismatch` or `CacheIncomplete`.
     """
     reader = reader_of(cache, data)
     verified = _read_everything(cache, reader)
@@ -67,10 +68,10 @@ def verify(
 
 
 def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, allow_loss: bool) -> Converted:
-    """Write a cache again at `out`, in another store or codec (None: as it is).
+    """Write a cache again at `out`, in another store or codec; None keeps the current one.
 
-    If it was interrupted, it continues where it stopped. Raises `ConfigError` where it would lose information, unless
-    `allow_loss` holds.
+    An interrupted conversion continues where it stopped. Raises `ConfigError` if information would be lost, unless
+    `allow_loss` is set.
     """
     began, reader = time.perf_counter(), open_cache(cache)
     wanted = codec_of(codec, reader.manifest.num_classes) if codec else None
@@ -89,7 +90,7 @@ def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, all
 
 
 def inspect(cache: str) -> Inspected:
-    """What a cache is, how complete and how large, and how far its values may lie from what the teacher computed."""
+    """Report what a cache holds, how complete and large it is, and how far its values may be from the teacher's."""
     storage = storage_of(cache)
     found = find(storage)
     if found is None:
@@ -118,7 +119,7 @@ def inspect(cache: str) -> Inspected:
 
 
 def _read_everything(cache: str, reader: LogitReader) -> Verified:
-    """Read every object of the cache: how fast, and which are damaged."""
+    """Read every object of the cache; report the time taken and the damaged objects."""
     began, sizes, damages = time.perf_counter(), list[int](), list[Damage]()
     with progress_bar("reading", reader.num_objects, visible=True) as advance:
         for size_or_damage in reader.damages():
@@ -141,21 +142,21 @@ def _read_everything(cache: str, reader: LogitReader) -> Verified:
 
 
 def _signals_of_teacher(manifest: Manifest, teacher: str | None) -> list[str]:
-    """The signals of the teacher with this name in the cache, or the cache's first where there is no such teacher."""
+    """Return the signals of the teacher with this name in the cache, or the first signal if no teacher has it."""
     prefix = signal_name(teacher, "")
     names = [name for name in manifest.signals if name.removesuffix(teachers_own(name)) == prefix]
     return names or [next(iter(manifest.signals))]
 
 
 def _require_weights(network: nn.Module, manifest: Manifest, names: Sequence[str], cache: str) -> None:
-    """Raise `CacheMismatch` unless the signals `names` are of a teacher with these weights."""
+    """Raise `CacheMismatch` unless the signals `names` come from a teacher with these weights."""
     sha256 = weights_sha256(network)
     expected = {"signals": {name: {"teacher": {"sha256": sha256}} for name in names}}
     require_identity(expected, manifest, f"{cache}: weights differ", REBUILD)
 
 
 def _bounds(reader: LogitReader) -> dict[str, SignalBounds]:
-    """Bounds by name, for all logits whose error the index tells."""
+    """Return the error bounds of all logits whose error the index records, by the signal's name."""
     bounds: dict[str, SignalBounds] = {}
     for name in reader.manifest.signals:
         bound = reader.bound(name)

@@ -1,6 +1,6 @@
 """`cache-teacher`: from an experiment and a teacher to a cache.
 
-The way through the function is the way of the data.
+The steps of `cache_teacher` are in the order in which the data passes through them.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives import build_objective
 
-LIVE_ROWS = 64  # rows that are recomputed when the cache is complete
+LIVE_ROWS = 64  # rows to recompute when the cache is complete
 
-REBUILD = "rebuild it with 'dhkd cache-teacher'"  # the remedy for a cache that isn't what this teacher computes
+REBUILD = "rebuild it with 'dhkd cache-teacher'"  # the remedy for a cache that differs from what this teacher computes
 
 
 def cache_teacher(
@@ -49,13 +49,13 @@ def cache_teacher(
     command: str = "",
     cpu: bool = False,
 ) -> CachedTeacher:
-    """Write the teacher's signals of every view, or those that are missing.
+    """Write the teacher's signals (outputs such as logits) for every view; only missing ones if the cache exists.
 
-    `teacher` is a run's folder or a file of weights, `out` a path or URL. `name` is the teacher's name in a cache of
-    several teachers, `part` (I, N) is this call's share: the I-th (from 0) of N. `command` goes into the cache's
-    provenance. When the cache is complete, random rows are compared with a live forward.
+    `teacher` is a run folder or a weights file, `out` a path or URL. `name` is the teacher's name in a cache of several
+    teachers. `part` (I, N) is this call's share of the work: the I-th (from 0) of N. `command` is recorded in the
+    cache's provenance. Once the cache is complete, random rows are compared with a live forward pass.
     """
-    one_of("store", experiment.cache.store, LAYOUTS)  # an unknown one is refused before anything expensive
+    one_of("store", experiment.cache.store, LAYOUTS)  # refuses an unknown store before any costly step
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
         images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
         trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
@@ -94,7 +94,10 @@ def cache_teacher(
 def compare_signals(
     live: Teacher, renderer: Renderer, reader: LogitReader, names: Sequence[str], seed: int, rows: int
 ) -> LiveDifferences:
-    """How far random rows of each signal lie from a live forward; raises `CacheMismatch` beyond the tolerance."""
+    """Measure how far random rows of each signal are from a live forward pass.
+
+    Raises `CacheMismatch` if a difference exceeds the tolerance.
+    """
     largest = {
         name: compare_with_live(live, renderer, reader, name, seed=seed, num_rows=rows, repair=REBUILD)
         for name in names
@@ -103,7 +106,7 @@ def compare_signals(
 
 
 def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, processes: Processes) -> bool:
-    """Whether some signals are new to the cache. Raises an error, before any costly step, where they don't fit."""
+    """Return whether some signals are new to the cache. Raises an error, before any costly step, if they don't fit."""
     existing = processes.broadcast(find(storage) if processes.is_first else None)
     if existing is None:
         return True
@@ -112,7 +115,10 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
 
 
 def _provenance(network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
-    """JSON for the manifest: no times, hosts or process counts, since a cache is the same whoever writes it."""
+    """Return the provenance, as JSON for the manifest.
+
+    It has no times, hosts or process counts, because a cache is the same whoever writes it.
+    """
     accuracy = accuracy_of(network)
     log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
     return {

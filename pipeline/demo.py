@@ -1,4 +1,4 @@
-"""The demo: what a user does with three commands, on data that needs no download, and one table of the results."""
+"""The demo: it does what a user does with three commands, on data that needs no download, and compares the results."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ OBJECTIVES = ("ce", "kd", "binary-kl", "dhkd")
 
 
 def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
-    """A teacher, a cache of all views, four students; the figures of each and a picture, all of it under `out`.
+    """Train a teacher, cache all views, train four students, and draw their accuracies; all files go into `out`.
 
     Without `out`, a new folder under runs/. Raises `RunExists` if `out` is not empty.
     """
@@ -66,7 +66,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
 
 
 def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str) -> list[str]:
-    """What the figures say, in sentences, and how little."""
+    """Describe in sentences what the figures show, and how little."""
     saved = sum(run.teacher_seconds_saved or 0.0 for run in runs)
     distilled = sum(1 for run in runs if run.teacher_seconds_saved)
     balance = "more" if saved < cache.seconds else "less"

@@ -1,4 +1,4 @@
-"""The check, before training, that pixels are still those that the teacher saw."""
+"""The check before training that pixels are still those that the teacher saw."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from dhkd.data.render import Renderer
 from dhkd.data.stream.check import check_witnesses
 from dhkd.pipeline.environment import versions
 
-WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # that are rendered again before training
+WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # blocks to check before training, and rows in each block
 
 
 def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_drift: bool) -> str:
@@ -22,7 +22,7 @@ def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_dr
     except CacheMismatch as error:
         if allow_drift:
             return f"cache {reader.location}: {error}; --allow-drift: the student trains all the same"
-        if not renderer.exact:  # versions of Pillow differ by a grey level
+        if not renderer.exact:  # pixels may differ by a grey level between versions of Pillow
             raise CacheMismatch(f"{error}; where that is a matter of a grey level, use --allow-drift") from error
         raise
     return f"cache {reader.location}: {checked} random rows re-rendered, all as the teacher saw them"
@@ -31,7 +31,7 @@ def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_dr
 def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int) -> int:
     """Compare random rows of random blocks with what the teacher saw, and return their number.
 
-    Raises `CacheMismatch` if one differs.
+    Raises `CacheMismatch` if a row differs.
     """
     return check_witnesses(
         renderer,

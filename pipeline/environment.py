@@ -1,4 +1,4 @@
-"""The surroundings of a command: its processes, and the versions and hardware that its result records."""
+"""The environment of a command: its processes, and the versions and hardware that its result records."""
 
 import logging
 import platform
@@ -17,7 +17,7 @@ PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pill
 
 @contextmanager
 def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
-    """The processes that run this command together, until the context ends. `precision` may be "auto"."""
+    """Set up the processes that run this command together; they end with the context. `precision` may be "auto"."""
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         yield processes
@@ -32,25 +32,25 @@ def log_once(processes: Processes, line: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 def hardware_name(device: torch.device) -> str:
-    """The device's name, in words."""
+    """Return the device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
 
 def hardware(device: torch.device) -> str:
-    """The device's name and, for a CPU, its number of threads."""
+    """Return the device's name and, for a CPU, torch's number of threads."""
     name = hardware_name(device)
     return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def unreadable_files(renderer: Renderer, processes: Processes) -> list[str] | None:
-    """The files that black images replaced in this call, in any process; None if all files were readable."""
+    """Return the files that black images replaced in this call, in any process; None if all files were readable."""
     if renderer.in_memory:
         return None
     return sorted(processes.gather(list(renderer.unreadable))) or None

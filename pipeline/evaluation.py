@@ -1,4 +1,4 @@
-"""Test accuracy: of any network while it is trained or cached, and of the weights that `dhkd evaluate` is given."""
+"""Test accuracy of networks during training and caching, and of the weights given to `dhkd evaluate`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +21,21 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A test set, and how the network that is evaluated on it sees pixels."""
+    """A test set, and the normalisation of the networks that are evaluated on it."""
 
     renderer: Renderer
     normalize: Normalization
     processes: Processes
 
     def __call__(self, network: nn.Module) -> Accuracy:
-        """The accuracy of a network in eval mode, on the device."""
+        """Return the accuracy of a network, which must be in eval mode and on the device."""
         return evaluate(network, self.renderer, self.normalize, batch_size=EVALUATION_BATCH, processes=self.processes)
 
 
 def evaluate_network(
     experiment: Experiment, weights: Path, role: str, *, data: DataOptions, cpu: bool = False
 ) -> Evaluated:
-    """Test accuracy of the weights at `weights` (a run's folder or a file) in the preset's teacher or student."""
+    """Measure the test accuracy of the preset's teacher or student with these weights (a run folder or a file)."""
     settings = experiment.teacher if role == "teacher" else experiment.student
     with processes_for(settings.precision, cpu=cpu) as processes:
         test = test_renderer_of(experiment, processes.device, data)

@@ -1,4 +1,4 @@
-"""`export`: a finished run's network as one file."""
+"""`export`: writes a finished run's network as one file."""
 
 from pathlib import Path
 

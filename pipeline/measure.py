@@ -1,4 +1,4 @@
-"""Stopwatches: how many rows a second an experiment's teacher and student get through on this machine.
+"""Measures how many rows per second an experiment's teacher and student process on this machine.
 
 The networks have random weights and see noise. Left out on purpose: rendering, decoding, and what an objective adds to
 a step.
@@ -31,7 +31,7 @@ MEASURED_SECONDS = 4.0  # for each of teacher and student
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a rate was measured with."""
+    """The conditions under which a rate was measured."""
 
     batch_size: int
     precision: str
@@ -48,9 +48,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Rates:
-    """Rows a second of the teacher's forward and of the student's step, and r = student / teacher; None: unknown.
+    """Rows per second of teacher forward passes and of student steps, and the ratio student / teacher; None if unknown.
 
-    r is what a teacher's forward costs, as a fraction of a student's step. `measured` is None for given rates.
+    The ratio is the cost of a teacher forward pass as a fraction of a student step. `measured` is None for given rates.
     """
 
     teacher: float | None = None
@@ -59,9 +59,9 @@ class Rates:
     measured: Measured | None = None
 
     def completed(self) -> "Rates":
-        """These rates with the third number, where two are given.
+        """Return these rates with the third number computed, if two are given.
 
-        Raises `ConfigError` if one is not a finite number above 0, and if all three are given.
+        Raises `ConfigError` if a number is not finite and above 0, and if all three are given.
         """
         options = {"--teacher-rate": self.teacher, "--student-rate": self.student, "--ratio": self.ratio}
         for name, value in options.items():
@@ -79,7 +79,7 @@ class Rates:
 
 
 def measure_rates(experiment: Experiment, num_classes: int, cpu: bool) -> Rates:
-    """Rates of the experiment's networks on this machine; takes some seconds.
+    """Measure the rates of the experiment's networks on this machine, which takes some seconds.
 
     Raises `ConfigError` if the size of images is unknown until the data is read.
     """
@@ -146,9 +146,9 @@ def _conditions(rows: int, processes: Processes) -> Conditions:
 
 
 def rows_per_second(run: Callable[[], None], rows: int, device: torch.device) -> float:
-    """The rate of the median run, after repeating `run` for `MEASURED_SECONDS`.
+    """Repeat `run` for `MEASURED_SECONDS` and return the rate of the median run.
 
-    The first run, which sets things up, counts only if it is the only one.
+    The first run includes set-up, so it counts only if it is the only run.
     """
     seconds: list[float] = []
     while not seconds or sum(seconds) < MEASURED_SECONDS:

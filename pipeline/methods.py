@@ -1,6 +1,6 @@
-"""What each objective needs: the teacher's signals, their size, and what is trained beside the student.
+"""What each objective needs: the teacher's signals (its outputs), their size, and what is trained beside the student.
 
-No data is read; networks exist as shapes only. `dhkd bench` measures what a step of each method costs.
+No data is read, and networks have shapes but no weights. `dhkd bench` measures what a step of each method costs.
 """
 
 from dataclasses import dataclass, replace
@@ -19,11 +19,11 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 
 @dataclass(frozen=True)
 class Method:
-    """What a method needs of the teacher, and what it adds to the student; the keys of `dhkd methods --json`.
+    """What a method needs from the teacher, and what it adds to the student; the keys of `dhkd methods --json`.
 
-    `cacheable` is None if it needs no signal. `takes_of_teacher` is a part of the teacher's network that it reuses.
-    `extra_parameters` counts what is trained beside the student's network, `exported_parameters` what its export has
-    more than that network (SimKD).
+    `cacheable` is None if the method needs no signal. `takes_of_teacher` is the part of the teacher's network that the
+    method reuses. `extra_parameters` counts the parameters that are trained beside the student's network,
+    `exported_parameters` those that the exported network has in addition (SimKD).
     """
 
     method: str
@@ -37,7 +37,7 @@ class Method:
 
 
 def list_methods(experiment: Experiment, *, samples: int | None = None, classes: int | None = None) -> list[Method]:
-    """Every objective, with the preset's options for it and between the preset's networks.
+    """Describe every objective, with its options from the preset and between the preset's networks.
 
     `samples` and `classes` are for sources whose size is unknown until they are read.
     """
@@ -52,7 +52,7 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
 
 
 def _method(name: str, objective: Objective, experiment: Experiment, plain: Setting, num_samples: int) -> Method:
-    """`plain` is the setting of the preset's own student, which some objectives replace by another network."""
+    """Describe one objective; `plain` has the preset's student, which some objectives replace by another network."""
     setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
     signals, row = tuple(objective.needs(setting)), 0
     for signal in signals:

@@ -1,4 +1,4 @@
-"""What caching and training will cost: arithmetic on an experiment's settings, before anything runs.
+"""What caching and training will cost, computed from an experiment's settings before anything runs.
 
 Left out on purpose: rendering and decoding, which both stages pay for; reading the cache, which costs next to nothing;
 and evaluation.
@@ -21,31 +21,31 @@ from dhkd.pipeline.sizes import DataSize, data_size_of, setting_without_data
 from dhkd.stages.models.signals import parse
 from dhkd.stages.train.objectives.contract import Setting
 
-WITNESS_BYTES = 4
+WITNESS_BYTES = 4  # a witness is a CRC-32 of a row's rendered pixels
 USUAL_STUDENTS = (1, 2, 4, 8, 16)
-USUAL_K = 20  # of top-k, if the preset names none
+USUAL_K = 20  # k of top-k, if the preset has another codec
 INT8_FROM_CLASSES = 1000
 
-# How training holds the cache: all of it, the view in use and the next one, or two windows of blocks.
+# How training holds the cache in memory: all of it, the current view and the next one, or two windows of blocks.
 Held = Literal["resident", "views", "windows"]
 
 
-# Costs are in units of one student's training. S: students, V: cached views, E: epochs of a student, r: what the
-# teacher's forward of a row costs, as a fraction of a student's step.
+# Costs are in units of one student's training. S is the number of students, V of cached views, E of a student's epochs;
+# r is the cost of a teacher forward pass as a fraction of a student's step, both for one row.
 
 
 def online_cost(students: int, ratio: float) -> float:
-    """S(1 + r): the teacher runs in every step of every student."""
+    """Return S(1 + r): the teacher runs in every step of every student."""
     return students * (1 + ratio)
 
 
 def cached_cost(students: int, ratio: float, views: int, epochs: int) -> float:
-    """r·V/E + S: the teacher runs once over every view."""
+    """Return r·V/E + S: the teacher runs once over every view."""
     return ratio * views / epochs + students
 
 
 def pays_from(views: int, epochs: int) -> int:
-    """The smallest number of students for which the cache costs less than running the teacher live, S > V/E.
+    """Return the smallest number S of students for which the cache costs less than running the teacher live: S > V/E.
 
     It depends neither on the networks nor on the hardware.
     """
@@ -83,7 +83,11 @@ class Storage:
 
 @dataclass(frozen=True)
 class SignalSize:
-    """A signal other than logits: whether the preset caches it, its objective needs it, and it can be cached at all."""
+    """A signal other than logits.
+
+    `cached` says whether the preset caches the signal, `needed` whether the preset's objective needs it, `cacheable`
+    whether it can be cached at all.
+    """
 
     signal: str
     shape: tuple[int, ...]
@@ -97,7 +101,7 @@ class SignalSize:
 
 @dataclass(frozen=True)
 class StudentsCost:
-    """Forwards of the teacher and total cost for a number of students; costs are None if r is unknown."""
+    """Teacher forward passes and total cost for a number of students; costs are None if r is unknown."""
 
     students: int
     online_forwards: int
@@ -109,7 +113,7 @@ class StudentsCost:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What an experiment's cache takes and saves; hours and bytes a second are None if the rate is unknown."""
+    """What an experiment's cache costs and saves; hours and bytes per second are None if the rate is unknown."""
 
     data: DataSize
     views: int
@@ -146,7 +150,7 @@ def make_plan(
     students: int | None = None,
     cpu: bool = False,
 ) -> CachePlan:
-    """Disk, memory, forwards, hours and break-even of the experiment's cache.
+    """Compute disk, memory, forward passes, hours and break-even of the experiment's cache.
 
     `samples` and `classes` are for sources whose size is unknown until they are read. With `measure`, the rates are
     measured on this machine.
@@ -190,10 +194,10 @@ def make_plan(
 
 
 def storage(codec: Codec, size: Plan, num_classes: int, window: int | None, *, preset: bool = False) -> Storage:
-    """Bytes, objects and memory of a cache of logits in this codec, cut into blocks as `size` says.
+    """Compute bytes, objects and memory of a cache of logits in this codec, cut into blocks as `size` says.
 
-    Bytes are those of the values: checksums, tar headers and a few objects of metadata come on top. `window` is in
-    samples; None stands for the smallest, one block.
+    Bytes count the values only, without checksums, tar headers and a few metadata objects. `window` is in samples; None
+    stands for the smallest window, one block.
     """
     parts = codec.parts((num_classes,))
     row = row_bytes(parts)
@@ -224,7 +228,7 @@ def storage(codec: Codec, size: Plan, num_classes: int, window: int | None, *, p
 def _storages(
     experiment: Experiment, asked: Codec, signals: Iterable[SignalSize], data: DataSize, views: int
 ) -> Iterable[Storage]:
-    """The cache in every codec; a block is measured by the largest signal in the cache."""
+    """Yield the cache of logits in every codec; the largest signal in the cache decides the block size."""
     largest = max((signal.row_bytes for signal in signals if signal.cached), default=0)
     for codec in _codecs(asked, data.classes):
         row = max(row_bytes(codec.parts((data.classes,))), largest)
@@ -233,7 +237,7 @@ def _storages(
 
 
 def _codecs(asked: Codec, num_classes: int) -> Iterable[Codec]:
-    """All codecs; top-k as the preset has it, or else a usual one if there are more classes than it keeps."""
+    """Yield all codecs: top-k as in the preset, or else with a usual k if there are more classes than that."""
     yield from (Float("float32"), Float("float16"), Int8())
     if asked.kept is not None:
         yield asked
@@ -242,7 +246,7 @@ def _codecs(asked: Codec, num_classes: int) -> Iterable[Codec]:
 
 
 def _other_signals(experiment: Experiment, setting: Setting, num_samples: int, views: int) -> Iterable[SignalSize]:
-    """The signals beside logits that the preset caches or its objective needs."""
+    """Yield the signals other than logits that the preset caches or that its objective needs."""
     cached = asked_signals(experiment, setting)
     needed = objective_of(experiment).needs(setting)
     for name in dict.fromkeys([*cached, *needed]):
@@ -263,7 +267,7 @@ def _other_signals(experiment: Experiment, setting: Setting, num_samples: int, v
 
 
 def _in_memory(settings: Student) -> Held:
-    """How training holds the cache: the rule of `build.cache.signals_of`."""
+    """Return how training holds the cache in memory, by the same rule as `build.cache.signals_of`."""
     if settings.window is not None and settings.view_schedule != "independent":
         return "windows"
     return "views" if settings.view_schedule == "cycle" else "resident"

@@ -1,7 +1,7 @@
-"""What the commands give back: frozen values, and the one function that turns them into JSON.
+"""The results of the commands as frozen values, and the one function that converts them to JSON.
 
-A class has its fields in the order of the JSON object's keys. Only the standard library is imported here, so that the
-command line can print a result of any command without loading torch.
+The fields of a class are in the order of the JSON object's keys. This module imports nothing heavy, so that the command
+line can print the result of any command without loading torch.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 
 from dhkd.data.errors import RunMismatch
 
-# Marks of a field, for `plain`.
-INLINE = {"inline": True}  # the value's own keys stand in place of the field's; None has no keys
-OMIT_NONE = {"omit_none": True}  # the key is absent where the value is None
+# Metadata of a field, which `plain` reads.
+INLINE = {"inline": True}  # the keys of the value replace the field's key; None has no keys
+OMIT_NONE = {"omit_none": True}  # the key is left out if the value is None
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSummary:
-    """A cache in a few words. `row_bytes` counts the bytes of one sample's signals in one view."""
+    """A summary of a cache. `row_bytes` counts the bytes of one sample's signals in one view."""
 
     path: str
     digest: str
@@ -28,13 +28,13 @@ class CacheSummary:
     views: int
     samples: int
     classes: int
-    signals: Mapping[str, str]  # name to kind of codec
+    signals: Mapping[str, str]  # from the signal's name to the kind of its codec
     row_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveDifferences:
-    """How far random rows of a cache lie from a live forward, at most: of all signals, and of each by name."""
+    """The largest difference of random rows of a cache from a live forward pass: over all signals, and by signal."""
 
     largest_difference_from_live: float
     differences_from_live: Mapping[str, float]
@@ -44,7 +44,7 @@ class LiveDifferences:
 class CachedTeacher:
     """What `cache-teacher` did. Accuracies are in percent; `live` is None until the cache is complete.
 
-    `rows_per_second` is None where no row was written.
+    `rows_per_second` is None if no row was written.
     """
 
     cache: CacheSummary
@@ -64,7 +64,7 @@ class CachedTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What a student learned from: its objective, the cache, the signals of a live teacher.
+    """What a student learned from: its objective, the cache, and the signals of a live teacher.
 
     `together` is how many students were trained side by side, this one included.
     """
@@ -79,7 +79,8 @@ class Distillation:
 class TrainedRun:
     """The result of a finished run, as result.json holds it.
 
-    Accuracies are in percent, `seconds` add up over all interruptions. A teacher's run has no `distillation`.
+    Accuracies are in percent. `seconds` is the sum over all parts of an interrupted run. A teacher's run has no
+    `distillation`.
     """
 
     role: str
@@ -103,7 +104,10 @@ class TrainedRun:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], where: str) -> "TrainedRun":
-        """The inverse of `plain`; `where` names the file in errors. Raises `RunMismatch` for any other object."""
+        """Convert the JSON that `plain` returned back to the result; `where` names the file in errors.
+
+        Raises `RunMismatch` for any other object.
+        """
         values = dict(tree)
         try:
             if values.get("role") == "student":
@@ -136,7 +140,7 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A network that was written as one file; `metadata` is what the file says of it."""
+    """A network that was written as one file; `metadata` is recorded in the file."""
 
     file: str
     metadata: Mapping[str, str] = field(metadata=INLINE)
@@ -146,11 +150,11 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalBounds:
-    """What the way in which logits are stored allows to be said of them, and of losses computed from them.
+    """Bounds on the error of stored logits, and of losses that are computed from them.
 
-    `error` is the largest difference of a logit, `tail_mass` the largest probability that top-k keeps as a sum;
-    `kl_at_4` and `binary_kl_at_2` bound the losses at these temperatures, without the factor τ². The top class can
-    change only where it leads by at most `margin`.
+    `error` is the largest difference of a logit from what the teacher computed, `tail_mass` the largest probability
+    that top-k keeps only as a sum. `kl_at_4` and `binary_kl_at_2` bound the losses at these temperatures, without the
+    factor τ². The top class can change only if it leads by at most `margin`.
     """
 
     error: float
@@ -162,7 +166,10 @@ class SignalBounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspected:
-    """What a cache is, how complete and how large it is, and how exact. `bytes` is None until it is complete once."""
+    """What a cache holds, and how complete, large and exact it is.
+
+    `bytes` is None until the cache has been complete for the first time.
+    """
 
     summary: CacheSummary = field(metadata=INLINE)
     format: int
@@ -177,12 +184,12 @@ class Inspected:
     bounds: Mapping[str, SignalBounds]
     digests: Mapping[str, str]
     identity: Mapping[str, Any]  # JSON, as the manifest holds it
-    provenance: Mapping[str, Any]  # the same
+    provenance: Mapping[str, Any]  # JSON, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class DamagedObject:
-    """An object of a cache that is not as it was written; metadata belong to no block."""
+    """A damaged object of a cache; `block` is None for metadata, which belongs to no block."""
 
     key: str
     block: str | None
@@ -191,7 +198,7 @@ class DamagedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What `verify` read, and what of it is damaged. The last fields are None where nobody asked for the comparison."""
+    """What `verify` read, and the damaged objects. The last three fields are None if no comparison was requested."""
 
     cache: CacheSummary
     objects: int
@@ -217,7 +224,7 @@ class Converted:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """How all runs of a sweep stand: the names of those that are finished, and for each that failed the reason."""
+    """The state of all runs of a sweep: the names of the finished runs, and the reason for each failed run."""
 
     folder: str
     table: str
@@ -229,10 +236,10 @@ class Swept:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedPreset:
-    """What the list of presets says of one of them.
+    """A preset as the list of presets shows it.
 
-    The last three fields come from its record and are empty where that lacks them: how many parameters the network of
-    each role has, and the paper's accuracies in percent by method.
+    The last three fields come from the preset's record and are empty if the record lacks them: the number of parameters
+    of each role's network, and the paper's accuracies in percent, by method.
     """
 
     name: str
@@ -247,7 +254,10 @@ class ListedPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRun:
-    """A run of the demo; the seconds that its students' reads would have cost with a live teacher, None for itself."""
+    """A run of the demo.
+
+    `teacher_seconds_saved` is the time that a live teacher would have taken for a student; it is None for the teacher.
+    """
 
     name: str
     teacher_seconds_saved: float | None
@@ -256,7 +266,7 @@ class DemoRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the demo measured, where it lies, and in `reading` what follows from it, a sentence or two a line."""
+    """What the demo measured, and where it was written; each line of `reading` says in words what follows from it."""
 
     runs: list[DemoRun]
     cache: CachedTeacher
@@ -267,7 +277,7 @@ class Demo:
 
 
 def plain(value: object) -> Any:
-    """A result as JSON's values. What is JSON already comes back equal."""
+    """Convert a result to JSON values. A value that is JSON already comes back equal."""
     if is_dataclass(value) and not isinstance(value, type):
         tree: dict[str, Any] = {}
         for part in fields(value):
@@ -285,7 +295,10 @@ def plain(value: object) -> Any:
 
 
 def _of_keys(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """A value of `kind`, a dataclass whose optional fields are None by default; `ValueError` for missing keys."""
+    """Build a `kind`, a dataclass whose optional fields are None by default.
+
+    Raises `ValueError` for missing and unknown keys.
+    """
     known = {part.name: part for part in fields(kind)}  # type: ignore[arg-type]  # T is one of the dataclasses above
     unknown = [key for key in tree if key not in known]
     missing = [name for name, part in known.items() if part.default is not None and name not in tree]

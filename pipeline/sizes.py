@@ -1,4 +1,4 @@
-"""How large an experiment's data set, images and signals are, as far as its settings tell. No data is read."""
+"""The size of an experiment's data set, images and signals, as far as its settings determine it. No data is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ USUAL_PIXELS = 32
 
 @dataclass(frozen=True)
 class DataSize:
-    """The training split; `from_record`: the number of samples comes from the preset's record."""
+    """The size of the training split; `from_record` says that the number of samples comes from the preset's record."""
 
     source: str
     samples: int
@@ -27,10 +27,11 @@ class DataSize:
 
 
 def data_size_of(experiment: Experiment, samples: int | None = None, classes: int | None = None) -> DataSize:
-    """The size of the experiment's training split, `data.limit` included.
+    """Return the size of the experiment's training split, limited by `data.limit`.
 
     `samples` and `classes` are for sources whose size is unknown until they are read; without them, the preset's record
-    is used. Raises `ConfigError` if the size remains unknown, and if it was known already.
+    is used. Raises `ConfigError` if the size remains unknown, and if `samples` or `classes` is given for a source whose
+    size is known.
     """
     data = experiment.data
     size = _known_size(experiment)
@@ -57,27 +58,27 @@ def _limited(limit: int | None, total: int, source: str) -> int:
 
 
 def _recorded(experiment: Experiment, key: str) -> int | None:
-    """A number from the preset's record, whose form is free: N, or {train: N, …}."""
+    """Return a number from the preset's record, which may be N or {train: N, …}; None if the record lacks it."""
     entry = experiment.record.get(key)
     number = entry.get("train") if isinstance(entry, Mapping) else entry
     return number if isinstance(number, int) and number > 1 else None
 
 
 def pixels_of(experiment: Experiment) -> int | None:
-    """The height and width of the images that the networks see; None: unknown until the data is read."""
+    """Return the height (and width) of the images that networks see; None if it is unknown until the data is read."""
     shape, size = recipe_of(experiment.views).shape, _known_size(experiment)
     return shape[0] if shape is not None else size.pixels if size is not None else None
 
 
 def _known_size(experiment: Experiment) -> Size | None:
-    """The size of the training split, if the source has it before it reads any file."""
+    """Return the size of the training split, or None if the source has to read files to know it."""
     return one_of("data source", experiment.data.source, SOURCES).size
 
 
 def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
-    """The shapes of both networks, with one label for each class.
+    """Return the shapes of both networks, with one label for each class.
 
-    Where the size of images is unknown, a usual one stands in: it changes the shapes of maps, not those of logits.
+    If the image size is unknown, a usual size is assumed; it affects the shapes of feature maps, but not of logits.
     """
     pixels = pixels_of(experiment) or USUAL_PIXELS
     shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))

@@ -1,8 +1,8 @@
-"""`dhkd sweep`: every student of a grid, each trained once, whatever interrupts it, and one table of the results.
+"""`dhkd sweep`: trains every student of a grid once, despite interruptions, and writes one table of the results.
 
-A run's folder shows its state. With result.json it is finished. With failed.txt it ended early, and is left alone until
-the command line asks for it again. Otherwise it is open: it is begun or continued. A worker holds the lock of the run
-that it trains, so the same command may be started several times.
+A run folder shows the state of its run. With result.json, the run is finished. With failed.txt, it ended early and is
+skipped until the command line asks for it again. Otherwise the run is open and will be started or continued. A worker
+holds the lock of the run that it trains, so the same command may be started several times.
 """
 
 import contextlib
@@ -53,11 +53,11 @@ def sweep(
     track: Sequence[str] = (),
     cpu: bool = False,
 ) -> Swept:
-    """Train each name's student in its folder of `out`, unless it is finished or has failed.
+    """Train each student in the folder of its name in `out`, unless its run is finished or has failed.
 
-    `part` (I, N) takes every N-th run from the I-th (from 0) on. `together` students are trained side by side. With
-    `again`, failed runs are continued. `track` is that of `train_student`. A run that ends early leaves the others
-    alone. Raises `DhkdError` for what concerns all runs.
+    `part` (I, N) selects every N-th run, beginning with the I-th (from 0). `together` students are trained side by
+    side. With `again`, failed runs are continued. `track` is as in `train_student`. If a run ends early, the others go
+    on. Raises `DhkdError` for errors that concern all runs.
     """
     _require_trainable(experiments, cache, out, data)
     _remember(out, command, list(experiments))
@@ -87,7 +87,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Worker:
-    """One process's share of a sweep. Other workers may have the same share: locks keep them apart."""
+    """One process's share of a sweep. Several workers may have the same share, because each run has a lock."""
 
     out: Path
     experiments: Mapping[str, Experiment]
@@ -95,7 +95,7 @@ class _Worker:
     train: Train
 
     def work(self, together: int) -> dict[str, str]:
-        """Train the open runs, `together` at a time; the reason of each that could not begin, by name."""
+        """Train the open runs, `together` at a time; return why runs could not begin, by the run's name."""
         names = [name for name in self.experiments if self._is_open(name)]
         finished = sum((self.out / name / RESULT).exists() for name in self.experiments)
         counted = f", {finished} finished" if finished else ""
@@ -106,7 +106,7 @@ class _Worker:
             with self._locked(names[start : start + together]) as group:
                 refused |= train_or_record({self.out / name: self.experiments[name] for name in group}, self.train)
             write_table(read_runs(self.out), self.out)
-            # Workers with the same share go through the same list, so what is behind this one is done by all of them.
+            # Workers with the same share go through the same list, so all of them did the runs that this one passed.
             passed = start + together
             left = sum(self._is_open(name) for name in names[passed:])
             if group and left:
@@ -119,10 +119,10 @@ class _Worker:
 
     @contextlib.contextmanager
     def _locked(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """Those of the runs that this worker is to train now: open, and no longer marked as failed."""
+        """Lock and yield the runs that this worker is to train now: they are open, and marks of failure are removed."""
         with contextlib.ExitStack() as locks:
             mine = [name for name in names if locks.enter_context(locked(self.out / name))]
-            # Another worker may have ended a run before this one had its lock.
+            # Another worker may have ended a run before this worker got the run's lock.
             mine = [name for name in mine if self._is_open(name)]
             for name in mine:
                 (self.out / name / FAILED).unlink(missing_ok=True)
@@ -130,13 +130,13 @@ class _Worker:
 
 
 def is_open(run: Path, again: bool) -> bool:
-    """Whether a run is to be trained: it is not finished, and has not failed either, unless `again` holds."""
+    """Return whether a run is to be trained: it is not finished and, unless `again` is set, it has not failed."""
     return not (run / RESULT).exists() and (again or not (run / FAILED).exists())
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[bool]:
-    """Whether this worker has the run's lock. No other worker gets it before this process leaves or ends."""
+    """Yield whether this worker has the run's lock. Others can't get the lock until the context or the process ends."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as lock:
         try:
@@ -149,17 +149,17 @@ def locked(run: Path) -> Iterator[bool]:
 
 
 def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
-    """Train these side by side. A failure goes into the folder of a run that had begun.
+    """Train these students side by side, and record failures of runs that had begun in their folders.
 
-    The reason of each that could not even begin, by name.
+    Returns why runs could not begin, by the run's name.
     """
     if not group:
         return {}
     outcomes: Mapping[Path, TrainedRun | Exception]
     try:
         outcomes = train(group)
-    except Exception as error:  # the fault of a run or of the program: either way, the other runs are to be trained
-        if len(group) > 1:  # what they can't do together, each may do alone
+    except Exception as error:  # whether a run or the program is at fault, the other runs are to be trained
+        if len(group) > 1:  # each of them may still succeed alone
             alone = [train_or_record({run: experiment}, train) for run, experiment in group.items()]
             return {name: line for refused in alone for name, line in refused.items()}
         outcomes = dict.fromkeys(group, error)
@@ -170,7 +170,7 @@ def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str,
             continue
         line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
         log.error("%s: %s", run.name, line)
-        # A tracker that refuses says nothing about the run.
+        # An error of a tracker is no failure of the run.
         if (run / CONFIG).exists() and not isinstance(outcome, TrackerError):
             _keep_failure(run, line, outcome)
         else:
@@ -184,7 +184,7 @@ def _keep_failure(run: Path, line: str, error: Exception) -> None:
 
 
 def _require_trainable(experiments: Mapping[str, Experiment], cache: str | None, out: Path, data: DataOptions) -> None:
-    """Raise the `DhkdError` that would otherwise end the sweep after hours."""
+    """Raise, before anything is trained, the `DhkdError` that would otherwise end the sweep hours later."""
     for experiment in experiments.values():
         objective_of(experiment)
     require_different(experiments)
@@ -197,7 +197,7 @@ def _require_trainable(experiments: Mapping[str, Experiment], cache: str | None,
 
 
 def require_different(experiments: Mapping[str, Experiment]) -> None:
-    """Raise `ConfigError` where two names stand for the same settings."""
+    """Raise `ConfigError` if two names stand for the same settings."""
     seen: dict[str, str] = {}
     for name, experiment in experiments.items():
         settings = json.dumps(settings_of(experiment), sort_keys=True)
@@ -207,9 +207,9 @@ def require_different(experiments: Mapping[str, Experiment]) -> None:
 
 
 def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
-    """Raise `RunMismatch` where the folder holds another run: training doesn't look into the folder of a finished one.
+    """Raise `RunMismatch` if the folder holds another run; training itself doesn't check folders of finished runs.
 
-    `digest` names what the experiment learns from, None without a cache.
+    `digest` is that of the cached logits that the experiment learns from; it is None without a cache.
     """
     existing = read_config(run)
     if existing is None:
@@ -223,7 +223,7 @@ def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
 
 
 def _remember(out: Path, command: str, names: Sequence[str]) -> None:
-    """Add the command and its runs to what a report of `out` reads; another command may extend the sweep."""
+    """Add the command and its runs to the file that a report of `out` reads; another command may extend the sweep."""
     path = out / SWEEP
     before: dict[str, Any] = {"commands": [], "runs": []}  # JSON, as the file holds it
     with contextlib.suppress(FileNotFoundError, ValueError):

@@ -1,7 +1,7 @@
 """`train-teacher` and `train-student`: from experiments to runs, one or several side by side.
 
-The way through each function is the way of the data. Students that train together share what does not depend on them:
-images, test set and cache in memory, and the batches of those that see the same keys.
+The steps of each function are in the order in which the data passes through them. Students that train together share
+what does not depend on them: images, test set and cache in memory. Students that see the same keys also share batches.
 """
 
 import json
@@ -34,12 +34,12 @@ from dhkd.stages.train.loop import Figures, Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 
-Outcomes = dict[Path, TrainedRun | DhkdError]  # of each run's folder: its result, or the error that ended it
+Outcomes = dict[Path, TrainedRun | DhkdError]  # by run folder: the result, or the error that ended the run
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How runs are trained, as against what they are."""
+    """Options of how runs are trained, which are not part of the experiments."""
 
     data: DataOptions
     teacher: Path | None
@@ -58,7 +58,7 @@ def train_teacher(
     cpu: bool = False,
     resume: bool = False,
 ) -> TrainedRun:
-    """Train the preset's teacher with cross-entropy on freshly drawn views; its result is also written into `out`.
+    """Train the preset's teacher with cross-entropy on freshly drawn views; the result is also written into `out`.
 
     `track` names the trackers that show the run, as `installed_trackers` takes them.
     """
@@ -92,12 +92,12 @@ def train_student(
     cpu: bool = False,
     resume: bool = False,
 ) -> TrainedRun:
-    """Train the preset's student from the cache; its result is also written into `out`.
+    """Train the preset's student from the cache; the result is also written into `out`.
 
-    The cache must be complete, and of this data set, recipe and teacher, where the experiment or `teacher` names one.
-    Without a cache, either the objective needs no teacher or the experiment runs it live. Pixels that differ from those
-    that the teacher saw are an error, with `allow_drift` a warning. `track` names the trackers that show the run, as
-    `installed_trackers` takes them.
+    The cache must be complete, and made from this data set and recipe with the teacher that the experiment or `teacher`
+    specifies. Without a cache, the objective must need no teacher, or the experiment must run the teacher live. Pixels
+    that differ from those that the teacher saw raise an error; with `allow_drift`, the difference is only logged.
+    `track` names the trackers that show the run, as `installed_trackers` takes them.
     """
     options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
     (outcome,) = _train({out: experiment}, cache, options).values()
@@ -119,8 +119,8 @@ def train_students(
 ) -> Outcomes:
     """Train each folder's student as `train_student` does, side by side.
 
-    Each ends as it would alone on as many threads. Raises `ConfigError` where the experiments differ in more than their
-    students, or several processes share the work.
+    Each result is the same as that of training alone with as many threads. Raises `ConfigError` if the experiments
+    differ in more than their students, and if several processes share the work.
     """
     return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume))
 
@@ -148,7 +148,7 @@ def train_grid(
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """The settings that make a run of the experiment what it is: plain values for config.yaml."""
+    """Return the settings that define a run of the experiment, as plain values for config.yaml."""
     return experiment.model_dump(mode="json", exclude={"smoke", "record"})
 
 
@@ -225,15 +225,15 @@ def _distillation(student: PreparedStudent, source: Source, *, together: int) ->
 def _claim(
     out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
 ) -> RunFolder:
-    """The run's folder, for the run with these settings and `facts`, plain values for config.yaml."""
+    """Claim the folder `out` for the run with these settings and `facts`, which are plain values for config.yaml."""
     config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
     run = RunFolder(out, config, resume=resume)
-    processes.wait()  # before the first process writes into the folder that the others look at
+    processes.wait()  # otherwise the first process might write into the folder before the others have checked it
     return run
 
 
 def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
-    """The result of a run that is finished already."""
+    """Return the result of a run that is finished already, or None."""
     result = run.result
     if result is None:
         return None
@@ -276,7 +276,7 @@ def _finish(
     accuracy_of: Evaluator,
     distillation: Distillation | None,
 ) -> TrainedRun:
-    """The result of a run that ended well; it is written into the run's folder, beside the weights."""
+    """Return the result of a run that ended well, and write it into the run folder, beside the weights."""
     network, architecture = task.student.backbone, setting.student.architecture
     processes = accuracy_of.processes
     result = TrainedRun(

@@ -1,1 +1,1 @@
-"""What happens: the stages (cache, train, report), which never import each other, and the networks that serve them."""
+"""The stages (cache, train, report), which never import each other, and `models`, the networks that all of them use."""

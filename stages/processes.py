@@ -1,7 +1,7 @@
-"""Which process this is, on which device, and how processes agree: the one wrapper of Accelerate's `Accelerator`.
+"""Rank, device and communication of the processes of a run: the only wrapper of Accelerate's `Accelerator`.
 
-Accelerate finds out how it was started (alone, by `accelerate launch`, by `torchrun`), and prepares model and
-optimizer. It does not distribute the data: its loader would repeat samples to make all batches equally large.
+Accelerate detects how the program was started (alone, by `accelerate launch` or by `torchrun`) and prepares model and
+optimizer. Its data loader is not used, because it would repeat samples to make all batches equally large.
 """
 
 import os
@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 
 def resolve_precision(precision: str, cpu: bool) -> Precision:
-    """The precision to compute in. `auto` is bf16 if the hardware computes it natively, else float32.
+    """Return the precision to compute in. `auto` is bf16 if the hardware computes it natively, otherwise float32.
 
-    Emulated bf16 is slower than float32; on CPUs without bf16 instructions, more than ten times slower.
+    Emulated bf16 is slower than float32; on CPUs without bf16 instructions it is more than ten times slower. Raises
+    `ConfigError` for an unknown precision and for fp16 without a GPU.
     """
     on_gpu = torch.cuda.is_available() and not cpu
     if precision == "auto":
@@ -48,8 +49,8 @@ class Processes:
         self.precision = precision
         if precision == "float32":  # TF32 would keep only ten bits of each factor
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        # If there is no GPU, Accelerate has to be told. Otherwise each process that `torchrun` starts believes that it
-        # is the only one, and does all the work.
+        # Without a GPU, Accelerate needs `cpu=True`. Otherwise each process that `torchrun` starts would act as if it
+        # were the only one and do all the work.
         self.accelerator = Accelerator(
             mixed_precision="no" if precision == "float32" else precision,
             cpu=cpu or not torch.accelerator.is_available(),
@@ -67,29 +68,32 @@ class Processes:
             )
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Model and optimizer as Accelerate runs them: on the device, under autocast, averaged over the processes."""
+        """Wrap model and optimizer with Accelerate.
+
+        The model is moved to the device and runs under autocast, and its gradients are averaged over the processes.
+        """
         prepared, optimizer = self.accelerator.prepare(model, optimizer)
         return prepared, optimizer
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which a network computes in this run's precision."""
+        """Return the context in which a network computes in this run's precision."""
         return cast(AbstractContextManager[Any], self.accelerator.autocast())
 
     def unsynchronized(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """A context in which DDP does not average gradients."""
+        """Return a context in which DDP does not average gradients."""
         if self.world_size == 1:
             return nullcontext()
         return cast(AbstractContextManager[Any], self.accelerator.no_sync(model))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes; its shape is the same in each."""
+        """Return the sum of a tensor over all processes; the tensor must have the same shape in each."""
         return cast(Tensor, self.accelerator.reduce(values, reduction="sum")) if self.world_size > 1 else values
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes, in place."""
         if self.world_size == 1:
             return
-        # One message for all: many small ones would cost more than this copy.
+        # All tensors are sent in one message, because many small messages would cost more than this copy.
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.world_size
@@ -97,35 +101,35 @@ class Processes:
             tensor.copy_(mean.view(tensor.shape))
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give all processes the first one's buffers: running statistics of batch norm differ between processes."""
+        """Copy the first process's buffers to all others: running statistics of batch norm differ between processes."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate: under fp16 times the factor of the gradient scaler, otherwise unchanged."""
+        """Return the loss to differentiate: multiplied by the gradient scaler's factor under fp16, else unchanged."""
         scaler = self.accelerator.scaler
         return loss if scaler is None else cast(Tensor, scaler.scale(loss))
 
     def clip(self, model: nn.Module, max_norm: float) -> None:
-        """Clip the norm of all gradients together, after undoing the scale of fp16."""
+        """Clip the joint norm of all gradients, after undoing the scaling of fp16."""
         self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
 
     def step_was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the optimizer skipped its last step because a gradient overflowed under fp16."""
+        """Return whether the optimizer skipped its last step because a gradient overflowed under fp16."""
         return bool(getattr(optimizer, "step_was_skipped", False))
 
-    # Any, because the other processes pass whatever they have, usually None.
+    # Any, because the values of the other processes are ignored; usually they are None.
     def broadcast(self, value: Any) -> Any:
-        """The first process's value, in every process."""
+        """Return the first process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
     def gather(self, values: list[T]) -> set[T]:
-        """The distinct values in the lists of all processes."""
+        """Return the distinct values in the lists of all processes."""
         return set(gather_object(values) if self.world_size > 1 else values)
 
     def collect(self, value: T) -> list[T]:
-        """The values of all processes by rank, in every process."""
+        """Return the values of all processes, ordered by rank, in every process."""
         return list(gather_object([value])) if self.world_size > 1 else [value]
 
     def wait(self) -> None:
@@ -140,9 +144,10 @@ class Processes:
 
 
 def joined(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks, in every process. Gradients flow into its own rows only.
+    """Return the rows of all processes, ordered by rank, in every process.
 
-    `rows` is (R, …), and R may differ between processes. A process that runs alone gets `rows` itself.
+    Gradients flow only into this process's rows. `rows` is (R, …), and R may differ between processes. A process that
+    runs alone gets `rows` itself.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return rows

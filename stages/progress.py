@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on standard error, so that standard output stays for results."""
+"""Progress bars with rate and remaining time, on standard error so that standard output stays for results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +26,10 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(description: str, total: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` samples, which the yielded callable advances. Nothing is drawn unless there is a terminal."""
+    """Show a progress bar over `total` samples; the yielded callable advances the bar by a number of samples.
+
+    The bar is drawn only if it is `visible` and standard error is a terminal.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

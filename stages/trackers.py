@@ -1,9 +1,9 @@
 """Trackers that show a run's metrics: TensorBoard, W&B and MLflow, through Accelerate.
 
-Each is configured as its documentation says, by environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
-MLFLOW_EXPERIMENT_NAME, …). The identifier that a service gives a run is kept in the run's folder, so that a resumed run
-continues there. A tracker that can't begin stops the command before anything is trained. One that breaks later is
-dropped, because metrics.jsonl holds every value.
+Each tracker is configured by its usual environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME, …). The identifier that the run has in W&B or MLflow is stored in the run's folder, so that a
+resumed run continues under the same identifier. If a tracker can't begin, the command stops before training. If a
+tracker fails later, it is dropped, because metrics.jsonl holds every value.
 """
 
 import json
@@ -30,7 +30,7 @@ End = Callable[[bool], None]
 
 
 def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
-    """The named trackers, without "none"; if `names` is empty, TensorBoard if it is installed.
+    """Return the named trackers, without "none". If `names` is empty, return TensorBoard if it is installed.
 
     Raises `ConfigError` for a tracker that isn't installed.
     """
@@ -48,7 +48,7 @@ def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
 class Trackers:
     """One run, shown in several trackers."""
 
-    # Settings are those of the run's YAML file: nested plain values, which only a tracker reads.
+    # `settings` is the content of the run's YAML file: nested plain values that only the trackers read.
     def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
         """Begin or resume the run in `folder` with every named tracker.
 
@@ -62,7 +62,7 @@ class Trackers:
         for name in names:
             try:
                 self._begun[name] = BEGIN[name](folder, shown)
-            except Exception as error:  # each service has its own kinds of errors
+            except Exception as error:  # each service raises different types of errors
                 self.end(failed=True)
                 raise TrackerError(
                     f"--track {name}: expected a run to begin there, got: {_first_line(error)}; put right what it says"
@@ -70,7 +70,7 @@ class Trackers:
                 ) from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add the values of a step. A tracker that fails gets no more of them."""
+        """Send the values of a step to every tracker. A tracker that fails is dropped and gets no further values."""
         for name, (add, _) in list(self._begun.items()):
             try:
                 add(dict(values), step)
@@ -79,7 +79,7 @@ class Trackers:
                 log.warning("tracker %s: %s; the run goes on without it", name, _first_line(error))
 
     def end(self, *, failed: bool) -> None:
-        """Tell the trackers that no more will come, and whether the run ended early."""
+        """Tell the trackers that no more values will come; `failed` says that the run ended early."""
         for name, (_, end) in self._begun.items():
             try:
                 end(failed)
@@ -104,8 +104,8 @@ def _wandb(folder: Path, settings: dict[str, Any]) -> tuple[Log, End]:
         id=run_id,
         resume="allow",
         dir=str(folder / TRACKING),
-        config=settings,  # Accelerate would store them in the process's one global run of W&B
-        reinit="create_new",  # each of several students side by side has a run of its own
+        config=settings,  # Accelerate would store them in W&B's global run, of which a process has only one
+        reinit="create_new",  # students that train side by side need a separate run each
     )
     tracker.start()
     return tracker.log, lambda failed: tracker.tracker.finish(exit_code=int(failed))
@@ -120,8 +120,8 @@ def _mlflow(folder: Path, settings: dict[str, Any]) -> tuple[Log, End]:
     run_id = tracker.tracker.info.run_id
     _keep_id(folder, "mlflow", run_id)
     tracker.store_init_configuration(settings)
-    # MLflow allows a process one active run, but students side by side have a run each. So none of them stays active;
-    # each is marked as running until its end is reported.
+    # MLflow allows only one active run in a process, but students that train side by side have one run each. So no run
+    # stays active; each run is marked as running until its end is reported.
     mlflow.end_run("RUNNING")
     return (
         lambda values, step: tracker.log(values, step, run_id=run_id),
@@ -142,7 +142,7 @@ WITHOUT_SERVICE = {
 
 
 def _shown_name(folder: Path) -> str:
-    """The names of the sweep and of the run in it."""
+    """Return "SWEEP/RUN", the last two parts of the folder's path."""
     return "/".join(folder.resolve().parts[-2:])
 
 
@@ -153,7 +153,7 @@ def _ids(folder: Path) -> dict[str, str]:
 
 
 def _known_id(folder: Path, tracker: str) -> str | None:
-    """The tracker's identifier of the run, if the run has begun there before."""
+    """Return the run's identifier in this tracker, or None if the run has not begun there before."""
     return _ids(folder).get(tracker)
 
 

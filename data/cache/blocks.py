@@ -1,6 +1,7 @@
 """Blocks: runs of consecutive indices of one view, the unit of work, ownership, storage, resumption and reading.
 
-In every layout a block of a signal, or of the witness, has objects of its own, each of which is put once and whole.
+In every layout, each block of a signal (a teacher output such as logits) or of the witness (a checksum of each row's
+rendered pixels) has its own objects. Each object is written once, as a whole.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 WITNESS = "witness"  # the array beside the signals: a checksum of each row's rendered pixels
 
 Array = NDArray[np.generic]
-Part = tuple[str, tuple[int, ...]]  # dtype and shape of a row
+Part = tuple[str, tuple[int, ...]]  # a stored array's dtype, and the shape of one of its rows
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +32,10 @@ class Block:
         return f"view {self.view}, rows {self.start} to {self.stop}"
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        """The block's rows in runs of `batch_size`, as (start, stop); they depend on nothing else."""
+        """Yield the block's rows in runs of `batch_size`, as (start, stop) indices of the view.
+
+        The runs depend only on the block and `batch_size`.
+        """
         for start in range(self.start, self.stop, batch_size):
             yield start, min(start + batch_size, self.stop)
 
@@ -40,7 +44,7 @@ class Block:
 class Plan:
     """How (num_views, num_samples) rows are cut into blocks of at most `block_rows` rows.
 
-    A balanced plan's last block of a view is at most a few rows shorter than the others.
+    In a balanced plan, the last block of a view is at most a few rows shorter than the others.
     """
 
     num_views: int
@@ -49,7 +53,7 @@ class Plan:
 
     @classmethod
     def balanced(cls, num_views: int, num_samples: int, row_bytes: int, block_bytes: int) -> "Plan":
-        """The fewest equal blocks of at most `block_bytes` each (at least one row)."""
+        """Build the plan with the fewest equal blocks of at most `block_bytes` each; a block has at least one row."""
         largest = max(1, block_bytes // row_bytes)
         per_view = -(-num_samples // largest)
         return cls(num_views, num_samples, -(-num_samples // per_view))
@@ -60,14 +64,14 @@ class Plan:
         return -(-self.num_samples // self.block_rows)
 
     def block(self, view: int, number: int) -> Block:
-        """Block `number` of view `view`."""
+        """Return block `number` of view `view`."""
         start = number * self.block_rows
         return Block(view, number, start, min(start + self.block_rows, self.num_samples))
 
     def blocks_of_view(self, view: int) -> list[Block]:
-        """A view's blocks, in order."""
+        """Return a view's blocks, in order."""
         return [self.block(view, number) for number in range(self.blocks_per_view)]
 
     def blocks(self) -> list[Block]:
-        """All blocks, view by view."""
+        """Return all blocks, view by view."""
         return [block for view in range(self.num_views) for block in self.blocks_of_view(view)]

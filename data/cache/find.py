@@ -1,4 +1,4 @@
-"""What a place holds: no cache, one under way, a complete one, or one that is being extended."""
+"""What a place (a path or URL) holds: no cache, an unfinished one, a complete one, or one that is being extended."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,11 @@ from dhkd.data.errors import CacheDamaged, CacheMismatch, DhkdError
 
 @dataclass(frozen=True)
 class StoredCache:
-    """A cache at a place: `manifest` says what it is to hold, `index` what of it is complete, None if nothing is."""
+    """A cache at a place.
+
+    `manifest` describes the cache as it will be when it is finished. `index` lists what is complete so far; it is None
+    while nothing is.
+    """
 
     store: str
     manifest: Manifest
@@ -19,11 +23,11 @@ class StoredCache:
 
 
 def find(storage: Storage) -> StoredCache | None:
-    """The cache at a place; None if there is none.
+    """Find the cache at a place; return None if there is no cache.
 
-    The index says what is complete. The manifest beside it may promise more, if the cache is being extended.
-    Raises `CacheMismatch` for another format version, and `CacheDamaged` if the index is not as it was written, or if
-    there is no index and the manifest can't be read.
+    The index lists what is complete. While a cache is being extended, the manifest object beside the index may promise
+    more. Raises `CacheMismatch` for another format version. Raises `CacheDamaged` if the index is not as it was
+    written, or if there is no index and the manifest can't be read.
     """
     index = read_index(storage)
     try:
@@ -31,7 +35,7 @@ def find(storage: Storage) -> StoredCache | None:
     except DhkdError:
         if index is None:
             raise
-        promised = None  # the index holds a manifest of its own
+        promised = None  # the index holds a copy of the manifest
     if index is None:
         return promised
     if promised and promised.store == index.store and _extends(promised.manifest, index.manifest):
@@ -40,7 +44,7 @@ def find(storage: Storage) -> StoredCache | None:
 
 
 def read_index(storage: Storage) -> Index | None:
-    """The index of what is complete; None if nothing is."""
+    """Read the index of what is complete; return None if nothing is complete."""
     try:
         content = storage.get(INDEX_KEY)
     except FileNotFoundError:
@@ -49,7 +53,7 @@ def read_index(storage: Storage) -> Index | None:
 
 
 def _promised(storage: Storage) -> StoredCache | None:
-    """The cache as its manifest object describes it; None if no layout finds its own there."""
+    """Return the cache as its manifest object describes it, or None if no layout recognises a manifest object."""
     for store, layout in LAYOUTS.items():
         try:
             content = storage.get(layout.manifest_key)
@@ -67,7 +71,7 @@ def _promised(storage: Storage) -> StoredCache | None:
 
 
 def _extends(promised: Manifest, complete: Manifest) -> bool:
-    """Whether `promised` has all that is complete, and perhaps more."""
+    """Return whether `promised` has everything that `complete` has, and perhaps more."""
     try:
         return complete.extended_by(promised, "") == promised
     except CacheMismatch:

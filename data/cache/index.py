@@ -1,8 +1,8 @@
-"""The index: what is complete of a cache, with every object's size and checksum. A reader reads it first.
+"""The index lists what is complete in a cache, with every object's size and checksum. Readers read it first.
 
-It is written last, replaced whole when a cache was extended or repaired, and sealed with a checksum of its own. It
-holds a copy of the manifest, so that a cache can be read while it is being extended, and from places that can't list
-their objects.
+It is written last. When a cache has been extended or repaired, the index is replaced as a whole. It includes a checksum
+of its content, and a copy of the manifest, so that a cache can be read while it is being extended, and from places that
+can't list their objects.
 """
 
 import json
@@ -30,7 +30,10 @@ Bytes = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Bound(BaseModel):
-    """How far a signal's stored values may lie from the teacher's: the worst `errors` and `tail_mass` of all rows."""
+    """How far a signal's stored values may lie from the teacher's.
+
+    `error` and `tail_mass` are the largest of all rows, as the codec's `errors` and `tail_mass` give them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -38,13 +41,17 @@ class Bound(BaseModel):
     tail_mass: float | None = None
 
     def or_worse(self, other: "Bound") -> "Bound":
-        """What holds for both."""
+        """Return the bound that holds for the rows of both."""
         masses = [bound.tail_mass for bound in (self, other) if bound.tail_mass is not None]
         return Bound(error=max(self.error, other.error), tail_mass=max(masses) if masses else None)
 
 
 class Index(BaseModel):
-    """A complete cache: its store, manifest, objects (size and checksum by key), and each signal's bound."""
+    """A complete cache: the name of its store, its manifest, its objects, and each signal's bound.
+
+    `objects` holds the size and checksum of each block's objects, by key; `structure` holds the crc32c of each metadata
+    object.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -61,19 +68,19 @@ class Index(BaseModel):
         return self
 
     def to_bytes(self) -> bytes:
-        """The index as it is stored."""
+        """Return the index as it is stored: JSON with a format version and a checksum."""
         body = self.model_dump(mode="json")
         tree = {"format": FORMAT_VERSION, "crc32c": f"{crc32c(canonical(body)):08x}", "index": body}
         return json.dumps(tree, indent=0, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> "Index":
-        """The inverse of `to_bytes`; `where` names the cache in errors.
+        """Decode what `to_bytes` returned; `where` names the cache in errors.
 
-        Raises `CacheMismatch` for another format version and `CacheDamaged` for anything else that is not as written.
+        Raises `CacheMismatch` for another format version and `CacheDamaged` if anything else is not as it was written.
         """
         try:
-            tree: Any = json.loads(content)  # of whatever the file holds
+            tree: Any = json.loads(content)  # the file may hold any JSON
             require_version(tree["format"], f"cache at {where}")
             body = tree["index"]
             if tree["crc32c"] != f"{crc32c(canonical(body)):08x}":

@@ -1,7 +1,7 @@
-"""What a cache is: its identity, compared field by field, and its provenance, shown and never compared.
+"""What a cache is: its identity, which is compared field by field, and its provenance, which is shown but not compared.
 
-Some fields are plain JSON values (`Facts`): a recipe, a teacher and a provenance describe themselves, and a manifest
-only keeps, compares and shows what they say.
+Some fields are plain JSON values (`Facts`), in which a recipe, a teacher or a provenance describes itself. A manifest
+only stores, compares and shows these descriptions.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 FORMAT_VERSION = 2
 MAX_DEPTH = 20
-LONGEST_SHOWN = 200  # characters of a value, in a message
+LONGEST_SHOWN = 200  # characters of a value that a message shows
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.
@@ -28,7 +28,10 @@ class _Tree(BaseModel):
 
 
 def _plain(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tree, if it holds plain JSON values, nested less deeply than what the libraries that walk it can bear."""
+    """Return the tree unchanged if it holds only plain JSON values.
+
+    Raises `ValueError` for NaN or infinity, and for values nested so deeply that libraries fail to walk the tree.
+    """
     if _depth(tree) > MAX_DEPTH:
         raise ValueError(f"values nested deeper than {MAX_DEPTH}")
     canonical(tree)
@@ -46,7 +49,7 @@ Facts = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 
 
 class DatasetIdentity(_Tree):
-    """Which samples, in which order."""
+    """Which samples are cached, and in which order."""
 
     name: str
     split: str
@@ -56,7 +59,10 @@ class DatasetIdentity(_Tree):
 
 
 class SignalIdentity(_Tree):
-    """What a signal's rows are: which teacher computed them, in which precision, and how they are stored."""
+    """What a signal's rows are: which teacher computed them, in which precision, and how they are stored.
+
+    A signal is a teacher output such as logits; `row` is the shape of one sample's values.
+    """
 
     teacher: Facts
     precision: Literal["float32", "bf16", "fp16"]
@@ -65,7 +71,7 @@ class SignalIdentity(_Tree):
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The arrays that the codec makes of the signal."""
+        """The arrays in which the codec stores the signal: dtype and row shape, by part."""
         return self.codec.parts(self.row)
 
     @model_validator(mode="after")
@@ -77,7 +83,7 @@ class SignalIdentity(_Tree):
 
 
 class Identity(_Tree):
-    """What is cached."""
+    """What is cached: the data set, the recipe by which views are drawn, and the signals by name."""
 
     dataset: DatasetIdentity
     recipe: Facts
@@ -85,7 +91,11 @@ class Identity(_Tree):
 
 
 class Manifest(_Tree):
-    """`identity` says what is cached and `provenance`, by signal, how it came about; `num_views` grows with a cache."""
+    """A cache's identity, its provenance, and its size in views and in rows per block.
+
+    `identity` says what is cached; `provenance` says, for each signal, how its values were made. `num_views` grows when
+    the cache is extended.
+    """
 
     format: Literal[2] = 2
     identity: Identity
@@ -119,20 +129,20 @@ class Manifest(_Tree):
 
     @property
     def signals(self) -> Mapping[str, SignalIdentity]:
-        """The signals by name."""
+        """The signals, by name."""
         return self.identity.signals
 
     @property
     def names(self) -> list[str]:
-        """Every array of a block: the signals, then the witness."""
+        """The names of a block's arrays: the signals, then the witness (a checksum of each row's rendered pixels)."""
         return [*self.signals, WITNESS]
 
     def parts(self, name: str) -> dict[str, Part]:
-        """The stored arrays of a signal, or of the witness: dtype and row shape, by part."""
+        """Return the stored arrays of a signal or of the witness: dtype and row shape, by part."""
         return {"": ("uint32", ())} if name == WITNESS else self.signals[name].parts
 
     def error_before(self, name: str) -> float:
-        """ε that a converted signal's values had before it was converted; 0 if it was not."""
+        """Return the error bound ε that a signal's values had before the cache was converted; 0 if it was not."""
         provenance = self.provenance.get(name, {})
         return float(provenance.get("error_before", 0.0)) if isinstance(provenance, Mapping) else 0.0
 
@@ -142,20 +152,20 @@ class Manifest(_Tree):
         return self.digest_of(self.signals)
 
     def digest_of(self, names: Iterable[str]) -> str:
-        """The digest that a cache with only these signals would have."""
+        """Compute the digest that a cache with only these signals would have."""
         identity = self.identity.model_dump(mode="json")
         identity["signals"] = {name: identity["signals"][name] for name in names}
         return hashlib.sha256(canonical(identity)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:  # JSON
-        """The manifest as plain JSON values."""
+        """Return the manifest as plain JSON values."""
         return self.model_dump(mode="json")
 
     @classmethod
-    def from_json(cls, tree: Any, where: str) -> "Manifest":  # whatever a file held
-        """The inverse of `to_json`; `where` names the cache in errors.
+    def from_json(cls, tree: Any, where: str) -> "Manifest":  # a file may hold any JSON
+        """Build a manifest from what `to_json` returned; `where` names the cache in errors.
 
-        Raises `CacheMismatch` for another format version and `CacheDamaged` for anything that is no manifest.
+        Raises `CacheMismatch` for another format version and `CacheDamaged` for anything that is not a manifest.
         """
         if not isinstance(tree, dict) or "format" not in tree:
             raise CacheDamaged(f"{where}: expected a dhkd manifest, got none; is this a dhkd cache?")
@@ -166,11 +176,11 @@ class Manifest(_Tree):
             raise CacheDamaged(f"{where}: the manifest is damaged ({_first(error)})") from error
 
     def extended_by(self, other: "Manifest", where: str) -> "Manifest":
-        """The manifest of a cache that holds what this one does and what `other` adds: views, signals.
+        """Return the manifest of a cache that holds this manifest's views and signals, and those that `other` adds.
 
-        Raises `CacheMismatch`, listing every difference, if the two can't be in one cache.
+        Raises `CacheMismatch`, listing every difference, if one cache can't hold both.
         """
-        # Signals that only one of the two has are no difference. If they share none, only the rest is compared.
+        # Signals that only one of the two has don't conflict. If they share no signal, only the rest is compared.
         shared = {name: signal for name, signal in self.signals.items() if name in other.signals} or other.signals
         existing = Identity(dataset=self.identity.dataset, recipe=self.identity.recipe, signals=shared)
         wanted = {
@@ -194,7 +204,7 @@ class Manifest(_Tree):
         )
 
     def _teacher_conflicts(self, other: "Manifest") -> list[str]:
-        """How teachers of signals that `other` adds differ from those that have the same names in this cache."""
+        """List how a teacher whose signals `other` adds differs from the teacher of the same name in this cache."""
         conflicts: list[str] = []
         for name, existing in self.signals.items():
             prefix = name.removesuffix(teachers_own(name))
@@ -213,31 +223,31 @@ def require_version(version: object, where: str) -> None:
 
 
 def signal_name(teacher: str | None, signal: str) -> str:
-    """A signal's name in a cache: with its teacher's name before it, if the teacher has one."""
+    """Return a signal's name in a cache: TEACHER.SIGNAL, or just SIGNAL if the teacher has no name."""
     return f"{teacher}.{signal}" if teacher else signal
 
 
 def teachers_own(name: str) -> str:
-    """A cached signal's name without its teacher's: what the teacher itself calls it."""
+    """Return a cached signal's name without the teacher's prefix: the name that the teacher itself uses."""
     return name.rpartition(".")[2]
 
 
 def array_name(name: str, part: str) -> str:
-    """The name of the array that holds a part of a signal."""
+    """Return the name of the array that holds a part of a signal."""
     return f"{name}_{part}" if part else name
 
 
 def canonical(tree: object) -> bytes:
-    """A tree of plain values as JSON in one fixed form, for hashing; raises `ValueError` for NaN and infinity."""
+    """Encode a tree of plain values as JSON in one fixed form, for hashing; raises `ValueError` for NaN or infinity."""
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def differences(
     expected: Mapping[str, Any], got: Mapping[str, Any], prefix: str = "", *, exact: bool = False
 ) -> list[str]:
-    """Each field of `expected` that `got` lacks or has with another value, as 'field expected …, got …'.
+    """List each field of `expected` that `got` lacks or has with another value, as 'field expected …, got …'.
 
-    With `exact`, a field that only `got` has is a difference, too.
+    With `exact`, fields that only `got` has are listed as well.
     """
     lines: list[str] = []
     for key, value in expected.items():
@@ -255,9 +265,9 @@ def differences(
 
 
 def require_identity(expected: Mapping[str, Any], manifest: Manifest, where: str, remedy: str) -> None:
-    """Raise `CacheMismatch`, listing every difference, unless the cache is what is expected.
+    """Raise `CacheMismatch`, listing every difference, unless the manifest's identity matches `expected`.
 
-    Only the fields in `expected` are compared, so an experiment that names no teacher accepts any.
+    Only the fields in `expected` are compared, so an experiment that names no teacher accepts any teacher.
     """
     lines = differences(expected, manifest.identity.model_dump(mode="json"))
     if lines:
@@ -272,7 +282,7 @@ def _short(value: object) -> str:
 
 
 def _first(error: Exception) -> str:
-    """A validation's first complaint, in one line."""
+    """Return a validation's first complaint, in one line."""
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         return f"{'.'.join(map(_short, fault['loc']))}: {fault['msg']}"

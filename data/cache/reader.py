@@ -1,4 +1,4 @@
-"""Reading a complete cache from any place: every object is checked against the index before its values are used."""
+"""Reading a complete cache from any place. Every object is checked against the index before its values are used."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,10 @@ AGAIN = "run 'dhkd cache-teacher' again with the same arguments"
 
 @dataclass(frozen=True)
 class Damage:
-    """An object that is not as it was written; `name` and `block` say what it holds, None for metadata."""
+    """An object that is not as it was written.
+
+    `name` and `block` say which array and block the object holds; both are None for metadata.
+    """
 
     key: str
     name: str | None
@@ -38,7 +41,7 @@ class Damage:
 
 
 class LogitReader:
-    """A complete cache, or the complete part of one that is being extended."""
+    """A complete cache, or the complete part of a cache that is being extended."""
 
     def __init__(self, storage: Storage, index: Index, nearby: Nearby | None = None) -> None:
         self.manifest: Manifest = index.manifest
@@ -57,19 +60,19 @@ class LogitReader:
         return self._index.store
 
     def of_first_views(self, num_views: int) -> "LogitReader":
-        """The same cache as if it had only its first `num_views` views."""
+        """Return a reader of the same cache that has only the first `num_views` views."""
         fewer = copy.copy(self)
         fewer.plan = replace(self.plan, num_views=num_views)
         return fewer
 
     def bound(self, name: str) -> Bound:
-        """How far a signal's stored values may lie from the teacher's."""
+        """Return how far a signal's stored values may lie from the teacher's."""
         return self._index.bounds[name]
 
     def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
-        """A signal's values for the samples `indices` in `view`: float32 (len(indices), …).
+        """Read a signal's values for the samples `indices` in `view`: float32 (len(indices), …).
 
-        Whole blocks are read: ask for many rows at a time, or for a whole view with `read_view`. Raises `IndexError`
+        Whole blocks are read, so ask for many rows at a time, or for a whole view with `read_view`. Raises `IndexError`
         for a view or an index that the cache doesn't have, and `CacheDamaged` as `stored` does.
         """
         index_B = np.asarray(indices, dtype=np.int64)
@@ -91,15 +94,15 @@ class LogitReader:
         return values
 
     def read_view(self, view: int, name: str = "logits") -> NDArray[np.float32]:
-        """A whole view of a signal: float32 (N, …)."""
+        """Read a whole view of a signal: float32 (N, …)."""
         return self.read(view, np.arange(self.plan.num_samples), name)
 
     def witness(self, block: Block) -> NDArray[np.uint32]:
-        """The checksums of the pixels that the teacher saw: uint32 (rows,)."""
+        """Read the block's witness, a checksum of the pixels that the teacher saw in each row: uint32 (rows,)."""
         return self.stored(block, WITNESS)[""].astype(np.uint32, copy=False)
 
     def stored(self, block: Block, name: str) -> dict[str, Array]:
-        """One block of a signal or of the witness in its parts, as stored: (rows, …) each, read-only.
+        """Read one block of a signal or of the witness as its stored parts, read-only arrays (rows, …).
 
         Raises `CacheDamaged` if an object is not as it was written.
         """
@@ -115,11 +118,14 @@ class LogitReader:
         return self._layout.unpack(name, block, contents)
 
     def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
-        """The result of `stored` for each of these blocks, in order; from a URL, several are fetched at a time."""
+        """Yield the result of `stored` for each block, in order; from a URL, several blocks are fetched at a time."""
         return each(lambda block: self.stored(block, name), blocks, self._storage.streams)
 
     def require_present(self) -> None:
-        """Raise `CacheIncomplete` if an object is missing or has another size; a place that can't list is trusted."""
+        """Raise `CacheIncomplete` if an object is missing or has the wrong size.
+
+        A storage that can't list its objects is not checked.
+        """
         sizes = self._storage.sizes()
         if sizes is None:
             return
@@ -138,7 +144,7 @@ class LogitReader:
             )
 
     def damages(self) -> Iterator[Damage | int]:
-        """Read every object, not its copy on this machine; yields its number of bytes, or what is wrong with it."""
+        """Read every object from the storage, never from a copy on this machine; yield its size in bytes or damage."""
         for key, checksum in self._index.structure.items():
             content = _get(self._storage, key)
             if content is None:
@@ -159,17 +165,17 @@ class LogitReader:
         yield from each(checked, objects, self._storage.streams)
 
     def _promised(self) -> dict[str, bytes]:
-        """The metadata that an extension of the cache has written by now, if one is under way."""
+        """Return the metadata objects that an extension of the cache may have written by now, by key."""
         existing = find(self._storage)
         return layout_of(existing.store, existing.manifest).structure() if existing else {}
 
     @property
     def num_objects(self) -> int:
-        """How many objects `damages` reads: those of the blocks, and those beside them."""
+        """How many objects `damages` reads: the blocks' objects and the metadata."""
         return len(self._index.structure) + len(self._index.objects)
 
     def stored_bytes(self, names: Sequence[str] | None = None) -> int:
-        """Bytes of all blocks of these arrays, or of every array."""
+        """Return the total size in bytes of all blocks of these arrays, or by default of every array."""
         return sum(
             self._entry(key)[0]
             for name in names or self.manifest.names
@@ -187,7 +193,7 @@ class LogitReader:
             raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
 
     def _content(self, key: str) -> bytes | None:
-        """An object's bytes, or those of its copy on this machine; None if there is no such object."""
+        """Return an object's bytes, from its copy on this machine if copies are kept; None if there is no object."""
         if self._nearby is None:
             return _get(self._storage, key)
         size, checksum = self._entry(key)
@@ -197,7 +203,7 @@ class LogitReader:
             return None
 
     def _fault(self, key: str, content: bytes | None) -> str | None:
-        """What is wrong with an object's bytes; None if they are those that were written."""
+        """Return what is wrong with an object's bytes, or None if they are as they were written."""
         size, checksum = self._entry(key)
         if content is None or len(content) != size:
             return f"expected {size} bytes, got {'no object' if content is None else len(content)}"
@@ -205,7 +211,7 @@ class LogitReader:
             actual = self._layout.checksum(key, content)
         except CacheDamaged:
             return "its bytes are not those that were written"
-        return None if actual == checksum else "is not the block that was written"  # whole, but another block's
+        return None if actual == checksum else "is not the block that was written"  # intact, but another block
 
 
 def _get(storage: Storage, key: str) -> bytes | None:
@@ -216,9 +222,9 @@ def _get(storage: Storage, key: str) -> bytes | None:
 
 
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:
-    """The complete cache at a path or URL; `copies` keep what is fetched from a URL.
+    """Open the complete cache at a path or URL; objects that are fetched from a URL are kept in `copies`.
 
-    Raises `CacheIncomplete` if there is no cache, or one that was never finished.
+    Raises `CacheIncomplete` if there is no cache, or if the cache was never finished.
     """
     storage = storage_of(location)
     existing = find(storage)
@@ -232,7 +238,7 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
 
 
 def _progress(storage: Storage, unfinished: StoredCache) -> str:
-    """How much of a cache that was never finished exists."""
+    """Describe how much of an unfinished cache exists."""
     sizes = storage.sizes()
     if sizes is None:
         return "it was never finished"
@@ -245,7 +251,10 @@ def _progress(storage: Storage, unfinished: StoredCache) -> str:
 
 
 def missing_blocks(storage: Storage, store: str, manifest: Manifest, names: Sequence[str]) -> list[Block]:
-    """The blocks of which some object of these arrays is absent or has the wrong size, in a place that can list."""
+    """Return the blocks for which an object of these arrays is absent or has the wrong size.
+
+    The storage must be able to list its objects.
+    """
     sizes = storage.sizes()
     assert sizes is not None
     return _missing(layout_of(store, manifest), manifest.plan, names, sizes)

@@ -1,8 +1,8 @@
-"""Writing a cache: any number of processes and machines put blocks into it, in any order, each object whole.
+"""Writing a cache: any number of processes and machines write its blocks, in any order, each object as a whole.
 
-The objects that exist are the journal of what is done. An existing object is never overwritten unless it has the wrong
-size, so two writers that compute the same block agree on the first one's bytes. When nothing is missing, everything is
-read back, checked and indexed; only the index makes a cache complete.
+The existing objects are the only record of what is done. An existing object is never overwritten unless it has the
+wrong size, so if two writers compute the same block, the bytes of the first one stay. When nothing is missing,
+everything is read back, checked and indexed; only the index makes a cache complete.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +21,12 @@ from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
-Entries = dict[str, tuple[int, int]]  # objects' sizes and checksums, by key
+Entries = dict[str, tuple[int, int]]  # size and checksum of each object, by key
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What reading blocks back gave: objects for the index, bounds of signals, and what is damaged."""
+    """The result of reading blocks back: objects for the index, bounds of signals, and damaged objects."""
 
     objects: Mapping[str, tuple[int, int]]
     bounds: Sequence[tuple[str, Bound]]
@@ -35,7 +35,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class _ReadBack:
-    """One array's block as it is stored: its parts, None unless all of its objects are good."""
+    """One block of an array as it is stored; `parts` is None unless all of its objects are good."""
 
     parts: dict[str, Array] | None
     entries: Entries
@@ -43,7 +43,10 @@ class _ReadBack:
 
 
 class LogitWriter:
-    """Puts the blocks of some signals, and the witness, into a cache that `begin` made."""
+    """Writes the blocks of some signals, and of the witness, into a cache that `begin` made.
+
+    The witness is a checksum of each row's rendered pixels.
+    """
 
     def __init__(self, storage: Storage, store: str, manifest: Manifest, signals: Iterable[str]) -> None:
         self.manifest: Manifest = manifest
@@ -60,16 +63,16 @@ class LogitWriter:
         return self._storage.location
 
     def missing(self) -> list[Block]:
-        """The blocks that lack something of these signals or the witness, by listing what is stored."""
+        """List what is stored, and return the blocks that lack an object of these signals or of the witness."""
         return missing_blocks(self._storage, self._store, self.manifest, [*self.signals, WITNESS])
 
     def missing_of_others(self) -> list[Block]:
-        """The blocks that lack something that this writer doesn't write: another teacher's signals."""
+        """Return the blocks that lack an object of another teacher's signals, which this writer doesn't write."""
         others = [name for name in self.manifest.signals if name not in self.signals]
         return missing_blocks(self._storage, self._store, self.manifest, others) if others else []
 
     def has(self, block: Block) -> bool:
-        """Whether the block has been written by now, by any writer."""
+        """Return whether the block has been written by now, by any writer."""
         return all(
             self._storage.size(key) == size
             for name in [*self.signals, WITNESS]
@@ -77,14 +80,14 @@ class LogitWriter:
         )
 
     def write(self, block: Block, rows: Mapping[str, NDArray[np.generic]]) -> bool:
-        """Put one block: every signal, float (rows, …), and the witness, uint32 (rows,). Durable on return.
+        """Write one block durably: every signal, float (rows, …), and the witness, uint32 (rows,).
 
-        False if other writers had put all of it before. Raises `NonFiniteLoss` for values that can't be stored, and
-        `CacheMismatch` if the stored witness differs: then these are other pixels than those that were cached.
+        Returns False if other writers had written all of it before. Raises `NonFiniteLoss` for values that can't be
+        stored. Raises `CacheMismatch` if the stored witness differs, because the pixels that were cached differ, too.
         """
         assert set(rows) == {*self.signals, WITNESS}
         assert all(len(values) == len(block) for values in rows.values())
-        # The witness goes first: nothing else is put if it differs from one that exists.
+        # The witness is written first: if it differs from the stored witness, nothing else is written.
         put = self.put(block, WITNESS, {"": rows[WITNESS].astype(np.uint32, copy=False)})
         if not put:
             self._compare_witness(block, rows[WITNESS])
@@ -94,7 +97,7 @@ class LogitWriter:
         return put
 
     def put(self, block: Block, name: str, parts: Mapping[str, Array]) -> bool:
-        """Put one block of a signal or of the witness that is already encoded; False if all of it existed."""
+        """Write one encoded block of a signal or of the witness; return False if all of its objects existed."""
         put = False
         for key, content in self._layout.pack(name, block, parts).items():
             made = self._storage.put(key, content, replace=False)
@@ -104,9 +107,10 @@ class LogitWriter:
         return put
 
     def check(self, blocks: Iterable[Block], written: set[Block]) -> Checked:
-        """Read blocks back. An object is damaged if it contradicts itself or the index, which doesn't know `written`.
+        """Read blocks back. An object is damaged if it is missing, contradicts itself or differs from the index.
 
-        Raises `CacheDamaged` if it belongs to another teacher's signal, which this writer can't replace.
+        The blocks in `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a
+        damaged object belongs to another teacher's signal, which this writer can't replace.
         """
         objects: Entries = {}
         bounds: dict[str, Bound] = {}
@@ -132,7 +136,7 @@ class LogitWriter:
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:
-        """Check everything, then finish; if something is damaged, remove it instead. What was damaged."""
+        """Check all blocks, then finish the cache or remove the damaged objects; return the damages."""
         checked = self.check(self.plan.blocks(), written)
         if not checked.damages:
             self.finish([checked])
@@ -140,7 +144,7 @@ class LogitWriter:
         return checked.damages
 
     def discard(self, damages: Iterable[Damage]) -> None:
-        """Remove damaged objects, which makes their blocks missing."""
+        """Remove damaged objects, so that their blocks count as missing."""
         for damage in damages:
             self._storage.delete(damage.key)
 
@@ -162,7 +166,7 @@ class LogitWriter:
 
     def _compare_witness(self, block: Block, witness: NDArray[np.generic]) -> None:
         stored = self._read(WITNESS, block, known=True).parts
-        if stored is None:  # removed meanwhile, or damaged, which the check at the end notices
+        if stored is None:  # removed in the meantime, or damaged, which the check at the end detects
             return
         wrong = np.flatnonzero(stored[""] != witness)
         if len(wrong):
@@ -173,7 +177,7 @@ class LogitWriter:
             )
 
     def _read(self, name: str, block: Block, *, known: bool) -> _ReadBack:
-        """One array's block as it is stored; with `known`, it has to be what the index says as well."""
+        """Read one block of an array as it is stored; with `known`, its objects must also match the index."""
         contents: dict[str, bytes] = {}
         entries: Entries = {}
         damages: list[Damage] = []
@@ -205,9 +209,9 @@ class LogitWriter:
 
 
 def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
-    """Make an empty cache, or make the existing one ready to hold what is wanted as well; the cache's manifest.
+    """Make an empty cache, or prepare the existing one to hold `wanted` as well; return the cache's manifest.
 
-    Raises `CacheMismatch` if another cache, or anything else, is at the place, and `ConfigError` for an unknown store.
+    Raises `CacheMismatch` if the place holds another cache or anything else, and `ConfigError` for an unknown store.
     """
     layout_of(store, wanted)  # an unknown store is refused before anything is read
     existing = find(storage) or _begin_new(storage, store, wanted)
@@ -224,9 +228,9 @@ def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
 
 
 def _begin_new(storage: Storage, store: str, wanted: Manifest) -> StoredCache | None:
-    """Make an empty cache; if another run began one in the same moment, that one, whose manifest then holds.
+    """Make an empty cache and return None, or return the cache that another run began at the same moment.
 
-    The manifest comes last: without it, only what an interrupted beginning left may exist.
+    The manifest is written last. A place without a manifest must hold nothing but what an interrupted beginning left.
     """
     sizes = storage.sizes()
     if sizes is None:
@@ -253,16 +257,16 @@ def _begin_new(storage: Storage, store: str, wanted: Manifest) -> StoredCache | 
 
 
 def _put_structure(storage: Storage, store: str, manifest: Manifest) -> dict[str, int]:
-    """Put what is missing or differs of the objects beside the blocks of a cache that was begun; the crc32c of each.
+    """Write the metadata objects of an existing cache that are missing or differ; return the crc32c of each, by key.
 
-    The manifest comes first: each of the others may still be the old one or already the new, and it explains both.
+    The manifest is written first, because the new manifest explains both old and new versions of the other objects.
     """
     *others, head = layout_of(store, manifest).structure().items()
     return {key: _put_if_changed(storage, key, content) for key, content in [head, *others]}
 
 
 def _put_if_changed(storage: Storage, key: str, content: bytes) -> int:
-    """Put an object unless it has this content already; its crc32c."""
+    """Write an object unless it has this content already; return its crc32c."""
     try:
         existing = storage.get(key)
     except FileNotFoundError:

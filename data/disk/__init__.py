@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, bounded copies, locks, tables."""
+"""Files on disk: atomic writes, size-limited folders of copies, locks, and CSV tables."""

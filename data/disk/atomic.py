@@ -1,6 +1,6 @@
-"""Files that are finished or absent: written aside, flushed to the disk, then renamed.
+"""Files that are finished or absent: written under another name, flushed to the disk, then renamed.
 
-After a kill or on a full disk the old file or none remains, plus at most one `*.partial`, which nobody reads.
+After a kill or on a full disk, the old file or no file remains, plus at most one `*.partial` file, which nobody reads.
 """
 
 import errno
@@ -12,13 +12,14 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True) -> bool:
-    """Give `path` all the bytes that `write` puts into the stream passed to it, or none; whether it did.
+    """Write to `path` all the bytes that `write` puts into the stream passed to it, or none; return whether it did.
 
-    With `replace`, an existing file is replaced. Without, it stays and the result is False, even if another writer made
-    it at the same time. Raises the operating system's `OSError` (no space, no permission); nothing is left behind then.
+    With `replace`, an existing file is replaced. Without `replace`, an existing file stays and the result is False,
+    even if another writer made the file at the same time. Raises the operating system's `OSError` (no space, no
+    permission), and then leaves nothing behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Every writer has a name of its own: threads, processes and machines may write the same path at the same time.
+    # Each writer uses another name, because threads, processes and machines may write the same path at the same time.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     written = True
     try:
@@ -39,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, replace
 
 
 def _link(partial: Path, path: Path) -> bool:
-    """Give a finished file its name, unless the name is taken."""
+    """Give a finished file its name unless the name is taken; return whether it did."""
     try:
         path.hardlink_to(partial)
     except FileExistsError:
@@ -47,7 +48,8 @@ def _link(partial: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        # A file system without hard links. If another writer puts the file in between, the same bytes replace it.
+        # The file system has no hard links. If another writer makes the file just before the rename, the rename
+        # replaces it with the same bytes.
         if path.exists():
             return False
         partial.rename(path)
@@ -55,7 +57,7 @@ def _link(partial: Path, path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that renames inside `folder` survive a loss of power."""
+    """Make sure that renames inside `folder` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

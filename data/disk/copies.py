@@ -1,6 +1,6 @@
-"""Copies of distant files: a bounded folder that all processes of a machine share.
+"""Copies of remote files, in a size-limited folder that all processes on a machine share.
 
-A copy only has a name here. The caller decides what it is a copy of and where that is fetched from.
+This module knows a copy only by its name. The caller decides what the copy holds and where the bytes come from.
 """
 
 import contextlib
@@ -13,30 +13,30 @@ from typing import BinaryIO
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.disk.locks import lock_of, locked
 
-_NO_COPIES = (".lock", ".partial")  # other files in the folder
+_NO_COPIES = (".lock", ".partial")  # suffixes of the other files in the folder
 
 
 @dataclass(frozen=True)
 class BoundedCopies:
-    """Files in `folder`, about `keep_bytes` of them at most; the longest unused are removed first, the newest never.
+    """Files in `folder`, limited to about `keep_bytes` bytes in all.
 
-    `write` puts the bytes of the copy `name` into the stream passed to it. It is called if there is no copy, by one
-    process or thread at a time; if it raises, nothing is left behind. A name has to be valid for a file, and always
-    means the same bytes.
+    The least recently used copies are removed first; the newest copy is never removed. `write` puts the bytes of the
+    copy `name` into the stream passed to it. `write` is called if there is no copy, by one process or thread at a time;
+    if it raises, nothing is left behind. A name must be a valid file name and always stand for the same bytes.
     """
 
     folder: Path
     keep_bytes: int
 
     def open(self, name: str, write: Callable[[BinaryIO], object]) -> BinaryIO:
-        """The copy, opened for reading; it can be read even after it is removed."""
+        """Fetch the copy if it is absent, and open it for reading; it can be read even after it is removed."""
         while True:
             path = self.fetch(name, write)
             with contextlib.suppress(FileNotFoundError):  # another process may have removed it in between
                 return path.open("rb")
 
     def fetch(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
-        """The copy's path; the file is there until other copies need its space."""
+        """Fetch the copy if it is absent, and return its path; the file stays until other copies need its space."""
         path = self.folder / name
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)

@@ -9,7 +9,7 @@ from dhkd.data.disk.atomic import write_atomically
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table to `path`, None as an empty field; a file that already holds it is left as it is."""
+    """Write a table to `path`, with None as an empty field; a file that already holds the table is left as it is."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

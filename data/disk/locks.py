@@ -1,4 +1,4 @@
-"""Locks between the processes of one machine."""
+"""Locks between the processes on one machine."""
 
 import contextlib
 import fcntl
@@ -8,12 +8,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process or thread of the machine at a time make `path`."""
+    """Hold a lock, so that only one process or thread on the machine makes `path` at a time."""
     with lock_of(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def lock_of(path: Path) -> Path:
-    """The file that is locked while `path` is made."""
+    """Return the path of the file that is locked while `path` is made."""
     return path.with_suffix(".lock")

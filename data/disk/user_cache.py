@@ -5,5 +5,5 @@ from pathlib import Path
 
 
 def user_cache_folder() -> Path:
-    """This user's folder for reproducible files: `$XDG_CACHE_HOME/dhkd`, else `~/.cache/dhkd`."""
+    """Return this user's folder for reproducible files: `$XDG_CACHE_HOME/dhkd`, or else `~/.cache/dhkd`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dhkd"

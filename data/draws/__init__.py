@@ -1,1 +1,1 @@
-"""Random numbers as functions of their purpose: the generator, schedules of views, orders of samples."""
+"""Reproducible random numbers: the generator, schedules of views, orders of samples."""

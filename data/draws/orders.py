@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 def order_of_epoch(seed: int, epoch: int, num_samples: int) -> Tensor:
-    """A permutation of all samples, int64 (N,)."""
+    """Draw the order of an epoch, a permutation of all samples, int64 (N,)."""
     raw = raw_rows(seed, Domain.ORDER, epoch, 0, num_samples)[:, 0]
     return torch.from_numpy(permutations(raw))
 
 
 def windowed_order(seed: int, epoch: int, num_samples: int, block_rows: int, window: int) -> Tensor:
-    """A permutation of all samples, int64 (N,): blocks are shuffled, then the samples in each window of blocks.
+    """Draw a permutation of all samples, int64 (N,): blocks are shuffled, then the samples in each window of blocks.
 
-    A window holds as many whole blocks as fit into `window` samples, at least one. The better the blocks mix classes,
-    the closer the order is to a full shuffle.
+    A window holds as many whole blocks as fit into `window` samples, but at least one. The better the blocks mix
+    classes, the closer the order is to a full shuffle.
     """
     num_blocks = -(-num_samples // block_rows)
     block_order = permutations(raw_rows(seed, Domain.BLOCK_ORDER, epoch, 0, num_blocks)[:, 0])

@@ -1,8 +1,8 @@
-"""Random numbers as functions of their purpose: Philox, addressed by key and counter.
+"""Random numbers from Philox, a counter-based generator, which is addressed by key and counter.
 
-The key is the seed, and the counter says which row of which plane of which domain is drawn. So views, order and
-schedule never share a stream, and any row can be drawn without the ones before it. Only the raw stream of the bit
-generator is used, because numpy keeps it stable across versions; its distributions may change.
+The key is the seed. The counter consists of the domain (what the draw is for), the plane (an epoch, for example) and
+the row. So views, orders and schedules never share a stream, and any row can be drawn without the rows before it. Only
+the raw stream of the bit generator is used, because numpy keeps it stable across versions, but not its distributions.
 """
 
 from enum import IntEnum
@@ -28,9 +28,9 @@ class Domain(IntEnum):
 
 
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:
-    """Rows `start` to `stop` of the plane's endless table of raw 64-bit draws, uint64 (stop - start, width).
+    """Return rows `start` to `stop` of a plane's endless table of raw 64-bit draws, uint64 (stop - start, width).
 
-    A row is the same in whatever range it is drawn. The plane is an epoch or a step, or 0 if there is neither.
+    A row does not depend on the requested range. The plane is an epoch, a step or a view; 0 if the domain needs none.
     """
     assert 0 <= start <= stop
     if width == 1:  # four rows for each step, so that a long column (an epoch's order) wastes no draws
@@ -51,7 +51,7 @@ def _raw(seed: int, domain: Domain, plane: int, counter: int, steps: int) -> NDA
 
 
 def below(raw: NDArray[np.uint64], limit: int) -> NDArray[np.int64]:
-    """Each raw draw as an integer in [0, limit), from its upper 32 bits; `limit` is at most 2³².
+    """Map each raw draw to an integer in [0, limit), using its upper 32 bits; `limit` is at most 2³².
 
     The probabilities differ from uniform by less than limit / 2³².
     """
@@ -60,5 +60,5 @@ def below(raw: NDArray[np.uint64], limit: int) -> NDArray[np.int64]:
 
 
 def permutations(raw: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The permutation that sorts each row of raw draws, int64 of the same shape; equal draws keep their order."""
+    """Return the permutation that sorts each row of raw draws, int64, same shape; equal draws keep their order."""
     return np.argsort(raw, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""Which view a student sees of each sample in each epoch: a function of (seed, epoch, index)."""
+"""Which view a student sees of each sample in each epoch, as a function of (seed, epoch, index)."""
 
 from collections.abc import Callable
 
@@ -6,26 +6,26 @@ import torch
 from dhkd.data.draws.philox import Domain, below, raw_rows
 from torch import Tensor
 
-# From seed, epoch, num_samples, num_views and block_rows to the view of each sample, int64 (N,).
+# Takes seed, epoch, num_samples, num_views and block_rows; returns the view of each sample, int64 (N,).
 Schedule = Callable[[int, int, int, int, int], Tensor]
 
 
 def independent(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """Each sample draws a view in every epoch: int64 (N,). All views have to be in memory.
+    """Draw a view for each sample, anew in every epoch: int64 (N,). All views have to be in memory.
 
-    With an exhaustive cache, this is the distribution of online training.
+    With a cache of all views, the views are distributed as in online training.
     """
     raw = raw_rows(seed, Domain.SCHEDULE, epoch, 0, num_samples)[:, 0]
     return torch.from_numpy(below(raw, num_views))
 
 
 def cycle(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """All samples show view `epoch mod num_views`, so a cache is read view by view: int64 (N,)."""
+    """Return view `epoch mod num_views` for all samples, int64 (N,), so that a cache is read view by view."""
     return torch.full((num_samples,), epoch % num_views, dtype=torch.int64)
 
 
 def block(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """Each block draws a view in every epoch, and all of its samples show it: int64 (N,)."""
+    """Draw a view for each block, a run of `block_rows` samples, anew in every epoch: int64 (N,)."""
     raw = raw_rows(seed, Domain.BLOCK_VIEW, epoch, 0, -(-num_samples // block_rows))[:, 0]
     return torch.from_numpy(below(raw, num_views).repeat(block_rows)[:num_samples])
 

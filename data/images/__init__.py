@@ -1,1 +1,1 @@
-"""Images: sets of them, in memory or encoded; how they are decoded and cut; checksums of rendered pixels."""
+"""Image sets, in memory or encoded; decoding and cutting of images; checksums of rendered pixels."""

@@ -1,4 +1,4 @@
-"""What an image set is: one split of a data set, wherever its images are kept.
+"""The interface of image sets: one split of a data set, wherever its images are kept.
 
 Image i is sample i, and keys, blocks and fingerprints refer to this order. There are two kinds of sets:
 `in_memory.ImageSet` holds the pixels of images of one size, `encoded.PhotoSet` decodes images whenever they are needed.
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from dhkd.data.recipes.base import Recipe
     from dhkd.data.render import Renderer
 
-Triple = tuple[float, float, float]  # a number for each channel
+Triple = tuple[float, float, float]  # one number for each channel
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How encoded images are decoded: by `workers` processes (0: by this one); up to `allow_bad` may be unreadable."""
+    """How encoded images are decoded: by `workers` processes, or by this process if 0.
+
+    Up to `allow_bad` images may be unreadable.
+    """
 
     workers: int = 0
     allow_bad: int = 0
@@ -42,7 +45,7 @@ class Images(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """The number of classes, K."""
 
     @property
     def mean(self) -> Triple:
@@ -57,19 +60,19 @@ class Images(Protocol):
         """Height and width of every image; None if they differ or aren't known before decoding."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of samples, N."""
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal): sets with equal fingerprints are the same data set in the same order."""
+        """Return a SHA-256 (hexadecimal); sets with equal fingerprints are the same data set in the same order."""
 
     def first(self, num_samples: int) -> "Images":
-        """The set's first `num_samples` samples, in its own order."""
+        """Return the first `num_samples` samples of the set, in order."""
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "Images":
-        """The same images with another mean and std for networks; None keeps the set's own."""
+        """Return the same images with another mean and std for networks; None keeps the current value."""
 
     def in_memory(self, decoding: Decoding) -> "Images":
-        """The same set with all images decoded. Raises `ConfigError` unless all have the same size."""
+        """Return the same set with all images decoded. Raises `ConfigError` unless all have the same size."""
 
     def renderer(self, recipe: "Recipe", device: torch.device, decoding: Decoding) -> "Renderer":
-        """Renders any key of this set with the recipe."""
+        """Return a renderer for any key of this set with the recipe."""

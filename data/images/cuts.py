@@ -1,4 +1,4 @@
-"""Cuts: a part of a decoded image, resized and perhaps mirrored by Pillow."""
+"""Cuts, i.e. parts of a decoded image, resized and possibly mirrored by Pillow."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last tw
 
 
 class Cut(NamedTuple):
-    """The image's part `box` is resized to `size` (width, height); `window` of the result is kept, perhaps mirrored."""
+    """The part `box` of an image, resized to `size` (width, height), cropped to `window` and possibly mirrored."""
 
     box: Box
     size: tuple[int, int]
@@ -20,7 +20,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
-    """The pixels of a cut, uint8 (H, W, 3)."""
+    """Return the pixels of a cut, uint8 (H, W, 3)."""
     if cut.box != (0, 0, photo.width, photo.height):
         # Cropped first, because resizing with a box blends pixels from outside the box into its borders.
         photo = photo.crop(cut.box)

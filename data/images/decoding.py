@@ -1,4 +1,4 @@
-"""From an encoded image to its pixels, with Pillow.
+"""Decoding of images with Pillow.
 
 Grey, CMYK, palette and RGBA images become RGB; transparency is dropped. EXIF orientation is ignored, as in the standard
 recipes for ImageNet.
@@ -18,7 +18,7 @@ Image.init()  # loads all decoders now, so that forked workers import nothing
 
 
 def decode(content: bytes) -> Photo:
-    """The whole image, decoded, as RGB. Raises `DataError` for anything but a complete image."""
+    """Decode the whole image to RGB. Raises `DataError` for anything but a complete image."""
     if not content:
         raise DataError("an empty file")
     try:
@@ -36,5 +36,5 @@ def decode(content: bytes) -> Photo:
 
 
 def photo_of(pixels_CHW: NDArray[np.uint8]) -> Photo:
-    """An image in memory, uint8 (3, H, W), in the form of a decoded one."""
+    """Convert an image in memory, uint8 (3, H, W), to the form of a decoded image."""
     return Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0)))

@@ -1,8 +1,8 @@
 """Rendering encoded images in worker processes.
 
 A worker takes keys and returns their pixels, which depend on nothing but the key, so the number of workers doesn't
-matter. A file that can't be decoded is an error that names it. If some such files are allowed, black images replace
-them in both stages, so that the keys of cache and data set still match, and the files are listed.
+matter. A file that can't be decoded raises an error that names the file. If some such files are allowed, black images
+replace them in caching and in training, so that the keys of cache and data set still match, and the files are listed.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dhkd")
 
-# Images that a worker decodes at a time: few enough that all workers share a batch, enough to make messages cheap.
+# Images that a worker decodes at a time: few enough that all workers get a part of a batch, and enough that the
+# exchange between processes stays cheap.
 CHUNK = 64
 LOOKAHEAD = 8192  # samples whose files are fetched ahead of time
 CHUNKS_AHEAD = 3  # for each worker; a chunk of 224×224 pixels takes 9.6 MB of shared memory
@@ -37,26 +38,27 @@ class Photos(Protocol):
     """The images of a set, one by one. Every worker has a copy of this object."""
 
     def photo(self, index: int) -> Photo:
-        """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
+        """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
 
     def name(self, index: int) -> str:
-        """What to call sample `index` in a message."""
+        """Return the name of sample `index` for a message."""
 
     def names(self, num_samples: int) -> bytes:
-        """The names of the first samples, one a line, the same on every machine: for a fingerprint."""
+        """Return the names of the first samples, one per line, the same on every machine, for a fingerprint."""
 
     def expect(self, index_B: Tensor) -> None:
-        """Fetch what these samples need. Called in the main process, before a worker reads them."""
+        """Fetch the files of these samples. The main process calls this before a worker reads the samples."""
 
 
 class PhotoRenderer:
-    """Renders any key of a `PhotoSet` with one recipe; `workers` processes decode (0: this one does).
+    """Renders any key of a `PhotoSet` with one recipe; `workers` processes decode, or this process if 0.
 
-    `unreadable` collects, by name, what is wrong with each file that a black image replaced: at most `allow_bad` files.
+    `unreadable` says, by file name, why each file that was replaced by a black image could not be decoded; it holds at
+    most `allow_bad` files.
     """
 
     in_memory = False
-    exact = False  # versions of a decoder differ by a grey level
+    exact = False  # pixels may differ by a grey level between versions of a decoder
 
     def __init__(
         self, images: "PhotoSet", recipe: Recipe, device: torch.device, *, workers: int = 0, allow_bad: int = 0
@@ -67,10 +69,10 @@ class PhotoRenderer:
         self._workers, self._allow_bad = workers, allow_bad
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """For each batch of keys, in order, uint8 (B, C, H, W) on the renderer's device, channels last in memory.
+        """Yield uint8 (B, C, H, W) on the renderer's device, channels last in memory, for each batch of keys, in order.
 
-        Consecutive views of an image share one decoding. Raises `DataError` if more files can't be decoded than are
-        allowed, and if a worker dies.
+        Consecutive views of an image share one decoding. Raises `DataError` if more than `allow_bad` files can't be
+        decoded, and if a worker dies.
         """
         try:
             yield from self._render(batches)
@@ -83,7 +85,7 @@ class PhotoRenderer:
             ) from error
 
     def _render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        chunks_of_batches: deque[int] = deque()  # of the batches that are being rendered
+        chunks_of_batches: deque[int] = deque()  # for each batch that is being rendered
         loader = DataLoader(
             _Photos(self.images.files, self.recipe),
             sampler=self._chunks(batches, chunks_of_batches),
@@ -104,15 +106,15 @@ class PhotoRenderer:
                     chunks.clear()
                     yield pixels_BHWC.permute(0, 3, 1, 2)
         finally:
-            # Now, because an error's traceback would keep the iterator alive. As long as torch watches a dead worker,
-            # it raises an error in whatever the main thread does when any child process ends.
+            # Shut the workers down now, because an error's traceback would keep the iterator alive. As long as torch
+            # watches a dead worker, it raises an error in the main thread whenever any child process ends.
             with contextlib.suppress(RuntimeError):
                 if isinstance(rendered, _MultiProcessingDataLoaderIter):
                     rendered._shutdown_workers()
             del rendered, loader
 
     def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:
-        """Batches cut into chunks, one for a worker at a time; `counts` collects the number of chunks of each batch."""
+        """Cut batches into chunks, the work items of the workers; `counts` collects each batch's number of chunks."""
         for view_B, index_B in self._expected(batches):
             bounds = [0]
             # A chunk may end wherever another image begins.
@@ -124,7 +126,7 @@ class PhotoRenderer:
                 yield view_B[start:stop], index_B[start:stop]
 
     def _expected(self, batches: Iterable[Keys]) -> Iterator[Keys]:
-        """The same batches, each after its files were fetched, which happens while earlier batches are rendered."""
+        """Yield each batch once its files are fetched, which happens while earlier batches are rendered."""
         waiting: deque[tuple[Keys, Future[None]]] = deque()
         rows = 0
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expect") as thread:
@@ -162,7 +164,7 @@ class _Chunk(NamedTuple):
 
 
 class _Photos(Dataset["_Chunk | DhkdError"]):
-    """What a worker has: the files and the recipe."""
+    """The data set that each worker holds: the files and the recipe."""
 
     def __init__(self, files: Photos, recipe: Recipe) -> None:
         self._files, self._recipe = files, recipe
@@ -180,7 +182,7 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
         pixels_BHWC = torch.zeros((len(index_B), *shape, 3), dtype=torch.uint8)
         rows, draws_BD = pixels_BHWC.numpy(), self._recipe.draws(view_B, index_B)
         unreadable: list[tuple[int, str]] = []
-        # Consecutive keys of one image are its views, and share one decoding.
+        # Consecutive keys with one index are views of one image and share one decoding.
         changes = (torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist()
         for start, stop in pairwise([0, *changes, len(index_B)]):
             index = int(index_B[start])

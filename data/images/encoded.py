@@ -1,4 +1,4 @@
-"""A data set of encoded images: what reads them, and the set. They are rendered in `decoding_workers.py`."""
+"""A data set of encoded images, and the interface of its files. `decoding_workers.py` renders the images."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from torch import Tensor
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in units of full scale
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where full scale is 1
 
 
 class EncodedFiles(ABC):
@@ -22,10 +22,10 @@ class EncodedFiles(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The bytes of sample `index`. Raises `DataError` or `OSError`."""
+        """Return the bytes of sample `index`. Raises `DataError` or `OSError`."""
 
     def photo(self, index: int) -> Photo:
-        """The image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
+        """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
         return decode(self.read(index))
 
 
@@ -33,7 +33,7 @@ class EncodedFiles(ABC):
 class PhotoSet:
     """One split of a data set of encoded images, with `labels_N` int64 (N,).
 
-    `mean` and `std` are in units of full scale; ImageNet's by default.
+    `mean` and `std` are those of ImageNet by default; full scale is 1.
     """
 
     name: str
@@ -49,21 +49,21 @@ class PhotoSet:
 
     @property
     def shape(self) -> None:
-        """None, because it isn't known before the images are decoded."""
+        """None, because sizes aren't known before the images are decoded."""
         return None
 
     def first(self, num_samples: int) -> "PhotoSet":
-        """The set's first `num_samples` samples, in its own order."""
+        """Return the first `num_samples` samples of the set, in order."""
         return replace(self, labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "PhotoSet":
-        """The same images with another mean and std for networks; None keeps the set's own."""
+        """Return the same images with another mean and std for networks; None keeps the current value."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> ImageSet:
-        """The same set with all images decoded, for sets of small images of one size.
+        """Return the same set with all images decoded; meant for small images of one size.
 
-        Raises `DataError` if an image can't be decoded, `ConfigError` if one differs in size from the first.
+        Raises `DataError` if an image can't be decoded, `ConfigError` if its size differs from that of the first.
         """
         recipe = AsTheyAre(self._first_shape(decoding.allow_bad))
         assert recipe.shape is not None
@@ -76,7 +76,7 @@ class PhotoSet:
         return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std)
 
     def _first_shape(self, allow_bad: int) -> tuple[int, int]:
-        """Height and width of the first image, or of the first readable one if some may be bad."""
+        """Return height and width of the first image, or of the first readable image if some may be bad."""
         for index in range(min(allow_bad, len(self) - 1) + 1):
             try:
                 photo = self.files.photo(index)
@@ -87,11 +87,14 @@ class PhotoSet:
         raise DataError(f"{reason}; replace it, or let a black image stand in with --allow-bad N")
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "PhotoRenderer":
-        """Renders any key of this set with the recipe."""
+        """Return a renderer for any key of this set with the recipe."""
         return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over labels and files' names, in order. Changed pixels show in a cache's witnesses."""
+        """Return the SHA-256 (hexadecimal) of labels and file names, in order.
+
+        Pixels are not covered: their changes show in a cache's witnesses, the checksums of each row's rendered pixels.
+        """
         digest = hashlib.sha256(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
         digest.update(self.files.names(len(self)))
         return digest.hexdigest()

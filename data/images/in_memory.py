@@ -1,4 +1,4 @@
-"""A data set whose pixels are in memory, and its renderer, which gathers a whole batch at once."""
+"""A data set with all pixels in memory, and its renderer, which gathers a whole batch at once."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +16,8 @@ from torch import Tensor
 class ImageSet:
     """One split of a data set.
 
-    `images_NCHW` is uint8 (N, 3, H, W), `labels_N` int64 (N,) in [0, num_classes); `mean` and `std` are those of
-    each channel, in units of full scale (0 to 1).
+    `images_NCHW` is uint8 (N, 3, H, W), `labels_N` int64 (N,) in [0, num_classes); `mean` and `std` are given for each
+    channel, 0 to 1, where full scale is 1.
     """
 
     name: str
@@ -44,31 +44,31 @@ class ImageSet:
         return height, width
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over shape, labels and pixels. Sets with equal fingerprints are the same set."""
+        """Return the SHA-256 (hexadecimal) of shape, labels and pixels: equal fingerprints mean equal sets."""
         digest = hashlib.sha256(repr(tuple(self.images_NCHW.shape)).encode())
         digest.update(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
         digest.update(self.images_NCHW.contiguous().numpy().data)
         return digest.hexdigest()
 
     def first(self, num_samples: int) -> "ImageSet":
-        """The set's first `num_samples` samples, in its own order."""
+        """Return the first `num_samples` samples of the set, in order."""
         return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "ImageSet":
-        """The same images with another mean and std for networks; None keeps the set's own."""
+        """Return the same images with another mean and std for networks; None keeps the current value."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> "ImageSet":
-        """The set itself."""
+        """Return the set itself."""
         return self
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
-        """Renders any key of this set with the recipe; nothing has to be decoded."""
+        """Return a renderer for any key of this set with the recipe; nothing has to be decoded."""
         return ResidentRenderer(self, recipe, device)
 
 
 class ResidentRenderer:
-    """Renders any view of images in memory, which are copied to `device`."""
+    """Renders any key of an image set in memory, whose images are copied to `device`."""
 
     in_memory = True
     unreadable: Mapping[str, str] = MappingProxyType({})
@@ -79,5 +79,5 @@ class ResidentRenderer:
         self.pixels = recipe.resident(images.images_NCHW.to(device))
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """For each batch of keys (on any device), in order, uint8 (B, 3, H, W) on the renderer's device."""
+        """Yield uint8 (B, 3, H, W) on the renderer's device for each batch of keys (on any device), in order."""
         return (self.pixels(view_B, index_B) for view_B, index_B in batches)

@@ -1,11 +1,11 @@
-"""What a recipe is: how views are drawn, and how a drawn view changes an image.
+"""The interface of recipes: how views are drawn, and how a drawn view changes an image.
 
 A view is one augmentation draw of the whole data set, a pure function of (seed, view, index). `draws` turns keys into
-plain integers, and `pixels` turns integers and a decoded image into pixels. Nothing else has an influence: no global
-generator, no worker, no order, no batch, no device. A change of a recipe's draws or pixels needs a new version, because
-caches record it.
+draws, the random integers of a view; `pixels` turns draws and a decoded image into pixels. Nothing else has an
+influence: no global generator, worker, order, batch or device. A change of a recipe's draws or pixels needs a new
+version number, because caches record it.
 
-A recipe is a file beside this one and a line in `RECIPES`; it defines what is abstract here.
+A recipe is a file in this folder and a line in `RECIPES`; it defines the abstract methods of `Recipe`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,28 +17,28 @@ from dhkd.data.images.decoding import Photo, photo_of
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The number of views that can be told apart if a recipe has no limit.
+# The number of views to draw from if a recipe has no limit.
 ENDLESS = 1 << 31
 
-# From keys view_B and index_B, int64 on any device, to pixels uint8 (B, 3, H, W), channels last in memory.
+# Takes keys view_B and index_B, int64 on any device; returns pixels uint8 (B, 3, H, W), channels last in memory.
 Render = Callable[[Tensor, Tensor], Tensor]
 
 
 class Recipe(ABC):
     """How views are drawn. A recipe is immutable, and its parameters and seed describe it completely."""
 
-    # Whether the pixels are the same with all versions of all libraries, so that any difference is a fault.
+    # Whether the pixels are the same with all versions of all libraries, so that any difference is an error.
     exact: bool = False
 
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, object]:
-        """What a cache records and compares: kind, version, parameters and seed, as plain values."""
+        """Kind, version, parameters and seed as plain values, which a cache records and compares."""
 
     @property
     @abstractmethod
     def num_views(self) -> int | None:
-        """How many different views there are; None if there is no limit."""
+        """The number of different views; None if there is no limit."""
 
     @property
     @abstractmethod
@@ -47,20 +47,20 @@ class Recipe(ABC):
 
     @abstractmethod
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """The integers drawn for each key, int64 (B, D), from int64 tensors on the CPU."""
+        """Return the integers drawn for each key, int64 (B, D), from int64 tensors on the CPU."""
 
     @abstractmethod
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """A decoded RGB image as each row of draws changes it: uint8 (B, H, W, 3)."""
+        """Return the pixels that each row of draws gives of one decoded RGB image: uint8 (B, H, W, 3)."""
 
     @abstractmethod
     def at_test(self) -> "Recipe":
-        """The recipe for test images, which are not augmented."""
+        """Return the recipe for test images, which are not augmented."""
 
     def resident(self, images_NCHW: Tensor) -> Render:
-        """A function that renders any keys of images held in memory, uint8 (N, 3, H, W), on the device they are on.
+        """Return a function that renders any keys of images in memory, uint8 (N, 3, H, W), on the images' device.
 
-        Here images are rendered one by one; a recipe that can render a whole batch at once overrides it.
+        This implementation renders one image at a time; a recipe that can render a whole batch at once overrides it.
         """
         photos = images_NCHW.cpu().numpy()
 

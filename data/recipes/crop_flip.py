@@ -18,11 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CropFlip(Recipe):
-    """Pad with zeros, crop to the original size, mirror half of the time.
+    """Pads with zeros, crops to the original size, mirrors half of the time.
 
     There are (2·padding + 1)² crops, and with flips twice as many (162 for padding 4). View v of sample i is the v-th
-    element of a permutation of these, seeded by (seed, i). So for any V the first V views of each sample are an
-    unbiased sample, a cache can be extended by more views, and all views together are exhaustive.
+    element of a permutation of all crops, seeded by (seed, i). So for any V, the first V views of each sample are an
+    unbiased sample of the crops; a cache can be extended by more views; and all views together show every crop once.
     """
 
     padding: int
@@ -42,17 +42,17 @@ class CropFlip(Recipe):
 
     @property
     def num_offsets(self) -> int:
-        """How many positions a crop can have along one axis."""
+        """The number of positions that a crop can have along one axis."""
         return 2 * self.padding + 1
 
     @property
     def num_views(self) -> int:
-        """How many different views there are."""
+        """The number of different views."""
         return self.num_offsets**2 * (2 if self.flip else 1)
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """What a cache records of its recipe, and compares."""
+        """The recipe as plain values, which a cache records and compares."""
         return {
             "kind": self.kind,
             "version": self.version,
@@ -62,12 +62,12 @@ class CropFlip(Recipe):
         }
 
     def orders(self, start: int, stop: int) -> Tensor:
-        """For samples `start` to `stop`, the number of each view's crop: int16 (stop - start, num_views)."""
+        """Return which crop each view of samples `start` to `stop` shows, as a number: int16 (samples, num_views)."""
         raw = raw_rows(self.seed, Domain.VIEW, 0, start, stop, self.num_views)
         return torch.from_numpy(permutations(raw).astype(np.int16))
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """The raw draws of each key: int64 (B, 3) of (dy, dx, flip), offsets in [0, 2·padding], flip 0 or 1."""
+        """Return the draws (dy, dx, flip) of each key, int64 (B, 3): offsets in [0, 2·padding], and flip 0 or 1."""
         rows = {index: self.orders(index, index + 1)[0] for index in set(index_B.tolist())}
         element_B = torch.tensor(
             [int(rows[index][view]) for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)],
@@ -76,17 +76,18 @@ class CropFlip(Recipe):
         return self.decode(element_B)
 
     def decode(self, element_B: Tensor) -> Tensor:
-        """Numbers of crops (any integer dtype) as draws, int64 (B, 3)."""
+        """Convert crop numbers (any integer dtype) to draws, int64 (B, 3)."""
         element_B = element_B.long()
         flips = 2 if self.flip else 1
         position_B, flip_B = element_B // flips, element_B % flips
         return torch.stack([position_B // self.num_offsets, position_B % self.num_offsets, flip_B], dim=1)
 
     def windows(self, images_NCHW: Tensor) -> Tensor:
-        """Every crop of every image, as a strided view of two padded copies (the second one mirrored).
+        """Return every crop of every image, as a strided view of two padded copies (the second one mirrored).
 
-        uint8 (N, flips, offsets, offsets, H, W·C). The innermost axis is a contiguous run of bytes, so that gathering a
-        batch is several times faster than indexing pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes each.
+        The result is uint8 (N, flips, offsets, offsets, H, W·C). Its innermost axis is a contiguous run of bytes, so
+        that gathering a batch is several times faster than indexing pixels. Only the copies take memory:
+        (H + 2p)(W + 2p)C bytes for each copy of an image.
         """
         num, channels, height, width = images_NCHW.shape
         padded = F.pad(images_NCHW, (self.padding,) * 4)
@@ -99,9 +100,9 @@ class CropFlip(Recipe):
         )
 
     def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
-        """Each image's crop from `windows`: uint8 (B, C, H, W), channels last in memory."""
+        """Gather the crops `draws` of images `row_B` from `windows`: uint8 (B, C, H, W), channels last in memory."""
         dy_B, dx_B, flip_B = draws.unbind(1)
-        # A mirrored crop is a crop of the mirrored image, counted from the other side.
+        # A mirrored crop is a crop of the mirrored image, with dx counted from the other side.
         dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
         batch = windows[row_B, flip_B, dy_B, dx_B]
         _, height, row_bytes = batch.shape
@@ -109,19 +110,19 @@ class CropFlip(Recipe):
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """A crop for each row of draws, uint8 (B, H, W, 3); levels are copied, not computed."""
+        """Return the crop of each row of draws, uint8 (B, H, W, 3); pixels are copied without arithmetic."""
         image_1CHW = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
         row_B = torch.zeros(len(draws_BD), dtype=torch.int64)
         return self.gather(self.windows(image_1CHW), row_B, draws_BD).permute(0, 2, 3, 1).numpy()
 
     def at_test(self) -> AsTheyAre:
-        """Images unchanged."""
+        """Return the recipe that leaves images unchanged."""
         return AsTheyAre()
 
     def resident(self, images_NCHW: Tensor) -> Render:
-        """Renders a whole batch with one gather.
+        """Return a function that renders a whole batch with one gather.
 
-        Holds the padded images (480 MB for CIFAR-100's 50,000 with flips) and each sample's order of views.
+        It holds the padded images (480 MB for CIFAR-100's 50,000 with flips) and each sample's order of views.
         """
         device = images_NCHW.device
         windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)

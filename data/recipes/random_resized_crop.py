@@ -1,7 +1,8 @@
 """A random box of a photograph, resized to a square: the usual augmentation for ImageNet.
 
-The draws of a key and the photograph's size give a `Cut`, in integer arithmetic throughout, so it is the same on every
-machine. The pixels of a cut depend on the decoder and on Pillow's resizing, which are part of the identity.
+The draws of a key, its random integers, and the photograph's size give a `Cut`. All arithmetic is on integers, so the
+cut is the same on every machine. The pixels of a cut depend on the decoder and on Pillow's resizing, so both are part
+of the recipe's identity.
 """
 
 from dataclasses import dataclass
@@ -22,21 +23,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ATTEMPTS = 10  # boxes that are tried before the central one is taken; the usual number
-BITS = 32  # in each draw
-RATIOS = 4096  # different aspect ratios
-FRACTION = 24  # bits after the point of an aspect ratio
-HALF = FRACTION + BITS >> 1  # bits after the point of the root of area × aspect ratio
+BITS = 32  # bits of a draw
+RATIOS = 4096  # number of different aspect ratios
+FRACTION = 24  # fractional bits of an aspect ratio
+HALF = FRACTION + BITS >> 1  # fractional bits of the square root of area × aspect ratio
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Recipe):
     """A box of random area and aspect ratio, resized to size × size pixels, mirrored half of the time.
 
-    The box's share of the photograph's area is uniform between the bounds in `scale`, and the logarithm of its width /
-    height between the logarithms of the bounds in `ratio`. Up to ten boxes are drawn until one fits; otherwise the
-    largest central one with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for ImageNet).
-    The number of views has no limit. A test image's shorter side is resized to `test_resize` (None: size · 256 / 224)
-    and its centre cropped; this is not part of the identity.
+    The box's share of the photograph's area is uniform between the bounds in `scale`; the logarithm of width / height
+    is uniform between the logarithms of the bounds in `ratio`. Up to ten boxes are drawn until one fits. If none fits,
+    the largest central box with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for
+    ImageNet). The number of views has no limit. For a test image, the shorter side is resized to `test_resize`
+    (size · 256 / 224 by default) and the centre is cropped; this is not part of the identity.
     """
 
     size: int
@@ -67,7 +68,7 @@ class RandomResizedCrop(Recipe):
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """What a cache records of its recipe, and compares."""
+        """The recipe as plain values, which a cache records and compares."""
         return {
             "kind": self.kind,
             "version": self.version,
@@ -81,7 +82,7 @@ class RandomResizedCrop(Recipe):
         }
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """The draws of each key, 32 bits each: area, ratio, top, left of each attempt, then flip. int64 (B, 41)."""
+        """Return the draws of each key, int64 (B, 41) of 32 bits: area, ratio, top, left of each attempt, then flip."""
         columns = 4 * ATTEMPTS + 1
         rows = [
             raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
@@ -92,15 +93,15 @@ class RandomResizedCrop(Recipe):
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """The cut of each row of draws: uint8 (B, size, size, 3)."""
+        """Return the pixels that each row of draws cuts out of a photograph: uint8 (B, size, size, 3)."""
         return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
 
     def at_test(self) -> CenterCrop:
-        """Images resized and cropped at the centre."""
+        """Return the recipe for test images, which are resized and cropped at the centre."""
         return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """The cut that one key's draws mean for a photograph of this size in pixels."""
+        """Resolve the draws of one key to a cut of a photograph, whose size is given in pixels."""
         window = (0, 0, self.size, self.size)
         return Cut(self._box(draws, height, width), window[2:], window, self.flip and draws[-1] >> (BITS - 1) == 1)
 
@@ -140,7 +141,7 @@ class RandomResizedCrop(Recipe):
 
     @cached_property
     def _ratios(self) -> list[int]:
-        """The aspect ratios, with evenly spaced logarithms and `FRACTION` bits after the point."""
+        """The aspect ratios, with evenly spaced logarithms, as integers with `FRACTION` fractional bits."""
         # Decimal rounds ln and exp correctly; the C library's results differ from machine to machine.
         with localcontext() as context:
             context.prec = 30
@@ -150,5 +151,5 @@ class RandomResizedCrop(Recipe):
 
 
 def _rounded_root(number: int) -> int:
-    """The root of number / 2^56, rounded to the nearest integer."""
+    """Return the square root of number / 2^56, rounded to the nearest integer."""
     return isqrt(number) + (1 << HALF - 1) >> HALF

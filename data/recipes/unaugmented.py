@@ -23,28 +23,28 @@ class Unaugmented(Recipe):
 
     @property
     def num_views(self) -> int:
-        """1."""
+        """1, because all views are the same."""
         return 1
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """No draws: int64 (B, 0)."""
+        """Return no draws, int64 (B, 0)."""
         return torch.empty((len(index_B), 0), dtype=torch.int64)
 
     def at_test(self) -> Recipe:
-        """The recipe itself."""
+        """Return the recipe itself."""
         return self
 
 
 @dataclass(frozen=True)
 class AsTheyAre(Unaugmented):
-    """Images unchanged. `shape` is their height and width; None accepts any, for sets known to have one size."""
+    """Unchanged images. `shape` is their height and width; None accepts any size, for sets known to have one size."""
 
     shape: tuple[int, int] | None = None
 
     exact = True
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """The whole image, once for each row of draws. Raises `ConfigError` for an image of another size."""
+        """Return the whole image, once for each row of draws. Raises `ConfigError` for an image of another size."""
         if self.shape not in (None, (photo.height, photo.width)):
             height, width = self.shape
             raise ConfigError(
@@ -54,7 +54,7 @@ class AsTheyAre(Unaugmented):
         return np.repeat(np.asarray(photo)[None], len(draws_BD), axis=0)
 
     def resident(self, images_NCHW: Tensor) -> Render:
-        """Renders a whole batch with one gather."""
+        """Return a function that renders a whole batch with one gather."""
         return lambda view_B, index_B: images_NCHW[index_B.to(images_NCHW.device)]
 
 
@@ -75,12 +75,12 @@ class CenterCrop(Unaugmented):
         return self.size, self.size
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """The central square, once for each row of draws."""
+        """Return the central square, once for each row of draws."""
         square = cut_of(photo, self.cut(photo.height, photo.width))
         return np.repeat(square[None], len(draws_BD), axis=0)
 
     def cut(self, height: int, width: int) -> Cut:
-        """The cut of an image of this size in pixels."""
+        """Return the cut for an image of this size in pixels."""
         shorter = min(height, width)
         resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
         # Halves are rounded to the even neighbour, as in torchvision, so that test accuracies can be compared.

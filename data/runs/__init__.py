@@ -1,1 +1,1 @@
-"""The folder of a run: training writes it, reports read it."""
+"""The folder of a run, which training writes and reports read."""

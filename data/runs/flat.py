@@ -1,11 +1,11 @@
-"""Nested settings as one level, by dotted keys."""
+"""Nested settings as a flat mapping with dotted keys."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of `tree` under the keys that lead to them: {"a": {"b": 1}} becomes {"a.b": 1}."""
+    """Return the leaves of `tree`, with the keys that lead to each joined by dots: {"a": {"b": 1}} gives {"a.b": 1}."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

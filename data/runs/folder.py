@@ -1,7 +1,8 @@
-"""The folder of one run, as training writes it and continues it.
+"""The folder of one run, as training writes it and resumes from it.
 
-It holds the settings (config.yaml), the epochs (metrics.jsonl), the last checkpoint, the result (result.json) and the
-weights. Every file is finished or absent. `data/runs/read.py` reads finished folders for reports.
+It holds the settings (config.yaml), the metrics of each epoch (metrics.jsonl), the latest checkpoint, the result
+(result.json) and the weights. Lines are appended to metrics.jsonl; every other file is finished or absent.
+`data/runs/read.py` reads such folders for reports.
 """
 
 import io
@@ -23,17 +24,17 @@ from torch import Tensor
 
 
 class RunFolder:
-    """A folder that is claimed for one run, or for the continuation of that run.
+    """A folder that is claimed for one run, or for resuming that run.
 
-    Settings, results and checkpoints are plain values here, exactly as YAML, JSON and torch store them: the folder
-    keeps them and does not interpret them.
+    Settings, results and checkpoints are plain values, exactly as YAML, JSON and torch store them. This class does not
+    interpret them.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
         """Claim `path` for the run that `config` describes.
 
-        Raises `RunExists` if it already holds a run and `resume` is false, `RunMismatch` if it is to be resumed and
-        holds a run with other settings. Resuming an empty folder starts a new run.
+        Raises `RunExists` if the folder already holds a run and `resume` is false. Raises `RunMismatch` if `resume` is
+        true and the folder holds a run with other settings. Resuming an empty folder starts a new run.
         """
         self.path = path
         self.config = dict(config)
@@ -82,20 +83,20 @@ class RunFolder:
             return stream.tell()
 
     def cut_metrics(self, length: int) -> None:
-        """Cut metrics.jsonl back to `length` bytes, the length it had at the checkpoint."""
+        """Cut metrics.jsonl back to `length` bytes, its length at the time of the checkpoint."""
         path = self.path / METRICS
         if path.exists():
             os.truncate(path, min(length, path.stat().st_size))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
-        # Through memory, because torch's own writer turns a full disk into a RuntimeError about positions.
+        # Serialised in memory first, because torch's own writer turns a full disk into a RuntimeError about positions.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomically(self.path / CHECKPOINT, lambda stream: stream.write(buffer.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, on the CPU; None before the first epoch has ended."""
+        """Load the latest checkpoint onto the CPU; return None before the first epoch has ended."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -113,7 +114,7 @@ class RunFolder:
             ) from error
 
     def keep_weights(self, epochs: int, state: Mapping[str, Tensor]) -> None:
-        """Keep the weights after that many epochs, where `kept_weights` finds them."""
+        """Save the weights after `epochs` epochs in a file that `kept_weights` finds."""
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         write_atomically(self.path / WEIGHTS / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
 
@@ -124,7 +125,10 @@ class RunFolder:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The settings of the run at `path`, nested; None if it holds no run. Raises `RunMismatch` if they are damaged."""
+    """Read the nested settings of the run at `path`; return None if there is no run.
+
+    Raises `RunMismatch` if the settings are damaged.
+    """
     file = path / CONFIG
     try:
         config = yaml.safe_load(file.read_bytes())
@@ -140,5 +144,5 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def kept_weights(path: Path) -> dict[int, Path]:
-    """The weights that a run kept over training, by number of epochs; empty unless `keep_every` was set."""
+    """Return the weights files that a run kept during training, by number of epochs; empty without `keep_every`."""
     return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}

@@ -1,4 +1,4 @@
-"""metrics.jsonl as it is read: one line for each finished epoch."""
+"""Reading metrics.jsonl, which has one line for each finished epoch."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dhkd.data.runs.names import METRICS
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch: `top1` is the test accuracy in percent; `values` holds every number of the line, in its order.
+    """One epoch: `top1` is the test accuracy in percent; `values` holds every number, in the order of the line.
 
     The values stay a mapping because objectives choose the names of their terms.
     """
@@ -21,10 +21,10 @@ class EpochMetrics:
 
 
 def read_metrics(path: Path) -> list[EpochMetrics]:
-    """The epochs of the run at `path`; empty before the first one has ended.
+    """Read the epochs of the run at `path`; the list is empty before the first epoch has ended.
 
-    A kill may cut off the last line. It is ignored, as it is when the run is resumed. Raises `RunMismatch` if any
-    other line is not an epoch's metrics.
+    A kill may cut off the last line. Such a line is ignored, as it is when the run is resumed. Raises `RunMismatch` if
+    any other line is not an epoch's metrics.
     """
     try:
         lines = (path / METRICS).read_text().splitlines()

@@ -1,16 +1,16 @@
-"""The names in a folder of runs: its files, and the settings by which reports tell runs apart.
+"""The names in a folder of runs: files, and the settings by which reports tell runs apart.
 
-Settings have dotted keys: `run.…` is what the command found out (cache, views, live signals), `experiment.…` is the
-experiment as the schema has it.
+Settings have dotted keys. `run.…` holds what the command found out: the cache, the number of views, and live signals,
+which a teacher computes in every training step. `experiment.…` holds the experiment in the form of the schema.
 """
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 CHECKPOINT = "checkpoint/state.pt"
-WEIGHTS = "weights"  # a folder of the weights that were kept over training
+WEIGHTS = "weights"  # a folder of the weights files that were kept during training
 FAILED = "failed.txt"  # one line, then the traceback
-SWEEP = "sweep.json"  # in the folder of a sweep: its commands, and the names of all its runs
+SWEEP = "sweep.json"  # in a sweep's folder: the sweep's commands, and the names of all its runs
 
 COMMAND_KEY = "run.command"
 CACHE_KEY = "run.cache"

@@ -1,6 +1,6 @@
-"""A folder of runs as it is read: what each run was, how far it got, and its result.
+"""Reading a folder of runs: what each run was, how far it got, and its result.
 
-It makes no difference whether a sweep trained them or somebody trained them one by one.
+It makes no difference whether a sweep trained the runs or somebody trained them one by one.
 """
 
 import json
@@ -22,16 +22,16 @@ State = Literal["finished", "unfinished", "failed", "damaged"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read from its folder. `settings` has dotted keys, `metrics` one entry for each finished epoch.
+    """A run as read from its folder. `settings` has dotted keys; `metrics` has one entry for each finished epoch.
 
-    `failure` is the line that ended a run early. `damage` says which file is not what training writes; such a run has
-    no result.
+    `failure` is the one-line error that ended a run early. `damage` says which file is damaged; a damaged run has no
+    result.
     """
 
     name: str
     path: Path
-    # Any: settings are the open end. Every version, recipe and objective has its own, and reports compare them as they
-    # are without knowing them.
+    # Any: every version, recipe and objective has other settings, and reports compare them without knowing their
+    # meaning.
     settings: Mapping[str, Any]
     metrics: Sequence[EpochMetrics]
     result: RunResult | None = None
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of its random draws."""
+        """The seed of the run's random draws."""
         return int(self.settings[SEED_KEY])
 
     @property
@@ -61,14 +61,17 @@ class Run:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep was asked for: the commands, and the names of all runs, including those that have not begun."""
+    """What a sweep was asked to run: the commands, and the names of all runs, including runs that have not begun."""
 
     commands: Sequence[str] = ()
     runs: Sequence[str] = ()
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every student's run in `folder`, at any depth, sorted by name. Raises `RunMismatch` if it is not a folder."""
+    """Read every student's run in `folder`, at any depth; return them sorted by name.
+
+    Raises `RunMismatch` if `folder` is not a folder.
+    """
     if not folder.is_dir():
         raise RunMismatch(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'nothing'}")
     runs = []
@@ -81,7 +84,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def require_runs(folder: Path) -> list[Run]:
-    """The same as `read_runs`; raises `RunMismatch` unless at least one run is finished."""
+    """Read the runs as `read_runs` does; raises `RunMismatch` unless at least one run is finished."""
     runs = read_runs(folder)
     if not finished_of(runs):
         found = f"{len(runs)} that are not" if runs else "none"
@@ -90,12 +93,12 @@ def require_runs(folder: Path) -> list[Run]:
 
 
 def finished_of(runs: Sequence[Run]) -> list[Run]:
-    """The runs that have a result."""
+    """Return the runs that have a result."""
     return [run for run in runs if run.state == "finished"]
 
 
 def read_sweep_record(folder: Path) -> SweepRecord:
-    """What the sweep in `folder` was asked for; empty for a folder of runs that no sweep trained."""
+    """Read what the sweep in `folder` was asked to run; the record is empty if no sweep trained these runs."""
     try:
         plain = json.loads((folder / SWEEP).read_bytes())
         return SweepRecord(list(plain["commands"]), list(plain["runs"]))
@@ -104,7 +107,7 @@ def read_sweep_record(folder: Path) -> SweepRecord:
 
 
 def _read(path: Path, name: str) -> Run:
-    settings: dict[str, Any] = {}  # Any: as above
+    settings: dict[str, Any] = {}  # Any: see `Run`
     metrics: list[EpochMetrics] = []
     failed = path / FAILED
     failure = failed.read_text().partition("\n")[0] if failed.exists() else None
@@ -120,6 +123,6 @@ def _read(path: Path, name: str) -> Run:
 
 
 def naturally(text: str) -> list[tuple[float, str]]:
-    """A sorting key that puts numbers where people expect them: 4 before 16, and 0.05 before 0.1."""
+    """Return a sorting key that puts numbers where people expect them: 4 before 16, and 0.05 before 0.1."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)  # text and numbers alternate
     return [(float(part), "") if position % 2 else (0.0, part) for position, part in enumerate(parts)]

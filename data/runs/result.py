@@ -1,4 +1,4 @@
-"""result.json as it is read: what a finished run reached, from which cache, and what it ran on."""
+"""Reading result.json: what a finished run reached, from which cache it was trained, and what it ran on."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,16 @@ from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.metrics import EpochMetrics
 from dhkd.data.runs.names import METRICS, RESULT
 
-# The numbers that every result holds, in the order of tables; all are fields of `RunResult`.
+# The numbers that every result holds, in the order of a table's columns; all are fields of `RunResult`.
 FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "epochs", "seconds", "samples_per_second", "parameters")
 
 
 @dataclass(frozen=True)
 class RunCache:
-    """The cache a run was trained from. `row_bytes` is the size of a sample's signals, 0 if it was not recorded."""
+    """The cache that a run was trained from.
+
+    `row_bytes` is the size in bytes of one sample's signals (teacher outputs such as logits), 0 if it was not recorded.
+    """
 
     digest: str
     views: int
@@ -27,15 +30,16 @@ class RunCache:
 
     @property
     def forwards(self) -> int:
-        """How many images the teacher classified to fill it."""
+        """How many images the teacher classified to fill the cache."""
         return self.views * self.samples
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. Accuracies are in percent; `live` names the signals of a teacher that ran in every step.
+    """The result of a finished run. Accuracies are in percent.
 
-    Fields with a default are not in every file: runs without a cache and runs of older versions lack some.
+    `live` names the signals that a teacher computed in every training step. Fields with a default are not in every
+    file: runs without a cache and runs of older versions lack some of them.
     """
 
     last_top1: float
@@ -55,14 +59,14 @@ class RunResult:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The numbers of `FIGURES` by name."""
+        """The numbers of `FIGURES`, by name."""
         return {name: getattr(self, name) for name in FIGURES}
 
 
 def read_result(path: Path, epochs: Sequence[EpochMetrics]) -> RunResult | None:
-    """The result of the run at `path`; None while it has none.
+    """Read the result of the run at `path`; return None while the run has no result.
 
-    Raises `RunMismatch` if the file is damaged or contradicts the metrics of the run's `epochs`.
+    Raises `RunMismatch` if the file is damaged or contradicts `epochs`, the run's metrics.
     """
     file = path / RESULT
     if not file.exists():
@@ -78,7 +82,7 @@ def read_result(path: Path, epochs: Sequence[EpochMetrics]) -> RunResult | None:
 
 
 def _result(plain: Mapping[str, Any]) -> RunResult:
-    """From what JSON holds, whose values may be of any type."""
+    """Build a result from JSON, whose values may be of any type."""
     cache = plain.get("cache")
     return RunResult(
         last_top1=float(plain["last_top1"]),

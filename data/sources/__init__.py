@@ -1,4 +1,4 @@
-"""Data sets by name. Each source is a file here and a line in `SOURCES`; `base.py` says what a source has to do."""
+"""Data sets by name. Each source is a file in this folder and a line in `SOURCES`; `base.py` has the interface."""
 
 from dhkd.data.errors import ConfigError, one_of, unknown
 from dhkd.data.images.base import Images, Triple
@@ -24,10 +24,10 @@ def load_source(
     mean: Triple | None = None,
     std: Triple | None = None,
 ) -> Images:
-    """The split "train" or "test" of a data set, or its first `limit` samples.
+    """Load the split "train" or "test" of a data set, or its first `limit` samples.
 
-    `mean` and `std`, in units of full scale, replace the source's own. Raises `ConfigError` for an unknown name or
-    split and for settings that the source doesn't take, `DataError` for missing or damaged files.
+    `mean` and `std` (full scale is 1) replace those of the source. Raises `ConfigError` for an unknown name or split
+    and for settings that the source doesn't take, `DataError` for missing or damaged files.
     """
     place = place or Place()
     source = one_of("data source", name, SOURCES)

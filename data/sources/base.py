@@ -1,4 +1,4 @@
-"""What a source is: a data set by name, from which a split is loaded."""
+"""The interface of sources: named data sets from which splits are loaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Place:
     """Where the files of a source are, and which of them make a split.
 
     `root` is a folder or, for shards, a URL; None means the source's usual place. If `download` is set, missing files
-    are fetched from the data set's own server; copies of shards take at most about `keep_bytes` of disk. `train` and
-    `test` name the splits below the root: folders of class folders, or patterns of shards. `num_classes` is the number
-    of classes. None means the source's own value.
+    are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of disk. `train` and
+    `test` name the splits below the root, as folders of class folders or as shard patterns. If one of these or
+    `num_classes` is None, the source's default applies.
     """
 
     root: str | None = None
@@ -39,7 +39,7 @@ class Source:
 
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
     `size` describes the training split if it is known before any file is read. `takes` names the fields of `Place` that
-    the source uses, beside `root`, `download` and `keep_bytes`.
+    the source uses besides `root`, `download` and `keep_bytes`.
     """
 
     load: Callable[[str, Place], Images]

@@ -1,7 +1,7 @@
 """CIFAR-100 in torchvision's layout on disk: ROOT/cifar-100-python/{train,test}.
 
-The files are pickles, so their md5 is checked before they are unpickled: a forged one could run code. The names of the
-classes (the file `meta`) are not needed and not read.
+The files are pickles, so their md5 is checked before they are unpickled: a forged pickle could run code. The class
+names (the file `meta`) are not needed and not read.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from dhkd.data.sources.base import Place, Size, Source
 FOLDER = "cifar-100-python"
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 
-# The published checkpoints were trained with these values, which differ slightly from the data's own.
+# The published checkpoints were trained with these values, which differ slightly from the statistics of the data.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """One split with its 100 fine labels. Raises `DataError` if a file is missing or isn't the official one."""
+    """Load one split with its 100 fine labels. Raises `DataError` if a file is missing or isn't the official one."""
     root = Path(place.root) if place.root is not None else user_cache_folder() / "datasets"
     path = root / FOLDER / split
     if place.download and not path.exists():

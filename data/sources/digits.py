@@ -5,7 +5,7 @@ import torch
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.sources.base import Place, Size, Source
 
-NUM_TRAIN = 1437  # four fifths, in the package's own order; the other 360 are the test split
+NUM_TRAIN = 1437  # four fifths, in the package's order; the other 360 are the test split
 LEVELS = 16  # the scans' grey levels are 0 to 16
 
 # Over all pixels of the train split.
@@ -13,7 +13,7 @@ MEAN, STD = (0.3054, 0.3054, 0.3054), (0.3753, 0.3753, 0.3753)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """One split, in three equal channels. `place` is not used."""
+    """Load one split, as images of three equal channels. `place` is not used."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

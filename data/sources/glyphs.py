@@ -3,9 +3,9 @@
 16×16 RGB, 200 training and 40 test images of each character, with small rotation, shear, scale and shift, random
 colours, noise and an occluding stroke. Views must not be mirrored: a mirrored b is a d.
 
-An image is a function of its split and its position, in integer arithmetic on Philox draws. Only the outlines come
-from FreeType through Pillow, whose versions may differ by a grey level. The data set's fingerprint, which a cache's
-manifest holds, shows such a difference. The set is drawn once and kept in the user's cache folder.
+An image depends only on its split and its position; it is computed from Philox draws in integer arithmetic. Only the
+outlines come from FreeType through Pillow, and may differ by a grey level between versions. The data set's fingerprint,
+which a cache's manifest holds, shows such a difference. The set is drawn once and kept in the user's cache folder.
 """
 
 import hashlib
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
 
-GLYPHS_VERSION = 1  # to be raised when any pixel changes
+GLYPHS_VERSION = 1  # raise it when any pixel changes
 
-# No two of them look alike at this size: one of 0 O o, one of 1 I l, one of C c, no Σ beside ∑, no η beside n.
+# No two characters look alike at this size: the set has one of 0 O o, one of 1 I l and one of C c, Σ but not ∑, and n
+# but not η.
 CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789abdefghijmnqrtyΓΔΘΛΞΠΣΦΨΩαβγδεζλμξπσφψ!?&%#@$+=*/<>[]{}~€£¥§¶÷±√∞∫"
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono")
 PER_CLASS = {"train": 200, "test": 40}
@@ -46,7 +47,7 @@ MEAN, STD = (0.734, 0.734, 0.734), (0.173, 0.173, 0.173)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """One split. `place` is not used."""
+    """Load one split. `place` is not used."""
     path = user_cache_folder() / f"glyphs-v{GLYPHS_VERSION}.npz"
     pixels = _read(path)
     if pixels is None:
@@ -57,17 +58,17 @@ def load(split: str, place: Place) -> ImageSet:
 
 
 def num_images(split: str) -> int:
-    """How many images a split has."""
+    """Return the number of images in a split."""
     return PER_CLASS[split] * len(CHARACTERS)
 
 
 def labels(start: int, stop: int) -> NDArray[np.int64]:
-    """Labels of images `start` to `stop`: the characters in turn, so that consecutive images mix classes."""
+    """Return the labels of images `start` to `stop`: the characters in turn, so that consecutive images mix classes."""
     return np.arange(start, stop, dtype=np.int64) % len(CHARACTERS)
 
 
 def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """Images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16). Each depends only on its position.
+    """Draw images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16). Each depends only on its position.
 
     Raises `DataError` if matplotlib's fonts lack a character.
     """
@@ -77,12 +78,12 @@ def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
 
 
 def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    # 32 columns are more than the draws below need; the others are one draw for each pixel's noise.
+    # The first 32 columns are more than the draws below need; each other column holds the noise of one pixel.
     raw = raw_rows(SEED, Domain.VIEW, list(PER_CLASS).index(split), start, stop, 32 + SIZE * SIZE)
     columns = iter(raw[:, :32].T)
 
     def uniform(low: int, high: int) -> NDArray[np.int64]:
-        """One draw for each image, in [low, high]."""
+        """Draw an integer in [low, high] for each image."""
         return low + below(next(columns), high - low + 1)
 
     # The affine map from a sample's position, relative to the image's centre, to a pixel of the outline: first a
@@ -123,7 +124,7 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
 
 
 def _plane(a: NDArray[np.int64], b: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int32]:
-    """a·x + b·y + c at every sample, (N, 64, 64); x and y are outline pixels from the image's centre."""
+    """Compute a·x + b·y + c at every sample, (N, 64, 64); x and y count outline pixels from the image's centre."""
     axis = 2 * np.arange(SIZE * SAMPLES) - SIZE * SAMPLES + 1
     x_terms, y_terms = a[:, None] * axis, b[:, None] * axis + c[:, None]
     return x_terms.astype(np.int32)[:, None, :] + y_terms.astype(np.int32)[:, :, None]
@@ -144,7 +145,7 @@ def _rotation(degrees: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _outlines() -> NDArray[np.uint8]:
-    """Every character in every font, uint8 (fonts · characters, OUTLINE, OUTLINE), centred; 0 is paper, 255 ink."""
+    """Draw every character in every font, centred, uint8 (fonts · characters, OUTLINE, OUTLINE): 0 paper, 255 ink."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
@@ -180,7 +181,7 @@ def _store(path: Path, pixels: Mapping[str, NDArray[np.uint8]]) -> None:
 
 
 def _read(path: Path) -> dict[str, NDArray[np.uint8]] | None:
-    """The stored images of both splits; None if they have to be drawn."""
+    """Return the stored images of both splits, or None if they have to be drawn."""
     try:
         with np.load(path, allow_pickle=False) as content:
             pixels = {name: content[name] for name in PER_CLASS}

@@ -1,7 +1,7 @@
 """A folder of images with a folder for each class: ROOT/train/<class>/…, ROOT/val/<class>/….
 
-Classes are numbered in the order of their names, as usual. Samples are numbered by a seeded permutation of the sorted
-list of files, so that consecutive indices, and with them every block of a cache, hold mixed classes.
+Classes are numbered in the sorted order of their names, as usual. Samples are numbered by a seeded permutation of the
+sorted list of files, so that consecutive indices, and with them every block of a cache, hold mixed classes.
 """
 
 import os
@@ -16,7 +16,7 @@ from dhkd.data.sources.base import Place, Source
 from numpy.typing import NDArray
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
-SEED = 0  # of the permutation: one order of a folder for everyone
+SEED = 0  # of the permutation; constant, so that a folder has the same order for everyone
 
 
 class FolderFiles(EncodedFiles):
@@ -26,24 +26,24 @@ class FolderFiles(EncodedFiles):
         self._folder, self._paths_N = folder, paths_N
 
     def read(self, index: int) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         with open(os.path.join(os.fsencode(self._folder), bytes(self._paths_N[index])), "rb") as stream:
             return stream.read()
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return str(self._folder / os.fsdecode(bytes(self._paths_N[index])))
 
     def names(self, num_samples: int) -> bytes:
-        """The paths inside the folder."""
+        """Return the paths inside the folder, one per line."""
         return b"\n".join(self._paths_N[:num_samples].tolist())
 
     def expect(self, index_B: torch.Tensor) -> None:
-        """Nothing to fetch: files are read where they are."""
+        """Do nothing, because files are read where they are."""
 
 
 def load(split: str, place: Place) -> PhotoSet:
-    """A split below the root of `place`: the folder train or val, unless `place` names others."""
+    """Load a split from below the root of `place`: the folder train or val, unless `place` names other folders."""
     if place.root is None:
         raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
     if place.num_classes is not None:
@@ -53,7 +53,7 @@ def load(split: str, place: Place) -> PhotoSet:
 
 
 def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
-    """The images below `folder`. The sub-folders of `classes_from` number the classes.
+    """Load the images below `folder`. The sub-folders of `classes_from` number the classes.
 
     Raises `DataError` for a missing or empty folder, and for a class that `classes_from` lacks.
     """
@@ -87,7 +87,7 @@ def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
 
 
 def _folders(folder: Path) -> list[bytes]:
-    """The names of the folders in `folder`, sorted."""
+    """Return the sorted names of the folders in `folder`."""
     try:
         with os.scandir(os.fsencode(folder)) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(b"."))
@@ -103,7 +103,7 @@ def _folders(folder: Path) -> list[bytes]:
 
 
 def _images(folder: bytes, prefix: bytes) -> list[bytes]:
-    """The images at any depth below a class's folder, as paths that begin with `prefix`."""
+    """Return the images at any depth below a class's folder, as paths that begin with `prefix`."""
     images = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -1,6 +1,6 @@
-"""The index of shards: where each image lies in its shard, and its label.
+"""The index of shards: where each image lies in its shard, and the image's label.
 
-It is made once, by reading the headers of the tar files, and kept in the user's cache folder.
+The index is made once, by reading the headers of the tar files, and kept in the user's cache folder.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ log = logging.getLogger("dhkd")
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """For each sample the number of its shard, the first byte and the length of its image, its label and its name."""
+    """Shard number, first byte and length of the image, label and name of each sample, and the bytes of each shard."""
 
     shard_N: NDArray[np.int32]
     offset_N: NDArray[np.int64]
@@ -46,7 +46,7 @@ class _Sample(NamedTuple):
 
 
 def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
-    """The index of the shards at `urls`: the kept one if there is one, else a new one.
+    """Return the index of the shards at `urls`: the stored index if it exists, or else a new one.
 
     Raises `DataError` for shards that are missing, damaged or hold anything but images with labels.
     """
@@ -66,7 +66,7 @@ def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
 
 
 def index_path(urls: Sequence[str]) -> Path:
-    """Where the index is kept. Its name is a hash of the shards' names and of local ones' sizes and times."""
+    """Return where the index is stored. The file name is a hash of shard names and of local shards' sizes and times."""
     digest = hashlib.sha256()
     for url in urls:
         digest.update(url.encode() + b"\n")
@@ -78,7 +78,7 @@ def index_path(urls: Sequence[str]) -> Path:
 
 
 def _read_index(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
-    # In this process only: if it were killed, its children would go on and keep the lock.
+    # Shards are read in this process only: if it were killed, its children would go on and keep the lock.
     shards = [_samples_of_shard(url, copies) for url in urls]
     names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
     counts = [len(samples) for samples, _ in shards]
@@ -93,7 +93,7 @@ def _read_index(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
 
 
 def _samples_of_shard(url: str, copies: ShardCopies) -> tuple[list[_Sample], int]:
-    """The samples of a shard, in order, and the shard's size in bytes."""
+    """Return the samples of a shard, in order, and the shard's size in bytes."""
     try:
         stream = copies.open(url)
     except FileNotFoundError as error:
@@ -122,9 +122,9 @@ def _damaged(url: str, error: BaseException) -> DataError:
 
 
 def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """First byte and length of each image, and each label, by the samples' names.
+    """Return first byte and length of each image, and each label, both by sample name.
 
-    Raises `ValueError` or `tarfile.TarError` for anything but a whole tar file of such samples.
+    Raises `ValueError` or `tarfile.TarError` for anything but a complete tar file of images and labels.
     """
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
@@ -145,8 +145,7 @@ def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, in
                 labels[name] = int(content.read())
             else:
                 images[name] = (member.offset_data, member.size)
-        # tarfile takes a header that it can't read for the end. But behind the last member there must be zeros, and
-        # nothing else.
+        # tarfile takes an unreadable header for the end of the file, but only zeros may follow the last member.
         stream.seek(shard.offset)
         rest = stream.read()
         if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
@@ -155,7 +154,7 @@ def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, in
 
 
 def _sample_and_suffix(member: str) -> tuple[str, str]:
-    """A member's name, cut at the first dot behind its folder; the suffix in lower case."""
+    """Split a member's name at the first dot after its folder; the suffix is returned in lower case."""
     parent, slash, file = member.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return parent + slash + stem, dot + suffix.lower()

@@ -1,7 +1,7 @@
-"""Which shards a pattern names, and the copies of those at a URL.
+"""Expands patterns to shard names, and keeps local copies of remote shards.
 
-Every use of webdataset is in this file: it expands patterns and opens URLs. Samples are not read with it, because its
-pipelines give them in order and by stream, and here any sample is read by its number.
+Every use of the webdataset package is in this file: the package expands patterns and opens URLs. It doesn't read the
+samples, because its pipelines only stream samples in order, while this program reads any sample by its number.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dhkd.data.errors import ConfigError, DataError
 
 
 def expand(root: str, pattern: str) -> list[str]:
-    """The shards that a pattern names below `root`: {000..127} counts, and * and ? match local files."""
+    """Return the shards that a pattern names below `root`: {000..127} counts, and * and ? match local files."""
     from webdataset.shardlists import expand_urls
 
     try:
@@ -46,34 +46,34 @@ def expand(root: str, pattern: str) -> list[str]:
 
 
 def is_remote(url: str) -> bool:
-    """Whether a shard has to be fetched before it is read."""
+    """Return whether a shard has to be fetched before it is read."""
     return "://" in url or url.startswith("pipe:")
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's message in one line of at most 200 characters; its type if it has none."""
+    """Return an error's message as one line of at most 200 characters, or the error's type if the message is empty."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @dataclass(frozen=True)
 class ShardCopies:
-    """Opens shards: local ones where they are, remote ones as copies in `folder`, which all processes share.
+    """Opens shards: local shards where they are, remote shards as copies in `folder`, which all processes share.
 
-    The copies take about `keep_bytes` at most; those that were unused the longest are removed first.
+    The copies take at most about `keep_bytes`; the least recently used copies are removed first.
     """
 
     folder: Path
     keep_bytes: int
 
     def open(self, url: str) -> BinaryIO:
-        """The shard, or a copy of it, fetched if it is missing. Raises `DataError` if fetching fails."""
+        """Open the shard, or a copy of it, which is fetched if it is missing. Raises `DataError` if fetching fails."""
         if not is_remote(url):
             return Path(url).open("rb")
         with _failing_to_fetch(url):
             return self._copies.open(_copy_name(url), partial(_download, url))
 
     def fetch(self, url: str) -> Path:
-        """The copy of a remote shard."""
+        """Return the path of a remote shard's copy, which is fetched if it is missing."""
         with _failing_to_fetch(url):
             return self._copies.fetch(_copy_name(url), partial(_download, url))
 

@@ -20,11 +20,11 @@ from dhkd.data.sources.shard_urls import ShardCopies, expand, is_remote
 from numpy.typing import NDArray
 
 RUN = 256  # consecutive samples that should hold mixed classes
-LEAST_MIXED = 0.5  # of the classes beyond the first that as many shuffled samples would hold
+LEAST_MIXED = 0.5  # as a fraction of the classes, beyond the first, that a run of shuffled samples would hold
 
 
 def load(split: str, place: Place) -> PhotoSet:
-    """A split below the root of `place`: the shards train/*.tar and val/*.tar, unless `place` names others."""
+    """Load a split from below the root of `place`: train/*.tar or val/*.tar, unless `place` names other shards."""
     if place.root is None:
         raise ConfigError("webdataset: expected the place of its files; name it with --data-root")
     if place.num_classes is None:
@@ -34,10 +34,10 @@ def load(split: str, place: Place) -> PhotoSet:
 
 
 def samples_of(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> PhotoSet:
-    """The samples of the shards at `urls`, in this order.
+    """Load the samples of the shards at `urls`, in this order.
 
-    Raises `DataError` for shards that are missing, damaged or hold anything but images with labels, for labels of
-    `num_classes` or more, and for a training split whose samples are sorted by label.
+    Raises `DataError` for shards that are missing, damaged or hold anything but images with labels, for labels outside
+    0 to `num_classes` - 1, and for a training split whose samples are sorted by label.
     """
     copies = ShardCopies(user_cache_folder() / "shards", keep_bytes)
     index = index_of(urls, copies)
@@ -60,7 +60,7 @@ class ShardFiles(EncodedFiles):
         self._urls, self._index, self._copies = urls, index, copies
 
     def read(self, index: int) -> bytes:
-        """The image's bytes. Raises `DataError` if the shard ends before them."""
+        """Return the image's bytes. Raises `DataError` if the shard ends too early."""
         size = int(self._index.size_N[index])
         with self._open(int(self._index.shard_N[index])) as shard:
             shard.seek(int(self._index.offset_N[index]))
@@ -70,16 +70,16 @@ class ShardFiles(EncodedFiles):
         return content
 
     def name(self, index: int) -> str:
-        """The shard and the sample's name in it."""
+        """Return the shard and the sample's name in it."""
         sample = os.fsdecode(bytes(self._index.name_N[index]))
         return f"{self._urls[int(self._index.shard_N[index])]}, sample {sample}"
 
     def names(self, num_samples: int) -> bytes:
-        """The samples' names."""
+        """Return the samples' names, one per line."""
         return b"\n".join(self._index.name_N[:num_samples].tolist())
 
     def expect(self, index_B: torch.Tensor) -> None:
-        """Fetch the shards of these samples, unless they are here already."""
+        """Fetch the remote shards of these samples, unless their copies exist."""
         shards = np.unique(self._index.shard_N[index_B.numpy()]).tolist()
         if any(is_remote(self._urls[shard]) for shard in shards):
             with ThreadPoolExecutor(max_workers=4, thread_name_prefix="fetch") as threads:

@@ -1,1 +1,1 @@
-"""The stream of training batches: signals, and the join of image, label and signals by key."""
+"""The stream of training batches: teacher signals, and the join of image, label and signals by key."""

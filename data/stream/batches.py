@@ -1,4 +1,4 @@
-"""Training batches: images, labels and the teacher's signals, joined by key here and nowhere else.
+"""Training batches: images, labels and the teacher's signals (outputs such as logits), joined by key here only.
 
 Order and views are functions of (seed, epoch), so every process computes the same keys and takes its own share.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 class Batch:
     """One process's share of one training step.
 
-    The keys `view_B` and `index_B` are int64 on the CPU. On the device are `images_BCHW`, float32, `labels`, and the
-    signals of `teacher`, each float32 (B, …), logits (B, K). `global_size` is the number of rows of all processes;
-    `epoch` counts from 0.
+    The keys `view_B` and `index_B` are int64 on the CPU. The other tensors are on the device: `images_BCHW`, float32;
+    `labels`; and the signals in `teacher`, each float32 (B, …), with logits (B, K). `global_size` is the number of rows
+    in all processes together; `epoch` counts from 0.
     """
 
     epoch: int
@@ -33,7 +33,8 @@ class Batch:
     global_size: int
 
 
-# A teacher that runs in every step: from pixels, uint8 (B, C, H, W) on the device, to signals, {name: float32 (B, …)}.
+# A teacher that runs in every step: takes pixels, uint8 (B, C, H, W) on the device; returns signals, {name: (B, …)}
+# float32.
 Live = Callable[[Tensor], dict[str, Tensor]]
 
 
@@ -41,7 +42,7 @@ class Stream:
     """The training batches of one process.
 
     Without `window`, an epoch's order is a full shuffle. With it, blocks of `block_rows` samples are shuffled, then the
-    samples within each window of that many samples. `live` computes signals from pixels, beside the cached ones.
+    samples within each window of that many samples. `live` computes more signals from pixels, besides the cached ones.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Stream:
         return self._shares[-1][-1]
 
     def keys(self, epoch: int) -> Keys:
-        """The keys of a whole epoch, for all processes, in training order: two int64 (N,)."""
+        """Return the keys of a whole epoch, for all processes, in training order: two int64 (N,)."""
         if self._window is None:
             index_N = order_of_epoch(self._seed, epoch, self.num_samples)
         else:
@@ -91,7 +92,7 @@ class Stream:
         return view_N[index_N], index_N
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of every batch of an epoch, in order."""
+        """Yield this process's share of every batch of an epoch, in order."""
         view_N, index_N = self.keys(epoch)
         self._signals.prepare(epoch, view_N, index_N)
         own_rows = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
@@ -107,7 +108,7 @@ class Stream:
             yield self._join(epoch, own_keys, gather_keys, pixels_BCHW, bounds[-1] - bounds[0])
 
     def _join(self, epoch: int, keys: Keys, gather_keys: Keys, pixels_BCHW: Tensor, global_size: int) -> Batch:
-        """The batch of these keys; `gather_keys` are the same, on the signals' device if they are in memory."""
+        """Build the batch of these keys; `gather_keys` are the same keys, on the device of signals held in memory."""
         labels_B = self._labels_N[gather_keys[1].to(self._labels_N.device)]
         signals = self._signals.gather(*gather_keys)
         if self._live is not None:
@@ -125,7 +126,7 @@ class Stream:
 
 
 def shares(num_samples: int, batch_size: int, world_size: int) -> list[list[int]]:
-    """How each step's batch is shared among the processes: world_size + 1 bounds into the order for every step.
+    """Divide each step's batch among the processes: return, for every step, world_size + 1 bounds into the order.
 
     `batch_size` counts the rows of all processes; their shares differ by at most one row. The last batch may be
     smaller, and is dropped if a process would get fewer than two rows, because batch norm needs two.

@@ -1,4 +1,7 @@
-"""The check that pixels are still those that the teacher saw: random rows are rendered and compared with witnesses."""
+"""The check that pixels are still those that the teacher saw.
+
+Random rows are rendered and compared with the cache's witnesses, the checksums of each row's rendered pixels.
+"""
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 def check_witnesses(
     renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int, max_blocks: int, versions: str = ""
 ) -> int:
-    """Render random rows of random blocks and compare them with the cache's witnesses; returns the number of rows.
+    """Render random rows of random blocks, compare them with the cache's witnesses, and return the number of rows.
 
     No teacher is needed. Raises `CacheMismatch`, which names the first wrong key, if pixels differ from those that the
     teacher saw: because the data set has another order, say, or a recipe or a library has changed. The error ends with
@@ -41,6 +44,6 @@ def check_witnesses(
 
 
 def _sample(seed: int, plane: int, num: int, at_most: int) -> Tensor:
-    """Up to `at_most` different numbers below `num`, int64."""
+    """Draw up to `at_most` different numbers below `num`, int64."""
     raw = raw_rows(seed, Domain.SPOT_CHECK, plane, 0, num)[:, 0]
     return torch.from_numpy(permutations(raw)[:at_most])

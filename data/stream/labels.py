@@ -1,4 +1,4 @@
-"""The labels of a batch: a class for each image or, if images were mixed, two classes and the share of the first."""
+"""The labels of a batch: one class for each image or, if images were mixed, two classes and the share of the first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes `first_B`, int64; of mixed images also `second_B`, int64, and the first one's share `weight_B`, 0 to 1.
+    """Classes `first_B`, int64. Mixed images also have `second_B`, int64, and `weight_B`, the first class's share.
 
-    In a mixed batch, an image that was left as it is has a share of 1.
+    `weight_B` is in 0 to 1; it is 1 for an image of a mixed batch that was not mixed itself.
     """
 
     first_B: Tensor
@@ -33,13 +33,13 @@ class Labels:
         return self.second_B is not None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Labels":
-        """New labels, with `change` applied to each tensor: to move, clone or gather them."""
+        """Return new labels, with `change` applied to each tensor, for example to move, clone or gather it."""
         second_B = None if self.second_B is None else change(self.second_B)
         weight_B = None if self.weight_B is None else change(self.weight_B)
         return Labels(change(self.first_B), second_B, weight_B)
 
     def copy_(self, source: "Labels") -> None:
-        """Overwrite these tensors in place. Both labels must be mixed, or neither."""
+        """Overwrite these tensors in place with those of `source`. Both labels must be mixed, or neither."""
         assert self.are_mixed == source.are_mixed
         self.first_B.copy_(source.first_B)
         if self.second_B is not None and source.second_B is not None:
@@ -48,13 +48,13 @@ class Labels:
             self.weight_B.copy_(source.weight_B)
 
     def hit_by(self, predicted_B: Tensor) -> Tensor:
-        """Whether each prediction is right, bool (B,). Of two classes, the one with more weight counts."""
+        """Return whether each prediction is right, bool (B,). Of two classes, the class with more weight counts."""
         if self.second_B is None or self.weight_B is None:
             return predicted_B == self.first_B
         return predicted_B == torch.where(self.weight_B >= 0.5, self.first_B, self.second_B)
 
     def require_one_class(self, objective: str) -> None:
-        """Raise `ConfigError` if labels are mixed, because `objective` has no meaning for an image of two classes."""
+        """Raise `ConfigError` if labels are mixed, because `objective` is not defined for an image of two classes."""
         if self.are_mixed:
             raise ConfigError(
                 f"objective {objective!r}: expected images of one class each, got mixed ones; choose another objective,"
@@ -62,6 +62,6 @@ class Labels:
             )
 
     def one_class_each(self, objective: str) -> Tensor:
-        """The class of each row, int64 (B,), for an `objective` that needs it; `ConfigError` if labels are mixed."""
+        """Return the class of each row, int64 (B,), for `objective`. Raises `ConfigError` if labels are mixed."""
         self.require_one_class(objective)
         return self.first_B

@@ -1,4 +1,4 @@
-"""Items that a thread reads shortly before they are needed, and that are forgotten after their last use."""
+"""Reads items in a thread shortly before they are needed, and forgets them after their last use."""
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """Holds the items that a sequence of positions uses next, at most `capacity` of them.
+    """Holds the items that a sequence of positions uses next.
 
-    More are held only if one call of `take` needs more at once.
+    It holds at most `capacity` items, or more if one call of `take` needs more at once.
     """
 
     def __init__(self, read: Callable[[int], T], capacity: int) -> None:
@@ -21,7 +21,7 @@ class ReadAhead(Generic[T]):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._held: dict[int, Future[T]] = {}
         self._sequence: list[int] = []
-        self._next = 0  # in the sequence: all items before it were submitted
+        self._next = 0  # position in the sequence; all items before it were submitted
         self._last: dict[int, int] = {}  # each item's last position
 
     def follow(self, item_N: NDArray[np.int64]) -> None:
@@ -36,7 +36,7 @@ class ReadAhead(Generic[T]):
             self._forget(item)
 
     def take(self, items: Collection[int], position: int) -> dict[int, T]:
-        """These items; waits until they are read. Items whose last use lies before `position` are forgotten.
+        """Return these items once they are read. Items whose last use lies before `position` are forgotten.
 
         Positions must not decrease from call to call. An error from reading an item is raised here.
         """

@@ -1,6 +1,7 @@
-"""Four ways to hold a teacher's signals: none, all in memory, one view at a time, a window of blocks at a time.
+"""Four ways to hold a teacher's signals, i.e. its outputs such as logits.
 
-Signals stay as they are stored until the rows of a batch are gathered; only those rows are decoded.
+They are: no signals, all signals in memory, one view at a time, or one window of blocks at a time. Signals stay in
+their stored form until the rows of a batch are gathered; only those rows are decoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from dhkd.data.stream.read_ahead import ReadAhead
 from numpy.typing import NDArray
 from torch import Tensor
 
-# For each name in a batch, the cached signals whose mean it is: several if several teachers are cached.
+# For each signal's name in a batch, the cached signals that are averaged: one, or one for each of several teachers.
 Names = Mapping[str, Sequence[str]]
 
-Parts = dict[str, dict[str, Tensor]]  # stored rows, by cached signal and part
+Parts = dict[str, dict[str, Tensor]]  # stored rows, by cached signal and by part (an array that the codec stores)
 
 
 class Signals(Protocol):
@@ -28,10 +29,10 @@ class Signals(Protocol):
     in_memory: bool  # whether any rows can be gathered at any time
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Get ready for an epoch, whose keys are given in training order: int64 (N,) each."""
+        """Prepare for an epoch, whose keys are given in training order: int64 (N,) each."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: float32 (B, …)}.
+        """Return the rows of every signal for these keys: {name: float32 (B, …)}.
 
         Keys are on the CPU, or on the device of the signals if those are in memory.
         """
@@ -41,7 +42,7 @@ class Signals(Protocol):
 
 
 class NoSignals:
-    """A stream without a teacher: views are free, and nothing is gathered."""
+    """Signals of a stream without a teacher: any view can be drawn, and nothing is gathered."""
 
     in_memory = True
 
@@ -49,10 +50,10 @@ class NoSignals:
         self.num_views = num_views
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """No signals."""
+        """Return no signals."""
         return {}
 
 
@@ -60,7 +61,7 @@ class NoSignals:
 
 
 class ResidentSignals:
-    """Every view of the named signals in memory, read once: any schedule can gather from it."""
+    """All views of the named signals, read into memory once, so that any schedule can gather from them."""
 
     in_memory = True
 
@@ -79,10 +80,10 @@ class ResidentSignals:
                     self._planes[name][part][block.view, block.start : block.stop] = torch.from_numpy(array.copy())
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: float32 (B, …)}."""
+        """Return the rows of every signal for these keys: {name: float32 (B, …)}."""
         return self._decode(
             {
                 name: {part: plane[view_B, index_B] for part, plane in parts.items()}
@@ -95,7 +96,7 @@ class ResidentSignals:
 
 
 class StreamedSignals:
-    """One view of the named signals in memory, while the next one is read: for the schedule `cycle`."""
+    """One view of the named signals in memory, while the next view is read; for the schedule `cycle`."""
 
     in_memory = False
 
@@ -105,10 +106,10 @@ class StreamedSignals:
         self._decode = _Decoder(reader, names)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-view")
         self._next: tuple[int, Future[Parts]] | None = None  # the view that is being read
-        self._current: tuple[int, Parts] | None = None  # the view in memory: (N, …) each
+        self._current: tuple[int, Parts] | None = None  # the view in memory; each array is (N, …)
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Bring the epoch's view into memory, and begin to read the one after it."""
+        """Load the epoch's view into memory, and begin to read the next view."""
         view = epoch % self.num_views
         if self._current is None or self._current[0] != view:
             if self._next is None or self._next[0] != view:
@@ -119,7 +120,7 @@ class StreamedSignals:
             self._next = (following, self._thread.submit(self._read, following))
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys, all of the epoch's view, of every signal: {name: float32 (B, …)}."""
+        """Return the rows of every signal for these keys, all of the epoch's view: {name: float32 (B, …)}."""
         assert self._current is not None
         view, planes = self._current
         assert bool((view_B == view).all())
@@ -142,9 +143,10 @@ class StreamedSignals:
 
 
 class WindowedSignals:
-    """The blocks of the named signals that a window of the training order needs, and the next window's, on the host.
+    """The blocks of the named signals that two windows of the training order need, the current and the next one.
 
-    For orders and schedules in which a block's samples follow one another closely and share a view.
+    They are in host memory. The order must keep a block's samples close together, and the schedule must give all of
+    them the same view.
     """
 
     in_memory = False
@@ -157,13 +159,13 @@ class WindowedSignals:
         self._blocks = ReadAhead(self._read, capacity=2 * max(1, window // reader.plan.block_rows))
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Find out which blocks the epoch uses, and in what order."""
+        """Find out which blocks the epoch uses, and in which order."""
         self._position_N = np.empty(len(index_N), dtype=np.int64)
         self._position_N[index_N.numpy()] = np.arange(len(index_N))
         self._blocks.follow(self._block_ids(view_N, index_N))
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """The rows of these keys of every signal: {name: float32 (B, …)}."""
+        """Return the rows of every signal for these keys: {name: float32 (B, …)}."""
         id_B, indices = self._block_ids(view_B, index_B), index_B.numpy()
         blocks = self._blocks.take(np.unique(id_B).tolist(), int(self._position_N[indices].min()))
         rows: Parts = {}
@@ -178,7 +180,7 @@ class WindowedSignals:
         return self._decode(rows)
 
     def _block_ids(self, view_N: Tensor, index_N: Tensor) -> NDArray[np.int64]:
-        """Each key's block as one number: view · blocks_per_view + the block's number."""
+        """Return each key's block as one number: view · blocks_per_view + the block's number in its view."""
         plan = self._reader.plan
         ids: NDArray[np.int64] = view_N.numpy() * plan.blocks_per_view + index_N.numpy() // plan.block_rows
         return ids
@@ -190,14 +192,14 @@ class WindowedSignals:
 
 
 class _Decoder:
-    """From stored rows to the signals of a batch."""
+    """Decodes stored rows to the signals of a batch."""
 
     def __init__(self, reader: LogitReader, names: Names) -> None:
         self._names, self._signals = names, reader.manifest.signals
         self.stored = sorted({signal for signals in names.values() for signal in signals})
 
     def __call__(self, rows: Parts) -> dict[str, Tensor]:
-        """Values float32 (B, …), by their names in a batch."""
+        """Return the values, float32 (B, …), by the signals' names in a batch."""
         values = {name: self._signals[name].codec.decode(rows[name], self._signals[name].row) for name in self.stored}
         return {
             name: values[signals[0]] if len(signals) == 1 else torch.stack([values[s] for s in signals]).mean(dim=0)

@@ -1,1 +1,1 @@
-"""The one place where configuration becomes objects: frozen models in, flat arguments out."""
+"""The one place where configuration becomes objects: it takes frozen config models and passes on flat arguments."""

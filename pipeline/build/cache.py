@@ -1,4 +1,7 @@
-"""From settings to a cache: identity, codec and blocks to write it with, reader and signals to train from it."""
+"""Builds from settings what caches need: identity, codec and blocks for writing, reader and signals for training.
+
+Signals are teacher outputs, such as logits. A block is a run of consecutive rows of one view.
+"""
 
 from collections.abc import Mapping
 
@@ -30,14 +33,14 @@ from torch import nn
 
 LOGITS = "logits"
 
-MEAN_OF_TEACHERS = "mean"  # in place of a teacher's name: the mean of all teachers' logits
+MEAN_OF_TEACHERS = "mean"  # used in place of a teacher's name for the mean of all teachers' logits
 
-# Words for all signals that an objective needs: which ones depends on its options and on both networks.
+# Each word stands for all signals that one objective needs, which depend on its options and on both networks.
 NEEDED_BY = {"cam": "cat-kd", "attention": "at"}
 
 
 def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
-    """The codec that the preset names for logits of `num_classes` classes."""
+    """Return the preset's codec for logits of `num_classes` classes."""
     if settings.kind == "top-k":
         assert settings.k is not None
         assert settings.temperature is not None
@@ -48,9 +51,9 @@ def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
 
 
 def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
-    """The names of the teacher's signals that the preset wants cached.
+    """Return the names of the teacher's signals that the preset wants cached.
 
-    Raises `ConfigError` for a name that is no signal's, or of a signal that can't be cached.
+    Raises `ConfigError` for an unknown signal, and for a signal that can't be cached.
     """
     names: list[str] = []
     for word in experiment.cache.signals:
@@ -65,7 +68,7 @@ def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
 
 
 def codec_of_signal(settings: CodecSettings, signal: str, num_classes: int) -> Codec:
-    """The codec of a signal: the preset's for logits; float32 for others if the preset says float32, else float16."""
+    """Return a signal's codec: the preset's for logits; for others float32 if the preset says so, else float16."""
     if signal == LOGITS:
         return codec_of(settings, num_classes)
     return Float("float32" if settings.kind == "float32" else "float16")
@@ -81,7 +84,10 @@ def cache_identity(
     precision: Precision,
     name: str | None,
 ) -> Identity:
-    """The identity of the cache that stage one writes; `name` is the teacher's name in a cache of several teachers."""
+    """Return the identity of the cache that `cache-teacher` writes.
+
+    `name` is the teacher's name in a cache of several teachers, or None.
+    """
     teacher = {
         "architecture": experiment.teacher.architecture,
         "sha256": weights_sha256(network),
@@ -101,22 +107,25 @@ def cache_identity(
 
 
 def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:
-    """How the cache is cut into blocks."""
+    """Return how the cache is cut into blocks."""
     return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
 def block_rows_of(experiment: Experiment, images: Images, setting: Setting) -> int:
-    """How many rows a block of the preset's cache has: training without a cache takes samples in the same order."""
+    """Return the number of rows in a block of the preset's cache.
+
+    Training without a cache uses this number, too, so that it takes samples in the same order.
+    """
     return _plan(experiment, images, setting, 1).block_rows
 
 
 def largest_row(experiment: Experiment, setting: Setting) -> int:
-    """Bytes of a row of the largest signal that the preset wants cached, which decides the size of a block."""
+    """Return the bytes per row of the largest signal that the preset wants cached, which decides the block size."""
     return max(stored_row_bytes(experiment, signal, setting) for signal in asked_signals(experiment, setting))
 
 
 def stored_row_bytes(experiment: Experiment, signal: str, setting: Setting) -> int:
-    """Bytes of a row of a signal as the preset stores it."""
+    """Return the bytes per row of a signal as the preset stores it."""
     codec = codec_of_signal(experiment.cache.codec, signal, setting.teacher.num_classes)
     return row_bytes(codec.parts(setting.teacher.row(signal)))
 
@@ -127,12 +136,12 @@ def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: i
 
 
 def reader_of(location: str, options: DataOptions) -> LogitReader:
-    """The complete cache at a path or URL."""
+    """Open the complete cache at a path or URL."""
     return open_cache(location, BoundedCopies(user_cache_folder() / "objects", options.fetched_gb * 10**9))
 
 
 def summary_of(location: str, manifest: Manifest) -> CacheSummary:
-    """A cache in a few words, as results hold it."""
+    """Summarise a cache for the result of a command."""
     first = next(iter(manifest.signals.values()))
     return CacheSummary(
         path=str(location),
@@ -148,16 +157,16 @@ def summary_of(location: str, manifest: Manifest) -> CacheSummary:
 
 
 def digest_for(reader: LogitReader, teacher: str | None) -> str:
-    """The digest of what the students of a teacher learn from: its logits on these images.
+    """Return the digest of what a teacher's students learn from: the teacher's logits on these images.
 
-    `teacher` is its name in the cache, None for the teacher without a name, "mean" for all teachers. The digest stays
-    the same when other signals, teachers or views are added to the cache.
+    `teacher` is the teacher's name in the cache, None for the teacher without a name, "mean" for all teachers. The
+    digest stays the same when other signals, teachers or views are added to the cache.
     """
     return reader.manifest.digest_of(_signals_named(LOGITS, reader, teacher) or reader.manifest.signals)
 
 
 def _signals_named(signal: str, reader: LogitReader, teacher: str | None) -> list[str]:
-    """The cache's names of a signal of one teacher, or of all teachers."""
+    """Return the cache's names for a signal of one teacher, or of all teachers."""
     if teacher == MEAN_OF_TEACHERS:
         return [name for name in reader.manifest.signals if teachers_own(name) == signal]
     return [name for name in reader.manifest.signals if name == signal_name(teacher, signal)]
@@ -166,11 +175,12 @@ def _signals_named(signal: str, reader: LogitReader, teacher: str | None) -> lis
 def cached_names(
     needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str
 ) -> tuple[Names, list[str]]:
-    """For each signal that an objective `needs`, the cached signals that give it; and the needs that the cache lacks.
+    """Return the cached signals that provide each signal that an objective `needs`, and the signals that are lacking.
 
-    `teacher` is a name in the cache, None for the teacher without a name, "mean" for all teachers. Raises
-    `CacheMismatch` where a signal can't serve as it is stored, `otherwise` being the remedy that needs no other cache,
-    and `ConfigError` for the mean of anything but logits.
+    `needs` gives the temperature at which each signal is read, or None for raw values. `teacher` is a name in the
+    cache, None for the teacher without a name, "mean" for all teachers. Raises `CacheMismatch` if the codec of a signal
+    keeps too little for the objective; the message offers `otherwise` as the remedy without another cache. Raises
+    `ConfigError` for the mean of anything but logits.
     """
     names: dict[str, list[str]] = {}
     lacking: list[str] = []
@@ -196,7 +206,7 @@ def cached_names(
 
 
 def of_views(reader: LogitReader, student: StudentSettings) -> LogitReader:
-    """The cache, or the first views of it where the student is trained on fewer."""
+    """Return the cache, or only its first views if the student is trained on fewer."""
     if student.views is None:
         return reader
     if student.views > reader.plan.num_views:
@@ -210,11 +220,11 @@ def of_views(reader: LogitReader, student: StudentSettings) -> LogitReader:
 def signals_of(
     names: Names, reader: LogitReader, student: StudentSettings, device: torch.device, copies: int
 ) -> Signals:
-    """How signals come from the cache: block by block where the student's order has windows, view by view for `cycle`,
-    else all resident.
+    """Build the source of the cached signals `names`.
 
-    Raises `ConfigError` when the resident cache does not fit into memory, where `copies` processes of this machine hold
-    one each.
+    It reads windows of blocks if the student's order has windows, reads one view at a time for the schedule `cycle`, or
+    else holds the whole cache in memory. Raises `ConfigError` if the whole cache is to be in memory but does not fit;
+    `copies` processes on this machine hold one cache each.
     """
     if not names:
         return NoSignals(reader.plan.num_views)

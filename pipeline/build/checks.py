@@ -1,4 +1,7 @@
-"""Whether an experiment fits the cache, and students fit together: each check raises one error that says why not."""
+"""Checks that an experiment fits its cache, and that students can train side by side.
+
+Each check raises an error that gives the reason.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +23,15 @@ from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 from torch import nn
 
-LARGEST_BLOCK_BYTES = 2**30  # a process computes one block, as float32, while it writes another
+LARGEST_BLOCK_BYTES = 2**30  # a process holds two blocks: it computes one, as float32, while it writes another
 
-# What students that train side by side must have in common: sections of the preset, and fields of its student.
+# What students that train side by side must have in common: sections of the preset, and fields of its student section.
 SHARED = ("data", "views", "teacher", "cache")
 SHARED_OF_STUDENT = ("precision",)
 
 
 def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: str) -> None:
-    """Raise `ConfigError` where blocks that were cut for small signals would hold too much of these signals."""
+    """Raise `ConfigError` if the cache's blocks, which were cut for small signals, are too large for these signals."""
     row = sum(row_bytes(manifest.signals[name].parts) for name in signals)
     if row * manifest.block_rows > LARGEST_BLOCK_BYTES:
         raise ConfigError(
@@ -47,10 +50,10 @@ def require_cache(
     names: Iterable[str],
     teacher: nn.Module | None,
 ) -> None:
-    """Raise `CacheMismatch` unless the cache is of this data set and recipe, and its signals `names` of this teacher.
+    """Raise `CacheMismatch` unless the cache has this data set and recipe, and its signals `names` this teacher.
 
-    The teacher is the preset's architecture, with the hash and normalisation that it names, or the hash of `teacher`.
-    Any precision and any codec will do.
+    The teacher is compared by the preset's architecture, by the normalisation if the preset sets it, and by the weights
+    hash of `teacher`, or else the hash in the preset if it sets one. Any precision and any codec is accepted.
     """
     identity = {  # JSON, as the manifest holds it
         "dataset": dataset_identity(images).model_dump(mode="json"),
@@ -62,7 +65,7 @@ def require_cache(
 
 
 def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict[str, Any]:
-    """What the manifest, as JSON, must say of the teacher; a field that is not here may have any value."""
+    """Return what the manifest must say about the teacher, as JSON; a field that is left out may have any value."""
     settings = experiment.teacher
     expected: dict[str, Any] = {}
     if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures
@@ -78,9 +81,10 @@ def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict
 def require_live(
     experiment: Experiment, setting: Setting, lacking: Sequence[str], reader: LogitReader | None, recipe: Recipe
 ) -> None:
-    """Raise an error unless the experiment runs the teacher in every step for the signals that are `lacking`.
+    """Raise an error if signals are `lacking`, unless the experiment runs the teacher in every step.
 
-    The error names the two ways to get them and what each costs: `CacheMismatch`, or `ConfigError` without a cache.
+    The error is a `CacheMismatch`, or a `ConfigError` without a cache. It names the ways to get the signals and the
+    cost of each.
     """
     if not lacking or experiment.teacher.live:
         return
@@ -103,7 +107,7 @@ def require_live(
 def _ways_to_get(
     lacking: Sequence[str], experiment: Experiment, setting: Setting, reader: LogitReader | None, recipe: Recipe
 ) -> str:
-    """The remedy for signals that the cache lacks: cache them, where that is possible, or run the teacher live."""
+    """Describe how to get signals that the cache lacks: cache them, if that is possible, or run the teacher live."""
     num_samples = len(setting.labels_N)
     live = (
         f"run the teacher in every step with --set teacher.live=true and --teacher FILE"
@@ -121,7 +125,7 @@ def _ways_to_get(
 
 
 def require_alike(experiments: Sequence[Experiment], processes: Processes) -> None:
-    """Raise `ConfigError` where students can't train side by side: they may differ only in themselves."""
+    """Raise `ConfigError` if students can't train side by side: they may differ only in their own settings."""
     if len(experiments) == 1:
         return
     if processes.world_size > 1:
@@ -151,7 +155,7 @@ def require_alike(experiments: Sequence[Experiment], processes: Processes) -> No
 
 
 def require_own_draws(students: Mapping[Path, Student]) -> None:
-    """Raise `ConfigError` where a student, one of several, draws from the generator that all of them share."""
+    """Raise `ConfigError` if one of several students draws from torch's generator, which all of them share."""
     if len(students) == 1:
         return
     for out, student in students.items():

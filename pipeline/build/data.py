@@ -16,7 +16,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
-    """The split "train" or "test" of the experiment's data set; all decoded if views keep the images' own size."""
+    """Load the split "train" or "test" of the experiment's data; decode all images if views keep the images' size."""
     data = experiment.data
     place = Place(
         root=options.root,
@@ -32,7 +32,7 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
 
 
 def recipe_of(views: Views) -> Recipe:
-    """The recipe that `views.kind` names, with the other settings of views as its parameters.
+    """Build the recipe that `views.kind` names, with the other settings of views as its parameters.
 
     Raises `ConfigError` for an unknown kind, and for missing or unknown parameters.
     """
@@ -41,25 +41,25 @@ def recipe_of(views: Views) -> Recipe:
 
 
 def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: DataOptions) -> Renderer:
-    """Renders training images, augmented."""
+    """Build a renderer of these images with the recipe."""
     return images.renderer(recipe, device, _decoding(options))
 
 
 def test_renderer_of(experiment: Experiment, device: torch.device, options: DataOptions) -> Renderer:
-    """Renders test images, as the recipe shows them."""
+    """Load the test images and build their renderer, with the recipe for test images."""
     recipe = recipe_of(experiment.views).at_test()
     return renderer_of(images_of(experiment, "test", options), recipe, device, options)
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """How a network sees pixels: as its preset says, else as it was trained with, else as the data set says."""
+    """Build a network's normalisation: the preset's, else the one that it was trained with, else the data set's."""
     preset = training if isinstance(training, Teacher) else None
     mean, std = trained_with or (images.mean, images.std)
     return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)
 
 
 def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
-    """How many views to cache. Raises `ConfigError` if the recipe has fewer."""
+    """Return how many views to cache. Raises `ConfigError` if the recipe has fewer."""
     views = experiment.cache.views
     if views == "all":
         if recipe.num_views is None:
@@ -72,7 +72,7 @@ def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
 
 
 def dataset_identity(images: Images) -> DatasetIdentity:
-    """The data set as a cache records and compares it."""
+    """Return the identity of the data set, which a cache records and compares."""
     return DatasetIdentity(
         name=images.name,
         split=images.split,

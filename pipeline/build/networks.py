@@ -1,4 +1,4 @@
-"""From settings to networks, with or without weights."""
+"""Builds networks from settings, and finds and loads their weights."""
 
 import json
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[Triple, Triple]
 
-PACKAGED = "packaged"  # in place of a path: the weights that torchvision or timm offers; a :TAG may follow
+PACKAGED = "packaged"  # used in place of a path for the weights that torchvision or timm offers; a :TAG may follow
 
 
 @dataclass(frozen=True)
 class Trained:
     """A network with weights, on the CPU and in eval mode.
 
-    `origin` says where the weights are from; `mean_std` is what the network was trained with, None where that is not
-    known.
+    `origin` says where the weights come from; `mean_std` is the normalisation that the network was trained with, None
+    if it is unknown.
     """
 
     network: Network
@@ -30,7 +30,10 @@ class Trained:
 
 
 def weights_file(path: Path, role: str) -> Path:
-    """The file of weights at `path`: the file itself, or the network in a run's folder, that of `role` first."""
+    """Resolve `path` to a weights file.
+
+    That is `path` itself if it is a file, or else the network in this run folder, preferably the one with `role`.
+    """
     if not path.is_dir():
         return path
     candidates = [path / f"{name}.safetensors" for name in (role, "teacher", "student")]
@@ -41,7 +44,7 @@ def weights_file(path: Path, role: str) -> Path:
 
 
 def architecture_of(path: Path, role: str, architecture: str) -> str:
-    """The network that the weights belong to: the preset's `architecture`, or the one that SimKD made of it."""
+    """Return the architecture of the weights: the preset's `architecture`, or the one that SimKD made of it."""
     if _is_packaged(path):
         return architecture
     file = weights_file(path, role)
@@ -50,7 +53,7 @@ def architecture_of(path: Path, role: str, architecture: str) -> str:
 
 
 def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
-    """The network `architecture` with the weights at `path`: a run's folder, a file, or packaged[:TAG]."""
+    """Build the network `architecture` with the weights at `path`: a run folder, a weights file, or packaged[:TAG]."""
     network = build_network(architecture, num_classes)
     if _is_packaged(path):
         tag = str(path).partition(":")[2]
@@ -65,12 +68,12 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
 
 
 def _is_packaged(path: Path) -> bool:
-    """Whether `path` is the word for a library's weights, and no file or folder of that name exists."""
+    """Return whether `path` means the weights of a library; a file or folder with that name takes precedence."""
     return str(path).partition(":")[0] == PACKAGED and not path.exists()
 
 
 def _mean_std(file: Path) -> MeanStd | None:
-    """The normalisation that `save_weights` recorded; None for files of other programs."""
+    """Return the normalisation that `save_weights` recorded; None for files of other programs."""
     metadata = _metadata(file)
     if "mean" not in metadata or "std" not in metadata:
         return None
@@ -78,7 +81,7 @@ def _mean_std(file: Path) -> MeanStd | None:
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    """What `save_weights` recorded; nothing in files of other formats."""
+    """Return the metadata that `save_weights` recorded; files in other formats have none."""
     return read_metadata(file) if file.suffix == ".safetensors" else {}
 
 

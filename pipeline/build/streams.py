@@ -1,7 +1,7 @@
-"""From prepared students to their streams of batches, and what students that train side by side share in memory.
+"""Builds the streams of batches for prepared students that train side by side and share memory.
 
-Students that see the same keys share one stream. All streams share the images, the live teacher, and the whole cache
-where any of its views may be drawn.
+Students that see the same keys share one stream. All streams share the images and the live teacher; streams that draw
+from all views also share the whole cache in memory.
 """
 
 import copy
@@ -22,7 +22,7 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 
-# By teacher and number of views: the whole cache, held for the schedule that draws from all views.
+# The whole cache in memory, for the schedule that draws from all views; by teacher and number of views.
 Resident = dict[tuple[str | None, int | None], Signals]
 
 
@@ -34,7 +34,7 @@ def teacher_stream(
     normalize: Normalization,
     processes: Processes,
 ) -> Stream:
-    """The batches that the preset's teacher is trained on: no signals, every view drawn anew."""
+    """Build the stream that the preset's teacher is trained on: without signals, with every view drawn anew."""
     return _stream(
         experiment,
         experiment.teacher,
@@ -55,7 +55,10 @@ def student_streams(
     normalize: Normalization,
     processes: Processes,
 ) -> dict[Path, Stream]:
-    """Each student's stream: one for all that see the same keys, with every signal that any of them needs."""
+    """Build each student's stream.
+
+    Students that see the same keys share one stream, with every signal that any of them needs.
+    """
     everyone = list(students.values())
     teacher = _live_teacher(everyone, source, processes)
     resident: Resident = {}
@@ -84,7 +87,7 @@ def student_streams(
 
 
 def _by_keys(students: Mapping[Path, PreparedStudent]) -> list[list[Path]]:
-    """The students in groups that see the same keys, and signals of the same teacher, in the same order."""
+    """Group the students that see the same keys in the same order, with signals of the same teacher."""
     groups: dict[tuple[object, ...], list[Path]] = {}
     for out, student in students.items():
         settings = student.experiment.student
@@ -100,7 +103,7 @@ def _signals(
     source: Source,
     processes: Processes,
 ) -> Signals:
-    """What a group's stream gathers from the cache; a whole cache that `resident` has already is taken from there."""
+    """Build a group's source of cached signals; a whole cache that is already in `resident` is used again."""
     settings = group[0].experiment.student
     if source.reader is None:
         num_views = source.recipe.num_views or ENDLESS
@@ -118,18 +121,18 @@ def _signals(
 
 
 def _held(student: PreparedStudent) -> tuple[str | None, int | None]:
-    """What is in memory where a student draws from all views: whose signals, and how many views of them."""
+    """Return the key in `Resident` of a student that draws from all views: the teacher and the number of views."""
     return student.experiment.student.teacher, student.experiment.student.views
 
 
 def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes: Processes) -> Teacher | None:
-    """The teacher that runs in every step, if any student needs it."""
+    """Return the teacher that runs in every step, or None if no student needs it."""
     live = dict.fromkeys(signal for student in students for signal in student.live)
     if not live or source.teacher is None:
         return None
     log_once(processes, f"the teacher runs in every step, for {', '.join(live)}")
     normalize = normalization_of(students[0].experiment.teacher, source.images, source.teacher.mean_std)
-    # A copy: the network itself stays on the CPU, as it is, for the objectives that take something of it.
+    # A copy, because the network itself stays unchanged on the CPU for objectives that reuse a part of it.
     return Teacher(copy.deepcopy(source.teacher.network), normalize, processes)
 
 
@@ -153,7 +156,7 @@ def _stream(
         seed=experiment.seed,
         batch_size=settings.batch_size,
         block_rows=block_rows,
-        window=experiment.student.window,  # for the teacher, too: it sees the same data, as large as they are
+        window=experiment.student.window,  # also for the teacher, which reads the same data
         live=live,
         rank=processes.rank,
         world_size=processes.world_size,

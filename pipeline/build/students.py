@@ -1,4 +1,4 @@
-"""From an experiment to a student that fits its cache: what it needs, and which of it comes from where."""
+"""Prepares students: finds out which signals each of them needs, and which come from the cache or a live teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 
 @dataclass(frozen=True)
 class Source:
-    """What students learn from: images and their views, the cache, the teacher's network; the last two may be None."""
+    """What students learn from: images and their views and, if given, the cache and the teacher's network."""
 
     images: Images
     recipe: Recipe
@@ -33,25 +33,28 @@ class Source:
 
     @property
     def network(self) -> Network | None:
-        """The teacher's network, where its weights were given."""
+        """The teacher's network; None if its weights were not given."""
         return self.teacher.network if self.teacher else None
 
 
 @dataclass(frozen=True)
 class PreparedStudent:
-    """An experiment that fits the cache. `names` come from the cache, `live` signals from the teacher in every step."""
+    """An experiment that fits the cache.
+
+    The signals `names` come from the cache, the signals `live` from the teacher that runs in every step.
+    """
 
     experiment: Experiment
     objective: Objective
     setting: Setting
     names: Names
     live: Sequence[str]
-    digest: str | None  # of what the cache holds for it; None without a cache
-    num_views: int | None  # that it sees of the cache
-    live_sha256: str | None  # of the teacher that runs in every step, if one does
+    digest: str | None  # of the cached logits that the student learns from; None without a cache
+    num_views: int | None  # how many of the cache's views the student sees; None without a cache
+    live_sha256: str | None  # of the weights of the teacher that runs in every step; None if no teacher runs
 
     def facts(self) -> dict[str, Any]:
-        """What makes a run of it what it is, beside its settings: plain values for config.yaml."""
+        """Return what defines the student's run besides its settings, as plain values for config.yaml."""
         return {
             "command": "train-student",
             "cache": self.digest,
@@ -61,7 +64,7 @@ class PreparedStudent:
 
 
 def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, data: DataOptions) -> Source:
-    """What the experiment's student learns from: the cache at a path or URL, the teacher with the weights at a path."""
+    """Load what the experiment's student learns from: the cache at a path or URL, the teacher's weights at a path."""
     images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
     reader = reader_of(cache, data) if cache is not None else None
     trained = None
@@ -71,7 +74,7 @@ def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, d
 
 
 def prepared_student(experiment: Experiment, source: Source) -> PreparedStudent:
-    """The experiment with everything that its objective needs. Raises the error that names what is missing."""
+    """Return the experiment with everything that its objective needs. Raises an error that names what is missing."""
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From settings to what a training step is made of: objective, student, optimizer, learning rate."""
+"""Builds the parts of a training step from settings: objective, student, optimizer, learning rate."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from torch import nn
 
 
 def objective_of(experiment: Experiment) -> Objective:
-    """The experiment's objective, or the sum of several, each with its options in the preset."""
+    """Build the experiment's objective, or the sum of several, each with its options from the preset."""
     settings = experiment.alignment
     alignment = Alignment(settings.kept, settings.against, settings.every) if settings else None
     return combined_objective(experiment.objective, experiment.objectives, alignment)
@@ -27,7 +27,7 @@ def objective_of(experiment: Experiment) -> Objective:
 def setting_of(
     experiment: Experiment, training: Training, images: Images, objective: Objective, teacher: Network | None = None
 ) -> Setting:
-    """What `objective` works with when it trains the network of `training`; `teacher` has the teacher's weights."""
+    """Return the setting in which `objective` trains the network of `training`; `teacher` has the teacher's weights."""
     shape = recipe_of(experiment.views).shape or images.shape
     assert shape is not None, "images_of decodes all images where the recipe keeps their size"
     shapes_of = partial(Shapes, num_classes=images.num_classes, image=shape)
@@ -37,9 +37,9 @@ def setting_of(
 
 
 def student_of(objective: Objective, setting: Setting) -> Student:
-    """A freshly initialised student, with the extra head and the adapter of its objective; channels last in memory.
+    """Build a freshly initialised student, with its objective's extra head and adapter, channels last in memory.
 
-    A function of the experiment's seed.
+    The experiment's seed determines the initial values.
     """
     torch.manual_seed(setting.seed)
     backbone = build_network(setting.student.architecture, setting.student.num_classes)
@@ -51,7 +51,7 @@ def student_of(objective: Objective, setting: Setting) -> Student:
 
 
 def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """SGD over all parameters of the student; if `fused`, it can skip an update without waiting for the host."""
+    """Build SGD over all parameters of the student; if `fused`, it can skip an update without waiting for the host."""
     return torch.optim.SGD(
         student.parameters(),
         lr=training.lr,
@@ -63,7 +63,7 @@ def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False)
 
 
 def learning_rate_of(training: Training) -> LearningRate:
-    """The learning rate as a function of epoch and step."""
+    """Build the learning rate, a function of epoch and step."""
     return LearningRate(
         base=training.lr,
         kind=training.lr_schedule,

@@ -1,7 +1,7 @@
-"""The command line: a file for each group of commands, and one line for each command here.
+"""The command line: a file for each group of commands, and one line for each command in `COMMANDS`.
 
-Only click is imported until a command runs, so that asking for help costs nothing. Results go to standard output, logs
-and progress to standard error; the exit code is 0, 1 (failed) or 2 (wrong usage).
+Nothing heavier than click is imported until a command runs, so that `--help` is fast. Results go to standard output,
+logs and progress to standard error; the exit code is 0, 1 (failed) or 2 (wrong usage).
 """
 
 import logging
@@ -12,7 +12,7 @@ import click
 from dhkd.data.errors import DhkdError
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
 
-# In the order in which 'dhkd --help' lists them: that of the work.
+# 'dhkd --help' lists the commands in this order, in which they are used.
 COMMANDS = (
     presets.presets,
     plan.plan,
@@ -34,7 +34,7 @@ COMMANDS = (
 
 
 class _InOrderOfWork(click.Group):
-    """A group that lists its commands in the order in which they were added, not by name."""
+    """A group that lists its commands in the order in which they were added, instead of alphabetically."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
@@ -42,11 +42,11 @@ class _InOrderOfWork(click.Group):
 
 @click.group(cls=_InOrderOfWork, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dhkd")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the full traceback if an error occurs.")
 def cli(debug: bool) -> None:
     """Distil many students from one teacher that runs once.
 
-    PRESET is a name that 'dhkd presets' lists, a YAML file, or the folder of a run, whose settings are used again.
+    PRESET is a name listed by 'dhkd presets', a YAML file, or a run's folder (to reuse that run's settings).
     """
 
 
@@ -55,7 +55,7 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; an error that a user can cause is one line and an exit code, never a traceback."""
+    """Run the command line. An error that a user can cause gives a one-line message and an exit code, no traceback."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("dhkd").setLevel(logging.INFO)
     debug = "--debug" in sys.argv

@@ -1,4 +1,4 @@
-"""`python -m dhkd.pipeline.cli` is the command `dhkd`."""
+"""Make `python -m dhkd.pipeline.cli` equivalent to the command `dhkd`."""
 
 from dhkd.pipeline.cli import main
 

@@ -1,4 +1,7 @@
-"""bench: the program's own speed. The one module that imports the benchmarks, which import everything else."""
+"""The command bench, which measures this program's speed.
+
+No other module imports the benchmarks, which import everything else.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +12,26 @@ from dhkd.pipeline.cli.output import emit
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Take a few seconds only; the figures mean nothing.")
-@click.option("--only", multiple=True, metavar="A,B", help="Measure only these points; an unknown name lists them all.")
-@click.option("--out", type=PATH, help="The JSON file [default: runs/bench.json, or runs/bench-quick.json].")
-@click.option("--compare", nargs=2, type=PATH, metavar="A B", help="Measure nothing; compare two such files.")
+@click.option("--quick", is_flag=True, help="Finish in seconds, to try the command; the figures mean nothing.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="A,B",
+    help="Run only these benchmarks, comma-separated; an unknown name lists them all.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    help="JSON file for the figures [default: runs/bench.json, or runs/bench-quick.json with --quick].",
+)
+@click.option(
+    "--compare", nargs=2, type=PATH, metavar="A B", help="Measure nothing; compare the JSON files of two earlier runs."
+)
 @json_option
 def bench(quick: bool, only: Sequence[str], out: Path | None, compare: tuple[Path, Path] | None, as_json: bool) -> None:
     """Measure dhkd's speed and memory on this machine.
 
-    Each figure stands beside its target.
+    Each figure is shown beside its target.
     """
     if compare is not None:
         from dhkd.benchmarks.compare import comparison

@@ -1,4 +1,4 @@
-"""cache-teacher, and what looks after a cache that exists: inspect, verify, convert."""
+"""The commands cache-teacher, and inspect, verify and convert for existing caches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CachingOptions:
-    """Which teacher is cached, where and under what name, and which share of it this call computes."""
+    """Which teacher is cached, where and under what name, and which share of the work this call does."""
 
     teacher: Path
     out: str
@@ -52,18 +52,25 @@ class CachingOptions:
 @gathered("caching", CachingOptions)
 @click.option("--teacher", type=PATH, required=True, help=TEACHER_HELP)
 @click.option("--out", required=True, help=f"{CACHE_HELP} If it exists, it is resumed or extended.")
-@click.option("--views", help="How many views to cache: a number, or all.")
-@click.option("--store", help="How the cache is laid out: zarr or webdataset [default: zarr].")
-@click.option("--codec", help="How logits are stored: float16, float32 or int8; for top-k use --set cache.codec=….")
+@click.option("--views", help="Number of views to cache, or all.")
+@click.option("--store", help="Storage format of the cache: zarr or webdataset [default: zarr].")
 @click.option(
-    "--name", help="A name for this teacher in a cache of several teachers: its logits are added to those that exist."
+    "--codec",
+    help="Number format of the logits: float16, float32 or int8 [default: float16]; for top-k use, for example,"
+    " --set cache.codec='{kind: top-k, k: 20, temperature: 4}'.",
 )
-@part_option("Do only the I-th of N shares; the job that ends last completes the cache.")
+@click.option(
+    "--name",
+    help="Name for this teacher, to keep several teachers in one cache: its outputs are stored beside those already"
+    " in it.",
+)
+@part_option("Process only share I of N; whichever job finishes last completes the cache.")
 @click.option(
     "--signals",
     metavar="A,B",
-    help="Which of the teacher's outputs to cache [default: logits]: logits, embedding, last_map, map2-before, …;"
-    " cam and attention are those that cat-kd and at need. More can be added later.",
+    help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, map2-before, …;"
+    " cam and attention stand for the outputs that the methods cat-kd and at need. More can be added to the cache"
+    " later.",
 )
 @precision_option
 @data_options
@@ -72,9 +79,9 @@ class CachingOptions:
 def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: DataOptions, as_json: bool) -> None:
     """Run the teacher once over every view and cache its outputs.
 
-    If interrupted, run the same command again: it continues where it stopped, and rewrites what is damaged. Several
-    processes share the work under 'torchrun' or 'accelerate launch'; several machines share it by --part, or simply
-    by running the same command.
+    If interrupted, run the same command again: it resumes, and rewrites damaged blocks. To split the work within a
+    machine, for example among GPUs, use 'torchrun' or 'accelerate launch'. To split it among machines, run the same
+    command on each, or assign fixed shares with --part.
     """
     loaded = experiment.load()
     from dhkd.pipeline import caching as work
@@ -107,7 +114,7 @@ def _line_of_caching(out: str, result: "CachedTeacher") -> str:
 @click.argument("cache")
 @json_option
 def inspect(cache: str, as_json: bool) -> None:
-    """Describe a cache: contents, completeness, size, exactness."""
+    """Describe a cache: contents, completeness, size, precision."""
     from dhkd.pipeline import cache_tools
     from dhkd.pipeline.cli.tables.cache import cache_table
 
@@ -117,7 +124,7 @@ def inspect(cache: str, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What is compared beyond the cache's own bytes."""
+    """What `verify` recomputes and compares, in addition to checking the stored bytes."""
 
     teacher: Path | None
     rows: int
@@ -127,21 +134,26 @@ class VerifyOptions:
 @click.command()
 @click.argument("cache")
 @experiment_options(
-    preset=click.option("--preset", help="The preset that the cache was made with: compares pixels with the data set.")
+    preset=click.option(
+        "--preset", help="Preset that the cache was made with: renders a sample of images again and compares them."
+    )
 )
 @gathered("compared", VerifyOptions)
-@click.option("--teacher", type=PATH, help=f"{TEACHER_HELP} With --preset: recomputes logits as well.")
-@click.option("--rows", type=click.IntRange(1), default=256, show_default=True, help="How many rows to render.")
+@click.option("--teacher", type=PATH, help=f"{TEACHER_HELP} Requires --preset; recomputes a sample of logits, too.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=256, show_default=True, help="Number of images to render and recompute."
+)
 @data_options
 @cpu_option
 @json_option
 def verify(
     cache: str, experiment: ExperimentOptions, compared: VerifyOptions, data: DataOptions, as_json: bool
 ) -> None:
-    """Check every byte of a cache; also its pixels and logits.
+    """Check a cache for damage; optionally, reproduce a sample.
 
-    Pixels are compared with --preset, logits with --preset and --teacher. The result lists what is damaged; to repair
-    it, run 'dhkd cache-teacher' again with the same arguments: it rewrites only that.
+    Every stored byte is always checked. With --preset, a sample of the images is rendered again and compared; with
+    --teacher as well, a sample of the logits (and other cached outputs) is recomputed. The result lists all damage. To
+    repair it, run 'dhkd cache-teacher' again with its original arguments: only damaged parts are rewritten.
     """
     if experiment.preset is None and (compared.teacher is not None or experiment.overrides or experiment.smoke):
         raise click.UsageError("--teacher, --set and --smoke go with --preset")
@@ -183,14 +195,14 @@ def _line_of_damage(cache: str, result: "Verified") -> str:
 
 @dataclass(frozen=True)
 class CodecOptions:
-    """How a converted cache stores its logits; None: not given."""
+    """How a converted cache stores its logits; an option that was not given is None."""
 
     codec: str | None
     k: int | None
     temperature: float | None
 
     def parse(self) -> "Codec | None":
-        """The codec, None where none is asked for. Raises `ConfigError` where the options don't fit."""
+        """Return the codec, or None if no option was given. Raises `ConfigError` if the options don't fit together."""
         from dhkd.configs.load import parse_codec
 
         return parse_codec(self.codec, self.k, self.temperature) if self.codec or self.k or self.temperature else None
@@ -200,20 +212,22 @@ class CodecOptions:
 @click.argument("cache")
 @click.argument("out")
 @gathered("codec", CodecOptions)
-@click.option("--store", help="How OUT is laid out: zarr or webdataset [default: as CACHE is].")
-@click.option("--codec", help="How OUT stores logits: float32, float16, int8 or top-k [default: as CACHE does].")
-@click.option("--k", type=click.IntRange(1), help="With --codec top-k: how many logits of a row are kept.")
+@click.option("--store", help="Storage format of OUT: zarr or webdataset [default: that of CACHE].")
+@click.option(
+    "--codec", help="Number format of the logits in OUT: float32, float16, int8 or top-k [default: that of CACHE]."
+)
+@click.option("--k", type=click.IntRange(1), help="With --codec top-k: number of logits to keep for each image.")
 @click.option(
     "--temperature",
     type=float,
-    help="With --codec top-k: the temperature at which the probabilities of the other classes are summed.",
+    help="With --codec top-k: softmax temperature at which the probabilities of the other classes are summed.",
 )
 @click.option("--allow-loss", is_flag=True, help="Convert even if this loses precision.")
 @json_option
 def convert(cache: str, out: str, store: str | None, codec: CodecOptions, allow_loss: bool, as_json: bool) -> None:
-    """Copy a cache to another store, codec or place.
+    """Copy a cache to another format, codec or location.
 
-    CACHE stays as it is. If interrupted, run the same command again: it continues where it stopped.
+    CACHE is not changed. If interrupted, run the same command again: it resumes.
     """
     wanted = codec.parse()
     from dhkd.pipeline import cache_tools

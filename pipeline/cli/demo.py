@@ -1,4 +1,4 @@
-"""demo: everything once, on data that needs no download."""
+"""The command demo: the whole workflow once, on data that needs no download."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from dhkd.pipeline.cli.output import emit
 
 
 @click.command()
-@click.option("--out", type=PATH, help="Folder for everything that it makes [default: a new one under runs/].")
+@click.option("--out", type=PATH, help="Output folder, new or empty [default: a new folder in runs/].")
 @cpu_option
-@click.option("--smoke", is_flag=True, help="Take seconds instead of minutes; nothing is learnt.")
+@click.option("--smoke", is_flag=True, help="Finish in seconds instead of minutes; the networks learn nothing.")
 @json_option
 def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
     """Train a teacher, cache it and train four students.
 
-    The data set comes with the program; on a CPU it takes a few minutes.
+    The data set comes with the program. The demo takes a few minutes on a CPU.
     """
     from dhkd.pipeline.cli.tables.demo import demo_table
     from dhkd.pipeline.demo import run_demo

@@ -1,4 +1,4 @@
-"""evaluate and export: what is done with a trained network."""
+"""The commands evaluate and export, for trained networks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Whose weights are evaluated, and in what they compute."""
+    """Which weights are evaluated, and in which precision."""
 
     teacher: Path | None
     student: Path | None
@@ -32,7 +32,10 @@ class EvaluateOptions:
     cpu: bool
 
     def network(self, preset: str) -> tuple[Path, str]:
-        """The weights and their role; without --teacher and --student, those of the run whose folder `preset` is."""
+        """Return the path of the weights, and their role: "teacher" or "student".
+
+        Without --teacher and --student, `preset` must be a run's folder, and its weights are used.
+        """
         teacher, student, run = self.teacher, self.student, Path(preset)
         if teacher is None and student is None and run.is_dir():
             teacher, student = (run, None) if (run / "teacher.safetensors").is_file() else (None, run)
@@ -45,16 +48,16 @@ class EvaluateOptions:
 @click.command()
 @experiment_options()
 @gathered("evaluated", EvaluateOptions)
-@click.option("--teacher", type=PATH, help="Evaluate these weights in the preset's teacher.")
-@click.option("--student", type=PATH, help="Evaluate these weights in the preset's student.")
+@click.option("--teacher", type=PATH, help="Load these weights into the preset's teacher network, and evaluate it.")
+@click.option("--student", type=PATH, help="Load these weights into the preset's student network, and evaluate it.")
 @precision_option
 @data_options
 @cpu_option
 @json_option
 def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: DataOptions, as_json: bool) -> None:
-    """Measure the test accuracy of a run, or of given weights.
+    """Measure the test accuracy of a run or of a weights file.
 
-    With a run's folder as PRESET and neither --teacher nor --student, that run's network is evaluated.
+    To evaluate the network of a run, give the run's folder as PRESET, without --teacher or --student.
     """
     weights, role = evaluated.network(str(experiment.preset))
     precision = evaluated.precision
@@ -74,12 +77,12 @@ def _line_of_evaluate(result: "Evaluated") -> str:
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--out", type=PATH, required=True, help="The new .safetensors file.")
+@click.option("--out", type=PATH, required=True, help="The .safetensors file to write; it must not exist yet.")
 @json_option
 def export(run: Path, out: Path, as_json: bool) -> None:
-    """Write a run's network as safetensors.
+    """Write a run's trained network to a safetensors file.
 
-    The auxiliary head is left out.
+    The auxiliary head, which is used only in training, is left out.
     """
     from dhkd.pipeline.export import export as export_network
 

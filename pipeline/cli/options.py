@@ -1,7 +1,7 @@
-"""The options that several commands share, and the values in which a command's function receives them.
+"""Options that several commands share, and the dataclasses in which a command's function receives their values.
 
-A decorator that adds options may also gather them: `@data_options` adds five options, for which the function takes one
-`data`.
+A decorator that adds options may also gather their values into one argument: `@data_options` adds five options, and the
+function receives them as one argument, `data`.
 """
 
 import functools
@@ -16,15 +16,15 @@ from dhkd.pipeline.data_options import DataOptions
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
 
-Function = Callable[..., Any]  # a command's, which click calls with whatever it parsed
+Function = Callable[..., Any]  # a command's function; click calls it with the values of all options
 Decorator = Callable[[Function], Function]
 
 PATH = click.Path(path_type=Path)
 PRESET: Decorator = click.argument("preset")
-CACHE_HELP = "The cache: a folder, or a URL (s3://, gs://, az://; https:// for reading)."
+CACHE_HELP = "Location of the cache: a folder, or a URL (s3://, gs://, az://; https:// is read-only)."
 TEACHER_HELP = (
-    "The teacher: a run's folder, a file of weights (.safetensors, .pth), or packaged[:TAG] for the weights that its"
-    " library offers."
+    "A run's folder, a weights file (.safetensors, .pth), or packaged[:TAG] for the pretrained weights of the teacher's"
+    " model library (torchvision, timm)."
 )
 
 
@@ -33,25 +33,26 @@ TEACHER_HELP = (
 
 @dataclass(frozen=True)
 class ExperimentOptions:
-    """What describes an experiment: a preset and what is changed of it.
+    """A preset, and the changes to it that make up an experiment.
 
-    `settings` are the `key=value` of options that are short for --set, such as --precision; they are applied last.
+    `overrides` are the `key=value` arguments of --set. `settings` are the `key=value` forms of options that are short
+    for --set, such as --precision; they are applied last.
     """
 
-    preset: str | None  # None only of 'verify', where it may be left out
+    preset: str | None  # None only for 'verify', where the preset is optional
     overrides: Sequence[str] = ()
     smoke: bool = False
     settings: Sequence[str] = ()
 
     def load(self, *overrides: str) -> "Experiment":
-        """The experiment, with these further overrides. Raises `ConfigError`."""
+        """Load the experiment, with further overrides after those of --set. Raises `ConfigError`."""
         from dhkd.configs.load import load_experiment
 
         assert self.preset is not None
         return load_experiment(self.preset, [*self.overrides, *overrides, *self.settings], smoke=self.smoke)
 
     def load_grid(self, grid: Sequence[str]) -> dict[str, "Experiment"]:
-        """The experiment of each combination of a grid of `key=a,b`, by the combination's name."""
+        """Load the experiment of every combination of a grid of `key=a,b`; the keys are the combinations' names."""
         from dhkd.configs.grid import combinations
 
         return {name: self.load(*overrides) for name, overrides in combinations(grid).items()}
@@ -59,7 +60,7 @@ class ExperimentOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run goes, what it is trained from, and how it is carried out."""
+    """Where a run is written, what it is trained from, and how it is carried out."""
 
     out: Path
     cache: str | None = None
@@ -71,7 +72,7 @@ class RunOptions:
 
 
 class Part(NamedTuple):
-    """A share of the work: its number, from 0, and how many shares there are. As text I/N, with I from 1."""
+    """A share of the work: its number, from 0, and the number of shares. As text it is I/N, where I counts from 1."""
 
     number: int
     parts: int
@@ -84,7 +85,7 @@ class Part(NamedTuple):
 
 
 def options(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, in the order in which --help lists them."""
+    """Combine several options into one decorator; --help lists them in the order of the arguments."""
 
     def decorate(function: Function) -> Function:
         for decorator in reversed(decorators):
@@ -95,7 +96,10 @@ def options(*decorators: Decorator) -> Decorator:
 
 
 def gathered(argument: str, kind: Callable[..., Any]) -> Decorator:
-    """Give a command's function one `argument` of the dataclass `kind` for all options that are named as its fields."""
+    """Gather options into one `argument` of the command's function.
+
+    The argument is an instance of the dataclass `kind`, built from all options that have the name of one of its fields.
+    """
     names = [field.name for field in fields(cast(Any, kind))]
 
     def decorate(function: Function) -> Function:
@@ -110,10 +114,10 @@ def gathered(argument: str, kind: Callable[..., Any]) -> Decorator:
 
 
 def experiment_options(short_for: Mapping[str, str] | None = None, *, preset: Decorator = PRESET) -> Decorator:
-    """PRESET, --set and --smoke, gathered as `experiment`.
+    """Add PRESET, --set and --smoke, gathered into the argument `experiment`.
 
-    `short_for` maps the names of the command's options that are short for --set to the setting of each, with {} for the
-    option's value.
+    `short_for` lists the command's options that are short for --set: it maps the name of each to a `key=value` template
+    in which {} stands for the option's value, for example {"precision": "student.precision={}"}.
     """
 
     def decorate(function: Function) -> Function:
@@ -131,7 +135,7 @@ def experiment_options(short_for: Mapping[str, str] | None = None, *, preset: De
 
 
 def data_options(function: Function) -> Function:
-    """The options that say where data is and how it is read, gathered as `data`."""
+    """Add the options that set where data is and how it is read, gathered into the argument `data`."""
     return options(*_data_options)(gathered("data", DataOptions)(function))
 
 
@@ -147,74 +151,83 @@ def _part(context: click.Context, parameter: click.Parameter, value: str) -> Par
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the preset; repeatable."
 )
-_smoke_option = click.option("--smoke", is_flag=True, help="Apply the preset's smoke settings: a run of a few seconds.")
+_smoke_option = click.option(
+    "--smoke", is_flag=True, help="Use the preset's smoke-test settings, for a run of a few seconds."
+)
 _data_options = (
     click.option(
         "--data-root",
         "root",
-        help="Where the data set's files are: a folder (torchvision's layout, or one folder for each class), or the"
-        " URL of its shards.",
+        help="Location of the data set: a folder (torchvision's layout, or train/ and val/ with one subfolder per"
+        " class) or the URL of its shards.",
     ),
     click.option("--download", is_flag=True, help="Download the data set if it is missing."),
     click.option(
         "--workers",
         type=click.IntRange(0),
-        help="How many processes decode photographs, for each process that computes [default: its share of the cores].",
+        help="Image-decoding worker processes per compute process [default: the cores divided evenly among compute"
+        " processes].",
     ),
     click.option(
         "--allow-bad",
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Accept up to N unreadable files in each process: black images replace them, and the result lists them.",
+        help="Tolerate up to N unreadable files per process; each is replaced by a black image and listed in the"
+        " result.",
     ),
     click.option(
         "--fetched-gb",
         type=click.IntRange(1),
         default=20,
         show_default=True,
-        help="Disk space for files fetched from URLs (shards of images, parts of caches), in GB.",
+        help="Disk space for files fetched from URLs, in GB: this much for image shards, and as much for caches.",
     ),
 )
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-cpu_option = click.option("--cpu", is_flag=True, help="Compute on the CPU even if there is a GPU.")
-resume_option = click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of text.")
+cpu_option = click.option("--cpu", is_flag=True, help="Use the CPU even if there is a GPU.")
+resume_option = click.option("--resume", is_flag=True, help="Continue the run in the --out folder if it has begun.")
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bf16", "fp16"]),
-    help="What the network computes in; auto is bf16 if the hardware supports it.",
+    help="Numeric precision of the network; auto is bf16 if the hardware supports it, or else float32.",
 )
 compile_option = click.option(
     "--compile",
     "compiled",
     type=click.Choice(["off", "reduce-overhead", "max"]),
-    help="reduce-overhead: a GPU replays each step as one graph; max: the network is compiled as well [default: off].",
+    help="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network [default: off].",
 )
 track_option = click.option(
     "--track",
     multiple=True,
     type=click.Choice(["tensorboard", "wandb", "mlflow", "none"]),
-    help="Show runs in this tracker; repeatable. A tracker reads its own environment variables [default: tensorboard,"
-    " if it is installed].",
+    help="Log runs to this tracker; repeatable [default: tensorboard, if installed]. Trackers are configured through"
+    " their usual environment variables.",
 )
 allow_drift_option = click.option(
-    "--allow-drift", is_flag=True, help="Train even if pixels differ from those that the teacher saw."
+    "--allow-drift", is_flag=True, help="Train even if the images rendered here differ from those the teacher saw."
 )
 training_cache_option = click.option(
-    "--cache", help=f"{CACHE_HELP} Not needed for ce, nor if the teacher runs in every step."
+    "--cache",
+    help=f"{CACHE_HELP} Not needed for methods that use no teacher, such as ce, or if the teacher runs in every step"
+    " (teacher.live=true).",
 )
 baseline_option = click.option(
-    "--baseline", metavar="AXIS=VALUE", help="What the others are compared with [default: objective=ce, else kd]."
+    "--baseline",
+    metavar="AXIS=VALUE",
+    help="Compare the other runs with those that have this value [default: objective=ce if present, or else"
+    " objective=kd].",
 )
 samples_option = click.option(
-    "--samples", type=click.IntRange(2), metavar="N", help="Training samples, if the source doesn't say."
+    "--samples", type=click.IntRange(2), metavar="N", help="Number of training images, if unknown until data is read."
 )
 classes_option = click.option(
-    "--classes", type=click.IntRange(2), metavar="K", help="Classes, if the source doesn't say."
+    "--classes", type=click.IntRange(2), metavar="K", help="Number of classes, if unknown until data is read."
 )
 
 
 def part_option(text: str) -> Decorator:
-    """--part I/N, which gives a `Part`."""
+    """Add the option --part I/N, whose value is a `Part`; `text` is its help."""
     return click.option("--part", callback=_part, metavar="I/N", default="1/1", help=text)

@@ -1,4 +1,4 @@
-"""How a command prints its result: as text or as one JSON object, once however many processes there are."""
+"""Printing a command's result, as text or as one JSON object, from the first of its processes only."""
 
 import json
 import os
@@ -8,12 +8,12 @@ import click
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of several that prints."""
+    """Return whether this is the first process of its group, the only one that prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def emit(result: object, as_json: bool, text: Callable[[], str]) -> None:
-    """Print `result` (dataclasses, or JSON's own values) as JSON, or as what `text` makes of it."""
+    """Print `result` (dataclasses or plain JSON values) as JSON, or else the text that `text` returns."""
     from dhkd.pipeline.results import plain
 
     if is_first_process():

@@ -1,4 +1,4 @@
-"""plan and methods: what an experiment would cost and need, before anything runs."""
+"""The commands plan and methods: what an experiment would cost and need, before anything runs."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from dhkd.pipeline.cli.output import emit
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is known of the data and the speed of both networks; None: not known."""
+    """What is known about the data and the speed of both networks; an unknown value is None."""
 
     samples: int | None
     classes: int | None
@@ -34,17 +34,25 @@ class PlanOptions:
 @gathered("known", PlanOptions)
 @samples_option
 @classes_option
-@click.option("--students", type=click.IntRange(1), metavar="S", help="How many students will be trained.")
-@click.option("--teacher-rate", type=float, metavar="ROWS/S", help="How many images per second the teacher classifies.")
-@click.option("--student-rate", type=float, metavar="ROWS/S", help="How many images per second a student trains on.")
-@click.option("--ratio", type=float, metavar="R", help="The time of a teacher's forward, relative to a student's step.")
-@click.option("--measure", is_flag=True, help="Time both networks on this machine, for some seconds each.")
+@click.option(
+    "--students", type=click.IntRange(1), metavar="S", help="Number of students to be trained from the cache."
+)
+@click.option("--teacher-rate", type=float, metavar="ROWS/S", help="Images per second in the teacher's forward pass.")
+@click.option("--student-rate", type=float, metavar="ROWS/S", help="Images per second in a student's training step.")
+@click.option(
+    "--ratio",
+    type=float,
+    metavar="R",
+    help="Time of one teacher forward pass divided by that of one student training step, on equally many images.",
+)
+@click.option("--measure", is_flag=True, help="Benchmark teacher and student on this machine, for a few seconds each.")
 @cpu_option
 @json_option
 def plan(experiment: ExperimentOptions, known: PlanOptions, as_json: bool) -> None:
-    """Estimate what caching and training cost; reads no data.
+    """Estimate the cost of caching and training; reads no data.
 
-    Says how much disk, memory and time they take, and from how many students on the cache pays.
+    Reports disk space, memory and (if speeds are given or measured) time, and the number of students at which caching
+    becomes cheaper than running the teacher live.
     """
     if known.measure and any(rate is not None for rate in (known.teacher_rate, known.student_rate, known.ratio)):
         raise click.UsageError("--measure finds out --teacher-rate, --student-rate and --ratio; leave them out")
@@ -71,9 +79,9 @@ def plan(experiment: ExperimentOptions, known: PlanOptions, as_json: bool) -> No
 @classes_option
 @json_option
 def methods(experiment: ExperimentOptions, samples: int | None, classes: int | None, as_json: bool) -> None:
-    """List the methods, and what each needs of the teacher.
+    """List the methods, and what each needs from the teacher.
 
-    Shows for PRESET how large that is, and what is trained beside the student.
+    Sizes are those for PRESET. Also lists how many parameters each method trains in addition to the student's.
     """
     loaded = experiment.load()
     from dhkd.pipeline.cli.tables.methods import methods_table

@@ -1,4 +1,4 @@
-"""presets: listing them, showing one, copying one."""
+"""The command presets, which lists the presets, shows one, or copies one to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ def _listed(name: str, experiment: "Experiment") -> "ListedPreset":
 @presets.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Print a preset."""
+    """Print a preset as YAML."""
     from dhkd.configs.load import preset_text
 
     click.echo(preset_text(name), nl=False)
@@ -55,7 +55,7 @@ def show(name: str) -> None:
 @click.argument("name")
 @click.argument("file", type=PATH)
 def copy(name: str, file: Path) -> None:
-    """Copy a preset to a new file, to edit it and use it by its path."""
+    """Copy a preset to a new YAML file, to edit and use as PRESET."""
     from dhkd.configs.load import preset_text
     from dhkd.data.disk.atomic import write_atomically
 

@@ -1,4 +1,4 @@
-"""The command that a cache or a sweep records, made from click's own parameters so that no option is forgotten."""
+"""The command line that a cache or a sweep records, rebuilt from click's parameters so that no option is forgotten."""
 
 import shlex
 from collections.abc import Collection, Iterator
@@ -7,18 +7,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-# The options that a cache does not record, because a cache must be the same, to the bit, whoever writes it: where files
-# are, which share of the work this call does, and how this machine does it.
+# Options that a cache does not record, because a cache must be the same to the bit on whichever machine it is written:
+# where files are, which share of the work this call does, and how this machine does it.
 OF_THE_MACHINE = frozenset(
     {"--out", "--part", "--data-root", "--download", "--workers", "--allow-bad", "--fetched-gb", "--cpu", "--json"}
 )
 
 
 def recorded_command(context: click.Context, *, without: Collection[str] = ()) -> str:
-    """The command of `context` with every option that was given but those in `without`, quoted for a shell.
+    """Return the command of `context` with every given option except those in `without`, quoted for a shell.
 
-    The order does not depend on how it was typed: arguments, required options, repeatable options, other options with a
-    value, flags; within each of these, the order in which the command declares them.
+    The order of options does not depend on how the command was typed: arguments, required options, repeatable options,
+    other options with a value, flags; within each of these, the order in which the command declares them.
     """
     arguments: list[str] = []
     required: list[str] = []
@@ -43,7 +43,7 @@ def recorded_command(context: click.Context, *, without: Collection[str] = ()) -
 
 
 def _given(context: click.Context) -> Iterator[tuple[click.Parameter, Any]]:
-    """The parameters that were not left at their defaults, nor given as an empty text, with click's values."""
+    """Yield each parameter that was given, with click's value; skip empty strings."""
     for parameter in context.command.params:
         name = str(parameter.name)
         value = context.params[name]

@@ -1,4 +1,4 @@
-"""report with its analyses, and serve: what came out of a folder of runs."""
+"""The commands report, with its analyses, and serve: the results of a folder of runs."""
 
 import functools
 from collections.abc import Callable
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 class _ReportGroup(click.Group):
-    """A group in which a word that is no command's name is a folder, whose runs are compared.
+    """A group that treats a first word that is not a command's name as the folder of `report runs`.
 
-    A folder may have the name of an analysis: if no other word is a folder, the folder is meant.
+    If a folder has the name of an analysis, as in `dhkd report views`, the word means the folder unless a later word is
+    a folder, too.
     """
 
     def resolve_command(
@@ -41,19 +42,19 @@ class _ReportGroup(click.Group):
 def report() -> None:
     """Compare the runs in a folder, or analyse them.
 
-    'dhkd report FOLDER' compares the runs in FOLDER, 'dhkd report ANALYSIS FOLDER' analyses them.
+    'dhkd report FOLDER' compares the runs in FOLDER; 'dhkd report ANALYSIS FOLDER' analyses them.
     """
 
 
 @report.command("runs")
 @click.argument("folder", type=PATH)
 @baseline_option
-@click.option("--html", type=PATH, metavar="FILE", help="Also write a page: one file that needs no network.")
+@click.option("--html", type=PATH, metavar="FILE", help="Also write the report as one self-contained HTML file.")
 @json_option
 def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: bool) -> None:
     """Compare the finished runs in FOLDER.
 
-    Shows accuracies over seeds, differences from the baseline, and cost. The word 'runs' may be left out.
+    Shows mean accuracies over seeds, differences from the baseline, and costs. The word 'runs' may be left out.
     """
     from dhkd.data.runs.read import require_runs
     from dhkd.pipeline.cli.tables.runs import runs_table
@@ -76,13 +77,17 @@ def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: 
 @click.command()
 @click.argument("folder", type=PATH)
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The port; 0 takes any free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port of the web page; 0 picks any free port.",
 )
 @baseline_option
 def serve(folder: Path, port: int, baseline: str | None) -> None:
-    """Show a page of the runs in a folder while they train.
+    """Serve a web page that shows a folder's runs as they train.
 
-    Only this machine can reach the page. Ctrl-C ends it.
+    Only this machine can reach the page. Ctrl-C stops the server.
     """
     from dhkd.pipeline.report.serve import server_of
 
@@ -95,14 +100,14 @@ def serve(folder: Path, port: int, baseline: str | None) -> None:
 
 
 def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., "Analysis"]], click.Command]:
-    """A command of `report` that reads the runs of a folder and writes a table and pictures to --out.
+    """Return a decorator that makes a function a command of `report`.
 
-    The function that it decorates takes the runs, the folder to write to and the values of the `further` options, and
-    returns the analysis.
+    The command reads the runs in a folder, and writes a table and plots to --out. The decorated function takes the
+    runs, the output folder and the values of the `further` options, and returns the analysis.
     """
     common = options(
         click.argument("folder", type=PATH),
-        click.option("--out", type=PATH, help="Where table and pictures go [default: FOLDER/report]."),
+        click.option("--out", type=PATH, help="Folder for the table and the plots [default: FOLDER/report]."),
         *further,
         json_option,
     )
@@ -123,7 +128,7 @@ def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., "Analys
 
 
 _teacher_of_runs = click.option("--teacher", type=PATH, required=True, help=TEACHER_HELP)
-_samples = click.option("--samples", type=click.IntRange(2), default=2000, show_default=True, help="How many images.")
+_samples = click.option("--samples", type=click.IntRange(2), default=2000, show_default=True, help="Number of images.")
 
 
 @_analysis(
@@ -132,13 +137,13 @@ _samples = click.option("--samples", type=click.IntRange(2), default=2000, show_
         "--teacher-rate",
         type=click.FloatRange(0, min_open=True),
         metavar="ROWS/S",
-        help="The teacher's images per second, as 'plan --measure' and cache-teacher print them: adds hours.",
+        help="The teacher's images per second, as 'plan --measure' or cache-teacher prints it: adds the cost in hours.",
     ),
 )
 def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis":
     """Plot accuracy against the number of cached views.
 
-    Shows how many views are enough, and what they cost.
+    Shows how many cached views are enough, and what they cost in disk space and teacher forward passes.
     """
     from dhkd.pipeline.report import analyses
 
@@ -149,7 +154,8 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis"
 def report_collapse(runs: Any, out: Path) -> "Analysis":
     """Plot accuracy and loss over training for each kind of run.
 
-    Shows what happens if cross-entropy and BinaryKL train one head together, beside each loss alone and two heads.
+    Made for comparing one head trained with cross-entropy and BinaryKL together with two heads and with either loss
+    alone.
     """
     from dhkd.pipeline.report import analyses
 
@@ -158,14 +164,14 @@ def report_collapse(runs: Any, out: Path) -> "Analysis":
 
 @_analysis(
     "conflict",
-    click.option("--cache", required=True, help="The cache that the runs were trained from."),
+    click.option("--cache", required=True, help="Location of the cache that the runs were trained from."),
     _samples,
     click.option(
         "--temperature",
         type=click.FloatRange(0, min_open=True),
         default=2.0,
         show_default=True,
-        help="BinaryKL's temperature.",
+        help="Temperature of BinaryKL.",
     ),
     data_options,
     cpu_option,
@@ -175,8 +181,8 @@ def report_conflict(
 ) -> "Analysis":
     """Measure where the gradients of the two losses conflict.
 
-    Shows over training where cross-entropy and BinaryKL pull the classifier and the features apart. The runs must have
-    kept their weights: --set student.keep_every=N.
+    Shows where, over the course of training, cross-entropy and BinaryKL pull the classifier and the features in
+    opposite directions. The runs must have kept their weights (--set student.keep_every=N).
     """
     from dhkd.pipeline.report import analyses
 
@@ -187,7 +193,7 @@ def report_conflict(
 def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, cpu: bool) -> "Analysis":
     """Compare how logits correlate in teacher and students.
 
-    Shows the difference of the teacher's correlation matrix from that of each student, on the test set.
+    Shows the teacher's correlation matrix of logits minus that of each student, on the test set.
     """
     from dhkd.pipeline.report import analyses
 
@@ -198,7 +204,7 @@ def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, c
 def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOptions, cpu: bool) -> "Analysis":
     """Draw t-SNE maps of the penultimate features.
 
-    Shows the teacher's and each student's, for images of the test set.
+    Shows a map for the teacher and one for each kind of student, computed from test images.
     """
     from dhkd.pipeline.report import analyses
 
@@ -209,7 +215,7 @@ def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOpt
 def report_etf(runs: Any, out: Path, teacher: Path | None, data: DataOptions, cpu: bool) -> "Analysis":
     """Measure how far classes have collapsed to a simplex ETF.
 
-    ETF stands for equiangular tight frame, the arrangement of class means to which neural collapse leads.
+    In neural collapse, the class means approach such an equiangular tight frame (ETF).
     """
     from dhkd.pipeline.report import analyses
 

@@ -1,4 +1,4 @@
-"""train-teacher, train-student and sweep: from a preset to trained networks."""
+"""The commands train-teacher, train-student and sweep: from a preset to trained networks."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -68,18 +68,20 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
 @click.option(
     "--teacher",
     type=PATH,
-    help="A run's folder or a file of weights: accept only a cache of this teacher, and run it in every step if"
-    " teacher.live says so.",
+    help="Teacher weights: a run's folder, a weights file, or packaged[:TAG]. Only a cache of this teacher is accepted."
+    " Required if the teacher runs in every step, and by methods that reuse part of its network (simkd).",
 )
 @allow_drift_option
 @click.option(
     "--grid",
     multiple=True,
     metavar="KEY=A,B",
-    help="Train one student for each value, side by side on one device, each in its own folder in --out; repeatable:"
-    " one for every combination.",
+    help="Train one student for each value of this setting, side by side on one device, each in its own subfolder of"
+    " --out. Repeatable: trains one student for every combination.",
 )
-@click.option("--together", type=click.IntRange(min=1), help="How many of a grid train at a time [default: all].")
+@click.option(
+    "--together", type=click.IntRange(min=1), help="Number of students to train at a time, with --grid [default: all]."
+)
 @precision_option
 @compile_option
 @track_option
@@ -95,11 +97,11 @@ def train_student(
     data: DataOptions,
     as_json: bool,
 ) -> None:
-    """Train a student from the cache, or several with --grid.
+    """Train one student from the cache, or several with --grid.
 
-    Choose the method with --set objective=NAME, or combine several with --set objective='NAME + 0.5 * NAME'; 'dhkd
-    methods' lists them. If the cache lacks what a method needs, add it to the cache, or run the teacher in every step
-    with --set teacher.live=true.
+    Choose the method with --set objective=NAME, or combine several, as in --set objective='NAME + 0.5 * NAME'; 'dhkd
+    methods' lists all names. If the cache lacks a teacher output that the method needs, add it with 'dhkd cache-teacher
+    --signals', or run the teacher in every step with --set teacher.live=true.
     """
     if grid:
         return _train_grid(experiment.load_grid(grid), run, together, data, as_json)
@@ -125,7 +127,7 @@ def train_student(
 def _train_grid(
     experiments: Mapping[str, "Experiment"], run: RunOptions, together: int | None, data: DataOptions, as_json: bool
 ) -> None:
-    """Train the students of a grid in folders of `run.out`; raises `DhkdError` at the end if one of them failed."""
+    """Train the students of a grid in subfolders of `run.out`. Raises `DhkdError` at the end if any student failed."""
     from dhkd.pipeline import training
 
     outcomes = training.train_grid(
@@ -158,7 +160,7 @@ def _line_of_run(out: Path, result: "TrainedRun") -> str:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Which runs a sweep holds, and which of them this call trains."""
+    """Which runs make up a sweep, and which of them this call trains."""
 
     grid: Sequence[str]
     seeds: int | None
@@ -169,7 +171,7 @@ class SweepOptions:
 
     @property
     def whole_grid(self) -> list[str]:
-        """The grid with the seeds as one more of its keys."""
+        """The grid, with the seeds of --seeds as one more key."""
         return [*self.grid, *([f"seed={','.join(map(str, range(self.seeds)))}"] if self.seeds else [])]
 
 
@@ -178,23 +180,25 @@ class SweepOptions:
 @gathered("run", RunOptions)
 @gathered("chosen", SweepOptions)
 @training_cache_option
-@click.option("--out", type=PATH, required=True, help="The folder for the runs, one folder each, and for their table.")
+@click.option("--out", type=PATH, required=True, help="Output folder: one subfolder per run, and the results table.")
 @click.option(
     "--grid",
     multiple=True,
     metavar="KEY=A,B",
-    help="The values that a setting takes; repeatable: one run for every combination.",
+    help="Train one student for each value of this setting. Repeatable: trains one for every combination.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), help="Train each with this many seeds, from 0 [default: the preset's seed]."
+    "--seeds",
+    type=click.IntRange(min=1),
+    help="Repeat every combination with N seeds, 0 to N-1 [default: only the preset's seed].",
 )
-@part_option("Train only the I-th of N shares of the runs, as in a cluster's job array.")
+@part_option("Train only share I of N of the runs, for example in a cluster's job array.")
 @click.option(
-    "--together", type=click.IntRange(min=1), default=1, show_default=True, help="How many runs train side by side."
+    "--together", type=click.IntRange(min=1), default=1, show_default=True, help="Number of runs to train side by side."
 )
-@click.option("--again", is_flag=True, help="Continue runs that failed; without it they are left alone.")
+@click.option("--again", is_flag=True, help="Also retry failed runs; by default they are skipped.")
 @baseline_option
-@click.option("--teacher", type=PATH, help="As for train-student.")
+@click.option("--teacher", type=PATH, help="The teacher's weights, as for train-student.")
 @allow_drift_option
 @precision_option
 @compile_option
@@ -205,11 +209,11 @@ class SweepOptions:
 def sweep(
     experiment: ExperimentOptions, run: RunOptions, chosen: SweepOptions, data: DataOptions, as_json: bool
 ) -> None:
-    """Train every student of a grid once, and compare them.
+    """Train and compare students for every combination in a grid.
 
-    If interrupted, run the same command again: the sweep continues where it stopped. Several copies of the command
-    share the runs, as do the processes of 'torchrun' or 'accelerate launch', each with its own device. A run that fails
-    does not stop the others.
+    If interrupted, run the same command again: it resumes. To split the runs among processes, start the command several
+    times, or once with 'torchrun' or 'accelerate launch', which give each process its own device. A failed run does not
+    stop the others.
     """
     if not chosen.whole_grid:
         raise click.UsageError("expected --grid or --seeds; a single student is train-student's")
@@ -256,7 +260,7 @@ def _text_of_sweep(result: "Swept", compared: "Comparison") -> str:
 
 
 def _work_alone() -> None:
-    """Make a process that was started together with others an independent worker on its own device."""
+    """Make this process, if it was started together with others, an independent worker on its own device."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None:
         return

@@ -1,1 +1,1 @@
-"""From runs to comparisons, analyses, and the page that shows them."""
+"""Comparisons and analyses of runs, and the page that shows them."""

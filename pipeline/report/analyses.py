@@ -1,6 +1,7 @@
-"""The analyses of runs. Each writes a table (CSV) or arrays (npz), and a picture.
+"""The analyses of runs, each of which writes a table (CSV) or arrays (npz), and a picture.
 
-How many views are enough, whether heads collapse, where losses conflict, how outputs and features of networks compare.
+They answer how many views are enough, whether heads collapse, where losses conflict, and how the outputs and features
+of networks compare.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ TSNE_SEED = 0
 
 
 def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> list[str]:
-    """Write the comparison of these runs as a table and a picture; return the names of the files."""
+    """Write the comparison of these runs as a table and a picture; return the file names."""
     figures = ("mean", "deviation", "half")
     header = [
         *compared.axes,
@@ -72,9 +73,10 @@ def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> l
 
 
 def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None = None) -> Analysis:
-    """Accuracy against the number of views that students were trained on, and what that many views cost.
+    """Report accuracy against the number of views that students were trained on, and what that many views cost.
 
-    The cost is in bytes, in forwards of the teacher and, if its `teacher_rate` in rows/s is given, in hours.
+    The cost is in bytes, in teacher forward passes (one per sample and view) and, if `teacher_rate` is given, the
+    teacher's speed in rows/s, also in hours.
     """
     finished = [run for run in finished_of(runs) if run.settings.get(VIEWS_KEY)]
     if len({run.settings[VIEWS_KEY] for run in finished}) < 2:
@@ -110,9 +112,9 @@ def _views_row(name: str, runs: Sequence[Run], teacher_rate: float | None) -> Vi
 
 
 def report_collapse(runs: Sequence[Run], out: Path) -> Analysis:
-    """Accuracy and training losses over epochs for each kind of run, over seeds.
+    """Report accuracy and training losses over epochs for each kind of run, as means over seeds.
 
-    The file holds every epoch, the analysis that is given back the last one.
+    The file holds every epoch; the returned analysis holds only the last one.
     """
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:
@@ -126,9 +128,9 @@ def report_collapse(runs: Sequence[Run], out: Path) -> Analysis:
 def report_conflict(
     runs: Sequence[Run], cache: str, out: Path, *, samples: int, temperature: float, data: DataOptions, cpu: bool
 ) -> Analysis:
-    """Where cross-entropy and BinaryKL pull the classifier and the features, for runs that kept weights over training.
+    """Report how cross-entropy and BinaryKL act on classifier and features, for runs that kept weights over training.
 
-    Computed for the first `samples` training samples in view 0, in evaluation mode.
+    The forces are computed for the first `samples` training samples in view 0, in evaluation mode.
     """
     kept = [run for run in finished_of(runs) if kept_weights(run.path)]
     if not kept:
@@ -143,9 +145,9 @@ def report_conflict(
 
 
 def report_correlation(runs: Sequence[Run], teacher: Path, out: Path, *, data: DataOptions, cpu: bool) -> Analysis:
-    """The teacher's correlation of logits less that of each student, on the test set.
+    """Report how far each student's logit correlation is from the teacher's, on the test set.
 
-    The table holds all runs; arrays and picture show the first seed of each kind.
+    The table holds all runs; the arrays and the picture show teacher minus student for the first seed of each kind.
     """
     finished = _finished(runs)
     kind_of = kind_by_run(finished)
@@ -168,9 +170,9 @@ def report_correlation(runs: Sequence[Run], teacher: Path, out: Path, *, data: D
 def report_tsne(
     runs: Sequence[Run], teacher: Path, out: Path, *, samples: int, data: DataOptions, cpu: bool
 ) -> Analysis:
-    """t-SNE of the penultimate features of the first `samples` test images, with a fixed seed.
+    """Embed the penultimate features of the first `samples` test images in the plane by t-SNE, with a fixed seed.
 
-    For the teacher, and for the first seed of each kind of student.
+    This is done for the teacher and for the first seed of each kind of student.
     """
     finished = _finished(runs)
     kind_of = kind_by_run(finished)
@@ -187,7 +189,7 @@ def report_tsne(
 
 
 def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: DataOptions, cpu: bool) -> Analysis:
-    """How far features and classifiers are from a simplex equiangular tight frame, on the test set."""
+    """Measure how far features and classifiers are from a simplex equiangular tight frame, on the test set."""
     finished = _finished(runs)
     kind_of, rows = kind_by_run(finished), []
     for run, outputs in outputs_of_runs(finished, teacher, None, data, cpu):
@@ -199,7 +201,7 @@ def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: Da
 
 
 def _finished(runs: Sequence[Run]) -> list[Run]:
-    """The finished runs in the order of a comparison."""
+    """Return the finished runs in the order of a comparison; raise `RunMismatch` if there are none."""
     finished = finished_of(runs)
     if not finished:
         raise RunMismatch("expected finished runs, found none")

@@ -1,4 +1,7 @@
-"""Runs side by side: the seeds of a kind of run are one row, beside the baseline's and the paper's figures."""
+"""Runs side by side. Each row is a *kind* of run, i.e. runs that differ only in their seed.
+
+A row also has the difference from the baseline and the paper's accuracy.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,12 +24,12 @@ from dhkd.data.runs.read import Run, finished_of, naturally
 from dhkd.pipeline.report.table import axes_of
 from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
-# If no baseline is named, it is the first of these objectives that some run has.
+# If the user names no baseline, it is the first of these objectives that some run has.
 BASELINES = ("ce", "kd")
 WITHOUT_TEACHER = ("ce", "label-smoothing")
-# Axes whose values are enough to recognise them: they stand in a kind's name without the axis's name.
+# Axes whose values need no explanation: a kind's name has "resnet20", not "student=resnet20".
 TELLING = ("objective", "student", "teacher")
-# A run without a cache can be compared with runs of any cache.
+# Settings that follow from the cache: a run without a cache can be compared with runs of any cache.
 OF_CACHE = (CACHE_KEY, VIEWS_KEY)
 
 
@@ -34,8 +37,8 @@ OF_CACHE = (CACHE_KEY, VIEWS_KEY)
 class ComparedRow:
     """Runs that differ only in their seed. Accuracies are in percent, `seconds` is the mean over the runs.
 
-    `values` holds the row's value on each axis, `difference` the one to the baseline after the last epoch (None for the
-    baseline and for rows that have none), `published` the paper's accuracy.
+    `values` holds the row's value on each axis, `difference` the difference from the baseline after the last epoch
+    (None for the baseline itself and for rows without a baseline), `published` the paper's accuracy.
     """
 
     name: str
@@ -51,8 +54,11 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """The teacher's forwards that the caches took, once for each, those that live teachers would have made instead, and
-    the seconds of training of all runs."""
+    """What all runs cost: teacher forward passes and seconds of training.
+
+    `teacher_forwards_cached` counts the forward passes for the caches, each cache once; `teacher_forwards_live` counts
+    those that live teachers would have needed instead.
+    """
 
     teacher_forwards_cached: int
     teacher_forwards_live: int
@@ -61,9 +67,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Finished runs compared. `axes` are short names of the settings in which they differ, `baseline` is "AXIS=VALUE".
+    """The comparison of finished runs. `axes` are short names of settings that differ, `baseline` is "AXIS=VALUE".
 
-    `warnings` name the runs that are left out, and runs that can't be compared without care.
+    `warnings` name the runs that are left out, and differences between runs that may distort the comparison.
     """
 
     axes: Sequence[str]
@@ -74,7 +80,7 @@ class Comparison:
 
 
 def comparison_json(compared: Comparison) -> dict[str, Any]:
-    """The comparison as `dhkd report DIR --json` prints it."""
+    """Convert the comparison to the JSON object that `dhkd report DIR --json` prints."""
     plain = asdict(compared)
     for row, plain_row in zip(compared.rows, plain["rows"], strict=True):
         if row.difference is not None:
@@ -85,13 +91,13 @@ def comparison_json(compared: Comparison) -> dict[str, Any]:
 def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     """Compare the finished runs. `baseline` is "AXIS=VALUE", such as objective=kd.
 
-    The baseline of a row is the row that has this value and differs from it in nothing else. Raises `ConfigError` if no
+    The baseline of a row is the row that has this value and otherwise the same settings. Raises `ConfigError` if no
     run has that axis or value.
     """
     finished = finished_of(runs)
     axes = _axes(finished)
     key, value = _baseline(baseline, axes, finished)
-    # The baseline's axis is the last column, where values that are compared stand one below the other.
+    # The baseline's axis is the last column, so that rows that are compared with one another are adjacent.
     axes = {short: axis for short, axis in axes.items() if axis != key} | {
         short: axis for short, axis in axes.items() if axis == key
     }
@@ -108,9 +114,10 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
 
 
 def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -> dict[str, list[Run]]:
-    """Runs with the same values on these axes, by a name that tells the values; sorted by value, then by seed.
+    """Group runs with the same values on these axes, by a name made of the values; sort by value, then by seed.
 
-    `first` is the value of the last axis that comes before all others. A value that a run lacks is not in the name.
+    On the last axis, the value `first` is sorted before all other values. A setting that a run lacks is not in the
+    name.
     """
     kinds: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: _sorting_key(run, axes, first)):
@@ -122,12 +129,12 @@ def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) ->
 
 
 def kind_by_run(runs: Sequence[Run]) -> Mapping[str, str]:
-    """By the name of each run, its kind: everything that it is except for its seed."""
+    """Map each run's name to its kind, i.e. all settings that differ between the runs except for the seed."""
     return {run.name: kind for kind, of_kind in kinds_of(runs, axes_of(runs)).items() for run in of_kind}
 
 
 def published_of(run: Run) -> float | None:
-    """The paper's top-1 accuracy in percent for the run's pair of networks and method, if it has one."""
+    """Return the paper's top-1 accuracy in percent for the run's networks and method, or None if it has none."""
     pair = tuple(run.settings.get(key) for key in (SOURCE_KEY, TEACHER_KEY, STUDENT_KEY))
     objective = str(run.settings.get(OBJECTIVE_KEY))
     top1 = _published().get(pair, {}).get("student" if objective == "ce" else objective)
@@ -143,7 +150,7 @@ def _sorting_key(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
 
 
 def _axes(finished: Sequence[Run]) -> dict[str, str]:
-    """The axes of all runs. The cache is one only if the runs have several caches, not if some runs have none."""
+    """Return the axes of all runs. The cache is an axis only if runs have different caches, not if some have none."""
     return {
         short: key
         for short, key in axes_of(finished).items()
@@ -152,7 +159,7 @@ def _axes(finished: Sequence[Run]) -> dict[str, str]:
 
 
 def _baseline(option: str | None, axes: Mapping[str, str], finished: Sequence[Run]) -> tuple[str | None, Any]:
-    """The key and the value of the baseline; (None, None) if there is none."""
+    """Return the key and the value of the baseline, or (None, None) if there is none."""
     if option is None:
         key = axes.get("objective")
         objectives = {run.settings.get(key) for run in finished} if key is not None else set()
@@ -168,7 +175,7 @@ def _baseline(option: str | None, axes: Mapping[str, str], finished: Sequence[Ru
 
 
 def _is_baseline(candidate: Run, run: Run, axes: Mapping[str, str], key: str, value: Any) -> bool:
-    """Whether `candidate` has the baseline's value, and differs from `run` in nothing else that affects it."""
+    """Return whether `candidate` has the baseline's value and otherwise the settings of `run` that affect it."""
     alike = all(
         candidate.settings.get(axis) == run.settings.get(axis)
         or (axis in OF_CACHE and candidate.settings.get(axis) is None)
@@ -180,13 +187,13 @@ def _is_baseline(candidate: Run, run: Run, axes: Mapping[str, str], key: str, va
 
 
 def _is_of_other_objectives(axis: str, objective: str) -> bool:
-    """Whether a setting is an option of objectives that `objective` does not contain, and so has no effect on it."""
+    """Return whether a setting is an option of other objectives, which has no effect on runs with `objective`."""
     _, _, option = axis.partition(f"{OBJECTIVE_OPTIONS_KEY}.")
     return bool(option) and option.partition(".")[0] not in re.findall(r"[\w-]+", objective)
 
 
 def _row(name: str, kind: Sequence[Run], reference: Sequence[Run] | None, axes: Mapping[str, str]) -> ComparedRow:
-    # If two runs have the same seed, as runs of different folders can, the last one counts.
+    # If two runs have the same seed, as runs from different folders can, the last run counts.
     last = _last_top1_by_seed(kind)
     best = {run.seed: run.finished_result.best_top1 for run in kind}
     return ComparedRow(
@@ -212,7 +219,7 @@ def _shown(key: str, value: Any) -> Any:
 
 @cache
 def _published() -> dict[tuple[Any, ...], Mapping[str, float]]:
-    """The paper's accuracies by method, for each data set, teacher and student that a preset has a record of."""
+    """Read the paper's accuracies by method, for each data set, teacher and student, from the presets' records."""
     table = {}
     for name in preset_names():
         experiment = load_experiment(name)

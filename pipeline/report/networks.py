@@ -1,4 +1,4 @@
-"""Networks of runs, run over images again: with their last weights, or with those that were kept over training."""
+"""Forward passes of finished runs' networks, with their last weights or with weights that were kept over training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs for test images, their labels, and the rows of its classifier."""
+    """A network's outputs for test images, the images' labels, and the rows of the network's classifier."""
 
     logits_NK: Float
     features_ND: Float
@@ -48,9 +48,9 @@ class Outputs:
 def outputs_of_runs(
     finished: Sequence[Run], teacher: Path | None, samples: int | None, data: DataOptions, cpu: bool
 ) -> Iterator[tuple[Run | None, Outputs]]:
-    """The outputs of the teacher, paired with None, then those of each run.
+    """Yield the teacher's outputs, paired with None, if there is a `teacher`; then each run, paired with its outputs.
 
-    For the whole test set, or for its first `samples` images.
+    Outputs are for the first `samples` test images, or for the whole test set if `samples` is None.
     """
     processes = Processes("float32", cpu)
     try:
@@ -63,7 +63,7 @@ def outputs_of_runs(
             yield None, _outputs_of(trained.network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment = load_experiment(str(run.path))
-            # The result's, because an objective may have built another network than the settings name.
+            # Taken from the result, because an objective may have built a different network than the settings name.
             architecture = run.finished_result.architecture or experiment.student.architecture
             network = trained_network(architecture, classes, run.path, "student").network
             normalize = normalization_of(experiment.student, test.images)
@@ -91,10 +91,11 @@ def forces_over_training(
     data: DataOptions,
     cpu: bool,
 ) -> Iterator[ConflictRow]:
-    """How the two losses act on the classifier and the features of runs that kept weights over training.
+    """Measure how two losses act on the classifier and the features of runs that kept weights over training.
 
-    `kind_of` gives the kind of each run by its name. Computed for the first `samples` training samples in view 0, in
-    evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, or without a cache on other data.
+    The losses are cross-entropy and BinaryKL. `kind_of` maps a run's name to its kind. The forces are computed for the
+    first `samples` training samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from
+    another cache, or without a cache on other data.
     """
     processes = Processes("float32", cpu)
     try:
@@ -114,7 +115,7 @@ def forces_over_training(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A run's experiment, its student, into which weights are loaded, and the images it was trained on."""
+    """A run's experiment, a student to load the run's weights into, and the images of the run's training."""
 
     experiment: Experiment
     student: Student
@@ -141,7 +142,10 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
 
 @dataclass(frozen=True)
 class _Acting:
-    """Both losses' forces on the same rows and how they agree. `binary_kl` is None if only its sum is known."""
+    """Both losses' forces on the same rows and how they agree.
+
+    `binary_kl` is None if the parts of that force, pull and push, are unknown.
+    """
 
     agreement: forces.Agreement
     ce: forces.Forces
@@ -151,10 +155,10 @@ class _Acting:
 def _forces(
     subject: _Subject, index_N: Tensor, teacher_NK: Tensor, temperature: float
 ) -> Iterator[tuple[str, _Acting]]:
-    """The forces on the classifier, if both losses share one, and on the features.
+    """Yield the forces on the classifier, if both losses share one, and the forces on the features.
 
-    If BinaryKL has a head of its own, it does not act on the classifier; if that head is not linear, the sum of its
-    forces on the features is known (from autograd), but not its parts.
+    If BinaryKL has a separate head, it does not act on the classifier. If that head is not linear, BinaryKL's force on
+    the features is known from autograd, but not its parts, pull and push.
     """
     student = subject.student
     labels_N = subject.renderer.images.labels_N[index_N].to(teacher_NK.device)
@@ -184,14 +188,14 @@ def _forces(
 
 @torch.no_grad()
 def _features(subject: _Subject, index_N: Tensor) -> Tensor:
-    """The features of these samples, (N, D)."""
+    """Compute the features of these samples, (N, D)."""
     batches = subject.renderer.render(_keys(index_N))
     outputs = [subject.student.backbone.outputs(subject.normalize(pixels)) for pixels in batches]
     return torch.cat([batch.embedding.float() for batch in outputs])
 
 
 def _total(force_ND: Tensor) -> forces.Forces:
-    """Forces whose parts are not told apart."""
+    """Wrap a total force whose parts are unknown."""
     return forces.Forces(force_ND, 0 * force_ND)
 
 
@@ -216,12 +220,12 @@ def _mean_norm(part: Tensor) -> float:
 
 
 def _keys(index_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The keys of these samples in view 0, in batches."""
+    """Return the keys (view, index) of these samples in view 0, in batches."""
     return [(torch.zeros_like(index_B), index_B) for index_B in torch.split(index_N, BATCH)]
 
 
 def _classifier_of(head: nn.Module) -> Tensor:
-    """The rows of a linear classifier, (K, D)."""
+    """Return the rows of a linear classifier, (K, D); raise `ConfigError` if it is not linear."""
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"expected networks whose classifier is linear, got {type(head).__name__}")
     return head.weight.detach()

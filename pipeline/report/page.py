@@ -1,4 +1,4 @@
-"""`dhkd report DIR --html` and `dhkd serve DIR`: from runs and the analyses beside them to the page of results."""
+"""Build the results page of `dhkd report DIR --html` and `dhkd serve DIR` from runs and their saved analyses."""
 
 import json
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ def write_page(runs: Sequence[Run], folder: Path, path: Path, baseline: str | No
 
 
 def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, version: str | None = None) -> str:
-    """The page as HTML. A page with a `version` asks its server for the newest one and reloads when that differs."""
+    """Build the page as HTML. A page with a `version` polls its server and reloads when that version changes."""
     compared = compare(runs, baseline)
     record = read_sweep_record(folder)
-    order = [row.name for row in compared.rows]  # gives each kind of run its colour, the same in every chart
+    order = [row.name for row in compared.rows]  # so that each kind of run has the same colour in every chart
     analyses, warnings = analysis_charts(folder / "report", order)
     page = Page(
         title=folder.resolve().name,
@@ -60,7 +60,7 @@ def _summary(runs: Sequence[Run], record: SweepRecord) -> str:
 
 
 def _time_left(runs: Sequence[Run], waiting: int) -> str:
-    """An estimate: all runs take as long as the finished ones, and as many as are unfinished now train at a time."""
+    """Estimate the time left: runs take as long as the finished runs, and the runs unfinished now train in parallel."""
     seconds = [run.finished_result.seconds for run in finished_of(runs)]
     begun = [run for run in runs if run.state == "unfinished"]
     if not (seconds and begun):
@@ -116,7 +116,7 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Cell]:
 
 
 def _part(run: Run) -> RunPart:
-    """What opens with a run's name: its epochs, its result and its settings."""
+    """Collect the details of a run, which open when its name is clicked: its epochs, its result and its settings."""
     columns = list(run.metrics[0].values) if run.metrics else []
     epochs = [[f"{epoch.values.get(column, float('nan')):.4g}" for column in columns] for epoch in run.metrics]
     facts: list[Fact] = []
@@ -155,7 +155,7 @@ def _provenance(runs: Sequence[Run], record: SweepRecord) -> list[Fact]:
 
 
 def _setting(value: Any) -> Cell:
-    """A setting's value; a dash for a run without that setting."""
+    """Return a cell with a setting's value, or a dash for a run without that setting."""
     return Cell("–") if value is None else Cell(str(value), str(value))
 
 

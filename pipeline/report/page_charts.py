@@ -1,7 +1,7 @@
-"""The charts of the page: what each shows, what it says, and how it is told in words.
+"""The charts of the page, each with figures, an explanation, and a description for screen readers.
 
-Some come from the runs themselves, the others from the files that analyses left. `order` is the order of names in the
-comparison: a kind of run that comes first there has the first colour in every chart.
+Some charts are made from the runs themselves, the others from the files that analyses saved. `order` is the order of
+names in the comparison; it decides which colour a kind of run has, so that the colour is the same in every chart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from dhkd.stages.report.text import bytes_text, duration_text, spread_text
 
 
 def accuracy_charts(runs: Sequence[Run], compared: Comparison) -> list[Chart]:
-    """The accuracies that are compared; no chart before a run is finished."""
+    """Draw the compared accuracies; there is no chart before a run is finished."""
     if not compared.rows:
         return []
     values = accuracy_values(runs, compared)
@@ -31,7 +31,7 @@ def accuracy_charts(runs: Sequence[Run], compared: Comparison) -> list[Chart]:
 
 
 def curve_charts(runs: Sequence[Run], order: Sequence[str]) -> list[Chart]:
-    """Accuracy and losses over training; no chart before an epoch has ended."""
+    """Draw accuracy and losses over training; there is no chart before an epoch has ended."""
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:
         return []
@@ -46,7 +46,7 @@ def curve_charts(runs: Sequence[Run], order: Sequence[str]) -> list[Chart]:
 
 
 def analysis_charts(folder: Path, order: Sequence[str]) -> tuple[list[Chart], list[str]]:
-    """The charts of the analyses in `folder`, and a warning for each file that is not what its analysis writes."""
+    """Draw the charts of the analyses in `folder`; also return a warning for each file that cannot be used."""
     charts_of: Mapping[str, Callable[[Path, Sequence[str]], list[Chart]]] = {
         "views.csv": _views,
         "conflict.csv": _conflict,
@@ -59,7 +59,7 @@ def analysis_charts(folder: Path, order: Sequence[str]) -> tuple[list[Chart], li
         path = folder / name
         try:
             charts += make(path, order)
-        # The file may have been edited: csv, numpy and the arithmetic of figures raise what its bytes lead them to.
+        # The file may have been edited, and then csv, numpy and the code of the figures can raise anything.
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             remedy = f"make it again with 'dhkd report {path.stem}'"

@@ -1,4 +1,4 @@
-"""From runs and rows to what figures show; the same for files and for the page."""
+"""Build the data of figures from runs and rows; picture files and the page show the same data."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,16 @@ from dhkd.stages.report.statistics import Spread, spread
 
 TEACHER = "teacher"
 
-# What metrics.jsonl holds for every run, with labels. The losses of different methods are sums of different terms;
-# cross-entropy, where it is computed, is the same term for all of them, whatever its weight.
+# Metrics in metrics.jsonl, with labels. The losses of different methods are sums of different terms, but cross-entropy,
+# where it is computed, is the same term for all methods, because it is recorded without its weight.
 CURVES = {"top1": "test top-1 accuracy (%)", "loss": "training loss", "ce": "cross-entropy in training"}
 
 
 def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
-    """The accuracy of every seed for each row, with the paper's accuracy as a mark if it is near them.
+    """Collect the accuracy of every seed for each row, with the paper's accuracy as a mark if it is close.
 
-    Short runs stay far below the paper's figures, which would then leave no room for the differences.
+    Short runs stay far below the paper's accuracies. Showing those would make the differences between runs too small
+    to see.
     """
     top1_of = {run.name: run.result.last_top1 for run in runs if run.result is not None}
     of_seeds = {row.name: [top1_of[name] for name in row.runs] for row in compared.rows}
@@ -38,7 +39,7 @@ def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
 
 
 def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
-    """Accuracy against the number of views."""
+    """Draw accuracy against the number of views."""
     lines = {}
     for kind in dict.fromkeys(row.runs for row in rows):
         points = [row for row in rows if row.runs == kind]
@@ -49,7 +50,7 @@ def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
 
 
 def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
-    """Accuracy and losses after every epoch for each kind of run, over seeds, and a panel for each of `CURVES`."""
+    """Compute accuracy and losses over seeds, by kind of run and epoch; also return a panel for each of `CURVES`."""
     rows = []
     lines: dict[str, dict[str, Line]] = {curve: {} for curve in CURVES}
     for kind, runs in kinds_of(trained, axes_of(trained)).items():
@@ -69,7 +70,7 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
 
 
 def run_panels(run: Run) -> list[Panel]:
-    """One run's accuracy and loss over epochs, as far as its metrics hold them."""
+    """Draw one run's accuracy and loss over epochs, as far as its metrics hold them."""
     epochs = list(range(1, len(run.metrics) + 1))
     return [
         Panel({label: Line(epochs, [epoch.values[name] for epoch in run.metrics])}, "epoch", label)
@@ -79,7 +80,7 @@ def run_panels(run: Run) -> list[Panel]:
 
 
 def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
-    """The mean cosine over training, over seeds: a panel for the classifier and one for the features."""
+    """Draw the cosine, averaged over seeds, over training: one panel for the classifier and one for the features."""
     panels = []
     for on in ("classifier", "features"):
         lines: dict[str, Line] = {}
@@ -97,7 +98,7 @@ def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
 
 
 def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
-    """A panel for each measure of neural collapse, with the teacher in the last row."""
+    """Draw a panel for each measure of neural collapse, with the teacher in the last row."""
     kinds = sorted(dict.fromkeys(row.runs for row in rows), key=TEACHER.__eq__)
     return [
         Values(
@@ -109,7 +110,7 @@ def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
 
 
 def _spreads_by_epoch(runs: Sequence[Run]) -> dict[int, dict[str, Spread]]:
-    """For each epoch, from 1 on, the spread over seeds of those of `CURVES` that the runs' metrics hold."""
+    """Compute, for each epoch from 1 on, the spread over seeds of each of `CURVES` that the runs' metrics hold."""
     spreads: dict[int, dict[str, Spread]] = {}
     for epoch in range(1, max(len(run.metrics) for run in runs) + 1):
         metrics = [run.metrics[epoch - 1].values for run in runs if len(run.metrics) >= epoch]

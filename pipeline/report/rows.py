@@ -1,6 +1,6 @@
-"""What an analysis writes and gives back: typed rows, which are the lines of its CSV file, and the names of its files.
+"""The results of analyses: typed rows, which are the lines of a CSV file, and the names of the files.
 
-The fields of a row are the columns of the file, in order; the page reads the same rows from it.
+The fields of a row are the columns of the file, in order; the page reads the same rows from the file.
 """
 
 import csv
@@ -14,7 +14,7 @@ from dhkd.data.disk.csv_table import write_csv
 
 
 class Row(Protocol):
-    """Any of the dataclasses below."""
+    """A row of an analysis, one of the dataclasses in this module."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -24,9 +24,9 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class ViewsRow:
-    """A kind of run with so many views: accuracy in percent over seeds, and what caching that many views costs.
+    """Accuracy in percent over seeds for one kind of run and number of views, and the cost of caching these views.
 
-    `runs` is the kind's name, here and below.
+    In all rows of this module, `runs` is the name of the kind of run.
     """
 
     runs: str
@@ -42,7 +42,7 @@ class ViewsRow:
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A kind of run after an epoch: means and standard deviations over seeds of accuracy in percent and losses."""
+    """Accuracy in percent and losses of a kind of run after an epoch: means and standard deviations over seeds."""
 
     runs: str
     epoch: int
@@ -57,9 +57,10 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class ConflictRow:
-    """How two losses act `on` the classifier or the features of a run after some epochs.
+    """How two losses act `on` the classifier or the features of a run after `epochs` epochs.
 
-    The mean cosine of their forces, the share of rows on which they conflict, and the mean norms of each force's parts.
+    The fields are the mean cosine of the losses' forces (negative gradients), the share of rows on which the losses
+    conflict, and the mean norm of each part (pull, push) of each force.
     """
 
     runs: str
@@ -76,7 +77,7 @@ class ConflictRow:
 
 @dataclass(frozen=True)
 class CorrelationRow:
-    """How far a run's correlation of logits is from the teacher's."""
+    """How far a run's logit correlation is from the teacher's."""
 
     runs: str
     seed: int
@@ -85,7 +86,7 @@ class CorrelationRow:
 
 @dataclass(frozen=True)
 class PointsRow:
-    """How many points stand for a network's features."""
+    """How many points the t-SNE of a network's features has."""
 
     runs: str
     points: int
@@ -107,19 +108,19 @@ class EtfRow:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis found, and the files that hold it."""
+    """An analysis's rows, and the names of the files it wrote."""
 
     rows: Sequence[Row]
     files: Sequence[str]
 
 
 def columns_of(kind: type[Row]) -> list[str]:
-    """The names of a row's fields."""
+    """Return the names of a row's fields."""
     return [field.name for field in fields(kind)]
 
 
 def analysis_json(analysis: Analysis) -> dict[str, Any]:
-    """The analysis as `dhkd report ANALYSIS --json` prints it."""
+    """Convert the analysis to the JSON object that `dhkd report ANALYSIS --json` prints."""
     return {"rows": [asdict(row) for row in analysis.rows], "files": list(analysis.files)}
 
 
@@ -129,9 +130,9 @@ def write_rows(path: Path, kind: type[R], rows: Sequence[R]) -> None:
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:
-    """The rows that `write_rows` wrote; none if there is no file.
+    """Read the rows that `write_rows` wrote; return an empty list if there is no file.
 
-    Raises `KeyError` or `ValueError` if the file has other columns or other values; further columns are ignored.
+    Raises `KeyError` if a column is missing and `ValueError` if a value can't be parsed; extra columns are ignored.
     """
     if not path.exists():
         return []
@@ -144,7 +145,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 
 
 def _parsed(text: str, hint: Any) -> Any:
-    """A field's value, of a type such as `int` or `float | None`."""
+    """Parse a field's text as a type such as `int` or `float | None`."""
     optional = isinstance(hint, types.UnionType)
     if optional and text == "":
         return None

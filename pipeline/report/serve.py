@@ -1,4 +1,4 @@
-"""`dhkd serve DIR`: the page of results while a sweep runs, for this machine only."""
+"""`dhkd serve DIR`: serve the results page while a sweep runs, to this machine only."""
 
 import hashlib
 import logging
@@ -18,16 +18,16 @@ WATCHED = (CONFIG, METRICS, RESULT, FAILED, SWEEP)
 
 
 def server_of(folder: Path, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
-    """A server of the page at `port` (0: any free port), which only this machine can reach."""
+    """Create a server of the page at `port`, which only this machine can reach; port 0 takes any free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Another site could let its own name lead to this address, so requests must name this machine.
+            # A web site could make its domain name point to this address, so the Host header must name this machine.
             host = self.headers.get("Host", "").rpartition(":")[0]
             if host not in (ADDRESS, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/":
-                version = version_of(folder)  # before the runs are read: later changes make another version
+                version = version_of(folder)  # taken before the runs are read, so that later changes alter it
                 try:
                     self._answer(page_of(read_runs(folder), folder, baseline, version), "text/html")
                 except DhkdError as error:
@@ -49,7 +49,7 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
         def log_message(self, format: str, *values: object) -> None:
             log.debug(format, *values)
 
-    read_runs(folder)  # raises now, not at the first request, if it is not a folder
+    read_runs(folder)  # so that a wrong folder raises now, not at the first request
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)
     except OSError as error:
@@ -57,7 +57,7 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
 
 
 def version_of(folder: Path) -> str:
-    """A text that changes whenever a run begins, finishes an epoch, ends or fails, or an analysis is made."""
+    """Compute a hash that changes when a run begins, finishes an epoch, ends or fails, or an analysis is written."""
     files = [file for name in WATCHED for file in folder.rglob(name)]
     files += [file for file in (folder / "report").glob("*") if file.suffix in (".csv", ".npz")]
     facts = []
@@ -65,6 +65,6 @@ def version_of(folder: Path) -> str:
         try:
             status = file.stat()
         except FileNotFoundError:
-            continue  # it has been replaced since it was listed
+            continue  # the file has been removed or replaced since it was listed
         facts.append(f"{file} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""results.csv: a line for each run, with the settings in which runs differ, its state and its result."""
+"""results.csv, which has a line for each run: the settings in which runs differ, the run's state and its result."""
 
 import json
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from dhkd.data.runs.result import FIGURES
 
 TABLE = "results.csv"
 
-# Names for settings whose last part says too little.
+# Short names for settings for which the last part of the key is not clear enough.
 SHORT = {STUDENT_KEY: "student", TEACHER_KEY: "teacher"}
 
-# Settings that may differ between comparable runs: prose, and what follows from other settings.
+# Settings that may differ between comparable runs: descriptions, and settings that follow from other settings.
 NO_AXES = ("experiment.description", "experiment.student.views", COMMAND_KEY, LIVE_KEY, SEED_KEY)
-LIVE_SIGNALS = f"{LIVE_KEY}."  # which signals a live teacher gives follows from the objective
+LIVE_SIGNALS = f"{LIVE_KEY}."  # the objective decides which signals (teacher outputs) a live teacher computes
 
 
 def axes_of(runs: Sequence[Run]) -> dict[str, str]:
-    """The settings in which the runs differ, apart from the seed: dotted keys by short name.
+    """Return the settings in which the runs differ, apart from the seed, as dotted keys by short name.
 
-    A short name is the last part of the key, or the whole key where that would be ambiguous.
+    A short name is the last part of the key, or the whole key where the last part would be ambiguous.
     """
-    runs = [run for run in runs if SEED_KEY in run.settings]  # the settings of the others could not be read
+    runs = [run for run in runs if SEED_KEY in run.settings]  # the settings of other runs could not be read
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [
         key

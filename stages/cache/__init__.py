@@ -1,1 +1,1 @@
-"""Stage one: the teacher runs once over every view and its logits are written to a cache."""
+"""Stage one: the teacher runs once over every view, and its signals, e.g. logits, are written to a cache."""

@@ -1,4 +1,4 @@
-"""Whether a cache holds what its teacher computes today: random rows are recomputed and compared."""
+"""Checking that a cache holds what its teacher computes today: random rows are recomputed and compared."""
 
 import numpy as np
 import torch
@@ -12,18 +12,19 @@ from torch import Tensor
 
 LIVE_BATCH = 64  # rows recomputed at a time
 
-# How far two forwards of the same row may differ, relative to its largest |logit|: kernels differ with batch size,
-# device and version, and the error grows over a network's depth. float32 differs by about 1e-6, so 1e-4 is generous.
+# How far two forward passes of the same row may differ, relative to the row's largest |logit|. Kernels differ with
+# batch size, device and version, and the error grows over a network's depth. float32 passes differ by about 1e-6, so
+# 1e-4 is generous.
 COMPUTE_ERROR = {"float32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 
 
 def compare_with_live(
     teacher: Teacher, renderer: Renderer, reader: LogitReader, name: str, *, seed: int, num_rows: int, repair: str
 ) -> float:
-    """Recompute the signal `name` of `num_rows` random keys and compare it; the largest |difference|.
+    """Recompute the signal `name` of `num_rows` random keys and return its largest |difference| from the cache.
 
-    A row may differ by its codec's error bound plus `COMPUTE_ERROR` times its largest |value|. Raises `CacheMismatch`,
-    naming the worst key, if a row differs by more; `repair` is the remedy at the end of the message.
+    A row may differ by its codec's error bound plus `COMPUTE_ERROR` times the row's largest |value|. Raises
+    `CacheMismatch`, naming the worst key, if a row differs by more; the message ends with the remedy `repair`.
     """
     plan, signal = reader.plan, reader.manifest.signals[name]
     view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)
@@ -51,6 +52,6 @@ def compare_with_live(
 
 
 def random_keys(seed: int, num_views: int, num_samples: int, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Random keys for a spot check: view and index, two int64 (num_rows,)."""
+    """Draw random keys for a spot check: views and indices, two int64 tensors (num_rows,)."""
     raw = raw_rows(seed, Domain.SPOT_CHECK, 0, 0, num_rows, width=2)
     return torch.from_numpy(below(raw[:, 0], num_views)), torch.from_numpy(below(raw[:, 1], num_samples))

@@ -1,4 +1,4 @@
-"""A copy of a cache: in another store, with another codec, at another place."""
+"""Copying a cache to another store, with another codec, or to another place."""
 
 import logging
 
@@ -15,9 +15,9 @@ log = logging.getLogger("dhkd")
 
 
 def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> Manifest:
-    """The manifest of the cache with its signals stored by `codec`; None: as they are.
+    """Build the manifest of the cache with its signals stored by `codec`, or as they are if `codec` is None.
 
-    Raises `ConfigError` if that is impossible, or if it loses information without `allow_loss`.
+    Raises `ConfigError` if the conversion is impossible, or if it loses information and `allow_loss` is false.
     """
     manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
     for name, signal in manifest.signals.items():
@@ -47,7 +47,7 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
 
 
 def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
-    """Write every missing block, check all blocks, and finish the new cache; the number of blocks written."""
+    """Write every missing block, check all blocks, and finish the new cache; return the number of blocks written."""
     fresh: set[Block] = set()
     while True:
         missing = writer.missing()
@@ -65,7 +65,7 @@ def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
 
 
 def _converted(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
-    """One array's block, in the parts of its new codec."""
+    """Return one block of an array, as the parts of its new codec."""
     parts = reader.stored(block, name)
     if name == WITNESS or manifest.signals[name].codec == reader.manifest.signals[name].codec:
         return parts

@@ -1,7 +1,7 @@
-"""Results pass from the thread that launches a device's work to a thread that waits for them.
+"""Handing results over from the thread that launches a device's work to a thread that waits for the results.
 
 A GPU stays busy only if batches are launched ahead of it. If the launching thread waited for a batch's values, copied
-them and computed checksums before it launched the next one, the GPU would be idle meanwhile. So a second thread does
+them and computed checksums before it launched the next batch, the GPU would be idle meanwhile. So a second thread does
 all of that, in order, a few batches behind.
 """
 
@@ -13,24 +13,25 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-UNDER_WAY = 4  # batches that may be launched or copied and not yet taken, which bounds the memory that they need
+UNDER_WAY = 4  # the most batches that are launched or being copied but not yet taken, which limits their memory
 
 
 class HandOver:
-    """Passes tensors on `device` to functions that take them on the CPU, one after the other, in another thread."""
+    """Copies tensors from `device` to the CPU and passes them to functions, one after the other, in another thread."""
 
     def __init__(self, device: torch.device) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="taker")
         self._under_way: deque[Future[None]] = deque()
-        # In a stream of their own, copies don't queue up behind the batches that were launched in the meantime.
+        # With a separate stream, copies don't queue up behind the batches that were launched in the meantime.
         self._aside: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+            self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
 
     def give(self, tensors: Mapping[str, Tensor], take: Callable[[dict[str, Tensor]], None]) -> Future[None]:
-        """Call `take` with copies of `tensors` on the CPU, in the other thread; waits while too many are under way.
+        """Call `take` in the other thread with copies of `tensors` on the CPU; return the call's future.
 
-        An error that an earlier `take` raised is raised here, or at the latest when the context ends.
+        Waits first while `UNDER_WAY` batches are not yet taken. An error that an earlier `take` raised is raised by
+        this method, or at the latest when the context ends.
         """
         while len(self._under_way) >= UNDER_WAY:
             self._under_way.popleft().result()
@@ -48,9 +49,9 @@ class HandOver:
                     name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
                     for name, tensor in tensors.items()
                 }
-                copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep
+                copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without using the CPU
                 copied.record(self._aside)
-            copied.synchronize()  # the tensors are held until here, so that no other batch gets their memory
+            copied.synchronize()  # the tensors are held until it returns, so that no other batch gets their memory
             tensors = copies
         take(tensors)
 

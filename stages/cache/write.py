@@ -1,14 +1,14 @@
 """Stage one: missing blocks → this process's share → keys → pixels → teacher → store.
 
-Three threads work on it at a time: one renders pixels and launches the teacher, one collects the teacher's signals of
-the batches before, and one writes the block before.
+Three threads work at the same time: one renders pixels and launches the teacher, one collects the teacher's signals
+(outputs such as logits) for earlier batches, and one writes the previous block.
 
-A block is computed in the same batches wherever it is computed, so the number of processes, their order and
-interruptions leave no trace in the bytes. Blocks of the same rows in several views can be rendered together, so that a
-photograph is decoded once for all of them; the teacher still sees each view in batches of its own.
+A block is always computed in the same batches, so the number of processes, their order and interruptions don't affect
+the stored bytes. Blocks of the same rows in several views can be rendered together, so that a photograph is decoded
+once for all of these views; the teacher still sees each view in separate batches.
 
-Runs that don't know of each other can share a cache: each looks whether a block exists before it computes it, and
-continues elsewhere in its list if another run was faster. At the end everything is read back, and what is damaged is
+Runs that don't know of each other can share a cache: each run checks whether a block exists before computing it, and
+continues elsewhere in its list if another run was faster. At the end everything is read back, and damaged blocks are
 computed again.
 """
 
@@ -38,15 +38,16 @@ from torch import Tensor
 
 log = logging.getLogger("dhkd")
 
-Rows = dict[str, NDArray[np.generic]]  # of one block: each signal and the witness
+Rows = dict[str, NDArray[np.generic]]  # one block's signals and witness (a checksum of each row's rendered pixels)
 Unit = list[Block]  # blocks of the same rows in several views, which are computed together
 
 
 @dataclass(frozen=True)
 class Written:
-    """What one call of `write_blocks` did: blocks and rows over all processes, and how long it took.
+    """What one call of `write_blocks` did: how many blocks and rows all processes computed, and how long it took.
 
-    `remaining` counts the blocks that are left to others, other parts or other teachers: 0 when the cache is complete.
+    `repaired` counts damaged blocks that were computed again. `remaining` counts the blocks that are left to other
+    parts or other teachers; it is 0 when the cache is complete.
     """
 
     blocks: int
@@ -66,26 +67,26 @@ def write_blocks(
     views_at_once: int = 1,
     part: tuple[int, int] = (0, 1),
 ) -> Written:
-    """Compute and write every missing block, shared out over the processes; then check everything and finish the cache.
+    """Compute and write every missing block, shared among the processes; then check everything and finish the cache.
 
-    The first process lists what is missing and sends the list to the others, again and again until nothing is missing.
-    `part` (number from 0, of how many) takes that share of all blocks; the part that finds nothing missing at the end
-    finishes the cache for all. Each process holds 2 · `views_at_once` blocks in memory, half of them being computed and
-    half being written, the encoded copies of the latter, and a few batches, whatever the size of the cache. Raises
-    `NonFiniteLoss` for values that can't be stored.
+    The first process lists the missing blocks and sends the list to the others, again and again until nothing is
+    missing. With `part` (number from 0, number of parts), only that share of all blocks is computed; the part that
+    finds nothing missing at the end finishes the cache for all parts. Whatever the size of the cache, each process
+    holds in memory a few batches and 2 · `views_at_once` blocks: half are being computed, and half are being written
+    and are held in encoded form as well. Raises `NonFiniteLoss` for values that can't be stored.
     """
     began = time.perf_counter()
-    computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # blocks and rows, by this process
-    fresh: set[Block] = set()  # written by this call: an older index does not know them
+    computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # this process's blocks and rows
+    fresh: set[Block] = set()  # written by this call, so that an older index does not know them
     repaired = remaining = 0
     while True:
         missing = processes.broadcast(writer.missing() if processes.is_first else None)
         units = _units(missing, views_at_once)
-        # What turned out to be damaged is computed again by whichever part found it.
+        # Damaged blocks are computed again by the part that found the damage.
         todo = list(units.values()) if repaired else _of_part(units, part, writer.plan)
         if todo:
             fresh.update(missing)
-            # By position in the one list that all processes have: balanced however little is left.
+            # Shared by position in the list, which all processes have; this stays balanced however little is left.
             mine = todo[processes.rank :: processes.world_size]
             computed += _compute(mine, teacher, renderer, writer, batch_size, processes)
             processes.wait()
@@ -106,7 +107,10 @@ def write_blocks(
 
 
 def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Unit]:
-    """The blocks in units of at most `views_at_once` views; a unit's key is its group of views and its block number."""
+    """Group blocks into units of at most `views_at_once` views.
+
+    A unit's key is the number of its group of views and its block number.
+    """
     units: dict[tuple[int, int], Unit] = {}
     for block in blocks:
         units.setdefault((block.view // views_at_once, block.number), []).append(block)
@@ -114,7 +118,10 @@ def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Uni
 
 
 def _of_part(units: Mapping[tuple[int, int], Unit], part: tuple[int, int], plan: Plan) -> list[Unit]:
-    """The units of this part: by a number that every unit has, since parts that begin later list fewer blocks."""
+    """Return the units of this part.
+
+    They are chosen by a number that depends only on the unit, since parts that begin later list fewer blocks.
+    """
     number, parts = part
     return [unit for (views, block), unit in units.items() if (views * plan.blocks_per_view + block) % parts == number]
 
@@ -130,7 +137,10 @@ def _compute(
     batch_size: int,
     processes: Processes,
 ) -> Tensor:
-    """Compute and write these units, except blocks that others have written by then; int64 (2,): blocks and rows."""
+    """Compute and write these units, except blocks that other runs have written by then.
+
+    Returns the numbers of blocks and rows computed, int64 (2,).
+    """
     waiting, rendering = deque(units), deque[Unit]()
     computed = np.zeros(2, dtype=np.int64)
     writes: list[Future[bool]] = []
@@ -157,7 +167,7 @@ def _compute(
             )
             computed += len(unit), sum(len(block) for block in unit)
             if not all(write.result() for write in writes) and waiting:
-                waiting.rotate(-secrets.randbelow(len(waiting)))  # away from another run that is at the same place
+                waiting.rotate(-secrets.randbelow(len(waiting)))  # away from another run at the same place
             writes = [
                 thread.submit(_put, writer, block, arrays, collected) for block, arrays in zip(unit, rows, strict=True)
             ]
@@ -167,7 +177,7 @@ def _compute(
 
 
 def _keys(unit: Unit, batch_size: int) -> Iterator[Keys]:
-    """For each run of `batch_size` rows the keys of all views of its first sample, then of its second, and so on."""
+    """Yield the keys of each run of `batch_size` rows: all views of its first sample, then of its second, and so on."""
     view_V = torch.tensor([block.view for block in unit])
     for start, stop in unit[0].batches(batch_size):
         index_B = torch.arange(start, stop)
@@ -183,7 +193,11 @@ def _launch(
     advance: Callable[[int], None],
     hand_over: HandOver,
 ) -> tuple[list[Rows], Future[None]]:
-    """Each block's signals, float32 (rows, …), and witness, uint32 (rows,); they are filled when the future is done."""
+    """Launch the teacher on a unit's batches.
+
+    Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). They are filled when the future is
+    done.
+    """
     own_names = {name: teachers_own(name) for name in names}
     rows: list[Rows] = [{} for _ in unit]
     for start, stop in unit[0].batches(batch_size):
@@ -200,11 +214,11 @@ def _launch(
 def _collect(
     arrays: Rows, block: Block, start: int, stop: int, advance: Callable[[int], None], batch: dict[str, Tensor]
 ) -> None:
-    """Copy a batch, on the CPU, into its block's arrays; the batch has the pixels under the witness's name."""
+    """Copy a batch on the CPU into its block's arrays; the batch holds the pixels under the witness's name."""
     pixels_BCHW = batch.pop(WITNESS)
     signals = {name: values.numpy() for name, values in batch.items()}
     for name, values in {**signals, WITNESS: witnesses(pixels_BCHW)}.items():
-        # Straight into the block: joining a list of batches at the end would hold the block twice.
+        # Batches are copied straight into the block, since joining them at the end would hold the block twice.
         if name not in arrays:
             arrays[name] = np.empty((len(block), *values.shape[1:]), values.dtype)
         arrays[name][start - block.start : stop - block.start] = values
@@ -212,7 +226,7 @@ def _collect(
 
 
 def _put(writer: LogitWriter, block: Block, rows: Rows, collected: Future[None]) -> bool:
-    """Write a block once all of its batches are collected; False if another run had written it."""
+    """Write a block once all of its batches are collected; return False if another run had written it."""
     collected.result()
     return writer.write(block, rows)
 
@@ -221,7 +235,10 @@ def _put(writer: LogitWriter, block: Block, rows: Rows, collected: Future[None])
 
 
 def _check(writer: LogitWriter, fresh: set[Block], processes: Processes) -> set[Block]:
-    """Read everything back. If all is good, finish; otherwise remove the damaged objects, and return their blocks."""
+    """Read everything back; finish the cache if all is good, or else remove the damaged objects.
+
+    Returns the blocks of the damaged objects.
+    """
     blocks = writer.plan.blocks()[processes.rank :: processes.world_size]
     with progress_bar("checking", sum(map(len, blocks)), visible=processes.is_first) as advance:
         checked = writer.check(_advancing(blocks, advance), fresh)

@@ -1,7 +1,7 @@
-"""The networks by name. A new family is one file here and its lines in `NETWORKS`.
+"""The networks by name. A new family of networks needs one file in this folder and its lines in `NETWORKS`.
 
-`torchvision:NAME` and `timm:NAME` are networks of those libraries. `simkd:STUDENT+TEACHER` is a student whose last map
-goes to the teacher's classifier.
+`torchvision:NAME` and `timm:NAME` are networks of those libraries. `simkd:STUDENT+TEACHER` is a student whose last
+feature map is projected and classified by the teacher's classifier.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from dhkd.stages.models.wide_resnet import WideResNet
 
 __all__ = ["NETWORKS", "Network", "build_network", "count_parameters"]
 
-# From the number of classes to a freshly initialised network.
+# Functions from the number of classes to a freshly initialised network.
 NETWORKS: dict[str, Callable[[int], Network]] = {
     **{f"resnet{depth}": partial(ResNet, depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": partial(ResNet, 8, WIDE),
@@ -44,7 +44,7 @@ def _projected(names: str, num_classes: int) -> Network:
     return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))
 
 
-# From the name behind the colon and the number of classes to a freshly initialised network.
+# Functions from the name after the colon and the number of classes to a freshly initialised network.
 LIBRARIES: dict[str, Callable[[str, int], Network]] = {
     "torchvision": torchvision_network,
     "timm": timm_network,
@@ -53,7 +53,7 @@ LIBRARIES: dict[str, Callable[[str, int], Network]] = {
 
 
 def build_network(name: str, num_classes: int) -> Network:
-    """The network `name`, freshly initialised from torch's generator. Raises `ConfigError` for an unknown name."""
+    """Build the network `name`, initialised from torch's global generator. Raises `ConfigError` for an unknown name."""
     library, colon, name_there = name.partition(":")
     if colon:
         return one_of("library of networks", library, LIBRARIES)(name_there, num_classes)

@@ -26,9 +26,10 @@ def evaluate(
     batch_size: int,
     processes: Processes,
 ) -> Accuracy:
-    """Accuracy over all images of `renderer`; `logits_of` maps float32 (B, C, H, W) to (B, K), in eval mode.
+    """Compute the accuracy over all images of `renderer`.
 
-    Batches don't depend on the number of processes, which take turns, and so neither does the result.
+    `logits_of` maps float32 images (B, C, H, W) to logits (B, K), in eval mode. The processes take turns at the same
+    batches, however many processes there are, so the result doesn't depend on their number.
     """
     labels_N = renderer.images.labels_N
     dealt = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]

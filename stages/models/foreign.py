@@ -1,7 +1,7 @@
 """Networks of torchvision and timm by name, and the weights that come with them.
 
-A `ForeignNetwork` runs the library's own module and leaves it unchanged; its state has the library's names. A library
-is imported when one of its networks is built: timm is optional, and other networks don't wait for the import.
+A `ForeignNetwork` runs the library's own module and leaves it unchanged; the state dict keeps the library's names. A
+library is imported when one of its networks is built: timm is optional, and other networks don't wait for the import.
 """
 
 import re
@@ -16,7 +16,7 @@ from dhkd.stages.models.network import Network, Outputs, StageMap, batch_norms_c
 from torch import Tensor, nn
 
 INNER = "inner."  # the prefix that wrapping adds to the library's names
-# Entries of published files for classifiers that were used in training only; the networks are built without them.
+# Published weights files also hold classifiers that were used in training only; the networks are built without them.
 AUXILIARY: Mapping[str, Mapping[str, str | None]] = {
     "googlenet": {"aux1.": None, "aux2.": None},
     "inception_v3": {"AuxLogits.": None},
@@ -31,12 +31,12 @@ Colours = tuple[float, ...]
 
 
 class ForeignNetwork(Network):
-    """Another library's classification network `inner`, called `name` in errors.
+    """Wrap another library's classification network `inner`; error messages call it `name`.
 
-    Its classifier is the last linear or convolutional layer with `num_classes` outputs, in the order of registration.
-    The embedding is the input of that layer, averaged over positions. `stage_relus` are the paths of the modules whose
-    last call in a forward is the last activation of the stem and of each stage. Raises `ConfigError` for a network
-    without such a classifier.
+    The classifier is the last registered linear or convolutional layer with `num_classes` outputs. The embedding is the
+    input of that layer, averaged over positions. `stage_relus` are paths of ReLU modules, one for the stem and one for
+    each stage: the last call of such a module in a forward pass is the last activation of its stage. Raises
+    `ConfigError` for a network without such a classifier.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ForeignNetwork(Network):
         self.name = name
         self.inner = inner
         self.stage_relus = stage_relus
-        self._has_run = False  # until then, an error of the library may be about the size of the images
+        self._has_run = False  # an error in the first forward pass may be about the size of the images
         self.published_names = dict(published_names)
         widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
         if not widths:
@@ -62,12 +62,12 @@ class ForeignNetwork(Network):
         for path in stage_relus:
             relu = inner.get_submodule(path)
             assert isinstance(relu, nn.ReLU)
-            relu.inplace = False  # the map before the activation must outlive it
+            relu.inplace = False  # the activation must not overwrite the map before it
         self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]  # torch's
         self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]  # torch's
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """All outputs of the library's forward; only torchvision's ResNets give maps, others raise `ConfigError`."""
+        """Return all outputs of one forward pass; `maps` raises `ConfigError` except for torchvision's ResNets."""
         if maps and not self.stage_relus:
             raise ConfigError(
                 f"network {self.name} gives no stage maps: of other libraries' networks only torchvision's ResNets do"
@@ -111,7 +111,7 @@ class ForeignNetwork(Network):
         return Outputs(logits_BK, embeddings[0], kept_maps, kept_maps[-1].after if kept_maps else None)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm before each map, found by a forward over images of any content."""
+        """Return the last batch norm before each map, found by a forward pass over images of any content."""
         last_before: dict[nn.Module, nn.BatchNorm2d] = {}
         relus = [self.inner.get_submodule(path) for path in self.stage_relus]
         with batch_norms_called(self.inner) as called:
@@ -127,10 +127,10 @@ class ForeignNetwork(Network):
 
 
 def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
-    """Any classification network of torchvision, without auxiliary classifiers.
+    """Build any classification network of torchvision, without auxiliary classifiers.
 
-    GoogLeNet and Inception v3 expect images normalised as torchvision does and convert them to what their published
-    weights were trained with. Raises `ConfigError` for an unknown name.
+    GoogLeNet and Inception v3 expect images with torchvision's normalisation, and convert them to the normalisation
+    that their published weights were trained with. Raises `ConfigError` for an unknown name.
     """
     from torchvision import models
 
@@ -149,18 +149,18 @@ def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
 
 
 def timm_network(name: str, num_classes: int) -> ForeignNetwork:
-    """Any network of timm. Raises `ConfigError` for an unknown name, and if timm is not installed."""
+    """Build any network of timm. Raises `ConfigError` for an unknown name, and if timm is not installed."""
     timm = _timm(name)
     _check_name("timm", name, timm.list_models())
     return ForeignNetwork(f"timm:{name}", timm.create_model(name, num_classes=num_classes), num_classes)
 
 
 def packaged_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
-    """The weights that come with "torchvision:NAME" or "timm:NAME", and the mean and standard deviation they expect.
+    """Return the pretrained weights of "torchvision:NAME" or "timm:NAME", and the mean and deviation of their inputs.
 
-    `tag` chooses among several (torchvision's IMAGENET1K_V1, timm's a1_in1k); None is the library's default. The
-    library downloads files that are missing in its own cache. Raises `ConfigError` for an unknown name or tag, and
-    `WeightsError` if there are no weights or they can't be fetched.
+    `tag` chooses among several weights of one network (torchvision's IMAGENET1K_V1, timm's a1_in1k); None chooses the
+    library's default. The library downloads files that are missing in its own cache. Raises `ConfigError` for an
+    unknown name or tag, and `WeightsError` if there are no weights or they can't be fetched.
     """
     library, colon, name_there = name.partition(":")
     if not colon or library not in PACKAGED:
@@ -214,7 +214,7 @@ def _timm(name: str) -> Any:
 
 
 def _check_name(library: str, name: str, valid: Iterable[str]) -> None:
-    """The error doesn't list all names, as it does for our own networks: timm has more than a thousand."""
+    """Raise `ConfigError` for an unknown name, without listing all names: timm has more than a thousand."""
     names = list(valid)
     if name not in names:
         near = get_close_matches(name, names, n=1, cutoff=0.5)
@@ -233,7 +233,7 @@ def _colours(transforms: Any) -> tuple[Colours, Colours] | None:
 
 
 def _width(module: nn.Module, num_classes: int) -> int | None:
-    """The input width of a layer with `num_classes` outputs; None for other layers."""
+    """Return the input width of a layer with `num_classes` outputs, or None for other layers."""
     if isinstance(module, nn.Linear) and module.out_features == num_classes:
         return module.in_features
     if isinstance(module, nn.Conv2d) and module.out_channels == num_classes:
@@ -242,14 +242,14 @@ def _width(module: nn.Module, num_classes: int) -> int | None:
 
 
 def _pooled(x: Tensor, channels_first: bool) -> Tensor:
-    """(B, D): the mean over positions of (B, D, H, W) if channels come first, else of (B, …, D)."""
+    """Average over positions, to (B, D): x is (B, D, H, W) if channels come first, else (B, …, D)."""
     if x.ndim == 2:
         return x
     return x.mean(dim=(2, 3)) if channels_first else x.flatten(1, -2).mean(dim=1)
 
 
 def _older_densenet_names(state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Published files have `norm.1` and `conv.1`, which torch no longer allows; the network has `norm1` and `conv1`."""
+    """Map published names such as `norm.1`, which torch no longer allows, to the network's `norm1`."""
     by_older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): name for name in state}
     return {older: name for older, name in by_older.items() if older != name}
 

@@ -9,7 +9,7 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated
 from torch import Tensor, nn
 
 STEM = 32
-# Channels and stride of each separable convolution after the stem.
+# The channels and the stride of each separable convolution after the stem.
 SEPARABLE = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *(((512, 1),) * 5),
@@ -19,7 +19,7 @@ STAGE_ENDS = (0, 3, 5, 11, 13)  # the stem, then the layers whose maps published
 
 
 class MobileNetV1(StagedNetwork):
-    """A MobileNetV1 over (B, 3, H, W). Five maps."""
+    """A MobileNetV1 over images (B, 3, H, W), with five maps."""
 
     head_name = "fc"
 
@@ -34,7 +34,7 @@ class MobileNetV1(StagedNetwork):
         self.fc = nn.Linear(self.embedding_dim, num_classes)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the last layer at each resolution below the stem's."""
+        """Yield the maps of the stem and of the last layer at each resolution below the stem's."""
         x = images_BCHW
         for number, layer in enumerate(self.model):
             stage_map = activated(layer(x))
@@ -44,7 +44,7 @@ class MobileNetV1(StagedNetwork):
 
 
 def _separable(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    """A depthwise and a 1×1 convolution; the caller applies the last ReLU."""
+    """Build a depthwise and a 1×1 convolution; the caller applies the last ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False),
         nn.BatchNorm2d(in_channels),

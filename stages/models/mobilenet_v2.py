@@ -34,13 +34,13 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map; it ends without an activation."""
+        """Compute the block's map, without a last activation."""
         out: Tensor = self.conv(x)
         return x + out if self.has_shortcut else out
 
 
 class MobileNetV2(StagedNetwork):
-    """A MobileNetV2 over (B, 3, H, W). Five maps; only the stem's has an activation."""
+    """A MobileNetV2 over images (B, 3, H, W), with five maps, of which only the stem's map has an activation."""
 
     head_name = "classifier"
     tail_names = ("conv2",)
@@ -66,7 +66,7 @@ class MobileNetV2(StagedNetwork):
         nn.init.zeros_(self.classifier.bias)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the last group of blocks at each resolution."""
+        """Yield the maps of the stem and of the last group of blocks at each resolution."""
         stem = activated(self.conv1(images_BCHW))
         yield stem
         x = stem.after
@@ -76,6 +76,6 @@ class MobileNetV2(StagedNetwork):
                 yield StageMap(x, x)
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """The map that is pooled, after a last 1×1 convolution."""
+        """Compute the feature map before pooling, by a last 1×1 convolution."""
         out: Tensor = self.conv2(last_BCHW)
         return out

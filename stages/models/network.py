@@ -1,4 +1,7 @@
-"""What every network gives in one forward: logits, the pooled feature before them and, on request, the stages' maps."""
+"""The outputs that every network gives in one forward pass: logits, embedding and, on request, feature maps.
+
+The embedding is the pooled feature that the classifier gets. A *map* is the feature map of the stem or of a stage.
+"""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -11,17 +14,20 @@ from torch import Tensor, nn
 
 
 class StageMap(NamedTuple):
-    """A stage's map before and after its last activation, (B, C, H, W) each; the same tensor twice if there is none."""
+    """A stage's map before and after its last activation, (B, C, H, W) each.
+
+    If the stage doesn't end with an activation, both are the same tensor.
+    """
 
     before: Tensor
     after: Tensor
 
 
 class Outputs(NamedTuple):
-    """What one forward gives: `logits` (B, K), and the `embedding` (B, embedding_dim) that the classifier gets.
+    """The outputs of one forward pass: `logits` (B, K), and the `embedding` (B, embedding_dim) before the classifier.
 
-    `maps` holds the stem's map and every stage's, in order; it is empty unless they were asked for. `final` (B,
-    embedding_dim, H, W) is the map whose mean over positions is the embedding; None if it is unknown.
+    `maps` holds the map of the stem and of every stage, in order; it is empty unless maps were requested. `final` (B,
+    embedding_dim, H, W) is the map whose mean over positions is the embedding; it is None if that map is unknown.
     """
 
     logits: Tensor
@@ -33,8 +39,9 @@ class Outputs(NamedTuple):
 class Network(nn.Module, ABC):
     """A classification network; `embedding_dim` is the width of the pooled feature.
 
-    `head_name` is the path of the classifier, `tail_names` are those of the layers between the last stage and the
-    pooling. `published_names` maps the start of a name in published files to our own; None: the entry is left out.
+    `head_name` is the path of the classifier, and `tail_names` are the paths of the layers between the last stage and
+    the pooling. `published_names` maps the start of a name in published files to the start of our name; entries that
+    it maps to None are left out.
     """
 
     embedding_dim: int
@@ -44,35 +51,35 @@ class Network(nn.Module, ABC):
 
     @property
     def head(self) -> nn.Module:
-        """The classifier, linear or a convolution."""
+        """The classifier, a linear or convolutional layer."""
         return self.get_submodule(self.head_name)
 
     @abstractmethod
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """All outputs of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        """Return all outputs for images (B, 3, H, W); `maps` changes no other output and no batch-norm statistics."""
 
     @abstractmethod
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm before each map, found by a forward over images of any content."""
+        """Return the last batch norm before each map, found by a forward pass over images of any content."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, 3, H, W)."""
+        """Compute the logits (B, K) of images (B, 3, H, W)."""
         return self.outputs(images_BCHW).logits
 
 
 class StagedNetwork(Network):
-    """A stem and stages one after the other, then pooling and a linear classifier."""
+    """A network of a stem and consecutive stages, then pooling and a linear classifier."""
 
     @abstractmethod
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The stem's map and every stage's, each computed from the one before as the iterator reaches it."""
+        """Yield the map of the stem and of every stage, each computed only when the iterator reaches it."""
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """The map (B, embedding_dim, H, W) that is pooled, computed from the last stage's map."""
+        """Compute the feature map (B, embedding_dim, H, W) before pooling from the last stage's map."""
         return last_BCHW
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """All outputs of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        """Return all outputs for images (B, 3, H, W); `maps` changes no other output and no batch-norm statistics."""
         stage_maps: list[StageMap] = []
         for stage_map in self.stages(images_BCHW):
             if maps:
@@ -82,14 +89,14 @@ class StagedNetwork(Network):
         return Outputs(self.head(embedding_BD), embedding_BD, tuple(stage_maps), final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm before each map, found by a forward over images of any content."""
+        """Return the last batch norm before each map, found by a forward pass over images of any content."""
         with batch_norms_called(self) as called:
             return [called[-1] for _ in self.stages(images_BCHW)]
 
 
 @contextlib.contextmanager
 def batch_norms_called(network: nn.Module) -> Iterator[list[nn.BatchNorm2d]]:
-    """A list to which a forward of the network appends each batch norm that it calls."""
+    """Give a list to which forward passes of the network append each batch norm that they call."""
     called: list[nn.BatchNorm2d] = []
 
     def remember(module: nn.Module, *_: object) -> None:
@@ -109,20 +116,20 @@ class ReluBlock(nn.Module, ABC):
 
     @abstractmethod
     def before(self, x: Tensor) -> Tensor:
-        """The block's map before its last activation."""
+        """Compute the block's map before its last activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map after its last activation."""
+        """Compute the block's map after its last activation."""
         return F.relu(self.before(x))
 
 
 def activated(before: Tensor) -> StageMap:
-    """A map and its ReLU."""
+    """Apply a ReLU to a map and return both."""
     return StageMap(before, F.relu(before))
 
 
 def through_relu_blocks(stem: StageMap, stages: Iterable[nn.Module]) -> Iterator[StageMap]:
-    """The stem's map, then those of `stages`, each an `nn.Sequential` of `ReluBlock`."""
+    """Yield the stem's map, then the map of each of `stages`, which are `nn.Sequential`s of `ReluBlock`s."""
     yield stem
     x = stem.after
     for stage in stages:
@@ -143,5 +150,5 @@ def start_convolutions(network: nn.Module) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of a module's parameters, frozen ones included."""
+    """Count a module's parameters, including frozen ones."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -1,7 +1,7 @@
-"""A student whose last map is projected to the teacher's width and classified by the teacher's own classifier.
+"""A student whose last map is projected to the teacher's width and classified by the teacher's classifier (SimKD).
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv
-2203.14001. The student's own classifier is dropped, and so are its layers between the last stage and the pooling.
+2203.14001. The student's classifier is dropped, and so are the student's layers between the last stage and the pooling.
 """
 
 import copy
@@ -12,14 +12,14 @@ from dhkd.data.errors import ConfigError
 from dhkd.stages.models.network import Network, Outputs, StageMap
 from torch import Tensor, nn
 
-PROBE = 32  # pixels; the ratio between the resolutions of both last maps is the same for images of any size
-NARROWING = 2  # the teacher's width over that of the projector's 3×3 convolution
+PROBE = 32  # pixels; the ratio between the resolutions of the two last maps is the same for images of any size
+NARROWING = 2  # the teacher's width, divided by the width of the projector's 3×3 convolution
 
 
 class ProjectedNetwork(Network):
     """A `trunk` whose last map is averaged over `shrink` × `shrink` positions, projected, pooled and classified.
 
-    The last of its own maps is the projected one, (B, width, H, W).
+    The last of this network's maps is the projected map (B, width, H, W).
     """
 
     head_name = "classifier"
@@ -35,7 +35,7 @@ class ProjectedNetwork(Network):
         self.classifier = head
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """All outputs of one forward over images (B, 3, H, W); `maps` changes no other output and no statistics."""
+        """Return all outputs for images (B, 3, H, W); `maps` changes no other output and no batch-norm statistics."""
         trunk_maps = self.trunk.outputs(images_BCHW, maps=True).maps
         last_BCHW = trunk_maps[-1].after
         if self._shrink > 1:
@@ -46,16 +46,17 @@ class ProjectedNetwork(Network):
         return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """The last batch norm before each map, found by a forward over images of any content."""
+        """Return the last batch norm before each map, found by a forward pass over images of any content."""
         last = self.projector[-2]
         assert isinstance(last, nn.BatchNorm2d)
         return [*self.trunk.batch_norms(images_BCHW)[:-1], last]
 
 
 def projected_network(student: Network, teacher: Network) -> ProjectedNetwork:
-    """`student`, changed in place, with a frozen copy of `teacher`'s classifier behind a projector.
+    """Build the network of `student`, a projector and a frozen copy of `teacher`'s classifier.
 
-    Raises `ConfigError` for a teacher that has more than pooling between its last stage and its classifier.
+    `student` is changed in place. Raises `ConfigError` for a teacher that has layers other than pooling between the
+    last stage and the classifier.
     """
     if teacher.tail_names or not isinstance(teacher.head, nn.Linear):
         raise ConfigError(

@@ -1,8 +1,8 @@
 """ResNets for small images: three stages of basic blocks, with the published CIFAR-100 checkpoints' parameter names.
 
-He et al., 2016, section 4.2: depth 6n + 2, n blocks a stage. The widened ones (8x4, 32x4) have four times the channels
-in their stages and twice as many in the stem. Global average pooling allows images of any size. `resnet50` has the
-deeper network of bottleneck blocks.
+He et al., 2016, section 4.2: depth 6n + 2, n blocks a stage. The wide variants (8x4, 32x4) have four times as many
+channels in the stages and twice as many in the stem. Global average pooling allows images of any size. `resnet50.py`
+has the deeper network of bottleneck blocks.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class BasicBlock(ReluBlock):
             )
 
     def before(self, x: Tensor) -> Tensor:
-        """The block's map before its last activation."""
+        """Compute the block's map before its last activation."""
         shortcut: Tensor = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         summed: Tensor = self.bn2(self.conv2(x)) + shortcut
@@ -46,7 +46,7 @@ class BasicBlock(ReluBlock):
 
 
 class ResNet(StagedNetwork):
-    """A ResNet of `depth` layers over (B, 3, H, W), H and W at least 4. Four maps."""
+    """A ResNet of `depth` layers over images (B, 3, H, W), H and W at least 4, with four maps."""
 
     head_name = "fc"
 
@@ -65,7 +65,7 @@ class ResNet(StagedNetwork):
         start_convolutions(self)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the three stages."""
+        """Yield the maps of the stem and of the three stages."""
         stem = activated(self.bn1(self.conv1(images_BCHW)))
         return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3))
 

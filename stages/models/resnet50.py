@@ -16,7 +16,7 @@ from dhkd.stages.models.network import (
 )
 from torch import Tensor, nn
 
-EXPANSION = 4  # channels of a block's output over those of its 3×3 convolution
+EXPANSION = 4  # channels of a block's output, divided by the channels of its 3×3 convolution
 
 
 class Bottleneck(ReluBlock):
@@ -38,7 +38,7 @@ class Bottleneck(ReluBlock):
             )
 
     def before(self, x: Tensor) -> Tensor:
-        """The block's map before its last activation."""
+        """Compute the block's map before its last activation."""
         shortcut: Tensor = x if self.shortcut is None else self.shortcut(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -47,7 +47,7 @@ class Bottleneck(ReluBlock):
 
 
 class ResNet50(StagedNetwork):
-    """A ResNet-50 over (B, 3, H, W). Five maps."""
+    """A ResNet-50 over images (B, 3, H, W), with five maps."""
 
     head_name = "linear"
 
@@ -64,7 +64,7 @@ class ResNet50(StagedNetwork):
         start_convolutions(self)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the four stages."""
+        """Yield the maps of the stem and of the four stages."""
         stem = activated(self.bn1(self.conv1(images_BCHW)))
         return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
 

@@ -15,9 +15,9 @@ STEM = 24
 
 
 class ShuffleBlock(ReluBlock):
-    """Grouped 1×1, depthwise 3×3 and grouped 1×1 convolutions, channels shuffled after the first.
+    """Grouped 1×1, depthwise 3×3 and grouped 1×1 convolutions; channels are shuffled after the first convolution.
 
-    A block of stride 2 concatenates its output and its pooled input; the others add output and input.
+    A block of stride 2 concatenates its output and its pooled input; a block of stride 1 adds output and input.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -25,7 +25,7 @@ class ShuffleBlock(ReluBlock):
         self.stride = stride
         added = channels - in_channels if stride == 2 else channels
         inner = added // 4
-        # The stem has too few channels to be split.
+        # The stem has too few channels to be split into groups.
         self.groups = 1 if in_channels == STEM else GROUPS
         self.conv1 = nn.Conv2d(in_channels, inner, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
@@ -35,7 +35,7 @@ class ShuffleBlock(ReluBlock):
         self.bn3 = nn.BatchNorm2d(added)
 
     def before(self, x: Tensor) -> Tensor:
-        """The block's map before its last activation."""
+        """Compute the block's map before its last activation."""
         out = F.channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
         out = F.relu(self.bn2(self.conv2(out)))
         added: Tensor = self.bn3(self.conv3(out))
@@ -45,7 +45,7 @@ class ShuffleBlock(ReluBlock):
 
 
 class ShuffleNetV1(StagedNetwork):
-    """A ShuffleNet over (B, 3, H, W). Four maps."""
+    """A ShuffleNet over images (B, 3, H, W), with four maps."""
 
     head_name = "linear"
 
@@ -60,7 +60,7 @@ class ShuffleNetV1(StagedNetwork):
         self.linear = nn.Linear(self.embedding_dim, num_classes)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the three stages."""
+        """Yield the maps of the stem and of the three stages."""
         stem = activated(self.bn1(self.conv1(images_BCHW)))
         return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3))
 

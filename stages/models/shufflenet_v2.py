@@ -1,7 +1,8 @@
 """ShuffleNetV2 ×1 for small images, with the published CIFAR-100 checkpoints' parameter names.
 
 Ma et al., 2018, table 5, with a 1×1 stem that keeps the resolution and no pooling after it. The channels that a block
-hands on unchanged have been through a ReLU already: a ReLU of all channels equals one of the new channels alone.
+passes on unchanged have been through a ReLU already. Applying ReLU to all channels is therefore the same as applying it
+only to the new channels.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class KeepingBlock(ReluBlock):
         self.bn3 = nn.BatchNorm2d(half)
 
     def before(self, x: Tensor) -> Tensor:
-        """The block's shuffled map before its last activation."""
+        """Compute the block's shuffled map before its last activation."""
         kept, changed = x.chunk(2, dim=1)
         changed = F.relu(self.bn1(self.conv1(changed)))
         changed = self.bn2(self.conv2(changed))
@@ -36,7 +37,7 @@ class KeepingBlock(ReluBlock):
 
 
 class HalvingBlock(ReluBlock):
-    """Two paths of stride 2 over all channels, concatenated."""
+    """Two paths of stride 2, each over all channels, whose outputs are concatenated."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class HalvingBlock(ReluBlock):
         self.bn5 = nn.BatchNorm2d(half)
 
     def before(self, x: Tensor) -> Tensor:
-        """The block's shuffled map before its last activation."""
+        """Compute the block's shuffled map before its last activation."""
         left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
@@ -61,7 +62,7 @@ class HalvingBlock(ReluBlock):
 
 
 class ShuffleNetV2(StagedNetwork):
-    """A ShuffleNetV2 over (B, 3, H, W). Four maps."""
+    """A ShuffleNetV2 over images (B, 3, H, W), with four maps."""
 
     head_name = "linear"
     tail_names = ("conv2", "bn2")
@@ -79,12 +80,12 @@ class ShuffleNetV2(StagedNetwork):
         self.linear = nn.Linear(self.embedding_dim, num_classes)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the three stages."""
+        """Yield the maps of the stem and of the three stages."""
         stem = activated(self.bn1(self.conv1(images_BCHW)))
         return through_relu_blocks(stem, (self.layer1, self.layer2, self.layer3))
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """The map that is pooled, after a last 1×1 convolution."""
+        """Compute the feature map before pooling, by a last 1×1 convolution."""
         return F.relu(self.bn2(self.conv2(last_BCHW)))
 
 

@@ -1,15 +1,15 @@
-"""Signals: what a network gives for one sample, by name.
+"""Signals, i.e. the outputs and features of a network for one sample, by name.
 
-    logits                      (K,)      raw
+    logits                      (K,)      before the softmax
     embedding                   (D,)      the pooled feature
-    cam-2x2                     (K, 2, 2) class activation maps, pooled to a grid
-    attention1-16x16            (256,)    where stage 1 is active, at a resolution
-    map2, map2-before           (C, H, W) stage 2's map after and before its last activation; map0 is the stem's
+    cam-2x2                     (K, 2, 2) class activation maps, pooled to a 2×2 grid
+    attention1-16x16            (256,)    attention map of stage 1, i.e. how active each of 16×16 positions is
+    map2, map2-before           (C, H, W) stage 2's map after and before its last activation; map0 is the stem's map
     last_map                    (C, H, W) the last stage's map, after its activation
-    map2-before-batch           (C, H, W) the same with batch norm in training mode: depends on the other rows
+    map2-before-batch           (C, H, W) map2-before with batch norm in training mode; depends on the rest of the batch
 
-Signals of teacher and student are computed by the same code. Their resolution is the objective's choice and part of
-the name.
+The same code computes the signals of teacher and student. The objective chooses a signal's resolution, which is part of
+the signal's name.
 """
 
 import re
@@ -30,7 +30,8 @@ _NAME = re.compile(
     r"(?P<kind>logits|embedding|last_map|cam(?=-)|attention(?=\d)|map(?=\d))(?P<stage>\d+)?"
     r"(-(?P<height>[1-9]\d*)x(?P<width>[1-9]\d*))?(?P<before>-before)?(?P<batch>-batch)?"
 )
-# What the name of each kind contains: a stage, a resolution; and whether -before and -batch may follow.
+# For each kind of signal: whether the name has a stage, whether it has a resolution, and whether -before and -batch
+# may follow.
 _PARTS = {
     "logits": (False, False, False),
     "embedding": (False, False, False),
@@ -54,7 +55,7 @@ class Signal:
 
 
 def parse(name: str) -> Signal:
-    """The parts of a name. Raises `ConfigError` if it isn't the name of a signal."""
+    """Split a signal's name into its parts. Raises `ConfigError` if no signal has such a name."""
     match = _NAME.fullmatch(name)
     if match:
         stage, height, before, batch = (match[part] for part in ("stage", "height", "before", "batch"))
@@ -70,29 +71,30 @@ def _allowed(kind: str) -> set[tuple[bool, bool, bool]]:
 
 
 def cam_name(grid: int) -> str:
-    """The name of class activation maps on `grid` × `grid` positions."""
+    """Return the name of class activation maps on `grid` × `grid` positions."""
     return f"cam-{grid}x{grid}"
 
 
 def attention_name(stage: int, size: tuple[int, int]) -> str:
-    """The name of a stage's attention map at this height and width."""
+    """Return the name of a stage's attention map at this height and width."""
     return f"attention{stage}-{size[0]}x{size[1]}"
 
 
 def map_name(stage: int, *, before: bool = False, batch: bool = False) -> str:
-    """The name of a stage's map."""
+    """Return the name of a stage's map."""
     return f"map{stage}{'-before' * before}{'-batch' * batch}"
 
 
 def needs_maps(names: Iterable[str]) -> bool:
-    """Whether these signals need a forward that keeps the stages' maps."""
+    """Return whether these signals need a forward pass that keeps the stages' maps."""
     return any(parse(name).kind not in ("logits", "embedding") for name in names)
 
 
 def signals_of_outputs(network: Network, outputs: Outputs, names: Iterable[str]) -> dict[str, Tensor]:
-    """The named signals, (B, …) each, computed from the outputs of one forward of `network`.
+    """Compute the named signals, (B, …) each, from the outputs of one forward pass of `network`.
 
-    Raises `ConfigError` if the network has no such stage, or none of its maps is known to be the pooled one.
+    Raises `ConfigError` if the network lacks a named stage, or if class activation maps are named and it is unknown
+    which map the network pools.
     """
     return {name: _compute(parse(name), name, network, outputs) for name in names}
 
@@ -118,19 +120,19 @@ def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> T
 
 
 def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Class activation maps (B, K, h, w): the classifier without its bias, applied at every position.
+    """Compute class activation maps (B, K, h, w): apply the classifier without its bias at every position.
 
-    They are pooled to `size`. If that divides H × W, their mean over positions is logits − bias. Guo et al.,
+    The maps are pooled to `size`. If `size` divides (H, W), their mean over positions is logits − bias. Guo et al.,
     "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section 3.1.
     """
     assert isinstance(head, nn.Linear | nn.Conv2d)
     weight_KD = head.weight.flatten(1)
-    # Pooling and classifier are both linear; with pooling first, there is less to multiply.
+    # Pooling and classifier are both linear, so they can be swapped; pooling first leaves less to multiply.
     return torch.einsum("bdhw,kd->bkhw", resized(final_BDHW, size), weight_KD)
 
 
 def attention(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean of squares over channels at each position, scaled to a vector (B, h·w) of norm 1.
+    """Compute the mean square over channels at each position, scaled to a vector (B, h·w) of norm 1.
 
     The map is first pooled to `size`. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv
     1612.03928, equation 2 with p = 2.
@@ -140,36 +142,36 @@ def attention(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resized(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map at another height and width: larger maps are averaged, smaller ones repeated."""
+    """Resize a map to another height and width: average a larger map, repeat the values of a smaller one."""
     if tuple(map_BCHW.shape[2:]) == size:
         return map_BCHW
     return F.adaptive_avg_pool2d(map_BCHW, size)
 
 
 class Shapes:
-    """The shapes of a network's signals for one image, found without computing any."""
+    """The shapes of a network's signals for one image, found on the meta device without computing any values."""
 
     def __init__(self, architecture: str, num_classes: int, image: tuple[int, int]) -> None:
-        """`image` is the height and width of the images."""
+        """Store what the shapes depend on; `image` is the height and width of the images."""
         self.architecture, self.num_classes, self._image = architecture, num_classes, image
 
     def of(self, architecture: str) -> "Shapes":
-        """The shapes of another network on the same images."""
+        """Return the shapes of another network on the same images."""
         return Shapes(architecture, self.num_classes, self._image)
 
     def row(self, name: str) -> Shape:
-        """The shape of one sample's signal."""
+        """Return the shape of this signal for one sample."""
         outputs = self._outputs if needs_maps([name]) else self._without_maps
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
 
     @property
     def embedding_dim(self) -> int:
-        """D."""
+        """The width D of the embedding."""
         return self._network.embedding_dim
 
     @cached_property
     def maps(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of the stem's map and of every stage's. Raises `ConfigError` for a network that gives no maps."""
+        """(C, H, W) of the map of the stem and of every stage. Raises `ConfigError` for a network without maps."""
         shapes = []
         for stage_map in self._outputs.maps:
             _, channels, height, width = stage_map.after.shape

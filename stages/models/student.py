@@ -1,4 +1,4 @@
-"""The student: a network with its task head and, in training, the modules that its objective adds."""
+"""The student: a network with its task head and, in training, the modules that the objective adds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -14,7 +14,7 @@ AuxiliaryHead = Literal["linear", "nonlinear"]
 
 
 class StudentOutputs(NamedTuple):
-    """Logits (B, K) of the task head and of the head that imitates the teacher, and named features (B, …)."""
+    """Logits (B, K) of the task head and of the head that imitates the teacher, and features (B, …) by name."""
 
     task: Tensor
     distill: Tensor
@@ -22,10 +22,11 @@ class StudentOutputs(NamedTuple):
 
 
 class Student(nn.Module):
-    """A `backbone`, which is all that inference uses, and an `auxiliary` head from the pooled feature to other logits.
+    """A `backbone`, and an `auxiliary` head that computes separate logits from the pooled feature.
 
-    `reads` names the student's signals that the objective compares. `adapter` maps those, {name: (B, …)}, and the
-    `Batch` to further features {name: (B, …)}.
+    Inference uses only the backbone. `reads` names the student's signals (outputs such as "logits" or "map2") that the
+    objective compares. `adapter` maps these signals, {name: (B, …)}, and the `Batch` to further features
+    {name: (B, …)}.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class Student(nn.Module):
         self.adapter = adapter
         self._reads = list(reads)
         self._compiled: Callable[..., Outputs] | None = None
-        # All processes compute the same values; otherwise DDP would broadcast them before each step.
+        # Every process computes the same values for these, so DDP needn't broadcast them before each step.
         shared = getattr(adapter, "same_in_every_process", ())
         self._ddp_params_and_buffers_to_ignore = [f"adapter.{name}" for name in shared]
 
     def forward(self, images_BCHW: Tensor, batch: Batch | None = None) -> StudentOutputs:
-        """Features, and logits of both heads; without an auxiliary head, these are one tensor."""
+        """Compute features and the logits of both heads; without an auxiliary head, both logits are one tensor."""
         forward = self._compiled or self.backbone.outputs
         outputs = forward(images_BCHW, maps=needs_maps(self._reads))
         distill_BK = outputs.logits if self.auxiliary is None else self.auxiliary(outputs.embedding)
@@ -56,21 +57,21 @@ class Student(nn.Module):
         return StudentOutputs(outputs.logits, distill_BK, features)
 
     def compile_backbone(self) -> None:
-        """Have torch.compile replace the backbone's kernels at the first batch; names of weights stay the same."""
+        """Compile the backbone with torch.compile, which happens at the first batch; weight names stay the same."""
         self._compiled = torch.compile(self.backbone.outputs, dynamic=False)
 
     def seed_dropout(self, seed: int) -> None:
-        """Make the next draws of our own dropout a function of `seed`; foreign networks use torch's generator."""
+        """Seed the generators of `SeededDropout`; dropout in foreign networks uses torch's global generator."""
         for generator in self.generators():
             generator.manual_seed(seed)
 
     def generators(self) -> list[torch.Generator]:
-        """The generators of our own dropout."""
+        """Return the generators of all `SeededDropout` modules."""
         device = next(self.parameters()).device
         return [module.generator_on(device) for module in self.modules() if isinstance(module, SeededDropout)]
 
     def draws_from_torch(self) -> bool:
-        """Whether a foreign network has dropout or stochastic depth, which draw from torch's generator."""
+        """Return whether a module, such as a foreign network's dropout, draws from torch's global generator."""
         drawing_layers = (_DropoutNd, nn.RReLU)
         return any(
             isinstance(module, drawing_layers) or type(module).__name__ in ("DropPath", "StochasticDepth")
@@ -79,7 +80,7 @@ class Student(nn.Module):
 
 
 class SeededDropout(nn.Module):
-    """`nn.Dropout` with a generator of its own, which draws of other threads don't affect."""
+    """`nn.Dropout` with a separate generator, which is not affected when other threads draw random numbers."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -87,21 +88,21 @@ class SeededDropout(nn.Module):
         self._generator: torch.Generator | None = None
 
     def forward(self, values: Tensor) -> Tensor:
-        """In eval mode `values`; in training, a share p of the elements is 0 and the others are divided by 1 - p."""
+        """In training, set a share p of the elements to 0 and divide the rest by 1 - p; in eval mode, do nothing."""
         if not self.training:
             return values
         kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator_on(values.device))
         return values * kept.div_(1 - self.p)
 
     def generator_on(self, device: torch.device) -> torch.Generator:
-        """Its generator on the device of the values."""
+        """Return the generator, which must be on the device of the values."""
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
         return self._generator
 
 
 def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:
-    """The head for the logit-level loss, (B, embedding_dim) to (B, num_classes).
+    """Build the head for the logit-level loss, from (B, embedding_dim) to (B, num_classes).
 
     Yang et al., "Dual-Head Knowledge Distillation", arXiv 2411.08937, whose CIFAR-100 runs use `nonlinear`.
     """

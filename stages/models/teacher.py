@@ -1,4 +1,4 @@
-"""The frozen teacher: pixels in, named signals out."""
+"""The frozen teacher, which maps pixels to named signals (outputs such as logits, see `signals.py`)."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Teacher:
-    """A trained network whose weights never change, and the normalisation of its input."""
+    """A trained network whose weights never change, with the normalisation of the network's input."""
 
     def __init__(self, network: Network, normalize: Normalization, processes: Processes) -> None:
         self._network = network.eval().requires_grad_(False)
@@ -20,13 +20,13 @@ class Teacher:
         self._normalize, self._processes = normalize, processes
         self._batch_norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         for module in self._batch_norms:
-            module.momentum = 0.0  # so that running statistics don't change in training mode either
+            module.momentum = 0.0  # so that the running statistics don't change in training mode
 
     @torch.no_grad()
     def signals(self, pixels_BCHW: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named signals, float32 (B, …), of pixels uint8 (B, C, H, W), all on the device.
+        """Compute the named signals, float32 (B, …), of pixels, uint8 (B, C, H, W), all on the device.
 
-        Names that end in -batch take another forward, with batch norm in training mode.
+        Names that end in -batch need a second forward pass, with batch norm in training mode.
         """
         names = list(names)
         of_rows = [name for name in names if not parse(name).batch]
@@ -41,7 +41,7 @@ class Teacher:
         return {name: signals[name].float() for name in names}
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """Logits float32 (B, K) of pixels uint8 (B, C, H, W), both on the device."""
+        """Compute the logits, float32 (B, K), of pixels, uint8 (B, C, H, W), both on the device."""
         return self.signals(pixels_BCHW, ["logits"])["logits"]
 
     def _forward(self, images_BCHW: Tensor, names: list[str]) -> dict[str, Tensor]:

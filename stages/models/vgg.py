@@ -1,7 +1,7 @@
-"""VGGs for small images: batch norm, one linear classifier, with the published CIFAR-100 checkpoints' parameter names.
+"""VGGs with batch norm for small images, with the published CIFAR-100 checkpoints' parameter names.
 
-Simonyan and Zisserman, 2015, table 1 (A, B, D, E), and a smaller one with one convolution a stage. There is maximum
-pooling between the stages and global average pooling after the last.
+Simonyan and Zisserman, 2015, table 1 (A, B, D, E), and a smaller network with one convolution a stage. There is max
+pooling between the stages and global average pooling after the last stage; the classifier is one linear layer.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start
 from torch import Tensor, nn
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
-CONVOLUTIONS = {  # in each stage, by depth
+CONVOLUTIONS = {  # the number of convolutions in each stage, by depth
     8: (1, 1, 1, 1, 1),
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -24,7 +24,7 @@ FOURTH_POOLING_FROM = (
 
 
 class VGG(StagedNetwork):
-    """A VGG of `depth` layers over (B, 3, H, W), H and W at least 8. Five maps, each before its pooling."""
+    """A VGG of `depth` layers over images (B, 3, H, W), H and W at least 8, with five maps, each before its pooling."""
 
     head_name = "classifier"
 
@@ -46,7 +46,7 @@ class VGG(StagedNetwork):
         nn.init.zeros_(self.classifier.bias)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the five stages; the first stands in for a stem."""
+        """Yield the maps of the five stages; the first stage stands in for a stem."""
         x = images_BCHW
         for number, stage in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             stage_map = activated(stage(x))
@@ -57,7 +57,7 @@ class VGG(StagedNetwork):
 
 
 def _stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
-    """Convolutions with batch norm and ReLU; the caller applies the last ReLU."""
+    """Build convolutions with batch norm and ReLU; the caller applies the last ReLU."""
     layers: list[nn.Module] = []
     for number in range(convolutions):
         if number:

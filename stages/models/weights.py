@@ -1,4 +1,4 @@
-"""Files of weights: reading every published layout without executing code, fitting, hashing and writing."""
+"""Weights files: read every published layout without executing code, load into a network, hash and write."""
 
 import argparse
 import hashlib
@@ -16,18 +16,18 @@ from dhkd.data.errors import WeightsError
 from dhkd.stages.models.network import Network
 from torch import Tensor, nn
 
-# A count of steps, which published files may lack and no output depends on.
+# A step counter, which published files may lack and on which no output depends.
 IGNORED = "num_batches_tracked"
-METADATA = "dhkd"  # the entry of a .safetensors file's metadata that `save_weights` writes
+METADATA = "dhkd"  # `save_weights` writes this entry of a .safetensors file's metadata
 NAMES_LISTED = 3  # how many differing names an error lists
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors by name of a .safetensors or torch file, on the CPU.
+    """Read the tensors of a .safetensors or torch file to the CPU, by name.
 
-    Weights may be nested under `model` or `state_dict`, and names may have the prefix `module.`. Nothing in the file is
-    executed: it may hold tensors, plain values and `argparse.Namespace`. Raises `WeightsError` for a file that is
-    missing or damaged, contains other code, or holds no weights.
+    Weights may be nested under `model` or `state_dict`, and names may have the prefix `module.`. No code in the file is
+    executed: it may hold only tensors, plain values and `argparse.Namespace`. Raises `WeightsError` for a file that is
+    missing or damaged, contains anything else, or holds no weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -39,7 +39,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except IsADirectoryError as error:
         raise WeightsError(f"weights {path}: expected a file, got a folder") from error
     except pickle.UnpicklingError as error:
-        # torch's own message also explains how to load the file anyway, which nobody should.
+        # torch's message also explains how to load the file anyway, which is unsafe.
         code = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
             f"weights {path}: expected tensors and plain values only,"
@@ -61,10 +61,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load `state` into `network`, all of it or nothing; `origin` names the file in errors.
+    """Load `state` into `network`, completely or not at all; `origin` names the file in errors.
 
-    Names may also be a `Network`'s `published_names`. Raises `WeightsError`, which lists the first names and shapes
-    that differ, or names the tensor that is not finite.
+    Names that start with one of a `Network`'s `published_names` are translated to our names. Raises `WeightsError` if
+    names or shapes differ, if a tensor is complex or not dense, or if a value is not finite.
     """
     if isinstance(network, Network):
         state = _in_our_names(state, network.published_names)
@@ -86,7 +86,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
             raise WeightsError(
                 f"weights {origin}: {name} expected dense real numbers, got {state[name].dtype}, {state[name].layout}"
             )
-        # Written into the network's own state: some networks refuse a plain dict, which lacks their layers' versions.
+        # Replace entries of the network's state dict: a new dict would lack layer versions, which some networks need.
         expected[name] = state[name].to(expected[name].dtype)
         if not bool(torch.isfinite(expected[name]).all()):
             raise WeightsError(
@@ -96,15 +96,18 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the network's state as .safetensors; the bytes don't depend on its memory format or device."""
+    """Write the network's state as .safetensors; the bytes don't depend on the network's memory format or device."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # All in one entry, because safetensors writes several entries in an order that changes from run to run.
+    # All metadata goes into one entry, because safetensors writes several entries in an order that varies between runs.
     content = safetensors.torch.save(tensors, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
     write_atomically(path, lambda stream: stream.write(content))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata that `save_weights` wrote; empty if the file has none. Raises `WeightsError` for other files."""
+    """Read the metadata that `save_weights` wrote; a file without metadata gives an empty dict.
+
+    Raises `WeightsError` if this is not a .safetensors file.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
@@ -113,9 +116,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """SHA-256 (hexadecimal) over the sorted names, dtypes, shapes and bytes of parameters and buffers.
+    """Hash the names, dtypes, shapes and bytes of parameters and buffers, sorted by name, to hexadecimal SHA-256.
 
-    It depends neither on memory format and device nor on the file's layout, and leaves `num_batches_tracked` out.
+    The result doesn't depend on memory format, device or the layout of the weights file. `num_batches_tracked` is left
+    out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -127,7 +131,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the `module.` that data-parallel training puts before every name."""
+    """Remove the prefix `module.`, which data-parallel training puts before every name."""
     if not all(name.startswith("module.") for name in tensors):
         return tensors
     return {name.removeprefix("module."): value for name, value in tensors.items()}

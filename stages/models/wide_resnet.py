@@ -1,8 +1,8 @@
 """Wide ResNets for small images, with the published CIFAR-100 checkpoints' parameter names.
 
 Zagoruyko and Komodakis, 2016: depth 6n + 4, n blocks a stage, batch norm and ReLU before each convolution, no dropout.
-A stage therefore ends with a bare sum, and its last activation is the first one of the next block. That batch norm
-runs once, and its output is both the stage's map and the next block's input.
+A stage therefore ends with a sum, and the activation of that sum is the first activation of the next block. The batch
+norm before it runs once; the activation's output is both the stage's map and the next block's input.
 """
 
 from collections.abc import Iterator
@@ -26,19 +26,19 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def residual(self, x: Tensor, activated_x: Tensor) -> Tensor:
-        """The block's sum; `activated_x` is its input after batch norm and ReLU."""
+        """Compute the block's sum; `activated_x` is the input `x` after batch norm and ReLU."""
         # If the shape changes, the published networks take the shortcut after the activation.
         shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated_x)
         summed: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(activated_x))))
         return summed
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's sum."""
+        """Compute the block's sum."""
         return self.residual(x, F.relu(self.bn1(x)))
 
 
 class Stage(nn.Module):
-    """Blocks under the name `layer`."""
+    """A stage whose blocks have the published parameter names, which start with `layer`."""
 
     def __init__(self, in_channels: int, channels: int, blocks: int, stride: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Stage(nn.Module):
 
 
 class WideResNet(StagedNetwork):
-    """A ResNet of `depth` layers, `width` times as wide as the narrow ones, over (B, 3, H, W). Four maps."""
+    """A ResNet of `depth` layers, `width` times as wide as a narrow one, over images (B, 3, H, W), with four maps."""
 
     head_name = "fc"
 
@@ -66,7 +66,7 @@ class WideResNet(StagedNetwork):
         nn.init.zeros_(self.fc.bias)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """The maps of the stem and of the three stages, on both sides of the activation that follows each."""
+        """Yield the maps of the stem and of the three stages, each before and after the activation that follows it."""
         x = self.conv1(images_BCHW)
         for stage in (self.block1, self.block2, self.block3):
             first, *blocks = stage.layer.children()

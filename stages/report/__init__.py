@@ -1,1 +1,1 @@
-"""What a finished run says: tables and pictures."""
+"""Statistics, pictures and the HTML page of finished runs."""

@@ -1,7 +1,7 @@
-"""Figures of the page, to be explored: plotly's data and layout as plain values, drawn in the browser.
+"""Interactive figures of the page: plotly's data and layout as plain values, drawn in the browser.
 
-Every panel is a figure of its own, so that the page can place them side by side or one below the other. Everything that
-belongs to a name is in its legend group, by which the page's legend hides it.
+Every panel is a separate figure, so that the page can place panels side by side or one below the other. Everything
+drawn for a name is in one legend group, so that the page's legend can hide it.
 """
 
 import json
@@ -12,11 +12,11 @@ from dhkd.stages.report.figures import Line, Matrices, Panel, Points, Values, na
 from dhkd.stages.report.looks import Look, looks_of
 from dhkd.stages.report.statistics import spread
 
-# Any: plotly's own JSON, which only plotly reads.
+# Any: plotly's JSON, which only plotly reads.
 Figure = Mapping[str, Any]
-LegendEntry = tuple[str, str, str]  # a name, its colour and its dash, both as CSS has them
+LegendEntry = tuple[str, str, str]  # a name, its colour and its dash, both as CSS values
 
-MOST_BANDS = 8  # with more lines than this, bands would hide one another
+MOST_BANDS = 8  # if there are more lines, bands would hide one another
 MARGIN = {"l": 60, "r": 10, "t": 10, "b": 45}
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 SYMBOLS = dict(
@@ -39,9 +39,10 @@ SYMBOLS = dict(
 
 
 def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figure]:
-    """A figure for each panel, with a band for each line that has intervals, unless there are too many lines.
+    """Draw a figure for each panel, with a band for each line that has intervals, unless there are too many lines.
 
-    Looks are given out in `order`, then to the other names of the panels; the same order gives the same looks.
+    Looks are assigned to the names in `order` first, then to the other names of the panels; the same order gives the
+    same looks.
     """
     names = names_of(panels)
     looks = looks_of([*order, *names])
@@ -49,20 +50,20 @@ def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figu
 
 
 def legend_of(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[LegendEntry]:
-    """The entries of the legend that a chart's panels share; empty for a single line, which needs none."""
+    """Return the entries of the legend that a chart's panels share; a single line needs no legend, so no entries."""
     names = names_of(panels)
     looks = {name: look for name, look in looks_of([*order, *names]).items() if name in names}
     return [(name, _colour(look), look.dash) for name, look in looks.items()] if len(looks) > 1 else []
 
 
 def value_charts(panels: Sequence[Values], order: Sequence[str] = ()) -> list[Figure]:
-    """A figure for each panel, with a row for each name: its seeds' values, their mean and its interval."""
+    """Draw a figure for each panel, with a row for each name: the values of its seeds, their mean and its interval."""
     looks = looks_of([*order, *(name for panel in panels for name in panel.of_seeds)])
     return [_value_chart(panel, looks) for panel in panels]
 
 
 def matrix_charts(matrices: Matrices) -> list[Figure]:
-    """A figure for each matrix, in colours that are symmetric about 0."""
+    """Draw a figure for each matrix, with a colour scale that is symmetric about 0."""
     from plotly import graph_objects
 
     limit = matrices.limit
@@ -78,7 +79,7 @@ def matrix_charts(matrices: Matrices) -> list[Figure]:
 
 
 def point_charts(points: Points) -> list[Figure]:
-    """A figure for each name's points, coloured by label."""
+    """Draw a figure for each name's points, coloured by label."""
     from plotly import graph_objects
 
     labels = points.labels_N.tolist()
@@ -121,7 +122,7 @@ def _value_chart(panel: Values, looks: Mapping[str, Look]) -> Figure:
     from plotly import graph_objects
 
     figure = _empty(xaxis_title_text=panel.label, height=90 + 26 * len(panel.of_seeds))
-    # Reversed, because plotly fills an axis of names from below.
+    # Reversed, because plotly puts the first name at the bottom.
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
 
     def add(name: str, x: Sequence[float], row: str, marker: Mapping[str, Any], **more: Any) -> None:
@@ -153,7 +154,7 @@ def _empty(**layout: Any) -> Any:
 
 
 def _band(line: Line) -> tuple[list[float], list[float]] | None:
-    """The outline of the intervals: forth along their upper ends, back along the lower ones."""
+    """Return the outline of the intervals: forward along their upper ends, then back along their lower ends."""
     points = [(x, y, half) for x, y, half in zip(line.x, line.y, line.half, strict=False) if half is not None]
     if not points:
         return None

@@ -1,4 +1,4 @@
-"""What a figure shows, whichever way it is drawn: `pictures.py` makes files of it, `charts.py` the page's figures."""
+"""The data of figures, independent of how they are drawn: by `pictures.py` as files, by `charts.py` for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) in order. `half` is half the width of each y's interval, None for a y that has none."""
+    """Points (x, y) in order. `half` is half the width of each y's interval; it is None for a y without interval."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -32,7 +32,7 @@ class Panel:
 
     @property
     def every_x(self) -> list[float]:
-        """All x of all lines, sorted: the ticks of a logarithmic axis."""
+        """All x of all lines, sorted, to be used as the ticks of a logarithmic axis."""
         return sorted({x for line in self.lines.values() for x in line.x})
 
 
@@ -40,7 +40,7 @@ class Panel:
 class Values:
     """A row for each name on one axis, with one value for each seed.
 
-    `marks` are values by name that come from elsewhere; `marked` says from where.
+    `marks` are values by name from another source, such as a paper; `marked` labels that source.
     """
 
     of_seeds: Mapping[str, Sequence[float]]
@@ -51,13 +51,13 @@ class Values:
 
 @dataclass(frozen=True)
 class Matrices:
-    """Square matrices by name, which share one scale of colours."""
+    """Square matrices by name, which share one colour scale."""
 
     by_name: Mapping[str, Float]
 
     @property
     def limit(self) -> float:
-        """The largest absolute entry: the scale goes from minus this to this."""
+        """The largest absolute entry; the colour scale goes from -limit to limit."""
         return max(float(np.abs(matrix).max()) for matrix in self.by_name.values())
 
 
@@ -70,11 +70,11 @@ class Points:
 
 
 def names_of(panels: Sequence[Panel]) -> list[str]:
-    """The names of all lines, in the order in which they come first."""
+    """Return the names of all lines, in order of first appearance."""
     return list(dict.fromkeys(name for panel in panels for name in panel.lines))
 
 
 def line_of(spreads: Mapping[int, Spread]) -> Line:
-    """The means by x, with half of their intervals."""
+    """Build a line from spreads by x: their means, with half of each mean's interval."""
     means = [spread.mean for spread in spreads.values()]
     return Line(list(spreads), means, [spread.half for spread in spreads.values()])

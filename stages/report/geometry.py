@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class NeuralCollapse:
-    """How far features and classifier are from a simplex equiangular tight frame, where every measure is 0.
+    """How far features and classifier are from a simplex equiangular tight frame (ETF), where every measure is 0.
 
-    All norms are Frobenius norms. M has the class means less their mean as rows, W is the classifier.
+    All norms are Frobenius norms. The rows of M are the class means minus the mean of the class means; W is the
+    classifier, and `classifier_etf` is the formula of `features_etf` with W for M. Σ_W and Σ_B are the covariances
+    within and between classes.
     """
 
     within_class: float
@@ -29,7 +31,10 @@ class NeuralCollapse:
 
 
 def logit_correlation(logits_NK: Float) -> Float:
-    """Pearson's correlation over the samples of every two classes' logits, (K, K); 0 for a constant logit."""
+    """Compute Pearson's correlation, over samples, between the logits of all pairs of classes, (K, K).
+
+    It is 0 where a logit is constant.
+    """
     centred_NK = logits_NK - logits_NK.mean(axis=0)
     norms_K = np.linalg.norm(centred_NK, axis=0)
     scaled_NK = np.divide(centred_NK, norms_K, out=np.zeros_like(centred_NK), where=norms_K > 0)
@@ -38,10 +43,10 @@ def logit_correlation(logits_NK: Float) -> Float:
 
 
 def embedded(features_ND: Float, seed: int) -> Float:
-    """Features in the plane by t-SNE, (N, 2); the same seed gives the same points.
+    """Embed features in the plane by t-SNE, (N, 2); the same seed gives the same points.
 
-    The perplexity is 30, and lower for fewer than 90 points. Source: van der Maaten, Hinton, "Visualizing
-    data using t-SNE", JMLR 2008.
+    The perplexity is 30, or (N − 1) / 3 if that is lower. Source: van der Maaten, Hinton, "Visualizing data using
+    t-SNE", JMLR 2008.
     """
     from sklearn.manifold import TSNE  # takes seconds to import
 
@@ -53,7 +58,7 @@ def embedded(features_ND: Float, seed: int) -> Float:
 def neural_collapse(features_ND: Float, labels_N: NDArray[np.int64], classifier_KD: Float) -> NeuralCollapse:
     """Measure the collapse of features and classifier.
 
-    Classes without samples are left out; at least two must have some.
+    Classes without samples are left out; at least two classes must have samples.
 
     Papyan, Han, Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training", PNAS 2020,
     arXiv 2008.08186.

@@ -1,7 +1,7 @@
-"""How names look in figures: colour, dash and marker, the same in files and on the page.
+"""How names look in figures: the colour, dash and marker, which are the same in files and on the page.
 
-The first ten names differ by colour, the next ten by dash as well. Colours and dashes are in plain terms; each renderer
-puts them in its library's words.
+The first ten names differ by colour; the next ten have the same colours with another dash. Colours and dashes are
+stored independently of any plotting library, and each renderer translates them for its library.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class Look:
 
 
 def looks_of(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each name, by the order in which the names come first."""
+    """Assign a look to each name, in order of first appearance."""
     return {name: _look(number) for number, name in enumerate(dict.fromkeys(names))}
 
 

@@ -2,13 +2,13 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 
-// A served page reloads itself. What the reader typed, sorted and hid is kept for as long as the tab is open.
+// A served page reloads itself. Filters, sorting and hidden lines are kept for as long as the tab is open.
 const kept = {
   get: (name) => (data.version ? sessionStorage.getItem(`dhkd-${name}`) : null),
   set: (name, value) => { if (data.version) sessionStorage.setItem(`dhkd-${name}`, value); },
 };
 
-// Colours follow the system until the button is pressed. A page that was opened from a file may have no storage.
+// Colours follow the system's theme until the button is pressed. A page opened from a file may have no storage.
 const stored = () => { try { return localStorage.getItem("dhkd-theme"); } catch { return null; } };
 const store = (theme) => { try { localStorage.setItem("dhkd-theme", theme); } catch { /* then the choice lasts as long as the page */ } };
 const system = matchMedia("(prefers-color-scheme: dark)");
@@ -25,7 +25,7 @@ function layoutOf(figure) {
   return layout;
 }
 
-// Which figure is drawn in which place, so that it can be redrawn in other colours, and which lines of a chart are hidden.
+// `drawn` maps each place to its figure, so that figures can be redrawn in other colours; `hidden` lists hidden lines.
 const drawn = new Map();
 const hidden = new Map();
 function draw(place, figure) {
@@ -71,7 +71,7 @@ function makeLegend(id, chart) {
   }));
 }
 
-// Sorting: numbers by value, empty cells last, equal rows in their old order.
+// Sorting: numbers are sorted by value, empty cells come last, and equal rows keep their order.
 function sort(header, direction) {
   const table = header.closest("table"), column = header.cellIndex;
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
@@ -92,12 +92,12 @@ for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
     sort(header, header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
   });
-  // Found by its name, because columns may be added while a sweep runs.
+  // A column is found by its name, because columns may be added while a sweep runs.
   const [name, direction] = JSON.parse(kept.get(`sorted-${header.closest("table").id}`) ?? "[]");
   if (name === header.textContent) sort(header, direction);
 }
 
-// Filtering: rows that contain every word.
+// Filtering: show the rows that contain every word.
 for (const input of document.querySelectorAll("input[data-filters]")) {
   const rows = [...document.getElementById(input.dataset.filters).tBodies[0].rows];
   const filter = () => {
@@ -116,7 +116,7 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
   filter();
 }
 
-// The details of a run. Everything is set as text, so that no name or setting is taken for markup.
+// The details of a run. Everything is set as text, so that no name or setting is parsed as markup.
 function fill(id, rows, tag) {
   const body = document.getElementById(id);
   body.replaceChildren(...rows.map((cells) => {
@@ -146,7 +146,7 @@ for (const [id, chart] of Object.entries(data.charts)) {
   drawChart(id, chart);
 }
 
-// A page that is served reloads when something has changed, but not while the details of a run are open.
+// A served page reloads when its version has changed, but not while the details of a run are open.
 if (data.version) {
   setInterval(async () => {
     const answer = await fetch("version").catch(() => null);

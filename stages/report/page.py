@@ -1,4 +1,4 @@
-"""The page of results: one HTML file that needs no network, from tables, facts and plotly's figures."""
+"""The results page: one HTML file that needs no network access, built from tables, facts and plotly figures."""
 
 import json
 import re
@@ -13,7 +13,7 @@ Fact = tuple[str, str]  # a name and its value
 
 @dataclass(frozen=True)
 class Cell:
-    """The text of a cell, and the value by which its column is sorted; "" comes last."""
+    """A table cell: its text, and the value by which the column is sorted. The value "" is sorted last."""
 
     text: str
     value: str | float = ""
@@ -21,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns. The first `left` columns are text, the others are numbers."""
+    """A table. The first `left` columns are text, the other columns are numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -32,9 +32,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """Figures under a heading. `says` explains them; `alternative` is read to people who can't see them.
+    """Figures under a heading. `says` explains them; `alternative` is the text for screen readers.
 
-    `legend` is shared by all figures. `small` figures are placed many in a row.
+    `legend` is shared by all figures. If `small` is set, many figures are placed in a row.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class RunPart:
-    """The details of a run, which open with a click on its name."""
+    """The details of a run, which open when its name is clicked."""
 
     columns: Sequence[str]
     epochs: Sequence[Sequence[str]]
@@ -57,7 +57,7 @@ class RunPart:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page. A page that is served has a `version`, which changes when it must be reloaded."""
+    """The contents of the page. A served page has a `version`, which changes when the page must be reloaded."""
 
     title: str
     summary: str
@@ -72,7 +72,7 @@ class Page:
 
 
 def html_of(page: Page) -> str:
-    """The page as one HTML file. All text is escaped, whatever its origin."""
+    """Render the page as one HTML file. All text is escaped, whatever its origin."""
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
@@ -100,7 +100,7 @@ def html_of(page: Page) -> str:
             css=css,
             js=js,
             plotly=get_plotlyjs(),
-            # "<" could end the script element that holds the data.
+            # A "<" in the data could end the script element that holds it.
             data=json.dumps(data).replace("<", "\\u003c"),
         )
     )

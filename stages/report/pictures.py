@@ -1,4 +1,4 @@
-"""Figures as files, PNG and SVG, for papers and slides: drawn with matplotlib."""
+"""Figures as PNG and SVG files for papers and slides, drawn with matplotlib."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
-    """Draw panels side by side with one legend; return the names of the files."""
+    """Draw panels side by side with one legend; return the file names."""
     names = names_of(panels)
     looks = looks_of(names)
     entries = [*names, *dict.fromkeys(name for panel in panels for name in panel.levels)]
@@ -37,9 +37,9 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
 
 
 def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
-    """Draw panels side by side, a row for each name: its seeds' values, their mean and its interval.
+    """Draw panels side by side, with a row for each name: the values of its seeds, their mean and its interval.
 
-    Returns the names of the files.
+    Returns the file names.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.of_seeds))
     looks = looks_of(names)
@@ -61,7 +61,7 @@ def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
 
 
 def draw_matrices(matrices: Matrices, title: str, path: Path) -> list[str]:
-    """Draw matrices in a grid, in colours that are symmetric about 0; return the names of the files."""
+    """Draw matrices in a grid, with a colour scale that is symmetric about 0; return the file names."""
     limit = matrices.limit
     figure, cells = _grid(list(matrices.by_name), 3.2)
     for axes, matrix in zip(cells, matrices.by_name.values(), strict=True):
@@ -72,7 +72,7 @@ def draw_matrices(matrices: Matrices, title: str, path: Path) -> list[str]:
 
 
 def draw_points(points: Points, title: str, path: Path) -> list[str]:
-    """Draw each name's points in a grid, coloured by label; return the names of the files."""
+    """Draw a grid with a scatter plot for each name, coloured by label; return the file names."""
     figure, cells = _grid(list(points.by_name), 3.8)
     for axes, points_N2 in zip(cells, points.by_name.values(), strict=True):
         axes.scatter(points_N2[:, 0], points_N2[:, 1], c=points.labels_N, cmap="tab20", s=6, linewidths=0)
@@ -81,7 +81,7 @@ def draw_points(points: Points, title: str, path: Path) -> list[str]:
 
 
 def _draw_line(axes: Any, line: Line, look: Look) -> Any:
-    """The line with its band, where it has intervals; what the legend shows of it."""
+    """Draw the line, with a band where it has intervals, and return the artist for the legend."""
     colour = _colour(look)
     (drawn,) = axes.plot(line.x, line.y, markersize=4, color=colour, marker=look.marker, linestyle=look.dash)
     half = np.array([np.nan if value is None else value for value in line.half], dtype=float)
@@ -107,7 +107,7 @@ def _set_axes(axes: Any, panel: Panel) -> None:
 
 
 def _grid(names: Sequence[str], inches: float) -> "tuple[Figure, list[Any]]":
-    """A figure with a square of that many inches for each name, and the squares' axes."""
+    """Create a figure with a titled square of `inches` for each name; return the figure and the squares' axes."""
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
     figure = _figure(inches * columns + 0.8, (inches + 0.3) * rows + 0.4)
@@ -129,17 +129,17 @@ def _colour(look: Look) -> tuple[float, ...]:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # without pyplot, which would look for a display
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: "Figure", path: Path) -> list[str]:
-    """Write `path` with both endings; a dot in its name stays."""
+    """Write the figure to `path` with .png and .svg appended, and return the file names; dots in `path` stay."""
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     for file in files:
         kind = file.suffix[1:]
-        # Without a date, so that the same figure gives the same file.
+        # The SVG gets no date, so that the same figure gives the same file.
         facts = {"Date": None} if kind == "svg" else None
         write_atomically(file, partial(figure.savefig, format=kind, dpi=150, metadata=facts))
     return [str(file) for file in files]

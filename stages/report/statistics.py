@@ -1,7 +1,7 @@
-"""Accuracies over seeds: mean, standard deviation, interval, and the difference to a baseline on the same seeds.
+"""Accuracies over seeds: mean, standard deviation, interval, and the difference from a baseline on the same seeds.
 
-Intervals are Student's, two-sided, at 95 %. They cover what changes with the seed (order, views, initial weights), not
-the choice of data set or test images. They are not corrected for multiple comparisons.
+Intervals are two-sided 95 % intervals of Student's t distribution. They cover what changes with the seed (order, views,
+initial weights), not the choice of data set or test images. They are not corrected for multiple comparisons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +30,17 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The ends of the 95 % interval of the mean."""
+        """The ends of the 95 % interval of the mean, or None for a single value."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
 
 @dataclass(frozen=True)
 class Difference(Spread):
-    """The spread of the differences to a baseline, taken seed by seed."""
+    """The spread of the differences from a baseline, taken seed by seed."""
 
     @property
     def verdict(self) -> Verdict:
-        """A difference is within noise if its interval contains 0."""
+        """Whether the interval is above 0, below 0 or contains 0, in which case the difference is within noise."""
         if self.interval is None:
             return "one seed"
         low, high = self.interval
@@ -48,12 +48,12 @@ class Difference(Spread):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The spread of one or more values."""
+    """Compute the spread of one or more values."""
     return Spread(len(values), fmean(values), *_deviation_and_half(values))
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """The difference on the seeds that both have, by which values are given; None if they share no seed."""
+    """Compute the difference over the seeds that both have; None if they share no seed. Values are given by seed."""
     paired = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
     return Difference(len(paired), fmean(paired), *_deviation_and_half(paired)) if paired else None
 

@@ -1,1 +1,1 @@
-"""Stage two: the one training loop, its objectives and its run folder."""
+"""The training stage: the only training loop, its step and the objectives."""

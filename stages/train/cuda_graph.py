@@ -1,8 +1,8 @@
-"""A training step as a CUDA graph, so that the host pays for launching its kernels only once.
+"""A training step captured as a CUDA graph, which replays all kernels of the step with a single launch.
 
-On a GPU the step of a small network is hundreds of kernels of microseconds each, and launching them takes longer than
-running them. A graph replays them all with one launch. Rendering stays outside the graph: it is a few kernels, which
-are launched while the step before still runs.
+On a GPU, the step of a small network consists of hundreds of kernels that take microseconds each, and launching them
+takes longer than running them. Rendering stays outside the graph: it needs only a few kernels, which are launched while
+the previous step is still running.
 """
 
 from collections import Counter
@@ -15,16 +15,17 @@ from dhkd.data.stream.batches import Batch
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Objective
 
-WARM_UP = 2  # steps of each kind that run uncaptured first: libraries set themselves up in them
+WARM_UP = 2  # the number of uncaptured steps before a capture, in which libraries initialize themselves
 
 
 def require_capturable(
     compiled: str, objective: Objective, optimizer: torch.optim.Optimizer, processes: Processes, *, in_memory: bool
 ) -> None:
-    """Raise `ConfigError`, with every reason, if the steps of this run can't be captured.
+    """Raise `ConfigError`, listing every reason, if the steps of this run can't be captured.
 
-    `compiled` is the option that asked for it, `in_memory` whether images and signals are all held in memory. A graph
-    runs without the host, so nothing in the step may need the host or another process.
+    `compiled` is the value of the option `compile`; `in_memory` is whether all images and signals (teacher outputs such
+    as logits) are held in memory. A graph runs without the host, so nothing in the step may need the host or another
+    process.
     """
     hindrances = {
         "several processes": processes.world_size > 1,
@@ -39,10 +40,11 @@ def require_capturable(
 
 
 class CapturedStep:
-    """`step(batch, kind)`, captured once for each kind of step and shape of batch, then replayed.
+    """`step(batch, kind)`, captured once for each kind of step and batch shape, then replayed.
 
-    `step` must not read from the device, and must write in place whatever outlives it. `kind` distinguishes steps that
-    launch different kernels. `generators` are those that the step draws from, beside torch's own.
+    `step` must not read values back from the device, and must write in place to every tensor that outlives the step.
+    `kind` distinguishes steps that launch different kernels. `generators` returns the random generators that the step
+    uses besides torch's default generator.
     """
 
     def __init__(
@@ -51,15 +53,15 @@ class CapturedStep:
         self._step, self._generators = step, generators
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Batch]] = {}
         self._warm_ups: Counter[Hashable] = Counter()
-        # Capturing must happen in a stream of its own, and so must the steps before it.
+        # Capturing and the warm-up steps before it must happen in a separate stream.
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
 
     def forget(self) -> None:
-        """Drop all graphs, because what a step does has changed; the next steps capture new ones."""
+        """Drop all graphs, because the computation of a step has changed; the next steps capture new graphs."""
         self._graphs.clear()
 
     def __call__(self, batch: Batch, kind: bool) -> None:
-        """Do what `step(batch, kind)` does."""
+        """Run `step(batch, kind)`, by replaying its graph once the warm-up is over."""
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.teacher.items())
         key = (kind, batch.images_BCHW.shape, batch.labels.are_mixed, batch.global_size, shapes)
         if self._warm_ups[key] < WARM_UP:
@@ -81,7 +83,7 @@ class CapturedStep:
     def _capture(self, batch: Batch, kind: bool) -> tuple[torch.cuda.CUDAGraph, Batch]:
         captured = replace(
             batch,
-            images_BCHW=batch.images_BCHW.clone(),  # which keeps the memory format
+            images_BCHW=batch.images_BCHW.clone(),  # clone keeps the memory format
             labels=batch.labels.map(torch.clone),
             teacher={name: values.clone() for name, values in batch.teacher.items()},
         )

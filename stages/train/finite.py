@@ -1,7 +1,7 @@
-"""Losses that are not finite: noticed on the device as they arise, reported by the host when it looks.
+"""Detection of non-finite losses: the device records them in the step where they occur, the host reports them later.
 
-From the first such loss on, the device leaves out every update by itself. So however late the host looks, the error
-names that first step, and nothing was updated since.
+From the first non-finite loss on, the device skips every update by itself. So however late the host checks, the error
+names the first failed step, and no weights have changed since then.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.student import StudentOutputs
 from torch import Tensor
 
-KEYS_LISTED = 5  # how many keys of a batch an error lists
+KEYS_LISTED = 5  # the number of keys (view, index) that an error lists at most
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The first `step` of an epoch, from 0, in which losses were not finite, and the names of these `terms`."""
+    """The first `step` of an epoch, counted from 0, with non-finite losses, and the names of the non-finite `terms`."""
 
     step: int
     terms: list[str]
 
 
 class FiniteWatch:
-    """Remembers the first step of an epoch in which one of the named sums was not finite.
+    """A record of the first step of an epoch in which one of the named sums was not finite.
 
-    Its tensors live on the device for the whole run and are written in place, because a captured step knows only their
-    addresses.
+    The tensors live on the device for the whole run and are written in place, because a step captured as a CUDA graph
+    refers to tensors by address.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -38,27 +38,27 @@ class FiniteWatch:
         self._failed_terms = torch.zeros(len(self._names), dtype=torch.bool, device=device)
 
     def begin_epoch(self) -> None:
-        """Forget what earlier epochs noticed."""
+        """Forget the failures of earlier epochs."""
         self._failed_step.fill_(-1)
         self._failed_terms.zero_()
 
     def begin_step(self, step: int) -> None:
-        """Name the step of the epoch, from 0, whose sums come next."""
+        """Set the step of the epoch, counted from 0, to which the next sums belong."""
         self._step.fill_(step)
 
     def check(self, sums: Tensor) -> None:
-        """Notice which of the sums, in the order of the names, are not finite; the device decides this by itself."""
+        """Record which of the sums, given in the order of the names, are not finite, without waiting for the device."""
         broken = ~sums.isfinite()
         first = broken.any() & (self._failed_step < 0)
         self._failed_terms.copy_(torch.where(first, broken, self._failed_terms))
         self._failed_step.copy_(torch.where(first, self._step, self._failed_step))
 
     def found_inf(self) -> Tensor:
-        """1.0 if a step of this epoch failed, else 0.0, on the device: the optimizer leaves out its update at 1."""
+        """Return, on the device, 1.0 if a step of this epoch failed, else 0.0; 1.0 makes the optimizer skip updates."""
         return (self._failed_step >= 0).float()
 
     def failure(self) -> Failure | None:
-        """The first step that failed, if one did. The host waits here for everything that the device has to do."""
+        """Return the first failed step, or None. The call waits until the device has finished all launched work."""
         step = int(self._failed_step)
         if step < 0:
             return None
@@ -66,7 +66,7 @@ class FiniteWatch:
 
 
 def non_finite_loss(failure: Failure, epoch: int, outputs: StudentOutputs, batch: Batch) -> NonFiniteLoss:
-    """The error that names terms, step and keys; `outputs` and `batch` are those of the step that failed."""
+    """Build the error that names terms, step and keys; `outputs` and `batch` must be from the failed step."""
     rows = _suspects(outputs, batch)
     keys = [f"({int(batch.view_B[row])}, {int(batch.index_B[row])})" for row in rows[:KEYS_LISTED]]
     listed = f"keys (view, index) {', '.join(keys)}" if keys else "keys of another process or of the batch as a whole"
@@ -78,7 +78,7 @@ def non_finite_loss(failure: Failure, epoch: int, outputs: StudentOutputs, batch
 
 
 def _suspects(outputs: StudentOutputs, batch: Batch) -> list[int]:
-    """The rows in which a value is not finite, or is too large to be squared."""
+    """Return the rows in which a value is not finite or is too large to be squared."""
     limit = torch.finfo(torch.float32).max ** 0.5
     tensors = [outputs.task, outputs.distill, *outputs.features.values(), *batch.teacher.values()]
     good_B = torch.stack([(tensor.detach().flatten(1).abs() < limit).all(dim=1) for tensor in tensors]).all(dim=0)

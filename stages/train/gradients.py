@@ -1,9 +1,10 @@
-"""From named terms to the gradients in `p.grad`: summed, or aligned so that some terms' gradient is never opposed.
+"""From named loss terms to the gradients in `p.grad`: summed, or aligned so that none opposes a protected gradient.
 
-The alignment rule is that of Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
-2411.08937: g1 is the gradient that is kept and g2 the one against it, both over all parameters, and g2 loses its
-component along g1 if the two conflict. The rule is one-sided: g1 is never altered. Weight decay and clipping come
-afterwards and are left to the caller. Projecting each tensor by itself, or both gradients, would be other methods.
+The alignment rule is from Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv 2411.08937.
+g1 is the gradient of the protected terms and g2 the gradient of the terms that must not oppose them, both over all
+parameters. If the two conflict, i.e. ⟨g1, g2⟩ < 0, the component of g2 along g1 is removed; g1 is never altered. The
+caller applies clipping and weight decay afterwards. Projecting each parameter tensor separately, or projecting both
+gradients, would be a different method.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# A gradient over all parameters: its tensors, by the position of their parameter. A parameter that the loss doesn't
-# reach is absent, and counts as zero.
+# A gradient over all parameters: one tensor for each parameter, by the parameter's position. A parameter that the loss
+# doesn't reach is absent; its gradient counts as zero.
 Gradient = dict[int, Tensor]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The terms whose gradient g1 is `kept`, and the terms `against` them, whose gradient g2 is projected.
+    """Names of the protected terms, `kept` (gradient g1), and of the terms that must not oppose them, `against` (g2).
 
-    If `against` is None, it means all other terms. A term that is in neither is added as it is. The coefficient of the
-    projection is computed in every step of an epoch whose number, from 0, is a multiple of `every`, and is used in the
-    steps that follow. Above 1 that is an approximation, which saves those steps the second backward pass.
+    If `against` is None, g2 is the gradient of all other terms. The gradient of a term in neither group is added
+    unchanged. The projection's coefficient is computed in every `every`-th step, starting with an epoch's first, and
+    reused in the steps between. `every` above 1 is an approximation that saves these steps the second backward pass.
     """
 
     kept: tuple[str, ...]
@@ -31,7 +32,7 @@ class Alignment:
     every: int = 1
 
     def split(self, names: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
-        """The names of the terms that are kept, of those against them, and of all others."""
+        """Split the names of terms into the protected terms, the terms that must not oppose them, and the rest."""
         kept: list[str] = []
         against: list[str] = []
         free: list[str] = []
@@ -43,10 +44,10 @@ class Alignment:
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """How g1 and g2 relate to each other, as scalars on their device: reading one waits for the device.
+    """How g1 and g2 relate, as scalar tensors on the device of the gradients; reading a value waits for the device.
 
-    They belong to the gradients as computed, so they contain the square of the factor of `scale`; `cosine` and
-    `conflict` don't.
+    The three fields are computed from scaled gradients, so they contain the square of `scale`'s factor. The factor
+    cancels in the properties.
     """
 
     dot: Tensor
@@ -55,18 +56,18 @@ class AlignmentReport:
 
     @property
     def cosine(self) -> Tensor:
-        """The cosine between the gradients over all parameters; 0 if one of them is zero."""
+        """The cosine between g1 and g2 over all parameters; 0 if either gradient is zero."""
         norms = self.norm1_squared.sqrt() * self.norm2_squared.sqrt()
         return torch.where(norms == 0, 0.0, self.dot / norms)
 
     @property
     def conflict(self) -> Tensor:
-        """Whether the gradients opposed each other, so that g2 was projected: a bool scalar."""
+        """Whether g1 and g2 opposed each other, so that g2 was projected: a bool scalar."""
         return self.dot < 0
 
     @property
     def coefficient(self) -> Tensor:
-        """c = min(0, ⟨g1, g2⟩) / ‖g1‖², or 0 if g1 = 0: the share of g1 that the projection subtracts from g2."""
+        """c = min(0, ⟨g1, g2⟩) / ‖g1‖², or 0 if g1 = 0: the projection subtracts c·g1 from g2."""
         # clamp passes a NaN on, so a gradient that overflowed stays non-finite after the projection.
         return torch.where(self.norm1_squared == 0, 0.0, self.dot.clamp(max=0) / self.norm1_squared)
 
@@ -81,20 +82,21 @@ def backward(
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     average: Callable[[list[Tensor]], None] | None = None,
 ) -> AlignmentReport | None:
-    """Write the gradient of the weighted terms into the `grad` of `parameters`, which the caller has cleared.
+    """Write the gradient of the weighted terms into the `grad` of `parameters`.
 
-    `parameters` are all that are trained, in the same order in all processes. Without an `alignment` this is one
-    `backward()` of the weighted sum, which DDP's hooks average. With one, g1 is the gradient of the terms that are
-    kept, g2 of those against them, g3 of the others, and `grad` becomes (1 − c)·g1 + g2 + g3 with
-    c = min(0, ⟨g1, g2⟩) / ‖g1‖², or c = 0 if g1 = 0. If c is given, as the `coefficient` of an earlier step, this is
-    one `backward()` again, of terms weighted by it. A parameter that no term reaches keeps its `grad`, as after
-    `backward()`. Only a step that computed c returns a report.
+    `parameters` contains every trained parameter, in the same order in every process, with `grad` cleared. Without an
+    `alignment`, this is one `backward()` of the weighted sum. With one, the terms fall into three groups: the protected
+    terms (gradient g1), the terms that must not oppose them (g2) and the rest (g3). Then
+    grad = (1 − c)·g1 + g2 + g3 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², or c = 0 if g1 = 0. `coefficient` reuses the c of an
+    earlier step, with a single `backward()`. A parameter that no term reaches keeps its `grad`, as after `backward()`.
+    Only a step that computes c returns a report.
 
-    `scale` multiplies each loss (the GradScaler of fp16). A common factor cancels in c, so scaled gradients are aligned
-    as the true ones would be, and a gradient that overflowed stays non-finite, for the scaler to see. `average`
-    replaces each tensor of a list by its mean over the processes, in place. It gets the gradients before they are
-    projected: autograd.grad bypasses DDP, and projecting first would be another algorithm. Every process passes it the
-    same lists, because which parameters a loss reaches is a property of the graph, which is the same in all processes.
+    `scale` multiplies every loss (fp16's GradScaler). The factor cancels in c, and a gradient that overflowed stays
+    non-finite, so that the scaler notices. `average` replaces tensors by their mean over the processes, in place. It is
+    called only if c is computed, because this uses autograd.grad, which bypasses DDP; DDP averages in `backward()`.
+    `average` comes before the projection, because averaging projected gradients would give a different result. Every
+    process averages the same list of tensors, because the graph decides which parameters a loss reaches, and the graph
+    is the same in every process.
     """
     assert terms.keys() == weights.keys(), f"terms {sorted(terms)}, weights {sorted(weights)}"
     weighted = {name: weights[name] * term for name, term in terms.items()}
@@ -117,7 +119,9 @@ def backward(
             average(list(gradient.values()))
     g1, g2, *free = gradients
 
-    shared = [i for i in g1 if i in g2]  # a parameter that only one loss reaches adds nothing to the product
+    shared = [
+        i for i in g1 if i in g2
+    ]  # a parameter that only one of the losses reaches adds nothing to the dot product
     report = AlignmentReport(
         dot=_dot([g1[i] for i in shared], [g2[i] for i in shared], like=kept),
         norm1_squared=_norm_squared(g1),
@@ -125,8 +129,8 @@ def backward(
     )
     c = report.coefficient
 
-    # All of g1 is multiplied, also where g2 doesn't reach: the projection is along g1 as a whole. It is not done in
-    # place, because autograd may return one tensor for two parameters.
+    # All tensors of g1 are multiplied, even those of parameters that g2 doesn't reach, because the projection is along
+    # the whole of g1. The product is not in place, because autograd may return one tensor for two parameters.
     merged = dict(zip(g1, torch._foreach_mul(list(g1.values()), 1 - c), strict=True))
     if shared:
         torch._foreach_add_([merged[i] for i in shared], [g2[i] for i in shared])
@@ -150,8 +154,9 @@ def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph:
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    # backward() gives `grad` the layout of its parameter. autograd.grad returns what the last operation made. That may
-    # be an expanded view, which can't be written to, or of another memory format, which slows _foreach and optimizers.
+    # backward() gives `grad` the layout of its parameter; autograd.grad returns the last operation's result unchanged.
+    # This may be an expanded view, which can't be written to, or a tensor in another memory format, which slows
+    # _foreach functions and optimizers.
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

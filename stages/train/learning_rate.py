@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of epoch and step: there is no state to save or to resume."""
+"""The learning rate as a pure function of epoch and step, so that there is no state to save or resume."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ ONE_CYCLE_START = 1 / 25  # the first rate, relative to the peak
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The settings of a schedule over `epochs`, whose highest rate is `base`; `at` gives the rate of a step.
+    """A learning-rate schedule over `epochs` epochs whose highest rate is `base`; `at` returns the rate of a step.
 
     `kind`:
     - "constant": `base`.
-    - "multistep": `base`, multiplied by `gamma` at the start of each of `milestones`. They count epochs from 0: with
-      (150, 180, 210) the 151st, 181st and 211th epochs are the first at a lower rate. One after the end does nothing.
+    - "multistep": `base`, multiplied by `gamma` at the start of each epoch in `milestones`, counted from 0: with
+      (150, 180, 210), the 151st, 181st and 211th epochs are the first at a lower rate. A milestone after the last epoch
+      has no effect.
     - "cosine": from `base` to 0 along half a cosine, step by step.
     - "one-cycle": linearly from `base`/25 to `base` over the first 30 % of the steps, then to 0 along half a cosine.
 
-    Over the first `warmup_epochs` the rate rises linearly, step by step, from 0 (not reached) to what it would be
-    otherwise; a cosine starts after that. "one-cycle" has its own rise, so it raises `ConfigError` for a warm-up.
+    Over the first `warmup_epochs` epochs, the rate rises linearly, step by step, from just above 0 to the rate without
+    warm-up; "cosine" starts to fall after the warm-up. "one-cycle" already includes a rise, so a warm-up raises
+    `ConfigError`.
     """
 
     base: float
@@ -37,7 +39,7 @@ class LearningRate:
             raise ConfigError(f"one-cycle has its own rise: warmup_epochs: expected 0, got {self.warmup_epochs}")
 
     def at(self, epoch: int, step: int, steps_per_epoch: int) -> float:
-        """The rate of the update at `step` of `epoch`, both from 0."""
+        """Return the learning rate at `step` of `epoch`, both counted from 0."""
         assert 0 <= epoch < self.epochs, f"epoch {epoch} of {self.epochs}"
         assert 0 <= step < steps_per_epoch, f"step {step} of {steps_per_epoch}"
         done = epoch + step / steps_per_epoch
@@ -60,5 +62,5 @@ def _one_cycle(progress: float) -> float:
 
 
 def _half_cosine(progress: float) -> float:
-    """From 1 at 0 to 0 at 1."""
+    """Fall along half a cosine, from 1 at progress 0 to 0 at progress 1."""
     return (1 + math.cos(math.pi * progress)) / 2

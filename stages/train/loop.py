@@ -1,9 +1,10 @@
-"""The one training loop, epoch by epoch: batches by key → students → evaluation → checkpoint.
+"""The only training loop. Each epoch goes from batches to students, evaluation and checkpoint.
 
-`train-teacher` is this loop with the objective `ce` and a stream without signals. Order, views and dropout are
-functions of (seed, epoch, step), and a checkpoint holds the rest, so a resumed run ends with the weights of an
-uninterrupted one. Several students train side by side, and those that share a stream share its batches; each ends as it
-would alone. What happens in a step is in `step.py`.
+`train-teacher` is this loop with the objective `ce` and a stream without signals (teacher outputs such as logits).
+Order, views and dropout are functions of (seed, epoch, step), and a checkpoint holds everything else, so a resumed run
+ends with the same weights as an uninterrupted run. Several students can train side by side: students that share a
+stream share its batches, and each student ends with the same weights as if it trained alone (on a CPU, with the same
+number of cores). The single step is in `step.py`.
 """
 
 import logging
@@ -34,12 +35,12 @@ log = logging.getLogger("dhkd")
 
 @dataclass(frozen=True)
 class Task:
-    """What to train: `student`, in place, for `epochs`; if `run` holds a checkpoint, for those that remain.
+    """What to train: `student`, in place, for `epochs` epochs in total. If `run` holds a checkpoint, it is resumed.
 
-    Tasks may share a `stream`. `evaluate` maps the student's backbone, in eval mode, to its test accuracy. `look_every`
-    is the number of steps after which the host looks whether losses are finite; None: what suits the device. The
-    student's weights are kept before the first epoch, after every `keep_every` epochs and after the last. Each epoch's
-    metrics also go to `trackers`.
+    Tasks may share a `stream`. `evaluate` maps the student's backbone, in eval mode, to its test accuracy. The host
+    checks every `look_every` steps whether losses are finite; None selects a number that suits the device. If
+    `keep_every` is given, the student's weights are kept before the first epoch, after every `keep_every` epochs and
+    after the last epoch. The metrics of each epoch also go to `trackers`.
     """
 
     student: Student
@@ -60,10 +61,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a finished run says of itself.
+    """The results of a finished run.
 
-    Accuracies are in percent. `seconds` counts the whole run, over all interruptions; `samples_per_second` is the rate
-    of its training steps alone.
+    Accuracies are in percent. `seconds` is the time of all epochs, including evaluation and the epochs before an
+    interruption; `samples_per_second` counts only the time of the training steps.
     """
 
     epochs: int
@@ -78,7 +79,7 @@ class Figures:
 def train(task: Task, processes: Processes) -> Figures:
     """Train one student.
 
-    Raises `NonFiniteLoss` if a term of its loss is not finite, with the student as it was before that update.
+    Raises `NonFiniteLoss` if a loss term is not finite; the student then keeps the weights from before that step.
     """
     (outcome,) = train_together([task], processes)
     if isinstance(outcome, DhkdError):
@@ -87,7 +88,10 @@ def train(task: Task, processes: Processes) -> Figures:
 
 
 def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures | DhkdError]:
-    """Train several students side by side: each task's figures, or the error that ended it while the others went on."""
+    """Train several students side by side. Return the figures of each task, or the error that ended the task.
+
+    An error ends only the task in which it occurs.
+    """
     runs: list[_Run] = []
     errors: dict[_Run, DhkdError] = {}
     with ExitStack() as ends, SideBySide(len(tasks), processes.device) as side_by_side:
@@ -109,7 +113,7 @@ def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures 
 def _train_epoch(
     runs: "Sequence[_Run]", epoch: int, side_by_side: SideBySide, processes: Processes
 ) -> "dict[_Run, DhkdError]":
-    """Update every student with each of its batches of an epoch; the errors of those that failed."""
+    """Update every student with each of its batches of an epoch; return the errors of the students that failed."""
     errors = side_by_side.run({run: run.begin_epoch for run in runs})
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
     samples = sum(run.task.stream.samples_per_epoch for run in runs)
@@ -127,7 +131,7 @@ def _train_epoch(
 
 @dataclass
 class Cursor:
-    """Where a run stands: what a checkpoint holds beside weights and optimizer. Accuracies are in percent."""
+    """The progress of a run, which a checkpoint stores besides weights and optimizer. Accuracies are in percent."""
 
     epochs_done: int = 0
     seconds: float = 0.0
@@ -140,7 +144,7 @@ class Cursor:
 
 
 class _Run:
-    """A task under way: its training step, where it stands, and what it writes into its folder."""
+    """A task in progress: its training step, its cursor and everything that it writes into the run's folder."""
 
     def __init__(self, task: Task, processes: Processes, alone: bool) -> None:
         self.task = task
@@ -159,7 +163,7 @@ class _Run:
             alone=alone,
         )
         self.cursor = _restore(task)
-        # Before anything is written: a tracker that can't begin leaves the folder as it was.
+        # The trackers begin first, so that metrics and weights are unchanged if a tracker can't begin.
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
         if processes.is_first:
             task.run.begin()
@@ -168,16 +172,16 @@ class _Run:
                 self._keep_weights()
 
     def expects(self, epoch: int) -> bool:
-        """Whether this is the next epoch that it trains."""
+        """Return whether `epoch` is the next epoch to train."""
         return self.cursor.epochs_done == epoch < self.task.epochs
 
     def begin_epoch(self) -> None:
-        """Start the epoch that it expects."""
+        """Start the next epoch."""
         self._began = time.perf_counter()
         self.step.begin_epoch(self.cursor.epochs_done)
 
     def end_epoch(self) -> None:
-        """Finish the epoch: its metrics and the test accuracy. Raises `NonFiniteLoss`."""
+        """Finish the epoch: collect its metrics and measure the test accuracy. Raises `NonFiniteLoss`."""
         cursor, student = self.cursor, self.task.student
         metrics = self.step.end_epoch(time.perf_counter() - self._began)
         self._processes.share_buffers(student)
@@ -198,7 +202,7 @@ class _Run:
         }
 
     def record_epoch(self) -> None:
-        """Write the finished epoch into the folder, in the first process."""
+        """Write the finished epoch into the run's folder. Only the first process writes."""
         if not self._processes.is_first:
             return
         task, metrics = self.task, self._metrics
@@ -219,7 +223,7 @@ class _Run:
         self._trackers.end(failed=self.cursor.epochs_done < self.task.epochs)
 
     def figures(self) -> Figures:
-        """What the finished run says of itself."""
+        """Return the results of the finished run."""
         cursor, epochs = self.cursor, self.task.epochs
         return Figures(
             epochs=epochs,
@@ -233,7 +237,7 @@ class _Run:
 
 
 def _restore(task: Task) -> Cursor:
-    """Load the checkpoint into student and optimizer, if there is one."""
+    """Load the checkpoint, if one exists, into student and optimizer. Return the progress of the run."""
     run, student = task.run, task.student
     checkpoint = run.load_checkpoint()
     if checkpoint is None:

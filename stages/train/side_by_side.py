@@ -1,9 +1,9 @@
 """Several students on one device, side by side.
 
-On a CPU, small networks don't fill all cores: one student on each core does more than all cores on one student after
-another. So the students run in threads that share the cores. Each thread uses a fixed number of cores, so a student
-ends exactly as it does alone on that many. On a GPU one thread launches all students, each into a stream of its own, so
-that their kernels may overlap.
+On a CPU, a small network doesn't keep all cores busy: training one student per core is faster than training one student
+after another on all cores. So the students run in threads that share the cores. Each thread uses a fixed number of
+cores, so a student ends with the same weights as if it trained alone on that number of cores. On a GPU, one thread
+launches the work of all students, with a separate CUDA stream for each, so that their kernels may overlap.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ K = TypeVar("K")
 
 
 class SideBySide:
-    """Runs the jobs of `students` students, as many at a time as fit the device."""
+    """A runner for the jobs of `students` students, which runs as many jobs at a time as the device allows."""
 
     def __init__(self, students: int, device: torch.device) -> None:
         self._pool: ThreadPoolExecutor | None = None
@@ -38,9 +38,9 @@ class SideBySide:
             )
 
     def run(self, jobs: Mapping[K, Callable[[], object]]) -> dict[K, DhkdError]:
-        """Run all jobs and wait for them; the errors of those that failed with a `DhkdError`.
+        """Run all jobs and wait for them. Return the errors of the jobs that failed with a `DhkdError`.
 
-        Any other exception is raised here.
+        Any other exception is raised.
         """
         if self._streams:
             return self._launch(jobs)
@@ -64,8 +64,8 @@ class SideBySide:
                     job()
                 except DhkdError as error:
                     errors[key] = error
-        # The current stream waits only after all jobs are launched; otherwise each would wait for the one before it.
-        # It has to wait: the batch that the jobs read is in its memory, which the next batch uses again.
+        # The current stream waits only after all jobs are launched; otherwise each job would wait for the previous job.
+        # It has to wait because the jobs read a batch in its memory, and the next batch reuses that memory.
         for stream in self._streams:
             current.wait_stream(stream)
         return errors
@@ -80,9 +80,9 @@ class SideBySide:
 
 
 def batches_by_stream(streams: Sequence[Stream], epoch: int) -> Iterator[dict[Stream, Batch]]:
-    """For each step of an epoch the batch of every stream that still has one.
+    """Yield, for each step of an epoch, the batch of every stream that still has one.
 
-    A stream that occurs several times makes its batches once, for all students that share it.
+    A stream that occurs several times makes each batch only once, for all students that share the stream.
     """
     distinct = list(dict.fromkeys(streams))
     for batches in zip_longest(*(stream.epoch(epoch) for stream in distinct)):

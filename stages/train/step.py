@@ -1,8 +1,8 @@
-"""One training step, from a batch to an update: `TrainingStep._update` has it in reading order.
+"""One training step, from a batch to an update. `TrainingStep._update` shows the whole step in order.
 
-Nothing is read back from the device within a step. What a step learns about itself is added up on the device, in
-tensors that are written in place. The host looks at them every `look_every` steps: on a CPU in every step, since
-reading costs nothing there; on a GPU seldom, since reading waits for everything that was launched.
+A step adds its sums (losses, correct answers, rows, conflicts) to tensors on the device, in place. Every `look_every`
+steps, the host checks whether all losses were finite: on a CPU in every step, since reading a value costs nothing; on a
+GPU usually every 64 steps, since reading waits until the device has finished all launched work.
 """
 
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ from torch import Tensor
 
 LOOK_EVERY_ON_GPU = 64
 
-# "reduce-overhead" replays a step as a CUDA graph; "max" also compiles the backbone, which is all it does on a CPU.
+# "reduce-overhead" replays a step as a CUDA graph; "max" also compiles the backbone. On a CPU, "max" only compiles.
 Compile = Literal["off", "reduce-overhead", "max"]
 
 
 class TrainingStep:
     """The training step of one student: call `begin_epoch`, then the step itself for each batch, then `end_epoch`.
 
-    `look_every` is the number of steps after which the host looks whether losses are finite; None: what suits the
-    device. If the batches of `stream` can't be made again, the host looks in every step, because only then it can name
-    the rows of a loss that is not finite. `alone` says that no other student trains in this interpreter: then torch's
-    own generator, from which the dropout of foreign networks draws, belongs to this one.
+    The host checks every `look_every` steps whether losses are finite; None selects a number that suits the device. If
+    `stream` can't make a batch again, the host checks in every step, because it needs the batch to name the rows whose
+    loss is not finite. `alone` says that no other student trains in this interpreter. Then every step also seeds
+    torch's default generator, which the dropout of foreign networks uses.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class TrainingStep:
         self._look_every = look_every or self._steps_between_looks()
         assert self._look_every == 1 or self._can_look_late()
         self._graphs = self._compiled(compiled)
-        # One set of tensors for the whole run, written in place: a captured step knows only their addresses.
+        # These tensors live for the whole run and are written in place, because a step captured as a CUDA graph refers
+        # to tensors by address.
         device = processes.device
         self._names = [*objective.weights(0), "hits", "rows", "conflicts"]
         self._totals = torch.zeros(len(self._names), dtype=torch.float64, device=device)
@@ -74,7 +75,7 @@ class TrainingStep:
         self._weights: dict[str, float] = {}
 
     def begin_epoch(self, epoch: int) -> None:
-        """Start an epoch, from 0."""
+        """Start an epoch; `epoch` counts from 0."""
         self._model.train()
         weights = self._objective.weights(epoch)
         if weights != self._weights and self._graphs is not None:
@@ -84,9 +85,9 @@ class TrainingStep:
         self._finite.begin_epoch()
 
     def __call__(self, step: int, batch: Batch) -> None:
-        """Update the student with the batch of this `step` of the epoch, from 0.
+        """Update the student with `batch`, the batch of this `step` of the epoch, counted from 0.
 
-        Raises `NonFiniteLoss`, at the latest when `end_epoch` is called.
+        If a loss is not finite, this call, a later call or at the latest `end_epoch` raises `NonFiniteLoss`.
         """
         rate = self._learning_rate.at(self._epoch, step, self._stream.steps_per_epoch)
         self._finite.begin_step(step)
@@ -107,11 +108,14 @@ class TrainingStep:
             self._require_finite()
 
     def _update(self, batch: Batch, projects: bool) -> None:
-        """Forward, terms, backward, update. `projects`: align with a coefficient of this step's own gradients."""
+        """Run forward pass, terms, backward pass and update.
+
+        `projects` says that the coefficient of the alignment is computed from the gradients of this step.
+        """
         processes, objective = self._processes, self._objective
         joint = objective.couples_rows and processes.world_size > 1
 
-        # Gradients that are aligned come from autograd.grad, which bypasses DDP: `backward` averages them itself.
+        # To compute the coefficient, `backward` uses autograd.grad, which bypasses DDP, and averages the gradients.
         with processes.unsynchronized(self._model) if projects else nullcontext():
             outputs: StudentOutputs = self._model(batch.images_BCHW, batch)
 
@@ -121,12 +125,13 @@ class TrainingStep:
             if self._look_every == 1:
                 self._require_finite(outputs, batch)
             else:
-                # The attribute that GradScaler sets, too: where it is 1, the fused optimizer's kernels do nothing.
+                # GradScaler sets the same attribute. If it is 1, the kernels of the fused optimizer do nothing.
                 self._given_optimizer.found_inf = self._finite.found_inf()  # type: ignore[attr-defined]  # SGD.step reads it
 
-            # DDP averages over the processes. If the terms are means over this process's rows, this factor makes that
-            # average the mean over the joint batch, whatever each process's share. Terms of the joint batch are alike
-            # in every process, and their gradient is the sum over the processes of what each has from its own rows.
+            # DDP averages gradients over the processes. If terms are means over this process's rows, the factor turns
+            # this average into the mean over the joint batch, however many rows each process has. Terms of the joint
+            # batch have the same value in every process, but gradients flow only into this process's rows. The full
+            # gradient is therefore the sum over the processes, and the factor turns the average into this sum.
             share = processes.world_size if joint else len(batch.index_B) * processes.world_size / batch.global_size
             report = backward(
                 terms,
@@ -148,9 +153,10 @@ class TrainingStep:
         self._optimizer.zero_grad()
 
     def end_epoch(self, seconds: float) -> dict[str, float]:
-        """The epoch's metrics: means of the loss and of every term over all rows, training accuracy in percent, rates.
+        """Return the epoch's metrics; `seconds` is the duration of the epoch. Raises `NonFiniteLoss`.
 
-        `seconds` is how long the epoch took. Raises `NonFiniteLoss`.
+        The metrics are the means of the loss and of every term over all rows, the training accuracy in percent, the
+        learning rate and the throughput.
         """
         self._require_finite()
         steps = self._stream.steps_per_epoch
@@ -174,7 +180,7 @@ class TrainingStep:
         return metrics
 
     def _sums(self, terms: Mapping[str, Tensor], outputs: StudentOutputs, batch: Batch) -> Tensor:
-        """Every term times its rows, the correct answers and the rows, summed over the processes; then 0 conflicts."""
+        """Sum over the processes: every term times its rows, the correct answers, the rows. Append 0 for conflicts."""
         rows = len(batch.index_B)
         hits = batch.labels.hit_by(outputs.task.argmax(dim=1)).sum()
         values = [*(terms[name].detach() * rows for name in self._weights), hits, torch.full_like(hits, rows)]
@@ -182,9 +188,9 @@ class TrainingStep:
         return torch.cat([sums, sums.new_zeros(1)])
 
     def _require_finite(self, outputs: StudentOutputs | None = None, batch: Batch | None = None) -> None:
-        """Raise `NonFiniteLoss`, in every process alike, if a loss of this epoch was not finite.
+        """Raise `NonFiniteLoss`, in every process, if a loss of this epoch was not finite.
 
-        `outputs` and `batch` are those of the last step, if they are at hand; otherwise they are computed again.
+        `outputs` and `batch` are from the failed step; if they are None, the step's forward pass is repeated.
         """
         failure = self._finite.failure()
         if failure is None:
@@ -194,7 +200,7 @@ class TrainingStep:
         raise non_finite_loss(failure, self._epoch, outputs, batch)
 
     def _repeated(self, failure: Failure) -> tuple[StudentOutputs, Batch]:
-        """Outputs and batch of a step that failed: the weights are still those that it saw."""
+        """Compute outputs and batch of a failed step again; the weights have not changed since that step."""
         batch = batch_of(self._stream, self._epoch, failure.step)
         self._seed_dropout(failure.step)
         with torch.no_grad():
@@ -212,7 +218,7 @@ class TrainingStep:
             group["lr"] = rate
 
     def _can_look_late(self) -> bool:
-        """Whether the device can leave out updates by itself, and a step that failed can be repeated."""
+        """Return whether the device can skip updates by itself and a failed step can be repeated."""
         return bool(self._given_optimizer.defaults.get("fused")) and self._stream.repeatable
 
     def _steps_between_looks(self) -> int:
@@ -221,7 +227,7 @@ class TrainingStep:
         return LOOK_EVERY_ON_GPU if late else 1
 
     def _compiled(self, compiled: Compile) -> CapturedStep | None:
-        """The step as CUDA graphs, if it is to be captured; the backbone is compiled here, if it is to be."""
+        """Compile the backbone if `compiled` asks for it. Return the step as CUDA graphs, or None without capture."""
         on_gpu = self._processes.device.type == "cuda"
         if not on_gpu and compiled == "reduce-overhead":
             raise ConfigError("compile reduce-overhead: expected a GPU, which replays a step; on a CPU use max or off")
@@ -236,17 +242,17 @@ class TrainingStep:
 
 
 def batch_of(stream: Stream, epoch: int, step: int) -> Batch:
-    """The batch of one step of an epoch, made by itself."""
+    """Make the batch of one step of an epoch, by going through the epoch up to that step."""
     return next(islice(stream.epoch(epoch), step, None))
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """What the generator of dropout starts from in a step, counted over all epochs, in the process `rank`."""
+    """Return the seed of the dropout generators for a `step`, counted over all epochs, in the process `rank`."""
     return int(raw_rows(seed, Domain.DROPOUT, step, rank, rank + 1)[0, 0] >> 1)
 
 
 def _joined(outputs: StudentOutputs, batch: Batch) -> tuple[StudentOutputs, Labels, dict[str, Tensor]]:
-    """The arguments of `terms`, with the rows of all processes."""
+    """Return the arguments of `Objective.terms` with the rows of all processes."""
     task, features = joined(outputs.task), {name: joined(feature) for name, feature in outputs.features.items()}
     distill = task if outputs.distill is outputs.task else joined(outputs.distill)
     teacher = {name: joined(signal) for name, signal in batch.teacher.items()}

@@ -344,6 +344,7 @@ def test_an_edited_manifest_changes_nothing_and_is_noticed(place: Place) -> None
         assert place.contents() == before
 
 
+@pytest.mark.slow
 def test_damaged_metadata_is_noticed_and_written_again(place: Place) -> None:
     manifest = manifest_of("int8")
     write_all(place.writer(manifest))

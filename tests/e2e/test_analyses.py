@@ -144,6 +144,7 @@ def test_conflict_agrees_with_autograd(swept: Path, cache: Path, tmp_path: Path)
     require_pictures(tmp_path, "conflict")
 
 
+@pytest.mark.slow
 def test_pictures_of_outputs(swept: Path, teacher: Path, tmp_path: Path) -> None:
     """Tables hold every run; arrays and pictures show the first seed of each kind, whatever the order of the runs."""
     for analysis, *more in (("correlation",), ("etf",), ("tsne", "--samples", 60)):

@@ -173,6 +173,7 @@ def test_presets_are_listed_shown_and_copied(tmp_path: Path) -> None:
     assert dhkd("presets", "copy", "demo", file).code == 2, "it never overwrites"
 
 
+@pytest.mark.slow
 def test_the_smoke_demo(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     outcome = done("demo", "--smoke", "--cpu", "--out", out)

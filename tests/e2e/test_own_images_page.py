@@ -26,6 +26,7 @@ def test_every_preset_of_the_page_is_tested_here() -> None:
     assert [block.split(",")[0].removeprefix("# ") for block in blocks("yaml")] == list(EXAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_preset_of_ones_own_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size, test, between, suffix = EXAMPLES[name]

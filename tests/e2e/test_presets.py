@@ -79,7 +79,13 @@ def test_the_list_shows_pairs_with_sizes_and_accuracies() -> None:
     assert rows["demo"]["description"] in text
 
 
-@pytest.mark.parametrize("name", PAIRS)
+# One of each data set is quick enough for every run of the tests; all of them run in `make test-all`.
+QUICK = ("cifar100/resnet56-resnet20", "imagenet/resnet34-resnet18")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PAIRS]
+)
 def test_smoke_runs_both_stages(name: str, photographs: Path, tmp_path: Path) -> None:
     words = [name, "--smoke", "--cpu", "--precision", "float32", "--json"]
     words += ["--data-root", str(photographs), "--workers", "0"] if name.startswith("imagenet/") else []

@@ -71,6 +71,7 @@ def test_killed_and_started_again_it_repeats_nothing(cache: Path, tmp_path: Path
         assert row["cache"] == result["cache"]["digest"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued(cache: Path, tmp_path: Path) -> None:
     """It ends with the weights of a run that nobody interrupted."""
     words = [word if word != "student.epochs=1" else "student.epochs=12" for word in words_for(cache, tmp_path / "cut")]

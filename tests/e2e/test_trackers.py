@@ -78,6 +78,7 @@ def wandb_history(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_side_by_side_each_is_a_run_of_its_own(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
     words = ["train-student", "digits", *SMALL, "--cache", cache, "--out", out, "--grid", "objective=ce,kd"]

@@ -15,7 +15,6 @@ from dhkd.pipeline.measure import Rates
 from dhkd.pipeline.plan import (
     CachePlan,
     Memory,
-    Objects,
     SignalSize,
     Storage,
     StudentsCost,
@@ -68,9 +67,9 @@ def test_blocks_and_files_of_cifar100() -> None:
     plan = plan_of(CIFAR)
     float16, int8 = storage_in(plan, "float16"), storage_in(plan, "int8")
     assert (float16.block_rows, float16.block_bytes, float16.blocks) == (16_667, 3_333_400, 486)
-    assert float16.objects == Objects(zarr=972, webdataset=972), "logits and witness of each block"
+    assert float16.objects == {"zarr": 972, "webdataset": 972}, "logits and witness of each block"
     assert (int8.block_rows, int8.blocks) == (25_000, 324), "two blocks a view"
-    assert int8.objects == Objects(zarr=4 * 324, webdataset=2 * 324), "zarr has three arrays, and the witness"
+    assert int8.objects == {"zarr": 4 * 324, "webdataset": 2 * 324}, "zarr has three arrays, and the witness"
     assert float16.memory == Memory(resident=1_620_000_000, views=20_000_000, windows=2 * 3_333_400)
     assert plan.in_memory == "resident"
 

@@ -1,6 +1,7 @@
 """How a signal's values are stored, and by how much a value that is read may differ from the original.
 
-`AnyCodec` is the table of codecs: a new one is a file beside this one and a name in that union.
+A signal is a teacher output such as logits. `AnyCodec` lists the codecs: to add a codec, add a file beside this one and
+a name in that union.
 """
 
 from typing import Annotated
@@ -15,5 +16,5 @@ from pydantic import Field
 
 __all__ = ["AnyCodec", "Bounds", "Codec", "Float", "Int8", "TopK", "decode", "encode", "row_bytes"]
 
-# What a manifest may name; pydantic chooses the class by `kind`.
+# The codecs that a manifest may name; pydantic chooses the class by `kind`.
 AnyCodec = Annotated[Float | Int8 | TopK, Field(discriminator="kind")]

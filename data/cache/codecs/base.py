@@ -1,7 +1,7 @@
-"""What every codec promises: how the values of a signal become stored arrays, and how exact those are.
+"""What every codec provides: how the values of a signal become stored arrays, and how exact those arrays are.
 
-A codec turns a block of values, float32 (rows, …), into named arrays, its parts, and the parts back into values. The
-part with the empty name is stored under the signal's own name, the part "scale" of the signal "logits" as
+A codec encodes a block of values, float32 (rows, …), as named arrays called parts, and decodes the parts into values.
+The part with the empty name is stored under the signal's name; the part "scale" of the signal "logits" is stored as
 "logits_scale".
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """One way to store rows of values; two codecs are equal if they store every row in the same bytes."""
+    """One way to store rows of values. Two codecs are equal if they store every row as the same bytes."""
 
     @property
     def kind(self) -> str:
@@ -27,49 +27,56 @@ class Codec(Protocol):
 
     @property
     def kept(self) -> int | None:
-        """How many values of a row are stored one by one; None: all of them.
+        """How many values of a row are stored individually; None means all of them.
 
-        If a codec keeps fewer than all, no other codec can be made of what it stored.
+        Rows stored by a codec that keeps fewer than all values can't be converted to another codec.
         """
 
     @property
     def logits_only(self) -> bool:
-        """Whether the codec is made for logits, so that a cache's other signals are stored as floats instead."""
+        """Whether the codec is meant for logits only; a cache's other signals are then stored as floats."""
 
     def misfit(self, row: tuple[int, ...]) -> str | None:
-        """Why rows of this shape can't be stored; None if they can."""
+        """Return why rows of this shape can't be stored, or None if they can."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Dtype and row shape of each stored array, by part, for signals whose rows have the shape `row`."""
+        """Return dtype and row shape of each stored array, by part, for signals whose rows have the shape `row`."""
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
-        """The parts of `values` (rows, …); each row's bytes depend on that row alone.
+        """Encode `values` (rows, …) as parts; the bytes of each row depend only on the values of that row.
 
-        A value that does not fit is stored as infinity or NaN in some part.
+        If a value does not fit, some part holds infinity or NaN for its row.
         """
 
     def decode(self, parts: Mapping[str, Tensor], row: tuple[int, ...]) -> Tensor:
-        """The values, float32 (rows, *row), on the device of the parts.
+        """Decode the parts into values, float32 (rows, *row), on the device of the parts.
 
-        So a cache can be kept in memory as it is stored, and only the rows that a batch needs are decoded.
+        Any rows can be decoded, so a cache can be kept in memory as it is stored, and each batch decodes only the rows
+        that it needs.
         """
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """ε of each row, float64 (rows,): the most by which a stored value differs from the original."""
+        """Return ε of each row, float64 (rows,): the most by which a stored value differs from the original."""
 
     def tail_mass(self, parts: Mapping[str, Array]) -> NDArray[np.float64] | None:
-        """Each row's probability of the values that are not stored one by one, (rows,); None if all of them are."""
+        """Return the total probability of each row's values that are not stored individually, float64 (rows,).
+
+        None if all values are stored.
+        """
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """The largest absolute difference between the stored rows and `values` (rows, …), in what the codec keeps."""
+        """Return the largest absolute difference between the stored rows and `values` (rows, …).
+
+        Only what the codec keeps is compared.
+        """
 
     def refusal(self, temperature: float | None) -> str | None:
-        """Why the stored values can't serve an objective; None if they can.
+        """Return why the stored values can't serve an objective, or None if they can.
 
-        The objective reads probabilities at `temperature`; None: it reads the raw values.
+        The objective reads probabilities at `temperature`, or raw values if `temperature` is None.
         """
 
 
 def flat(array: Array) -> Array:
-    """The array with each row flattened: (rows, values)."""
+    """Return the array with each row flattened: (rows, values)."""
     return array.reshape(len(array), -1)

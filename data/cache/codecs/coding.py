@@ -1,4 +1,4 @@
-"""Encoding whole blocks and decoding them in numpy, with any codec."""
+"""Encoding whole blocks with any codec, and decoding them as numpy arrays."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,20 +9,20 @@ from dhkd.data.cache.codecs.base import Codec, flat
 from dhkd.data.errors import NonFiniteLoss
 from numpy.typing import NDArray
 
-# Values encoded at a time: temporary arrays then stay in the processor's cache, which is several times as fast as
-# encoding a whole block at once.
+# The number of values encoded at a time. Temporary arrays then stay in the processor's cache, which is several times as
+# fast as encoding a whole block at once.
 VALUES_AT_ONCE = 2**14
 
 
 def row_bytes(parts: Mapping[str, Part]) -> int:
-    """Bytes of one row of all parts together."""
+    """Return the size in bytes of one row of all parts together."""
     return sum(int(np.prod(row, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, row in parts.values())
 
 
 def encode(codec: Codec, name: str, block: Block, values: NDArray[np.float32]) -> dict[str, Array]:
-    """Values (rows, …) of the signal `name` as they are stored.
+    """Encode a block's values (rows, …) of the signal `name` as stored parts.
 
-    Raises `NonFiniteLoss`, naming the first key, if a value is not finite or does not fit.
+    Raises `NonFiniteLoss`, naming the first affected view and index, if a value is not finite or does not fit.
     """
     parts = _encode_in_runs(codec, values) if np.isfinite(values).all() else {}
     finite = [np.isfinite(flat(part)).all(axis=1) for part in parts.values()] or [np.isfinite(flat(values)).all(axis=1)]
@@ -40,14 +40,15 @@ def encode(codec: Codec, name: str, block: Block, values: NDArray[np.float32]) -
 
 
 def decode(codec: Codec, parts: Mapping[str, Array], row: tuple[int, ...]) -> NDArray[np.float32]:
-    """Stored parts as float32 values (rows, …), in numpy."""
-    # Parts may be read-only views of a file's bytes; torch warns of those, since it can't keep them from being changed.
+    """Decode stored parts into a numpy array, float32 (rows, …)."""
+    # Parts may be read-only views of a file's bytes. They are copied, because torch can't protect read-only arrays from
+    # changes and warns about them.
     owned = {part: np.require(array, requirements="W") for part, array in parts.items()}
     return codec.decode({part: torch.from_numpy(array) for part, array in owned.items()}, row).numpy()
 
 
 def difference_of_all(codec: Codec, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-    """The largest absolute difference between stored rows and `values`, for codecs that keep every value."""
+    """Return the largest absolute difference between stored rows and `values`, for codecs that keep every value."""
     return float(np.abs(decode(codec, parts, values.shape[1:]) - values).max())
 
 

@@ -1,4 +1,4 @@
-"""Values stored as floating-point numbers of 16 or 32 bits."""
+"""Values stored as 16-bit or 32-bit floating-point numbers."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-FLOAT16_UNIT = 2.0**-11  # half a unit in the last place, relative
-FLOAT16_TINY = 2.0**-25  # the same of a subnormal number, absolute
+FLOAT16_UNIT = 2.0**-11  # half a unit in the last place, relative to the value
+FLOAT16_TINY = 2.0**-25  # half a unit in the last place of a subnormal number, absolute
 
 
 @dataclass(frozen=True)
@@ -30,41 +30,42 @@ class Float:
         return self.kind == "float32"
 
     def misfit(self, row: tuple[int, ...]) -> None:
-        """Rows of any shape can be stored."""
+        """Return None: rows of any shape can be stored."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """One array."""
+        """Return the only part, an array of the values."""
         return {"": (self.kind, row)}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
-        """The values, rounded to nearest."""
+        """Round the values to the nearest numbers of this kind."""
         with np.errstate(over="ignore"):
             return {"": values.astype(self.kind)}
 
     def decode(self, parts: Mapping[str, Tensor], row: tuple[int, ...]) -> Tensor:
-        """The values, float32 (rows, …)."""
+        """Return the values, float32 (rows, …)."""
         return parts[""].float()
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """ε of each row: half a unit in the last place of its largest magnitude; 0 for float32."""
+        """Return ε of each row: half a unit in the last place of the row's largest magnitude, or 0 for float32."""
         if self.lossless:
             return np.zeros(len(parts[""]))
         return float16_errors(parts[""])
 
     def tail_mass(self, parts: Mapping[str, Array]) -> None:
-        """Every value is stored."""
+        """Return None: every value is stored."""
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """The largest absolute difference from `values`."""
+        """Return the largest absolute difference from `values`."""
         return difference_of_all(self, parts, values)
 
     def refusal(self, temperature: float | None) -> None:
-        """The values serve every objective."""
+        """Return None: the values serve every objective."""
 
 
 def float16_errors(values: Array) -> NDArray[np.float64]:
-    """ε of each row of float16 values (rows, …)."""
-    # Without its sign, a float16's bits order as its magnitude does; this is ten times as fast as computing with it.
+    """Return ε of each row of float16 values (rows, …)."""
+    # With the sign bit cleared, float16 bit patterns sort in the same order as the magnitudes. Comparing them is ten
+    # times as fast as float16 arithmetic.
     bits = np.ascontiguousarray(flat(values)).view(np.uint16) & 0x7FFF
     largest = bits.max(axis=1).view(np.float16).astype(np.float64)
     return np.asarray(FLOAT16_UNIT * largest + FLOAT16_TINY)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-FLOAT32_SLACK = 2.0**-22  # rounding of a product and a sum in float32, relative to the larger of the two
+FLOAT32_SLACK = 2.0**-22  # rounding error of a product and a sum in float32, relative to the larger of the two
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Int8:
-    """Affine for each row: value = offset + scale · q with q in -128 … 127, scale and offset float32."""
+    """An affine code for each row: value = offset + scale · q, with q in -128 … 127 and float32 scale and offset."""
 
     kind: Literal["int8"] = "int8"
 
@@ -26,43 +26,43 @@ class Int8:
     logits_only: ClassVar[bool] = True
 
     def misfit(self, row: tuple[int, ...]) -> None:
-        """Rows of any shape can be stored."""
+        """Return None: rows of any shape can be stored."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """q, and for each row a scale and an offset."""
+        """Return q, and a scale and an offset for each row."""
         return {"": ("int8", row), "scale": ("float32", ()), "offset": ("float32", ())}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
-        """A row's smallest value becomes -128, its largest 127."""
+        """Encode each row so that its smallest value becomes -128 and its largest 127."""
         exact = flat(values).astype(np.float64)
         low, high = exact.min(axis=1), exact.max(axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
-            # A wider row would overflow in decoding, at -128 · scale; an infinite scale makes the block be refused.
+            # A wider row would overflow in decoding, at -128 · scale. An infinite scale makes the block be refused.
             scale = np.where(high - low <= FLOAT32_MAX, (high - low) / 255, np.inf).astype(np.float32)
             offset = (low + 128 * scale.astype(np.float64)).astype(np.float32)
-            # Uses the scale and offset as stored, so that their own rounding isn't added to the error.
+            # q is computed from the scale and offset as stored, so that their rounding isn't added to the error.
             steps = np.where(scale > 0, scale, 1)[:, None].astype(np.float64)
             q = np.rint((exact - offset[:, None].astype(np.float64)) / steps).clip(-128, 127)
             stored = np.nan_to_num(q).astype(np.int8).reshape(values.shape)
         return {"": stored, "scale": scale, "offset": offset}
 
     def decode(self, parts: Mapping[str, Tensor], row: tuple[int, ...]) -> Tensor:
-        """The values, float32 (rows, …)."""
+        """Return the values, float32 (rows, …)."""
         shape = (-1, *(1 for _ in row))
         return parts[""].float() * parts["scale"].view(shape) + parts["offset"].view(shape)
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """ε of each row: half a step, and the rounding of float32."""
+        """Return ε of each row: half a step plus the rounding errors of float32."""
         scale, offset = parts["scale"].astype(np.float64), parts["offset"].astype(np.float64)
         slack = FLOAT32_SLACK * (np.abs(offset) + 128 * scale) + float(np.finfo(np.float32).tiny)
         return np.asarray(scale / 2 + slack)
 
     def tail_mass(self, parts: Mapping[str, Array]) -> None:
-        """Every value is stored."""
+        """Return None: every value is stored."""
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """The largest absolute difference from `values`."""
+        """Return the largest absolute difference from `values`."""
         return difference_of_all(self, parts, values)
 
     def refusal(self, temperature: float | None) -> None:
-        """The values serve every objective."""
+        """Return None: the values serve every objective."""

@@ -1,4 +1,4 @@
-"""The largest logits of a row stored one by one, the others as one sum of probabilities."""
+"""The largest logits of a row stored individually, and the other classes as one sum of probabilities."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -16,11 +16,11 @@ CLASS_BITS = 2**32 - 1
 
 @dataclass(frozen=True)
 class TopK:
-    """A row's `k` largest logits as float16, and what the other classes' probabilities add up to at `temperature`.
+    """A row's `k` largest logits as float16, and the sum of the other classes' probabilities at `temperature`.
 
-    When a row is read, the other classes share that mass equally: softmax(t / temperature) has the k largest
-    probabilities, and the sum of the others, as the teacher gave them. At other temperatures neither holds, and the
-    logits of the other classes are lost.
+    When a row is read, the other classes share that sum equally. In softmax(t / temperature), the k largest
+    probabilities and the sum of the others are then as the teacher gave them. At other temperatures, they are not. The
+    individual logits of the other classes are lost.
     """
 
     k: Annotated[int, Field(ge=1)]
@@ -32,22 +32,22 @@ class TopK:
 
     @property
     def kept(self) -> int:
-        """How many logits of a row are stored one by one."""
+        """How many logits of a row are stored individually."""
         return self.k
 
     def misfit(self, row: tuple[int, ...]) -> str | None:
-        """Why rows of this shape can't be stored: a row is K logits, with K above k."""
+        """Return why rows of this shape can't be stored; a row must consist of K logits, with K above k."""
         if len(row) == 1 and self.k < row[0]:
             return None
         return f"top-k keeps fewer than all values of a row, expected k below {row}"
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """The k logits, their classes, and the log-sum-exp of the others in units of logits."""
+        """Return the k logits, their classes, and the log-sum-exp of the other logits in units of logits."""
         (num_classes,) = row
         return {"": ("float16", (self.k,)), "class": (_class_dtype(num_classes), (self.k,)), "tail": ("float32", ())}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
-        """The largest logit first; of equal ones the smaller class first."""
+        """Encode the k logits by falling value; among equal logits, the smaller class comes first."""
         order = _split_order(values, self.k)
         top, rest = np.sort(order[:, : self.k], axis=1) & CLASS_BITS, order[:, self.k :] & CLASS_BITS
         with np.errstate(over="ignore"):
@@ -56,21 +56,21 @@ class TopK:
         return {"": logits, "class": top.astype(_class_dtype(values.shape[1])), "tail": tail.astype(np.float32)}
 
     def decode(self, parts: Mapping[str, Tensor], row: tuple[int, ...]) -> Tensor:
-        """The values, float32 (rows, K)."""
+        """Return logits, float32 (rows, K); the classes whose logits were not kept share the tail equally."""
         (num_classes,) = row
         share = parts["tail"] - self.temperature * float(np.log(num_classes - self.k))
         values = share[:, None].expand(-1, num_classes).clone()
         return values.scatter_(1, parts["class"].long(), parts[""].float())
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """ε of the k logits of each row; the other classes have no bound."""
+        """Return ε of the k logits of each row; the other logits have no bound."""
         return float16_errors(parts[""])
 
     def tail_mass(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """Each row's probability, at `temperature`, of the classes that aren't stored one by one.
+        """Return each row's total probability, at `temperature`, of the classes that aren't stored individually.
 
-        The gradient of KD at that temperature, τ/N · (softmax(s/τ) − softmax(t/τ)), differs by at most twice this times
-        τ/N, summed over classes, plus what rounding the k logits to float16 adds.
+        The gradient of KD at that temperature is τ/N · (softmax(s/τ) − softmax(t/τ)). Summed over classes, its error is
+        at most twice this probability times τ/N, plus what rounding the k logits to float16 adds.
         """
         top = self._log_sum_exp(parts[""].astype(np.float64))
         tail = parts["tail"].astype(np.float64)
@@ -79,7 +79,7 @@ class TopK:
         return np.asarray(tail / (top + tail))
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """The largest absolute difference of the k logits, and of the log-sum-exp of the others."""
+        """Return the largest absolute difference in the k logits and in the log-sum-exp of the others."""
         classes = parts["class"].astype(np.int64)
         top = np.abs(parts[""].astype(np.float64) - np.take_along_axis(values, classes, axis=1)).max()
         rest = values.astype(np.float64)
@@ -88,7 +88,10 @@ class TopK:
         return max(float(top), float(tail))
 
     def refusal(self, temperature: float | None) -> str | None:
-        """Why the stored values can't serve an objective that reads probabilities at `temperature`, or raw logits."""
+        """Return why the stored values can't serve an objective, or None if they can.
+
+        The objective reads probabilities at `temperature`, or raw logits if `temperature` is None.
+        """
         stored = f"only the {self.k} largest logits of a row and the others' mass at temperature {self.temperature:g}"
         if temperature is None:
             return f"it needs raw logits of all classes, and the cache holds {stored}"
@@ -97,21 +100,22 @@ class TopK:
         return None
 
     def _log_sum_exp(self, values: Array) -> NDArray[np.float64]:
-        """τ · log Σ exp(value / τ) of each row."""
+        """Compute τ · log Σ exp(value / τ) of each row."""
         exact = values.astype(np.float64)
         largest = exact.max(axis=1)
-        with np.errstate(over="ignore"):  # a difference over a low temperature may overflow to -inf: exp then gives 0
+        with np.errstate(over="ignore"):  # dividing by a low temperature may overflow to -inf; exp then gives 0
             terms = np.exp((exact - largest[:, None]) / self.temperature)
         return np.asarray(largest + self.temperature * np.log(terms.sum(axis=1)))
 
 
 def _split_order(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Each row's classes with the k largest values first, as integers that sort by falling value, then by class.
+    """Return each row's classes as integers, with the classes of the k largest values first.
 
-    The class is in the lower half, `CLASS_BITS`. All integers differ, so their order is the same whatever sorts them.
+    The integers sort by falling value, then by class; the class is in the lower half (`CLASS_BITS`). All integers
+    differ, so every sorting algorithm gives the same order.
     """
-    bits = np.subtract(0, values, dtype=np.float32).view(np.int32).astype(np.int64)  # 0 - x makes both zeros equal
-    rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # negative floats rise as their bits fall
+    bits = np.subtract(0, values, dtype=np.float32).view(np.int32).astype(np.int64)  # 0 - x is +0 for both zeros
+    rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # bits of negative floats fall as the values rise
     order: NDArray[np.int64] = np.partition(rising << 32 | np.arange(values.shape[1]), k - 1, axis=1)
     return order
 

@@ -1,4 +1,4 @@
-"""The layouts by the name of their store. A new one is a file beside this one and a line in `LAYOUTS`."""
+"""The layouts, by the name of their store. To add a layout, add a file beside this one and a line in `LAYOUTS`."""
 
 from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.layouts.tar_shards import TarLayout
@@ -13,5 +13,5 @@ LAYOUTS: dict[str, type[Layout]] = {
 
 
 def layout_of(store: str, manifest: Manifest) -> Layout:
-    """How the store lays this cache out; raises `ConfigError` for an unknown store."""
+    """Return the layout of this cache in the store; raises `ConfigError` for an unknown store."""
     return one_of("store", store, LAYOUTS)(manifest)

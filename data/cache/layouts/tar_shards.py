@@ -1,13 +1,13 @@
-"""The WebDataset store: a tar shard for each block of a signal, readable by webdataset and tarfile as it is.
+"""The WebDataset store: a tar shard for each block of a signal, which webdataset and tarfile can read as it is.
 
     manifest.json                           the manifest
     shards/logits/VIEW/BLOCK.tar            one sample of many rows, with members named VIEW-BLOCK.*:
         VIEW-BLOCK.key.npy                  int32 (rows, 2): view and index of each row
         VIEW-BLOCK.logits.npy               (rows, K), and one member for each further part
-        VIEW-BLOCK.seal.json                crc32c and size of all bytes before it
+        VIEW-BLOCK.seal.json                crc32c and size of all bytes before the seal
 
 The shards of a view follow the order of the samples, as image shards do. Members have fixed times, owners and order, so
-that equal rows give equal bytes.
+that equal rows give equal bytes. The witness, a checksum of each row's rendered pixels, is stored as signals are.
 """
 
 import io
@@ -24,36 +24,36 @@ from google_crc32c import extend
 from google_crc32c import value as crc32c
 from numpy.lib import format as npy
 
-BLOCK_DIGITS, VIEW_DIGITS = 5, 5  # so that names sort as numbers do; larger numbers are written in full
+BLOCK_DIGITS, VIEW_DIGITS = 5, 5  # so that names sort like numbers; larger numbers are written in full
 SEAL_BYTES = 64
 
 
 class TarLayout:
-    """One shard for each block of a signal, and of the witness."""
+    """One shard for each block of a signal or of the witness."""
 
     manifest_key: ClassVar[str] = "manifest.json"
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._sizes: dict[tuple[str, int], int] = {}  # of a shard, by array and number of rows
+        self._sizes: dict[tuple[str, int], int] = {}  # a shard's bytes, by array and number of rows
 
     @staticmethod
     def manifest_tree(content: bytes) -> object:
-        """The manifest, as plain JSON values."""
+        """Return the manifest, as plain JSON values."""
         tree: object = json.loads(content)
         return tree
 
     @staticmethod
     def objects_per_block(num_parts: int) -> int:
-        """One shard for all parts."""
+        """Return 1: one shard holds all parts."""
         return 1
 
     def structure(self) -> dict[str, bytes]:
-        """The manifest."""
+        """Return the object that holds the manifest."""
         return {self.manifest_key: json.dumps(self._manifest.to_json(), indent=2, sort_keys=True).encode()}
 
     def objects(self, name: str, block: Block) -> dict[str, int]:
-        """The shard; its size follows from the number of rows."""
+        """Return the shard's size, which depends only on the array and the number of rows."""
         kind = (name, len(block))
         if kind not in self._sizes:
             zeros = {
@@ -64,7 +64,7 @@ class TarLayout:
         return {_shard(name, block): self._sizes[kind]}
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
-        """The shard, sealed with the crc32c of what comes before the seal."""
+        """Build the shard, sealed with the crc32c of all bytes before the seal."""
         index = np.arange(block.start, block.stop, dtype=np.int32)
         arrays: dict[str, Array] = {"key": np.stack([np.full_like(index, block.view), index], axis=1)}
         arrays |= {array_name(name, part): array for part, array in parts.items()}
@@ -74,12 +74,12 @@ class TarLayout:
                 _add(shard, f"{_sample(block)}.{array}.npy", _npy(values))
             sealed = stream.getvalue()
             seal = json.dumps({"bytes": len(sealed), "crc32c": f"{crc32c(sealed):08x}"})
-            # Always of the same length, so that a shard's size follows from its number of rows.
+            # Seals have a fixed length, so that a shard's size follows from its number of rows.
             _add(shard, f"{_sample(block)}.seal.json", seal.encode().ljust(SEAL_BYTES))
         return {_shard(name, block): stream.getvalue()}
 
     def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
-        """The members' arrays, without a copy. Raises `CacheDamaged` for a shard that holds something else."""
+        """Return the members' arrays, without a copy; raises `CacheDamaged` if the shard holds something else."""
         key = _shard(name, block)
         content, parts = contents[key], self._manifest.parts(name)
         try:
@@ -96,7 +96,7 @@ class TarLayout:
         return arrays
 
     def checksum(self, key: str, content: bytes) -> int:
-        """The crc32c of the whole shard; raises `CacheDamaged` if the seal is not that of the bytes before it."""
+        """Return the crc32c of the whole shard; raises `CacheDamaged` if the seal doesn't match the bytes before it."""
         try:
             *_, last = _members(content)
             seal = json.loads(content[last.offset_data : last.offset_data + last.size])
@@ -119,7 +119,7 @@ def _sample(block: Block) -> str:
 
 
 def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its defaults: time 0, owner 0
+    member = tarfile.TarInfo(name)  # by default, time 0 and owner 0
     member.size, member.mode = len(content), 0o444
     shard.addfile(member, io.BytesIO(content))
 

@@ -1,13 +1,13 @@
-"""The Zarr store: one uncompressed, checksummed chunk for each block of each array. The only module that imports zarr.
+"""The Zarr store: one uncompressed chunk with a checksum for each block of each array. Only this module imports zarr.
 
     zarr.json                         the manifest, as the group's attribute "dhkd"
     signals/logits/c/VIEW/BLOCK/0     rows of (V, N, K), followed by their crc32c
-    witness/c/VIEW/BLOCK              the same of (V, N), uint32
+    witness/c/VIEW/BLOCK              rows of (V, N), uint32, followed by their crc32c
 
-zarr makes the metadata. Chunks have the bytes that zarr would write, but are put together here, where a whole block
-takes one copy and one checksum. A missing chunk reads as the fill value without an error, so whether a block exists is
-known from the listing alone, never from values. There is no sharding codec: it reads a zero-length file as NaN, and a
-shard can't be repaired by overwriting one block.
+The witness is a checksum of each row's rendered pixels. zarr makes the metadata. Chunks have the bytes that zarr would
+write, but this module assembles them, with one copy and one checksum for a whole block. zarr reads a missing chunk as
+the fill value without an error, so only the listing of objects, never the values, shows whether a block exists. The
+sharding codec is not used: it reads a zero-length file as NaN, and a shard can't be repaired by overwriting one block.
 """
 
 import json
@@ -27,11 +27,11 @@ from zarr.storage import MemoryStore
 MANIFEST_ATTRIBUTE = "dhkd"
 SIGNALS_GROUP = "signals/zarr.json"
 CHECKSUM = struct.Struct("<I")  # crc32c, at the end of each chunk
-RESIDUE = 0x48674BC7  # the crc32c of any bytes that are followed by their own crc32c
+RESIDUE = 0x48674BC7  # the crc32c of any bytes followed by their crc32c
 
 
 class ZarrLayout:
-    """One array for each part of a signal, one chunk for each block of it."""
+    """One array for each part of a signal, and one chunk for each block of the array."""
 
     manifest_key: ClassVar[str] = "zarr.json"
 
@@ -40,18 +40,18 @@ class ZarrLayout:
 
     @staticmethod
     def manifest_tree(content: bytes) -> object:
-        """The manifest in the root group's metadata, as plain JSON values; None if it is another program's group."""
+        """Return the manifest in the root group's metadata, as plain JSON values; None if another program made it."""
         tree = json.loads(content)
         attributes = tree.get("attributes") if isinstance(tree, dict) else None
         return attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
 
     @staticmethod
     def objects_per_block(num_parts: int) -> int:
-        """A chunk for each part."""
+        """Return the number of parts, each of which has a chunk."""
         return num_parts
 
     def structure(self) -> dict[str, bytes]:
-        """The metadata of arrays and groups; the root group comes last, with the manifest."""
+        """Return the metadata of arrays and groups; the root group, which holds the manifest, comes last."""
         manifest, store = self._manifest, MemoryStore()
         for name in manifest.names:
             for array, (dtype, row) in _arrays(manifest, name).items():
@@ -73,7 +73,10 @@ class ZarrLayout:
         return {**contents, self.manifest_key: json.dumps(root, indent=2, sort_keys=True).encode()}
 
     def objects(self, name: str, block: Block) -> dict[str, int]:
-        """Each array's chunk. All chunks of an array have one size: the last one of a view is filled up."""
+        """Return the size of each array's chunk.
+
+        All chunks of an array have the same size, because the last chunk of a view is padded.
+        """
         rows = self._manifest.block_rows
         return {
             _chunk(array, part, block): rows * _row_size(part) + CHECKSUM.size
@@ -81,7 +84,7 @@ class ZarrLayout:
         }
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
-        """Little-endian values in C order, filled up with the fill value, then their crc32c."""
+        """Build the chunks: little-endian values in C order, padded with the fill value, then their crc32c."""
         chunks = {}
         for part, (array, (dtype, row)) in zip(parts, _arrays(self._manifest, name).items(), strict=True):
             filling = np.full((self._manifest.block_rows - len(block), *row), _fill(dtype), _little(dtype))
@@ -90,7 +93,7 @@ class ZarrLayout:
         return chunks
 
     def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
-        """The block's rows, without what fills the chunk up."""
+        """Return the block's rows, without the padding."""
         parts: dict[str, Array] = {}
         for part, (array, (dtype, row)) in zip(
             self._manifest.parts(name), _arrays(self._manifest, name).items(), strict=True
@@ -102,7 +105,7 @@ class ZarrLayout:
         return parts
 
     def checksum(self, key: str, content: bytes) -> int:
-        """The crc32c at the end of the chunk; raises `CacheDamaged` if it is not that of the values."""
+        """Return the crc32c at the end of the chunk; raises `CacheDamaged` if it doesn't match the values."""
         (stored,) = CHECKSUM.unpack(content[-CHECKSUM.size :])
         if crc32c(content) != RESIDUE:
             raise CacheDamaged(f"{key}: its values and its crc32c don't agree")
@@ -110,7 +113,7 @@ class ZarrLayout:
 
 
 def _arrays(manifest: Manifest, name: str) -> dict[str, Part]:
-    """The arrays that a signal, or the witness, is stored as: dtype and row shape, by path."""
+    """Return the arrays that hold a signal or the witness: dtype and row shape, by path."""
     prefix = "" if name == WITNESS else "signals/"
     return {f"{prefix}{array_name(name, part)}": described for part, described in manifest.parts(name).items()}
 

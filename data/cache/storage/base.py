@@ -1,6 +1,6 @@
-"""What every storage promises: named bytes, put whole or not at all.
+"""What every storage provides: objects, i.e. named bytes, that are written as a whole or not at all.
 
-An object is finished or absent. If a put is interrupted, what it leaves behind has another name, which nobody reads.
+An object is finished or absent. An interrupted put leaves behind at most a file with another name, which nobody reads.
 """
 
 from collections import deque
@@ -13,29 +13,32 @@ T = TypeVar("T")
 
 
 class Storage(Protocol):
-    """A cache's objects by key, a relative path with slashes. Threads may share a storage."""
+    """A cache's objects by key, which is a relative path with slashes. Threads may share a storage."""
 
-    location: str  # the path or URL that users know it by
-    streams: int  # how many objects are best read at a time
+    location: str  # the path or URL by which users know the storage
+    streams: int  # how many objects to read at a time for the best speed
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; raises `FileNotFoundError` if there is no such object."""
+        """Return the object's bytes; raises `FileNotFoundError` if there is no such object."""
 
     def size(self, key: str) -> int:
-        """The object's size in bytes, -1 if there is no such object."""
+        """Return the object's size in bytes, or -1 if there is no such object."""
 
     def sizes(self) -> dict[str, int] | None:
-        """Every object's size, by key; None if the storage can't list its objects."""
+        """Return every object's size, by key; None if the storage can't list its objects."""
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
-        """Make the object, durably before returning. Without `replace`, an existing object stays: then False."""
+        """Write the object, which is durable on return, and return True.
+
+        Without `replace`, an existing object stays as it is, and the result is False.
+        """
 
     def delete(self, key: str) -> None:
         """Remove the object, if it exists."""
 
 
 def each(function: Callable[[S], T], items: Iterable[S], streams: int) -> Iterator[T]:
-    """The function's result for each item, in order, with up to `streams` calls at a time in threads."""
+    """Yield the function's result for each item, in order, with up to `streams` calls running in threads at a time."""
     if streams == 1:
         yield from map(function, items)
         return

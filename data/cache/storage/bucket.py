@@ -1,7 +1,8 @@
-"""A cache's objects in a bucket (s3://, gs://, az://), or below a URL of a web server, which is only read.
+"""A cache's objects in a bucket (s3://, gs://, az://), or below a URL of a web server, which is read-only.
 
 Credentials, region and endpoint come from the environment, under the names that each provider uses. Left out on
-purpose: what is only in a provider's own configuration files (`~/.aws`), and signed URLs, which name one object each.
+purpose: settings that are only in a provider's configuration files (`~/.aws`), and signed URLs, since each of them
+names a single object.
 """
 
 import itertools
@@ -36,29 +37,29 @@ T = TypeVar("T")
 
 log = logging.getLogger("dhkd")
 
-_RANDOM = random.SystemRandom()  # not seeded: processes that start alike must wait differently
-_LOGGED_S = 1.0  # a shorter wait is not worth a line
+_RANDOM = random.SystemRandom()  # not seeded, so that processes started alike wait for different times
+_LOGGED_S = 1.0  # shorter waits are not logged
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # how each provider's environment variables begin
 
-# The library's own retries continue a listing or a body that broke off, but hardly wait: ten were over in 1.7 s.
+# obstore's own retries continue a listing or a download that broke off, but hardly wait: ten of them took 1.7 s.
 RESUMES = 2
-RESUMES_S = 10.0  # the library doesn't repeat a request that stalled for this long; Ctrl-C would have to wait for it
+RESUMES_S = 10.0  # obstore doesn't repeat a request that stalled for this long, since Ctrl-C would have to wait for it
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a store that fails or is slow is asked again before it counts as unreachable."""
+    """How often and for how long a request is retried before a failing or slow store counts as unreachable."""
 
-    retries: int = 10  # with the waits below about 50 s: longer than a load balancer takes to replace a server
-    total_s: float = 180.0  # no retry starts later
-    first_wait_s: float = 0.1  # doubled from retry to retry
+    retries: int = 10  # with the waits below, about 50 s: longer than a load balancer takes to replace a server
+    total_s: float = 180.0  # no retry starts later than this
+    first_wait_s: float = 0.1  # doubled with each retry
     longest_wait_s: float = 15.0
     connect_s: float = 10.0
-    # Without a byte of the answer. For an upload, its whole time counts: in 60 s, 60 MB pass at 1 MB/s.
+    # The longest time without a byte of the answer. For an upload, its whole time counts: 60 s for 60 MB at 1 MB/s.
     stall_s: float = 60.0
 
     def waits(self) -> Iterator[float]:
-        """Seconds to wait before each retry, randomised so that many processes don't come back at once."""
+        """Yield the seconds to wait before each retry, randomised so that many processes don't retry at once."""
         for retry in range(self.retries):
             yield min(self.first_wait_s * 2**retry, self.longest_wait_s) * _RANDOM.uniform(0.7, 1.0)
 
@@ -69,16 +70,16 @@ PATIENCE = Patience()
 class Bucket:
     """Objects below a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, http(s)://HOST/PATH.
 
-    Threads may share it, and it may be pickled. A process that was forked from one that has already used a store can't
-    use any: the library's threads don't survive a fork, and a request would wait for ever. In such a process every
-    method raises `StorageError`.
+    Threads may share a bucket, and it may be pickled. A process can't use any bucket if it was forked from a process
+    that had already used one: obstore's threads don't survive a fork, and a request would wait for ever. In such a
+    process, every method raises `StorageError`.
 
     Raises `ConfigError` for a URL with a query, a fragment or a password, and if obstore is not installed.
     """
 
     streams = 8  # requests spend their time waiting for answers
 
-    _used_by: ClassVar[int | None] = None  # the process whose library has threads
+    _used_by: ClassVar[int | None] = None  # the process in which obstore has its threads
 
     def __init__(self, url: str, patience: Patience = PATIENCE) -> None:
         self.location = url.rstrip("/")
@@ -88,7 +89,7 @@ class Bucket:
         assert self._scheme in REMEDIES, url
         _require_plain(url)
         self._readonly = self._scheme in WEB
-        self._creates = True  # until the store says that it can't
+        self._creates = True  # whether the store can create an object only if it is absent; assumed until it refuses
         self._connected: ObjectStore | None = None
         self._obstore = _library(self.location)
 
@@ -96,18 +97,18 @@ class Bucket:
         return Bucket, (self.location, self.patience)
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; raises `FileNotFoundError` if there is no such object."""
+        """Return the object's bytes; raises `FileNotFoundError` if there is no such object."""
         return self._ask(key, lambda store: bytes(self._obstore.get(store, key).bytes()))
 
     def size(self, key: str) -> int:
-        """The object's size in bytes, -1 if there is no such object."""
+        """Return the object's size in bytes, or -1 if there is no such object."""
         try:
             return self._ask(key, lambda store: int(self._obstore.head(store, key)["size"]))
         except FileNotFoundError:
             return -1
 
     def sizes(self) -> dict[str, int] | None:
-        """Every object's size, by key; None for a web server, which can't list its objects."""
+        """Return every object's size, by key; None for a web server, which can't list its objects."""
         if self._readonly:
             return None
 
@@ -117,10 +118,10 @@ class Bucket:
         return self._ask("", list_all)
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
-        """Upload the object, whole or not at all.
+        """Upload the object as a whole or not at all; return whether this call created or replaced it.
 
-        Without `replace`, only one of several writers makes it. If the store can't promise that, the last one's bytes
-        remain, which are whole too.
+        Without `replace`, only one of several writers creates the object. If the store can't promise that, the bytes of
+        the last writer remain, which are complete, too.
         """
         self._require_writable(key)
         if not replace and self._creates:
@@ -142,7 +143,10 @@ class Bucket:
             return
 
     def _creation(self, key: str, content: bytes) -> Callable[["ObjectStore"], bool | None]:
-        """A request that makes the object unless it exists; it gives None if the store can't do that in one step."""
+        """Build a request that creates the object unless it exists.
+
+        The request returns None if the store can't do that in one step.
+        """
         attempts = 0
 
         def create(store: "ObjectStore") -> bool | None:
@@ -152,10 +156,10 @@ class Bucket:
                 self._obstore.put(store, key, content, mode="create")
             except self._obstore.exceptions.AlreadyExistsError as error:
                 size = self.size(key)
-                if size < 0:  # AWS's 409: a delete of this object was under way, and nothing was made
+                if size < 0:  # AWS's 409: the object was being deleted, and nothing was written
                     raise ConnectionAbortedError("a conflicting request was under way") from error
-                # An earlier attempt whose answer was lost may have made it. If another writer put the same bytes, it
-                # doesn't matter which of the two is taken for the maker.
+                # An earlier attempt may have created the object although its answer was lost. If another writer put the
+                # same bytes, it doesn't matter which of the two counts as the creator.
                 retried = attempts > 1 or re.search(r"after \d+ retries", str(error)) is not None
                 return retried and size == len(content) and self.get(key) == content
             except (NotImplementedError, self._obstore.exceptions.BaseError) as error:
@@ -169,13 +173,13 @@ class Bucket:
         return create
 
     def _ask(self, key: str, request: Callable[["ObjectStore"], T]) -> T:
-        """The store's answer; a failure that may pass is waited for."""
+        """Return the store's answer; after a failure that may pass, wait and ask again."""
         store, waits, start = self._store(), self.patience.waits(), time.monotonic()
         for attempt in itertools.count(1):
             try:
                 return request(store)
             except StorageError:
-                raise  # of another request that this one made
+                raise  # from another request inside this one
             except (self._obstore.exceptions.BaseError, ValueError, OSError, NotImplementedError) as error:
                 wait = next(waits, None)
                 if wait is None or not may_pass(error) or time.monotonic() - start > self.patience.total_s:
@@ -200,7 +204,7 @@ class Bucket:
                 f"{self.location}: this process was forked from one that had asked a store by URL already, and can't"
                 f" ask any; fork earlier, or start it with spawn"
             )
-        if self._connected is None:  # two threads may both connect: either result will do
+        if self._connected is None:  # two threads may both connect; either connection will do
             self._connected = self._connect()
         Bucket._used_by = process
         return self._connected
@@ -221,7 +225,7 @@ class Bucket:
         client: ClientConfig = {
             "connect_timeout": timedelta(seconds=patience.connect_s),
             "read_timeout": timedelta(seconds=patience.stall_s),
-            "timeout": timedelta(seconds=patience.total_s),  # the library's own 30 s cut off large objects
+            "timeout": timedelta(seconds=patience.total_s),  # obstore's default of 30 s cut off large objects
             "allow_http": self._unencrypted(),
         }
         try:
@@ -237,7 +241,7 @@ class Bucket:
             raise explained(self.location, "", error) from error
 
     def _unencrypted(self) -> bool:
-        """Whether the user named an address without TLS."""
+        """Return whether the user named an address without TLS."""
         if self._readonly:
             return self._scheme == "http"
         return any(
@@ -248,7 +252,7 @@ class Bucket:
 
 
 def _require_plain(url: str) -> None:
-    """Raise `ConfigError` unless the URL is a scheme, a host and a path, without secrets."""
+    """Raise `ConfigError` unless the URL consists of a scheme, a host and a path, without secrets."""
     parts = urlsplit(url.rstrip("/"))
     scheme, host, prefix = parts.scheme.lower(), parts.netloc, parts.path.strip("/")
     if "@" in host:
@@ -257,7 +261,7 @@ def _require_plain(url: str) -> None:
             f" in messages; leave them out"
         )
     if parts.query or parts.fragment or url.endswith(("?", "#")):
-        # What follows is usually a signature: it is not shown.
+        # What follows is usually a signature, so the message does not show it.
         raise ConfigError(
             f"{url.partition('?')[0].partition('#')[0]}: expected a URL without ? and #, which name one object and not"
             f" the place of many; leave out what follows them, or copy the cache to a folder"

@@ -1,6 +1,6 @@
-"""What a failed request to a bucket or web server means: whether asking again may help, and the line that users see.
+"""What a failed request to a bucket or web server means: whether a retry may help, and the line that users see.
 
-The library's errors are texts of many lines; the patterns here are those of obstore's messages.
+obstore's errors are multi-line texts; the patterns in this module match these texts.
 """
 
 import re
@@ -9,7 +9,7 @@ from dhkd.data.errors import StorageError
 
 WEB = ("http", "https")
 
-# By scheme, what to check if the place refuses.
+# What users should check if access is refused, by scheme.
 REMEDIES = {
     "s3": (
         "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL ('aws configure"
@@ -21,12 +21,12 @@ REMEDIES = {
 }
 
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
-# The first two are where machines of a cloud get credentials, which the library asks when nothing else is set.
+# The first two are addresses that give credentials to cloud machines; obstore asks them when nothing else is set.
 NO_CREDENTIALS = ("latest/api/token", "latest/meta-data", "token request", "Account must be specified")
 
 
 def explained(location: str, key: str, error: Exception, attempts: int = 1) -> OSError:
-    """The error to raise for a request about `key` below the URL `location` that failed `attempts` times."""
+    """Build the error to raise for a request about `key` below the URL `location` that failed `attempts` times."""
     scheme, _, path = location.partition("://")
     scheme, host = scheme.lower(), path.partition("/")[0]
     where = where_is(location, key)
@@ -47,32 +47,32 @@ def explained(location: str, key: str, error: Exception, attempts: int = 1) -> O
 
 
 def where_is(location: str, key: str) -> str:
-    """An object's URL, or that of the place if `key` is empty."""
+    """Return an object's URL, or `location` if `key` is empty."""
     return f"{location}/{key}" if key else location
 
 
 def kind_of(scheme: str) -> str:
-    """What a provider calls the first part of a URL."""
+    """Return what a provider calls the first part of a URL, e.g. a bucket."""
     return "host" if scheme in WEB else "container" if scheme == "az" else "bucket"
 
 
 def status_of(error: Exception) -> str:
-    """The HTTP status with its name; empty if there was no answer, or one that broke off."""
+    """Return the HTTP status code with its name; empty if there was no answer or the answer broke off."""
     match = re.search(r"non-2xx status code: (\d{3}[ \w-]*)", str(error))
     return match[1].strip() if match else ""
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether asking again may help."""
+    """Return whether a retry may help."""
     text, status = str(error), status_of(error)
     if any(name in text for name in NO_CREDENTIALS):
-        return False  # usually there are none, and each attempt takes as long as a connection may
+        return False  # usually there are no credentials, and each attempt waits for the connection's time limit
     lost = "HTTP error: " in text and "builder error" not in text
     return lost or status.startswith("5") or status[:3] in ("408", "429") or isinstance(error, ConnectionError)
 
 
 def reason_of(error: Exception) -> str:
-    """The library's reason in one line."""
+    """Return obstore's reason in one line."""
     text = str(error)
     answered = [*re.findall(r"<Code>([^<]+)</Code>", text)[:1], *re.findall(r"<Message>([^<]+)</Message>", text)[:1]]
     if status := status_of(error):

@@ -1,4 +1,4 @@
-"""Copies of a distant cache's objects, kept in a bounded folder of this machine."""
+"""Copies of a remote cache's objects, kept in a size-limited folder on this machine."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from dhkd.data.disk.copies import BoundedCopies
 
 
 class Nearby:
-    """A storage whose objects are fetched once if it is known what they hold; all other requests pass through.
+    """A storage that keeps a copy of each object whose size and checksum are known; other requests pass through.
 
-    Any number of processes may share the folder of `copies`, for different caches too. A copy is named by the storage's
-    location, the key, and the size and checksum in the cache's index. So an object that was replaced has another copy,
-    and no stale copy is ever given.
+    Any number of processes may share the folder of `copies`, even for different caches. A copy's name is made of the
+    storage's location, the key, and the size and checksum in the cache's index. So a replaced object gets another copy,
+    and a stale copy is never returned.
     """
 
     def __init__(self, storage: Storage, copies: BoundedCopies) -> None:
@@ -23,10 +23,10 @@ class Nearby:
     def get_checked(
         self, key: str, size: int, checksum: int, is_intact: Callable[[bytes], bool] = lambda content: True
     ) -> bytes:
-        """The object's bytes, from its copy or fetched anew.
+        """Return the object's bytes, from its copy or newly fetched from the storage.
 
-        A copy that has another size or isn't intact is damaged, and is replaced by what the storage gives. Those bytes
-        are returned whatever they are, for the caller to judge, but are kept only if they are intact. Raises
+        A copy that has another size or isn't intact is damaged, and its object is fetched again. Fetched bytes are
+        always returned, for the caller to judge, but are kept as a copy only if they are intact. Raises
         `FileNotFoundError` if there is no such object, and `OSError` if the copy can't be written.
         """
         name = self._name(key, size, checksum)
@@ -47,19 +47,19 @@ class Nearby:
         return fetched[-1] if fetched else self._storage.get(key)
 
     def get(self, key: str) -> bytes:
-        """The object's bytes, from the storage itself; raises `FileNotFoundError` if there is no such object."""
+        """Return the object's bytes, from the storage itself; raises `FileNotFoundError` if there is no such object."""
         return self._storage.get(key)
 
     def size(self, key: str) -> int:
-        """The object's size in bytes, -1 if there is no such object."""
+        """Return the object's size in bytes, or -1 if there is no such object."""
         return self._storage.size(key)
 
     def sizes(self) -> dict[str, int] | None:
-        """Every object's size, by key; None if the storage can't list its objects."""
+        """Return every object's size, by key; None if the storage can't list its objects."""
         return self._storage.sizes()
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
-        """Make the object in the storage."""
+        """Write the object to the storage; return whether it was written."""
         return self._storage.put(key, content, replace=replace)
 
     def delete(self, key: str) -> None:

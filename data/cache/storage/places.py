@@ -1,4 +1,4 @@
-"""Paths and URLs as the storages that they name. A new place is a file beside this one and a line in `PLACES`."""
+"""From a path or URL to its storage. To add a kind of place, add a file beside this one and a line in `PLACES`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from dhkd.data.errors import ConfigError
 
 
 def _bucket(url: str) -> Storage:
-    from dhkd.data.cache.storage.bucket import Bucket  # imports what only URLs need
+    from dhkd.data.cache.storage.bucket import Bucket  # late, since only URLs need its imports
 
     return Bucket(url)
 
 
-# From a URL's scheme to the storage at such a URL; what has no scheme is a folder.
+# The storage for each scheme of URLs; a location without a scheme is a folder.
 PLACES: dict[str, Callable[[str], Storage]] = {
     "s3": _bucket,
     "gs": _bucket,
@@ -25,12 +25,12 @@ PLACES: dict[str, Callable[[str], Storage]] = {
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether this is the URL of a place in the table, rather than a folder's path."""
+    """Return whether `location` is a URL with a scheme in `PLACES`, rather than a folder's path."""
     return _scheme(location) in PLACES
 
 
 def storage_of(location: str | Path) -> Storage:
-    """The storage at a path or URL; raises `ConfigError` for a URL with another scheme than those of `PLACES`."""
+    """Return the storage at a path or URL; raises `ConfigError` for a URL whose scheme is not in `PLACES`."""
     scheme = _scheme(location)
     if scheme is None:
         return Folder(Path(location))
@@ -43,6 +43,6 @@ def storage_of(location: str | Path) -> Storage:
 
 
 def _scheme(location: str | Path) -> str | None:
-    """The scheme of a URL, in lower case; None of a path."""
+    """Return the scheme of a URL in lower case, or None for a path."""
     scheme, separator, _ = str(location).partition("://")
     return scheme.lower() if separator else None

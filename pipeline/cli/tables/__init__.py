@@ -1,1 +1,1 @@
-"""What commands print for people: a module for each kind of result, and the plain table that they share."""
+"""The text that commands print: a module for each kind of result, and the plain table that all of them use."""

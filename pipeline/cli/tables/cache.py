@@ -1,4 +1,4 @@
-"""The table of `dhkd inspect`."""
+"""The table of `dhkd inspect`, which describes a cache and its signals, i.e. teacher outputs such as logits."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ Row = tuple[str, str]
 
 
 def cache_table(cache: Inspected) -> str:
-    """What a cache holds, how complete it is, and how exact each signal is."""
+    """Return a text that shows what a cache holds, how complete it is, and how exact each signal is."""
     return plain_table(["", ""], [*_cache_rows(cache), *_signal_rows(cache)], header=False)
 
 
@@ -55,7 +55,7 @@ def _signal_rows(cache: Inspected) -> Iterator[Row]:
 
 
 def _exactness(bound: SignalBounds | None) -> list[Row]:
-    """What the way in which values are stored means for logits and losses; empty if nothing is known."""
+    """Return the errors in logits and losses that the storage format causes; empty if they are unknown."""
     if bound is None:
         return []
     if bound.tail_mass is not None:
@@ -80,7 +80,7 @@ def _exactness(bound: SignalBounds | None) -> list[Row]:
     ]
 
 
-# Any: entries of a manifest, which hold what its writer recorded.
+# Any: these are entries of a manifest, which hold whatever its writer recorded.
 def _origin(teacher: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[Row]:
     return [
         (

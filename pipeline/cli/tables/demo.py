@@ -5,7 +5,7 @@ from dhkd.pipeline.results import Demo
 
 
 def demo_table(demo: Demo) -> str:
-    """A row for each run, and below the table how to read it."""
+    """Return a table with a row for each run, followed by sentences that explain the results."""
     rows = [
         (
             row.name,

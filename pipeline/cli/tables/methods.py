@@ -10,7 +10,7 @@ SOURCE_OF_SIGNALS = {None: "no teacher", True: "cache or live", False: "live onl
 
 
 def methods_table(methods: Sequence[Method]) -> str:
-    """What each method needs, a row for each."""
+    """Return a table with a row for each method, which shows what the method needs."""
     rows = []
     for method in methods:
         weights = f"; takes the teacher's {method.takes_of_teacher}" if method.takes_of_teacher else ""
@@ -29,7 +29,7 @@ def methods_table(methods: Sequence[Method]) -> str:
 
 
 def signals_in_short(names: Sequence[str]) -> str:
-    """Names of signals, with those of several stages as one: "map1…3-before"."""
+    """Join names of signals, i.e. teacher outputs; those of several stages become one, such as "map1…3-before"."""
     of_stages = [name for name in names if re.match(r"(map|attention)\d", name)]
     if len(of_stages) < 2:
         return ", ".join(names)
@@ -38,6 +38,6 @@ def signals_in_short(names: Sequence[str]) -> str:
     assert last_stage is not None
     start, _, suffix = first.partition("-")
     stages = re.sub(r"\d+", lambda first_stage: f"{first_stage[0]}…{last_stage[0]}", start, count=1)
-    if suffix and not first.startswith("attention"):  # attention's suffix is a resolution, which differs by stage
+    if suffix and not first.startswith("attention"):  # the suffix of attention is a resolution, which differs by stage
         stages += f"-{suffix}"
     return ", ".join([stages, *(name for name in names if name not in of_stages)])

@@ -1,4 +1,4 @@
-"""A table of plain text: no colours, no lines, nothing wrapped, whatever the terminal."""
+"""A plain-text table: no colours, no lines, no wrapping, in every terminal."""
 
 import io
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from rich.table import Table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:
-    """Rows of text under `columns`; the first `left` columns are aligned to the left, the others to the right."""
+    """Format `rows` under the header `columns`; the first `left` columns are left-aligned, the others right-aligned."""
     table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     stream = io.StringIO()
-    # As wide as its rows, and a file rather than a terminal, even if FORCE_COLOR is set.
+    # Wide enough for every row, and treated as a file rather than a terminal, even if FORCE_COLOR is set.
     width = sum(2 * max(map(len, column)) + 2 for column in zip(columns, *rows, strict=True))
     console = Console(
         file=stream, width=width, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False

@@ -1,4 +1,4 @@
-"""The tables of `dhkd plan`: what a cache takes, what it costs, and from how many students on it pays."""
+"""The tables of `dhkd plan`: the size and cost of a cache, and the number of students from which it pays."""
 
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.plan import CachePlan, Storage
@@ -6,7 +6,7 @@ from dhkd.stages.report.text import bytes_text, duration_text
 
 
 def plan_table(plan: CachePlan) -> str:
-    """Data, disk, memory, work and break-even, in this order."""
+    """Return the sections on data, disk, memory, work and break-even, in this order."""
     return "\n".join([_head(plan), "", _disk(plan), "", _memory(plan), "", *_work(plan), "", *_break_even(plan)])
 
 
@@ -51,7 +51,7 @@ def _disk(plan: CachePlan) -> str:
 
 
 def _other_signals(plan: CachePlan) -> list[str]:
-    """The signals beside logits, after an empty line; nothing if there are none."""
+    """Return an empty line and a table of the signals (teacher outputs) other than logits, or nothing without any."""
     rows = [
         (
             signal.signal,

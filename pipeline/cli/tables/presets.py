@@ -7,7 +7,10 @@ from dhkd.pipeline.results import ListedPreset
 
 
 def presets_table(presets: Sequence[ListedPreset]) -> str:
-    """The published pairs with millions of parameters and top-1 accuracies in percent, then the other presets."""
+    """Return a table of the published pairs, followed by a list of the other presets.
+
+    The table shows parameters in millions and published top-1 accuracies in percent.
+    """
     rows = [
         (
             preset.name,

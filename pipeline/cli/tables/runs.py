@@ -1,4 +1,4 @@
-"""Runs as text: what `dhkd report` and `dhkd sweep` print of a comparison or an analysis."""
+"""The tables of comparisons and analyses, which `dhkd report` and `dhkd sweep` print."""
 
 from dataclasses import astuple
 from typing import Any
@@ -10,7 +10,7 @@ from dhkd.stages.report.text import difference_text, spread_text
 
 
 def runs_table(compared: Comparison) -> str:
-    """The rows of a comparison; below them what the cache saved, and the warnings."""
+    """Return the table of a comparison, followed by the savings of the cache and the warnings."""
     published = any(row.published is not None for row in compared.rows)
     header = [
         *compared.axes,
@@ -33,7 +33,7 @@ def runs_table(compared: Comparison) -> str:
 
 
 def analysis_table(analysis: Analysis) -> str:
-    """The rows of an analysis, and the files that hold them and their picture."""
+    """Return the table of an analysis, followed by the paths of the files that were written."""
     header = columns_of(type(analysis.rows[0]))
     rows = [[_cell(value) for value in astuple(row)] for row in analysis.rows]
     return "\n".join([plain_table(header, rows, left=1), *analysis.files])

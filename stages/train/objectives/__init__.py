@@ -1,4 +1,4 @@
-"""The objectives by name. A new method is one file here and one line in `OBJECTIVES`."""
+"""The objectives by name. A new method takes one file in this folder and one line in `OBJECTIVES`."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -49,9 +49,10 @@ _PART = re.compile(r"(?:(?P<factor>[^*+]+?)\s*\*)?\s*(?P<name>[^*+]+)")
 def combined_objective(
     text: str, options: Mapping[str, Mapping[str, object]], alignment: Alignment | None = None
 ) -> Objective:
-    """The objective that a text such as "NAME" or "NAME + 0.5 * NAME" means; `options` are by the parts' names.
+    """Build the objective that a text such as "NAME" or "NAME + 0.5 * NAME" describes.
 
-    An `alignment` replaces that of the parts. Raises `ConfigError`, in one line.
+    `options` maps the names of parts to their options. If `alignment` is given, it replaces the alignment of the parts.
+    Raises `ConfigError`, with a one-line message, for a text or options that are not valid.
     """
     for name in options:
         one_of("objective", name, OBJECTIVES)
@@ -78,9 +79,9 @@ def _factor(text: str | None, objective: str) -> float:
 
 
 def build_objective(name: str, options: Mapping[str, object]) -> Objective:
-    """The objective `name` with these options; all others keep their defaults.
+    """Build the objective `name` with these options; all other options keep their defaults.
 
-    Raises `ConfigError`, in one line, for an unknown name or option, for a value of the wrong type (an int is accepted
-    as a float, a text never as a number) and for a value out of range.
+    Raises `ConfigError`, with a one-line message, for an unknown name or option, for a value of the wrong type (an int
+    is accepted as a float, but a string is never accepted as a number) and for a value out of range.
     """
     return with_options(f"objective {name!r}", one_of("objective", name, OBJECTIVES), options)

@@ -1,4 +1,4 @@
-"""`at`: the student's stages are active where the teacher's are.
+"""The objective `at`: the student's stages learn to be active at the same positions as the teacher's stages.
 
 Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
 """
@@ -21,8 +21,8 @@ PREFIX = "attention"
 class AttentionTransfer(Objective):
     """ce_weight · CE + at_weight · Σ over the stages of the mean squared difference of normalised attention maps.
 
-    The maps are those of `signals.attention`, behind each stage's last activation, at the smaller resolution of the two
-    networks. The stem is left out.
+    `signals.attention` computes the maps after each stage's last activation, at the smaller of the two networks'
+    resolutions. The stem is left out.
     """
 
     ce_weight: float = 1.0
@@ -34,11 +34,11 @@ class AttentionTransfer(Objective):
         require_weights("at", ce_weight=self.ce_weight, at_weight=self.at_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """An attention map of every stage."""
+        """Request an attention map of every stage."""
         return dict.fromkeys(self.reads(setting))
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The same maps of the student."""
+        """Request the same maps of the student."""
         names = []
         for stage in setting.stages("at"):
             _, student_height, student_width = setting.student.maps[stage]
@@ -48,7 +48,7 @@ class AttentionTransfer(Objective):
         return names
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `at`."""
+        """Compute the terms `ce` and `at`."""
         differences = [
             F.mse_loss(losses.widened(attention), teacher[name])
             for name, attention in student.features.items()
@@ -57,5 +57,5 @@ class AttentionTransfer(Objective):
         return {"ce": losses.cross_entropy(student.task, labels), "at": sum(differences[1:], differences[0])}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "at": self.at_weight}

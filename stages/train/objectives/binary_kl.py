@@ -1,7 +1,7 @@
-"""`binary-kl` and `binary-kl-norm`: a logit-level loss beside cross-entropy on a SINGLE head.
+"""The objectives `binary-kl` and `binary-kl-norm`: a logit-level loss and cross-entropy on a SINGLE head.
 
 The paper reports that this combination collapses (Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
-2025, arXiv 2411.08937). It is here to be compared with `dhkd`, which gives each loss its own head.
+2025, arXiv 2411.08937). It serves as a baseline for `dhkd`, which gives each loss a separate head.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch import Tensor
 
 LogitLoss = Literal["binary-kl", "binary-kl-norm"]
 
-# (student_BK, teacher_BK, temperature) → a scalar. The loss's name is also its term's name.
+# (student_BK, teacher_BK, temperature) → a scalar. The term has the same name as the loss.
 LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
     "binary-kl": losses.binary_kl,
     "binary-kl-norm": losses.binary_kl_norm,
@@ -25,7 +25,7 @@ LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class BinaryKL(Objective):
-    """ce_weight · CE + alpha · BinaryKL, both of the task head."""
+    """ce_weight · CE + alpha · BinaryKL, both on the task head."""
 
     alpha: float = 1.0
     temperature: float = 2.0
@@ -38,23 +38,23 @@ class BinaryKL(Objective):
         require_weights(self.loss, alpha=self.alpha, ce_weight=self.ce_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's raw logits."""
+        """Request the teacher's raw logits."""
         return {"logits": None}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce`, and the logit-level loss under its own name."""
+        """Compute the terms `ce` and the logit-level loss, which is named as in `LOGIT_LOSSES`."""
         return {
             "ce": losses.cross_entropy(student.task, labels),
             self.loss: LOGIT_LOSSES[self.loss](student.task, teacher["logits"], self.temperature),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, self.loss: self.alpha}
 
 
 @dataclass(frozen=True)
 class BinaryKLNorm(BinaryKL):
-    """ce_weight · CE + alpha · BinaryKL-Norm, both of the task head."""
+    """ce_weight · CE + alpha · BinaryKL-Norm, both on the task head."""
 
     loss: ClassVar[LogitLoss] = "binary-kl-norm"

@@ -1,4 +1,4 @@
-"""`cat-kd`: class activation maps.
+"""The objective `cat-kd`: the student imitates the teacher's class activation maps.
 
 Guo, Yan, Li, Lin, "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 
 
 def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> Tensor:
-    """Mean squared difference of class activation maps; `normalize` scales each sample's map of each class to length 1.
+    """Compute the mean squared difference of class activation maps.
 
-    Guo et al., equation 4.
+    `normalize` scales each map of a sample and class to length 1. Guo et al., equation 4.
     """
     student, teacher = losses.widened(student_BKHW).flatten(2), losses.widened(teacher_BKHW).flatten(2)
     if normalize:
@@ -30,8 +30,8 @@ def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> 
 class CATKD(Objective):
     """ce_weight · CE + cam_weight · the difference of class activation maps, pooled to `grid` × `grid`.
 
-    The published weights and grids differ between pairs, and so does whether maps are normalised; the defaults are
-    those of resnet32x4 → resnet8x4.
+    The published values of cam_weight, grid and normalize differ between teacher–student pairs; the defaults are the
+    values for resnet32x4 → resnet8x4.
     """
 
     ce_weight: float = 1.0
@@ -46,15 +46,15 @@ class CATKD(Objective):
         require_at_least("cat-kd", 1, grid=self.grid)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's maps."""
+        """Request the teacher's maps."""
         return {cam_name(self.grid): None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's maps."""
+        """Request the student's maps."""
         return [cam_name(self.grid)]
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `cam`."""
+        """Compute the terms `ce` and `cam`."""
         name = cam_name(self.grid)
         return {
             "ce": losses.cross_entropy(student.task, labels),
@@ -62,5 +62,5 @@ class CATKD(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "cam": self.cam_weight}

@@ -1,4 +1,4 @@
-"""Several objectives at once: "dhkd + reviewkd", "kd + 0.5 * rkd"."""
+"""A weighted sum of several objectives, such as "dhkd + reviewkd" or "kd + 0.5 * rkd"."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ CE = "ce"
 
 
 class Adapters(nn.Module):
-    """The adapters of all parts, by the parts' names; each sees the features of the student alone."""
+    """The adapters of all parts, by the parts' names; no adapter sees features that another adapter computed."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Adapters(nn.Module):
         ]
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """What all adapters compute, together."""
+        """Compute the features of all adapters, in one dictionary."""
         return {name: value for part in self.parts.values() for name, value in part(features, batch).items()}
 
 
@@ -36,9 +36,9 @@ class Adapters(nn.Module):
 class Combined(Objective):
     """The terms of all `parts`, each a (name, factor, objective); every weight is multiplied by the part's factor.
 
-    Cross-entropy is taken from the first part, since the others would only repeat it. Unless `aligned` is given, the
-    alignment is that of the part that has one, extended to every term of logits. Raises `ConfigError` for parts that
-    don't fit together and for an alignment that names other terms.
+    Cross-entropy is taken from the first part that has it, since the others would only repeat it. If `aligned` is None,
+    the alignment comes from the first part that has one and applies to all terms that compare logits. Raises
+    `ConfigError` for parts that don't fit together and for an alignment that names unknown terms.
     """
 
     parts: tuple[tuple[str, float, Objective], ...]
@@ -62,34 +62,34 @@ class Combined(Objective):
 
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
-        """Whether any part's terms couple them."""
+        """Whether the terms of any part compare the rows of a batch with each other."""
         return any(part.couples_rows for _, _, part in self.parts)
 
     @property
     def capturable(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
+        """Whether the steps of all parts can be captured."""
         return all(part.capturable for _, _, part in self.parts)
 
     @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]
-        """What the parts take."""
+        """The parts of the teacher's network that the objectives need, joined by "and"."""
         return " and ".join(part.takes_of_teacher for _, _, part in self.parts if part.takes_of_teacher) or None
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:
-        """The head of the part that has one."""
+        """The auxiliary head of the first part that has one."""
         return next((part.auxiliary for _, _, part in self.parts if part.auxiliary), None)
 
     @property
     def alignment(self) -> Alignment | None:
-        """The alignment of the part that has one, extended to every term of logits; `aligned` replaces it."""
+        """`aligned` or else the alignment of the first part that has one, applied to all terms that compare logits."""
         if self.aligned is not None:
             return self._resolved(self.aligned)
         alignment = next((part.alignment for _, _, part in self.parts if part.alignment), None)
         return alignment and self._resolved(replace(alignment, against=None))
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """What any part needs; probabilities are enough if all parts take them at one temperature."""
+        """Merge the needs of all parts. Probabilities suffice if every part reads them at the same temperature."""
         needs: dict[str, float | None] = {}
         for _, _, part in self.parts:
             for name, temperature in part.needs(setting).items():
@@ -97,36 +97,36 @@ class Combined(Objective):
         return needs
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """What any part reads, each name once."""
+        """Merge the names that the parts read, each name once."""
         return list(dict.fromkeys(name for _, _, part in self.parts for name in part.reads(setting)))
 
     def architecture(self, setting: Setting) -> str:
-        """The network of the part that changes it. Raises `ConfigError` if parts need different ones."""
+        """Return the network of the part that changes it. Raises `ConfigError` if parts need different networks."""
         names = {part.architecture(setting) for _, _, part in self.parts} - {setting.student.architecture}
         if len(names) > 1:
             raise ConfigError(f"objective: the parts train different networks: {' and '.join(sorted(names))}")
         return names.pop() if names else setting.student.architecture
 
     def start(self, network: Network, setting: Setting) -> None:
-        """Copy what each part takes over."""
+        """Copy the teacher's weights that each part reuses."""
         for _, _, part in self.parts:
             part.start(network, setting)
 
     def adapter(self, setting: Setting) -> nn.Module | None:
-        """The adapters of all parts that have one."""
+        """Build the adapters of all parts that have one."""
         adapters = {name: part.adapter(setting) for name, _, part in self.parts}
         present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
         return Adapters(present) if present else None
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The terms of all parts, under their own names."""
+        """Compute the terms of all parts, under the names that the parts give them."""
         terms: dict[str, Tensor] = {}
         for _, _, part in self.parts:
             terms = part.terms(student, labels, teacher) | terms
         return terms
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The weights of all parts, times their factors."""
+        """Return the weights of every part's terms, each multiplied by the part's factor."""
         weights: dict[str, float] = {}
         for _, factor, part in self.parts:
             weights = {term: factor * weight for term, weight in part.weights(epoch).items()} | weights
@@ -142,7 +142,7 @@ class Combined(Objective):
             raise ConfigError(f"alignment.{lacking}: expected at least one of {', '.join(terms)}, got none")
 
     def _resolved(self, aligned: Alignment) -> Alignment:
-        """The alignment with its terms `against` named: if it names none, all terms of logits that are not kept."""
+        """Return `aligned`, where `against` None is replaced by all unprotected terms that compare logits."""
         if aligned.against is not None:
             return aligned
         terms = [term for _, _, part in self.parts if part.of_logits for term in part.weights(0)]

@@ -1,8 +1,9 @@
-"""What the training loop asks of an objective, and the checks that objectives share.
+"""The interface between training loop and objectives, and the checks that objectives share.
 
-An objective is the losses and hyper-parameters of one method. It neither sums nor aligns them: `gradients.py` does. A
-method is one file beside this one and one line in `OBJECTIVES`; there is no registry. Most methods define `needs`,
-`terms` and `weights`, and inherit the rest.
+An objective holds the losses and hyper-parameters of one method; `gradients.py` sums the losses and aligns their
+gradients. A method takes one file in this folder and one line in `OBJECTIVES`; there is no registry. Most methods
+define `needs`, `terms` and `weights`, and inherit the rest. A term is a named loss. A signal is a named output of a
+network for a sample, such as its logits.
 """
 
 import math
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 class Setting:
     """What an objective works with: the shapes of both networks, the labels of the training set, the experiment's seed.
 
-    The student is the network that `Objective.architecture` names. `labels_N` is int64. `teacher_network` is the
-    teacher in eval mode on the CPU; None, if no weights of it were given.
+    `student` has the shapes of the network that `Objective.architecture` names. `labels_N` is int64. `teacher_network`
+    is the teacher in eval mode on the CPU; it is None if no teacher weights were given.
     """
 
     student: Shapes
@@ -34,7 +35,7 @@ class Setting:
     teacher_network: Network | None = None
 
     def stages(self, objective: str) -> list[int]:
-        """The numbers of the stages behind the stem. Raises `ConfigError` unless both networks have as many of them."""
+        """Return the numbers of the stages after the stem. Raises `ConfigError` if the networks' counts differ."""
         student, teacher = len(self.student.maps), len(self.teacher.maps)
         if student != teacher:
             raise ConfigError(
@@ -45,69 +46,73 @@ class Setting:
 
 
 class Objective(ABC):
-    """The losses of one method; immutable, so that a run's objective is what its configuration says."""
+    """The losses of one method. It is immutable, so that a run's objective always matches its configuration."""
 
-    # Whether a term depends on how the rows of a batch relate, so that it needs the rows of all processes together.
+    # Whether a term compares the rows of a batch with each other, so that it needs the rows of all processes together.
     couples_rows: bool = False
-    # Whether its losses, apart from cross-entropy, compare logits. Alignment leaves other losses alone.
+    # Whether the losses other than cross-entropy compare logits. An alignment that names no terms projects only these.
     of_logits: bool = True
-    # Whether its step runs on the device alone, so that a CUDA graph can hold it.
+    # Whether a step runs entirely on the device, so that it can be captured as a CUDA graph.
     capturable: bool = True
-    # The part of the teacher's network that it needs beside signals; then the teacher's weights must be given.
+    # The part of the teacher's network that the objective needs besides signals. If set, teacher weights must be given.
     takes_of_teacher: str | None = None
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:
-        """The second head that its student has in training; None: it has the task head alone."""
+        """The second head that the student has during training, or None if it has only the task head."""
         return None
 
     @property
     def alignment(self) -> Alignment | None:
-        """Which terms have a gradient that others must not oppose; None: all gradients are simply summed."""
+        """The terms whose gradient others must not oppose, or None if all gradients are simply summed."""
         return None
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The names of the teacher's signals that its terms read; empty: it needs no teacher.
+        """Return the names of the teacher's signals that the terms read; without any, no teacher is needed.
 
-        The value is None if the raw signal is read. For logits it may be a temperature: then the probabilities that
-        softmax gives at that temperature are enough.
+        The value is None if the raw signal is read. For logits it may be a temperature: then the softmax probabilities
+        at that temperature are enough.
         """
         return {}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The names of the student's signals that it reads beside logits; they are named as the teacher's are."""
+        """Return the names of the student's signals that the objective reads besides logits, named as in `needs`."""
         return ()
 
     def architecture(self, setting: Setting) -> str:
-        """The name of the network that is trained, evaluated and exported: the preset's, or one built around it."""
+        """Return the name of the network to train, evaluate and export: the preset's network or one built around it."""
         return setting.student.architecture
 
     def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most copy nothing
-        """Copy what the freshly initialised network takes over from the teacher."""
+        """Copy weights of the teacher into the freshly initialised `network`, if the method reuses any."""
 
     def adapter(self, setting: Setting) -> nn.Module | None:
-        """A module that is trained beside the student and dropped afterwards, initialised from torch's generator.
+        """Build a module that is trained with the student and dropped afterwards, or return None if none is needed.
 
-        It maps what the objective `reads`, {name: (B, …)}, and the `Batch` to further features under new names. Its
-        buffers may hold state; `same_in_every_process` may name those that all processes compute alike.
+        The module is initialised from torch's default generator. It maps the signals that the objective `reads`,
+        {name: (B, …)}, and the `Batch` to further features under new names. Its buffers may hold state; its attribute
+        `same_in_every_process` may name the buffers to which all processes compute the same values.
         """
         return None
 
     @abstractmethod
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named, unweighted losses of a batch, each a scalar and a mean over the batch's rows.
+        """Compute the named, unweighted losses of a batch, each a scalar and a mean over the batch's rows.
 
-        `labels` may be mixed. Pass them to `losses.cross_entropy`; if the classes themselves are needed,
-        `labels.one_class_each` gives them or refuses.
+        `labels` may be mixed. Pass them to `losses.cross_entropy`. If a method needs the classes themselves, use
+        `labels.one_class_each`, which raises `ConfigError` for mixed labels.
         """
 
     @abstractmethod
     def weights(self, epoch: int) -> dict[str, float]:
-        """The weight of each term in this epoch, from 0. A term of weight 0 stays in the graph: DDP needs it."""
+        """Return the weight of each term in this epoch, counted from 0.
+
+        A term of weight 0 stays in the graph, because DDP needs it.
+        """
 
 
 def warm_up(epoch: int, epochs: int) -> float:
-    """A factor that grows linearly over the first `epochs` epochs and then stays 1; without any it is always 1."""
+    """Return a factor that grows linearly to 1 over the first `epochs` epochs; with 0 `epochs` it is always 1."""
     return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
 
 

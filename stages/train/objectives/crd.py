@@ -1,7 +1,8 @@
-"""`crd`: the student's embedding of a sample is contrasted with the teacher's of other classes, and vice versa.
+"""The objective `crd`: a network's embedding of a sample should match the other network's embedding of this sample.
 
-Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. The embeddings of the
-whole training set by both networks are remembered; negatives are drawn from this memory.
+Each embedding is contrasted with the other network's embeddings of negatives, i.e. samples of other classes. Tian,
+Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. A memory holds
+both networks' embeddings of the whole training set; the negatives' embeddings are taken from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,20 +32,24 @@ STUDENT, TEACHER = "crd-student", "crd-teacher"
 
 
 def contrastive_loss(ratio_BM: Tensor) -> Tensor:
-    """Noise-contrastive estimation: column 0 is the positive, the M others are noise; mean over the batch.
+    """Compute the loss of noise-contrastive estimation: column 0 is the positive, the M other columns are noise.
 
-    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 says how much likelier the
-    sample is under the model than as noise: its score divided by M/num_samples. Tian et al., equations 9 to 11.
+    −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ], h(r) = r / (r + 1). An entry r > 0 is the ratio of the sample's
+    likelihood under the model to its likelihood as noise: the sample's score divided by M/num_samples. Tian et al.,
+    equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
-    # log h(r) as a function of log r: through 1/r, whose gradient is 1/r², small ratios would overflow.
+    # log h(r) is computed from log r. Computed from 1/r, whose gradient is 1/r², it would overflow for small ratios.
     positive_B = F.logsigmoid(ratio_BM[:, 0].log())
     noise_B = -torch.log1p(ratio_BM[:, 1:]).sum(dim=1)
     return -(positive_B + noise_B).mean()
 
 
 class Negatives:
-    """The samples that a sample is contrasted with: of other classes, by (seed, epoch, index), with replacement."""
+    """A sampler of negatives: samples of other classes, drawn with replacement.
+
+    The draws for a sample depend only on (seed, epoch, index).
+    """
 
     def __init__(self, labels_N: Tensor, number: int, seed: int) -> None:
         labels = labels_N.cpu().numpy()
@@ -55,7 +60,7 @@ class Negatives:
             raise ConfigError("objective 'crd': expected samples of at least two classes, to tell them apart")
 
     def draw(self, epoch: int, index_B: Tensor) -> Tensor:
-        """The indices of negatives, int64 (B, number): for each row samples of other classes than its own."""
+        """Draw the indices of negatives, int64 (B, number): for each row, samples of classes other than its class."""
         rows = [self._row(epoch, index) for index in index_B.tolist()]
         return torch.from_numpy(np.stack(rows))
 
@@ -65,8 +70,8 @@ class Negatives:
         stop = self._ends[label]
         start = self._ends[label - 1] if label else 0
         others = len(self._labels) - (stop - start)
-        # Each raw 64 bits give two draws of 32. A draw is a position among the other classes' samples, which are sorted
-        # by class; positions behind the own class are shifted by its size.
+        # Each raw 64-bit integer gives two 32-bit draws. A draw is scaled to a position among the samples of the other
+        # classes, which are sorted by class. Positions from the row's class on are shifted by the size of that class.
         draws = raw.astype("<u8").view("<u4")[0, : self._number].astype(np.uint64)
         position = ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
         row: np.ndarray[tuple[int], np.dtype[np.int64]] = self._by_class[
@@ -78,7 +83,7 @@ class Negatives:
 class Contrast(nn.Module):
     """The projections of both networks, and a memory of every sample's projected embeddings.
 
-    The memory is the same in every process, because each process remembers the rows of all.
+    The memory is the same in every process, because each process stores the rows of all processes.
     """
 
     same_in_every_process = ("memory_student", "memory_teacher")
@@ -100,13 +105,14 @@ class Contrast(nn.Module):
         bound = (3 / dim) ** 0.5
         for name in self.same_in_every_process:
             self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
-        # Scores are divided by these, so that they are roughly probabilities: from the first batch on; 0 until then.
+        # Scores are divided by these scales, so that they are roughly probabilities. The first batch sets the scales; 0
+        # means that a scale is not yet set.
         self.register_buffer("scale_student", torch.zeros(()))
         self.register_buffer("scale_teacher", torch.zeros(()))
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Ratios (B, 1 + negatives) of the student's embeddings with the teacher's memory, and the other way round."""
-        batch.labels.require_one_class("crd")  # negatives are of other classes than a row's own
+        """Compute ratios (B, 1 + negatives): student embeddings with the teacher's memory, and the other way round."""
+        batch.labels.require_one_class("crd")  # negatives are samples of classes other than the row's class
         device = self.student.weight.device
         index_B = batch.index_B.to(device)
         chosen_BM = torch.cat([index_B[:, None], self._negatives.draw(batch.epoch, batch.index_B).to(device)], dim=1)
@@ -124,8 +130,8 @@ class Contrast(nn.Module):
         return ratios
 
     def _ratios(self, embedding_BD: Tensor, memory: str, scale: str, chosen_BM: Tensor) -> Tensor:
-        # All products are computed and then chosen from. The memory is cloned because it changes before the gradient is
-        # taken; a copy of the chosen rows alone would be much larger, as large as the maps of many layers.
+        # All products are computed first, then the chosen ones are gathered. The memory is cloned because it changes
+        # before the backward pass. Copying the chosen rows for each row of the batch would take much more memory.
         cosine_BN = embedding_BD @ self.get_buffer(memory).clone().T
         score_BM = torch.exp(cosine_BN.gather(1, chosen_BM) / self._temperature)
         factor = self.get_buffer(scale)
@@ -142,10 +148,10 @@ class Contrast(nn.Module):
 
 @dataclass(frozen=True)
 class CRD(Objective):
-    """ce_weight · CE + crd_weight · (the student's contrast + the teacher's), embeddings projected to `dim`.
+    """ce_weight · CE + crd_weight · (the student's contrast + the teacher's contrast), embeddings projected to `dim`.
 
-    For each row `negatives` samples of other classes are drawn. In memory that takes as many scores a row, and
-    num_samples · dim · 2 floats for the embeddings.
+    For each row of a batch, `negatives` samples of other classes are drawn. Per row and network, this takes
+    num_samples cosines and 1 + negatives scores; the memory of embeddings takes num_samples · dim · 2 floats.
     """
 
     ce_weight: float = 1.0
@@ -166,21 +172,21 @@ class CRD(Objective):
             raise ConfigError(f"objective 'crd': momentum: expected at least 0 and below 1, got {self.momentum!r}")
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's pooled feature."""
+        """Request the teacher's pooled feature."""
         return {EMBEDDING: None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's pooled feature."""
+        """Request the student's pooled feature."""
         return [EMBEDDING]
 
     def adapter(self, setting: Setting) -> nn.Module:
-        """The projections and the memory."""
+        """Build the projections and the memory."""
         negatives = Negatives(setting.labels_N, self.negatives, setting.seed)
         widths = setting.student.embedding_dim, setting.teacher.embedding_dim
         return Contrast(*widths, self.dim, negatives, len(setting.labels_N), self.temperature, self.momentum)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce`, `student-contrast` and `teacher-contrast`."""
+        """Compute the terms `ce`, `student-contrast` and `teacher-contrast`."""
         return {
             "ce": losses.cross_entropy(student.task, labels),
             "student-contrast": contrastive_loss(student.features[STUDENT]),
@@ -188,5 +194,5 @@ class CRD(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "student-contrast": self.crd_weight, "teacher-contrast": self.crd_weight}

@@ -1,4 +1,4 @@
-"""`ce`, plain training on the labels as teachers are trained, and `label-smoothing`."""
+"""The objectives `ce`, plain training on the labels, which also trains teachers, and `label-smoothing`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """Cross-entropy of the task head; without options."""
+    """Cross-entropy of the task head. It has no options."""
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` alone; `teacher` may be empty."""
+        """Compute the only term, `ce`; `teacher` may be empty."""
         return {"ce": losses.cross_entropy(student.task, labels)}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """1 in every epoch."""
+        """Return weight 1 in every epoch."""
         return {"ce": 1.0}
 
 
 @dataclass(frozen=True)
 class LabelSmoothing(Objective):
-    """Cross-entropy with a share `smoothing` of the probability spread over all classes: a baseline without teacher."""
+    """Cross-entropy with a share `smoothing` of the target spread over all classes; a teacher-free baseline."""
 
     smoothing: float = 0.1
 
@@ -35,9 +35,9 @@ class LabelSmoothing(Objective):
             raise ConfigError(f"objective 'label-smoothing': smoothing: expected 0 to 1, got {self.smoothing!r}")
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce`, with smoothed labels; `teacher` may be empty."""
+        """Compute the only term, `ce`, with smoothed labels; `teacher` may be empty."""
         return {"ce": losses.smoothed_cross_entropy(student.task, labels, self.smoothing)}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """1 in every epoch."""
+        """Return weight 1 in every epoch."""
         return {"ce": 1.0}

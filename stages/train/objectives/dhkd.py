@@ -1,7 +1,7 @@
-"""`dhkd`: cross-entropy on the task head, a logit-level loss on an auxiliary head, and aligned gradients.
+"""The objective `dhkd`: cross-entropy on the task head, a logit-level loss on an auxiliary head, and aligned gradients.
 
 Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head",
-KDD 2025, arXiv 2411.08937. The head itself is in `stages/models/`, the alignment in `gradients.py`.
+KDD 2025, arXiv 2411.08937. The auxiliary head is built in `stages/models/`, the alignment in `gradients.py`.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DHKD(Objective):
-    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head); with `align`, nothing opposes the gradient of CE.
+    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head); with `align`, `loss` can't oppose CE's gradient.
 
-    The defaults are the published settings of CIFAR-100; ce_weight is the paper's γ. From epoch `alpha_epochs` on,
-    counted from 0, alpha is 0; None: it never is. The published ImageNet run has 50 there, alpha 0.1, a linear head and
-    no alignment. With `standardize`, the logits of the auxiliary head and of the teacher are standardised first
+    The defaults are the published settings for CIFAR-100; ce_weight is the paper's γ. If `alpha_epochs` is given, alpha
+    is 0 from this epoch on, counted from 0. The published ImageNet run has alpha_epochs 50, alpha 0.1, a linear head
+    and no alignment. With `standardize`, the logits of the auxiliary head and of the teacher are standardised first
     (`losses.standardized`).
     """
 
@@ -49,15 +49,15 @@ class DHKD(Objective):
 
     @property
     def alignment(self) -> Alignment | None:
-        """The gradient of cross-entropy is kept, if gradients are aligned."""
+        """With `align`, protect the gradient of cross-entropy from the logit-level loss."""
         return Alignment(kept=("ce",), against=(self.loss,)) if self.align else None
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's raw logits."""
+        """Request the teacher's raw logits."""
         return {"logits": None}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` of the task head and the logit-level loss, under its own name, of the auxiliary head."""
+        """Compute the terms `ce` on the task head and the logit-level loss, named by `loss`, on the auxiliary head."""
         prepared = losses.standardized if self.standardize else losses.widened
         loss = LOGIT_LOSSES[self.loss]
         return {
@@ -66,6 +66,6 @@ class DHKD(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """alpha until `alpha_epochs`, then 0; the weight of cross-entropy stays."""
+        """Return alpha, or 0 from `alpha_epochs` on, and the constant weight of cross-entropy."""
         ended = self.alpha_epochs is not None and epoch >= self.alpha_epochs
         return {"ce": self.ce_weight, self.loss: 0.0 if ended else self.alpha}

@@ -1,4 +1,4 @@
-"""`dist`: how probabilities correlate over the classes and over the samples.
+"""The objective `dist`: correlation of student and teacher probabilities over the classes and over the samples.
 
 Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
 """
@@ -16,18 +16,19 @@ from torch import Tensor
 
 
 def correlation_distance(first_RC: Tensor, second_RC: Tensor) -> Tensor:
-    """1 − Pearson's correlation of each row with its counterpart, mean over rows; that of a constant row counts as 0.
+    """Compute 1 − Pearson's correlation of each row with its counterpart, mean over rows.
 
-    The result is in 0 to 2, and no positive affine map of a row changes it. Huang et al., equations 7 and 8.
+    The correlation of a constant row counts as 0. The result is between 0 and 2. Scaling a row by a positive factor or
+    shifting it does not change the result. Huang et al., equations 7 and 8.
     """
     first_RC, second_RC = _variation(losses.widened(first_RC)), _variation(losses.widened(second_RC))
     return 1 - (first_RC * second_RC).sum(dim=1).mean()
 
 
 def _variation(x_RC: Tensor) -> Tensor:
-    """Each row minus its mean, scaled to length 1; a constant row becomes zeros, without a gradient."""
+    """Centre each row at 0 and scale the row to length 1; a constant row becomes zeros, without a gradient."""
     centred_RC = x_RC - x_RC.mean(dim=1, keepdim=True)
-    # Rounding may leave something of a constant row, which would be scaled up to a meaningless direction.
+    # Rounding may leave small values in a constant row, and scaling would turn them into a meaningless direction.
     rounding_R1 = 8 * torch.finfo(x_RC.dtype).eps * x_RC.abs().amax(dim=1, keepdim=True)
     varies_R1 = centred_RC.abs().amax(dim=1, keepdim=True) > rounding_R1
     return F.normalize(torch.where(varies_R1, centred_RC, 0.0), dim=1)
@@ -37,8 +38,8 @@ def _variation(x_RC: Tensor) -> Tensor:
 class DIST(Objective):
     """ce_weight · CE + inter_weight · inter + intra_weight · intra, of the task head.
 
-    `inter` correlates each sample's probabilities over the classes, `intra` each class's over the batch. Both are at
-    `temperature` and multiplied by its square. The batch is that of all processes together.
+    `inter` correlates the probabilities of each sample over the classes, `intra` the probabilities of each class over
+    the joint batch of all processes. Both use probabilities at `temperature` and are multiplied by its square.
     """
 
     temperature: float = 4.0
@@ -55,11 +56,11 @@ class DIST(Objective):
         )
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's probabilities."""
+        """Request the teacher's probabilities."""
         return {"logits": self.temperature}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce`, `inter` and `intra`."""
+        """Compute the terms `ce`, `inter` and `intra`."""
         student_BK, teacher_BK = (
             F.softmax(losses.widened(logits) / self.temperature, dim=1) for logits in (student.task, teacher["logits"])
         )
@@ -70,5 +71,5 @@ class DIST(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "inter": self.inter_weight, "intra": self.intra_weight}

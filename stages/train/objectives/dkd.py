@@ -1,4 +1,4 @@
-"""`dkd`: distillation split into the target class's part and the others'.
+"""The objective `dkd`: distillation split into a part for the target class and a part for the other classes.
 
 Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 
 
 def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD, scalars: τ²/N · Σ_i KL(teacher's probabilities ‖ student's), both at τ.
+    """Compute TCKD and NCKD, scalars: τ²/N · Σ_i KL(teacher probabilities ‖ student probabilities), both at τ.
 
-    TCKD compares the probabilities of (target, all others together), NCKD those of the other classes alone, made to sum
-    to 1. Zhao et al., equation 7, where KD of sample i is TCKD + (1 − p_target)·NCKD. `labels_B` is int64.
+    TCKD compares the probabilities of (target, all others together), NCKD those of the other classes, normalised to
+    sum to 1. Zhao et al., equation 7, where KD of sample i is TCKD + (1 − p_target)·NCKD. `labels_B` is int64.
     """
     student_BK, teacher_BK = losses.widened(student_BK) / temperature, losses.widened(teacher_BK) / temperature
     target_B1 = labels_B[:, None]
@@ -35,7 +35,7 @@ def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, tempe
         reduction="batchmean",
         log_target=True,
     )
-    # At the target, both are set to 0 afterwards, so that it adds nothing.
+    # Both log-probabilities are set to 0 at the target afterwards, so that the target adds nothing.
     student_others, teacher_others = (
         F.log_softmax(logits.scatter(1, target_B1, -float("inf")), dim=1).scatter(1, target_B1, 0.0)
         for logits in (student_BK, teacher_BK)
@@ -45,7 +45,7 @@ def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, tempe
 
 
 def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
-    """log p of the target and log(1 − p), (N, 2); neither is the log of a probability that rounded to 0 or 1."""
+    """Return log p and log(1 − p), (B, 2), p the target's probability, computed without rounding p to 0 or 1."""
     target = logits_BK.gather(1, target_B1)
     others = logits_BK.scatter(1, target_B1, -float("inf")).logsumexp(dim=1, keepdim=True)
     lead = target - others
@@ -73,17 +73,17 @@ class DKD(Objective):
         require_at_least("dkd", 0, warmup_epochs=self.warmup_epochs)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's probabilities; if they are standardised, its raw logits."""
+        """Request the teacher's probabilities, or its raw logits if they are to be standardised."""
         return {"logits": None if self.standardize else self.temperature}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce`, `tckd` and `nckd`."""
+        """Compute the terms `ce`, `tckd` and `nckd`."""
         prepared = losses.standardized if self.standardize else losses.widened
         target_B = labels.one_class_each("dkd")
         tckd, nckd = decoupled_kd(prepared(student.task), prepared(teacher["logits"]), target_B, self.temperature)
         return {"ce": losses.cross_entropy(student.task, labels), "tckd": tckd, "nckd": nckd}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """alpha and beta, warmed up; the weight of cross-entropy stays."""
+        """Return alpha and beta, multiplied by the warm-up factor, and the constant weight of cross-entropy."""
         factor = warm_up(epoch, self.warmup_epochs)
         return {"ce": self.ce_weight, "tckd": factor * self.alpha, "nckd": factor * self.beta}

@@ -1,7 +1,7 @@
-"""`fitnet`: a regressor turns one of the student's maps into an imitation of one of the teacher's.
+"""The objective `fitnet`: a regressor turns one of the student's maps into an imitation of one of the teacher's.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550. Both
-losses are minimised together, as in later comparisons; the paper minimises the hint first.
+losses are minimised together, as in later comparisons; the paper minimises the hint loss first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ HINT = "fitnet"
 
 
 class Regressor(nn.Module):
-    """A 1×1 convolution, batch norm and ReLU behind the student's map, at the teacher's resolution."""
+    """A 1×1 convolution, batch norm and ReLU after the student's map, at the teacher's resolution."""
 
     def __init__(self, name: str, student: tuple[int, int, int], teacher: tuple[int, int, int]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Regressor(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(student[0], teacher[0], 1), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The imitation, in the shape of the teacher's map."""
+        """Compute the imitation, in the shape of the teacher's map."""
         return {HINT: self.layers(resized(features[self._name], self._size))}
 
 
@@ -47,28 +47,28 @@ class FitNet(Objective):
         require_at_least("fitnet", 0, hint_stage=self.hint_stage)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's map."""
+        """Request the teacher's map."""
         return {map_name(self.hint_stage): None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's map."""
+        """Request the student's map."""
         return [map_name(self.hint_stage)]
 
     def adapter(self, setting: Setting) -> nn.Module:
-        """The regressor."""
+        """Build the regressor."""
         name = map_name(self.hint_stage)
         student, teacher = (_map_shape(shapes.row(name)) for shapes in (setting.student, setting.teacher))
         return Regressor(name, student, teacher)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `hint`."""
+        """Compute the terms `ce` and `hint`."""
         return {
             "ce": losses.cross_entropy(student.task, labels),
             "hint": F.mse_loss(losses.widened(student.features[HINT]), teacher[map_name(self.hint_stage)]),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "hint": self.hint_weight}
 
 

@@ -1,4 +1,4 @@
-"""`kd`: classical distillation on one head, and `mse`: regression of the raw logits.
+"""The objectives `kd`, classical distillation on one head, and `mse`, regression of the raw logits.
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KD(Objective):
-    """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual ones of CIFAR-100.
+    """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual values for CIFAR-100.
 
     With `standardize`, the logits of both networks are standardised first (`losses.standardized`).
     """
@@ -30,11 +30,11 @@ class KD(Objective):
         require_weights("kd", ce_weight=self.ce_weight, kd_weight=self.kd_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's probabilities; if they are standardised, its raw logits."""
+        """Request the teacher's probabilities, or its raw logits if they are to be standardised."""
         return {"logits": None if self.standardize else self.temperature}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `kd`."""
+        """Compute the terms `ce` and `kd`."""
         prepared = losses.standardized if self.standardize else losses.widened
         return {
             "ce": losses.cross_entropy(student.task, labels),
@@ -42,13 +42,13 @@ class KD(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "kd": self.kd_weight}
 
 
 @dataclass(frozen=True)
 class LogitMSE(Objective):
-    """ce_weight · CE + mse_weight · squared error of the raw logits, both of the task head."""
+    """ce_weight · CE + mse_weight · the squared error of the raw logits, both on the task head."""
 
     ce_weight: float = 0.1
     mse_weight: float = 0.9
@@ -57,16 +57,16 @@ class LogitMSE(Objective):
         require_weights("mse", ce_weight=self.ce_weight, mse_weight=self.mse_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's raw logits."""
+        """Request the teacher's raw logits."""
         return {"logits": None}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `mse`."""
+        """Compute the terms `ce` and `mse`."""
         return {
             "ce": losses.cross_entropy(student.task, labels),
             "mse": losses.logit_mse(student.task, teacher["logits"]),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "mse": self.mse_weight}

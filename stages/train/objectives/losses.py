@@ -1,12 +1,12 @@
-"""The losses as pure functions of tensors: no model, no epoch, no weight and no configuration in here.
+"""The losses as pure functions of tensors, which know no model, epoch, weight or configuration.
 
-Each computes in float32, whatever the dtype of its inputs and whatever autocast says; float64 stays float64. Inputs are
-widened first, because even a difference of two fp16 logits may overflow. Values and gradients are finite for
-|student − teacher| up to 1e4. The equations are not transcribed with clamped probabilities, as published code has them:
-in float32 a clamp at 1 − 1e-8 does nothing, and such a loss is infinite if the difference exceeds about 33.
+Each loss computes in float32, whatever the dtype of its inputs and the state of autocast; float64 stays float64. Inputs
+are widened first, because even the difference of two fp16 logits may overflow. Values and gradients are finite for
+|student − teacher| up to 1e4. Published code clamps probabilities instead. In float32, a clamp at 1 − 1e-8 does
+nothing, so such a loss becomes infinite if the difference exceeds about 33.
 
-B is the batch, K the classes, N the batch's size, s and t are the student's and teacher's logits, τ is the temperature
-and σ the logistic function.
+B is the batch dimension, K the class dimension and N the batch size; s and t are the student's and the teacher's
+logits, τ is the temperature and σ the logistic function.
 """
 
 import torch
@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from dhkd.data.stream.labels import Labels
 from torch import Tensor
 
-# Above this log cosh x = |x| − log 2 to the last digit of a float64: exp(−2·20) is 4e-18.
+# Above this bound, log cosh x = |x| − log 2 to the last digit of a float64: exp(−2·20) is 4e-18.
 LOG_COSH_IS_LINEAR = 20.0
 
 
 def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
-    """Cross-entropy with the labels, mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i].
+    """Compute cross-entropy with the labels, mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i].
 
-    A mixed image of share w has w · CE(first) + (1 − w) · CE(second). Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond
-    Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412, section 2.
+    The loss of a mixed image is w · CE(first) + (1 − w) · CE(second), where w is the share of the first class. Zhang,
+    Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412, section 2.
     """
     return smoothed_cross_entropy(logits_BK, labels, 0.0)
 
 
 def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) -> Tensor:
-    """Cross-entropy with (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
+    """Compute cross-entropy with the targets (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
 
-    A mixed image has the mean of both labels' losses, weighted as in `cross_entropy`. Szegedy et al., "Rethinking the
+    For a mixed image, the losses of both labels are weighted as in `cross_entropy`. Szegedy et al., "Rethinking the
     Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
     """
     logits_BK = widened(logits_BK)
@@ -44,31 +44,33 @@ def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) 
 
 
 def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
-    """Squared error of raw logits: 1/(N·K) · Σ (s − t)², the mean over batch and classes.
+    """Compute the squared error of raw logits, 1/(N·K) · Σ (s − t)²: the mean over batch and classes.
 
-    Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184, equation 1 (there the sum, ½).
+    Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184, equation 1, which
+    sums instead, with a factor ½.
     """
     return F.mse_loss(widened(student_BK), widened(teacher_BK))
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
-    """Each row minus its mean, divided by its standard deviation (of all K): (x − μ) / (σ + 1e-7).
+    """Standardize each row: (x − mean) / (deviation + 1e-7), with the population standard deviation of all K values.
 
-    Apart from the 1e-7, a shift or a positive scale of a row changes nothing. Sun et al., "Logit Standardization in
-    Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, where the temperature divides the result.
+    Apart from the 1e-7, shifting a row or scaling it by a positive factor changes nothing. Sun et al., "Logit
+    Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, in which the result is divided
+    by the temperature.
     """
     logits_BK = widened(logits_BK)
     centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
-    # The norm of the centred values, because the gradient of std() is NaN if all values are equal.
+    # Computed as the norm of the centred values, because the gradient of std() is NaN if all values are equal.
     deviation_B1 = torch.linalg.vector_norm(centred_BK, dim=1, keepdim=True) / centred_BK.shape[1] ** 0.5
     result: Tensor = centred_BK / (deviation_B1 + 1e-7)
     return result
 
 
 def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
-    """Classical distillation: τ²/N · Σ KL( softmax(t/τ) ‖ softmax(s/τ) ), sum over classes, mean over the batch.
+    """Compute classical KD, τ²/N · Σ KL( softmax(t/τ) ‖ softmax(s/τ) ): sum over classes, mean over the batch.
 
-    Its gradient in s is τ/N · (softmax(s/τ) − softmax(t/τ)). Hinton, Vinyals, Dean, "Distilling the Knowledge in a
+    The gradient in s is τ/N · (softmax(s/τ) − softmax(t/τ)). Hinton, Vinyals, Dean, "Distilling the Knowledge in a
     Neural Network", 2015, arXiv 1503.02531, section 2; the factor τ² keeps the gradient's size independent of τ.
     """
     log_student_BK = F.log_softmax(widened(student_BK) / temperature, dim=1)
@@ -78,12 +80,12 @@ def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
 
 
 def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
-    """BinaryKL: τ²/N · Σ KL( Bernoulli(σ(t/τ)) ‖ Bernoulli(σ(s/τ)) ), sum over classes, mean over the batch.
+    """Compute BinaryKL, τ²/N · Σ KL( Bernoulli(σ(t/τ)) ‖ Bernoulli(σ(s/τ)) ): sum over classes, mean over the batch.
 
-    Its gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
-    2025, arXiv 2411.08937; the paper's equation sums over the batch, its published code divides by N as here. In
-    float32 the value of an entry is exact to about 1e-7 · τ², so it may be slightly below 0; its gradient is exact to
-    1e-7 · τ/N.
+    The gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
+    2025, arXiv 2411.08937. The paper's equation sums over the batch; the published code divides by N, as this function
+    does. In float32 the value of an entry is exact to about 1e-7 · τ², so it may be slightly below 0; the gradient of
+    an entry is exact to 1e-7 · τ/N.
     """
     student_BK, teacher_BK = widened(student_BK) / temperature, widened(teacher_BK) / temperature
     # log σ(x) = −softplus(−x), and 1 − σ(x) = σ(−x): the log is never taken of a probability that rounded to 0 or 1.
@@ -93,17 +95,18 @@ def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 
 
 def binary_kl_norm(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
-    """BinaryKL-Norm: τ²/N · Σ KL( [½, ½] ‖ [σ(d), 1 − σ(d)] ), d = (s − t)/τ; sum over classes, mean over the batch.
+    """Compute BinaryKL-Norm, τ²/N · Σ KL( [½, ½] ‖ [σ(d), 1 − σ(d)] ) with d = (s − t)/τ.
 
-    That is τ²/N · Σ log cosh((s − t)/(2τ)); its gradient in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An,
-    "Dual-Head Knowledge Distillation", KDD 2025, arXiv 2411.08937, whose published figures come from this loss.
+    The loss is summed over classes and averaged over the batch. It equals τ²/N · Σ log cosh((s − t)/(2τ)); the gradient
+    in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
+    2411.08937, whose published figures come from this loss.
     """
     difference_BK = widened(student_BK) - widened(teacher_BK)
     return temperature**2 * _summed_over_classes(_log_cosh(difference_BK / (2 * temperature)))
 
 
 def widened(logits: Tensor) -> Tensor:
-    """In float32, or in float64 if it comes so."""
+    """Convert to float32; float64 stays float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -112,7 +115,7 @@ def _summed_over_classes(loss_BK: Tensor) -> Tensor:
 
 
 def _log_cosh(x: Tensor) -> Tensor:
-    # log1p(2 sinh²(x/2)) keeps all digits near 0, in value and gradient; |x| + softplus(−2|x|) − log 2 would subtract
-    # numbers near log 2 there. The bound keeps sinh from overflowing.
+    # Near 0, log1p(2 sinh²(x/2)) keeps all digits, in value and gradient, while |x| + softplus(−2|x|) − log 2 would
+    # subtract two numbers close to log 2. The bound keeps sinh from overflowing.
     bounded = x.clamp(-LOG_COSH_IS_LINEAR, LOG_COSH_IS_LINEAR)
     return torch.log1p(2 * torch.sinh(bounded / 2).square()) + F.relu(x.abs() - LOG_COSH_IS_LINEAR)

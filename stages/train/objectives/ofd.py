@@ -1,4 +1,4 @@
-"""`ofd`: every stage's map before its activation; responses below a negative margin are left alone.
+"""The objective `ofd`: the student imitates every stage's map before its activation, clipped at a negative margin.
 
 Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
 """
@@ -23,9 +23,9 @@ NEVER_NEGATIVE = 0.001  # with a smaller share of negative responses, a channel 
 
 
 def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> Tensor:
-    """Squared differences from max(t, margin), except where s ≤ max(t, margin) ≤ 0; summed over C, H, W, batch mean.
+    """Compute squared differences from max(t, margin), summed over C, H and W and averaged over the batch.
 
-    Heo et al., equations 2 and 4. `margin_C` is below 0.
+    Positions with s ≤ max(t, margin) ≤ 0 add nothing. `margin_C` is below 0. Heo et al., equations 2 and 4.
     """
     student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
     target = torch.maximum(teacher, margin_C.view(1, -1, 1, 1))
@@ -34,7 +34,7 @@ def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> 
 
 
 def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
-    """The mean of each channel's negative responses (C,), assuming normal responses: E[x | x < 0].
+    """Compute the mean of each channel's negative responses (C,), E[x | x < 0], assuming normal responses.
 
     With shift μ and scale σ it is μ − σ·φ(μ/σ) / Φ(−μ/σ), or −3σ if hardly any response is negative. Heo et al.,
     equation 3.
@@ -47,7 +47,7 @@ def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
 
 
 class Connectors(nn.Module):
-    """For each stage a 1×1 convolution and batch norm behind the student's map, at the teacher's resolution."""
+    """For each stage, a 1×1 convolution and batch norm after the student's map, at the teacher's resolution."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Connectors(nn.Module):
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """For each stage the student's imitation of the teacher's map, and the margins, repeated for each row."""
+        """Compute each stage's imitation of the teacher's map. Return it and the margins, repeated for each row."""
         imitations = {}
         for stage, size in self._sizes.items():
             student = resized(features[map_name(stage, before=True)], size)
@@ -79,8 +79,8 @@ class Connectors(nn.Module):
 class OFD(Objective):
     """ce_weight · CE + ofd_weight · Σ over the stages of `partial_l2`; each stage weighs half as much as the next.
 
-    With `teacher_batch_norm` "train", as the authors have it, the teacher's batch norm normalises each batch by itself;
-    several processes do so each with its own rows. With "eval" the teacher computes what it does when it classifies.
+    With `teacher_batch_norm` "train", as in the authors' code, the teacher's batch norm uses the statistics of each
+    batch; each process normalises its rows separately. With "eval", the batch norm uses running statistics.
     """
 
     ce_weight: float = 1.0
@@ -94,22 +94,22 @@ class OFD(Objective):
         require_weights("ofd", ce_weight=self.ce_weight, ofd_weight=self.ofd_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's maps."""
+        """Request the teacher's maps."""
         return {self._signal(stage): None for stage in setting.stages("ofd")}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's maps."""
+        """Request the student's maps."""
         return [map_name(stage, before=True) for stage in setting.stages("ofd")]
 
     def adapter(self, setting: Setting) -> nn.Module:
-        """The connectors, with the margins of the teacher's batch norms."""
+        """Build the connectors, with margins computed from the teacher's batch norms."""
         assert setting.teacher_network is not None
         stages = setting.stages("ofd")
         batch_norms = _batch_norms(setting.teacher_network, stages)
         return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `ofd`."""
+        """Compute the terms `ce` and `ofd`."""
         margins = {name.removeprefix(MARGIN): m for name, m in student.features.items() if name.startswith(MARGIN)}
         total = student.task.new_zeros(())
         for position, (stage, margin_BC) in enumerate(margins.items()):
@@ -118,7 +118,7 @@ class OFD(Objective):
         return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "ofd": self.ofd_weight}
 
     def _signal(self, stage: int) -> str:

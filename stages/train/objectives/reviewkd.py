@@ -1,7 +1,8 @@
-"""`reviewkd`: each stage of the student, fused with the stages behind it, imitates the teacher's.
+"""The objective `reviewkd`: each stage of the student, fused with the later stages, imitates the teacher's stage.
 
 Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's maps are
-taken after their last activation, the teacher's before it; the pooled features are the last level of both.
+taken after the last activation of each stage, the teacher's maps before that activation. A level is a stage or, as the
+last level, the pooled feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +26,17 @@ from torch import Tensor, nn
 
 PREFIX = "review-"
 EMBEDDING = "embedding"
-POOLED_TO = (4, 2, 1)  # side lengths of the pyramid's coarser levels
+POOLED_TO = (4, 2, 1)  # side lengths of the pooled maps in the pyramid
 WIDEST = 512
 
 Level = tuple[int, int, int]  # channels, height, width
 
 
 def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Mean squared difference of the maps and of their averages on 4 × 4, 2 × 2 and 1 × 1 positions, where fewer.
+    """Compute the weighted mean squared difference of the maps and of the maps pooled to 4 × 4, 2 × 2 and 1 × 1.
 
-    Each coarser level weighs half as much as the one before, and the weights sum to 1. Chen et al., section 3.4.
+    Only sizes smaller than the map are used. Each pooled size weighs half as much as the size before, and the weights
+    sum to 1. Chen et al., section 3.4.
     """
     student, teacher = losses.widened(student_BCHW), losses.widened(teacher_BCHW)
     total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
@@ -48,9 +50,10 @@ def hierarchical_context_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Ten
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of one level with the result of the levels behind it (None for the last level).
+    """Attention-based fusion of one level with the fused result of the later levels (None for the last level).
 
-    Both have `middle` channels. Two attention maps, computed from both, weight them at each position.
+    Both inputs of the fusion have `middle` channels. Two attention maps, computed from both inputs, weight them at each
+    position.
     """
 
     def __init__(self, student: Level, teacher: Level, middle: int, *, is_last: bool) -> None:
@@ -64,7 +67,7 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(layers[0].weight, a=1)
 
     def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The imitation of the teacher's level, and the result that the level before is fused with."""
+        """Return the imitation of the teacher's level, and the fused result, the previous level's `behind`."""
         fused: Tensor = self.narrow(feature)
         if self.attention is not None:
             assert behind is not None
@@ -89,7 +92,7 @@ class Review(nn.Module):
         )
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """For each level an imitation of the teacher's, in its shape."""
+        """Compute, for each level, an imitation of the teacher's level, in the shape of the teacher's level."""
         imitations: dict[str, Tensor] = {}
         behind: Tensor | None = None
         for name, fusion in zip(reversed(self._names), reversed(self.fusions), strict=True):
@@ -103,8 +106,8 @@ class Review(nn.Module):
 class ReviewKD(Objective):
     """ce_weight · CE + review_weight · Σ over the levels of `hierarchical_context_loss`.
 
-    The published weight differs between pairs; the default is that of resnet32x4 → resnet8x4. Over the first
-    `warmup_epochs` epochs it grows linearly to its value.
+    The published review_weight differs between teacher–student pairs; the default is the value for resnet32x4 →
+    resnet8x4. Over the first `warmup_epochs` epochs it grows linearly to its full value.
     """
 
     ce_weight: float = 1.0
@@ -118,15 +121,15 @@ class ReviewKD(Objective):
         require_at_least("reviewkd", 0, warmup_epochs=self.warmup_epochs)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's maps before their last activation, and its pooled feature."""
+        """Request the teacher's maps before each stage's last activation, and its pooled feature."""
         return dict.fromkeys([*(map_name(stage, before=True) for stage in setting.stages("reviewkd")), EMBEDDING])
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's maps, and its pooled feature."""
+        """Request the student's maps and its pooled feature."""
         return [*(map_name(stage) for stage in setting.stages("reviewkd")), EMBEDDING]
 
     def adapter(self, setting: Setting) -> nn.Module:
-        """The fusions."""
+        """Build the fusions of all levels."""
         levels = [
             [*(shapes.maps[stage] for stage in setting.stages("reviewkd")), (shapes.embedding_dim, 1, 1)]
             for shapes in (setting.student, setting.teacher)
@@ -134,7 +137,7 @@ class ReviewKD(Objective):
         return Review(self.reads(setting), *levels)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `review`."""
+        """Compute the terms `ce` and `review`."""
         total = student.task.new_zeros(())
         for name, imitation in student.features.items():
             if name.startswith(PREFIX):
@@ -144,5 +147,5 @@ class ReviewKD(Objective):
         return {"ce": losses.cross_entropy(student.task, labels), "review": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The weight of the review, warmed up; that of cross-entropy stays."""
+        """Return review_weight, multiplied by the warm-up factor, and the constant weight of cross-entropy."""
         return {"ce": self.ce_weight, "review": warm_up(epoch, self.warmup_epochs) * self.review_weight}

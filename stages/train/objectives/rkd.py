@@ -1,4 +1,4 @@
-"""`rkd`: the distances and angles among a batch's embeddings.
+"""The objective `rkd`: the student imitates the distances and angles among the teacher's embeddings of a batch.
 
 Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
 """
@@ -16,25 +16,26 @@ from torch import Tensor
 
 
 def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Smooth L1 between the two networks' distances among the batch's samples; mean over all N² ordered pairs.
+    """Compute smooth L1 between the two networks' distances, averaged over all N² ordered pairs of samples.
 
-    Each network's distances are divided by their mean over the pairs that differ. Park et al., equations 5 to 7.
+    Each network's distances are divided by their mean over the pairs that are apart. Park et al., equations 5 to 7.
     """
     student_BB, teacher_BB = (_distances(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(_over_mean(student_BB), _over_mean(teacher_BB))
 
 
 def angle_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Smooth L1 between the cosines of the angles at each sample to every two others; mean over all N³ triples.
+    """Compute smooth L1 between the two networks' cosines of angles, averaged over all N³ triples of samples.
 
-    No rotation, shift or scale of the embeddings changes it. Park et al., equations 8 to 10.
+    An angle is the angle at one sample between the directions to two others. Rotating, shifting or scaling the
+    embeddings does not change the loss. Park et al., equations 8 to 10.
     """
     student_BBB, teacher_BBB = (_cosines(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(student_BBB, teacher_BBB)
 
 
 def _distances(embedding_BD: Tensor) -> Tensor:
-    # From differences: from products, small distances would lose their digits. The gradient at distance 0 is 0.
+    # Computed from differences, because matrix products would lose digits of small distances. The gradient at 0 is 0.
     return torch.cdist(embedding_BD, embedding_BD, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -45,7 +46,7 @@ def _over_mean(distance_BB: Tensor) -> Tensor:
 
 
 def _cosines(embedding_BD: Tensor) -> Tensor:
-    """At each sample the cosines between the directions to any two others: (B, B, B)."""
+    """Compute, at each sample, the cosines between the directions to any two others: (B, B, B)."""
     difference_BBD = embedding_BD[None] - embedding_BD[:, None]
     distance_BB1 = _distances(embedding_BD)[..., None]
     direction_BBD = difference_BBD / torch.where(distance_BB1 > 0, distance_BB1, 1.0)
@@ -57,7 +58,7 @@ def _cosines(embedding_BD: Tensor) -> Tensor:
 class RKD(Objective):
     """ce_weight · CE + distance_weight · distances + angle_weight · angles of the pooled features.
 
-    The batch is that of all processes together.
+    Distances and angles are computed over the joint batch of all processes.
     """
 
     ce_weight: float = 1.0
@@ -73,15 +74,15 @@ class RKD(Objective):
         )
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's pooled feature; it may be wider or narrower than the student's."""
+        """Request the teacher's pooled feature, which may be wider or narrower than the student's pooled feature."""
         return {"embedding": None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The student's pooled feature."""
+        """Request the student's pooled feature."""
         return ["embedding"]
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce`, `distance` and `angle`."""
+        """Compute the terms `ce`, `distance` and `angle`."""
         embeddings = student.features["embedding"], teacher["embedding"]
         return {
             "ce": losses.cross_entropy(student.task, labels),
@@ -90,5 +91,5 @@ class RKD(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "distance": self.distance_weight, "angle": self.angle_weight}

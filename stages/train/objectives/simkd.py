@@ -1,7 +1,8 @@
-"""`simkd`: the student learns the teacher's last map and uses the teacher's classifier.
+"""The objective `simkd`: the student imitates the teacher's last map and reuses the teacher's classifier.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv
-2203.14001. The network that is trained, evaluated and exported is the student with projector and classifier.
+2203.14001. The network that is trained, evaluated and exported consists of the student, a projector and the
+teacher's classifier.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ MAP = "last_map"
 
 @dataclass(frozen=True)
 class SimKD(Objective):
-    """map_weight · the mean squared difference of the projected map and the teacher's last; ce_weight · CE, usually 0.
+    """ce_weight · CE + map_weight · the mean squared difference of the projected map and the teacher's last map.
 
-    The larger of the two maps is averaged to the resolution of the smaller one.
+    The larger of the two maps is averaged to the resolution of the smaller map.
     """
 
     ce_weight: float = 0.0
@@ -37,15 +38,15 @@ class SimKD(Objective):
         require_weights("simkd", ce_weight=self.ce_weight, map_weight=self.map_weight)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """The teacher's last map."""
+        """Request the teacher's last map."""
         return {MAP: None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """The projected map, which is the last map of the network that is trained."""
+        """Request the projected map, which is the last map of the trained network."""
         return [MAP]
 
     def architecture(self, setting: Setting) -> str:
-        """The student with projector and classifier."""
+        """Return the name of the student with projector and the teacher's classifier."""
         return f"{PREFIX}{setting.student.architecture}+{setting.teacher.architecture}"
 
     def start(self, network: Network, setting: Setting) -> None:
@@ -54,7 +55,7 @@ class SimKD(Objective):
         network.head.load_state_dict(setting.teacher_network.head.state_dict())
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`ce` and `map`."""
+        """Compute the terms `ce` and `map`."""
         projected = losses.widened(student.features[MAP])
         _, _, height, width = projected.shape
         return {
@@ -63,5 +64,5 @@ class SimKD(Objective):
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The same in every epoch."""
+        """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "map": self.map_weight}

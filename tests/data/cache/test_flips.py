@@ -42,6 +42,7 @@ def noticed_by_verify(path: Path) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
 def test_a_flipped_byte_is_noticed_or_changes_nothing(store: str, codec: str, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_each_of_several_students_ends_as_it_does_alone(stopped: bool, processes: Processes, tmp_path: Path) -> None:
