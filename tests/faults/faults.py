@@ -1,7 +1,7 @@
 """Faults that the tests have to see: small ones, such as people make, in every part of the program.
 
-A fault is known by the text that it changes, wherever that stands, and a test file by its name, wherever that lies: so
-both may move. Where a text itself is rewritten, its fault is rewritten with it.
+A fault is found by the text that it replaces, and a test file by the end of its path, so both may move. When the text
+itself is rewritten, its fault has to be rewritten too; tests/test_faults.py fails until it is.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in a sentence; the texts that are replaced, each of which one source file holds once.
+    """What is wrong, in a sentence, and the texts that are replaced. Each occurs once, in one source file.
 
-    `seen_by` has the names of test files, with the expression (pytest's -k) that chooses among their tests; "" for all.
+    `seen_by` maps each test file, named by the end of its path, to the expression (pytest's -k) that selects the tests;
+    "" selects all of them. Every one of these files has to see the fault.
     """
 
     name: str
@@ -37,7 +38,7 @@ DRAWS = (
     ),
     Fault(
         "block-view-by-position",
-        "The views of blocks are dealt to samples in turn instead of block by block.",
+        "Views are given to samples in turn instead of block by block.",
         {
             "below(raw, num_views).repeat(block_rows)[:num_samples]": (
                 "np.tile(below(raw, num_views), block_rows)[:num_samples]"
@@ -53,7 +54,7 @@ DRAWS = (
     ),
     Fault(
         "window-rounded-up",
-        "A window holds one block more than its samples fill.",
+        "A window holds one block more than its samples need.",
         {
             "np.arange(num_blocks) // max(1, window // block_rows)": (
                 "np.arange(num_blocks) // (1 + window // block_rows)"
@@ -67,13 +68,13 @@ DRAWS = (
 IMAGES = (
     Fault(
         "mirrored-crop-from-the-wrong-side",
-        "A mirrored image is cropped where the unmirrored one would be.",
+        "A mirrored image is cropped at the place for the unmirrored one.",
         {"torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)": "dx_B"},
         {"test_crop_flip.py": ""},
     ),
     Fault(
         "rows-and-columns-swapped",
-        "A crop's two offsets are taken for each other.",
+        "A crop's two offsets are swapped.",
         {
             "[position_B // self.num_offsets, position_B % self.num_offsets, flip_B]": (
                 "[position_B % self.num_offsets, position_B // self.num_offsets, flip_B]"
@@ -83,7 +84,7 @@ IMAGES = (
     ),
     Fault(
         "box-never-at-the-lower-edge",
-        "The last place that a box can take is never drawn.",
+        "The last place where a box can lie is never drawn.",
         {"top * (height - box_height + 1) >> BITS": "top * (height - box_height) >> BITS"},
         {"test_random_resized_crop.py": ""},
     ),
@@ -95,15 +96,15 @@ IMAGES = (
     ),
     Fault(
         "another-filter",
-        "Photographs are resized with another filter than the identity says.",
+        "Photographs are resized with a filter that differs from the one in the identity.",
         {"photo.resize(cut.size, Image.Resampling.BILINEAR)": "photo.resize(cut.size, Image.Resampling.BICUBIC)"},
-        {"test_photographs.py": "pixels_are"},
+        {"images/test_photographs.py": "pixels_are"},
     ),
     Fault(
         "one-bad-file-too-many",
-        "One more unreadable file is passed over than was allowed.",
+        "One more unreadable file is skipped than was allowed.",
         {"len(self.unreadable) > self._allow_bad": "len(self.unreadable) > self._allow_bad + 1"},
-        {"test_photographs.py": "bad or black or decoded"},
+        {"images/test_photographs.py": "bad or black or decoded"},
     ),
     Fault(
         "suffixes-in-lower-case-alone",
@@ -119,7 +120,7 @@ IMAGES = (
     ),
     Fault(
         "lonely-members-are-taken",
-        "A sample without a label is left out in silence.",
+        "A sample without a label is left out silently.",
         {"if lonely or not images": "if not images"},
         {"test_tar_shards.py": "silence or incomplete"},
     ),
@@ -135,7 +136,7 @@ CACHE = (
     ),
     Fault(
         "tail-shared-by-all",
-        "top-k shares the others' mass among all classes.",
+        "top-k shares the tail's mass among all classes.",
         {"self.temperature * float(np.log(num_classes - self.k))": "self.temperature * float(np.log(num_classes))"},
         {"test_codecs.py": "top_k"},
     ),
@@ -147,7 +148,7 @@ CACHE = (
     ),
     Fault(
         "another-fill",
-        "What is missing reads as zeros, which are good logits.",
+        "Missing values are read as zeros, which are valid logits.",
         {'return float("nan") if np.dtype(dtype).kind == "f" else 0': "return 0"},
         {"test_golden.py": "byte"},
     ),
@@ -165,7 +166,7 @@ CACHE = (
     ),
     Fault(
         "rename-before-flush",
-        "A file gets its name before its bytes are on the disk.",
+        "A file gets its name before its bytes have reached the disk.",
         {
             "            stream.flush()\n            os.fsync(stream.fileno())\n        if replace:": (
                 "            stream.flush()\n        if replace:"
@@ -185,13 +186,17 @@ CACHE = (
     ),
     Fault(
         "later-writers-win",
-        "A block that is there is written over by whoever comes later.",
-        {"self._storage.put(key, content, replace=wrong_size)": "self._storage.put(key, content, replace=True)"},
+        "Later writers overwrite a block that exists.",
+        {
+            "made = self._storage.put(key, content, replace=False)": (
+                "made = self._storage.put(key, content, replace=True)"
+            )
+        },
         {"test_store.py": "first_writer or threads"},
     ),
     Fault(
         "any-size-is-present",
-        "An object that was cut off counts as written.",
+        "A truncated object counts as written.",
         {
             "if any(sizes.get(key) != size for name in names for key, size in": (
                 "if any(key not in sizes for name in names for key, size in"
@@ -201,7 +206,7 @@ CACHE = (
     ),
     Fault(
         "presence-from-values",
-        "A stored block counts as damaged where all of its values are 0.",
+        "A stored block counts as damaged if all of its values are 0.",
         {
             "                contents[key], entries[key] = content, entry": (
                 "                if not any(content[:-4]):\n"
@@ -219,25 +224,25 @@ CACHE = (
     ),
     Fault(
         "another-block-in-its-place",
-        "A whole block in the place of another one passes.",
-        {"return None if found == checksum else": "return None if found >= 0 else"},
+        "An intact block in the place of another one passes.",
+        {"return None if actual == checksum else": "return None if actual >= 0 else"},
         {"test_store.py": "copied"},
     ),
     Fault(
         "cached-pixels-not-compared",
-        "A writer adds signals of other pixels than those that are cached.",
-        {'wrong = np.flatnonzero(parts[""] != witness)': "wrong = np.flatnonzero(witness != witness)"},
+        "A writer adds signals of pixels that differ from those that were cached.",
+        {'wrong = np.flatnonzero(stored[""] != witness)': "wrong = np.flatnonzero(witness != witness)"},
         {"test_store.py": "pixels_compared"},
     ),
     Fault(
         "another-teachers-signals",
         "Signals of another teacher are added under the first one's name.",
         {"if added and name not in other.signals:": "if added and name in other.signals:"},
-        {"test_signals.py": "added_without_touching"},
+        {"test_signals.py": "adding_signals"},
     ),
     Fault(
         "fewer-views-wanted",
-        "Asking for fewer views than are there shrinks a cache.",
+        "Asking for fewer views than a cache has shrinks it.",
         {"if other.num_views < self.num_views:": "if other.num_views < 0:"},
         {"test_elastic.py": "more_views"},
     ),
@@ -247,7 +252,7 @@ CACHE = (
 STREAM = (
     Fault(
         "labels-by-view",
-        "A row's label is that of the sample whose index is its view.",
+        "A row gets the label of the sample whose index is the row's view.",
         {"self._labels_N[gather_keys[1].to(": "self._labels_N[gather_keys[0].to("},
         {"test_stream.py": "joined"},
     ),
@@ -271,7 +276,7 @@ STREAM = (
     ),
     Fault(
         "rows-lost-between-processes",
-        "What a batch's division by the processes leaves over belongs to none.",
+        "Rows that are left over when a batch is divided among the processes belong to none.",
         {"start + rows * rank // world_size": "start + rows // world_size * rank"},
         {"test_stream.py": "shares"},
     ),
@@ -283,19 +288,19 @@ STREAM = (
     ),
     Fault(
         "views-before-indices",
-        "A unit's keys go view by view, so that rows of another view are taken for a view's.",
+        "A unit's keys are ordered view by view, so that rows get mixed up between views.",
         {
             "view_V.repeat(len(index_B)), index_B.repeat_interleave(len(view_V))": (
                 "view_V.repeat_interleave(len(index_B)), index_B.repeat(len(view_V))"
             )
         },
-        {"test_cache_write.py": "together_leave_no_trace"},
+        {"test_write.py": "together_leave_no_trace"},
     ),
     Fault(
         "last-block-not-asked",
-        "What went wrong in writing the last blocks is passed over.",
-        {"        for written in pending:\n            written.result()": "        pending.clear()"},
-        {"test_cache_write.py": "last_block"},
+        "Errors in writing the last blocks are ignored.",
+        {"        for write in writes:\n            write.result()": "        writes.clear()"},
+        {"test_write.py": "last_block"},
     ),
 )
 
@@ -309,7 +314,7 @@ TRAINING = (
     ),
     Fault(
         "projected-without-conflict",
-        "Gradients that agree are projected, too.",
+        "Gradients that agree are projected too.",
         {"self.dot.clamp(max=0) / self.norm1_squared": "self.dot / self.norm1_squared"},
         {"test_gradients.py": "textbook"},
     ),
@@ -336,7 +341,7 @@ TRAINING = (
     ),
     Fault(
         "update-before-the-look",
-        "A loss that is not finite is found after the update.",
+        "A loss that is not finite is noticed only after the update.",
         {"if self._look_every == 1:": "if self._look_every == 0:"},
         {"test_loop.py": "not_finite"},
     ),
@@ -349,11 +354,7 @@ TRAINING = (
     Fault(
         "one-dropout-for-all",
         "All processes draw the same dropout.",
-        {
-            "self._epoch * self._steps_per_epoch + step, self._processes.rank": (
-                "self._epoch * self._steps_per_epoch + step, 0"
-            )
-        },
+        {"dropout_seed(self._seed, step_of_run, self._processes.rank)": "dropout_seed(self._seed, step_of_run, 0)"},
         {"test_golden_losses.py": "dhkd-two"},
     ),
     Fault(
@@ -376,13 +377,13 @@ TRAINING = (
     ),
     Fault(
         "metrics-twice",
-        "Lines that the checkpoint doesn't know stay when a run is resumed.",
+        "When a run is resumed, lines that were written after its checkpoint stay.",
         {"os.truncate(path, min(length, path.stat().st_size))": "os.truncate(path, path.stat().st_size)"},
-        {"test_run_folder.py": "metrics"},
+        {"test_folder.py": "metrics"},
     ),
     Fault(
         "run-written-over",
-        "A run is trained into a folder that holds one.",
+        "A run is trained into a folder that holds another run.",
         {
             "        if not resume:\n            raise RunExists(": (
                 "        if resume is None:\n            raise RunExists("
@@ -402,22 +403,22 @@ OBJECTIVES = (
     ),
     Fault(
         "binary-kl-norm-of-the-whole",
-        "BinaryKL-Norm takes log cosh of the whole difference instead of half.",
+        "BinaryKL-Norm takes log cosh of the whole difference instead of half of it.",
         {"_log_cosh(difference_BK / (2 * temperature))": "_log_cosh(difference_BK / temperature)"},
         {"test_losses.py": "definition"},
     ),
     Fault(
         "dist-rows-twice",
-        "DIST relates rows twice, and columns never.",
+        "DIST correlates rows twice and columns never.",
         {"correlation_distance(student_BK.T, teacher_BK.T)": "correlation_distance(student_BK, teacher_BK)"},
-        {"test_methods.py": "dist or paper"},
+        {"train/test_methods.py": "dist or paper"},
     ),
     Fault(
         "crd-remembers-the-rest",
-        "CRD's momentum weighs the new embedding instead of the old.",
+        "CRD's momentum weights the new embedding instead of the old one.",
         {
-            "self._momentum * kept[index_B] + (1 - self._momentum) * embedding_BD": (
-                "(1 - self._momentum) * kept[index_B] + self._momentum * embedding_BD"
+            "self._momentum * remembered[index_B] + (1 - self._momentum) * embedding_BD": (
+                "(1 - self._momentum) * remembered[index_B] + self._momentum * embedding_BD"
             )
         },
         {"test_adapters.py": ""},
@@ -436,13 +437,13 @@ OBJECTIVES = (
     ),
 )
 
-# Many runs, what is reported of them, and what the user says.
+# Sweeps, reports, and what the user enters.
 AROUND = (
     Fault(
         "failed-runs-again",
-        "A sweep goes on with runs that failed without being asked to.",
+        "A sweep retries failed runs without being asked to.",
         {"and (again or not (run / FAILED).exists())": ""},
-        {"test_sweep.py": "fails"},
+        {"e2e/test_sweep.py": "fails"},
     ),
     Fault(
         "one-degree-of-freedom-more",
@@ -452,7 +453,7 @@ AROUND = (
     ),
     Fault(
         "baseline-minus-run",
-        "A difference has the other sign.",
+        "Differences have the wrong sign.",
         {"value - baseline[seed] for": "baseline[seed] - value for"},
         {"test_statistics.py": ""},
     ),
@@ -465,8 +466,8 @@ AROUND = (
     Fault(
         "tail-mass-of-all",
         "A top-k cache is reported as if it held every logit.",
-        {'if bound["tail_mass"] is not None:': 'if bound["tail_mass"] is None and not bound:'},
-        {"test_report.py": "top_k"},
+        {"if bound.tail_mass is not None:": "if False:"},
+        {"tables/test_cache.py": "top_k"},
     ),
     Fault(
         "exponents-are-words",
@@ -476,7 +477,7 @@ AROUND = (
     ),
     Fault(
         "a-bare-word-forgets",
-        "A bare word for a section sets its other fields back.",
+        "A bare word for a section resets its other fields.",
         {
             "{**(existing if isinstance(existing, dict) else {}), section.main_field: value}": (
                 "{section.main_field: value}"
@@ -492,15 +493,15 @@ AROUND = (
     ),
     Fault(
         "cache-pays-too-early",
-        "The cache is said to pay where it costs as much.",
+        "The cache is said to pay off when it costs just as much.",
         {"return views // epochs + 1": "return -(-views // epochs)"},
-        {"test_plan.py": "costs_less"},
+        {"pipeline/test_plan.py": "costs_less"},
     ),
     Fault(
         "forwards-without-views",
-        "A plan counts the teacher's forwards of one view.",
-        {"forwards, row = num_samples * views,": "forwards, row = num_samples,"},
-        {"test_plan.py": "cifar100"},
+        "A plan counts the teacher's forwards for one view only.",
+        {"forwards, row = data.samples * views,": "forwards, row = data.samples,"},
+        {"pipeline/test_plan.py": "cifar100"},
     ),
 )
 

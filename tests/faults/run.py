@@ -1,8 +1,8 @@
-"""Whether the tests see faults: `python tests/faults/run.py [NAME…]` puts each into a copy of the tree and runs them.
+"""Check that the tests see faults: `python tests/faults/run.py [NAME…]` seeds each in a copy of the tree and runs them.
 
-A line for each fault says `seen` or `NOT SEEN`, and by which file; the exit code is 1 where one isn't, or where its
-text isn't found just once. Without faults the same tests have to pass, which --without tells. Every fault gets a fork
-of one process that has imported torch and whatever else is large.
+A line for each fault says `seen` or `NOT SEEN`, and by which files. The exit code is 1 if a fault isn't seen, or if its
+text doesn't occur exactly once. With --without, the same tests run without the faults and have to pass. Each test file
+runs in a fork of a process that has already imported torch and the other large packages.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import accelerate  # noqa: F401  # and the others, so that forks have them
+import accelerate  # noqa: F401  # this and the others: forks need not import them again
 import hypothesis  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import pytest
@@ -25,14 +25,14 @@ import torch
 import torchvision  # noqa: F401
 import zarr  # noqa: F401
 from faults import FAULTS, Fault
+from places import SOURCES, file_of_tests, place_of
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("pipeline", "stages", "data", "configs", "benchmarks")
-FAILED = 1  # of pytest's exit codes: tests ran, and some failed
+FAILED = 1  # pytest's exit code if tests ran and some failed
 
 
 def copy_tree(folder: Path) -> None:
-    """The working tree's files, and the folder that gives them their import name."""
+    """Copy the working tree's files, and make the folder that gives them their import name."""
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, stdout=subprocess.PIPE, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -44,19 +44,9 @@ def copy_tree(folder: Path) -> None:
         (package / name).symlink_to(folder / name)
 
 
-def place_of(text: str, folder: Path) -> Path:
-    """The one source file that holds a text, once."""
-    files = [file for source in SOURCES for file in sorted((folder / source).rglob("*.py"))]
-    found = [file for file in files for _ in range(file.read_text().count(text))]
-    if len(found) != 1:
-        where = ", ".join(str(file.relative_to(folder)) for file in found) or "no file"
-        raise LookupError(f"{text!r}: expected once in one file, found in {where}")
-    return found[0]
-
-
 @contextmanager
 def seeded(changes: Mapping[str, str], folder: Path) -> Iterator[None]:
-    """The copy with a fault in it."""
+    """Put a fault into the copy, and take it out at the end."""
     before: dict[Path, str] = {}
     try:
         for old, new in changes.items():
@@ -71,9 +61,9 @@ def seeded(changes: Mapping[str, str], folder: Path) -> Iterator[None]:
 
 
 def exit_code(name: str, expression: str, folder: Path) -> int:
-    """What pytest ends with on the test files of this name, which folders may share."""
-    files = sorted(map(str, (folder / "tests").rglob(name)))
-    words = ["-x", "-q", "-p", "no:cacheprovider", *(["-k", expression] if expression else []), *files]
+    """Pytest's exit code for the selected tests of a file."""
+    file = str(file_of_tests(name, folder))
+    words = ["-x", "-q", "-p", "no:cacheprovider", *(["-k", expression] if expression else []), file]
     child = os.fork()
     if not child:
         _test(words, folder)
@@ -82,12 +72,12 @@ def exit_code(name: str, expression: str, folder: Path) -> int:
 
 
 def _test(words: Sequence[str], folder: Path) -> NoReturn:
-    """Be a process of its own that has imported nothing of the program yet, and end with pytest's exit code."""
+    """Run pytest in this fork, which has imported nothing of the program yet, and end with its exit code."""
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
-    others = {str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
-    sys.path[:] = [str(folder / ".types"), *(path for path in sys.path if path not in others)]
+    of_the_original = {str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
+    sys.path[:] = [str(folder / ".types"), *(path for path in sys.path if path not in of_the_original)]
     os.environ["PYTHONPATH"] = sys.path[0]
     os.chdir(folder)
     code = 99
@@ -98,7 +88,7 @@ def _test(words: Sequence[str], folder: Path) -> NoReturn:
 
 
 def verdict(fault: Fault, folder: Path, *, without: bool) -> tuple[bool, str]:
-    """Whether all is as it should be, and what to say of it."""
+    """Whether the tests did what they should, and the text that reports it."""
     try:
         with seeded({} if without else fault.changes, folder):
             codes = {name: exit_code(name, expression, folder) for name, expression in fault.seen_by.items()}
@@ -110,17 +100,17 @@ def verdict(fault: Fault, folder: Path, *, without: bool) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Run them, print, and say whether all were seen: 0, or 1."""
+    """Run the faults and print a line for each; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="these faults alone")
-    parser.add_argument("--without", action="store_true", help="run the tests of each without its fault")
-    given = parser.parse_args()
-    unknown = set(given.names) - {fault.name for fault in FAULTS}
+    parser.add_argument("names", nargs="*", help="only these faults")
+    parser.add_argument("--without", action="store_true", help="run the tests without the faults")
+    options = parser.parse_args()
+    unknown = set(options.names) - {fault.name for fault in FAULTS}
     if unknown:
         parser.error(f"no such faults: {', '.join(sorted(unknown))}")
-    chosen = [fault for fault in FAULTS if not given.names or fault.name in given.names]
+    chosen = [fault for fault in FAULTS if not options.names or fault.name in options.names]
     torch.set_num_threads(1)
-    # Bytecode is told apart by time and size, which a fault may leave as they are.
+    # Python recognizes stale bytecode by time and size, and a fault may change neither.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     bad = 0
@@ -128,10 +118,10 @@ def main() -> int:
         folder = Path(name)
         copy_tree(folder)
         for fault in chosen:
-            good, line = verdict(fault, folder, without=given.without)
+            good, line = verdict(fault, folder, without=options.without)
             bad += not good
             print(f"{fault.name}: {line}  ({fault.what})", flush=True)  # noqa: T201
-    print(f"{len(chosen) - bad} of {len(chosen)} {'passed' if given.without else 'seen'}")  # noqa: T201
+    print(f"{len(chosen) - bad} of {len(chosen)} {'passed' if options.without else 'seen'}")  # noqa: T201
     return int(bad > 0)
 
 

@@ -1,0 +1,35 @@
+"""Where faults are put and which test files should see them; it imports nothing of the program."""
+
+import re
+from pathlib import Path
+
+SOURCES = ("pipeline", "stages", "data", "configs", "benchmarks")
+
+
+def place_of(text: str, root: Path) -> Path:
+    """The one source file that holds a text, once; raises `LookupError` for any other number of occurrences."""
+    files = [file for source in SOURCES for file in sorted((root / source).rglob("*.py"))]
+    matches = [file for file in files for _ in range(file.read_text().count(text))]
+    if len(matches) != 1:
+        where = ", ".join(str(file.relative_to(root)) for file in matches) or "no file"
+        raise LookupError(f"{text!r}: expected once in one file, found in {where}")
+    return matches[0]
+
+
+def file_of_tests(name: str, root: Path) -> Path:
+    """The one test file whose path ends in this name; raises `LookupError` for any other number of files."""
+    matches = sorted((root / "tests").rglob(name))
+    if len(matches) != 1:
+        where = ", ".join(str(file.relative_to(root)) for file in matches) or "no file"
+        raise LookupError(f"{name}: expected one test file, found {where}")
+    return matches[0]
+
+
+def unknown_words(expression: str, file: Path) -> list[str]:
+    """The words of an expression (pytest's -k) that a test file doesn't hold.
+
+    Words with a hyphen are left out: they are the names of parameters, which another module may hold.
+    """
+    words = set(re.findall(r"[\w-]+", expression)) - {"and", "or", "not"}
+    text = file.read_text()
+    return sorted(word for word in words if "-" not in word and word not in text)
