@@ -47,7 +47,7 @@ def manifest_of(
 
 
 def writer_at(path: Path, manifest: Manifest, store: str = "zarr") -> LogitWriter:
-    """Open a writer of the cache at `path`, which is begun if it doesn't exist."""
+    """Open a writer of the cache at `path`; create the cache if it doesn't exist."""
     storage = storage_of(path)
     return LogitWriter(storage, store, begin(storage, store, manifest), manifest.signals)
 

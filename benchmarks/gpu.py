@@ -1,7 +1,7 @@
 """Rates on a GPU of training steps with each `--compile` setting, several students at once, caching, and `online.py`.
 
-`dhkd bench --only gpu` measures nothing without a GPU. No files are needed: images, as many as in CIFAR-100 and of the
-same shape, and logits are random, and the logits are kept in memory.
+`dhkd bench --only gpu` measures nothing without a GPU. No files are needed: the images, as many as in CIFAR-100 and
+of the same shape, are random, and so are the logits, which are kept in memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

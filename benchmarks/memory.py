@@ -49,7 +49,7 @@ def memory(setup: Setup) -> list[Figure]:
 
 
 def _growths(block_bytes: int, numbers_of_views: Sequence[int], folder: Path) -> list[int]:
-    """Return, for each number of views, by how many bytes a process that caches so many views grows.
+    """Return, for each number of views, by how many bytes a process grows while it caches so many views.
 
     Each number of views is cached in a separate process, whose memory this process watches. A thread inside the
     caching process would have to wait for Python's interpreter lock and could miss the peaks.

@@ -25,7 +25,7 @@ COMBINED = ("dhkd + reviewkd",)
 
 
 def trained(out: Path, method: str, seed: int, overrides: list[str]) -> TrainedRun:
-    """Return the result of a run, which is trained first if it isn't finished."""
+    """Return the result of this method's run with this seed; train the run first if it isn't finished."""
     run = out / f"{method.replace(' ', '')}-{seed}"
     if (run / "result.json").is_file():
         return TrainedRun.from_json(json.loads((run / "result.json").read_bytes()), str(run / "result.json"))

@@ -1,8 +1,8 @@
-"""The same training without a cache, as a careful researcher would write it, as a reference for dhkd's speed.
+"""A reference for dhkd's speed: the same training without a cache, as a careful researcher would write it.
 
 Images are transformed one at a time by torchvision in a DataLoader, the teacher runs in every step, and the gradients
-are aligned as flat vectors. The script uses dhkd's networks and losses, so that both compute the same, but has its own
-training loop, data loading and gradient alignment.
+are aligned as flat vectors. The script uses dhkd's networks and losses, so that both compute the same losses, but a
+separate training loop, data loading and gradient alignment.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,10 @@ def online(
 
 
 def aligned_gradients(kept: Tensor, against: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Add both gradients; if they conflict, first remove the component of the second gradient along the first."""
+    """Add the gradients of the losses `kept` and `against`.
+
+    If the gradients conflict, the second gradient's component along the first is removed before the addition.
+    """
     g1 = torch.cat([g.flatten() for g in _gradient(kept, parameters, retain_graph=True)])
     g2 = torch.cat([g.flatten() for g in _gradient(against, parameters, retain_graph=False)])
     dot = torch.dot(g1, g2)

@@ -16,7 +16,7 @@ from dhkd.stages.train.step import Compile
 from numpy.typing import NDArray
 
 PAIRS = (("resnet20", "resnet56"), ("resnet8x4", "resnet32x4"))
-STEPS = 4  # steps in a repetition, and the number of steps for which `REFRESHED` uses a coefficient
+STEPS = 4  # steps in a repetition; `REFRESHED` also computes its gradient coefficient only once in so many steps
 ALIGNED = "online script, teacher live, aligned"
 REFRESHED = "dhkd, coefficient of every 4th step"
 COMPILED = "dhkd, --compile max"

@@ -33,7 +33,7 @@ def profiled(setup: Setup) -> list[Figure]:
 
 
 def _stages(setup: Setup) -> list[Figure]:
-    """Profile both stages: stage one caches one view of as many images as stage two trains on, with aligned steps."""
+    """Profile both stages: stage one caches one view of as many images as stage two trains on in aligned steps."""
     steps, batch_size, processes = setup.sizes.profile_steps, setup.batch_size, setup.processes
     teacher = Teacher(build_network(TEACHER, NUM_CLASSES), Normalization(MEAN, STD), processes)
     images = setup.images.first(min(len(setup.images), steps * batch_size))

@@ -2,10 +2,10 @@
 
 This is not a test: on a shared machine, a figure may miss its target although nothing is wrong. So nothing fails, and
 the machine's load is recorded with the figures. A ratio is the median over the repetitions of one run in which both
-sides took turns (A, B, B, A, …), so whatever slows the machine for a while slows both sides. Everything runs on the
-CPU, on random images of CIFAR-100's shape; only the point `gpu` needs a GPU. Figures compare the project's code with
-itself or, if they say so, with a plain PyTorch script. Accuracy and training with several processes are left out on
-purpose.
+sides took turns (A, B, B, A, …), so whatever slows the machine for a while slows both sides. A *point* is a
+group of figures that `--only` can choose. All points but `gpu` run on the CPU, on random images of CIFAR-100's shape.
+Figures compare the project's code with itself or, if they say so, with a plain PyTorch script. Accuracy and training
+with several processes are left out on purpose.
 """
 
 import json

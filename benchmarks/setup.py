@@ -1,4 +1,4 @@
-"""What the points of the benchmark share: how much is measured, and the images and the cache used for measuring."""
+"""What the benchmark's points (groups of figures) share: how much is measured, and the images and cache."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -22,10 +22,10 @@ STUDENTS, STEPS = 4, 3  # number of students, and each student's steps in a repe
 
 
 def together(setup: Setup) -> list[Figure]:
-    """Measure the rate of four students on shared batches, relative to one after the other on all threads.
+    """Measure the rate of four students on shared batches, relative to training one after the other on all threads.
 
     The greatest possible gain is the rate of one process per thread, each with a separate student, relative to one
-    student on all threads: it is the time lost when a network's layers are divided among threads.
+    student on all threads. This gain is the time lost when a network's layers are divided among threads.
     """
     rounds, batch_size = setup.sizes.together_rounds, setup.batch_size
     stream = stream_of(setup.renderer(), NoSignals(RECIPE.num_views), batch_size)

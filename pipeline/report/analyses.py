@@ -1,7 +1,7 @@
-"""The analyses of runs, each of which writes a table (CSV) or arrays (npz), and a picture.
+"""The analyses of runs. Each analysis writes a table (CSV) or arrays (npz), and a picture.
 
-They answer how many views are enough, whether heads collapse, where losses conflict, and how the outputs and features
-of networks compare.
+The analyses answer how many views are enough, whether heads collapse, where losses conflict, and how the outputs and
+features of networks compare.
 """
 
 from collections.abc import Sequence
@@ -73,10 +73,10 @@ def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> l
 
 
 def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None = None) -> Analysis:
-    """Report accuracy against the number of views that students were trained on, and what that many views cost.
+    """Report accuracy against the number of views that students were trained on, and the cost of caching these views.
 
-    The cost is in bytes, in teacher forward passes (one per sample and view) and, if `teacher_rate` is given, the
-    teacher's speed in rows/s, also in hours.
+    The cost is in bytes and in teacher forward passes (one per sample and view). If `teacher_rate`, the teacher's speed
+    in rows/s, is given, the cost is also in hours.
     """
     finished = [run for run in finished_of(runs) if run.settings.get(VIEWS_KEY)]
     if len({run.settings[VIEWS_KEY] for run in finished}) < 2:
@@ -114,7 +114,7 @@ def _views_row(name: str, runs: Sequence[Run], teacher_rate: float | None) -> Vi
 def report_collapse(runs: Sequence[Run], out: Path) -> Analysis:
     """Report accuracy and training losses over epochs for each kind of run, as means over seeds.
 
-    The file holds every epoch; the returned analysis holds only the last one.
+    The file holds every epoch; the returned analysis holds only the last epoch of each kind.
     """
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:

@@ -22,14 +22,20 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
 
 
 def read_correlation(path: Path, order: Sequence[str]) -> Matrices:
-    """Read the students' differences from the teacher, names in `order` first; empty if there is no file."""
+    """Read, for each kind of student, the teacher's logit correlation minus the student's; kinds in `order` come first.
+
+    Returns no matrices if there is no file.
+    """
     arrays = _read(path)
     names = [name for name in dict.fromkeys([*order, *arrays]) if name in arrays and name != TEACHER]
     return Matrices({name: arrays[name] for name in names})
 
 
 def read_tsne(path: Path, order: Sequence[str]) -> Points:
-    """Read the teacher's points, then the students' points, names in `order` first; empty if there is no file."""
+    """Read the teacher's points, then the points of each kind of student, with the kinds in `order` first.
+
+    Returns no points if there is no file.
+    """
     arrays = _read(path)
     labels_N = arrays.pop(LABELS) if arrays else np.zeros(0, dtype=np.int64)
     names = [name for name in dict.fromkeys([TEACHER, *order, *arrays]) if name in arrays]

@@ -24,12 +24,12 @@ from dhkd.data.runs.read import Run, finished_of, naturally
 from dhkd.pipeline.report.table import axes_of
 from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
-# If the user names no baseline, it is the first of these objectives that some run has.
+# If the user names no baseline, the baseline is the first of these objectives that some run has.
 BASELINES = ("ce", "kd")
 WITHOUT_TEACHER = ("ce", "label-smoothing")
 # Axes whose values need no explanation: a kind's name has "resnet20", not "student=resnet20".
 TELLING = ("objective", "student", "teacher")
-# Settings that follow from the cache: a run without a cache can be compared with runs of any cache.
+# Settings that follow from the cache. A run without a cache lacks them, but can be compared with runs of any cache.
 OF_CACHE = (CACHE_KEY, VIEWS_KEY)
 
 
@@ -37,12 +37,12 @@ OF_CACHE = (CACHE_KEY, VIEWS_KEY)
 class ComparedRow:
     """Runs that differ only in their seed. Accuracies are in percent, `seconds` is the mean over the runs.
 
-    `values` holds the row's value on each axis, `difference` the difference from the baseline after the last epoch
-    (None for the baseline itself and for rows without a baseline), `published` the paper's accuracy.
+    `values` holds the row's value on each axis. `difference` is the difference from the baseline after the last epoch;
+    it is None for the baseline itself and for rows without a baseline. `published` is the paper's accuracy.
     """
 
     name: str
-    values: Mapping[str, Any]  # Any: settings as the run's own file has them
+    values: Mapping[str, Any]  # Any: settings as they are stored in the run's file
     runs: Sequence[str]
     seeds: Sequence[int]
     last_top1: Spread
@@ -57,7 +57,7 @@ class Cost:
     """What all runs cost: teacher forward passes and seconds of training.
 
     `teacher_forwards_cached` counts the forward passes for the caches, each cache once; `teacher_forwards_live` counts
-    those that live teachers would have needed instead.
+    the forward passes that training with live teachers would have needed instead.
     """
 
     teacher_forwards_cached: int
@@ -114,10 +114,10 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
 
 
 def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -> dict[str, list[Run]]:
-    """Group runs with the same values on these axes, by a name made of the values; sort by value, then by seed.
+    """Group the runs that have the same values on these axes; a group's name is made of these values.
 
-    On the last axis, the value `first` is sorted before all other values. A setting that a run lacks is not in the
-    name.
+    Groups are sorted by value, and the runs in a group by seed. On the last axis, the value `first` comes before all
+    other values. A setting that a run lacks is not in the name.
     """
     kinds: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: _sorting_key(run, axes, first)):
@@ -129,12 +129,12 @@ def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) ->
 
 
 def kind_by_run(runs: Sequence[Run]) -> Mapping[str, str]:
-    """Map each run's name to its kind, i.e. all settings that differ between the runs except for the seed."""
+    """Map each run's name to its kind's name: the run's values of all settings that differ, except for the seed."""
     return {run.name: kind for kind, of_kind in kinds_of(runs, axes_of(runs)).items() for run in of_kind}
 
 
 def published_of(run: Run) -> float | None:
-    """Return the paper's top-1 accuracy in percent for the run's networks and method, or None if it has none."""
+    """Return the paper's top-1 accuracy in percent for the run's networks and method, or None if it is unknown."""
     pair = tuple(run.settings.get(key) for key in (SOURCE_KEY, TEACHER_KEY, STUDENT_KEY))
     objective = str(run.settings.get(OBJECTIVE_KEY))
     top1 = _published().get(pair, {}).get("student" if objective == "ce" else objective)
@@ -150,7 +150,7 @@ def _sorting_key(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
 
 
 def _axes(finished: Sequence[Run]) -> dict[str, str]:
-    """Return the axes of all runs. The cache is an axis only if runs have different caches, not if some have none."""
+    """Return the axes of all runs. The cache is one only if runs have different caches, not if some have none."""
     return {
         short: key
         for short, key in axes_of(finished).items()
@@ -175,7 +175,7 @@ def _baseline(option: str | None, axes: Mapping[str, str], finished: Sequence[Ru
 
 
 def _is_baseline(candidate: Run, run: Run, axes: Mapping[str, str], key: str, value: Any) -> bool:
-    """Return whether `candidate` has the baseline's value and otherwise the settings of `run` that affect it."""
+    """Return whether `candidate` has the baseline's value and agrees with `run` in all other settings that matter."""
     alike = all(
         candidate.settings.get(axis) == run.settings.get(axis)
         or (axis in OF_CACHE and candidate.settings.get(axis) is None)
@@ -219,7 +219,7 @@ def _shown(key: str, value: Any) -> Any:
 
 @cache
 def _published() -> dict[tuple[Any, ...], Mapping[str, float]]:
-    """Read the paper's accuracies by method, for each data set, teacher and student, from the presets' records."""
+    """Read from the presets' records, for each (data set, teacher, student), the paper's accuracies by method."""
     table = {}
     for name in preset_names():
         experiment = load_experiment(name)

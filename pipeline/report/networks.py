@@ -48,7 +48,7 @@ class Outputs:
 def outputs_of_runs(
     finished: Sequence[Run], teacher: Path | None, samples: int | None, data: DataOptions, cpu: bool
 ) -> Iterator[tuple[Run | None, Outputs]]:
-    """Yield the teacher's outputs, paired with None, if there is a `teacher`; then each run, paired with its outputs.
+    """Yield (None, the teacher's outputs) if there is a `teacher`, then (run, the run's outputs) for each run.
 
     Outputs are for the first `samples` test images, or for the whole test set if `samples` is None.
     """
@@ -63,7 +63,7 @@ def outputs_of_runs(
             yield None, _outputs_of(trained.network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment = load_experiment(str(run.path))
-            # Taken from the result, because an objective may have built a different network than the settings name.
+            # An objective may have built a different network than the settings name, so the result takes precedence.
             architecture = run.finished_result.architecture or experiment.student.architecture
             network = trained_network(architecture, classes, run.path, "student").network
             normalize = normalization_of(experiment.student, test.images)
@@ -95,7 +95,7 @@ def forces_over_training(
 
     The losses are cross-entropy and BinaryKL. `kind_of` maps a run's name to its kind. The forces are computed for the
     first `samples` training samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from
-    another cache, or without a cache on other data.
+    another cache, or if it was trained without a cache and its data differ from the cache's data.
     """
     processes = Processes("float32", cpu)
     try:
@@ -115,7 +115,7 @@ def forces_over_training(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A run's experiment, a student to load the run's weights into, and the images of the run's training."""
+    """A run's experiment, a student to load the run's weights into, and the run's training images."""
 
     experiment: Experiment
     student: Student
@@ -144,7 +144,7 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
 class _Acting:
     """Both losses' forces on the same rows and how they agree.
 
-    `binary_kl` is None if the parts of that force, pull and push, are unknown.
+    `binary_kl` is None if the pull and push of BinaryKL's force are unknown.
     """
 
     agreement: forces.Agreement
@@ -155,10 +155,10 @@ class _Acting:
 def _forces(
     subject: _Subject, index_N: Tensor, teacher_NK: Tensor, temperature: float
 ) -> Iterator[tuple[str, _Acting]]:
-    """Yield the forces on the classifier, if both losses share one, and the forces on the features.
+    """Yield the forces on the classifier, if the losses share a classifier, and the forces on the features.
 
-    If BinaryKL has a separate head, it does not act on the classifier. If that head is not linear, BinaryKL's force on
-    the features is known from autograd, but not its parts, pull and push.
+    If BinaryKL has a separate head, BinaryKL does not act on the classifier. If that head is not linear, BinaryKL's
+    force on the features is known from autograd, but the pull and push of this force are unknown.
     """
     student = subject.student
     labels_N = subject.renderer.images.labels_N[index_N].to(teacher_NK.device)
@@ -195,7 +195,7 @@ def _features(subject: _Subject, index_N: Tensor) -> Tensor:
 
 
 def _total(force_ND: Tensor) -> forces.Forces:
-    """Wrap a total force whose parts are unknown."""
+    """Wrap a total force whose pull and push are unknown; the result's `pull` holds all of the force."""
     return forces.Forces(force_ND, 0 * force_ND)
 
 
@@ -225,7 +225,7 @@ def _keys(index_N: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _classifier_of(head: nn.Module) -> Tensor:
-    """Return the rows of a linear classifier, (K, D); raise `ConfigError` if it is not linear."""
+    """Return the rows of a linear classifier, (K, D); raise `ConfigError` if `head` is not linear."""
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"expected networks whose classifier is linear, got {type(head).__name__}")
     return head.weight.detach()

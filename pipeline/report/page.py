@@ -60,7 +60,10 @@ def _summary(runs: Sequence[Run], record: SweepRecord) -> str:
 
 
 def _time_left(runs: Sequence[Run], waiting: int) -> str:
-    """Estimate the time left: runs take as long as the finished runs, and the runs unfinished now train in parallel."""
+    """Estimate the training time left, as a sentence; return "" if it can't be estimated.
+
+    Assumes that runs take as long as the finished runs did, and that the runs unfinished now train in parallel.
+    """
     seconds = [run.finished_result.seconds for run in finished_of(runs)]
     begun = [run for run in runs if run.state == "unfinished"]
     if not (seconds and begun):
@@ -116,7 +119,7 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Cell]:
 
 
 def _part(run: Run) -> RunPart:
-    """Collect the details of a run, which open when its name is clicked: its epochs, its result and its settings."""
+    """Collect the details of a run, which open when the run's name is clicked: epochs, result and settings."""
     columns = list(run.metrics[0].values) if run.metrics else []
     epochs = [[f"{epoch.values.get(column, float('nan')):.4g}" for column in columns] for epoch in run.metrics]
     facts: list[Fact] = []

@@ -22,8 +22,8 @@ CURVES = {"top1": "test top-1 accuracy (%)", "loss": "training loss", "ce": "cro
 def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
     """Collect the accuracy of every seed for each row, with the paper's accuracy as a mark if it is close.
 
-    Short runs stay far below the paper's accuracies. Showing those would make the differences between runs too small
-    to see.
+    Short runs stay far below the paper's accuracies. Showing the paper's accuracies too would make the differences
+    between runs too small to see.
     """
     top1_of = {run.name: run.result.last_top1 for run in runs if run.result is not None}
     of_seeds = {row.name: [top1_of[name] for name in row.runs] for row in compared.rows}
@@ -39,7 +39,7 @@ def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
 
 
 def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
-    """Draw accuracy against the number of views."""
+    """Build the panel of accuracy against the number of views."""
     lines = {}
     for kind in dict.fromkeys(row.runs for row in rows):
         points = [row for row in rows if row.runs == kind]
@@ -50,7 +50,7 @@ def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
 
 
 def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
-    """Compute accuracy and losses over seeds, by kind of run and epoch; also return a panel for each of `CURVES`."""
+    """Compute accuracy and losses over seeds, by kind of run and epoch; also return a panel for each recorded curve."""
     rows = []
     lines: dict[str, dict[str, Line]] = {curve: {} for curve in CURVES}
     for kind, runs in kinds_of(trained, axes_of(trained)).items():
@@ -70,7 +70,7 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
 
 
 def run_panels(run: Run) -> list[Panel]:
-    """Draw one run's accuracy and loss over epochs, as far as its metrics hold them."""
+    """Build panels of one run's accuracy and loss over epochs; a metric that an epoch lacks gets no panel."""
     epochs = list(range(1, len(run.metrics) + 1))
     return [
         Panel({label: Line(epochs, [epoch.values[name] for epoch in run.metrics])}, "epoch", label)
@@ -80,7 +80,7 @@ def run_panels(run: Run) -> list[Panel]:
 
 
 def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
-    """Draw the cosine, averaged over seeds, over training: one panel for the classifier and one for the features."""
+    """Build a panel of the cosine's mean over seeds during training for the classifier, and one for the features."""
     panels = []
     for on in ("classifier", "features"):
         lines: dict[str, Line] = {}
@@ -98,7 +98,7 @@ def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
 
 
 def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
-    """Draw a panel for each measure of neural collapse, with the teacher in the last row."""
+    """Build a panel for each measure of neural collapse, with the teacher in the last row."""
     kinds = sorted(dict.fromkeys(row.runs for row in rows), key=TEACHER.__eq__)
     return [
         Values(

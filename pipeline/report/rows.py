@@ -57,7 +57,7 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class ConflictRow:
-    """How two losses act `on` the classifier or the features of a run after `epochs` epochs.
+    """How cross-entropy and BinaryKL act `on` the classifier or the features of a run after `epochs` epochs.
 
     The fields are the mean cosine of the losses' forces (negative gradients), the share of rows on which the losses
     conflict, and the mean norm of each part (pull, push) of each force.

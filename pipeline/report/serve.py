@@ -18,7 +18,7 @@ WATCHED = (CONFIG, METRICS, RESULT, FAILED, SWEEP)
 
 
 def server_of(folder: Path, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
-    """Create a server of the page at `port`, which only this machine can reach; port 0 takes any free port."""
+    """Create a server of `folder`'s page for requests from this machine only; port 0 takes any free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

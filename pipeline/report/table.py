@@ -21,7 +21,7 @@ LIVE_SIGNALS = f"{LIVE_KEY}."  # the objective decides which signals (teacher ou
 
 
 def axes_of(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the settings in which the runs differ, apart from the seed, as dotted keys by short name.
+    """Map short names to the dotted keys of the settings in which the runs differ, apart from the seed.
 
     A short name is the last part of the key, or the whole key where the last part would be ambiguous.
     """

@@ -1,4 +1,4 @@
-"""The networks by name. A new family of networks needs one file in this folder and its lines in `NETWORKS`.
+"""The networks by name. To add a family of networks, add one file to this folder and list its networks in `NETWORKS`.
 
 `torchvision:NAME` and `timm:NAME` are networks of those libraries. `simkd:STUDENT+TEACHER` is a student whose last
 feature map is projected and classified by the teacher's classifier.
@@ -22,7 +22,7 @@ from dhkd.stages.models.wide_resnet import WideResNet
 
 __all__ = ["NETWORKS", "Network", "build_network", "count_parameters"]
 
-# Functions from the number of classes to a freshly initialised network.
+# Each function takes the number of classes and returns a freshly initialised network.
 NETWORKS: dict[str, Callable[[int], Network]] = {
     **{f"resnet{depth}": partial(ResNet, depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": partial(ResNet, 8, WIDE),
@@ -44,7 +44,7 @@ def _projected(names: str, num_classes: int) -> Network:
     return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))
 
 
-# Functions from the name after the colon and the number of classes to a freshly initialised network.
+# Each function takes the name after the colon and the number of classes, and returns a freshly initialised network.
 LIBRARIES: dict[str, Callable[[str, int], Network]] = {
     "torchvision": torchvision_network,
     "timm": timm_network,

@@ -28,8 +28,8 @@ def evaluate(
 ) -> Accuracy:
     """Compute the accuracy over all images of `renderer`.
 
-    `logits_of` maps float32 images (B, C, H, W) to logits (B, K), in eval mode. The processes take turns at the same
-    batches, however many processes there are, so the result doesn't depend on their number.
+    `logits_of` maps float32 images (B, C, H, W) to logits (B, K), with the network in eval mode. The images are split
+    into the same batches for any number of processes, so the result doesn't depend on the number of processes.
     """
     labels_N = renderer.images.labels_N
     dealt = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]

@@ -1,7 +1,8 @@
-"""Networks of torchvision and timm by name, and the weights that come with them.
+"""Networks of torchvision and timm by name, and the pretrained weights that these libraries provide.
 
-A `ForeignNetwork` runs the library's own module and leaves it unchanged; the state dict keeps the library's names. A
-library is imported when one of its networks is built: timm is optional, and other networks don't wait for the import.
+A `ForeignNetwork` runs the library's module and leaves it unchanged; state dicts keep the library's parameter names.
+A library is imported only when one of its networks is built, because timm is optional and other networks shouldn't wait
+for the import.
 """
 
 import re
@@ -15,8 +16,9 @@ from dhkd.data.errors import ConfigError, WeightsError, unknown
 from dhkd.stages.models.network import Network, Outputs, StageMap, batch_norms_called
 from torch import Tensor, nn
 
-INNER = "inner."  # the prefix that wrapping adds to the library's names
-# Published weights files also hold classifiers that were used in training only; the networks are built without them.
+INNER = "inner."  # the prefix that wrapping adds to the library's parameter names
+# Published weights files also hold auxiliary classifiers, which were used in training only. These networks are built
+# without auxiliary classifiers, so entries of weights files with these prefixes are left out.
 AUXILIARY: Mapping[str, Mapping[str, str | None]] = {
     "googlenet": {"aux1.": None, "aux2.": None},
     "inception_v3": {"AuxLogits.": None},
@@ -52,7 +54,7 @@ class ForeignNetwork(Network):
         self.name = name
         self.inner = inner
         self.stage_relus = stage_relus
-        self._has_run = False  # an error in the first forward pass may be about the size of the images
+        self._has_run = False  # an error in the first forward pass may be due to the image size
         self.published_names = dict(published_names)
         widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
         if not widths:
@@ -62,12 +64,15 @@ class ForeignNetwork(Network):
         for path in stage_relus:
             relu = inner.get_submodule(path)
             assert isinstance(relu, nn.ReLU)
-            relu.inplace = False  # the activation must not overwrite the map before it
+            relu.inplace = False  # the ReLU must not overwrite its input, the stage's map before the activation
         self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]  # torch's
         self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]  # torch's
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Return all outputs of one forward pass; `maps` raises `ConfigError` except for torchvision's ResNets."""
+        """Return the outputs of one forward pass, including the stage maps if `maps` is set.
+
+        Raises `ConfigError` if `maps` is set and the network is not one of torchvision's ResNets.
+        """
         if maps and not self.stage_relus:
             raise ConfigError(
                 f"network {self.name} gives no stage maps: of other libraries' networks only torchvision's ResNets do"
@@ -111,7 +116,7 @@ class ForeignNetwork(Network):
         return Outputs(logits_BK, embeddings[0], kept_maps, kept_maps[-1].after if kept_maps else None)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm before each map, found by a forward pass over images of any content."""
+        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
         last_before: dict[nn.Module, nn.BatchNorm2d] = {}
         relus = [self.inner.get_submodule(path) for path in self.stage_relus]
         with batch_norms_called(self.inner) as called:
@@ -129,8 +134,8 @@ class ForeignNetwork(Network):
 def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
     """Build any classification network of torchvision, without auxiliary classifiers.
 
-    GoogLeNet and Inception v3 expect images with torchvision's normalisation, and convert them to the normalisation
-    that their published weights were trained with. Raises `ConfigError` for an unknown name.
+    GoogLeNet and Inception v3 expect images with torchvision's normalisation, and convert these images to the
+    normalisation with which the networks' published weights were trained. Raises `ConfigError` for an unknown name.
     """
     from torchvision import models
 
@@ -156,10 +161,11 @@ def timm_network(name: str, num_classes: int) -> ForeignNetwork:
 
 
 def packaged_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
-    """Return the pretrained weights of "torchvision:NAME" or "timm:NAME", and the mean and deviation of their inputs.
+    """Return the pretrained weights of "torchvision:NAME" or "timm:NAME", and the mean and deviation of the images.
 
+    Images are normalised with this mean and standard deviation; None stands for both if the library doesn't give them.
     `tag` chooses among several weights of one network (torchvision's IMAGENET1K_V1, timm's a1_in1k); None chooses the
-    library's default. The library downloads files that are missing in its own cache. Raises `ConfigError` for an
+    library's default. The library downloads files that are missing in its download cache. Raises `ConfigError` for an
     unknown name or tag, and `WeightsError` if there are no weights or they can't be fetched.
     """
     library, colon, name_there = name.partition(":")
@@ -181,7 +187,7 @@ def _torchvision_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor],
     entry = entries.DEFAULT if tag is None else entries[tag]
     try:
         state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # whatever network, disk or unpickling raise
+    except Exception as error:  # network, disk and unpickling can raise anything
         raise _not_fetched(f"torchvision:{name}", error) from error
     return dict(state), _colours(entry.transforms())
 
@@ -196,7 +202,7 @@ def _timm_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[
         raise WeightsError(f"packaged weights of timm:{name}: timm has none; give a file with --teacher FILE")
     try:
         network = timm.create_model(name if tag is None else f"{name}.{tag}", pretrained=True)
-    except Exception as error:  # whatever network, disk or unpickling raise
+    except Exception as error:  # network, disk and unpickling can raise anything
         raise _not_fetched(f"timm:{name}", error) from error
     expected = network.pretrained_cfg
     return dict(network.state_dict()), (tuple(expected["mean"]), tuple(expected["std"]))
@@ -242,14 +248,14 @@ def _width(module: nn.Module, num_classes: int) -> int | None:
 
 
 def _pooled(x: Tensor, channels_first: bool) -> Tensor:
-    """Average over positions, to (B, D): x is (B, D, H, W) if channels come first, else (B, …, D)."""
+    """Average x over positions, to (B, D); x has shape (B, D, H, W) if channels come first, else (B, …, D)."""
     if x.ndim == 2:
         return x
     return x.mean(dim=(2, 3)) if channels_first else x.flatten(1, -2).mean(dim=1)
 
 
 def _older_densenet_names(state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Map published names such as `norm.1`, which torch no longer allows, to the network's `norm1`."""
+    """Map published names such as `norm.1`, which torch no longer allows, to the network's names, such as `norm1`."""
     by_older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): name for name in state}
     return {older: name for older, name in by_older.items() if older != name}
 

@@ -15,7 +15,7 @@ SEPARABLE = (
     *(((512, 1),) * 5),
     *((1024, 2), (1024, 1)),
 )
-STAGE_ENDS = (0, 3, 5, 11, 13)  # the stem, then the layers whose maps published students are distilled from
+STAGE_ENDS = (0, 3, 5, 11, 13)  # numbers of the layers whose maps the published distillation uses; 0 is the stem
 
 
 class MobileNetV1(StagedNetwork):

@@ -10,9 +10,9 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start
 from torch import Tensor, nn
 
 STEM = 16
-# Expansion, channels, number of blocks and stride of the first block, for each group.
+# For each group: expansion, channels, number of blocks, and the stride of the group's first block.
 GROUPS = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
-STAGE_ENDS = (1, 2, 4, 6)  # the groups before each change of resolution, and the last group
+STAGE_ENDS = (1, 2, 4, 6)  # number of the last group at each resolution
 
 
 class InvertedResidual(nn.Module):
@@ -40,7 +40,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(StagedNetwork):
-    """A MobileNetV2 over images (B, 3, H, W), with five maps, of which only the stem's map has an activation."""
+    """A MobileNetV2 over images (B, 3, H, W), with five maps; only the stem ends with an activation."""
 
     head_name = "classifier"
     tail_names = ("conv2",)

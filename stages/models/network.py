@@ -40,8 +40,8 @@ class Network(nn.Module, ABC):
     """A classification network; `embedding_dim` is the width of the pooled feature.
 
     `head_name` is the path of the classifier, and `tail_names` are the paths of the layers between the last stage and
-    the pooling. `published_names` maps the start of a name in published files to the start of our name; entries that
-    it maps to None are left out.
+    the pooling. `published_names` maps prefixes of parameter names in published files to our prefixes; tensors whose
+    prefix is mapped to None are left out.
     """
 
     embedding_dim: int
@@ -56,11 +56,14 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Return all outputs for images (B, 3, H, W); `maps` changes no other output and no batch-norm statistics."""
+        """Return the outputs for images (B, 3, H, W), including the stage maps if `maps` is set.
+
+        `maps` changes neither the other outputs nor batch-norm statistics.
+        """
 
     @abstractmethod
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm before each map, found by a forward pass over images of any content."""
+        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of images (B, 3, H, W)."""
@@ -75,11 +78,14 @@ class StagedNetwork(Network):
         """Yield the map of the stem and of every stage, each computed only when the iterator reaches it."""
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
-        """Compute the feature map (B, embedding_dim, H, W) before pooling from the last stage's map."""
+        """Compute, from the last stage's map, the feature map (B, embedding_dim, H, W) before pooling."""
         return last_BCHW
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Return all outputs for images (B, 3, H, W); `maps` changes no other output and no batch-norm statistics."""
+        """Return the outputs for images (B, 3, H, W), including the stage maps if `maps` is set.
+
+        `maps` changes neither the other outputs nor batch-norm statistics.
+        """
         stage_maps: list[StageMap] = []
         for stage_map in self.stages(images_BCHW):
             if maps:
@@ -89,14 +95,14 @@ class StagedNetwork(Network):
         return Outputs(self.head(embedding_BD), embedding_BD, tuple(stage_maps), final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm before each map, found by a forward pass over images of any content."""
+        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
         with batch_norms_called(self) as called:
             return [called[-1] for _ in self.stages(images_BCHW)]
 
 
 @contextlib.contextmanager
 def batch_norms_called(network: nn.Module) -> Iterator[list[nn.BatchNorm2d]]:
-    """Give a list to which forward passes of the network append each batch norm that they call."""
+    """Record, in the list that the `with` statement gets, each batch norm that the network's forward passes call."""
     called: list[nn.BatchNorm2d] = []
 
     def remember(module: nn.Module, *_: object) -> None:
@@ -124,7 +130,7 @@ class ReluBlock(nn.Module, ABC):
 
 
 def activated(before: Tensor) -> StageMap:
-    """Apply a ReLU to a map and return both."""
+    """Apply a ReLU to a map and return the map before and after it."""
     return StageMap(before, F.relu(before))
 
 

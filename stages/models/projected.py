@@ -12,7 +12,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.stages.models.network import Network, Outputs, StageMap
 from torch import Tensor, nn
 
-PROBE = 32  # pixels; the ratio between the resolutions of the two last maps is the same for images of any size
+PROBE = 32  # pixels; the student's and the teacher's last maps have the same size ratio for images of any size
 NARROWING = 2  # the teacher's width, divided by the width of the projector's 3×3 convolution
 
 
@@ -35,7 +35,10 @@ class ProjectedNetwork(Network):
         self.classifier = head
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Return all outputs for images (B, 3, H, W); `maps` changes no other output and no batch-norm statistics."""
+        """Return the outputs for images (B, 3, H, W), including the stage maps if `maps` is set.
+
+        `maps` changes neither the other outputs nor batch-norm statistics.
+        """
         trunk_maps = self.trunk.outputs(images_BCHW, maps=True).maps
         last_BCHW = trunk_maps[-1].after
         if self._shrink > 1:
@@ -46,14 +49,14 @@ class ProjectedNetwork(Network):
         return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm before each map, found by a forward pass over images of any content."""
+        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
         last = self.projector[-2]
         assert isinstance(last, nn.BatchNorm2d)
         return [*self.trunk.batch_norms(images_BCHW)[:-1], last]
 
 
 def projected_network(student: Network, teacher: Network) -> ProjectedNetwork:
-    """Build the network of `student`, a projector and a frozen copy of `teacher`'s classifier.
+    """Build one network from `student`, a projector and a frozen copy of `teacher`'s classifier.
 
     `student` is changed in place. Raises `ConfigError` for a teacher that has layers other than pooling between the
     last stage and the classifier.

@@ -17,7 +17,8 @@ STEM = 24
 class ShuffleBlock(ReluBlock):
     """Grouped 1×1, depthwise 3×3 and grouped 1×1 convolutions; channels are shuffled after the first convolution.
 
-    A block of stride 2 concatenates its output and its pooled input; a block of stride 1 adds output and input.
+    A block of stride 2 concatenates the convolutions' output and the pooled input; a block of stride 1 adds the
+    convolutions' output and the input.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

@@ -156,7 +156,7 @@ class Shapes:
         self.architecture, self.num_classes, self._image = architecture, num_classes, image
 
     def of(self, architecture: str) -> "Shapes":
-        """Return the shapes of another network on the same images."""
+        """Return the shapes of another network's signals for the same images."""
         return Shapes(architecture, self.num_classes, self._image)
 
     def row(self, name: str) -> Shape:

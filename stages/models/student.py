@@ -18,7 +18,7 @@ class StudentOutputs(NamedTuple):
 
     task: Tensor
     distill: Tensor
-    features: Mapping[str, Tensor] = {}  # never written to
+    features: Mapping[str, Tensor] = {}  # this shared default is never changed
 
 
 class Student(nn.Module):
@@ -42,7 +42,7 @@ class Student(nn.Module):
         self.adapter = adapter
         self._reads = list(reads)
         self._compiled: Callable[..., Outputs] | None = None
-        # Every process computes the same values for these, so DDP needn't broadcast them before each step.
+        # Every process computes the same values for these buffers, so DDP needn't broadcast them before each step.
         shared = getattr(adapter, "same_in_every_process", ())
         self._ddp_params_and_buffers_to_ignore = [f"adapter.{name}" for name in shared]
 
@@ -57,11 +57,11 @@ class Student(nn.Module):
         return StudentOutputs(outputs.logits, distill_BK, features)
 
     def compile_backbone(self) -> None:
-        """Compile the backbone with torch.compile, which happens at the first batch; weight names stay the same."""
+        """Let torch.compile compile the backbone at the first batch; parameter names stay the same."""
         self._compiled = torch.compile(self.backbone.outputs, dynamic=False)
 
     def seed_dropout(self, seed: int) -> None:
-        """Seed the generators of `SeededDropout`; dropout in foreign networks uses torch's global generator."""
+        """Seed all `SeededDropout` modules; dropout in foreign networks uses torch's global generator."""
         for generator in self.generators():
             generator.manual_seed(seed)
 
@@ -95,7 +95,7 @@ class SeededDropout(nn.Module):
         return values * kept.div_(1 - self.p)
 
     def generator_on(self, device: torch.device) -> torch.Generator:
-        """Return the generator, which must be on the device of the values."""
+        """Return the module's generator; if it is missing or on another device, create a new one first."""
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
         return self._generator

@@ -24,9 +24,10 @@ class Teacher:
 
     @torch.no_grad()
     def signals(self, pixels_BCHW: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Compute the named signals, float32 (B, …), of pixels, uint8 (B, C, H, W), all on the device.
+        """Compute the named signals, float32 (B, …), of pixels, uint8 (B, C, H, W).
 
-        Names that end in -batch need a second forward pass, with batch norm in training mode.
+        Pixels and signals are on the processes' device. Names that end in -batch need a second forward pass, with batch
+        norm in training mode.
         """
         names = list(names)
         of_rows = [name for name in names if not parse(name).batch]
@@ -41,7 +42,7 @@ class Teacher:
         return {name: signals[name].float() for name in names}
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """Compute the logits, float32 (B, K), of pixels, uint8 (B, C, H, W), both on the device."""
+        """Compute the logits, float32 (B, K), of pixels, uint8 (B, C, H, W), both on the processes' device."""
         return self.signals(pixels_BCHW, ["logits"])["logits"]
 
     def _forward(self, images_BCHW: Tensor, names: list[str]) -> dict[str, Tensor]:

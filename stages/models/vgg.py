@@ -24,7 +24,10 @@ FOURTH_POOLING_FROM = (
 
 
 class VGG(StagedNetwork):
-    """A VGG of `depth` layers over images (B, 3, H, W), H and W at least 8, with five maps, each before its pooling."""
+    """A VGG of `depth` layers over images (B, 3, H, W), H and W at least 8.
+
+    It has five maps, each taken before the pooling that follows the stage.
+    """
 
     head_name = "classifier"
 

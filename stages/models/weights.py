@@ -16,18 +16,18 @@ from dhkd.data.errors import WeightsError
 from dhkd.stages.models.network import Network
 from torch import Tensor, nn
 
-# A step counter, which published files may lack and on which no output depends.
+# Batch norm's step counter: no output depends on it, and published files may lack it.
 IGNORED = "num_batches_tracked"
-METADATA = "dhkd"  # `save_weights` writes this entry of a .safetensors file's metadata
+METADATA = "dhkd"  # the entry of a .safetensors file's metadata that `save_weights` writes
 NAMES_LISTED = 3  # how many differing names an error lists
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors or torch file to the CPU, by name.
 
-    Weights may be nested under `model` or `state_dict`, and names may have the prefix `module.`. No code in the file is
-    executed: it may hold only tensors, plain values and `argparse.Namespace`. Raises `WeightsError` for a file that is
-    missing or damaged, contains anything else, or holds no weights.
+    Weights may be nested under `model` or `state_dict`, and names may have the prefix `module.`, which is
+    removed. No code in the file is executed: the file may hold only tensors, plain values and `argparse.Namespace`.
+    Raises `WeightsError` for a file that is missing or damaged, contains anything else, or holds no weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -116,10 +116,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Hash the names, dtypes, shapes and bytes of parameters and buffers, sorted by name, to hexadecimal SHA-256.
+    """Compute the hexadecimal SHA-256 of the names, dtypes, shapes and bytes of a network's parameters and buffers.
 
-    The result doesn't depend on memory format, device or the layout of the weights file. `num_batches_tracked` is left
-    out.
+    They are hashed in order of name, without `num_batches_tracked`. The result doesn't depend on memory format, device
+    or the layout of the weights file.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

@@ -2,7 +2,7 @@
 
 Zagoruyko and Komodakis, 2016: depth 6n + 4, n blocks a stage, batch norm and ReLU before each convolution, no dropout.
 A stage therefore ends with a sum, and the activation of that sum is the first activation of the next block. The batch
-norm before it runs once; the activation's output is both the stage's map and the next block's input.
+norm before that activation runs once; the activation's output is both the stage's map and the next block's input.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,10 @@ class Stage(nn.Module):
 
 
 class WideResNet(StagedNetwork):
-    """A ResNet of `depth` layers, `width` times as wide as a narrow one, over images (B, 3, H, W), with four maps."""
+    """A wide ResNet of `depth` layers over images (B, 3, H, W), with four maps.
+
+    The three stages have 16, 32 and 64 times `width` channels.
+    """
 
     head_name = "fc"
 

@@ -1,7 +1,7 @@
 """Interactive figures of the page: plotly's data and layout as plain values, drawn in the browser.
 
 Every panel is a separate figure, so that the page can place panels side by side or one below the other. Everything
-drawn for a name is in one legend group, so that the page's legend can hide it.
+drawn for a name is in one legend group, which the page's legend can hide or show.
 """
 
 import json
@@ -39,10 +39,11 @@ SYMBOLS = dict(
 
 
 def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figure]:
-    """Draw a figure for each panel, with a band for each line that has intervals, unless there are too many lines.
+    """Draw a figure for each panel.
 
-    Looks are assigned to the names in `order` first, then to the other names of the panels; the same order gives the
-    same looks.
+    A line with intervals gets a band, unless the panels have more than `MOST_BANDS` names. Looks (colour, dash, marker)
+    are assigned to the names in `order` first, then to the other names of the panels; the same order gives the same
+    looks.
     """
     names = names_of(panels)
     looks = looks_of([*order, *names])
@@ -50,14 +51,14 @@ def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figu
 
 
 def legend_of(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[LegendEntry]:
-    """Return the entries of the legend that a chart's panels share; a single line needs no legend, so no entries."""
+    """Return the entries of the legend that a chart's panels share; for a single line, return none."""
     names = names_of(panels)
     looks = {name: look for name, look in looks_of([*order, *names]).items() if name in names}
     return [(name, _colour(look), look.dash) for name, look in looks.items()] if len(looks) > 1 else []
 
 
 def value_charts(panels: Sequence[Values], order: Sequence[str] = ()) -> list[Figure]:
-    """Draw a figure for each panel, with a row for each name: the values of its seeds, their mean and its interval."""
+    """Draw a figure for each panel; each name has a row with its seeds' values, their mean and the mean's interval."""
     looks = looks_of([*order, *(name for panel in panels for name in panel.of_seeds)])
     return [_value_chart(panel, looks) for panel in panels]
 

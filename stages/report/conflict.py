@@ -31,7 +31,7 @@ class Forces:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two losses' forces on the same rows agree: the mean cosine, and the share of rows with a negative cosine.
+    """How two losses' forces agree on the same rows: the mean cosine, and the share of rows with a negative cosine.
 
     Both numbers are NaN if there is no row on which both losses act.
     """
@@ -41,41 +41,41 @@ class Agreement:
 
 
 def cross_entropy_residual(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Compute 1 − p for a sample's class and −p for the other classes, p being the softmax probabilities; (N, K)."""
+    """Compute cross-entropy's residual, (N, K): 1 − p for a sample's class, −p for other classes; p is the softmax."""
     return one_hot(labels_N, logits_NK.shape[1]) - logits_NK.softmax(dim=1)
 
 
 def binary_kl_residual(logits_NK: Tensor, teacher_NK: Tensor, temperature: float) -> Tensor:
-    """Compute τ · (q(t) − q(s)) with q(x) = σ(x / τ), for BinaryKL = τ²/N · Σ KL(q(t) ‖ q(s)); (N, K)."""
+    """Compute τ · (q(t) − q(s)), (N, K): the residual of BinaryKL = τ²/N · Σ KL(q(t) ‖ q(s)), with q(x) = σ(x / τ)."""
     return temperature * (torch.sigmoid(teacher_NK / temperature) - torch.sigmoid(logits_NK / temperature))
 
 
 def binary_kl_norm_residual(logits_NK: Tensor, teacher_NK: Tensor, temperature: float) -> Tensor:
-    """Compute τ · (½ − σ((s − t) / τ)), for BinaryKL-Norm = τ²/N · Σ log cosh((s − t) / 2τ); (N, K)."""
+    """Compute τ · (½ − σ((s − t) / τ)), (N, K): the residual of BinaryKL-Norm = τ²/N · Σ log cosh((s − t) / 2τ)."""
     return temperature * (0.5 - torch.sigmoid((logits_NK - teacher_NK) / temperature))
 
 
 def on_classifier(residual_NK: Tensor, features_ND: Tensor, labels_N: Tensor) -> Forces:
-    """Compute the pull of class k's samples on the row w_k, and the push of other samples (Proposition 1)."""
+    """Compute the pull of each class k's samples on the row w_k, and the push of the other samples (Proposition 1)."""
     of_class_NK, others_NK = _by_class(residual_NK, labels_N)
     return Forces(of_class_NK.T @ features_ND, others_NK.T @ features_ND)
 
 
 def on_features(residual_NK: Tensor, classifier_KD: Tensor, labels_N: Tensor) -> Forces:
-    """Compute the pull on the feature h_i by its class's row, and the push by the other rows (Proposition 2)."""
+    """Compute the pull on each feature h_i by its class's row, and the push by the other rows (Proposition 2)."""
     of_class_NK, others_NK = _by_class(residual_NK, labels_N)
     return Forces(of_class_NK @ classifier_KD, others_NK @ classifier_KD)
 
 
 def _by_class(residual_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide the residual by N and split it into each sample's class and the other classes, with zeros elsewhere."""
+    """Divide the residual by N and split it: the first part is 0 outside each sample's class, the second inside it."""
     is_class_NK = one_hot(labels_N, residual_NK.shape[1]).bool()
     mean_NK = residual_NK / len(labels_N)
     return mean_NK.where(is_class_NK, 0.0), mean_NK.where(~is_class_NK, 0.0)
 
 
 def conflict(first: Forces, second: Forces) -> Agreement:
-    """Compare two losses' forces on the rows on which both losses act."""
+    """Compute how two losses' forces agree, over the rows on which both losses act."""
     both_act = (first.total.norm(dim=1) > 0) & (second.total.norm(dim=1) > 0)
     cosines = cosine_similarity(first.total[both_act], second.total[both_act], dim=1)
     if not len(cosines):

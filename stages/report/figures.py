@@ -1,4 +1,4 @@
-"""The data of figures, independent of how they are drawn: by `pictures.py` as files, by `charts.py` for the page."""
+"""The data of figures, which `pictures.py` draws as files and `charts.py` draws for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Values:
-    """A row for each name on one axis, with one value for each seed.
+    """A panel with one axis and a row for each name; the row shows one value for each seed.
 
     `marks` are values by name from another source, such as a paper; `marked` labels that source.
     """
@@ -75,6 +75,6 @@ def names_of(panels: Sequence[Panel]) -> list[str]:
 
 
 def line_of(spreads: Mapping[int, Spread]) -> Line:
-    """Build a line from spreads by x: their means, with half of each mean's interval."""
+    """Build a line from spreads, given by x: y is each spread's mean, with half the width of the mean's interval."""
     means = [spread.mean for spread in spreads.values()]
     return Line(list(spreads), means, [spread.half for spread in spreads.values()])

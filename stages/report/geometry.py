@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class NeuralCollapse:
-    """How far features and classifier are from a simplex equiangular tight frame (ETF), where every measure is 0.
+    """How far features and classifier are from a simplex equiangular tight frame (ETF).
 
-    All norms are Frobenius norms. The rows of M are the class means minus the mean of the class means; W is the
-    classifier, and `classifier_etf` is the formula of `features_etf` with W for M. Σ_W and Σ_B are the covariances
-    within and between classes.
+    Every measure is 0 for a perfect ETF. All norms are Frobenius norms. The rows of M are the class means minus the
+    mean of the class means; W is the classifier, and `classifier_etf` is the formula of `features_etf` with W
+    for M. Σ_W and Σ_B are the covariances within and between classes, and ⁺ marks the pseudo-inverse.
     """
 
     within_class: float
@@ -33,7 +33,7 @@ class NeuralCollapse:
 def logit_correlation(logits_NK: Float) -> Float:
     """Compute Pearson's correlation, over samples, between the logits of all pairs of classes, (K, K).
 
-    It is 0 where a logit is constant.
+    The correlation of a constant logit is 0.
     """
     centred_NK = logits_NK - logits_NK.mean(axis=0)
     norms_K = np.linalg.norm(centred_NK, axis=0)

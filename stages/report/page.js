@@ -25,7 +25,8 @@ function layoutOf(figure) {
   return layout;
 }
 
-// `drawn` maps each place to its figure, so that figures can be redrawn in other colours; `hidden` lists hidden lines.
+// `drawn` maps each page element to its figure, so that figures can be redrawn in other colours. `hidden` maps each
+// chart's id to the names whose lines are hidden.
 const drawn = new Map();
 const hidden = new Map();
 function draw(place, figure) {
@@ -51,7 +52,7 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 system.addEventListener("change", paint);
 
-// One legend for all figures of a chart. A click on a name hides or shows its lines in all of them.
+// One legend for all figures of a chart. A click on a name hides or shows its lines in all figures.
 function makeLegend(id, chart) {
   const out = new Set(JSON.parse(kept.get(`hidden-${id}`) ?? "[]"));
   hidden.set(id, out);

@@ -100,7 +100,7 @@ def html_of(page: Page) -> str:
             css=css,
             js=js,
             plotly=get_plotlyjs(),
-            # A "<" in the data could end the script element that holds it.
+            # A "<" in the data could end the script element that holds the data.
             data=json.dumps(data).replace("<", "\\u003c"),
         )
     )

@@ -37,9 +37,9 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
 
 
 def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
-    """Draw panels side by side, with a row for each name: the values of its seeds, their mean and its interval.
+    """Draw panels side by side and return the file names.
 
-    Returns the file names.
+    In each panel, every name has a row with the values of its seeds, their mean and the mean's interval.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.of_seeds))
     looks = looks_of(names)

@@ -18,7 +18,7 @@ Verdict = Literal["higher", "lower", "within noise", "one seed"]
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of `count` values, their sample standard deviation, and half the width of the interval.
+    """The mean of `count` values, their sample standard deviation, and half the width of the mean's interval.
 
     A single value has no `deviation` and no `half`: both are None.
     """
@@ -40,7 +40,7 @@ class Difference(Spread):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the interval is above 0, below 0 or contains 0, in which case the difference is within noise."""
+        """Where the interval lies: above 0, below 0 or around 0 (within noise); one seed has no interval."""
         if self.interval is None:
             return "one seed"
         low, high = self.interval
@@ -53,7 +53,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Compute the difference over the seeds that both have; None if they share no seed. Values are given by seed."""
+    """Compute the spread of `values` − `baseline` over the seeds that both have, or return None if there are none."""
     paired = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
     return Difference(len(paired), fmean(paired), *_deviation_and_half(paired)) if paired else None
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # commands that show only bytes needn't import scipy, which t
 def bytes_text(number: float) -> str:
     """Format bytes with three significant digits, in a unit from B to TB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= 0.9995 * size:  # from this number on, it is rounded to 1.00 of this unit
+        if number >= 0.9995 * size:  # numbers from here on are rounded to at least 1.00 of this unit
             scaled = number / size
             return f"{scaled:,.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
     return f"{number:.0f} B"
@@ -24,7 +24,7 @@ def duration_text(hours: float) -> str:
 
 
 def spread_text(spread: "Spread") -> str:
-    """Format a mean over seeds; with two or more seeds, add half of its interval and the standard deviation."""
+    """Format a mean over seeds; with two or more seeds, add half of the mean's interval and the standard deviation."""
     if spread.half is None:
         return f"{spread.mean:.2f}"
     return f"{spread.mean:.2f} ± {spread.half:.2f} ({spread.deviation:.2f})"
