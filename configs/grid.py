@@ -10,10 +10,12 @@ from dhkd.data.errors import ConfigError
 
 
 def combinations(grid: Sequence[str]) -> dict[str, list[str]]:
-    """Return the `key=value` overrides of every combination of a grid of "key=a,b", by the combination's name.
+    """Return the overrides of every combination of a grid, by the combination's name.
 
-    A name can be used as a folder's name. The values a,b are read as the elements of a YAML list, so a value that is
-    itself a list needs its own brackets, as in "milestones=[30,60],[40,80]". Raises `ConfigError`.
+    `grid` lists texts such as "key=a,b", and an override is a text such as "key=a". A combination's name is a valid
+    folder name. The values a,b are read as the elements of a YAML list, so a value that is itself a list needs its own
+    brackets, as in "milestones=[30,60],[40,80]". Raises `ConfigError` for a text that can't be read, and for a key or a
+    combination that occurs twice.
     """
     choices: list[list[tuple[str, str]]] = []
     for text in grid:

@@ -13,7 +13,7 @@ from dhkd.data.errors import ConfigError, unknown  # the only import of configs 
 from pydantic import BaseModel, ValidationError
 
 SUFFIX = ".yaml"
-RUN_CONFIG = "config.yaml"  # in a run's folder
+RUN_CONFIG = "config.yaml"  # the file of settings in a run's folder
 
 
 def preset_names() -> list[str]:
@@ -66,7 +66,10 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
-    """Build the experiment from nested plain values. Raises `ConfigError`, whose message begins with `where`."""
+    """Build the experiment from nested plain values.
+
+    Raises `ConfigError` for invalid values; its message begins with `where`.
+    """
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
@@ -129,7 +132,10 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[BaseModel] | None:
-    """Return the section in a field, or None for a value or free keys. Raises `ConfigError` for an unknown field."""
+    """Return the section model of the field `name` of `model`, or None if it is not a section or the key is free.
+
+    Raises `ConfigError` for an unknown field.
+    """
     if model is None:
         return None
     if name not in model.model_fields and model.model_config.get("extra") == "allow":
@@ -142,7 +148,7 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number; YAML 1.1 would read it as text."""
+    """A YAML loader that reads 1e-3 as a number; by YAML 1.1, 1e-3 is text."""
 
 
 _Loader.add_implicit_resolver(
@@ -153,7 +159,7 @@ _Loader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    # PyYAML's constructors pass on the errors of int(), datetime.date() and their own tables: 2024-99-99, !!bool x.
+    # PyYAML does not catch the errors of int(), datetime.date() and its lookup tables, as for 2024-99-99 and !!bool x.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} ({' '.join(str(error).split())})") from error
 

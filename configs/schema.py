@@ -34,7 +34,10 @@ Spreads = tuple[Spread, Spread, Spread]
 
 
 def _finite(value: Any) -> Any:
-    """Return the value if all its numbers are finite: with a NaN, which is unequal to itself, no run can be resumed."""
+    """Return the value unless it contains a number that is not finite.
+
+    A NaN is unequal to itself, so a run with a NaN in its settings could never be resumed.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("finite_number", "expected finite numbers")
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
@@ -43,7 +46,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-# Keys and values that this schema does not know; pydantic does not check what is inside them.
+# Keys and values that this schema does not know; the only check is that all numbers in them are finite.
 Free = Annotated[Mapping[str, Any], AfterValidator(_finite)]
 
 
@@ -96,7 +99,7 @@ class Views(Section):
 
 
 class Training(Section):
-    """How one network is trained: SGD and its schedule. `batch_size` is the total over all processes."""
+    """How one network is trained: SGD and its schedule. `batch_size` is the total over all compute processes."""
 
     main_field = "architecture"
     architecture: str
@@ -158,7 +161,8 @@ class Student(Training):
 class Codec(Section):
     """How the logits of an image are stored. Other teacher outputs are float32 if `kind` is float32, or else float16.
 
-    top-k keeps the logits of the `k` most probable classes, and the summed probability of the others at `temperature`.
+    top-k keeps the logits of the `k` most probable classes, and the summed probability of the other classes at
+    `temperature`.
     """
 
     main_field = "kind"
@@ -196,9 +200,10 @@ class Cache(Section):
 
 
 class Alignment(Section):
-    """Gradient alignment: the component in which the gradient of `against` opposes that of `kept` is removed.
+    """Gradient alignment: if the gradients of two groups of loss terms oppose each other, one gradient is projected.
 
-    Both list loss terms by name. If `against` is null, it stands for all terms of logits that are not in `kept`.
+    The gradient of the terms in `against` loses the component that opposes the gradient of the terms in `kept`. If
+    `against` is null, it stands for all terms computed from logits that are not in `kept`.
     """
 
     kept: tuple[str, ...] = Field(("ce",), min_length=1)

@@ -1,4 +1,4 @@
-"""A cache for your own training loop: its logits, and a data set whose items are image, label and logits.
+"""For your own training loop: a reader of a cache's logits, and a data set whose items are image, label and logits.
 
 Left out on purpose: loaders and orders, for which torch has `DataLoader` and samplers.
 """
@@ -38,10 +38,10 @@ class DistillationSet(Dataset[Item]):
     """A preset's training set with a teacher's cached logits, all on the CPU.
 
     An item is (image, label, logits): the image is float32 (C, H, W), normalised as the student sees it, and the logits
-    are float32 (K,). It equals what `train-student` gives its student for the same view and index. After `set_epoch`,
-    each sample shows the view that the preset's `student.view_schedule` and `seed` choose for this epoch. The schedule
-    `cycle` keeps one view of the cache in memory; the other schedules keep all views. `student.window` only affects the
-    order, so it is ignored.
+    are float32 (K,). The item equals what `train-student` gives its student for the same view and index. After
+    `set_epoch`, each sample shows the view that the preset's `student.view_schedule` and `seed` choose for this epoch.
+    The schedule `cycle` keeps one view of the cache in memory; the other schedules keep all views. `student.window`
+    only affects the order, so it is ignored.
 
     `preset` and `overrides` are as on the command line; `cache` is a path or URL. If your loop uses only the softmax of
     the logits at one temperature, pass this `temperature`; a top-k cache is then sufficient. Otherwise the cache must
@@ -50,8 +50,8 @@ class DistillationSet(Dataset[Item]):
 
     The workers of a `DataLoader` must be forked. They share the set's memory and decode its photographs; `data.workers`
     is used only while the set is created. With `cycle`, workers must not outlive an epoch, so `persistent_workers` must
-    be off. Each process of a distributed run creates its own set. Each process and each worker counts `data.allow_bad`
-    separately.
+    be off. Each process of a distributed run creates its own set. Up to `data.allow_bad` files may be unreadable in
+    each process and in each worker.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DistillationSet(Dataset[Item]):
         return len(self._renderer.images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Show each sample's view of this epoch, counted from 0, from the next item on. Call it before every epoch."""
+        """Let all further items show their views of this epoch, counted from 0. Call this method before every epoch."""
         self._prepare(epoch)
         self._epoch.value = epoch
 
@@ -109,7 +109,7 @@ class DistillationSet(Dataset[Item]):
         index_B = torch.as_tensor(indices, dtype=torch.int64)
         if not 0 <= int(index_B.min()) <= int(index_B.max()) < len(self):
             raise IndexError(f"indices {int(index_B.min())} to {int(index_B.max())}: expected 0 to {len(self) - 1}")
-        if self._prepared != self._epoch.value:  # in a worker that outlived the epoch
+        if self._prepared != self._epoch.value:  # in a worker that was forked in an earlier epoch
             self._prepare(self._epoch.value)
         view_B = self._view_N[index_B]
         (pixels_BCHW,) = self._renderer.render([(view_B, index_B)])

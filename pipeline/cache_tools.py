@@ -40,9 +40,10 @@ def verify(
 ) -> Verified:
     """Read a whole cache, check every byte and list the damaged objects.
 
-    With `experiment`, random rows are rendered again and compared with the witnesses, the checksums of each row's
-    rendered pixels. With `teacher` as well, random rows of the teacher's signals are compared with a live forward pass.
-    Raises `CacheMismatch` or `CacheIncomplete`.
+    If nothing is damaged and `experiment` is given, about `rows` random rows are rendered again and compared with the
+    witnesses, the checksums of each row's rendered pixels. With `teacher` as well, `rows` random rows of the teacher's
+    signals are compared with a live forward pass. Raises `CacheIncomplete` for an unfinished cache. Raises
+    `CacheMismatch` if a compared row differs, and if the cache was made with other settings or weights.
     """
     reader = reader_of(cache, data)
     verified = _read_everything(cache, reader)
@@ -68,7 +69,7 @@ def verify(
 
 
 def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, allow_loss: bool) -> Converted:
-    """Write a cache again at `out`, in another store or codec; None keeps the current one.
+    """Write a cache again at `out`, in another store or codec; for either, None keeps the current one.
 
     An interrupted conversion continues where it stopped. Raises `ConfigError` if information would be lost, unless
     `allow_loss` is set.
@@ -142,7 +143,7 @@ def _read_everything(cache: str, reader: LogitReader) -> Verified:
 
 
 def _signals_of_teacher(manifest: Manifest, teacher: str | None) -> list[str]:
-    """Return the signals of the teacher with this name in the cache, or the first signal if no teacher has it."""
+    """Return the signals of the teacher with this name in the cache, or the first signal if none has this name."""
     prefix = signal_name(teacher, "")
     names = [name for name in manifest.signals if name.removesuffix(teachers_own(name)) == prefix]
     return names or [next(iter(manifest.signals))]

@@ -1,4 +1,4 @@
-"""`cache-teacher`: from an experiment and a teacher to a cache.
+"""`cache-teacher`: computes a teacher's signals for an experiment, and writes them into a cache.
 
 The steps of `cache_teacher` are in the order in which the data passes through them.
 """
@@ -49,7 +49,7 @@ def cache_teacher(
     command: str = "",
     cpu: bool = False,
 ) -> CachedTeacher:
-    """Write the teacher's signals (outputs such as logits) for every view; only missing ones if the cache exists.
+    """Write the teacher's signals (outputs such as logits) for every view, except what the cache already holds.
 
     `teacher` is a run folder or a weights file, `out` a path or URL. `name` is the teacher's name in a cache of several
     teachers. `part` (I, N) is this call's share of the work: the I-th (from 0) of N. `command` is recorded in the
@@ -106,7 +106,10 @@ def compare_signals(
 
 
 def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, processes: Processes) -> bool:
-    """Return whether some signals are new to the cache. Raises an error, before any costly step, if they don't fit."""
+    """Return whether some of the `wanted` signals are new to the cache.
+
+    Raises an error, before any costly step, if the cache can't take the signals.
+    """
     existing = processes.broadcast(find(storage) if processes.is_first else None)
     if existing is None:
         return True
@@ -115,9 +118,9 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
 
 
 def _provenance(network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
-    """Return the provenance, as JSON for the manifest.
+    """Return the provenance of the teacher's signals, as JSON for the manifest.
 
-    It has no times, hosts or process counts, because a cache is the same whoever writes it.
+    The provenance has no times, hosts or process counts, because the bytes of a cache must not depend on these.
     """
     accuracy = accuracy_of(network)
     log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")

@@ -1,4 +1,4 @@
-"""Options that depend on the machine and are not part of an experiment: where data is and how it is read.
+"""Options that depend on the machine and are not part of an experiment: where the data is and how it is read.
 
 This is a separate module, because the command line needs it before anything heavy is imported.
 """
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 class DataOptions:
     """Where a data set's files are (`root`: a folder or a URL) and how they are read.
 
-    `workers` processes decode photographs for this process; None means one for each core in its share of the cores. Up
-    to `allow_bad` files may be unreadable in each process. Files fetched from URLs take up to `fetched_gb` GB of disk.
+    `workers` is the number of processes that decode photographs for each compute process; None means one for each core
+    in the compute process's share of the cores. Up to `allow_bad` files may be unreadable in each compute process.
+    Image shards fetched from URLs take up to `fetched_gb` GB of disk, and fetched parts of caches as much again.
     """
 
     root: str | None = None
@@ -23,7 +24,7 @@ class DataOptions:
 
     @property
     def num_workers(self) -> int:
-        """The number of processes that decode photographs for this process."""
+        """The number of processes that decode photographs for this compute process."""
         if self.workers is not None:
             return self.workers
         return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

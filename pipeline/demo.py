@@ -1,4 +1,4 @@
-"""The demo: it does what a user does with three commands, on data that needs no download, and compares the results."""
+"""The demo: trains a teacher, caches it, trains students and compares them, on data that needs no download."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ OBJECTIVES = ("ce", "kd", "binary-kl", "dhkd")
 def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
     """Train a teacher, cache all views, train four students, and draw their accuracies; all files go into `out`.
 
-    Without `out`, a new folder under runs/. Raises `RunExists` if `out` is not empty.
+    If `out` is None, a new folder is made under runs/. Raises `RunExists` if `out` is a file or not empty.
     """
     began = time.perf_counter()
     out = _new_folder(out)
@@ -66,7 +66,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
 
 
 def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str) -> list[str]:
-    """Describe in sentences what the figures show, and how little."""
+    """Describe in sentences what the figures show, and why they prove little."""
     saved = sum(run.teacher_seconds_saved or 0.0 for run in runs)
     distilled = sum(1 for run in runs if run.teacher_seconds_saved)
     balance = "more" if saved < cache.seconds else "less"

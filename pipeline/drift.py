@@ -13,7 +13,7 @@ WITNESS_BLOCKS, WITNESS_ROWS = 16, 64  # blocks to check before training, and ro
 
 
 def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_drift: bool) -> str:
-    """Compare random rows with what the teacher saw, and return one line about the result.
+    """Render random rows again, compare them with the pixels that the teacher saw, and return the result as one line.
 
     Raises `CacheMismatch` if a row differs, unless `allow_drift` is set.
     """
@@ -29,7 +29,7 @@ def check_pixels(renderer: Renderer, reader: LogitReader, *, seed: int, allow_dr
 
 
 def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_block: int) -> int:
-    """Compare random rows of random blocks with what the teacher saw, and return their number.
+    """Render random rows of random blocks again, compare them with what the teacher saw, and return the number of rows.
 
     Raises `CacheMismatch` if a row differs.
     """
@@ -44,7 +44,7 @@ def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_blo
 
 
 def _versions_on_both_sides(reader: LogitReader) -> str:
-    # Any: a manifest's provenance is JSON, and another version may have recorded other things.
+    # Any: a manifest's provenance is JSON, and another version of dhkd may have recorded other keys.
     provenance: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
     recorded = provenance.get("versions", {})
     changes = [

@@ -17,7 +17,7 @@ PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pill
 
 @contextmanager
 def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
-    """Set up the processes that run this command together; they end with the context. `precision` may be "auto"."""
+    """Set up the processes that run this command together, and end them with the context. `precision` may be "auto"."""
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         yield processes
@@ -50,7 +50,7 @@ def hardware(device: torch.device) -> str:
 
 
 def unreadable_files(renderer: Renderer, processes: Processes) -> list[str] | None:
-    """Return the files that black images replaced in this call, in any process; None if all files were readable."""
+    """Return the files that any process replaced by black images in this call, or None if all files were readable."""
     if renderer.in_memory:
         return None
     return sorted(processes.gather(list(renderer.unreadable))) or None

@@ -40,7 +40,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Measured:
-    """The conditions of both measurements."""
+    """The conditions under which the rates of teacher and student were measured."""
 
     teacher: Conditions
     student: Conditions
@@ -48,9 +48,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Rates:
-    """Rows per second of teacher forward passes and of student steps, and the ratio student / teacher; None if unknown.
+    """Rows per second of teacher forward passes and of student steps, and their ratio; an unknown number is None.
 
-    The ratio is the cost of a teacher forward pass as a fraction of a student step. `measured` is None for given rates.
+    `ratio` is student / teacher, the cost of a teacher forward pass as a fraction of a student step. `measured` is None
+    if the rates were given instead of measured.
     """
 
     teacher: float | None = None

@@ -1,4 +1,4 @@
-"""What each objective needs: the teacher's signals (its outputs), their size, and what is trained beside the student.
+"""What each objective needs: signals (teacher outputs), their sizes, and parameters to train besides the student's.
 
 No data is read, and networks have shapes but no weights. `dhkd bench` measures what a step of each method costs.
 """
@@ -19,11 +19,13 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 
 @dataclass(frozen=True)
 class Method:
-    """What a method needs from the teacher, and what it adds to the student; the keys of `dhkd methods --json`.
+    """What a method needs from the teacher, and what the method adds to the student.
 
-    `cacheable` is None if the method needs no signal. `takes_of_teacher` is the part of the teacher's network that the
-    method reuses. `extra_parameters` counts the parameters that are trained beside the student's network,
-    `exported_parameters` those that the exported network has in addition (SimKD).
+    The fields are the keys of `dhkd methods --json`. `row_bytes` and `view_bytes` are the size of all signals, for one
+    sample and for one view. `cacheable` is None if the method needs no signal. `takes_of_teacher` is the part of the
+    teacher's network that the method reuses. `extra_parameters` counts the parameters that are trained besides the
+    student's. `exported_parameters` counts the parameters that the exported network has besides the student's (only
+    SimKD has such parameters).
     """
 
     method: str
@@ -37,7 +39,7 @@ class Method:
 
 
 def list_methods(experiment: Experiment, *, samples: int | None = None, classes: int | None = None) -> list[Method]:
-    """Describe every objective, with its options from the preset and between the preset's networks.
+    """Describe every objective, with the preset's options and for the preset's teacher and student.
 
     `samples` and `classes` are for sources whose size is unknown until they are read.
     """

@@ -30,24 +30,24 @@ INT8_FROM_CLASSES = 1000
 Held = Literal["resident", "views", "windows"]
 
 
-# Costs are in units of one student's training. S is the number of students, V of cached views, E of a student's epochs;
-# r is the cost of a teacher forward pass as a fraction of a student's step, both for one row.
+# Costs are in units of one student's training. S is the number of students, V the number of cached views, and E the
+# number of epochs of a student; r is the cost of a teacher forward pass as a fraction of a student's step, per row.
 
 
 def online_cost(students: int, ratio: float) -> float:
-    """Return S(1 + r): the teacher runs in every step of every student."""
+    """Return S(1 + r), the cost if the teacher runs in every step of every student."""
     return students * (1 + ratio)
 
 
 def cached_cost(students: int, ratio: float, views: int, epochs: int) -> float:
-    """Return r·V/E + S: the teacher runs once over every view."""
+    """Return r·V/E + S, the cost if the teacher runs once over every view."""
     return ratio * views / epochs + students
 
 
 def pays_from(views: int, epochs: int) -> int:
     """Return the smallest number S of students for which the cache costs less than running the teacher live: S > V/E.
 
-    It depends neither on the networks nor on the hardware.
+    This number depends neither on the networks nor on the hardware.
     """
     return views // epochs + 1
 
@@ -66,7 +66,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Storage:
-    """A cache of logits in one codec; `k` is top-k's, `preset` says whether the preset uses this codec."""
+    """The size of a cache of logits in one codec.
+
+    `k` is the number of logits that top-k keeps, and None for other codecs. `preset` says whether the preset uses this
+    codec.
+    """
 
     codec: str
     k: int | None
@@ -113,7 +117,7 @@ class StudentsCost:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What an experiment's cache costs and saves; hours and bytes per second are None if the rate is unknown."""
+    """What an experiment's cache costs and saves; hours and bytes per second are None without a rate."""
 
     data: DataSize
     views: int
@@ -228,7 +232,7 @@ def storage(codec: Codec, size: Plan, num_classes: int, window: int | None, *, p
 def _storages(
     experiment: Experiment, asked: Codec, signals: Iterable[SignalSize], data: DataSize, views: int
 ) -> Iterable[Storage]:
-    """Yield the cache of logits in every codec; the largest signal in the cache decides the block size."""
+    """Yield the size of a cache of logits in each codec; the largest signal in the cache decides the block size."""
     largest = max((signal.row_bytes for signal in signals if signal.cached), default=0)
     for codec in _codecs(asked, data.classes):
         row = max(row_bytes(codec.parts((data.classes,))), largest)
@@ -237,7 +241,7 @@ def _storages(
 
 
 def _codecs(asked: Codec, num_classes: int) -> Iterable[Codec]:
-    """Yield all codecs: top-k as in the preset, or else with a usual k if there are more classes than that."""
+    """Yield all codecs; top-k has the preset's k, or else `USUAL_K` if there are more classes than `USUAL_K`."""
     yield from (Float("float32"), Float("float16"), Int8())
     if asked.kept is not None:
         yield asked

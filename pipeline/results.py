@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dhkd.data.errors import RunMismatch
 
 # Metadata of a field, which `plain` reads.
-INLINE = {"inline": True}  # the keys of the value replace the field's key; None has no keys
+INLINE = {"inline": True}  # the keys of the value replace the field's key, which is left out if the value is None
 OMIT_NONE = {"omit_none": True}  # the key is left out if the value is None
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class CacheSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveDifferences:
-    """The largest difference of random rows of a cache from a live forward pass: over all signals, and by signal."""
+    """The largest difference between random rows of a cache and a live forward pass, over all signals and by signal."""
 
     largest_difference_from_live: float
     differences_from_live: Mapping[str, float]
@@ -106,7 +106,7 @@ class TrainedRun:
     def from_json(cls, tree: Mapping[str, Any], where: str) -> "TrainedRun":
         """Convert the JSON that `plain` returned back to the result; `where` names the file in errors.
 
-        Raises `RunMismatch` for any other object.
+        Raises `RunMismatch` if the JSON is not such a result.
         """
         values = dict(tree)
         try:
@@ -154,7 +154,7 @@ class SignalBounds:
 
     `error` is the largest difference of a logit from what the teacher computed, `tail_mass` the largest probability
     that top-k keeps only as a sum. `kl_at_4` and `binary_kl_at_2` bound the losses at these temperatures, without the
-    factor τ². The top class can change only if it leads by at most `margin`.
+    factor τ². A row's top class can change only if its logit leads by at most `margin`.
     """
 
     error: float
@@ -198,7 +198,7 @@ class DamagedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What `verify` read, and the damaged objects. The last three fields are None if no comparison was requested."""
+    """What `verify` read, and the damaged objects. The last three fields are None without a comparison."""
 
     cache: CacheSummary
     objects: int
@@ -266,7 +266,7 @@ class DemoRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the demo measured, and where it was written; each line of `reading` says in words what follows from it."""
+    """The demo's results and where they were written; each line of `reading` states a conclusion from the results."""
 
     runs: list[DemoRun]
     cache: CachedTeacher
@@ -295,9 +295,9 @@ def plain(value: object) -> Any:
 
 
 def _of_keys(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Build a `kind`, a dataclass whose optional fields are None by default.
+    """Build an instance of the dataclass `kind` from its fields; a field that is None by default may be missing.
 
-    Raises `ValueError` for missing and unknown keys.
+    Raises `ValueError` for other missing fields and for unknown keys.
     """
     known = {part.name: part for part in fields(kind)}  # type: ignore[arg-type]  # T is one of the dataclasses above
     unknown = [key for key in tree if key not in known]

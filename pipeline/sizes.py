@@ -58,7 +58,10 @@ def _limited(limit: int | None, total: int, source: str) -> int:
 
 
 def _recorded(experiment: Experiment, key: str) -> int | None:
-    """Return a number from the preset's record, which may be N or {train: N, …}; None if the record lacks it."""
+    """Return the number under `key` in the preset's record, or None if the record lacks it.
+
+    The entry may be N or {train: N, …}.
+    """
     entry = experiment.record.get(key)
     number = entry.get("train") if isinstance(entry, Mapping) else entry
     return number if isinstance(number, int) and number > 1 else None
@@ -76,9 +79,10 @@ def _known_size(experiment: Experiment) -> Size | None:
 
 
 def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
-    """Return the shapes of both networks, with one label for each class.
+    """Return a setting with the shapes of both networks and, in place of the data's labels, one label for each class.
 
-    If the image size is unknown, a usual size is assumed; it affects the shapes of feature maps, but not of logits.
+    If the image size is unknown, a usual size is assumed. The size affects the shapes of feature maps, but not of
+    logits.
     """
     pixels = pixels_of(experiment) or USUAL_PIXELS
     shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))

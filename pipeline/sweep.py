@@ -1,8 +1,8 @@
 """`dhkd sweep`: trains every student of a grid once, despite interruptions, and writes one table of the results.
 
 A run folder shows the state of its run. With result.json, the run is finished. With failed.txt, it ended early and is
-skipped until the command line asks for it again. Otherwise the run is open and will be started or continued. A worker
-holds the lock of the run that it trains, so the same command may be started several times.
+skipped unless the command has --again. Otherwise the run is open and will be started or continued. A worker, i.e. a
+process of the sweep, holds the lock of the run that it trains, so the same command may be started several times.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def sweep(
     track: Sequence[str] = (),
     cpu: bool = False,
 ) -> Swept:
-    """Train each student in the folder of its name in `out`, unless its run is finished or has failed.
+    """Train each student in the subfolder of `out` with the student's name, unless the run is finished or has failed.
 
     `part` (I, N) selects every N-th run, beginning with the I-th (from 0). `together` students are trained side by
     side. With `again`, failed runs are continued. `track` is as in `train_student`. If a run ends early, the others go
@@ -95,7 +95,7 @@ class _Worker:
     train: Train
 
     def work(self, together: int) -> dict[str, str]:
-        """Train the open runs, `together` at a time; return why runs could not begin, by the run's name."""
+        """Train the open runs, `together` at a time; return the errors that no folder records, by run name."""
         names = [name for name in self.experiments if self._is_open(name)]
         finished = sum((self.out / name / RESULT).exists() for name in self.experiments)
         counted = f", {finished} finished" if finished else ""
@@ -106,7 +106,7 @@ class _Worker:
             with self._locked(names[start : start + together]) as group:
                 refused |= train_or_record({self.out / name: self.experiments[name] for name in group}, self.train)
             write_table(read_runs(self.out), self.out)
-            # Workers with the same share go through the same list, so all of them did the runs that this one passed.
+            # Workers with the same share go through the same list, so together they took all runs before `passed`.
             passed = start + together
             left = sum(self._is_open(name) for name in names[passed:])
             if group and left:
@@ -119,7 +119,7 @@ class _Worker:
 
     @contextlib.contextmanager
     def _locked(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """Lock and yield the runs that this worker is to train now: they are open, and marks of failure are removed."""
+        """Lock the open runs of `names` that no other worker holds, delete their failed.txt, and yield their names."""
         with contextlib.ExitStack() as locks:
             mine = [name for name in names if locks.enter_context(locked(self.out / name))]
             # Another worker may have ended a run before this worker got the run's lock.
@@ -136,7 +136,7 @@ def is_open(run: Path, again: bool) -> bool:
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[bool]:
-    """Yield whether this worker has the run's lock. Others can't get the lock until the context or the process ends."""
+    """Try to lock a run, and yield whether it worked. The lock is held until the context or this process ends."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as lock:
         try:
@@ -149,9 +149,10 @@ def locked(run: Path) -> Iterator[bool]:
 
 
 def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
-    """Train these students side by side, and record failures of runs that had begun in their folders.
+    """Train these students side by side, and write the failure of each run that had begun into the run's folder.
 
-    Returns why runs could not begin, by the run's name.
+    If the group fails as a whole, its students are trained one by one. Returns the errors that no folder records, by
+    run name: of runs that could not begin, and of trackers.
     """
     if not group:
         return {}
@@ -209,7 +210,7 @@ def require_different(experiments: Mapping[str, Experiment]) -> None:
 def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
     """Raise `RunMismatch` if the folder holds another run; training itself doesn't check folders of finished runs.
 
-    `digest` is that of the cached logits that the experiment learns from; it is None without a cache.
+    `digest` is the digest of the cached logits that the experiment learns from, or None without a cache.
     """
     existing = read_config(run)
     if existing is None:
@@ -223,7 +224,10 @@ def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
 
 
 def _remember(out: Path, command: str, names: Sequence[str]) -> None:
-    """Add the command and its runs to the file that a report of `out` reads; another command may extend the sweep."""
+    """Add the command and its runs to the sweep's file in `out`, which reports read.
+
+    Earlier commands of the same sweep stay in the file.
+    """
     path = out / SWEEP
     before: dict[str, Any] = {"commands": [], "runs": []}  # JSON, as the file holds it
     with contextlib.suppress(FileNotFoundError, ValueError):

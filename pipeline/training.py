@@ -1,4 +1,4 @@
-"""`train-teacher` and `train-student`: from experiments to runs, one or several side by side.
+"""`train-teacher` and `train-student`: train the network of an experiment, or several students side by side.
 
 The steps of each function are in the order in which the data passes through them. Students that train together share
 what does not depend on them: images, test set and cache in memory. Students that see the same keys also share batches.
@@ -119,8 +119,8 @@ def train_students(
 ) -> Outcomes:
     """Train each folder's student as `train_student` does, side by side.
 
-    Each result is the same as that of training alone with as many threads. Raises `ConfigError` if the experiments
-    differ in more than their students, and if several processes share the work.
+    Each student's result is the same as if it were trained alone with as many threads. Raises `ConfigError` if the
+    students can't train side by side, for example because their data differs or several processes share the work.
     """
     return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume))
 
@@ -153,7 +153,7 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: TrainingOptions) -> Outcomes:
-    """Check that everything fits, claim the folders, and train the students that are not finished."""
+    """Check that experiments, cache and teacher fit together, claim the folders, and train the unfinished students."""
     options = replace(options, track=installed_trackers(options.track))
     first = next(iter(experiments.values()))
     with processes_for(first.student.precision, cpu=options.cpu) as processes:
@@ -276,7 +276,7 @@ def _finish(
     accuracy_of: Evaluator,
     distillation: Distillation | None,
 ) -> TrainedRun:
-    """Return the result of a run that ended well, and write it into the run folder, beside the weights."""
+    """Write the weights and the result of a run that ended well into the run folder, and return the result."""
     network, architecture = task.student.backbone, setting.student.architecture
     processes = accuracy_of.processes
     result = TrainedRun(

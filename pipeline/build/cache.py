@@ -35,12 +35,15 @@ LOGITS = "logits"
 
 MEAN_OF_TEACHERS = "mean"  # used in place of a teacher's name for the mean of all teachers' logits
 
-# Each word stands for all signals that one objective needs, which depend on its options and on both networks.
+# Each word stands for all signals that its objective needs. They depend on the objective's options and both networks.
 NEEDED_BY = {"cam": "cat-kd", "attention": "at"}
 
 
 def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
-    """Return the preset's codec for logits of `num_classes` classes."""
+    """Return the preset's codec for logits of `num_classes` classes.
+
+    Raises `ConfigError` if top-k would keep all classes.
+    """
     if settings.kind == "top-k":
         assert settings.k is not None
         assert settings.temperature is not None
@@ -107,20 +110,20 @@ def cache_identity(
 
 
 def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:
-    """Return how the cache is cut into blocks."""
+    """Return the plan that cuts the preset's cache into blocks."""
     return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
 def block_rows_of(experiment: Experiment, images: Images, setting: Setting) -> int:
     """Return the number of rows in a block of the preset's cache.
 
-    Training without a cache uses this number, too, so that it takes samples in the same order.
+    Training without a cache uses this number, too, so that it takes samples in the same order as with a cache.
     """
     return _plan(experiment, images, setting, 1).block_rows
 
 
 def largest_row(experiment: Experiment, setting: Setting) -> int:
-    """Return the bytes per row of the largest signal that the preset wants cached, which decides the block size."""
+    """Return the bytes per row of the largest signal that the preset wants cached; they decide the block size."""
     return max(stored_row_bytes(experiment, signal, setting) for signal in asked_signals(experiment, setting))
 
 
@@ -159,8 +162,9 @@ def summary_of(location: str, manifest: Manifest) -> CacheSummary:
 def digest_for(reader: LogitReader, teacher: str | None) -> str:
     """Return the digest of what a teacher's students learn from: the teacher's logits on these images.
 
-    `teacher` is the teacher's name in the cache, None for the teacher without a name, "mean" for all teachers. The
-    digest stays the same when other signals, teachers or views are added to the cache.
+    `teacher` is a name in the cache; None stands for the teacher without a name, and "mean" for all teachers. The
+    digest stays the same when other signals, teachers or views are added to the cache. If the cache lacks these logits,
+    the digest is that of all its signals.
     """
     return reader.manifest.digest_of(_signals_named(LOGITS, reader, teacher) or reader.manifest.signals)
 
@@ -175,12 +179,13 @@ def _signals_named(signal: str, reader: LogitReader, teacher: str | None) -> lis
 def cached_names(
     needs: Mapping[str, float | None], reader: LogitReader, teacher: str | None, otherwise: str
 ) -> tuple[Names, list[str]]:
-    """Return the cached signals that provide each signal that an objective `needs`, and the signals that are lacking.
+    """Return the cache's names for each signal that an objective `needs`, and the signals that the cache lacks.
 
-    `needs` gives the temperature at which each signal is read, or None for raw values. `teacher` is a name in the
-    cache, None for the teacher without a name, "mean" for all teachers. Raises `CacheMismatch` if the codec of a signal
-    keeps too little for the objective; the message offers `otherwise` as the remedy without another cache. Raises
-    `ConfigError` for the mean of anything but logits.
+    `needs` maps each signal to the temperature at which the objective reads it, or to None if the objective reads raw
+    values. `teacher` is a name in the cache; None stands for the teacher without a name, and "mean" for all teachers.
+    Raises `CacheMismatch` if the codec of a signal keeps too little for the objective; the message suggests another
+    codec or the remedy `otherwise`. Raises `ConfigError` if `teacher` is "mean" and a signal other than logits is
+    needed.
     """
     names: dict[str, list[str]] = {}
     lacking: list[str] = []
@@ -206,7 +211,10 @@ def cached_names(
 
 
 def of_views(reader: LogitReader, student: StudentSettings) -> LogitReader:
-    """Return the cache, or only its first views if the student is trained on fewer."""
+    """Return the cache's reader, limited to the first `student.views` views if the student's settings set this number.
+
+    Raises `ConfigError` if the cache holds fewer views.
+    """
     if student.views is None:
         return reader
     if student.views > reader.plan.num_views:
@@ -222,9 +230,9 @@ def signals_of(
 ) -> Signals:
     """Build the source of the cached signals `names`.
 
-    It reads windows of blocks if the student's order has windows, reads one view at a time for the schedule `cycle`, or
-    else holds the whole cache in memory. Raises `ConfigError` if the whole cache is to be in memory but does not fit;
-    `copies` processes on this machine hold one cache each.
+    The source reads windows of blocks if the student's order has windows, reads one view at a time for the schedule
+    `cycle`, and holds all views in memory otherwise. `copies` is the number of processes on this machine that hold
+    their own copy. Raises `ConfigError` if all views are to be in memory but do not fit.
     """
     if not names:
         return NoSignals(reader.plan.num_views)

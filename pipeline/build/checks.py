@@ -1,6 +1,6 @@
 """Checks that an experiment fits its cache, and that students can train side by side.
 
-Each check raises an error that gives the reason.
+Each check raises an error that says what does not fit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,10 +50,11 @@ def require_cache(
     names: Iterable[str],
     teacher: nn.Module | None,
 ) -> None:
-    """Raise `CacheMismatch` unless the cache has this data set and recipe, and its signals `names` this teacher.
+    """Raise `CacheMismatch` unless the cache is of this data set and recipe, and its signals `names` of this teacher.
 
-    The teacher is compared by the preset's architecture, by the normalisation if the preset sets it, and by the weights
-    hash of `teacher`, or else the hash in the preset if it sets one. Any precision and any codec is accepted.
+    The recorded teacher must have the preset's architecture, the preset's normalisation if the preset sets one, and the
+    weights hash of `teacher`. Without `teacher`, the hash must be the preset's if the preset sets one. Any precision
+    and any codec is accepted.
     """
     identity = {  # JSON, as the manifest holds it
         "dataset": dataset_identity(images).model_dump(mode="json"),
@@ -83,8 +84,8 @@ def require_live(
 ) -> None:
     """Raise an error if signals are `lacking`, unless the experiment runs the teacher in every step.
 
-    The error is a `CacheMismatch`, or a `ConfigError` without a cache. It names the ways to get the signals and the
-    cost of each.
+    The error is a `ConfigError` if there is no cache, and a `CacheMismatch` otherwise. Its message names the ways to
+    get the signals and the cost of each way.
     """
     if not lacking or experiment.teacher.live:
         return
@@ -125,7 +126,11 @@ def _ways_to_get(
 
 
 def require_alike(experiments: Sequence[Experiment], processes: Processes) -> None:
-    """Raise `ConfigError` if students can't train side by side: they may differ only in their own settings."""
+    """Raise `ConfigError` if these students can't train side by side.
+
+    Several students need a single process, a precision other than fp16, and equal settings in `SHARED` and
+    `SHARED_OF_STUDENT`.
+    """
     if len(experiments) == 1:
         return
     if processes.world_size > 1:
@@ -155,7 +160,7 @@ def require_alike(experiments: Sequence[Experiment], processes: Processes) -> No
 
 
 def require_own_draws(students: Mapping[Path, Student]) -> None:
-    """Raise `ConfigError` if one of several students draws from torch's generator, which all of them share."""
+    """Raise `ConfigError` if one of several students draws from torch's global generator, which all share."""
     if len(students) == 1:
         return
     for out, student in students.items():

@@ -16,7 +16,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
-    """Load the split "train" or "test" of the experiment's data; decode all images if views keep the images' size."""
+    """Load the split "train" or "test" of the experiment's data; decode all images if the recipe keeps their size."""
     data = experiment.data
     place = Place(
         root=options.root,
@@ -32,7 +32,7 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
 
 
 def recipe_of(views: Views) -> Recipe:
-    """Build the recipe that `views.kind` names, with the other settings of views as its parameters.
+    """Build the recipe that `views.kind` names, with the other keys of `views` as the recipe's parameters.
 
     Raises `ConfigError` for an unknown kind, and for missing or unknown parameters.
     """
@@ -52,14 +52,17 @@ def test_renderer_of(experiment: Experiment, device: torch.device, options: Data
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """Build a network's normalisation: the preset's, else the one that it was trained with, else the data set's."""
+    """Build a network's normalisation: the preset's, else `trained_with`, else the data set's."""
     preset = training if isinstance(training, Teacher) else None
     mean, std = trained_with or (images.mean, images.std)
     return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)
 
 
 def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
-    """Return how many views to cache. Raises `ConfigError` if the recipe has fewer."""
+    """Return how many views to cache.
+
+    Raises `ConfigError` if the recipe has fewer views, and if all views are to be cached but their number is unlimited.
+    """
     views = experiment.cache.views
     if views == "all":
         if recipe.num_views is None:
@@ -72,7 +75,7 @@ def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
 
 
 def dataset_identity(images: Images) -> DatasetIdentity:
-    """Return the identity of the data set, which a cache records and compares."""
+    """Return the identity of the data set, as a cache records it."""
     return DatasetIdentity(
         name=images.name,
         split=images.split,

@@ -33,6 +33,7 @@ def weights_file(path: Path, role: str) -> Path:
     """Resolve `path` to a weights file.
 
     That is `path` itself if it is a file, or else the network in this run folder, preferably the one with `role`.
+    Raises `WeightsError` for a folder without a finished run.
     """
     if not path.is_dir():
         return path
@@ -44,7 +45,11 @@ def weights_file(path: Path, role: str) -> Path:
 
 
 def architecture_of(path: Path, role: str, architecture: str) -> str:
-    """Return the architecture of the weights: the preset's `architecture`, or the one that SimKD made of it."""
+    """Return the architecture of the weights.
+
+    That is the network that SimKD made of the preset's `architecture` if the weights file records one, or else
+    `architecture` itself.
+    """
     if _is_packaged(path):
         return architecture
     file = weights_file(path, role)
@@ -73,7 +78,7 @@ def _is_packaged(path: Path) -> bool:
 
 
 def _mean_std(file: Path) -> MeanStd | None:
-    """Return the normalisation that `save_weights` recorded; None for files of other programs."""
+    """Return the normalisation that `save_weights` recorded, or None if the file records none."""
     metadata = _metadata(file)
     if "mean" not in metadata or "std" not in metadata:
         return None
@@ -81,7 +86,7 @@ def _mean_std(file: Path) -> MeanStd | None:
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    """Return the metadata that `save_weights` recorded; files in other formats have none."""
+    """Return the metadata that `save_weights` recorded in the file; it is empty for files in other formats."""
     return read_metadata(file) if file.suffix == ".safetensors" else {}
 
 

@@ -1,7 +1,8 @@
 """Builds the streams of batches for prepared students that train side by side and share memory.
 
-Students that see the same keys share one stream. All streams share the images and the live teacher; streams that draw
-from all views also share the whole cache in memory.
+Students that see the same keys, i.e. pairs (view, index), share one stream. All streams share the images and the live
+teacher. Streams with the schedule `independent` also share the cache in memory if they have the same teacher and number
+of views.
 """
 
 import copy
@@ -22,7 +23,7 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 
-# The whole cache in memory, for the schedule that draws from all views; by teacher and number of views.
+# Cached signals in memory, by teacher and number of views; for the schedule `independent`, which draws from all views.
 Resident = dict[tuple[str | None, int | None], Signals]
 
 
@@ -34,7 +35,7 @@ def teacher_stream(
     normalize: Normalization,
     processes: Processes,
 ) -> Stream:
-    """Build the stream that the preset's teacher is trained on: without signals, with every view drawn anew."""
+    """Build the stream that trains the preset's teacher, without signals; it draws from all views of the recipe."""
     return _stream(
         experiment,
         experiment.teacher,
@@ -57,7 +58,7 @@ def student_streams(
 ) -> dict[Path, Stream]:
     """Build each student's stream.
 
-    Students that see the same keys share one stream, with every signal that any of them needs.
+    Students that see the same keys share one stream, which has every signal that at least one of them needs.
     """
     everyone = list(students.values())
     teacher = _live_teacher(everyone, source, processes)
@@ -103,7 +104,7 @@ def _signals(
     source: Source,
     processes: Processes,
 ) -> Signals:
-    """Build a group's source of cached signals; a whole cache that is already in `resident` is used again."""
+    """Build a group's source of cached signals; signals that are already in `resident` are used again."""
     settings = group[0].experiment.student
     if source.reader is None:
         num_views = source.recipe.num_views or ENDLESS

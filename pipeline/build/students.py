@@ -1,4 +1,4 @@
-"""Prepares students: finds out which signals each of them needs, and which come from the cache or a live teacher."""
+"""Prepares students: finds out which signals (teacher outputs) come from the cache and which from a live teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 
 @dataclass(frozen=True)
 class Source:
-    """What students learn from: images and their views and, if given, the cache and the teacher's network."""
+    """What students learn from: images, a recipe for views and, if given, the cache and the teacher's network."""
 
     images: Images
     recipe: Recipe
@@ -39,9 +39,9 @@ class Source:
 
 @dataclass(frozen=True)
 class PreparedStudent:
-    """An experiment that fits the cache.
+    """An experiment that was checked against the cache, with its objective.
 
-    The signals `names` come from the cache, the signals `live` from the teacher that runs in every step.
+    The signals `names` come from the cache, and the signals `live` from the teacher that runs in every step.
     """
 
     experiment: Experiment
@@ -74,7 +74,7 @@ def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, d
 
 
 def prepared_student(experiment: Experiment, source: Source) -> PreparedStudent:
-    """Return the experiment with everything that its objective needs. Raises an error that names what is missing."""
+    """Resolve what the experiment's objective needs. Raises an error that names what is missing or does not fit."""
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(

@@ -27,7 +27,10 @@ def objective_of(experiment: Experiment) -> Objective:
 def setting_of(
     experiment: Experiment, training: Training, images: Images, objective: Objective, teacher: Network | None = None
 ) -> Setting:
-    """Return the setting in which `objective` trains the network of `training`; `teacher` has the teacher's weights."""
+    """Return the setting (shapes, labels and seed) in which `objective` trains the network of `training`.
+
+    `teacher` is the teacher's network with its weights, or None if they were not given.
+    """
     shape = recipe_of(experiment.views).shape or images.shape
     assert shape is not None, "images_of decodes all images where the recipe keeps their size"
     shapes_of = partial(Shapes, num_classes=images.num_classes, image=shape)
@@ -37,7 +40,7 @@ def setting_of(
 
 
 def student_of(objective: Objective, setting: Setting) -> Student:
-    """Build a freshly initialised student, with its objective's extra head and adapter, channels last in memory.
+    """Build a freshly initialised student with the objective's extra head and adapter, in channels-last memory format.
 
     The experiment's seed determines the initial values.
     """
@@ -51,7 +54,7 @@ def student_of(objective: Objective, setting: Setting) -> Student:
 
 
 def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Build SGD over all parameters of the student; if `fused`, it can skip an update without waiting for the host."""
+    """Build SGD over all parameters of the student; if `fused`, a GPU can skip an update without asking the host."""
     return torch.optim.SGD(
         student.parameters(),
         lr=training.lr,

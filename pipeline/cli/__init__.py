@@ -12,7 +12,7 @@ import click
 from dhkd.data.errors import DhkdError
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
 
-# 'dhkd --help' lists the commands in this order, in which they are used.
+# 'dhkd --help' lists the commands in this order, the usual order of work.
 COMMANDS = (
     presets.presets,
     plan.plan,

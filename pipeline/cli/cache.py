@@ -61,8 +61,8 @@ class CachingOptions:
 )
 @click.option(
     "--name",
-    help="Name for this teacher, to keep several teachers in one cache: its outputs are stored beside those already"
-    " in it.",
+    help="Name for this teacher, to keep several teachers in one cache: this teacher's outputs are stored beside those"
+    " that the cache already holds.",
 )
 @part_option("Process only share I of N; whichever job finishes last completes the cache.")
 @click.option(
@@ -135,7 +135,7 @@ class VerifyOptions:
 @click.argument("cache")
 @experiment_options(
     preset=click.option(
-        "--preset", help="Preset that the cache was made with: renders a sample of images again and compares them."
+        "--preset", help="Preset that the cache was made with; a sample of its images is rendered again and compared."
     )
 )
 @gathered("compared", VerifyOptions)

@@ -34,7 +34,7 @@ class EvaluateOptions:
     def network(self, preset: str) -> tuple[Path, str]:
         """Return the path of the weights, and their role: "teacher" or "student".
 
-        Without --teacher and --student, `preset` must be a run's folder, and its weights are used.
+        Without --teacher and --student, `preset` must be a run's folder; this run's weights are used.
         """
         teacher, student, run = self.teacher, self.student, Path(preset)
         if teacher is None and student is None and run.is_dir():

@@ -173,8 +173,8 @@ _data_options = (
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Tolerate up to N unreadable files per process; each is replaced by a black image and listed in the"
-        " result.",
+        help="Tolerate up to N unreadable files per compute process; each file is replaced by a black image and listed"
+        " in the result.",
     ),
     click.option(
         "--fetched-gb",
@@ -207,7 +207,7 @@ track_option = click.option(
     " their usual environment variables.",
 )
 allow_drift_option = click.option(
-    "--allow-drift", is_flag=True, help="Train even if the images rendered here differ from those the teacher saw."
+    "--allow-drift", is_flag=True, help="Train even if the rendered images differ from those that the teacher saw."
 )
 training_cache_option = click.option(
     "--cache",
@@ -221,10 +221,16 @@ baseline_option = click.option(
     " objective=kd].",
 )
 samples_option = click.option(
-    "--samples", type=click.IntRange(2), metavar="N", help="Number of training images, if unknown until data is read."
+    "--samples",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Number of training images; needed if the data source doesn't state it.",
 )
 classes_option = click.option(
-    "--classes", type=click.IntRange(2), metavar="K", help="Number of classes, if unknown until data is read."
+    "--classes",
+    type=click.IntRange(2),
+    metavar="K",
+    help="Number of classes; needed if the data source doesn't state it.",
 )
 
 

@@ -43,7 +43,7 @@ def recorded_command(context: click.Context, *, without: Collection[str] = ()) -
 
 
 def _given(context: click.Context) -> Iterator[tuple[click.Parameter, Any]]:
-    """Yield each parameter that was given, with click's value; skip empty strings."""
+    """Yield each parameter that was given, with the value that click parsed; skip empty strings."""
     for parameter in context.command.params:
         name = str(parameter.name)
         value = context.params[name]

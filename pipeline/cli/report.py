@@ -137,7 +137,7 @@ _samples = click.option("--samples", type=click.IntRange(2), default=2000, show_
         "--teacher-rate",
         type=click.FloatRange(0, min_open=True),
         metavar="ROWS/S",
-        help="The teacher's images per second, as 'plan --measure' or cache-teacher prints it: adds the cost in hours.",
+        help="The teacher's images per second, printed by 'plan --measure' or cache-teacher; adds the cost in hours.",
     ),
 )
 def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis":
@@ -154,8 +154,8 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis"
 def report_collapse(runs: Any, out: Path) -> "Analysis":
     """Plot accuracy and loss over training for each kind of run.
 
-    Made for comparing one head trained with cross-entropy and BinaryKL together with two heads and with either loss
-    alone.
+    Made to compare three kinds of students: one head trained with both cross-entropy and BinaryKL, two heads trained
+    with one of these losses each, and one head trained with only one of them.
     """
     from dhkd.pipeline.report import analyses
 
@@ -179,10 +179,10 @@ def report_collapse(runs: Any, out: Path) -> "Analysis":
 def report_conflict(
     runs: Any, out: Path, cache: str, samples: int, temperature: float, data: DataOptions, cpu: bool
 ) -> "Analysis":
-    """Measure where the gradients of the two losses conflict.
+    """Measure where cross-entropy and BinaryKL gradients conflict.
 
-    Shows where, over the course of training, cross-entropy and BinaryKL pull the classifier and the features in
-    opposite directions. The runs must have kept their weights (--set student.keep_every=N).
+    Shows where, over the course of training, the two losses pull the classifier and the features in opposite
+    directions. The runs must have kept their weights (--set student.keep_every=N).
     """
     from dhkd.pipeline.report import analyses
 
@@ -215,7 +215,8 @@ def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOpt
 def report_etf(runs: Any, out: Path, teacher: Path | None, data: DataOptions, cpu: bool) -> "Analysis":
     """Measure how far classes have collapsed to a simplex ETF.
 
-    In neural collapse, the class means approach such an equiangular tight frame (ETF).
+    In neural collapse, the class means approach a simplex equiangular tight frame (ETF): vectors of equal length at
+    equal angles.
     """
     from dhkd.pipeline.report import analyses
 

@@ -185,7 +185,7 @@ class SweepOptions:
     "--grid",
     multiple=True,
     metavar="KEY=A,B",
-    help="Train one student for each value of this setting. Repeatable: trains one for every combination.",
+    help="Train one student for each value of this setting. Repeatable: trains one student for every combination.",
 )
 @click.option(
     "--seeds",

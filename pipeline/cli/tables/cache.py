@@ -10,7 +10,7 @@ Row = tuple[str, str]
 
 
 def cache_table(cache: Inspected) -> str:
-    """Return a text that shows what a cache holds, how complete it is, and how exact each signal is."""
+    """Return a table that shows what a cache holds, how complete the cache is, and how exact each signal is."""
     return plain_table(["", ""], [*_cache_rows(cache), *_signal_rows(cache)], header=False)
 
 
@@ -55,7 +55,7 @@ def _signal_rows(cache: Inspected) -> Iterator[Row]:
 
 
 def _exactness(bound: SignalBounds | None) -> list[Row]:
-    """Return the errors in logits and losses that the storage format causes; empty if they are unknown."""
+    """Return rows that bound the errors of stored logits and of losses; there are none if the bounds are unknown."""
     if bound is None:
         return []
     if bound.tail_mass is not None:
@@ -80,7 +80,7 @@ def _exactness(bound: SignalBounds | None) -> list[Row]:
     ]
 
 
-# Any: these are entries of a manifest, which hold whatever its writer recorded.
+# Any: these are entries of a manifest, which hold whatever the manifest's writer recorded.
 def _origin(teacher: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[Row]:
     return [
         (

@@ -29,7 +29,7 @@ def methods_table(methods: Sequence[Method]) -> str:
 
 
 def signals_in_short(names: Sequence[str]) -> str:
-    """Join names of signals, i.e. teacher outputs; those of several stages become one, such as "map1…3-before"."""
+    """Join names of signals, i.e. teacher outputs; the names of several stages become one, such as "map1…3-before"."""
     of_stages = [name for name in names if re.match(r"(map|attention)\d", name)]
     if len(of_stages) < 2:
         return ", ".join(names)

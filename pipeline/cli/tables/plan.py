@@ -51,7 +51,7 @@ def _disk(plan: CachePlan) -> str:
 
 
 def _other_signals(plan: CachePlan) -> list[str]:
-    """Return an empty line and a table of the signals (teacher outputs) other than logits, or nothing without any."""
+    """Return an empty line and a table of the signals (teacher outputs) besides logits; return [] if there are none."""
     rows = [
         (
             signal.signal,

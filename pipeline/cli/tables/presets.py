@@ -7,7 +7,7 @@ from dhkd.pipeline.results import ListedPreset
 
 
 def presets_table(presets: Sequence[ListedPreset]) -> str:
-    """Return a table of the published pairs, followed by a list of the other presets.
+    """Return a table of the published pairs of teacher and student, followed by a list of the other presets.
 
     The table shows parameters in millions and published top-1 accuracies in percent.
     """
