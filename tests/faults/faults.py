@@ -1,7 +1,8 @@
-"""Faults that the tests have to see: small ones, such as people make, in every part of the program.
+"""Faults that the tests have to detect: small mistakes, such as people make, in every part of the program.
 
-A fault is known by the text that it changes, wherever that stands, and a test file by its name, wherever that lies: so
-both may move. Where a text itself is rewritten, its fault is rewritten with it.
+A fault is identified by the text that it replaces, whichever file holds this text, and a test file by its name,
+whichever folder holds this file. So texts and test files may move. If such a text is rewritten, the fault has to be
+rewritten, too.
 """
 
 from collections.abc import Mapping
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in a sentence; the texts that are replaced, each of which one source file holds once.
+    """A fault, described by the sentence `what`.
 
-    `seen_by` has the names of test files, with the expression (pytest's -k) that chooses among their tests; "" for all.
+    `changes` maps each text to its replacement; a text must occur exactly once in all source files. `seen_by` maps the
+    name of a test file to the expression (pytest's -k) that selects among the file's tests; "" selects all.
     """
 
     name: str
@@ -243,7 +245,7 @@ CACHE = (
     ),
 )
 
-# The stream and stage one.
+# The stream, and the stage that writes caches.
 STREAM = (
     Fault(
         "labels-by-view",
@@ -436,7 +438,7 @@ OBJECTIVES = (
     ),
 )
 
-# Many runs, what is reported of them, and what the user says.
+# Sweeps, reports, plans, and the user's settings.
 AROUND = (
     Fault(
         "failed-runs-again",

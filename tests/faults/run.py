@@ -1,8 +1,9 @@
-"""Whether the tests see faults: `python tests/faults/run.py [NAME…]` puts each into a copy of the tree and runs them.
+"""Check that the tests detect faults: `python tests/faults/run.py [NAME…]`.
 
-A line for each fault says `seen` or `NOT SEEN`, and by which file; the exit code is 1 where one isn't, or where its
-text isn't found just once. Without faults the same tests have to pass, which --without tells. Every fault gets a fork
-of one process that has imported torch and whatever else is large.
+Each fault is put into a copy of the tree, and its tests are run. A line for each fault says `seen` or `NOT SEEN`, with
+the test files and pytest's exit codes. The exit code is 1 if a fault isn't seen, or if its text isn't found exactly
+once. With --without, the same tests run without the faults and have to pass. The tests run in forks of one process that
+has already imported torch and other large packages.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import accelerate  # noqa: F401  # and the others, so that forks have them
+import accelerate  # noqa: F401  # this and other large packages are imported for the forks
 import hypothesis  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import pytest
@@ -28,11 +29,11 @@ from faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("pipeline", "stages", "data", "configs", "benchmarks")
-FAILED = 1  # of pytest's exit codes: tests ran, and some failed
+FAILED = 1  # pytest's exit code if tests ran and some of them failed
 
 
 def copy_tree(folder: Path) -> None:
-    """The working tree's files, and the folder that gives them their import name."""
+    """Copy the working tree's files into `folder`, and add the package folder that gives them their import name."""
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, stdout=subprocess.PIPE, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -45,7 +46,7 @@ def copy_tree(folder: Path) -> None:
 
 
 def place_of(text: str, folder: Path) -> Path:
-    """The one source file that holds a text, once."""
+    """Return the source file that holds `text`. Raises `LookupError` unless exactly one file holds it once."""
     files = [file for source in SOURCES for file in sorted((folder / source).rglob("*.py"))]
     found = [file for file in files for _ in range(file.read_text().count(text))]
     if len(found) != 1:
@@ -56,7 +57,7 @@ def place_of(text: str, folder: Path) -> Path:
 
 @contextmanager
 def seeded(changes: Mapping[str, str], folder: Path) -> Iterator[None]:
-    """The copy with a fault in it."""
+    """Put a fault into the copy of the tree for the time of the context."""
     before: dict[Path, str] = {}
     try:
         for old, new in changes.items():
@@ -71,7 +72,7 @@ def seeded(changes: Mapping[str, str], folder: Path) -> Iterator[None]:
 
 
 def exit_code(name: str, expression: str, folder: Path) -> int:
-    """What pytest ends with on the test files of this name, which folders may share."""
+    """Run the test files of this name, in whichever folders, in a fork; return pytest's exit code."""
     files = sorted(map(str, (folder / "tests").rglob(name)))
     words = ["-x", "-q", "-p", "no:cacheprovider", *(["-k", expression] if expression else []), *files]
     child = os.fork()
@@ -82,7 +83,7 @@ def exit_code(name: str, expression: str, folder: Path) -> int:
 
 
 def _test(words: Sequence[str], folder: Path) -> NoReturn:
-    """Be a process of its own that has imported nothing of the program yet, and end with pytest's exit code."""
+    """Run pytest in this fork, which has imported nothing of the program yet, and exit with pytest's exit code."""
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
@@ -98,7 +99,7 @@ def _test(words: Sequence[str], folder: Path) -> NoReturn:
 
 
 def verdict(fault: Fault, folder: Path, *, without: bool) -> tuple[bool, str]:
-    """Whether all is as it should be, and what to say of it."""
+    """Return whether the fault's tests ended as expected, and a line that reports it."""
     try:
         with seeded({} if without else fault.changes, folder):
             codes = {name: exit_code(name, expression, folder) for name, expression in fault.seen_by.items()}
@@ -110,7 +111,7 @@ def verdict(fault: Fault, folder: Path, *, without: bool) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Run them, print, and say whether all were seen: 0, or 1."""
+    """Run the chosen faults, print a line for each, and return 0 if all ended as expected, or else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="these faults alone")
     parser.add_argument("--without", action="store_true", help="run the tests of each without its fault")
@@ -120,7 +121,7 @@ def main() -> int:
         parser.error(f"no such faults: {', '.join(sorted(unknown))}")
     chosen = [fault for fault in FAULTS if not given.names or fault.name in given.names]
     torch.set_num_threads(1)
-    # Bytecode is told apart by time and size, which a fault may leave as they are.
+    # Python recognizes outdated bytecode by a source file's time and size, and a fault may change neither.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     bad = 0
