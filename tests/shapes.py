@@ -30,7 +30,7 @@ def check_shapes() -> None:
 
 
 def checked(function: Callable[..., object]) -> Callable[..., object]:
-    """Wrap a function so that its arrays' shapes are checked. Without shapes in their names, return it unchanged."""
+    """Wrap a function so that its arrays' shapes are checked; if no argument name has a shape, return it unchanged."""
     signature = inspect.signature(function)
     shapes = {name: " ".join(match[1]) for name in signature.parameters if (match := SHAPE.search(name))}
     if not shapes:
