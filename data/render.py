@@ -1,4 +1,4 @@
-"""From keys (view, index) to pixels, and from pixels to a network's input.
+"""Rendering of keys (view, index) to pixels, and normalization of pixels to a network's input.
 
 Each kind of image set has its own renderer: `images/in_memory.py` gathers a whole batch on the images' device, while
 `images/decoding_workers.py` decodes in worker processes.
@@ -52,7 +52,7 @@ class Renderer(Protocol):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """Why each file that was replaced by a black image could not be decoded, by the file's name."""
+        """The files that were replaced by black images: each file's name and the reason why it could not be decoded."""
 
     @property
     def images(self) -> Images:
@@ -63,4 +63,4 @@ class Renderer(Protocol):
         """The device of the pixels."""
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """Yield uint8 (B, C, H, W) on the device for each batch of keys, in order. Keys may be consumed in advance."""
+        """Yield uint8 (B, C, H, W) on the device for each batch of keys, in order. `batches` may be read ahead."""

@@ -1,4 +1,4 @@
-"""Small caches for tests: manifests, and writers and readers of them in any store and place."""
+"""Helpers that build small caches for tests: manifests, writers and readers, in any store and place."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def manifest_of(
     seed: int = 0,
     teacher: Mapping[str, Any] = TEACHER,
 ) -> Manifest:
-    """A manifest of logits in this codec, or of `signals`: each one's codec and the shape of a row."""
+    """Build a manifest of logits stored with `codec`, or of `signals`: {name: (codec, shape of a row)}."""
     signals = signals or {"logits": (codec, (classes,))}
     tree = {
         "format": 2,
@@ -59,18 +59,18 @@ def manifest_of(
 
 
 def manifest_of_images(codec: str = "float16", views: int = 2) -> Manifest:
-    """A manifest of logits of the data set that `make_images` makes, in blocks of `IMAGE_BLOCK_ROWS` rows."""
+    """Build a manifest of logits of the data set that `make_images` builds, in blocks of `IMAGE_BLOCK_ROWS` rows."""
     return manifest_of(37, 5, views, IMAGE_BLOCK_ROWS, codec)
 
 
 def writer_at(place: Path | str, manifest: Manifest, store: str = "zarr") -> LogitWriter:
-    """A writer of all signals of the cache at this place, which is begun if there is none."""
+    """Return a writer of all signals of the cache at `place`; a cache that doesn't exist is begun."""
     storage = storage_of(place)
     return LogitWriter(storage, store, begin(storage, store, manifest), manifest.signals)
 
 
 def opened(place: Path | str) -> tuple[Storage, Index]:
-    """What `LogitReader` takes: the storage and the index of the complete cache at this place."""
+    """Return the storage and the index of the complete cache at `place`, the arguments of `LogitReader`."""
     storage = storage_of(place)
     index = read_index(storage)
     assert index is not None
@@ -78,10 +78,10 @@ def opened(place: Path | str) -> tuple[Storage, Index]:
 
 
 def complete(writer: LogitWriter, written: set[Block] | None = None) -> None:
-    """Check and finish a cache, in which nothing may be damaged."""
+    """Check and finish a cache; fail if any block is damaged."""
     assert not writer.complete(written or set())
 
 
 def damages_of(reader: LogitReader) -> list[Damage]:
-    """Everything that a full check of a cache complains about."""
+    """Return all damages that a full check of a cache reports."""
     return [result for result in reader.damages() if isinstance(result, Damage)]

@@ -1,4 +1,4 @@
-"""Fixtures that several folders need: this process alone, a tiny data set, and where the real data is."""
+"""Fixtures that several test folders share: `Processes`, a tiny data set, and the places of real data."""
 
 # ruff: noqa: E402 - modules of the program are imported after `check_shapes`
 
@@ -27,7 +27,7 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    """This process alone."""
+    """`Processes` with this process only, on the CPU in float32."""
     alone = Processes("float32", cpu=True)
     yield alone
     alone.end()
@@ -35,7 +35,7 @@ def processes() -> Iterator[Processes]:
 
 @pytest.fixture
 def no_workers_of_the_last_test() -> Iterator[None]:
-    """Ends the workers of renderings that tracebacks keep alive; the collector would wait 5 s for each worker."""
+    """End the worker processes that a test's traceback keeps alive; garbage collection would wait 5 s for each one."""
     yield
     if multiprocessing.active_children():
         for rendered in [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]:

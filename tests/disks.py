@@ -1,4 +1,4 @@
-"""A small file system for one test, which it may fill up."""
+"""A small file system that a test can fill up."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
-    """A new file system at `path`, `size` large (with tmpfs's options)."""
+    """Mount a tmpfs at `path` for the time of the context; `size` is in tmpfs's notation, such as 64k."""
     path.mkdir()
     try:
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]

@@ -1,4 +1,4 @@
-"""Runs as reports take them, made without training, and the files of runs, read without the program's own readers."""
+"""Runs for tests of reports, built without training, and a reader of metrics that shares no code with the program."""
 
 import json
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from dhkd.data.runs.result import RunResult
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
+    """Read the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def result_of(top1: float, **values: Any) -> RunResult:
-    """A result with this accuracy, the last and the best one, after an epoch that took a second."""
+    """Build a result whose last and best accuracy is `top1`, in percent, after one epoch of one second."""
     figures = {"last_top1": top1, "best_top1": top1, "last_top5": 90.0, "best_top5": 90.0, "epochs": 1, "seconds": 1.0}
     return RunResult(**{**figures, "samples_per_second": 100.0, "parameters": 1000, **values})
 
 
 def epochs_of(*lines: dict[str, float]) -> list[EpochMetrics]:
-    """An epoch's metrics for each line."""
+    """Build the metrics of one epoch from each line."""
     return [EpochMetrics(line["top1"], line) for line in lines]
 
 
@@ -38,9 +38,9 @@ def run_of(
     damage: str | None = None,
     **settings: Any,
 ) -> Run:
-    """A run of the paper's first pair, finished with accuracy `top1`, or with `result`, or not finished.
+    """Build a run of the paper's first pair of networks; it is unfinished unless `top1` or `result` is given.
 
-    `run` are settings under `run.`, all others are settings of the experiment, with __ for the dots of a key.
+    `run` has the settings under `run.`; `settings` has those of the experiment, with __ for the dots of a key.
     """
     experiment = {
         "data.source": "cifar100",

@@ -1,7 +1,7 @@
-"""Real servers on this machine that tests of caches by URL talk to: S3, a plain web server, and a proxy that fails.
+"""Local servers for tests of caches at URLs: an S3 server, a plain web server, and a proxy that injects faults.
 
-Each is a context manager that listens on a free port of 127.0.0.1 and stops at the end. The proxy can be put before
-either of the others; a test decides what it does wrong, request by request.
+Each server is a context manager that listens on a free port of 127.0.0.1 and stops at the end. The proxy can stand in
+front of either other server; a test chooses the fault for each request.
 """
 
 import http.client
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-REGION = "us-east-1"  # the one where a bucket is made without saying where
+REGION = "us-east-1"  # the default region: a request to create a bucket needn't name it
 
 
 @dataclass
 class Counted:
-    """A server's address, and how often it got which request: `requests["GET /a/b"]`."""
+    """A server's address, and the number of requests of each kind that it got, e.g. `requests["GET /a/b"]`."""
 
     url: str
     requests: Counter[str] = field(default_factory=Counter)
 
     def count(self, start: str = "") -> int:
-        """Requests so far that begin with this: a method, or a method and a path."""
+        """Return the number of requests so far that begin with `start`: a method, or a method and a path."""
         return sum(number for request, number in self.requests.items() if request.startswith(start))
 
 
@@ -47,11 +47,11 @@ class S3:
 
     @property
     def url(self) -> str:
-        """The bucket, as users name it."""
+        """The bucket's URL, as users write it."""
         return f"s3://{self.bucket}"
 
     def env(self, endpoint: str | None = None) -> dict[str, str]:
-        """The environment variables to reach it, directly or by another address (a proxy's)."""
+        """Return the environment variables to reach the server, or another `endpoint`, such as a proxy."""
         return {
             "AWS_ENDPOINT_URL": endpoint or self.endpoint,
             "AWS_ACCESS_KEY_ID": "key",
@@ -60,7 +60,7 @@ class S3:
         }
 
     def fill(self, objects: Mapping[str, bytes]) -> None:
-        """Make many objects at once, in the server's only account; sending them one by one would take too long."""
+        """Put many objects into the bucket without requests; sending them one by one would take too long."""
         from moto.s3.models import s3_backends
 
         for key, content in objects.items():
@@ -68,7 +68,7 @@ class S3:
 
     @contextmanager
     def asking_for_known_keys(self) -> Iterator[None]:
-        """Make the server refuse access keys that it hasn't issued, which means all."""
+        """Make the server refuse all access keys: it refuses keys that it hasn't issued, and it has issued none."""
         self._let_pass("0")
         try:
             yield
@@ -83,7 +83,7 @@ class S3:
 
 @contextmanager
 def s3_endpoint() -> Iterator[str]:
-    """An S3-compatible server without a bucket, which keeps everything in memory. Starting it takes a second."""
+    """Start an S3-compatible server without a bucket, in about a second. The server keeps everything in memory."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # otherwise it logs every request on stderr
@@ -97,7 +97,7 @@ def s3_endpoint() -> Iterator[str]:
 
 
 def make_bucket(endpoint: str) -> S3:
-    """A new bucket on a server, which tests may share."""
+    """Create a bucket with a random name, so that tests may share the server."""
     bucket = f"bucket-{secrets.token_hex(4)}"
     with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")):
         return S3(endpoint, bucket)
@@ -105,7 +105,7 @@ def make_bucket(endpoint: str) -> S3:
 
 @contextmanager
 def s3() -> Iterator[S3]:
-    """An S3-compatible server with one bucket."""
+    """Start an S3-compatible server with one bucket."""
     with s3_endpoint() as endpoint:
         yield make_bucket(endpoint)
 
@@ -115,7 +115,7 @@ def s3() -> Iterator[S3]:
 
 @contextmanager
 def web(root: Path) -> Iterator[Counted]:
-    """A web server for a folder's files: GET, HEAD and ranges. A folder is not listed: it gives 404."""
+    """Start a web server for a folder's files, with GET, HEAD and ranges. A request for a folder gives 404."""
     server = Counted("")
 
     class Handler(_Quiet):
@@ -163,11 +163,12 @@ def _range(header: str | None, size: int) -> range | None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request.
+    """What the proxy does wrong with one request.
 
-    `status` answers with this status and passes nothing on; `drop` closes the connection and passes nothing on; `lose`
-    passes the request on and closes the connection instead of answering; `truncate` cuts the answer's body off after
-    so many bytes; `delay` answers correctly after so many seconds; `reply` passes it on and answers with this status.
+    `status` answers with the status `amount` and passes nothing on; `drop` closes the connection and passes nothing on;
+    `lose` passes the request on and closes the connection instead of answering; `truncate` cuts the answer's body off
+    after `amount` bytes; `delay` answers correctly after `amount` seconds; `reply` passes the request on and answers
+    with the status `amount`.
     """
 
     kind: Literal["status", "drop", "lose", "truncate", "delay", "reply"]
@@ -178,7 +179,7 @@ Faults = Callable[[str], Fault | None]
 
 
 def every(period: int, fault: Fault, start: str = "") -> Faults:
-    """Each `period`-th of the requests that begin with `start` goes wrong; 1 means all of them."""
+    """Return faults that hit each `period`-th of the requests that begin with `start`."""
     lock, seen = threading.Lock(), 0
 
     def fault_of(request: str) -> Fault | None:
@@ -191,7 +192,7 @@ def every(period: int, fault: Fault, start: str = "") -> Faults:
 
 
 def in_order(faults: Iterable[Fault | None], start: str = "") -> Faults:
-    """The requests that begin with `start` get these faults, one after another, and then none."""
+    """Return faults that hit the requests that begin with `start`, one fault per request, and then none."""
     lock, rest = threading.Lock(), iter(list(faults))
 
     def fault_of(request: str) -> Fault | None:
@@ -203,14 +204,14 @@ def in_order(faults: Iterable[Fault | None], start: str = "") -> Faults:
 
 @dataclass
 class Flaky(Counted):
-    """A proxy's address, the requests that it got, and what it does wrong from now on."""
+    """A proxy's address, the requests that it got, and the faults of its next requests."""
 
     faults: Faults = lambda request: None
 
 
 @contextmanager
 def flaky(upstream: str, faults: Faults = lambda request: None) -> Iterator[Flaky]:
-    """A proxy before the server at `upstream`, http://host:port; `faults` gets each request as "GET /path?query"."""
+    """Start a proxy in front of `upstream`, http://host:port; `faults` gets each request as "GET /path?query"."""
     proxy = Flaky("", faults=faults)
 
     class Handler(_Quiet):
@@ -246,7 +247,7 @@ def flaky(upstream: str, faults: Faults = lambda request: None) -> Iterator[Flak
                 time.sleep(fault.amount)
             self.send_response_only(answer.status, answer.reason)
             kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
-            if self.command != "HEAD":  # whose answer gives the length of a body that is not sent
+            if self.command != "HEAD":  # an answer to HEAD gives the length of a body that isn't sent
                 kept["Content-Length"] = str(len(content))
             elif answer.getheader("Content-Length"):
                 kept["Content-Length"] = answer.headers["Content-Length"]
@@ -271,7 +272,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer",
 
 
 class _Quiet(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections are kept, as real servers do
+    protocol_version = "HTTP/1.1"  # connections stay open, as with real servers
     disable_nagle_algorithm = True  # headers and body are written separately, which would take 40 ms for each answer
 
     def log_message(self, format: str, *arguments: object) -> None:
@@ -282,7 +283,7 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 64  # many threads may ask at once
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients hang up on purpose here."""
+        """Ignore the error, because test clients hang up on purpose."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""The shapes in names, executed: while tests run, a function checks every array whose argument's name says a shape.
+"""Shape checks while tests run: an array argument whose name ends in a shape must have this shape.
 
-`student_BK` must have two axes, `margin_C` one, `scale_B1` a second of length 1; an axis of one letter is of one length
-in all arguments of a call. The package knows nothing of it, since jaxtyping is only there for development: modules are
-changed as they are imported.
+`student_BK` must have two axes, `margin_C` one, and `scale_B1` two, the second of length 1. Axes with the same letter
+must have the same length in all arguments of a call. The package itself does without jaxtyping, a development
+dependency: an import hook adds the checks to its modules.
 """
 
 import functools
@@ -23,14 +23,14 @@ SHAPE = re.compile(r"_([A-Z0-9]+)$")
 
 
 def check_shapes() -> None:
-    """From now on, modules in `CHECKED` are imported with their shapes checked."""
+    """Install the import hook, which adds shape checks to the modules in `CHECKED`."""
     early = [name for name in sys.modules if name.startswith(CHECKED)]
     assert not early, f"imported before shapes could be checked: {early}"
     sys.meta_path.insert(0, _Finder())
 
 
 def checked(function: Callable[..., object]) -> Callable[..., object]:
-    """The function with its arrays' shapes checked; itself, if no name of an argument says a shape."""
+    """Wrap a function so that its arrays' shapes are checked; if no argument name has a shape, return it unchanged."""
     signature = inspect.signature(function)
     shapes = {name: " ".join(match[1]) for name in signature.parameters if (match := SHAPE.search(name))}
     if not shapes:

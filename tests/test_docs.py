@@ -15,7 +15,7 @@ HEADINGS = re.findall(r"^### (.+)$", (ROOT / "docs" / "troubleshooting.md").read
 
 
 def messages() -> list[str]:
-    """Every string in the program, with an ellipsis for each value that is filled in."""
+    """Return every string in the program, with an ellipsis for each value that is filled in."""
     strings = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -43,7 +43,7 @@ def test_a_heading_is_a_message_of_the_program(heading: str, program_strings: li
 
 
 def documented() -> list[tuple[str, str]]:
-    """Every command in a code block, with continued lines joined: its page, and the line from `dhkd` on."""
+    """Return the page and the line, from `dhkd` on, of every command in a code block; continued lines are joined."""
     commands = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):

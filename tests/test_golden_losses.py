@@ -1,4 +1,4 @@
-"""Every case's first steps give the losses that they always gave: what a change of structure must leave as it is."""
+"""The first steps of every golden case give the recorded losses, which a refactoring must not change."""
 
 import gc
 import json
@@ -13,13 +13,13 @@ from tests.golden.cases import Case
 from tests.golden.record_losses import ALONE, LOSSES, TWO, Terms, losses_of, losses_of_two_processes, machine, prepare
 
 GOLDEN = json.loads(LOSSES.read_text())
-# Other processors and versions of torch add in another order, and with every step that makes a larger difference.
+# Other processors and versions of torch add numbers in another order. The resulting difference grows with every step.
 TOLERANCE = 1e-6 if GOLDEN["machine"] == machine() else 1e-2
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Teachers and caches."""
+    """The folder with the teachers and caches of the golden cases."""
     folder = tmp_path_factory.mktemp("golden")
     prepare(folder)
     yield folder

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pipeline", "stages", "data", "configs")
 
-# What the modules of each folder may import from the project. The stages share only what serves them all.
+# What the modules of each folder may import from the project. Stages share only modules that serve all of them.
 MAY_IMPORT = {
     "pipeline": ("pipeline", "stages", "data", "configs"),
     "stages/models": ("stages.models", "stages.processes", "data"),
@@ -67,7 +67,7 @@ def modules() -> list[str]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The absolute names that a module imports, at its top or inside functions."""
+    """Yield the absolute names that a module imports, at its top or inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -76,12 +76,12 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-# This command starts the benchmarks, which import everything; no other module imports them.
+# The only module that may import the benchmarks, which themselves import everything.
 STARTS_BENCHMARKS = "pipeline/cli/bench.py"
 
 
 def wrong_arrows(module: str, tree: ast.AST) -> list[str]:
-    """The imports that the module must not contain."""
+    """Return the module's forbidden imports."""
     folder = next(folder for folder in MAY_IMPORT if module.startswith(f"{folder}/"))
     allowed = [f"dhkd.{name}." for name in (*MAY_IMPORT[folder], *(["benchmarks"] * (module == STARTS_BENCHMARKS)))]
     return [
@@ -122,7 +122,7 @@ def test_a_wrong_arrow_is_detected(module: str, line: str) -> None:
 
 
 def modules_loaded_by(*arguments: str) -> set[str]:
-    """The top-level packages that the command line had loaded when it ended."""
+    """Run the command line with these arguments, and return the top-level packages that were loaded at its end."""
     script = (
         "import sys\n"
         "from dhkd.pipeline.cli import cli\n"

@@ -13,12 +13,13 @@ FOLDERS = ("pipeline", "stages", "data", "configs", "benchmarks")
 MODULES = sorted(str(file.relative_to(ROOT)) for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 MAX_FUNCTION, MAX_MODULE = 60, 350  # lines; a function's docstring isn't counted
-LONG_MODULE = re.compile(r"\blong because\b")  # what the docstring of a longer module says, with its reason
+LONG_MODULE = re.compile(r"\blong because\b")  # the docstring of a longer module must say this and give a reason
 
-# The rest of the program asks these classes through the attributes and methods of their contract.
+# Other modules use the classes of these folders only through the attributes and methods of a contract.
 BEHIND_CONTRACTS = ("data/recipes", "data/images", "data/cache/codecs", "data/cache/layouts", "data/cache/storage")
 
-# The edges, where values are of any type by nature. Elsewhere the reason stands beside the type, and names the edge.
+# Modules at the program's edges, where values are of any type by nature. In any other module, a comment or docstring
+# next to the type gives the reason and names the edge.
 EDGES = {
     "configs/load.py": "presets are YAML, which the schema has not checked yet",
     "configs/schema.py": "records and options of objectives are free in form",
@@ -40,7 +41,7 @@ def source(module: str) -> str:
 
 
 def length_of(function: Function) -> int:
-    """In lines, from `def` on, without the docstring."""
+    """Return the length of a function in lines, from `def` on, without the docstring."""
     assert function.end_lineno is not None
     lines = function.end_lineno - function.lineno + 1
     if ast.get_docstring(function) is not None:
@@ -68,13 +69,13 @@ def classes_behind_contracts() -> set[str]:
 
 
 def names_in(node: ast.AST) -> set[str]:
-    """The names that an expression uses: `module.Name` counts as Name."""
+    """Return the names that an expression uses; `module.Name` counts as Name."""
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return names | {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
 
 
 def class_checks(text: str, classes: set[str]) -> list[str]:
-    """The lines that ask whether a value is one of these classes."""
+    """Return the lines that check whether a value is an instance of one of these classes."""
     asked: list[tuple[int, ast.AST]] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -88,7 +89,7 @@ def class_checks(text: str, classes: set[str]) -> list[str]:
 
 
 def untyped_trees(text: str) -> Iterator[tuple[int, list[ast.AST]]]:
-    """Each line with `dict[str, Any]` or `Mapping[str, Any]`, and the functions and classes around it."""
+    """Yield each line with `dict[str, Any]` or `Mapping[str, Any]`, and the functions and classes around it."""
 
     def walk(node: ast.AST, around: list[ast.AST]) -> Iterator[tuple[int, list[ast.AST]]]:
         if isinstance(node, ast.Subscript) and ast.unparse(node) in ("dict[str, Any]", "Mapping[str, Any]"):
@@ -101,7 +102,7 @@ def untyped_trees(text: str) -> Iterator[tuple[int, list[ast.AST]]]:
 
 
 def comments_at(lines: list[str], number: int) -> str:
-    """The comment on a line, and those on the lines directly above it."""
+    """Return the comment on a line, joined with the comment lines directly above it."""
     comments = [lines[number - 1].partition("#")[2]]
     while number > 1 and lines[number - 2].lstrip().startswith("#"):
         number -= 1

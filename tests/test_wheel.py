@@ -1,4 +1,4 @@
-"""The wheel that users install holds every module and preset, and they work from there."""
+"""The wheel that users install holds every module and preset, and presets load from the wheel."""
 
 import os
 import shutil

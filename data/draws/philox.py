@@ -2,7 +2,7 @@
 
 The key is the seed. The counter consists of the domain (what the draw is for), the plane (an epoch, for example) and
 the row. So views, orders and schedules never share a stream, and any row can be drawn without the rows before it. Only
-the raw stream of the bit generator is used, because numpy keeps it stable across versions, but not its distributions.
+the bit generator's raw stream is used: numpy keeps this stream stable across versions, but not its distributions.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ RAW_PER_COUNTER = 4  # one step of Philox4x64's counter gives four 64-bit number
 
 
 class Domain(IntEnum):
-    """What a draw is for. Without this tag, (seed, view) and (seed, epoch) would address the same stream."""
+    """What a draw is for. Without the domain, (seed, view) and (seed, epoch) would address the same stream."""
 
     VIEW = 1
     SCHEDULE = 2
@@ -30,10 +30,11 @@ class Domain(IntEnum):
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:
     """Return rows `start` to `stop` of a plane's endless table of raw 64-bit draws, uint64 (stop - start, width).
 
-    A row does not depend on the requested range. The plane is an epoch, a step or a view; 0 if the domain needs none.
+    A row does not depend on the requested range. The plane is the number of an epoch, step or view, or 0 for a domain
+    without planes.
     """
     assert 0 <= start <= stop
-    if width == 1:  # four rows for each step, so that a long column (an epoch's order) wastes no draws
+    if width == 1:  # a counter step gives four rows, so that a long column (an epoch's order) wastes no draws
         first = start // RAW_PER_COUNTER
         steps = -(-stop // RAW_PER_COUNTER) - first
         flat = _raw(seed, domain, plane, first, steps)

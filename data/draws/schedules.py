@@ -1,4 +1,7 @@
-"""Which view a student sees of each sample in each epoch, as a function of (seed, epoch, index)."""
+"""Which view a student sees of each sample in each epoch, as a function of (seed, epoch, index).
+
+A view is one augmentation draw of the whole data set.
+"""
 
 from collections.abc import Callable
 
@@ -11,9 +14,10 @@ Schedule = Callable[[int, int, int, int, int], Tensor]
 
 
 def independent(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
-    """Draw a view for each sample, anew in every epoch: int64 (N,). All views have to be in memory.
+    """Draw a view for each sample, anew in every epoch: int64 (N,).
 
-    With a cache of all views, the views are distributed as in online training.
+    The signals of all views have to be in memory. If a cache holds every view of a recipe, students see views with the
+    same distribution as in online training.
     """
     raw = raw_rows(seed, Domain.SCHEDULE, epoch, 0, num_samples)[:, 0]
     return torch.from_numpy(below(raw, num_views))

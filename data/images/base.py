@@ -19,9 +19,9 @@ Triple = tuple[float, float, float]  # one number for each channel
 
 @dataclass(frozen=True)
 class Decoding:
-    """How encoded images are decoded: by `workers` processes, or by this process if 0.
+    """How encoded images are decoded: by `workers` processes, or by the calling process if `workers` is 0.
 
-    Up to `allow_bad` images may be unreadable.
+    Up to `allow_bad` images may be unreadable; black images replace the unreadable ones.
     """
 
     workers: int = 0
@@ -49,15 +49,15 @@ class Images(Protocol):
 
     @property
     def mean(self) -> Triple:
-        """Each channel's mean, in units of full scale."""
+        """Each channel's mean pixel value, as a fraction of full scale."""
 
     @property
     def std(self) -> Triple:
-        """Each channel's standard deviation, in units of full scale."""
+        """Each channel's standard deviation, as a fraction of full scale."""
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Height and width of every image; None if they differ or aren't known before decoding."""
+        """Height and width of every image; None if sizes differ or aren't known before decoding."""
 
     def __len__(self) -> int:
         """Return the number of samples, N."""
@@ -69,10 +69,10 @@ class Images(Protocol):
         """Return the first `num_samples` samples of the set, in order."""
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "Images":
-        """Return the same images with another mean and std for networks; None keeps the current value."""
+        """Return the same images with another mean and std for a network's input; None keeps the current value."""
 
     def in_memory(self, decoding: Decoding) -> "Images":
-        """Return the same set with all images decoded. Raises `ConfigError` unless all have the same size."""
+        """Return the same set with all images decoded. Raises `ConfigError` unless all images have the same size."""
 
     def renderer(self, recipe: "Recipe", device: torch.device, decoding: Decoding) -> "Renderer":
-        """Return a renderer for any key of this set with the recipe."""
+        """Return a renderer that renders any key (view, index) of this set with `recipe`."""

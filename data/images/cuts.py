@@ -7,11 +7,11 @@ from dhkd.data.images.decoding import Photo
 from numpy.typing import NDArray
 from PIL import Image
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last two exclusive
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
 
 
 class Cut(NamedTuple):
-    """The part `box` of an image, resized to `size` (width, height), cropped to `window` and possibly mirrored."""
+    """The part `box` of an image, resized to `size` (width, height), cropped to `window`, possibly mirrored."""
 
     box: Box
     size: tuple[int, int]

@@ -24,7 +24,7 @@ def decode(content: bytes) -> Photo:
     try:
         image: Photo = Image.open(io.BytesIO(content))
         image.load()
-        if image.mode.startswith("I"):  # 16 bits: `convert` would turn every level above 255 into white
+        if image.mode.startswith("I"):  # 16-bit levels; `convert` would turn every level above 255 into white
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
         if "transparency" in image.info and image.mode == "P":
             image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency

@@ -1,8 +1,9 @@
 """Rendering encoded images in worker processes.
 
-A worker takes keys and returns their pixels, which depend on nothing but the key, so the number of workers doesn't
-matter. A file that can't be decoded raises an error that names the file. If some such files are allowed, black images
-replace them in caching and in training, so that the keys of cache and data set still match, and the files are listed.
+A worker takes keys (view, index) and returns their pixels. The pixels depend on nothing but the key, so the number of
+workers doesn't matter. A file that can't be decoded raises an error that names the file. If some such files are
+allowed, they are listed, and black images replace them in caching and in training, so that the keys of cache and data
+set still match.
 """
 
 import contextlib
@@ -30,8 +31,8 @@ log = logging.getLogger("dhkd")
 # Images that a worker decodes at a time: few enough that all workers get a part of a batch, and enough that the
 # exchange between processes stays cheap.
 CHUNK = 64
-LOOKAHEAD = 8192  # samples whose files are fetched ahead of time
-CHUNKS_AHEAD = 3  # for each worker; a chunk of 224×224 pixels takes 9.6 MB of shared memory
+LOOKAHEAD = 8192  # number of samples whose files are fetched ahead of time
+CHUNKS_AHEAD = 3  # for each worker; a chunk of images of 224×224 pixels takes 9.6 MB of shared memory
 
 
 class Photos(Protocol):
@@ -44,17 +45,18 @@ class Photos(Protocol):
         """Return the name of sample `index` for a message."""
 
     def names(self, num_samples: int) -> bytes:
-        """Return the names of the first samples, one per line, the same on every machine, for a fingerprint."""
+        """Return the names of the first `num_samples` samples for a fingerprint, one per line."""
 
     def expect(self, index_B: Tensor) -> None:
         """Fetch the files of these samples. The main process calls this before a worker reads the samples."""
 
 
 class PhotoRenderer:
-    """Renders any key of a `PhotoSet` with one recipe; `workers` processes decode, or this process if 0.
+    """Renders any key of a `PhotoSet` with one recipe.
 
-    `unreadable` says, by file name, why each file that was replaced by a black image could not be decoded; it holds at
-    most `allow_bad` files.
+    `workers` processes decode the images; if `workers` is 0, the calling process does. `unreadable` maps the name of
+    each file that was replaced by a black image to the reason why the file could not be decoded; it holds at most
+    `allow_bad` files.
     """
 
     in_memory = False
@@ -72,7 +74,7 @@ class PhotoRenderer:
         """Yield uint8 (B, C, H, W) on the renderer's device, channels last in memory, for each batch of keys, in order.
 
         Consecutive views of an image share one decoding. Raises `DataError` if more than `allow_bad` files can't be
-        decoded, and if a worker dies.
+        decoded, or if a worker dies.
         """
         try:
             yield from self._render(batches)
@@ -85,7 +87,7 @@ class PhotoRenderer:
             ) from error
 
     def _render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        chunks_of_batches: deque[int] = deque()  # for each batch that is being rendered
+        chunks_of_batches: deque[int] = deque()  # the number of chunks of each batch that is being rendered
         loader = DataLoader(
             _Photos(self.images.files, self.recipe),
             sampler=self._chunks(batches, chunks_of_batches),
@@ -126,7 +128,7 @@ class PhotoRenderer:
                 yield view_B[start:stop], index_B[start:stop]
 
     def _expected(self, batches: Iterable[Keys]) -> Iterator[Keys]:
-        """Yield each batch once its files are fetched, which happens while earlier batches are rendered."""
+        """Yield each batch once its files are fetched; files are fetched while earlier batches are rendered."""
         waiting: deque[tuple[Keys, Future[None]]] = deque()
         rows = 0
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expect") as thread:
@@ -164,7 +166,7 @@ class _Chunk(NamedTuple):
 
 
 class _Photos(Dataset["_Chunk | DhkdError"]):
-    """The data set that each worker holds: the files and the recipe."""
+    """A data set that renders a chunk of keys on request; every worker has a copy of it."""
 
     def __init__(self, files: Photos, recipe: Recipe) -> None:
         self._files, self._recipe = files, recipe

@@ -33,7 +33,7 @@ class EncodedFiles(ABC):
 class PhotoSet:
     """One split of a data set of encoded images, with `labels_N` int64 (N,).
 
-    `mean` and `std` are those of ImageNet by default; full scale is 1.
+    `mean` and `std` of each channel are ImageNet's by default; full scale is 1.
     """
 
     name: str
@@ -57,13 +57,13 @@ class PhotoSet:
         return replace(self, labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "PhotoSet":
-        """Return the same images with another mean and std for networks; None keeps the current value."""
+        """Return the same images with another mean and std for a network's input; None keeps the current value."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> ImageSet:
         """Return the same set with all images decoded; meant for small images of one size.
 
-        Raises `DataError` if an image can't be decoded, `ConfigError` if its size differs from that of the first.
+        Raises `DataError` if an image can't be decoded, and `ConfigError` if sizes differ.
         """
         recipe = AsTheyAre(self._first_shape(decoding.allow_bad))
         assert recipe.shape is not None
@@ -87,7 +87,7 @@ class PhotoSet:
         raise DataError(f"{reason}; replace it, or let a black image stand in with --allow-bad N")
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "PhotoRenderer":
-        """Return a renderer for any key of this set with the recipe."""
+        """Return a renderer that renders any key (view, index) of this set with `recipe`."""
         return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:

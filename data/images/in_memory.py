@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a data set.
+    """One split of a data set, with all pixels in memory.
 
     `images_NCHW` is uint8 (N, 3, H, W), `labels_N` int64 (N,) in [0, num_classes); `mean` and `std` are given for each
     channel, 0 to 1, where full scale is 1.
@@ -55,7 +55,7 @@ class ImageSet:
         return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "ImageSet":
-        """Return the same images with another mean and std for networks; None keeps the current value."""
+        """Return the same images with another mean and std for a network's input; None keeps the current value."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> "ImageSet":
@@ -63,12 +63,12 @@ class ImageSet:
         return self
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
-        """Return a renderer for any key of this set with the recipe; nothing has to be decoded."""
+        """Return a renderer that renders any key (view, index) of this set with `recipe`, without decoding."""
         return ResidentRenderer(self, recipe, device)
 
 
 class ResidentRenderer:
-    """Renders any key of an image set in memory, whose images are copied to `device`."""
+    """Renders any key of an `ImageSet` from a copy of all images on `device`."""
 
     in_memory = True
     unreadable: Mapping[str, str] = MappingProxyType({})

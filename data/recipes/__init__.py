@@ -1,10 +1,10 @@
-"""Recipes, which draw views. Each is a file in this folder and a line in `RECIPES`; `base.py` has the interface."""
+"""Recipes draw views. Each recipe is a file in this folder and a line in `RECIPES`; `base.py` has the interface."""
 
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 
-# The keys are the values of `views.kind`. The fields of a recipe's dataclass are its parameters.
+# The names are the values of `views.kind` in a preset. The fields of a recipe's dataclass are its parameters.
 RECIPES: dict[str, type[Recipe]] = {
     "crop-flip": CropFlip,
     "random-resized-crop": RandomResizedCrop,

@@ -3,7 +3,7 @@
 A view is one augmentation draw of the whole data set, a pure function of (seed, view, index). `draws` turns keys into
 draws, the random integers of a view; `pixels` turns draws and a decoded image into pixels. Nothing else has an
 influence: no global generator, worker, order, batch or device. A change of a recipe's draws or pixels needs a new
-version number, because caches record it.
+version number, because caches record that number.
 
 A recipe is a file in this folder and a line in `RECIPES`; it defines the abstract methods of `Recipe`.
 """
@@ -43,15 +43,15 @@ class Recipe(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int] | None:
-        """Height and width of the pixels; None if images keep their own size, which must then be the same for all."""
+        """Height and width of the pixels; None if images keep their size; then all must have one size."""
 
     @abstractmethod
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Return the integers drawn for each key, int64 (B, D), from int64 tensors on the CPU."""
+        """Return the integers drawn for each key, int64 (B, D). The keys are int64 (B,) on the CPU."""
 
     @abstractmethod
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Return the pixels that each row of draws gives of one decoded RGB image: uint8 (B, H, W, 3)."""
+        """Render one decoded RGB image with each row of draws: uint8 (B, H, W, 3)."""
 
     @abstractmethod
     def at_test(self) -> "Recipe":

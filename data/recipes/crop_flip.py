@@ -1,4 +1,4 @@
-"""Pad, crop, mirror: the usual augmentation for CIFAR. It has finitely many views."""
+"""Pad, crop, mirror: the usual augmentation for CIFAR. The number of different views is finite."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +62,7 @@ class CropFlip(Recipe):
         }
 
     def orders(self, start: int, stop: int) -> Tensor:
-        """Return which crop each view of samples `start` to `stop` shows, as a number: int16 (samples, num_views)."""
+        """Return the number of the crop that each view of samples `start` to `stop` shows, int16 (N, num_views)."""
         raw = raw_rows(self.seed, Domain.VIEW, 0, start, stop, self.num_views)
         return torch.from_numpy(permutations(raw).astype(np.int16))
 
@@ -83,7 +83,7 @@ class CropFlip(Recipe):
         return torch.stack([position_B // self.num_offsets, position_B % self.num_offsets, flip_B], dim=1)
 
     def windows(self, images_NCHW: Tensor) -> Tensor:
-        """Return every crop of every image, as a strided view of two padded copies (the second one mirrored).
+        """Return every crop of every image as a strided tensor over padded copies: plain and, with flips, mirrored.
 
         The result is uint8 (N, flips, offsets, offsets, H, W·C). Its innermost axis is a contiguous run of bytes, so
         that gathering a batch is several times faster than indexing pixels. Only the copies take memory:
@@ -100,7 +100,10 @@ class CropFlip(Recipe):
         )
 
     def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
-        """Gather the crops `draws` of images `row_B` from `windows`: uint8 (B, C, H, W), channels last in memory."""
+        """Gather from `windows` the crop of each image in `row_B` that its row of `draws` describes.
+
+        The result is uint8 (B, C, H, W), channels last in memory.
+        """
         dy_B, dx_B, flip_B = draws.unbind(1)
         # A mirrored crop is a crop of the mirrored image, with dx counted from the other side.
         dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
@@ -110,7 +113,7 @@ class CropFlip(Recipe):
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Return the crop of each row of draws, uint8 (B, H, W, 3); pixels are copied without arithmetic."""
+        """Crop one image with each row of draws: uint8 (B, H, W, 3); pixels are copied without arithmetic."""
         image_1CHW = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
         row_B = torch.zeros(len(draws_BD), dtype=torch.int64)
         return self.gather(self.windows(image_1CHW), row_B, draws_BD).permute(0, 2, 3, 1).numpy()
@@ -122,7 +125,7 @@ class CropFlip(Recipe):
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather.
 
-        It holds the padded images (480 MB for CIFAR-100's 50,000 with flips) and each sample's order of views.
+        The function holds each sample's order of views and the padded images (480 MB for CIFAR-100 with flips).
         """
         device = images_NCHW.device
         windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)

@@ -1,6 +1,6 @@
 """A random box of a photograph, resized to a square: the usual augmentation for ImageNet.
 
-The draws of a key, its random integers, and the photograph's size give a `Cut`. All arithmetic is on integers, so the
+A key's draws (its random integers) and the photograph's size determine a `Cut`. All arithmetic is on integers, so the
 cut is the same on every machine. The pixels of a cut depend on the decoder and on Pillow's resizing, so both are part
 of the recipe's identity.
 """
@@ -37,7 +37,7 @@ class RandomResizedCrop(Recipe):
     is uniform between the logarithms of the bounds in `ratio`. Up to ten boxes are drawn until one fits. If none fits,
     the largest central box with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for
     ImageNet). The number of views has no limit. For a test image, the shorter side is resized to `test_resize`
-    (size · 256 / 224 by default) and the centre is cropped; this is not part of the identity.
+    (size · 256 / 224 by default) and the centre is cropped; `test_resize` is not part of the identity.
     """
 
     size: int
@@ -82,7 +82,7 @@ class RandomResizedCrop(Recipe):
         }
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Return the draws of each key, int64 (B, 41) of 32 bits: area, ratio, top, left of each attempt, then flip."""
+        """Return the draws of each key, 32-bit integers as int64 (B, 41): area, ratio, top, left per attempt; flip."""
         columns = 4 * ATTEMPTS + 1
         rows = [
             raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
@@ -101,7 +101,7 @@ class RandomResizedCrop(Recipe):
         return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """Resolve the draws of one key to a cut of a photograph, whose size is given in pixels."""
+        """Resolve the draws of one key to a cut of a photograph of `height` × `width` pixels."""
         window = (0, 0, self.size, self.size)
         return Cut(self._box(draws, height, width), window[2:], window, self.flip and draws[-1] >> (BITS - 1) == 1)
 
@@ -151,5 +151,5 @@ class RandomResizedCrop(Recipe):
 
 
 def _rounded_root(number: int) -> int:
-    """Return the square root of number / 2^56, rounded to the nearest integer."""
+    """Return √(number / 2^56), rounded to the nearest integer."""
     return isqrt(number) + (1 << HALF - 1) >> HALF

@@ -37,7 +37,7 @@ class Unaugmented(Recipe):
 
 @dataclass(frozen=True)
 class AsTheyAre(Unaugmented):
-    """Unchanged images. `shape` is their height and width; None accepts any size, for sets known to have one size."""
+    """Unchanged images. `shape` is their height and width; None is for sets that are known to have only one size."""
 
     shape: tuple[int, int] | None = None
 
@@ -80,7 +80,7 @@ class CenterCrop(Unaugmented):
         return np.repeat(square[None], len(draws_BD), axis=0)
 
     def cut(self, height: int, width: int) -> Cut:
-        """Return the cut for an image of this size in pixels."""
+        """Return the cut for an image of `height` × `width` pixels."""
         shorter = min(height, width)
         resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
         # Halves are rounded to the even neighbour, as in torchvision, so that test accuracies can be compared.

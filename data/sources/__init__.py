@@ -24,10 +24,10 @@ def load_source(
     mean: Triple | None = None,
     std: Triple | None = None,
 ) -> Images:
-    """Load the split "train" or "test" of a data set, or its first `limit` samples.
+    """Load the split "train" or "test" of a data set, or only the split's first `limit` samples.
 
-    `mean` and `std` (full scale is 1) replace those of the source. Raises `ConfigError` for an unknown name or split
-    and for settings that the source doesn't take, `DataError` for missing or damaged files.
+    `mean` and `std` (full scale is 1) replace the source's values. Raises `ConfigError` for an unknown name or split
+    and for settings that the source doesn't take, and `DataError` for missing or damaged files.
     """
     place = place or Place()
     source = one_of("data source", name, SOURCES)

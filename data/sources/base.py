@@ -17,12 +17,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of a source are, and which of them make a split.
+    """Where the files of a source are, and which files make a split.
 
     `root` is a folder or, for shards, a URL; None means the source's usual place. If `download` is set, missing files
     are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of disk. `train` and
-    `test` name the splits below the root, as folders of class folders or as shard patterns. If one of these or
-    `num_classes` is None, the source's default applies.
+    `test` name the splits below the root, as folders of class folders or as shard patterns. If `train`, `test`
+    or `num_classes` is None, the source's default applies.
     """
 
     root: str | None = None

@@ -8,7 +8,7 @@ from dhkd.data.sources.base import Place, Size, Source
 NUM_TRAIN = 1437  # four fifths, in the package's order; the other 360 are the test split
 LEVELS = 16  # the scans' grey levels are 0 to 16
 
-# Over all pixels of the train split.
+# Statistics of each channel over all pixels of the train split.
 MEAN, STD = (0.3054, 0.3054, 0.3054), (0.3753, 0.3753, 0.3753)
 
 

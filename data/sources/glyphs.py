@@ -1,11 +1,12 @@
 """The embedded data set: 100 printed characters, drawn by this program with the fonts that matplotlib includes.
 
-16×16 RGB, 200 training and 40 test images of each character, with small rotation, shear, scale and shift, random
-colours, noise and an occluding stroke. Views must not be mirrored: a mirrored b is a d.
+Images are 16×16 RGB: 200 training and 40 test images of each character, with small rotation, shear, scale and shift,
+random colours, noise and an occluding stroke. Views must not be mirrored: a mirrored b is a d.
 
 An image depends only on its split and its position; it is computed from Philox draws in integer arithmetic. Only the
-outlines come from FreeType through Pillow, and may differ by a grey level between versions. The data set's fingerprint,
-which a cache's manifest holds, shows such a difference. The set is drawn once and kept in the user's cache folder.
+characters' outlines come from FreeType through Pillow; they may differ by a grey level between versions. Such a
+difference changes the data set's fingerprint, which a cache's manifest holds. The set is drawn once and kept in the
+user's cache folder.
 """
 
 import hashlib
@@ -42,7 +43,7 @@ FONT_SIZE = 96  # in the outline's pixels; a capital letter is a little higher t
 FRACTION = 12  # bits after the point of fixed-point numbers
 ONE = 1 << FRACTION
 
-# Over all pixels of a channel in the train split.
+# Statistics of each channel over all pixels of the train split.
 MEAN, STD = (0.734, 0.734, 0.734), (0.173, 0.173, 0.173)
 
 
@@ -68,7 +69,7 @@ def labels(start: int, stop: int) -> NDArray[np.int64]:
 
 
 def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """Draw images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16). Each depends only on its position.
+    """Draw images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16).
 
     Raises `DataError` if matplotlib's fonts lack a character.
     """
@@ -156,7 +157,7 @@ def _outlines() -> NDArray[np.uint8]:
         path = str(folder / f"{font}.ttf")
         drawable = FT2Font(path).get_charmap()
         lacking = [character for character in CHARACTERS if ord(character) not in drawable]
-        if lacking:  # they would be drawn as empty boxes
+        if lacking:  # missing characters would be drawn as empty boxes
             raise DataError(
                 f"glyphs: {path}: expected all {len(CHARACTERS)} characters, but {' '.join(lacking)} are missing;"
                 f" install matplotlib again, with its own fonts"

@@ -20,7 +20,7 @@ SEED = 0  # of the permutation; constant, so that a folder has the same order fo
 
 
 class FolderFiles(EncodedFiles):
-    """Files below one folder. ImageNet's million paths take 40 MB."""
+    """Files below one folder. ImageNet's million paths take 40 MB of memory."""
 
     def __init__(self, folder: Path, paths_N: NDArray[np.bytes_]) -> None:
         self._folder, self._paths_N = folder, paths_N
@@ -53,7 +53,7 @@ def load(split: str, place: Place) -> PhotoSet:
 
 
 def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
-    """Load the images below `folder`. The sub-folders of `classes_from` number the classes.
+    """Load the images below `folder`. The sorted sub-folders of `classes_from` determine the class numbers.
 
     Raises `DataError` for a missing or empty folder, and for a class that `classes_from` lacks.
     """

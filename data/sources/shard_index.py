@@ -28,7 +28,10 @@ log = logging.getLogger("dhkd")
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Shard number, first byte and length of the image, label and name of each sample, and the bytes of each shard."""
+    """For each sample, its shard's number, its image's first byte and length in the shard, its label and its name.
+
+    `bytes_of_shard` is the size of each shard.
+    """
 
     shard_N: NDArray[np.int32]
     offset_N: NDArray[np.int64]
@@ -48,7 +51,7 @@ class _Sample(NamedTuple):
 def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
     """Return the index of the shards at `urls`: the stored index if it exists, or else a new one.
 
-    Raises `DataError` for shards that are missing, damaged or hold anything but images with labels.
+    Raises `DataError` for a shard that is missing, damaged or empty, and for a sample without an image or a label.
     """
     path = index_path(urls)
     with contextlib.ExitStack() as stack:
@@ -66,7 +69,7 @@ def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
 
 
 def index_path(urls: Sequence[str]) -> Path:
-    """Return where the index is stored. The file name is a hash of shard names and of local shards' sizes and times."""
+    """Return the path of the stored index; the file name is a hash of URLs, and of local shards' sizes and times."""
     digest = hashlib.sha256()
     for url in urls:
         digest.update(url.encode() + b"\n")
@@ -78,7 +81,7 @@ def index_path(urls: Sequence[str]) -> Path:
 
 
 def _read_index(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
-    # Shards are read in this process only: if it were killed, its children would go on and keep the lock.
+    # Shards are read without child processes: if this process were killed, its children would go on and keep the lock.
     shards = [_samples_of_shard(url, copies) for url in urls]
     names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
     counts = [len(samples) for samples, _ in shards]
@@ -122,7 +125,7 @@ def _damaged(url: str, error: BaseException) -> DataError:
 
 
 def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """Return first byte and length of each image, and each label, both by sample name.
+    """Return two tables by sample name: the first byte and length of each image, and each label.
 
     Raises `ValueError` or `tarfile.TarError` for anything but a complete tar file of images and labels.
     """
@@ -154,7 +157,7 @@ def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, in
 
 
 def _sample_and_suffix(member: str) -> tuple[str, str]:
-    """Split a member's name at the first dot after its folder; the suffix is returned in lower case."""
+    """Split a member's path at the first dot of the file name; the suffix is returned in lower case."""
     parent, slash, file = member.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return parent + slash + stem, dot + suffix.lower()

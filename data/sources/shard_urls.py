@@ -1,7 +1,7 @@
 """Expands patterns to shard names, and keeps local copies of remote shards.
 
-Every use of the webdataset package is in this file: the package expands patterns and opens URLs. It doesn't read the
-samples, because its pipelines only stream samples in order, while this program reads any sample by its number.
+Every use of the webdataset package is in this file, where it expands patterns and opens URLs. The package is not used
+to read samples, because its pipelines only stream them in order, while this program reads any sample by its number.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dhkd.data.errors import ConfigError, DataError
 
 
 def expand(root: str, pattern: str) -> list[str]:
-    """Return the shards that a pattern names below `root`: {000..127} counts, and * and ? match local files."""
+    """Return the shards that a pattern names below `root`. {000..127} lists numbers; * and ? match local files."""
     from webdataset.shardlists import expand_urls
 
     try:
@@ -57,7 +57,7 @@ def reason_of(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class ShardCopies:
-    """Opens shards: local shards where they are, remote shards as copies in `folder`, which all processes share.
+    """Opens local shards directly, and remote shards through copies in `folder`, a folder that all processes share.
 
     The copies take at most about `keep_bytes`; the least recently used copies are removed first.
     """
@@ -66,19 +66,19 @@ class ShardCopies:
     keep_bytes: int
 
     def open(self, url: str) -> BinaryIO:
-        """Open the shard, or a copy of it, which is fetched if it is missing. Raises `DataError` if fetching fails."""
+        """Open a local shard or a remote shard's copy. A missing copy is fetched; raises `DataError` if this fails."""
         if not is_remote(url):
             return Path(url).open("rb")
         with _failing_to_fetch(url):
             return self._copies.open(_copy_name(url), partial(_download, url))
 
     def fetch(self, url: str) -> Path:
-        """Return the path of a remote shard's copy, which is fetched if it is missing."""
+        """Return the path of a remote shard's copy. A missing copy is fetched; raises `DataError` if this fails."""
         with _failing_to_fetch(url):
             return self._copies.fetch(_copy_name(url), partial(_download, url))
 
     def forget(self, url: str) -> None:
-        """Remove the copy of a remote shard, so that it is fetched again; a local shard stays."""
+        """Remove the copy of a remote shard, so that the shard is fetched again; a local shard stays."""
         if is_remote(url):
             self._copies.forget(_copy_name(url))
 

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which NAME.jpg (or png, …) and NAME.cls (the label, a number) make a sample.
 
-Samples are numbered in the order in which the shards hold them, so consecutive indices are consecutive bytes of one or
-two shards. Shards at a URL are fetched one by one, shortly before they are read.
+Samples are numbered in the order in which the shards hold them, so consecutive samples lie side by side in one shard or
+in two. Shards at a URL are fetched one by one, shortly before they are read.
 """
 
 import os
@@ -20,7 +20,7 @@ from dhkd.data.sources.shard_urls import ShardCopies, expand, is_remote
 from numpy.typing import NDArray
 
 RUN = 256  # consecutive samples that should hold mixed classes
-LEAST_MIXED = 0.5  # as a fraction of the classes, beyond the first, that a run of shuffled samples would hold
+LEAST_MIXED = 0.5  # a run must hold this fraction of the classes, beyond the first, that a shuffled run would hold
 
 
 def load(split: str, place: Place) -> PhotoSet:
@@ -36,8 +36,8 @@ def load(split: str, place: Place) -> PhotoSet:
 def samples_of(split: str, urls: Sequence[str], num_classes: int, keep_bytes: int) -> PhotoSet:
     """Load the samples of the shards at `urls`, in this order.
 
-    Raises `DataError` for shards that are missing, damaged or hold anything but images with labels, for labels outside
-    0 to `num_classes` - 1, and for a training split whose samples are sorted by label.
+    Raises `DataError` for a shard that is missing, damaged or empty, for a sample without an image or a label, for
+    labels outside 0 to `num_classes` - 1, and for a training split whose samples are sorted by label.
     """
     copies = ShardCopies(user_cache_folder() / "shards", keep_bytes)
     index = index_of(urls, copies)
@@ -70,7 +70,7 @@ class ShardFiles(EncodedFiles):
         return content
 
     def name(self, index: int) -> str:
-        """Return the shard and the sample's name in it."""
+        """Return the shard's path or URL, and the sample's name in that shard."""
         sample = os.fsdecode(bytes(self._index.name_N[index]))
         return f"{self._urls[int(self._index.shard_N[index])]}, sample {sample}"
 
@@ -79,7 +79,7 @@ class ShardFiles(EncodedFiles):
         return b"\n".join(self._index.name_N[:num_samples].tolist())
 
     def expect(self, index_B: torch.Tensor) -> None:
-        """Fetch the remote shards of these samples, unless their copies exist."""
+        """Fetch the remote shards that hold these samples, unless copies of the shards exist."""
         shards = np.unique(self._index.shard_N[index_B.numpy()]).tolist()
         if any(is_remote(self._urls[shard]) for shard in shards):
             with ThreadPoolExecutor(max_workers=4, thread_name_prefix="fetch") as threads:
@@ -101,7 +101,7 @@ class ShardFiles(EncodedFiles):
 
 
 def _require_mixed(url: str, label_N: NDArray[np.int64]) -> None:
-    """Raise `DataError` if consecutive samples hold far fewer classes than shuffled ones would."""
+    """Raise `DataError` if consecutive samples hold far fewer classes than shuffled samples would."""
     run = min(RUN, max(2, len(label_N) // 4))
     runs = label_N[: len(label_N) // run * run].reshape(-1, run)
     if len(runs) < 2:

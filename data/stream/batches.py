@@ -1,4 +1,4 @@
-"""Training batches: images, labels and the teacher's signals (outputs such as logits), joined by key here only.
+"""Training batches: images, labels and the teacher's signals (outputs such as logits), joined by key (view, index).
 
 Order and views are functions of (seed, epoch), so every process computes the same keys and takes its own share.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of one training step.
+    """One process's share of one training step's batch.
 
     The keys `view_B` and `index_B` are int64 on the CPU. The other tensors are on the device: `images_BCHW`, float32;
     `labels`; and the signals in `teacher`, each float32 (B, …), with logits (B, K). `global_size` is the number of rows
@@ -33,16 +33,17 @@ class Batch:
     global_size: int
 
 
-# A teacher that runs in every step: takes pixels, uint8 (B, C, H, W) on the device; returns signals, {name: (B, …)}
-# float32.
+# A teacher that runs in every step. It takes pixels, uint8 (B, C, H, W) on the device, and returns signals, {name:
+# float32 (B, …)}.
 Live = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Stream:
     """The training batches of one process.
 
-    Without `window`, an epoch's order is a full shuffle. With it, blocks of `block_rows` samples are shuffled, then the
-    samples within each window of that many samples. `live` computes more signals from pixels, besides the cached ones.
+    Without `window`, an epoch's order is a full shuffle. With `window`, blocks of `block_rows` samples are shuffled,
+    and then the samples within each window of about `window` samples. `live` computes signals from pixels, in addition
+    to the cached signals.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Stream:
         return self._shares[-1][-1]
 
     def keys(self, epoch: int) -> Keys:
-        """Return the keys of a whole epoch, for all processes, in training order: two int64 (N,)."""
+        """Return the keys of a whole epoch, for all processes, in training order: views and indices, int64 (N,)."""
         if self._window is None:
             index_N = order_of_epoch(self._seed, epoch, self.num_samples)
         else:
@@ -98,7 +99,7 @@ class Stream:
         own_rows = [slice(bounds[self._rank], bounds[self._rank + 1]) for bounds in self._shares]
         keys = [(view_N[rows], index_N[rows]) for rows in own_rows]
         keys_for_gather = keys
-        if self.repeatable:  # all keys at once, because a copy for each batch would wait for work queued on the GPU
+        if self.repeatable:  # one copy of all keys, because a copy for each batch would wait for work queued on the GPU
             views, indices = view_N.to(self.renderer.device), index_N.to(self.renderer.device)
             keys_for_gather = [(views[rows], indices[rows]) for rows in own_rows]
         rendered = self.renderer.render(keys_for_gather)
@@ -108,7 +109,7 @@ class Stream:
             yield self._join(epoch, own_keys, gather_keys, pixels_BCHW, bounds[-1] - bounds[0])
 
     def _join(self, epoch: int, keys: Keys, gather_keys: Keys, pixels_BCHW: Tensor, global_size: int) -> Batch:
-        """Build the batch of these keys; `gather_keys` are the same keys, on the device of signals held in memory."""
+        """Build the batch of these keys; `gather_keys` are the same, on the device if the stream is repeatable."""
         labels_B = self._labels_N[gather_keys[1].to(self._labels_N.device)]
         signals = self._signals.gather(*gather_keys)
         if self._live is not None:
@@ -126,7 +127,9 @@ class Stream:
 
 
 def shares(num_samples: int, batch_size: int, world_size: int) -> list[list[int]]:
-    """Divide each step's batch among the processes: return, for every step, world_size + 1 bounds into the order.
+    """Divide each step's batch among the processes.
+
+    Return, for every step, world_size + 1 bounds: process r takes positions bounds[r] to bounds[r + 1] of the order.
 
     `batch_size` counts the rows of all processes; their shares differ by at most one row. The last batch may be
     smaller, and is dropped if a process would get fewer than two rows, because batch norm needs two.

@@ -1,4 +1,4 @@
-"""The check that pixels are still those that the teacher saw.
+"""Check that the pixels of views are still the same as when the teacher saw them.
 
 Random rows are rendered and compared with the cache's witnesses, the checksums of each row's rendered pixels.
 """
@@ -18,9 +18,10 @@ def check_witnesses(
 ) -> int:
     """Render random rows of random blocks, compare them with the cache's witnesses, and return the number of rows.
 
-    No teacher is needed. Raises `CacheMismatch`, which names the first wrong key, if pixels differ from those that the
-    teacher saw: because the data set has another order, say, or a recipe or a library has changed. The error ends with
-    `versions`, a description of the libraries on both sides.
+    Up to `max_blocks` blocks are checked, with up to `rows_per_block` rows each. No teacher is needed. Raises
+    `CacheMismatch`, which names the first wrong key, if the pixels differ from those that the teacher saw. Possible
+    causes are another order of the data set, a changed recipe or a changed library. The error message ends with
+    `versions`, which describes the libraries now and when the cache was written.
     """
     blocks = reader.plan.blocks()
     numbers = _sample(seed, 0, len(blocks), max_blocks).tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 class Labels:
     """Classes `first_B`, int64. Mixed images also have `second_B`, int64, and `weight_B`, the first class's share.
 
-    `weight_B` is in 0 to 1; it is 1 for an image of a mixed batch that was not mixed itself.
+    `weight_B` is in 0 to 1; if only some images of a batch are mixed, the others have weight 1.
     """
 
     first_B: Tensor
@@ -39,7 +39,7 @@ class Labels:
         return Labels(change(self.first_B), second_B, weight_B)
 
     def copy_(self, source: "Labels") -> None:
-        """Overwrite these tensors in place with those of `source`. Both labels must be mixed, or neither."""
+        """Overwrite these tensors in place with those of `source`. Both or neither must be mixed."""
         assert self.are_mixed == source.are_mixed
         self.first_B.copy_(source.first_B)
         if self.second_B is not None and source.second_B is not None:
@@ -62,6 +62,6 @@ class Labels:
             )
 
     def one_class_each(self, objective: str) -> Tensor:
-        """Return the class of each row, int64 (B,), for `objective`. Raises `ConfigError` if labels are mixed."""
+        """Return the class of each row, int64 (B,). Raises `ConfigError`, naming `objective`, for mixed labels."""
         self.require_one_class(objective)
         return self.first_B

@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """Holds the items that a sequence of positions uses next.
+    """Holds the items that the next positions of a sequence use.
 
-    It holds at most `capacity` items, or more if one call of `take` needs more at once.
+    There are at most `capacity` items in memory, or more if one call of `take` needs more at once.
     """
 
     def __init__(self, read: Callable[[int], T], capacity: int) -> None:
         self._read, self._capacity = read, capacity
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._held: dict[int, Future[T]] = {}
-        self._sequence: list[int] = []
-        self._next = 0  # position in the sequence; all items before it were submitted
-        self._last: dict[int, int] = {}  # each item's last position
+        self._sequence: list[int] = []  # all items, in the order of their first use
+        self._next = 0  # where in `_sequence` reading goes on
+        self._last: dict[int, int] = {}  # the last position that uses each item
 
     def follow(self, item_N: NDArray[np.int64]) -> None:
         """Begin a new sequence, in which position p uses item `item_N[p]`."""
@@ -38,7 +38,7 @@ class ReadAhead(Generic[T]):
     def take(self, items: Collection[int], position: int) -> dict[int, T]:
         """Return these items once they are read. Items whose last use lies before `position` are forgotten.
 
-        Positions must not decrease from call to call. An error from reading an item is raised here.
+        Positions must not decrease from call to call. An error in reading one of `items` is raised.
         """
         for item in [item for item in self._held if self._last[item] < position]:
             self._forget(item)

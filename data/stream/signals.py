@@ -16,7 +16,7 @@ from dhkd.data.stream.read_ahead import ReadAhead
 from numpy.typing import NDArray
 from torch import Tensor
 
-# For each signal's name in a batch, the cached signals that are averaged: one, or one for each of several teachers.
+# Maps each signal's name in a batch to the cached signals whose mean it is: one, or one for each of several teachers.
 Names = Mapping[str, Sequence[str]]
 
 Parts = dict[str, dict[str, Tensor]]  # stored rows, by cached signal and by part (an array that the codec stores)
@@ -34,7 +34,7 @@ class Signals(Protocol):
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """Return the rows of every signal for these keys: {name: float32 (B, …)}.
 
-        Keys are on the CPU, or on the device of the signals if those are in memory.
+        Keys are on the CPU; if `in_memory` is true, they may also be on the signals' device.
         """
 
 
@@ -96,7 +96,7 @@ class ResidentSignals:
 
 
 class StreamedSignals:
-    """One view of the named signals in memory, while the next view is read; for the schedule `cycle`."""
+    """One view of the named signals in memory, while the next view is read; the schedule must be `cycle`."""
 
     in_memory = False
 
@@ -120,7 +120,7 @@ class StreamedSignals:
             self._next = (following, self._thread.submit(self._read, following))
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """Return the rows of every signal for these keys, all of the epoch's view: {name: float32 (B, …)}."""
+        """Return the rows of every signal for these keys: {name: float32 (B, …)}. All must be of the epoch's view."""
         assert self._current is not None
         view, planes = self._current
         assert bool((view_B == view).all())
@@ -145,8 +145,8 @@ class StreamedSignals:
 class WindowedSignals:
     """The blocks of the named signals that two windows of the training order need, the current and the next one.
 
-    They are in host memory. The order must keep a block's samples close together, and the schedule must give all of
-    them the same view.
+    The blocks are in host memory. The order must keep a block's samples close together, and the schedule must give all
+    samples of a block the same view.
     """
 
     in_memory = False
@@ -199,7 +199,7 @@ class _Decoder:
         self.stored = sorted({signal for signals in names.values() for signal in signals})
 
     def __call__(self, rows: Parts) -> dict[str, Tensor]:
-        """Return the values, float32 (B, …), by the signals' names in a batch."""
+        """Decode the rows of a batch: {name of a signal in the batch: float32 (B, …)}."""
         values = {name: self._signals[name].codec.decode(rows[name], self._signals[name].row) for name in self.stored}
         return {
             name: values[signals[0]] if len(signals) == 1 else torch.stack([values[s] for s in signals]).mean(dim=0)

@@ -1,4 +1,4 @@
-"""The worked examples of docs/extending.md, and the suites that they have to pass."""
+"""The worked examples of docs/extending.md, and the conformance suites that the examples have to pass."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 def example(section: str) -> dict[str, Any]:
-    """What the Python code in a section of the page defines, by name."""
+    """Run the Python code in a section of the page and return what the code defines, by name."""
     text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {"__name__": "example"}
@@ -20,7 +20,7 @@ def example(section: str) -> dict[str, Any]:
 
 
 def suite_of(fixture: str, suite: ModuleType) -> dict[str, Callable[..., None]]:
-    """The tests of a module that take this fixture, by name."""
+    """Return the tests in module `suite` that use this fixture, by name."""
     return {
         name: test
         for name, test in vars(suite).items()

@@ -1,4 +1,4 @@
-"""The command of docs/extending.md works like the others, once it is in the table."""
+"""The example command of docs/extending.md works like the built-in commands once it is added to `cli`."""
 
 import json
 from collections.abc import Iterator

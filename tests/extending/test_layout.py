@@ -1,4 +1,4 @@
-"""The layout of docs/extending.md keeps every promise of a cache, once it has a line in the table."""
+"""The example layout of docs/extending.md passes the conformance suite of caches once it has a line in `LAYOUTS`."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """The new layout in a folder."""
+    """A place where caches have the new layout, in a folder."""
     monkeypatch.setitem(LAYOUTS, "raw", example("A layout")["RawLayout"])
     return Place("raw", str(tmp_path), str(tmp_path))
 
@@ -32,7 +32,7 @@ def test_the_suite_is_run() -> None:
 
 
 def test_a_cache_is_converted_to_it_and_back(place: Place, tmp_path: Path) -> None:
-    """All codecs at once; what comes back is the golden cache, byte for byte."""
+    """A cache with every codec, converted to the new layout and back, equals the golden cache byte for byte."""
     name = "version-2-tar"
     for source, target, store in (
         (GOLDEN / name, tmp_path / "raw", "raw"),

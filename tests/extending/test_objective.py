@@ -1,4 +1,4 @@
-"""The objective of docs/extending.md trains, once it has a line in the table."""
+"""The example objective of docs/extending.md trains once it has a line in `OBJECTIVES`."""
 
 from pathlib import Path
 

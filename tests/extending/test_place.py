@@ -1,4 +1,4 @@
-"""The place of docs/extending.md keeps every promise of a storage and of a cache, once it has a line in the table."""
+"""The example place of docs/extending.md passes the suites of storages and caches once it has a line in `PLACES`."""
 
 import pytest
 from dhkd.data.cache.storage.base import Storage
@@ -13,14 +13,14 @@ from tests.extending.examples import example, suite_of
 
 @pytest.fixture(params=["zarr", "webdataset"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Each layout in the new place."""
+    """The new place, with each layout in turn."""
     monkeypatch.setitem(PLACES, "memory", example("A place")["Memory"])
     return Place(request.param, "memory://caches", "memory://caches")
 
 
 @pytest.fixture
 def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """The new place by itself."""
+    """The storage of the new place, without a cache."""
     monkeypatch.setitem(PLACES, "memory", example("A place")["Memory"])
     return storage_of("memory://objects/")
 

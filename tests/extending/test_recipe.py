@@ -1,4 +1,4 @@
-"""The recipe of docs/extending.md works with the whole program, once it has a line in the table."""
+"""The example recipe of docs/extending.md works with the whole program once it has a line in `RECIPES`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The data set of docs/extending.md works with the whole program, once it has a line in the table."""
+"""The example data set of docs/extending.md works with the whole program once it has a line in `SOURCES`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ WORDS = ["--set", "data=numpy-files", "--set", "teacher=resnet8", "--set", "teac
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with both splits."""
+    """A folder with the files of both splits."""
     monkeypatch.setitem(SOURCES, "numpy-files", example("A data set")["SOURCE"])
     for seed, split in enumerate(("train", "test")):
         images = make_images(60, seed=seed)

@@ -1,8 +1,8 @@
-"""What is trained to see that results stay the same: a teacher, its caches, and a student for each case.
+"""The golden cases, which show that results stay the same: two teachers, their caches, and a student for each case.
 
-Everything is a line of words for the command line, with paths relative to one folder. All of it is the preset
-`digits`, cut to seconds: 79 samples in batches of 25, so that the last one is small, three epochs of four steps,
-networks of eight layers of which the teacher's is wider, blocks of 27 rows.
+Every part is a command, given as the list of its words, with paths relative to one folder. All commands use the preset
+`digits`, shortened to seconds: 79 samples in batches of 25, so that the last batch is small; three epochs of four
+steps; networks of eight layers, the teacher's wider than the student's; and blocks of 27 rows.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ SIGNALS, INT8, TOP_K, FLOAT32, TWO = (
 STEPS = 12
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
-# The rate is low. At the preset's, cat-kd's default weight, which is for CIFAR's maps, may end in NaN; and the last
-# digit, in which machines differ, would grow fast from step to step.
+# The learning rate is low. At the preset's rate, `cat-kd` with its default weight, which suits CIFAR's feature maps,
+# may end in NaN; and differences between machines in the last digit would grow fast from step to step.
 OPTIONS = (
     *("data.limit=79", "data.test_limit=40"),
     *("teacher=resnet8x4", "teacher.epochs=2", "teacher.batch_size=25", "teacher.lr=0.02", "cache.views=3"),
@@ -24,26 +24,28 @@ OPTIONS = (
     *("objectives.crd.negatives=40",),  # of 79 samples
 )
 COMPUTING, NO_TRACKER = ("--cpu", "--precision", "float32"), ("--track", "none")
-BLOCKS = {SIGNALS: "0.14", INT8: "0.00046", TOP_K: "0.00061", FLOAT32: "0.0011", TWO: "0.00055"}  # of 27 rows, in MiB
+# The size in MiB of a block of 27 rows, for each cache.
+BLOCKS = {SIGNALS: "0.14", INT8: "0.00046", TOP_K: "0.00061", FLOAT32: "0.0011", TWO: "0.00055"}
 
 
 def sets(options: Sequence[str]) -> list[str]:
-    """The words that override a preset."""
+    """Return the words that override settings of a preset."""
     return [word for option in options for word in ("--set", option)]
 
 
 def train_teacher(out: str, *options: str) -> list[str]:
-    """The words that train a teacher."""
+    """Return the words of the command that trains a teacher."""
     return ["train-teacher", "digits", *sets([*OPTIONS, *options]), *COMPUTING, *NO_TRACKER, "--out", out]
 
 
 def cache_teacher(out: str, *words: str, teacher: str = TEACHER) -> list[str]:
-    """The words that write a cache."""
+    """Return the words of the command that writes a cache."""
     options = [*OPTIONS, f"cache.block_mb={BLOCKS[out]}"]
     return ["cache-teacher", "digits", *sets(options), *COMPUTING, "--teacher", teacher, "--out", out, *words]
 
 
-# What all objectives read that can be cached. Not --signals, which torchrun would take for an option of its own.
+# All signals that objectives read and caches can hold. They aren't given with --signals, because torchrun would take
+# it for an option of torchrun.
 ALL_SIGNALS = "cache.signals=[logits,embedding,cam,attention,last_map,map2,map1-before,map2-before,map3-before]"
 PREPARATION = {
     "teacher": train_teacher(TEACHER),
@@ -60,9 +62,9 @@ PREPARATION = {
 
 @dataclass(frozen=True)
 class Case:
-    """A student: what differs from the preset, what it learns from, and how many processes train it.
+    """A student: its changes to the preset, the cache it learns from, and the number of processes that train it.
 
-    `teacher`: whether the weights are given, for what no cache can hold.
+    If `teacher` is true, training gets the teacher's weights, because a cache can't hold all that the objective needs.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Case:
 
     @property
     def words(self) -> list[str]:
-        """The words that train it."""
+        """The words of the command that trains the student."""
         words = ["train-student", "digits", *sets([*OPTIONS, *self.options]), *COMPUTING, *NO_TRACKER]
         words += ["--cache", self.cache] if self.cache else []
         words += ["--teacher", TEACHER] if self.teacher else []
@@ -90,7 +92,7 @@ def _of(objective: str, *options: str) -> tuple[str, ...]:
 
 
 LIVE = "teacher.live=true"
-SLOWER = "student.lr=0.001"  # where differences grow fast even so
+SLOWER = "student.lr=0.001"  # for cases in which differences grow fast even at the low rate
 CASES = (
     Case("ce", _of("ce"), cache=None),
     Case("label-smoothing", _of("label-smoothing"), cache=None),
@@ -99,15 +101,15 @@ CASES = (
     *(Case(name, _of(name)) for name in ("at", "crd", "reviewkd", "cat-kd")),
     Case("simkd", _of("simkd"), teacher=True),
     Case("ofd", _of("ofd", LIVE), teacher=True),
-    # Several at once.
+    # Several objectives at once.
     Case("dhkd-and-kd", _of("dhkd + 0.5 * kd")),
     Case("crd-and-reviewkd", _of("crd + 0.5 * reviewkd")),
-    # Gradients aligned exactly, or with a coefficient that serves two steps; rkd's terms are free.
+    # Gradients aligned exactly, or with a coefficient that serves two steps; rkd's terms are left out of the alignment.
     Case("dhkd-every-2", _of("dhkd", "alignment.every=2")),
     Case("kd-aligned", _of("kd", "alignment.every=1")),
     Case("kd-aligned-every-2", _of("kd", "alignment.every=2")),
     Case("kd-and-rkd-aligned", _of("kd + rkd", "alignment.kept=[kd]", SLOWER)),
-    # Views and order; `independent` is what the others have.
+    # View schedules and orders; all other cases have the schedule `independent`.
     Case("kd-cycle", _of("kd", "student.view_schedule=cycle")),
     Case("kd-cycle-window", _of("kd", "student.view_schedule=cycle", "student.window=54")),
     Case("kd-block", _of("kd", "student.view_schedule=block")),
@@ -121,10 +123,10 @@ CASES = (
     Case("kd-float32", _of("kd"), cache=FLOAT32),
     Case("kd-mean-of-teachers", _of("kd", "student.teacher=mean"), cache=TWO),
     Case("kd-live", _of("kd", LIVE), cache=None, teacher=True),
-    # How the optimizer is driven.
+    # Learning-rate schedules and gradient clipping.
     Case("ce-clipped", _of("ce", "student.lr_schedule=multistep", "student.milestones=[2]", "student.clip_norm=0.5")),
     Case("ce-warm-up", _of("ce", "student.lr_schedule=cosine", "student.warmup_epochs=1.5", "seed=3"), cache=None),
-    # Two processes: summed, aligned, of coupled rows, and both.
+    # Two processes: summed gradients, aligned gradients, losses that couple a batch's rows, and the last two together.
     *(
         Case(f"{name}-two-processes", options, processes=2)
         for name, options in {

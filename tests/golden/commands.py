@@ -1,7 +1,8 @@
-"""Many commands in one interpreter, each as if it were alone: `python commands.py FILE`, a JSON list of their words.
+"""Run many commands in one interpreter, each as if it ran alone: `python commands.py FILE`.
 
-It imports no more of the program than the command line, and prints a JSON line for each command as it ends. Under
-torchrun every process runs it.
+FILE is a JSON list with the list of words of each command. This script imports no more of the program than the command
+line does, and prints a JSON line for each command when the command ends. Under torchrun every process runs all
+commands, and the first process prints.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What a command ended with and said."""
+    """A command's exit code, and its output on stdout and stderr."""
 
     code: int
     out: str
@@ -25,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 def run(words: Sequence[str]) -> Outcome:
-    """Run one command here."""
+    """Run one command in this interpreter."""
     from dhkd.pipeline.cli import main
 
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -43,14 +44,14 @@ def run(words: Sequence[str]) -> Outcome:
 
 
 def stay_together() -> None:
-    """Let the processes of torchrun keep their group after a command, for they can't form another for the next."""
+    """Keep torchrun's process group after a command, because the processes can't form another one."""
     import torch
 
     torch.distributed.destroy_process_group = lambda *_: None
 
 
 def launcher(processes: int) -> list[str]:
-    """What starts a script as so many processes on this machine."""
+    """Return the words that start a script as `processes` processes on this machine."""
     if processes == 1:
         return [sys.executable, "-P"]
     with socket.socket() as free:

@@ -1,9 +1,10 @@
-"""Two commits run on this machine and compared bit for bit: `python -m tests.golden.compare_commits OLD NEW`.
+"""Run two commits on this machine and compare them bit for bit: `python -m tests.golden.compare_commits OLD NEW`.
 
-OLD and NEW are revisions or folders. Each trains, caches and checks through its command line, in a folder of its own
-under the same relative paths. A line for each case says "equal" or what differs first; the exit code is 1 if one does.
-What is compared: every file of the caches and runs, byte for byte but for times and versions in metrics, results and
-tables; the JSON that commands print; exit codes, and what a command says that fails. Checkpoints and pages are not.
+OLD and NEW are revisions or folders. The command line of each one trains, caches and checks in a separate folder, with
+the same relative paths. A line for each case says "equal" or gives the first difference; the exit code is 1 if any case
+differs. These are compared: every file of the caches and runs, byte for byte except for times and versions in metrics,
+results and tables; the JSON that commands print; exit codes; and the error message of a command that fails. Checkpoints
+and SVG files are not compared.
 """
 
 import argparse
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = Path(__file__).parent / "commands.py"
 TIMES = {"seconds", "train_seconds", "samples_per_second", "rows_per_second"}
 UNCOMPARED = TIMES | {"versions"}
-NEVER_ALIKE = ("checkpoint/state.pt", ".svg")  # which hold times, and names that are drawn anew
+NEVER_ALIKE = ("checkpoint/state.pt", ".svg")  # checkpoints hold times, and SVG files hold random names
 SOURCES = ("pipeline", "stages", "data", "configs", "benchmarks")
 
 PHOTOGRAPHS = """
@@ -52,7 +53,7 @@ student: {architecture: resnet8, epochs: 1, batch_size: 16, lr: 0.05, view_sched
 objective: dhkd
 """
 
-Commands = dict[str, list[str]]  # by the case's name
+Commands = dict[str, list[str]]  # each command's words, by the case's name
 
 
 def _photographs(command: str, out: str, *words: str) -> list[str]:
@@ -86,7 +87,7 @@ def _of_several_students() -> Commands:
 
 
 def _of_finished_ones() -> Commands:
-    """What is asked of caches and runs when they are there, and what is refused."""
+    """Return the commands that use finished caches and runs, and commands that are refused."""
     made_with = ["--preset", "digits", *sets(OPTIONS), "--teacher", TEACHER, "--cpu"]
     checks = {
         f"{command}-{name}": [command, f"golden/{name}", "--json"]
@@ -110,20 +111,20 @@ def _of_finished_ones() -> Commands:
 
 
 def _alone() -> Commands:
-    """What one process runs, in this order."""
+    """Return the commands that one process runs, in order."""
     trained = {case.name: case.words for case in CASES if case.processes == 1}
     return PREPARATION | trained | _of_several_students() | _of_photographs() | _of_finished_ones()
 
 
 def _of_two() -> Commands:
-    """What two processes run afterwards."""
+    """Return the commands that two processes run after those of one process."""
     cached = cache_teacher("caches/signals.zarr")
     cached[cached.index("caches/signals.zarr")] = "caches/two-processes.zarr"
     return {"two-processes": cached} | {case.name: case.words for case in CASES if case.processes == 2}
 
 
 def _make_photographs(folder: Path) -> None:
-    """ImageNet's layout in small: 48 training and 12 test photographs of four classes, of several sizes, some grey."""
+    """Write a small ImageNet: 48 training and 12 test photographs of four classes, of several sizes, some grey."""
     rng = np.random.default_rng(0)
     for number in range(60):
         split = "train" if number < 48 else "val"
@@ -136,7 +137,7 @@ def _make_photographs(folder: Path) -> None:
 
 
 def _tree(which: str, at: Path) -> Path:
-    """The folder whose `dhkd` is that of a revision or folder."""
+    """Build a package `dhkd` from a revision or folder, and return the folder that holds the package."""
     source = Path(which).resolve()
     if not (source / "pyproject.toml").is_file():
         source = at / "source"
@@ -151,7 +152,7 @@ def _tree(which: str, at: Path) -> Path:
 
 
 def _run(commands: Commands, side: Path, processes: int) -> dict[str, Any]:
-    """What each command ended with, in the folder `run` of this side."""
+    """Run the commands in the folder `run` of this side, and return each command's outcome."""
     words = side / f"commands-{processes}.json"
     words.write_text(json.dumps(list(commands.values())))
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(side / "types"), "XDG_CACHE_HOME": str(side / "user")}
@@ -164,7 +165,7 @@ def _run(commands: Commands, side: Path, processes: int) -> dict[str, Any]:
 
 
 def _results(which: str, side: Path) -> tuple[Path, dict[str, Any]]:
-    """Everything run in a tree: the folder that holds what was written, and what commands ended with."""
+    """Run all commands with one tree. Return the folder that they wrote to, and each command's outcome."""
     _tree(which, side)
     run = side / "run"
     run.mkdir()
@@ -175,14 +176,14 @@ def _results(which: str, side: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value without what may differ from run to run."""
+    """Return a JSON value without the entries that may differ from run to run."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items() if key not in UNCOMPARED}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Where two JSON values differ."""
+    """Yield each difference between two JSON values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in old | new:
             if key not in old or key not in new:
@@ -205,7 +206,7 @@ def _rows(text: str) -> Any:
 
 
 def _file_differences(old: Path, new: Path) -> Iterator[str]:
-    """Where the files of a run or cache differ."""
+    """Yield each difference between the files of two runs or caches."""
     names = [
         {str(file.relative_to(side)) for file in [side, *side.rglob("*")] if file.is_file()} for side in (old, new)
     ]
@@ -233,7 +234,7 @@ def _out_of(words: list[str]) -> str | None:
 
 
 def _case_differences(words: list[str], old: tuple[Path, Any], new: tuple[Path, Any]) -> Iterator[str]:
-    """Where the outcomes of one command differ, what it said first of all where it failed."""
+    """Yield each difference between two outcomes of one command; if it failed, exit codes and messages come first."""
     (old_run, (old_code, old_out, old_err)), (new_run, (new_code, new_out, new_err)) = old, new
     if old_code or new_code:
         yield from _differences([old_code, old_err.splitlines()[-1:]], [new_code, new_err.splitlines()[-1:]], "said ")
@@ -245,7 +246,7 @@ def _case_differences(words: list[str], old: tuple[Path, Any], new: tuple[Path, 
 
 
 def main() -> int:
-    """Compare, print, and say whether all is equal: 0, or 1."""
+    """Compare the two, print a line for each case, and return 0 if all are equal, or else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("old")
     parser.add_argument("new")

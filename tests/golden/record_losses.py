@@ -1,7 +1,7 @@
-"""The named terms of each case's first steps, as the program computes them: `python -m tests.golden.record_losses`.
+"""Record the named loss terms of each golden case's first steps: `python -m tests.golden.record_losses`.
 
-It writes losses.json. Where results are meant to change, run it again and read what git says of the difference.
-Under torchrun, `record_losses FOLDER` writes there what each process saw of the cases of two.
+The script writes losses.json. If a change is meant to change results, run the script again and check the difference
+with git. Under torchrun, `record_losses FOLDER` writes each process's terms of the two-process cases to FOLDER.
 """
 
 import contextlib
@@ -24,25 +24,26 @@ ROOT = Path(__file__).parents[2]
 LOSSES = Path(__file__).parent / "losses.json"
 ALONE, TWO = ([case for case in CASES if case.processes == processes] for processes in (1, 2))
 
-Terms = dict[str, list[float]]  # of each step
+Terms = dict[str, list[float]]  # each term's values, one per step
 
 
 def machine() -> dict[str, str]:
-    """What the last digits depend on."""
+    """Return what the last digits of losses depend on."""
     return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Terms]:
-    """What `backward` is given of every step, wherever the training has it from."""
-    from dhkd.stages.train import gradients, loop  # noqa: F401  # the loop brings everything that trains
+    """Record the terms that `backward` gets in every step, in whichever training module it was imported."""
+    from dhkd.stages.train import gradients, loop  # noqa: F401  # importing the loop imports all modules that train
 
     terms_of_steps: Terms = {}
     backward = gradients.backward
 
     def recording(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
         for name, term in terms.items():
-            terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))  # so many tell float32s apart
+            # Nine digits distinguish all float32 values.
+            terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))
         return backward(terms, *args, **options)
 
     training = [module for name, module in sys.modules.items() if name.startswith("dhkd.stages.train")]
@@ -57,7 +58,7 @@ def recorded() -> Iterator[Terms]:
 
 
 def losses_of(case: Case) -> Terms:
-    """Train it in the current folder."""
+    """Train the case's student in the current folder, and return the terms of the first steps."""
     with recorded() as terms:
         done(case.words)
     return {name: values[:STEPS] for name, values in terms.items()}
@@ -75,11 +76,11 @@ def prepare(folder: Path) -> None:
     with contextlib.chdir(folder):
         for words in PREPARATION.values():
             done(words)
-            gc.freeze()  # after each command Accelerate looks for garbage, of which none is in what was imported
+            gc.freeze()  # garbage collection after each command then skips all imported objects
 
 
 def losses_of_two_processes(folder: Path) -> dict[str, Terms]:
-    """Each process's terms of every case of two, with the teacher and caches of `folder`."""
+    """Return each process's terms of every two-process case, with the teachers and caches of `folder`."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [*launcher(2), "-m", "tests.golden.record_losses", str(folder)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
@@ -100,7 +101,7 @@ def _as_one_process(folder: Path) -> None:
 
 
 def _write(losses: Mapping[str, Terms]) -> None:
-    """As JSON with a line for each term."""
+    """Write the losses as JSON, with a line for each term."""
     cases = []
     for name, terms in losses.items():
         lines = ",\n".join(f"    {json.dumps(term)}: {json.dumps(values)}" for term, values in terms.items())

@@ -1,4 +1,4 @@
-"""What the golden caches hold, and how they were made: `python -P -m tests.golden.rows OUT`."""
+"""The rows of the golden caches. `python -P -m tests.golden.rows OUT` writes the caches."""
 
 import sys
 from pathlib import Path
@@ -18,23 +18,23 @@ STORES = {"zarr": "version-2.zarr", "webdataset": "version-2-tar"}
 
 
 def logits_of(view: int) -> np.ndarray:
-    """float32 (SAMPLES, CLASSES), all of which float16 represents exactly."""
+    """Return the logits of a view, float32 (SAMPLES, CLASSES); float16 represents all of them exactly."""
     return (view * 10 + np.arange(SAMPLES)[:, None] + np.arange(CLASSES) / 4).astype(np.float32)
 
 
 def witness_of(view: int) -> np.ndarray:
-    """uint32 (SAMPLES,)."""
+    """Return made-up witnesses (checksums of rendered pixels) of a view, uint32 (SAMPLES,)."""
     return (1000 * view + np.arange(SAMPLES)).astype(np.uint32)
 
 
 def rows_of(block: Block) -> dict[str, np.ndarray]:
-    """A block of each signal, and of the witness."""
+    """Return a block's rows of each signal and of the witness."""
     rows = slice(block.start, block.stop)
     return {**{name: logits_of(block.view)[rows] for name in SIGNALS}, WITNESS: witness_of(block.view)[rows]}
 
 
 def write(folder: Path) -> None:
-    """Write the caches, one in each store."""
+    """Write the golden caches into `folder`, one for each store."""
     for store, name in STORES.items():
         manifest = manifest_of(SAMPLES, CLASSES, VIEWS, BLOCK_ROWS, signals=SIGNALS)
         writer = writer_at(folder / name, manifest, store)
