@@ -30,17 +30,19 @@ INT8_FROM_CLASSES = 1000
 Held = Literal["resident", "views", "windows"]
 
 
-# Costs are in units of one student's training. S is the number of students, V the number of cached views, and E the
-# number of epochs of a student; r is the cost of a teacher forward pass as a fraction of a student's step, per row.
-
-
 def online_cost(students: int, ratio: float) -> float:
-    """Return S(1 + r), the cost if the teacher runs in every step of every student."""
+    """Return S(1 + r), the cost of S students, in units of one, if the teacher runs in every step of each of them.
+
+    r (`ratio`) is the cost of a teacher forward pass as a fraction of a student's step, per row.
+    """
     return students * (1 + ratio)
 
 
 def cached_cost(students: int, ratio: float, views: int, epochs: int) -> float:
-    """Return r·V/E + S, the cost if the teacher runs once over every view."""
+    """Return r·V/E + S, the cost of S students, in units of one, if the teacher runs once over each of V views.
+
+    E is the number of epochs of a student; r (`ratio`) is as for `online_cost`.
+    """
     return ratio * views / epochs + students
 
 

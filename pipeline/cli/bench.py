@@ -1,4 +1,4 @@
-"""The command bench, which measures this program's speed.
+"""The command `bench`, which measures this program's speed.
 
 No other module imports the benchmarks, which import everything else.
 """

@@ -1,4 +1,4 @@
-"""The commands cache-teacher, and inspect, verify and convert for existing caches."""
+"""The command `cache-teacher`, and the commands `inspect`, `verify` and `convert` for existing caches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +64,13 @@ class CachingOptions:
     help="Name for this teacher, to keep several teachers in one cache: this teacher's outputs are stored beside those"
     " that the cache already holds.",
 )
-@part_option("Process only share I of N; whichever job finishes last completes the cache.")
+@part_option("Process only share I (from 1) of N; whichever job finishes last completes the cache.")
 @click.option(
     "--signals",
     metavar="A,B",
-    help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, map2-before, …;"
-    " cam and attention stand for the outputs that the methods cat-kd and at need. More can be added to the cache"
-    " later.",
+    help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, mapN"
+    " (the map of stage N), mapN-before (the same before its activation); cam and attention stand for the outputs needed"
+    " by the methods 'cat-kd' and 'at', respectively. More can be added to the cache later.",
 )
 @precision_option
 @data_options

@@ -1,4 +1,4 @@
-"""The command demo: the whole workflow once, on data that needs no download."""
+"""The command `demo`: the whole workflow once, on data that needs no download."""
 
 from pathlib import Path
 

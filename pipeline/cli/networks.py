@@ -1,4 +1,4 @@
-"""The commands evaluate and export, for trained networks."""
+"""The commands `evaluate` and `export`, for trained networks."""
 
 from dataclasses import dataclass
 from pathlib import Path

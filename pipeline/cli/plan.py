@@ -1,4 +1,4 @@
-"""The commands plan and methods: what an experiment would cost and need, before anything runs."""
+"""The commands `plan` and `methods`: what an experiment would cost and need, before anything runs."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The command presets, which lists the presets, shows one, or copies one to a file."""
+"""The command `presets`, which lists the presets, shows one, or copies one to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

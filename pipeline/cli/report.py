@@ -1,4 +1,4 @@
-"""The commands report, with its analyses, and serve: the results of a folder of runs."""
+"""The commands `report` (with its analyses) and `serve`, which show the results of a folder of runs."""
 
 import functools
 from collections.abc import Callable

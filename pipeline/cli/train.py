@@ -1,4 +1,4 @@
-"""The commands train-teacher, train-student and sweep: from a preset to trained networks."""
+"""The commands `train-teacher`, `train-student` and `sweep`: from a preset to trained networks."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -192,7 +192,7 @@ class SweepOptions:
     type=click.IntRange(min=1),
     help="Repeat every combination with N seeds, 0 to N-1 [default: only the preset's seed].",
 )
-@part_option("Train only share I of N of the runs, for example in a cluster's job array.")
+@part_option("Train only share I (from 1) of N of the runs, for example in a cluster's job array.")
 @click.option(
     "--together", type=click.IntRange(min=1), default=1, show_default=True, help="Number of runs to train side by side."
 )
