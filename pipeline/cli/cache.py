@@ -68,9 +68,9 @@ class CachingOptions:
 @click.option(
     "--signals",
     metavar="A,B",
-    help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, mapN"
-    " (the map of stage N), mapN-before (the same before its activation); cam and attention stand for the outputs needed"
-    " by the methods 'cat-kd' and 'at', respectively. More can be added to the cache later.",
+    help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, mapN (the map of"
+    " stage N), mapN-before (the same before its activation); cam and attention stand for the outputs needed by the"
+    " methods 'cat-kd' and 'at', respectively. More can be added to the cache later.",
 )
 @precision_option
 @data_options
