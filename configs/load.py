@@ -77,7 +77,7 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
 
 
 def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> Codec:
-    """Build the codec from its options, where None means not given. Raises `ConfigError` if they don't fit together."""
+    """Build the codec from the options that are not None. Raises `ConfigError` if the options don't fit together."""
     given = {"kind": kind, "k": k, "temperature": temperature}
     try:
         return Codec.model_validate({key: value for key, value in given.items() if value is not None})
@@ -132,9 +132,10 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[BaseModel] | None:
-    """Return the section model of the field `name` of `model`, or None if it is not a section or the key is free.
+    """Return the section model of the field `name` of `model`, or None if there is no such section.
 
-    Raises `ConfigError` for an unknown field.
+    There is none if the field is a single value, and if `model` accepts any key. Raises `ConfigError` for an unknown
+    field.
     """
     if model is None:
         return None

@@ -44,9 +44,9 @@ class DistillationSet(Dataset[Item]):
     only affects the order, so it is ignored.
 
     `preset` and `overrides` are as on the command line; `cache` is a path or URL. If your loop uses only the softmax of
-    the logits at one temperature, pass this `temperature`; a top-k cache is then sufficient. Otherwise the cache must
-    hold raw logits. The cache is checked as in `train-student`, with the same errors; pixels must match unless
-    `allow_drift` is set.
+    the logits at one temperature, pass this `temperature`; a cache with the codec top-k is then sufficient. If
+    `temperature` is None, the cache must hold all logits. The cache is checked as in `train-student`, with the same
+    errors; pixels must match unless `allow_drift` is set.
 
     The workers of a `DataLoader` must be forked. They share the set's memory and decode its photographs; `data.workers`
     is used only while the set is created. With `cycle`, workers must not outlive an epoch, so `persistent_workers` must

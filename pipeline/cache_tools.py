@@ -120,7 +120,7 @@ def inspect(cache: str) -> Inspected:
 
 
 def _read_everything(cache: str, reader: LogitReader) -> Verified:
-    """Read every object of the cache; report the time taken and the damaged objects."""
+    """Read every object of the cache, and return the bytes read, the time taken and the damaged objects."""
     began, sizes, damages = time.perf_counter(), list[int](), list[Damage]()
     with progress_bar("reading", reader.num_objects, visible=True) as advance:
         for size_or_damage in reader.damages():
@@ -143,7 +143,10 @@ def _read_everything(cache: str, reader: LogitReader) -> Verified:
 
 
 def _signals_of_teacher(manifest: Manifest, teacher: str | None) -> list[str]:
-    """Return the signals of the teacher with this name in the cache, or the first signal if none has this name."""
+    """Return the names of this teacher's signals, or of the cache's first signal if the cache lacks the teacher.
+
+    `teacher` is a name in the cache; None stands for the teacher without a name.
+    """
     prefix = signal_name(teacher, "")
     names = [name for name in manifest.signals if name.removesuffix(teachers_own(name)) == prefix]
     return names or [next(iter(manifest.signals))]
@@ -157,7 +160,7 @@ def _require_weights(network: nn.Module, manifest: Manifest, names: Sequence[str
 
 
 def _bounds(reader: LogitReader) -> dict[str, SignalBounds]:
-    """Return the error bounds of all logits whose error the index records, by the signal's name."""
+    """Return the error bounds of all logits whose error the cache's index records, by the signal's name."""
     bounds: dict[str, SignalBounds] = {}
     for name in reader.manifest.signals:
         bound = reader.bound(name)

@@ -33,7 +33,7 @@ from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives import build_objective
 
-LIVE_ROWS = 64  # rows to recompute when the cache is complete
+LIVE_ROWS = 64  # rows to compare with a live forward pass when the cache is complete
 
 REBUILD = "rebuild it with 'dhkd cache-teacher'"  # the remedy for a cache that differs from what this teacher computes
 
@@ -52,8 +52,9 @@ def cache_teacher(
     """Write the teacher's signals (outputs such as logits) for every view, except what the cache already holds.
 
     `teacher` is a run folder or a weights file, `out` a path or URL. `name` is the teacher's name in a cache of several
-    teachers. `part` (I, N) is this call's share of the work: the I-th (from 0) of N. `command` is recorded in the
-    cache's provenance. Once the cache is complete, random rows are compared with a live forward pass.
+    teachers; None leaves the teacher without a name. `part` (I, N) is this call's share of the work: the I-th (from 0)
+    of N. `command` is recorded in the cache's provenance. Once the cache is complete, random rows are compared with a
+    live forward pass.
     """
     one_of("store", experiment.cache.store, LAYOUTS)  # refuses an unknown store before any costly step
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
@@ -108,7 +109,7 @@ def compare_signals(
 def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, processes: Processes) -> bool:
     """Return whether some of the `wanted` signals are new to the cache.
 
-    Raises an error, before any costly step, if the cache can't take the signals.
+    Raises an error, before any costly step, if these signals can't be added to the cache.
     """
     existing = processes.broadcast(find(storage) if processes.is_first else None)
     if existing is None:
@@ -118,7 +119,7 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
 
 
 def _provenance(network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
-    """Return the provenance of the teacher's signals, as JSON for the manifest.
+    """Return the provenance of the teacher's signals, i.e. how they were computed, as JSON for the manifest.
 
     The provenance has no times, hosts or process counts, because the bytes of a cache must not depend on these.
     """

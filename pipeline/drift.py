@@ -1,4 +1,7 @@
-"""The check before training that pixels are still those that the teacher saw."""
+"""The check before training that pixels are still those that the teacher saw.
+
+The cache holds a witness of each row, i.e. a checksum of the row's rendered pixels.
+"""
 
 from collections.abc import Mapping
 from typing import Any

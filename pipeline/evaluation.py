@@ -35,7 +35,7 @@ class Evaluator:
 def evaluate_network(
     experiment: Experiment, weights: Path, role: str, *, data: DataOptions, cpu: bool = False
 ) -> Evaluated:
-    """Measure the test accuracy of the preset's teacher or student with these weights (a run folder or a file)."""
+    """Measure the test accuracy of the preset's teacher or student; `weights` is a run folder or a weights file."""
     settings = experiment.teacher if role == "teacher" else experiment.student
     with processes_for(settings.precision, cpu=cpu) as processes:
         test = test_renderer_of(experiment, processes.device, data)

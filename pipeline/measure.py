@@ -62,7 +62,7 @@ class Rates:
     def completed(self) -> "Rates":
         """Return these rates with the third number computed, if two are given.
 
-        Raises `ConfigError` if a number is not finite and above 0, and if all three are given.
+        Raises `ConfigError` unless every given number is finite and above 0, and if all three are given.
         """
         options = {"--teacher-rate": self.teacher, "--student-rate": self.student, "--ratio": self.ratio}
         for name, value in options.items():

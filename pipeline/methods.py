@@ -23,8 +23,8 @@ class Method:
 
     The fields are the keys of `dhkd methods --json`. `row_bytes` and `view_bytes` are the size of all signals, for one
     sample and for one view. `cacheable` is None if the method needs no signal. `takes_of_teacher` is the part of the
-    teacher's network that the method reuses. `extra_parameters` counts the parameters that are trained besides the
-    student's. `exported_parameters` counts the parameters that the exported network has besides the student's (only
+    teacher's network that the method reuses, or None. `extra_parameters` counts the parameters that are trained besides
+    the student's. `exported_parameters` counts the parameters that the exported network has besides the student's (only
     SimKD has such parameters).
     """
 

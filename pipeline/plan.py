@@ -1,7 +1,7 @@
 """What caching and training will cost, computed from an experiment's settings before anything runs.
 
-Left out on purpose: rendering and decoding, which both stages pay for; reading the cache, which costs next to nothing;
-and evaluation.
+Left out on purpose: rendering and decoding, which caching and training both pay for; reading the cache, which costs
+next to nothing; and evaluation.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,17 +31,18 @@ Held = Literal["resident", "views", "windows"]
 
 
 def online_cost(students: int, ratio: float) -> float:
-    """Return S(1 + r), the cost of S students, in units of one, if the teacher runs in every step of each of them.
+    """Return S(1 + r), the cost of S students if the teacher runs in every step of each of them.
 
-    r (`ratio`) is the cost of a teacher forward pass as a fraction of a student's step, per row.
+    The unit is the cost of one student's training. r (`ratio`) is the cost of a teacher forward pass as a fraction of a
+    student's step, per row.
     """
     return students * (1 + ratio)
 
 
 def cached_cost(students: int, ratio: float, views: int, epochs: int) -> float:
-    """Return r·V/E + S, the cost of S students, in units of one, if the teacher runs once over each of V views.
+    """Return r·V/E + S, the cost of S students if the teacher runs once over each of V views.
 
-    E is the number of epochs of a student; r (`ratio`) is as for `online_cost`.
+    E is the number of epochs of a student; r (`ratio`) and the unit are as for `online_cost`.
     """
     return ratio * views / epochs + students
 
@@ -49,7 +50,7 @@ def cached_cost(students: int, ratio: float, views: int, epochs: int) -> float:
 def pays_from(views: int, epochs: int) -> int:
     """Return the smallest number S of students for which the cache costs less than running the teacher live: S > V/E.
 
-    This number depends neither on the networks nor on the hardware.
+    V is the number of views, and E that of a student's epochs. S depends neither on the networks nor on the hardware.
     """
     return views // epochs + 1
 
@@ -107,7 +108,7 @@ class SignalSize:
 
 @dataclass(frozen=True)
 class StudentsCost:
-    """Teacher forward passes and total cost for a number of students; costs are None if r is unknown."""
+    """Teacher forward passes and total cost for a number of students; costs are None if the ratio r is unknown."""
 
     students: int
     online_forwards: int
@@ -119,7 +120,7 @@ class StudentsCost:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What an experiment's cache costs and saves; hours and bytes per second are None without a rate."""
+    """What an experiment's cache costs and saves; hours and bytes per second are None if their rate is unknown."""
 
     data: DataSize
     views: int
@@ -159,7 +160,8 @@ def make_plan(
     """Compute disk, memory, forward passes, hours and break-even of the experiment's cache.
 
     `samples` and `classes` are for sources whose size is unknown until they are read. With `measure`, the rates are
-    measured on this machine.
+    measured on this machine; if they are neither given nor measured, hours and costs are None. `students` adds this
+    number of students to those for which costs are computed.
     """
     rates = (rates or Rates()).completed()
     data = data_size_of(experiment, samples, classes)

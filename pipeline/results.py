@@ -66,7 +66,7 @@ class CachedTeacher:
 class Distillation:
     """What a student learned from: its objective, the cache, and the signals of a live teacher.
 
-    `together` is how many students were trained side by side, this one included.
+    `cache` is None if no cache was used. `together` is how many students were trained side by side, this one included.
     """
 
     objective: str
@@ -125,7 +125,7 @@ class TrainedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Test accuracy, in percent, of the network with these weights."""
+    """Test accuracy, in percent, of a network; `weights` says where its weights come from."""
 
     architecture: str
     weights: str
@@ -153,8 +153,8 @@ class SignalBounds:
     """Bounds on the error of stored logits, and of losses that are computed from them.
 
     `error` is the largest difference of a logit from what the teacher computed, `tail_mass` the largest probability
-    that top-k keeps only as a sum. `kl_at_4` and `binary_kl_at_2` bound the losses at these temperatures, without the
-    factor τ². A row's top class can change only if its logit leads by at most `margin`.
+    that top-k keeps only as a sum (None for other codecs). `kl_at_4` and `binary_kl_at_2` bound the losses at these
+    temperatures, without the factor τ². A row's top class can change only if its logit leads by at most `margin`.
     """
 
     error: float
@@ -198,7 +198,11 @@ class DamagedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What `verify` read, and the damaged objects. The last three fields are None without a comparison."""
+    """What `verify` read, and the damaged objects.
+
+    `rows_rendered` is None if no images were rendered again. `rows_recomputed` and `live` are None if the cache was not
+    compared with a live teacher.
+    """
 
     cache: CacheSummary
     objects: int
@@ -295,7 +299,7 @@ def plain(value: object) -> Any:
 
 
 def _of_keys(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Build an instance of the dataclass `kind` from its fields; a field that is None by default may be missing.
+    """Build an instance of the dataclass `kind` from `tree`; a field that is None by default may be missing.
 
     Raises `ValueError` for other missing fields and for unknown keys.
     """

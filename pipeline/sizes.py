@@ -29,9 +29,9 @@ class DataSize:
 def data_size_of(experiment: Experiment, samples: int | None = None, classes: int | None = None) -> DataSize:
     """Return the size of the experiment's training split, limited by `data.limit`.
 
-    `samples` and `classes` are for sources whose size is unknown until they are read; without them, the preset's record
-    is used. Raises `ConfigError` if the size remains unknown, and if `samples` or `classes` is given for a source whose
-    size is known.
+    `samples` and `classes` are for sources whose size is unknown until they are read; a number that is None is taken
+    from the preset's record or from `data`. Raises `ConfigError` if the size remains unknown, and if `samples` or
+    `classes` is given for a source whose size is known.
     """
     data = experiment.data
     size = _known_size(experiment)
@@ -68,7 +68,7 @@ def _recorded(experiment: Experiment, key: str) -> int | None:
 
 
 def pixels_of(experiment: Experiment) -> int | None:
-    """Return the height (and width) of the images that networks see; None if it is unknown until the data is read."""
+    """Return the height (and width) of the images that networks see, or None if it is unknown before reading data."""
     shape, size = recipe_of(experiment.views).shape, _known_size(experiment)
     return shape[0] if shape is not None else size.pixels if size is not None else None
 
@@ -79,7 +79,7 @@ def _known_size(experiment: Experiment) -> Size | None:
 
 
 def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
-    """Return a setting with the shapes of both networks and, in place of the data's labels, one label for each class.
+    """Return a `Setting` with the shapes of both networks and, in place of the data's labels, one label for each class.
 
     If the image size is unknown, a usual size is assumed. The size affects the shapes of feature maps, but not of
     logits.

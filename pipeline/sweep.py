@@ -56,8 +56,8 @@ def sweep(
     """Train each student in the subfolder of `out` with the student's name, unless the run is finished or has failed.
 
     `part` (I, N) selects every N-th run, beginning with the I-th (from 0). `together` students are trained side by
-    side. With `again`, failed runs are continued. `track` is as in `train_student`. If a run ends early, the others go
-    on. Raises `DhkdError` for errors that concern all runs.
+    side. With `again`, failed runs are continued. `command` is recorded in `out`. The other arguments are as in
+    `train_student`. If a run ends early, the other runs go on. Raises `DhkdError` for errors that concern all runs.
     """
     _require_trainable(experiments, cache, out, data)
     _remember(out, command, list(experiments))
@@ -106,7 +106,7 @@ class _Worker:
             with self._locked(names[start : start + together]) as group:
                 refused |= train_or_record({self.out / name: self.experiments[name] for name in group}, self.train)
             write_table(read_runs(self.out), self.out)
-            # Workers with the same share go through the same list, so together they took all runs before `passed`.
+            # Workers with the same share go through the same list, so runs before `passed` are all taken.
             passed = start + together
             left = sum(self._is_open(name) for name in names[passed:])
             if group and left:
@@ -151,8 +151,8 @@ def locked(run: Path) -> Iterator[bool]:
 def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
     """Train these students side by side, and write the failure of each run that had begun into the run's folder.
 
-    If the group fails as a whole, its students are trained one by one. Returns the errors that no folder records, by
-    run name: of runs that could not begin, and of trackers.
+    If the group fails as a whole, its students are trained one by one. Returns, by run name, the errors that no folder
+    records: the errors of runs that could not begin, and those of trackers.
     """
     if not group:
         return {}
@@ -160,7 +160,7 @@ def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str,
     try:
         outcomes = train(group)
     except Exception as error:  # whether a run or the program is at fault, the other runs are to be trained
-        if len(group) > 1:  # each of them may still succeed alone
+        if len(group) > 1:  # each student may still succeed alone
             alone = [train_or_record({run: experiment}, train) for run, experiment in group.items()]
             return {name: line for refused in alone for name, line in refused.items()}
         outcomes = dict.fromkeys(group, error)
@@ -208,9 +208,10 @@ def require_different(experiments: Mapping[str, Experiment]) -> None:
 
 
 def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
-    """Raise `RunMismatch` if the folder holds another run; training itself doesn't check folders of finished runs.
+    """Raise `RunMismatch` if the folder holds a run with other settings or another cache.
 
-    `digest` is the digest of the cached logits that the experiment learns from, or None without a cache.
+    Training itself doesn't check the folders of finished runs. `digest` is the digest of the cached logits that the
+    experiment learns from, or None without a cache.
     """
     existing = read_config(run)
     if existing is None:

@@ -1,7 +1,8 @@
 """`train-teacher` and `train-student`: train the network of an experiment, or several students side by side.
 
 The steps of each function are in the order in which the data passes through them. Students that train together share
-what does not depend on them: images, test set and cache in memory. Students that see the same keys also share batches.
+what does not depend on them: images, test set and cache in memory. Students that train on the same
+pairs (view, index) also share batches.
 """
 
 import json
@@ -95,9 +96,9 @@ def train_student(
     """Train the preset's student from the cache; the result is also written into `out`.
 
     The cache must be complete, and made from this data set and recipe with the teacher that the experiment or `teacher`
-    specifies. Without a cache, the objective must need no teacher, or the experiment must run the teacher live. Pixels
-    that differ from those that the teacher saw raise an error; with `allow_drift`, the difference is only logged.
-    `track` names the trackers that show the run, as `installed_trackers` takes them.
+    specifies. If `cache` is None, the objective must need no teacher, or the experiment must run the teacher live.
+    Pixels that differ from those that the teacher saw raise an error; with `allow_drift`, the difference is only
+    logged. `track` names the trackers that show the run, as `installed_trackers` takes them.
     """
     options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
     (outcome,) = _train({out: experiment}, cache, options).values()
@@ -181,7 +182,7 @@ def _train_side_by_side(
     options: TrainingOptions,
     processes: Processes,
 ) -> Outcomes:
-    """Train these students on shared streams, and write the result of each that ends well."""
+    """Train these students on shared streams, and write the result of each student whose training ends well."""
     experiment = next(iter(students.values())).experiment
     renderer = renderer_of(source.images, source.recipe, processes.device, options.data)
     test = test_renderer_of(experiment, processes.device, options.data)
@@ -225,7 +226,7 @@ def _distillation(student: PreparedStudent, source: Source, *, together: int) ->
 def _claim(
     out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
 ) -> RunFolder:
-    """Claim the folder `out` for the run with these settings and `facts`, which are plain values for config.yaml."""
+    """Claim the folder `out` for a run of the experiment; `facts` are further plain values for config.yaml."""
     config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
     run = RunFolder(out, config, resume=resume)
     processes.wait()  # otherwise the first process might write into the folder before the others have checked it
@@ -233,7 +234,7 @@ def _claim(
 
 
 def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
-    """Return the result of a run that is finished already, or None."""
+    """Return the run's result if the run is finished already, or else None."""
     result = run.result
     if result is None:
         return None

@@ -1,6 +1,7 @@
 """Builds from settings what caches need: identity, codec and blocks for writing, reader and signals for training.
 
-Signals are teacher outputs, such as logits. A block is a run of consecutive rows of one view.
+Signals are teacher outputs, such as logits. A codec is the number format in which a signal is stored. A block is a run
+of consecutive rows of one view.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ LOGITS = "logits"
 
 MEAN_OF_TEACHERS = "mean"  # used in place of a teacher's name for the mean of all teachers' logits
 
-# Each word stands for all signals that its objective needs. They depend on the objective's options and both networks.
+# Each word stands for all signals that its objective needs. These depend on the objective's options and both networks.
 NEEDED_BY = {"cam": "cat-kd", "attention": "at"}
 
 
@@ -71,7 +72,10 @@ def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
 
 
 def codec_of_signal(settings: CodecSettings, signal: str, num_classes: int) -> Codec:
-    """Return a signal's codec: the preset's for logits; for others float32 if the preset says so, else float16."""
+    """Return a signal's codec.
+
+    Logits have the preset's codec. Other signals are float32 if that is the preset's codec, or else float16.
+    """
     if signal == LOGITS:
         return codec_of(settings, num_classes)
     return Float("float32" if settings.kind == "float32" else "float16")
@@ -89,7 +93,7 @@ def cache_identity(
 ) -> Identity:
     """Return the identity of the cache that `cache-teacher` writes.
 
-    `name` is the teacher's name in a cache of several teachers, or None.
+    `name` is the teacher's name in a cache of several teachers; None leaves the teacher without a name.
     """
     teacher = {
         "architecture": experiment.teacher.architecture,
@@ -110,7 +114,7 @@ def cache_identity(
 
 
 def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:
-    """Return the plan that cuts the preset's cache into blocks."""
+    """Return the `Plan`, which says how the preset's cache is cut into blocks."""
     return _plan(experiment, images, setting, num_views_of(experiment, recipe))
 
 
@@ -164,7 +168,7 @@ def digest_for(reader: LogitReader, teacher: str | None) -> str:
 
     `teacher` is a name in the cache; None stands for the teacher without a name, and "mean" for all teachers. The
     digest stays the same when other signals, teachers or views are added to the cache. If the cache lacks these logits,
-    the digest is that of all its signals.
+    the digest covers all signals of the cache.
     """
     return reader.manifest.digest_of(_signals_named(LOGITS, reader, teacher) or reader.manifest.signals)
 
@@ -211,9 +215,9 @@ def cached_names(
 
 
 def of_views(reader: LogitReader, student: StudentSettings) -> LogitReader:
-    """Return the cache's reader, limited to the first `student.views` views if the student's settings set this number.
+    """Return the cache's reader, limited to the first `student.views` views.
 
-    Raises `ConfigError` if the cache holds fewer views.
+    If `student.views` is None, the reader keeps all views. Raises `ConfigError` if the cache holds fewer views.
     """
     if student.views is None:
         return reader

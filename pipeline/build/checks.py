@@ -50,11 +50,11 @@ def require_cache(
     names: Iterable[str],
     teacher: nn.Module | None,
 ) -> None:
-    """Raise `CacheMismatch` unless the cache is of this data set and recipe, and its signals `names` of this teacher.
+    """Raise `CacheMismatch` unless the cache fits the data set, the recipe, and for the signals `names` the teacher.
 
     The recorded teacher must have the preset's architecture, the preset's normalisation if the preset sets one, and the
-    weights hash of `teacher`. Without `teacher`, the hash must be the preset's if the preset sets one. Any precision
-    and any codec is accepted.
+    weights hash of `teacher`. If `teacher` is None, the hash must be the preset's if the preset sets one. Any
+    precision and any codec is accepted.
     """
     identity = {  # JSON, as the manifest holds it
         "dataset": dataset_identity(images).model_dump(mode="json"),
@@ -160,7 +160,7 @@ def require_alike(experiments: Sequence[Experiment], processes: Processes) -> No
 
 
 def require_own_draws(students: Mapping[Path, Student]) -> None:
-    """Raise `ConfigError` if one of several students draws from torch's global generator, which all share."""
+    """Raise `ConfigError` if one of several students draws from torch's global generator, which all of them share."""
     if len(students) == 1:
         return
     for out, student in students.items():

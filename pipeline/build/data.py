@@ -16,7 +16,10 @@ from dhkd.pipeline.data_options import DataOptions
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
-    """Load the split "train" or "test" of the experiment's data; decode all images if the recipe keeps their size."""
+    """Load the split "train" or "test" of the experiment's data.
+
+    If the recipe does not change the size of images, all images are decoded into memory.
+    """
     data = experiment.data
     place = Place(
         root=options.root,
@@ -52,7 +55,7 @@ def test_renderer_of(experiment: Experiment, device: torch.device, options: Data
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """Build a network's normalisation: the preset's, else `trained_with`, else the data set's."""
+    """Build a network's normalisation from the preset, or else from `trained_with`, or else from the data set."""
     preset = training if isinstance(training, Teacher) else None
     mean, std = trained_with or (images.mean, images.std)
     return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)

@@ -13,15 +13,15 @@ from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[Triple, Triple]
 
-PACKAGED = "packaged"  # used in place of a path for the weights that torchvision or timm offers; a :TAG may follow
+PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
 @dataclass(frozen=True)
 class Trained:
     """A network with weights, on the CPU and in eval mode.
 
-    `origin` says where the weights come from; `mean_std` is the normalisation that the network was trained with, None
-    if it is unknown.
+    `origin` says where the weights come from; `mean_std` is the normalisation that the network was trained with, or
+    None if it is unknown.
     """
 
     network: Network
@@ -32,8 +32,8 @@ class Trained:
 def weights_file(path: Path, role: str) -> Path:
     """Resolve `path` to a weights file.
 
-    That is `path` itself if it is a file, or else the network in this run folder, preferably the one with `role`.
-    Raises `WeightsError` for a folder without a finished run.
+    That is `path` itself if it is a file, or else the network in this run folder, preferably the one whose role is
+    `role`. Raises `WeightsError` for a folder without a finished run.
     """
     if not path.is_dir():
         return path
@@ -58,7 +58,11 @@ def architecture_of(path: Path, role: str, architecture: str) -> str:
 
 
 def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
-    """Build the network `architecture` with the weights at `path`: a run folder, a weights file, or packaged[:TAG]."""
+    """Build the network `architecture` with the weights at `path`, a run folder or a weights file.
+
+    The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
+    several).
+    """
     network = build_network(architecture, num_classes)
     if _is_packaged(path):
         tag = str(path).partition(":")[2]
@@ -73,7 +77,7 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
 
 
 def _is_packaged(path: Path) -> bool:
-    """Return whether `path` means the weights of a library; a file or folder with that name takes precedence."""
+    """Return whether `path` stands for a library's weights; a file or folder with this name takes precedence."""
     return str(path).partition(":")[0] == PACKAGED and not path.exists()
 
 

@@ -1,8 +1,8 @@
 """Builds the streams of batches for prepared students that train side by side and share memory.
 
-Students that see the same keys, i.e. pairs (view, index), share one stream. All streams share the images and the live
-teacher. Streams with the schedule `independent` also share the cache in memory if they have the same teacher and number
-of views.
+Students that train on the same keys, i.e. pairs (view, index), share one stream. All streams share the images and the
+live teacher. Streams with the schedule `independent` also share the cache in memory if they have the same teacher and
+number of views.
 """
 
 import copy
@@ -58,7 +58,8 @@ def student_streams(
 ) -> dict[Path, Stream]:
     """Build each student's stream.
 
-    Students that see the same keys share one stream, which has every signal that at least one of them needs.
+    Students that train on the same keys (view, index) share one stream, which has every signal that at least one of
+    them needs.
     """
     everyone = list(students.values())
     teacher = _live_teacher(everyone, source, processes)
@@ -88,7 +89,10 @@ def student_streams(
 
 
 def _by_keys(students: Mapping[Path, PreparedStudent]) -> list[list[Path]]:
-    """Group the students that see the same keys in the same order, with signals of the same teacher."""
+    """Group the students that can share a stream.
+
+    These train on the same keys (view, index) in the same order and use signals of the same teacher.
+    """
     groups: dict[tuple[object, ...], list[Path]] = {}
     for out, student in students.items():
         settings = student.experiment.student

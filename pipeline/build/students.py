@@ -49,9 +49,9 @@ class PreparedStudent:
     setting: Setting
     names: Names
     live: Sequence[str]
-    digest: str | None  # of the cached logits that the student learns from; None without a cache
+    digest: str | None  # digest of the cached logits that the student learns from; None without a cache
     num_views: int | None  # how many of the cache's views the student sees; None without a cache
-    live_sha256: str | None  # of the weights of the teacher that runs in every step; None if no teacher runs
+    live_sha256: str | None  # hash of the weights of the live teacher; None if no teacher runs
 
     def facts(self) -> dict[str, Any]:
         """Return what defines the student's run besides its settings, as plain values for config.yaml."""
@@ -64,7 +64,10 @@ class PreparedStudent:
 
 
 def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, data: DataOptions) -> Source:
-    """Load what the experiment's student learns from: the cache at a path or URL, the teacher's weights at a path."""
+    """Load what the experiment's student learns from: images and, unless None, the cache and the teacher's network.
+
+    `cache` is a path or URL, `teacher` a run folder or a weights file.
+    """
     images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
     reader = reader_of(cache, data) if cache is not None else None
     trained = None
@@ -74,7 +77,10 @@ def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, d
 
 
 def prepared_student(experiment: Experiment, source: Source) -> PreparedStudent:
-    """Resolve what the experiment's objective needs. Raises an error that names what is missing or does not fit."""
+    """Build the objective, and find out where each signal that it needs comes from.
+
+    Raises an error that names what is missing or does not fit.
+    """
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(

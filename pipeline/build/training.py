@@ -54,7 +54,7 @@ def student_of(objective: Objective, setting: Setting) -> Student:
 
 
 def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Build SGD over all parameters of the student; if `fused`, a GPU can skip an update without asking the host."""
+    """Build SGD over all parameters of the student; with `fused`, a GPU can skip an update without asking the CPU."""
     return torch.optim.SGD(
         student.parameters(),
         lr=training.lr,

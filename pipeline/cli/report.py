@@ -42,7 +42,8 @@ class _ReportGroup(click.Group):
 def report() -> None:
     """Compare the runs in a folder, or analyse them.
 
-    'dhkd report FOLDER' compares the runs in FOLDER; 'dhkd report ANALYSIS FOLDER' analyses them.
+    'dhkd report FOLDER' is short for 'dhkd report runs FOLDER' and compares the finished runs in FOLDER. Each other
+    command below is an analysis: 'dhkd report COMMAND FOLDER'.
     """
 
 

@@ -68,8 +68,9 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
 @click.option(
     "--teacher",
     type=PATH,
-    help="Teacher weights: a run's folder, a weights file, or packaged[:TAG]. Only a cache of this teacher is accepted."
-    " Required if the teacher runs in every step, and by methods that reuse part of its network (simkd).",
+    help="Teacher weights: a run's folder, a weights file, or packaged[:TAG] for the pretrained weights that"
+    " torchvision or timm provides (TAG chooses among several). Only a cache of this teacher is accepted. Required if"
+    " the teacher runs in every step, and by methods that reuse part of its network (simkd).",
 )
 @allow_drift_option
 @click.option(
