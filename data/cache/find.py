@@ -13,8 +13,8 @@ from dhkd.data.errors import CacheDamaged, CacheMismatch, DhkdError
 class StoredCache:
     """A cache at a place.
 
-    `manifest` describes the cache as it will be when it is finished. `index` lists what is complete so far; it is None
-    while nothing is.
+    `store` is the name of the cache's layout, e.g. zarr. `manifest` describes the cache as it will be when it is
+    finished. `index` lists what is complete so far; it is None while nothing is complete.
     """
 
     store: str

@@ -30,9 +30,11 @@ Bytes = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Bound(BaseModel):
-    """How far a signal's stored values may lie from the teacher's.
+    """How far a signal's stored values may lie from the values that the teacher computed.
 
-    `error` and `tail_mass` are the largest values over all rows of what the codec's `errors` and `tail_mass` return.
+    `error` is the largest of the error bounds that the codec's `errors` returns for the rows; if the signal was
+    converted from another codec, the `error` that it had before is added. `tail_mass` is the largest value that the
+    codec's method `tail_mass` returns for a row, or None if the codec stores every value.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -71,7 +71,7 @@ class SignalIdentity(_Tree):
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The arrays in which the codec stores the signal: dtype and row shape, by part."""
+        """The dtype and row shape of each array in which the codec stores the signal, by the part's name."""
         return self.codec.parts(self.row)
 
     @model_validator(mode="after")
@@ -138,7 +138,7 @@ class Manifest(_Tree):
         return [*self.signals, WITNESS]
 
     def parts(self, name: str) -> dict[str, Part]:
-        """Return the stored arrays of a signal or of the witness: dtype and row shape, by part."""
+        """Return dtype and row shape of each stored array of a signal or of the witness, by the part's name."""
         return {"": ("uint32", ())} if name == WITNESS else self.signals[name].parts
 
     def error_before(self, name: str) -> float:
@@ -152,7 +152,7 @@ class Manifest(_Tree):
         return self.digest_of(self.signals)
 
     def digest_of(self, names: Iterable[str]) -> str:
-        """Compute the digest that a cache with only these signals would have."""
+        """Compute the digest that a cache with only the signals `names` would have."""
         identity = self.identity.model_dump(mode="json")
         identity["signals"] = {name: identity["signals"][name] for name in names}
         return hashlib.sha256(canonical(identity)).hexdigest()
@@ -178,7 +178,7 @@ class Manifest(_Tree):
     def extended_by(self, other: "Manifest", where: str) -> "Manifest":
         """Return the manifest of a cache that holds this manifest's views and signals, and those that `other` adds.
 
-        Raises `CacheMismatch`, listing every difference, if one cache can't hold both.
+        Raises `CacheMismatch`, listing every difference, if one cache can't hold what both manifests describe.
         """
         # A signal that is in only one of the manifests can't conflict. If the manifests share no signal, only their
         # data sets and recipes are compared.
@@ -234,7 +234,7 @@ def teachers_own(name: str) -> str:
 
 
 def array_name(name: str, part: str) -> str:
-    """Return the name of the array that holds a part of a signal."""
+    """Return the name of the array that holds a part of a signal: NAME_PART, or NAME if the part's name is empty."""
     return f"{name}_{part}" if part else name
 
 

@@ -41,7 +41,11 @@ class Damage:
 
 
 class LogitReader:
-    """A complete cache, or the complete part of a cache that is being extended."""
+    """A complete cache, or the complete part of a cache that is being extended.
+
+    Blocks are read through `nearby`, which keeps copies on this machine. If `nearby` is None, blocks are read from the
+    storage, and no copies are kept.
+    """
 
     def __init__(self, storage: Storage, index: Index, nearby: Nearby | None = None) -> None:
         self.manifest: Manifest = index.manifest
@@ -56,7 +60,7 @@ class LogitReader:
 
     @property
     def store(self) -> str:
-        """The name of the cache's store."""
+        """The name of the cache's store, i.e. of the layout of its objects, e.g. zarr."""
         return self._index.store
 
     def of_first_views(self, num_views: int) -> "LogitReader":
@@ -66,7 +70,7 @@ class LogitReader:
         return fewer
 
     def bound(self, name: str) -> Bound:
-        """Return the bound on how far a signal's stored values may lie from the teacher's."""
+        """Return the bound on how far a signal's stored values may lie from the values that the teacher computed."""
         return self._index.bounds[name]
 
     def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
@@ -146,7 +150,7 @@ class LogitReader:
     def damages(self) -> Iterator[Damage | int]:
         """Read every object from the storage, never from a copy on this machine.
 
-        For each object, yields its size in bytes if it is as it was written, or else its damage.
+        For each object, yields the object's size in bytes if the object is as it was written, or else a `Damage`.
         """
         for key, checksum in self._index.structure.items():
             content = _get(self._storage, key)
@@ -178,7 +182,7 @@ class LogitReader:
         return len(self._index.structure) + len(self._index.objects)
 
     def stored_bytes(self, names: Sequence[str] | None = None) -> int:
-        """Return the total size in bytes of all blocks of these arrays, or by default of every array."""
+        """Return the total size in bytes of all blocks of the arrays `names`; if `names` is None, of every array."""
         return sum(
             self._entry(key)[0]
             for name in names or self.manifest.names
@@ -196,7 +200,7 @@ class LogitReader:
             raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
 
     def _content(self, key: str) -> bytes | None:
-        """Return an object's bytes, from its copy on this machine if copies are kept; None if there is no object."""
+        """Return an object's bytes, from its copy on this machine if copies are kept, or None for a missing object."""
         if self._nearby is None:
             return _get(self._storage, key)
         size, checksum = self._entry(key)
@@ -206,7 +210,7 @@ class LogitReader:
             return None
 
     def _fault(self, key: str, content: bytes | None) -> str | None:
-        """Return what is wrong with an object's bytes, or None if they are as they were written."""
+        """Return what is wrong with an object's bytes, or None if the bytes are as they were written."""
         size, checksum = self._entry(key)
         if content is None or len(content) != size:
             return f"expected {size} bytes, got {'no object' if content is None else len(content)}"
@@ -255,7 +259,7 @@ def _progress(storage: Storage, unfinished: StoredCache) -> str:
 
 
 def missing_blocks(storage: Storage, store: str, manifest: Manifest, names: Sequence[str]) -> list[Block]:
-    """Return the blocks for which an object of these arrays is absent or has the wrong size.
+    """Return the blocks for which an object of the arrays `names` is absent or has the wrong size.
 
     The storage must be able to list its objects.
     """

@@ -39,7 +39,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class _ReadBack:
-    """One block of an array as it is stored; `parts` is None unless all of its objects are good."""
+    """One block of an array as it is stored; `parts` is None unless all of the block's objects are good."""
 
     parts: dict[str, Array] | None
     entries: Entries
@@ -47,7 +47,7 @@ class _ReadBack:
 
 
 class LogitWriter:
-    """Writes the blocks of some signals, and of the witness, into a cache that `begin` made.
+    """Writes the blocks of some signals, and of the witness, into a cache that the function `begin` made or prepared.
 
     The witness is a checksum of each row's rendered pixels.
     """
@@ -112,7 +112,7 @@ class LogitWriter:
         return put
 
     def check(self, blocks: Iterable[Block], written: set[Block]) -> Checked:
-        """Read `blocks` back, and return what the index needs to know of them and which objects are damaged.
+        """Read `blocks` back; return their objects' sizes and checksums, the signals' error bounds, and the damages.
 
         An object is damaged if it is missing, contradicts its own checksum or differs from the index. The blocks in
         `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a damaged object
@@ -142,7 +142,10 @@ class LogitWriter:
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:
-        """Check all blocks; finish the cache if no object is damaged, or else remove and return the damaged objects."""
+        """Check all blocks; finish the cache if no object is damaged, or else remove and return the damaged objects.
+
+        The blocks in `written` may be newer than the index and are not compared with it.
+        """
         checked = self.check(self.plan.blocks(), written)
         if not checked.damages:
             self.finish([checked])
@@ -215,10 +218,10 @@ class LogitWriter:
 
 
 def begin(storage: Storage, store: str, wanted: Manifest) -> Manifest:
-    """Make an empty cache, or prepare the existing one to hold `wanted` as well; return the cache's manifest.
+    """Make an empty cache, or prepare the existing cache for an extension; return the cache's manifest.
 
-    Raises `CacheMismatch` if the place holds other files or a cache that can't be extended by `wanted`, and
-    `ConfigError` for an unknown store.
+    The cache can then hold what `wanted` describes, besides what it holds already. Raises `CacheMismatch` if the place
+    holds other files or a cache that can't be extended by `wanted`. Raises `ConfigError` for an unknown store.
     """
     layout_of(store, wanted)  # an unknown store is refused before anything is read
     existing = find(storage) or _begin_new(storage, store, wanted)

@@ -83,7 +83,7 @@ class RunFolder:
             return stream.tell()
 
     def cut_metrics(self, length: int) -> None:
-        """Cut metrics.jsonl back to `length` bytes, its length at the time of the checkpoint."""
+        """Cut metrics.jsonl back to `length` bytes, its length when the latest checkpoint was saved."""
         path = self.path / METRICS
         if path.exists():
             os.truncate(path, min(length, path.stat().st_size))
@@ -117,7 +117,7 @@ class RunFolder:
             ) from error
 
     def keep_weights(self, epochs: int, state: Mapping[str, Tensor]) -> None:
-        """Save the weights after `epochs` epochs in a file that `kept_weights` finds."""
+        """Save the weights after `epochs` epochs in a file that the function `kept_weights` lists."""
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         write_atomically(self.path / WEIGHTS / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
 
@@ -149,6 +149,6 @@ def read_config(path: Path) -> dict[str, Any] | None:
 def kept_weights(path: Path) -> dict[int, Path]:
     """Return the weights files that the run at `path` kept during training, by the number of epochs trained.
 
-    A run without the setting `keep_every` has none.
+    For a run without the setting `keep_every`, the result is empty.
     """
     return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}

@@ -23,8 +23,8 @@ class EpochMetrics:
 def read_metrics(path: Path) -> list[EpochMetrics]:
     """Read the epochs of the run at `path`; the list is empty before the first epoch has ended.
 
-    A kill may cut off the last line. Such a line is ignored, as it is when the run is resumed. Raises `RunMismatch` if
-    any other line is not an epoch's metrics.
+    If training is killed, the last line may be incomplete. Such a line is ignored, as it is when the run is resumed.
+    Raises `RunMismatch` if any other line is not an epoch's metrics.
     """
     try:
         lines = (path / METRICS).read_text().splitlines()

@@ -1,7 +1,7 @@
 """The names in a folder of runs: files, and the settings by which reports tell runs apart.
 
-Settings have dotted keys. `run.…` holds what the command found out: the cache, the number of views, and live signals,
-which a teacher computes in every training step. `experiment.…` holds the experiment as the schema defines it.
+Settings have dotted keys. `run.…` holds what the command determined itself: the cache, the number of views, and live
+signals, which a teacher computes in every training step. `experiment.…` holds the experiment as the schema defines it.
 """
 
 CONFIG = "config.yaml"

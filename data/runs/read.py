@@ -24,8 +24,8 @@ State = Literal["finished", "unfinished", "failed", "damaged"]
 class Run:
     """A run as read from its folder. `settings` has dotted keys; `metrics` has one entry for each finished epoch.
 
-    `failure` is the one-line error that ended a run early. `damage` says which file is damaged; a damaged run has no
-    result.
+    `result` is None until the run is finished. `failure` is the one-line error that ended the run early, or None if no
+    error did. `damage` says which file is damaged, or is None if every file could be read; a damaged run has no result.
     """
 
     name: str
@@ -68,7 +68,7 @@ class SweepRecord:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read every run of train-student in `folder`, at any depth; return the runs sorted by name.
+    """Read every run of the command `train-student` in `folder`, at any depth; return the runs sorted by name.
 
     Raises `RunMismatch` if `folder` is not a folder.
     """

@@ -18,7 +18,8 @@ FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "epochs", "second
 class RunCache:
     """The cache that a run was trained from.
 
-    `row_bytes` is the size in bytes of one sample's signals (teacher outputs such as logits), 0 if it was not recorded.
+    `row_bytes` is the size in bytes of one sample's signals (teacher outputs such as logits), or 0 if the size was not
+    recorded.
     """
 
     digest: str
@@ -66,7 +67,8 @@ class RunResult:
 def read_result(path: Path, epochs: Sequence[EpochMetrics]) -> RunResult | None:
     """Read the result of the run at `path`; return None while the run has no result.
 
-    Raises `RunMismatch` if the file is damaged or contradicts `epochs`, the run's metrics.
+    Raises `RunMismatch` if the file is damaged or contradicts `epochs`, the run's metrics. If `epochs` is empty,
+    nothing is compared.
     """
     file = path / RESULT
     if not file.exists():

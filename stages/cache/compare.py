@@ -21,10 +21,11 @@ COMPUTE_ERROR = {"float32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 def compare_with_live(
     teacher: Teacher, renderer: Renderer, reader: LogitReader, name: str, *, seed: int, num_rows: int, repair: str
 ) -> float:
-    """Recompute the signal `name` for `num_rows` random keys; return the largest |difference| from the cached values.
+    """Recompute the signal `name` for `num_rows` random keys (view, index); return the largest |difference| found.
 
-    A row may differ by the error bound of its stored values plus `COMPUTE_ERROR` times the row's largest |value|.
-    Raises `CacheMismatch`, naming the worst key, if a row differs by more; the message ends with the remedy `repair`.
+    The recomputed values are compared with the cached values. A row may differ by the error bound of its stored values
+    plus `COMPUTE_ERROR` times the row's largest |value|. Raises `CacheMismatch`, naming the worst key, if a row differs
+    by more; the message ends with the remedy `repair`.
     """
     plan, signal = reader.plan, reader.manifest.signals[name]
     view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)

@@ -17,8 +17,8 @@ log = logging.getLogger("dhkd")
 def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> Manifest:
     """Build the manifest of a copy of the cache in which `codec` stores the signals.
 
-    If `codec` is None, all signals keep their codec; if `codec` is for logits only, the other signals keep theirs.
-    Raises `ConfigError` if the conversion is impossible, or if it loses information and `allow_loss` is false.
+    If `codec` is None, all signals keep their codec; if `codec` is for logits only, the other signals keep their
+    codecs. Raises `ConfigError` if the conversion is impossible, or if it loses information and `allow_loss` is false.
     """
     manifest, signals, provenance = reader.manifest, {}, dict(reader.manifest.provenance)
     for name, signal in manifest.signals.items():
@@ -66,7 +66,7 @@ def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
 
 
 def _converted(reader: LogitReader, manifest: Manifest, block: Block, name: str) -> dict[str, Array]:
-    """Read one block of an array, and encode it with the codec that `manifest`, the new cache's, names for it."""
+    """Read one block of an array, and encode it with the array's codec in `manifest`, the new cache's manifest."""
     parts = reader.stored(block, name)
     if name == WITNESS or manifest.signals[name].codec == reader.manifest.signals[name].codec:
         return parts

@@ -1,7 +1,8 @@
 """Stage one: missing blocks → this process's share → keys → pixels → teacher → store.
 
-Three threads work at the same time: one renders pixels and launches the teacher, one collects the teacher's signals
-(outputs such as logits) for earlier batches, and one writes the previous block.
+A block is a run of consecutive samples of one view; a key is the pair (view, index) of one row. Three threads work at
+the same time: one renders pixels and launches the teacher, one collects the teacher's signals (outputs such as logits)
+for earlier batches, and one writes the previous block.
 
 A block is always computed in the same batches, so the number of processes, their order and interruptions don't affect
 the stored bytes. Blocks of the same rows in several views can be rendered together, so that a photograph is decoded
@@ -70,10 +71,11 @@ def write_blocks(
     """Compute and write every missing block, shared among the processes; then check everything and finish the cache.
 
     The first process lists the missing blocks and sends the list to the others, again and again until nothing is
-    missing. With `part` (number from 0, number of parts), only that share of all blocks is computed; the part that
-    finds nothing missing at the end finishes the cache for all parts. Whatever the size of the cache, each process
-    holds in memory a few batches and 2 · `views_at_once` blocks: half are being computed, and half are being written
-    and are held in encoded form as well. Raises `NonFiniteLoss` for values that can't be stored.
+    missing. `part` is the pair (number of this part, from 0; number of parts), and only this part's share of all blocks
+    is computed; by default, that is all blocks. The part that finds nothing missing at the end finishes the cache for
+    all parts. Whatever the size of the cache, each process holds in memory a few batches and 2 · `views_at_once`
+    blocks: half are being computed, and half are being written and are held in encoded form as well. Raises
+    `NonFiniteLoss` for values that can't be stored.
     """
     began = time.perf_counter()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # this process's blocks and rows
@@ -119,7 +121,7 @@ def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Uni
 
 
 def _of_part(units: Mapping[tuple[int, int], Unit], part: tuple[int, int], plan: Plan) -> list[Unit]:
-    """Return the units of this part.
+    """Return the units of `part`, a pair (number from 0, number of parts).
 
     The part of a unit depends only on the unit's key, not on its position in `units`, because a part that begins later
     finds fewer missing blocks.
@@ -195,7 +197,7 @@ def _launch(
     advance: Callable[[int], None],
     hand_over: HandOver,
 ) -> tuple[list[Rows], Future[None]]:
-    """Launch the teacher on a unit's batches.
+    """Launch the teacher on a unit's batches, to compute the signals `names`.
 
     Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). The arrays are complete when the
     returned future is done.
@@ -228,7 +230,7 @@ def _collect(
 
 
 def _put(writer: LogitWriter, block: Block, rows: Rows, collected: Future[None]) -> bool:
-    """Write a block once all of its batches are collected; return False if another run had written it."""
+    """Write a block once all of its batches are collected; return False if another run had written the block."""
     collected.result()
     return writer.write(block, rows)
 
@@ -237,7 +239,7 @@ def _put(writer: LogitWriter, block: Block, rows: Rows, collected: Future[None])
 
 
 def _check(writer: LogitWriter, fresh: set[Block], processes: Processes) -> set[Block]:
-    """Read everything back, a share per process; finish the cache if all is good, or else remove the damaged objects.
+    """Read all blocks back, shared among the processes; finish the cache, or remove damaged objects if there are any.
 
     Returns the blocks of the damaged objects that any process has found.
     """

@@ -1,8 +1,8 @@
 """What every codec provides: how the values of a signal become stored arrays, and how exact those arrays are.
 
 A codec encodes a block of values, float32 (rows, …), as named arrays called parts, and decodes the parts into values.
-The part with the empty name is stored under the signal's name; the part "scale" of the signal "logits" is stored as
-"logits_scale".
+The part whose name is the empty string is stored under the signal's name; the part "scale" of the signal "logits" is
+stored as "logits_scale".
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Codec(Protocol):
         """Return why rows of this shape can't be stored, or None if they can."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Return dtype and row shape of each stored array, by part, for signals whose rows have the shape `row`."""
+        """Return dtype and row shape of each part, by the part's name, for signals whose rows have the shape `row`."""
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
         """Encode `values` (rows, …) as parts; the bytes of each row depend only on the values of that row.
@@ -61,7 +61,7 @@ class Codec(Protocol):
     def tail_mass(self, parts: Mapping[str, Array]) -> NDArray[np.float64] | None:
         """Return the total probability of each row's values that are not stored individually, float64 (rows,).
 
-        None if all values are stored.
+        Returns None if all values are stored.
         """
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
@@ -71,7 +71,7 @@ class Codec(Protocol):
         """
 
     def refusal(self, temperature: float | None) -> str | None:
-        """Return why the stored values can't serve an objective, or None if they can.
+        """Return why the stored values aren't enough for an objective, or None if they are.
 
         The objective reads probabilities at `temperature`, or raw values if `temperature` is None.
         """

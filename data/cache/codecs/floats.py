@@ -30,10 +30,10 @@ class Float:
         return self.kind == "float32"
 
     def misfit(self, row: tuple[int, ...]) -> None:
-        """Return None: rows of any shape can be stored."""
+        """Return None, because rows of any shape can be stored."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Return the only part, an array of the values."""
+        """Return dtype and row shape of the only part: the values, under the empty string as the part's name."""
         return {"": (self.kind, row)}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
@@ -46,24 +46,27 @@ class Float:
         return parts[""].float()
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """Return ε of each row: half a unit in the last place of the row's largest magnitude, or 0 for float32."""
+        """Return ε of each row, the most by which a stored value differs from the original.
+
+        For float16, ε is half a unit in the last place of the row's largest magnitude; for float32, it is 0.
+        """
         if self.lossless:
             return np.zeros(len(parts[""]))
         return float16_errors(parts[""])
 
     def tail_mass(self, parts: Mapping[str, Array]) -> None:
-        """Return None: every value is stored."""
+        """Return None, because every value is stored."""
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """Return the largest absolute difference from `values`."""
+        """Return the largest absolute difference between the decoded rows and `values` (rows, …)."""
         return difference_of_all(self, parts, values)
 
     def refusal(self, temperature: float | None) -> None:
-        """Return None: the values serve every objective."""
+        """Return None, because the stored values are good enough for every objective."""
 
 
 def float16_errors(values: Array) -> NDArray[np.float64]:
-    """Return ε of each row of float16 values (rows, …)."""
+    """Return ε, the largest rounding error, of each row of float16 values (rows, …)."""
     # With the sign bit cleared, float16 bit patterns sort in the same order as the magnitudes. Comparing them is ten
     # times as fast as float16 arithmetic.
     bits = np.ascontiguousarray(flat(values)).view(np.uint16) & 0x7FFF

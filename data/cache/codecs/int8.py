@@ -17,7 +17,10 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Int8:
-    """An affine code for each row: value = offset + scale · q, with q in -128 … 127 and float32 scale and offset."""
+    """An affine code for each row: value = offset + scale · q.
+
+    The quantised value q is an integer in -128 … 127. The row's scale and offset are float32.
+    """
 
     kind: Literal["int8"] = "int8"
 
@@ -26,10 +29,14 @@ class Int8:
     logits_only: ClassVar[bool] = True
 
     def misfit(self, row: tuple[int, ...]) -> None:
-        """Return None: rows of any shape can be stored."""
+        """Return None, because rows of any shape can be stored."""
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Return the parts: q under the empty name, and one scale and one offset for each row."""
+        """Return dtype and row shape of each part, by the part's name.
+
+        The part whose name is the empty string holds the quantised values q. The parts "scale" and "offset" hold one
+        number for each row.
+        """
         return {"": ("int8", row), "scale": ("float32", ()), "offset": ("float32", ())}
 
     def encode(self, values: NDArray[np.float32]) -> dict[str, Array]:
@@ -41,7 +48,8 @@ class Int8:
             # an infinite scale, so that `codecs.encode` refuses the block.
             scale = np.where(high - low <= FLOAT32_MAX, (high - low) / 255, np.inf).astype(np.float32)
             offset = (low + 128 * scale.astype(np.float64)).astype(np.float32)
-            # q is computed from the scale and offset as stored, so that their rounding isn't added to the error.
+            # The quantised values q are computed from the scale and offset as stored, so that their rounding isn't
+            # added to the error.
             steps = np.where(scale > 0, scale, 1)[:, None].astype(np.float64)
             q = np.rint((exact - offset[:, None].astype(np.float64)) / steps).clip(-128, 127)
             stored = np.nan_to_num(q).astype(np.int8).reshape(values.shape)
@@ -53,17 +61,20 @@ class Int8:
         return parts[""].float() * parts["scale"].view(shape) + parts["offset"].view(shape)
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """Return ε of each row: half a step plus the rounding errors of float32."""
+        """Return ε of each row, the most by which a decoded value differs from the original.
+
+        ε is half the row's scale plus the rounding errors of float32.
+        """
         scale, offset = parts["scale"].astype(np.float64), parts["offset"].astype(np.float64)
         slack = FLOAT32_SLACK * (np.abs(offset) + 128 * scale) + float(np.finfo(np.float32).tiny)
         return np.asarray(scale / 2 + slack)
 
     def tail_mass(self, parts: Mapping[str, Array]) -> None:
-        """Return None: every value is stored."""
+        """Return None, because every value is stored."""
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """Return the largest absolute difference from `values`."""
+        """Return the largest absolute difference between the decoded rows and `values` (rows, …)."""
         return difference_of_all(self, parts, values)
 
     def refusal(self, temperature: float | None) -> None:
-        """Return None: the values serve every objective."""
+        """Return None, because the stored values are good enough for every objective."""

@@ -42,7 +42,11 @@ class TopK:
         return f"top-k keeps fewer than all values of a row, expected k below {row}"
 
     def parts(self, row: tuple[int, ...]) -> dict[str, Part]:
-        """Return the parts: the k logits, their classes, and τ · log Σ exp(logit / τ) of the other logits."""
+        """Return dtype and row shape of each part, by the part's name.
+
+        The part whose name is the empty string holds the k largest logits, and "class" holds their classes. The part
+        "tail" holds τ · log Σ exp(logit / τ), where τ is `temperature` and the sum runs over the row's other logits.
+        """
         (num_classes,) = row
         return {"": ("float16", (self.k,)), "class": (_class_dtype(num_classes), (self.k,)), "tail": ("float32", ())}
 
@@ -56,22 +60,22 @@ class TopK:
         return {"": logits, "class": top.astype(_class_dtype(values.shape[1])), "tail": tail.astype(np.float32)}
 
     def decode(self, parts: Mapping[str, Tensor], row: tuple[int, ...]) -> Tensor:
-        """Return logits, float32 (rows, K); the classes whose logits were not kept share the tail equally."""
+        """Return logits, float32 (rows, K); all classes that are not stored individually get the same logit."""
         (num_classes,) = row
         share = parts["tail"] - self.temperature * float(np.log(num_classes - self.k))
         values = share[:, None].expand(-1, num_classes).clone()
         return values.scatter_(1, parts["class"].long(), parts[""].float())
 
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
-        """Return ε of the k logits of each row; the other logits have no bound."""
+        """Return ε of each row, the largest rounding error of its k stored logits; the other logits have no bound."""
         return float16_errors(parts[""])
 
     def tail_mass(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
         """Return each row's total probability, at `temperature`, of the classes that aren't stored individually.
 
-        With τ = `temperature`, the gradient of KD in the student's logits s is τ/N · (softmax(s/τ) − softmax(t/τ)). The
-        absolute errors of this gradient, summed over classes, are at most twice the returned probability times τ/N,
-        plus the error from rounding the k logits to float16.
+        With τ = `temperature`, batch size N, student logits s and teacher logits t, the gradient of the KD loss in s is
+        τ/N · (softmax(s/τ) − softmax(t/τ)). The absolute errors of this gradient, summed over classes, are at most
+        twice the returned probability times τ/N, plus the error from rounding the k logits to float16.
         """
         top = self._log_sum_exp(parts[""].astype(np.float64))
         tail = parts["tail"].astype(np.float64)
@@ -80,7 +84,11 @@ class TopK:
         return np.asarray(tail / (top + tail))
 
     def difference(self, parts: Mapping[str, Array], values: NDArray[np.float32]) -> float:
-        """Return the largest absolute difference in the k logits or in the log-sum-exp of the other logits."""
+        """Return the largest absolute difference between what is stored and the same numbers computed from `values`.
+
+        `values` is float32 (rows, K). For each row, the k stored logits are compared, and the log-sum-exp of the other
+        logits, i.e. the part "tail".
+        """
         classes = parts["class"].astype(np.int64)
         top = np.abs(parts[""].astype(np.float64) - np.take_along_axis(values, classes, axis=1)).max()
         rest = values.astype(np.float64)
@@ -89,7 +97,7 @@ class TopK:
         return max(float(top), float(tail))
 
     def refusal(self, temperature: float | None) -> str | None:
-        """Return why the stored values can't serve an objective, or None if they can.
+        """Return why the stored values aren't enough for an objective, or None if they are.
 
         The objective reads probabilities at `temperature`, or raw logits if `temperature` is None.
         """
@@ -101,7 +109,7 @@ class TopK:
         return None
 
     def _log_sum_exp(self, values: Array) -> NDArray[np.float64]:
-        """Compute τ · log Σ exp(value / τ) of each row."""
+        """Compute τ · log Σ exp(value / τ) of each row, with τ = `temperature`."""
         exact = values.astype(np.float64)
         largest = exact.max(axis=1)
         with np.errstate(over="ignore"):  # dividing by a low temperature may overflow to -inf; exp then gives 0

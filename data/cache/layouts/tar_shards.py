@@ -1,13 +1,14 @@
 """The WebDataset store: one tar shard for each block of a signal. webdataset and tarfile can read the shards unchanged.
 
     manifest.json                           the manifest
-    shards/logits/VIEW/BLOCK.tar            one sample of many rows, with members named VIEW-BLOCK.*:
+    shards/logits/VIEW/BLOCK.tar            one WebDataset sample, which holds all rows of the block:
         VIEW-BLOCK.key.npy                  int32 (rows, 2): view and index of each row
-        VIEW-BLOCK.logits.npy               (rows, K), and one member for each further part
-        VIEW-BLOCK.seal.json                crc32c and size of all bytes before the seal
+        VIEW-BLOCK.logits.npy               (rows, K) for K classes; each further part has a member
+        VIEW-BLOCK.seal.json                size and crc32c (a checksum) of all bytes before this member
 
-The shards of a view are numbered in the order of the samples. Members have fixed times, owners and order, so that equal
-rows give equal bytes. The witness, a checksum of each row's rendered pixels, is stored in the same way as a signal.
+The shards of a view are numbered in the order of the data set's samples. Members have fixed times, owners and order, so
+that equal rows give equal bytes. The witness, a checksum of each row's rendered pixels, is stored in the same way as a
+signal.
 """
 
 import io
@@ -53,7 +54,7 @@ class TarLayout:
         return {self.manifest_key: json.dumps(self._manifest.to_json(), indent=2, sort_keys=True).encode()}
 
     def objects(self, name: str, block: Block) -> dict[str, int]:
-        """Return the shard's size, which depends only on the array and the number of rows."""
+        """Return the shard's size in bytes, by key; the size depends only on the array and the number of rows."""
         kind = (name, len(block))
         if kind not in self._sizes:
             zeros = {
@@ -64,7 +65,7 @@ class TarLayout:
         return {_shard(name, block): self._sizes[kind]}
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
-        """Build the shard, sealed with the crc32c of all bytes before the seal."""
+        """Build the shard; its last member, the seal, holds the crc32c of all bytes before the seal."""
         index = np.arange(block.start, block.stop, dtype=np.int32)
         arrays: dict[str, Array] = {"key": np.stack([np.full_like(index, block.view), index], axis=1)}
         arrays |= {array_name(name, part): array for part, array in parts.items()}
@@ -79,7 +80,7 @@ class TarLayout:
         return {_shard(name, block): stream.getvalue()}
 
     def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
-        """Return the shard's arrays without copying them; raises `CacheDamaged` if they aren't this block's."""
+        """Return the shard's arrays without copying them; raises `CacheDamaged` if the arrays aren't this block's."""
         key = _shard(name, block)
         content, parts = contents[key], self._manifest.parts(name)
         try:

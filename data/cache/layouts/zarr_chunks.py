@@ -4,10 +4,11 @@
     signals/logits/c/VIEW/BLOCK/0     a block's rows of the array (V, N, K), then their crc32c
     witness/c/VIEW/BLOCK              a block's rows of the array (V, N), uint32, then their crc32c
 
-The witness is a checksum of each row's rendered pixels. zarr makes the metadata. Chunks have the bytes that zarr would
-write, but this module assembles them, with one copy and one checksum for a whole block. zarr reads a missing chunk as
-the fill value without an error, so only the listing of objects, never the values, shows whether a block exists. The
-sharding codec is not used: it reads a zero-length file as NaN, and a shard can't be repaired by overwriting one block.
+V is the number of views, N of samples and K of classes; crc32c is a checksum. The witness is a checksum of each row's
+rendered pixels. zarr makes the metadata. Chunks have the bytes that zarr would write, but this module assembles them,
+with one copy and one checksum for a whole block. zarr reads a missing chunk as the fill value without an error, so only
+the listing of objects, never the values, shows whether a block exists. The sharding codec is not used: it reads a
+zero-length file as NaN, and a shard can't be repaired by overwriting one block.
 """
 
 import json
@@ -40,7 +41,7 @@ class ZarrLayout:
 
     @staticmethod
     def manifest_tree(content: bytes) -> object:
-        """Return the manifest in the root group's metadata, as plain JSON values; None if another program made it."""
+        """Return the manifest in the root group's metadata, as plain JSON values; return None if there is none."""
         tree = json.loads(content)
         attributes = tree.get("attributes") if isinstance(tree, dict) else None
         return attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
@@ -105,7 +106,7 @@ class ZarrLayout:
         return parts
 
     def checksum(self, key: str, content: bytes) -> int:
-        """Read the crc32c at the end of the chunk; raises `CacheDamaged` if it isn't that of the bytes before it."""
+        """Read the crc32c at the end of the chunk; raises `CacheDamaged` if the bytes before it have another."""
         (stored,) = CHECKSUM.unpack(content[-CHECKSUM.size :])
         if crc32c(content) != RESIDUE:
             raise CacheDamaged(f"{key}: its values and its crc32c don't agree")

@@ -25,7 +25,7 @@ class Storage(Protocol):
         """Return the object's size in bytes, or -1 if there is no such object."""
 
     def sizes(self) -> dict[str, int] | None:
-        """Return every object's size, by key; None if the storage can't list its objects."""
+        """Return every object's size, by key; return None if the storage can't list its objects."""
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Write the object durably, and return True.

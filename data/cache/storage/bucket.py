@@ -1,8 +1,8 @@
 """A cache's objects in a bucket (s3://, gs://, az://), or below a URL of a web server, which is read-only.
 
-Credentials, region and endpoint come from the environment, under the names that each provider uses. Left out on
-purpose: settings that are only in a provider's configuration files (`~/.aws`), and signed URLs, since a signed URL
-names a single object.
+The library obstore makes the requests. Credentials, region and endpoint come from the environment, under the names that
+each provider uses. Left out on purpose: settings that are only in a provider's configuration files (`~/.aws`), and
+signed URLs, since a signed URL names a single object.
 """
 
 import itertools
@@ -110,7 +110,7 @@ class Bucket:
             return -1
 
     def sizes(self) -> dict[str, int] | None:
-        """Return every object's size, by key; None for a web server, which can't list its objects."""
+        """Return every object's size, by key; return None for a web server, which can't list its objects."""
         if self._readonly:
             return None
 

@@ -1,6 +1,7 @@
 """What a failed request to a bucket or web server means: whether a retry may help, and the line that users see.
 
-obstore's errors are multi-line texts; the patterns in this module match these texts.
+The errors of obstore, the library that makes the requests, are multi-line texts; the patterns in this module match
+these texts.
 """
 
 import re
@@ -26,7 +27,10 @@ NO_CREDENTIALS = ("latest/api/token", "latest/meta-data", "token request", "Acco
 
 
 def explained(location: str, key: str, error: Exception, attempts: int = 1) -> OSError:
-    """Build the error to raise for a request about `key` below the URL `location` that failed `attempts` times."""
+    """Build the error to raise for a request about `key` below the URL `location` that failed `attempts` times.
+
+    An empty `key` means that the request was about all objects, e.g. a listing.
+    """
     scheme, _, path = location.partition("://")
     scheme, host = scheme.lower(), path.partition("/")[0]
     where = where_is(location, key)
@@ -57,7 +61,7 @@ def kind_of(scheme: str) -> str:
 
 
 def status_of(error: Exception) -> str:
-    """Return the HTTP status code with its name; empty if there was no answer or the answer broke off."""
+    """Return the HTTP status code with its name, or an empty string if no answer came or it broke off."""
     match = re.search(r"non-2xx status code: (\d{3}[ \w-]*)", str(error))
     return match[1].strip() if match else ""
 
@@ -72,7 +76,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """Return obstore's reason in one line."""
+    """Return in one line why a request failed, taken from obstore's error."""
     text = str(error)
     answered = [*re.findall(r"<Code>([^<]+)</Code>", text)[:1], *re.findall(r"<Message>([^<]+)</Message>", text)[:1]]
     if status := status_of(error):

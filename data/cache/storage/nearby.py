@@ -25,8 +25,9 @@ class Nearby:
     ) -> bytes:
         """Return the object's bytes, from its copy or newly fetched from the storage.
 
-        A copy that has another size or isn't intact is damaged, and its object is fetched again. Fetched bytes are
-        always returned, for the caller to judge, but are kept as a copy only if they are intact. Raises
+        A copy is damaged if its size isn't `size` or if `is_intact` returns False for its bytes; the object is then
+        fetched again. Fetched bytes are always returned, and the caller must check them; they are kept as a copy only
+        if they have the right size and `is_intact` returns True. `checksum` is only part of the copy's name. Raises
         `FileNotFoundError` if there is no such object, and `OSError` if the copy can't be written.
         """
         name = self._name(key, size, checksum)
@@ -55,7 +56,7 @@ class Nearby:
         return self._storage.size(key)
 
     def sizes(self) -> dict[str, int] | None:
-        """Return every object's size, by key; None if the storage can't list its objects."""
+        """Return every object's size, by key; return None if the storage can't list its objects."""
         return self._storage.sizes()
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
