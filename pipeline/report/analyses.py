@@ -1,7 +1,8 @@
 """The analyses of runs. Each analysis writes a table (CSV) or arrays (npz), and a picture.
 
 The analyses answer how many views are enough, whether heads collapse, where losses conflict, and how the outputs and
-features of networks compare.
+features of networks compare. A view is one augmentation draw of the whole data set. A kind of run is all runs that
+differ only in their seed.
 """
 
 from collections.abc import Sequence
@@ -130,7 +131,8 @@ def report_conflict(
 ) -> Analysis:
     """Report how cross-entropy and BinaryKL act on classifier and features, for runs that kept weights over training.
 
-    The forces are computed for the first `samples` training samples in view 0, in evaluation mode.
+    The forces, i.e. negative gradients, are computed for the first `samples` training samples in view 0, in evaluation
+    mode. The teacher's logits are read from `cache`.
     """
     kept = [run for run in finished_of(runs) if kept_weights(run.path)]
     if not kept:
@@ -147,7 +149,8 @@ def report_conflict(
 def report_correlation(runs: Sequence[Run], teacher: Path, out: Path, *, data: DataOptions, cpu: bool) -> Analysis:
     """Report how far each student's logit correlation is from the teacher's, on the test set.
 
-    The table holds all runs; the arrays and the picture show teacher minus student for the first seed of each kind.
+    A logit correlation (K, K) holds the correlation between the logits of every two of the K classes. The table holds
+    all runs; the arrays and the picture show teacher minus student for the first seed of each kind.
     """
     finished = _finished(runs)
     kind_of = kind_by_run(finished)
@@ -189,7 +192,10 @@ def report_tsne(
 
 
 def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: DataOptions, cpu: bool) -> Analysis:
-    """Measure how far features and classifiers are from a simplex equiangular tight frame, on the test set."""
+    """Measure how far features and classifiers are from a simplex equiangular tight frame, on the test set.
+
+    If `teacher` is None, only the students are measured.
+    """
     finished = _finished(runs)
     kind_of, rows = kind_by_run(finished), []
     for run, outputs in outputs_of_runs(finished, teacher, None, data, cpu):

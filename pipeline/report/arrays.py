@@ -14,7 +14,7 @@ CORRELATION, TSNE = "correlation.npz", "tsne.npz"
 LABELS = "labels"  # name of the labels' array in tsne.npz
 
 
-# Any: numpy's types would allow only its own options to be passed by name, not arrays.
+# Any: numpy's type hints let only numpy's own options be passed by name, not arrays.
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
     """Write arrays, compressed, and return the file name."""
     write_atomically(path, lambda stream: np.savez_compressed(stream, **arrays))

@@ -1,6 +1,7 @@
 """Runs side by side. Each row is a *kind* of run, i.e. runs that differ only in their seed.
 
-A row also has the difference from the baseline and the paper's accuracy.
+A row also has the difference from the baseline, and the accuracy that the paper reports for the same networks and
+method. The *axes* of a comparison are the settings in which the runs differ, apart from the seed.
 """
 
 import re
@@ -26,6 +27,7 @@ from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
 # If the user names no baseline, the baseline is the first of these objectives that some run has.
 BASELINES = ("ce", "kd")
+# Objectives that need no forward passes of a teacher.
 WITHOUT_TEACHER = ("ce", "label-smoothing")
 # Axes whose values need no explanation: a kind's name has "resnet20", not "student=resnet20".
 TELLING = ("objective", "student", "teacher")
@@ -57,7 +59,8 @@ class Cost:
     """What all runs cost: teacher forward passes and seconds of training.
 
     `teacher_forwards_cached` counts the forward passes for the caches, each cache once; `teacher_forwards_live` counts
-    the forward passes that training with live teachers would have needed instead.
+    the forward passes that training with live teachers, which compute their outputs during training, would have needed
+    instead.
     """
 
     teacher_forwards_cached: int
@@ -69,7 +72,8 @@ class Cost:
 class Comparison:
     """The comparison of finished runs. `axes` are short names of settings that differ, `baseline` is "AXIS=VALUE".
 
-    `warnings` name the runs that are left out, and differences between runs that may distort the comparison.
+    `baseline` is None if there is no baseline. `warnings` name the runs that are left out, and differences between runs
+    that may distort the comparison.
     """
 
     axes: Sequence[str]
@@ -91,8 +95,10 @@ def comparison_json(compared: Comparison) -> dict[str, Any]:
 def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     """Compare the finished runs. `baseline` is "AXIS=VALUE", such as objective=kd.
 
-    The baseline of a row is the row that has this value and otherwise the same settings. Raises `ConfigError` if no
-    run has that axis or value.
+    The baseline of a row is the row that has this value and otherwise the same settings. If `baseline` is None and the
+    runs differ in their objective, the value is the first of `BASELINES` that some run has. If there is no such value,
+    or all runs have one objective, there is no baseline. Raises `ConfigError` if AXIS is not an axis of the comparison,
+    or if no run has VALUE.
     """
     finished = finished_of(runs)
     axes = _axes(finished)
@@ -117,7 +123,7 @@ def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) ->
     """Group the runs that have the same values on these axes; a group's name is made of these values.
 
     Groups are sorted by value, and the runs in a group by seed. On the last axis, the value `first` comes before all
-    other values. A setting that a run lacks is not in the name.
+    other values; if `first` is None, no value is preferred. A setting that a run lacks is not in the group's name.
     """
     kinds: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: _sorting_key(run, axes, first)):
@@ -150,7 +156,7 @@ def _sorting_key(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
 
 
 def _axes(finished: Sequence[Run]) -> dict[str, str]:
-    """Return the axes of all runs. The cache is one only if runs have different caches, not if some have none."""
+    """Return the axes of these runs; a setting in `OF_CACHE` is an axis only if runs that have a cache differ in it."""
     return {
         short: key
         for short, key in axes_of(finished).items()
@@ -159,7 +165,7 @@ def _axes(finished: Sequence[Run]) -> dict[str, str]:
 
 
 def _baseline(option: str | None, axes: Mapping[str, str], finished: Sequence[Run]) -> tuple[str | None, Any]:
-    """Return the key and the value of the baseline, or (None, None) if there is none."""
+    """Return the key and the value of the baseline's setting, or (None, None) if there is no baseline."""
     if option is None:
         key = axes.get("objective")
         objectives = {run.settings.get(key) for run in finished} if key is not None else set()

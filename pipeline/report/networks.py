@@ -37,7 +37,10 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs for test images, the images' labels, and the rows of the network's classifier."""
+    """A network's outputs for test images, the images' labels, and the rows of the network's classifier.
+
+    Shapes are given for N images, K classes and features of width D.
+    """
 
     logits_NK: Float
     features_ND: Float
@@ -93,9 +96,10 @@ def forces_over_training(
 ) -> Iterator[ConflictRow]:
     """Measure how two losses act on the classifier and the features of runs that kept weights over training.
 
-    The losses are cross-entropy and BinaryKL. `kind_of` maps a run's name to its kind. The forces are computed for the
-    first `samples` training samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from
-    another cache, or if it was trained without a cache and its data differ from the cache's data.
+    The losses are cross-entropy and BinaryKL. `kind_of` maps a run's name to the name of its kind, i.e. all runs that
+    differ only in their seed. The forces, i.e. negative gradients, are computed for the first `samples` training
+    samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, or if it was
+    trained without a cache and its data differ from the cache's data.
     """
     processes = Processes("float32", cpu)
     try:

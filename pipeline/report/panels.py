@@ -20,7 +20,7 @@ CURVES = {"top1": "test top-1 accuracy (%)", "loss": "training loss", "ce": "cro
 
 
 def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
-    """Collect the accuracy of every seed for each row, with the paper's accuracy as a mark if it is close.
+    """Collect the accuracy of every seed for each compared row; mark the paper's accuracy if it is close.
 
     Short runs stay far below the paper's accuracies. Showing the paper's accuracies too would make the differences
     between runs too small to see.
@@ -80,7 +80,10 @@ def run_panels(run: Run) -> list[Panel]:
 
 
 def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
-    """Build a panel of the cosine's mean over seeds during training for the classifier, and one for the features."""
+    """Build a panel of the cosine between the two losses' forces for the classifier, and one for the features.
+
+    A line shows, over training, the mean over the seeds of one kind of run.
+    """
     panels = []
     for on in ("classifier", "features"):
         lines: dict[str, Line] = {}

@@ -26,7 +26,8 @@ R = TypeVar("R", bound=Row)
 class ViewsRow:
     """Accuracy in percent over seeds for one kind of run and number of views, and the cost of caching these views.
 
-    In all rows of this module, `runs` is the name of the kind of run.
+    In all rows of this module, `runs` is the name of the kind of run, i.e. of all runs that differ only in their seed.
+    A field is None if it has no value, e.g. because it was not measured.
     """
 
     runs: str

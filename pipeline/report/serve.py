@@ -18,7 +18,10 @@ WATCHED = (CONFIG, METRICS, RESULT, FAILED, SWEEP)
 
 
 def server_of(folder: Path, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
-    """Create a server of `folder`'s page for requests from this machine only; port 0 takes any free port."""
+    """Create a server of `folder`'s page for requests from this machine only; port 0 takes any free port.
+
+    `baseline` is "AXIS=VALUE", as in `compare`. Raises `ConfigError` if the port can't be used.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -27,7 +30,7 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
             if host not in (ADDRESS, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/":
-                version = version_of(folder)  # taken before the runs are read, so that later changes alter it
+                version = version_of(folder)  # taken before the runs are read, so that later changes alter the version
                 try:
                     self._answer(page_of(read_runs(folder), folder, baseline, version), "text/html")
                 except DhkdError as error:

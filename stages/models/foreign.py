@@ -37,8 +37,9 @@ class ForeignNetwork(Network):
 
     The classifier is the last registered linear or convolutional layer with `num_classes` outputs. The embedding is the
     input of that layer, averaged over positions. `stage_relus` are paths of ReLU modules, one for the stem and one for
-    each stage: the last call of such a module in a forward pass is the last activation of its stage. Raises
-    `ConfigError` for a network without such a classifier.
+    each stage: the last call of such a module in a forward pass is the last activation of its stage. If `stage_relus`
+    is empty, the network gives no stage maps. `published_names` is explained in `Network`. Raises `ConfigError` for a
+    network without such a classifier.
     """
 
     def __init__(
@@ -116,7 +117,10 @@ class ForeignNetwork(Network):
         return Outputs(logits_BK, embeddings[0], kept_maps, kept_maps[-1].after if kept_maps else None)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
+        """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.
+
+        The batch norms are found by a forward pass of these images, whose pixel values don't matter.
+        """
         last_before: dict[nn.Module, nn.BatchNorm2d] = {}
         relus = [self.inner.get_submodule(path) for path in self.stage_relus]
         with batch_norms_called(self.inner) as called:

@@ -10,9 +10,10 @@ from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start
 from torch import Tensor, nn
 
 STEM = 16
-# For each group: expansion, channels, number of blocks, and the stride of the group's first block.
+# For each group of blocks: expansion (a block's inner channels, divided by its input channels), output channels, number
+# of blocks, and the stride of the group's first block.
 GROUPS = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
-STAGE_ENDS = (1, 2, 4, 6)  # number of the last group at each resolution
+STAGE_ENDS = (1, 2, 4, 6)  # the last group at each resolution; groups are counted from 0
 
 
 class InvertedResidual(nn.Module):

@@ -1,6 +1,8 @@
 """The outputs that every network gives in one forward pass: logits, embedding and, on request, feature maps.
 
-The embedding is the pooled feature that the classifier gets. A *map* is the feature map of the stem or of a stage.
+The embedding is the pooled feature that the classifier gets. A *stage* is a group of consecutive layers, the *stem* is
+the layers before the first stage, and a *map* is the feature map of the stem or of a stage. Shapes are given for B
+images, K classes and maps of C channels and H×W positions.
 """
 
 import contextlib
@@ -63,7 +65,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
+        """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.
+
+        The batch norms are found by a forward pass of these images, whose pixel values don't matter.
+        """
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of images (B, 3, H, W)."""
@@ -95,7 +100,10 @@ class StagedNetwork(Network):
         return Outputs(self.head(embedding_BD), embedding_BD, tuple(stage_maps), final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
+        """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.
+
+        The batch norms are found by a forward pass of these images, whose pixel values don't matter.
+        """
         with batch_norms_called(self) as called:
             return [called[-1] for _ in self.stages(images_BCHW)]
 

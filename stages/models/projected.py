@@ -17,9 +17,10 @@ NARROWING = 2  # the teacher's width, divided by the width of the projector's 3�
 
 
 class ProjectedNetwork(Network):
-    """A `trunk` whose last map is averaged over `shrink` × `shrink` positions, projected, pooled and classified.
+    """A student's layers (`trunk`), a projector, pooling and the teacher's classifier (`head`).
 
-    The last of this network's maps is the projected map (B, width, H, W).
+    The trunk's last map has `channels` channels. The map is averaged over `shrink` × `shrink` positions and projected
+    to the input width D of `head`. The projected map (B, D, H, W) is the last of this network's maps.
     """
 
     head_name = "classifier"
@@ -49,7 +50,10 @@ class ProjectedNetwork(Network):
         return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return the last batch norm that runs before each map, found by a forward pass; pixel values don't matter."""
+        """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.
+
+        The batch norms are found by a forward pass of these images, whose pixel values don't matter.
+        """
         last = self.projector[-2]
         assert isinstance(last, nn.BatchNorm2d)
         return [*self.trunk.batch_norms(images_BCHW)[:-1], last]

@@ -29,7 +29,7 @@ class KeepingBlock(ReluBlock):
         self.bn3 = nn.BatchNorm2d(half)
 
     def before(self, x: Tensor) -> Tensor:
-        """Compute the block's shuffled map before its last activation."""
+        """Compute the block's map before its last activation, with shuffled channels."""
         kept, changed = x.chunk(2, dim=1)
         changed = F.relu(self.bn1(self.conv1(changed)))
         changed = self.bn2(self.conv2(changed))
@@ -54,7 +54,7 @@ class HalvingBlock(ReluBlock):
         self.bn5 = nn.BatchNorm2d(half)
 
     def before(self, x: Tensor) -> Tensor:
-        """Compute the block's shuffled map before its last activation."""
+        """Compute the block's map before its last activation, with shuffled channels."""
         left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn5(self.conv5(self.bn4(self.conv4(right))))

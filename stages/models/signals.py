@@ -8,6 +8,9 @@
     last_map                    (C, H, W) the last stage's map, after its activation
     map2-before-batch           (C, H, W) map2-before with batch norm in training mode; depends on the rest of the batch
 
+K is the number of classes, D the width of the embedding; a map has C channels and H×W positions. The stem is the layers
+before stage 1.
+
 The same code computes the signals of teacher and student. The objective chooses a signal's resolution, which is part of
 the signal's name.
 """
@@ -30,8 +33,9 @@ _NAME = re.compile(
     r"(?P<kind>logits|embedding|last_map|cam(?=-)|attention(?=\d)|map(?=\d))(?P<stage>\d+)?"
     r"(-(?P<height>[1-9]\d*)x(?P<width>[1-9]\d*))?(?P<before>-before)?(?P<batch>-batch)?"
 )
-# For each kind of signal: whether the name has a stage, whether it has a resolution, and whether -before and -batch
-# may follow.
+# The parts of a signal's name, by kind of signal: (stage, resolution, suffixes). The first two flags are true if every
+# name of this kind has the part, as attention1-16x16 has stage 1 and resolution 16x16, and false if no name has it. The
+# third flag is true if a name of this kind may end in -before, -batch or both.
 _PARTS = {
     "logits": (False, False, False),
     "embedding": (False, False, False),
@@ -45,7 +49,11 @@ EXAMPLES = "logits, embedding, cam-2x2, attention1-16x16, map2, map2-before, las
 
 @dataclass(frozen=True)
 class Signal:
-    """The parts of a signal's name; `size` is (height, width)."""
+    """The parts of a signal's name.
+
+    `stage` is None if the name has no stage, and `size`, i.e. (height, width), is None if the name has no resolution.
+    `before` and `batch` tell whether the name has the suffixes -before and -batch.
+    """
 
     kind: str
     stage: int | None = None
@@ -81,7 +89,7 @@ def attention_name(stage: int, size: tuple[int, int]) -> str:
 
 
 def map_name(stage: int, *, before: bool = False, batch: bool = False) -> str:
-    """Return the name of a stage's map."""
+    """Return the name of a stage's map, with the suffixes -before and -batch if these are set."""
     return f"map{stage}{'-before' * before}{'-batch' * batch}"
 
 
@@ -122,8 +130,9 @@ def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> T
 def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, int]) -> Tensor:
     """Compute class activation maps (B, K, h, w): apply the classifier without its bias at every position.
 
-    The maps are pooled to `size`. If `size` divides (H, W), their mean over positions is logits − bias. Guo et al.,
-    "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section 3.1.
+    The maps are pooled to `size`, i.e. (h, w). If h divides H and w divides W, the maps' mean over positions is logits
+    − bias. Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section
+    3.1.
     """
     assert isinstance(head, nn.Linear | nn.Conv2d)
     weight_KD = head.weight.flatten(1)
@@ -134,8 +143,8 @@ def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, 
 def attention(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Compute the mean square over channels at each position, scaled to a vector (B, h·w) of norm 1.
 
-    The map is first pooled to `size`. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv
-    1612.03928, equation 2 with p = 2.
+    The map is first pooled to `size`, i.e. (h, w). Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR
+    2017, arXiv 1612.03928, equation 2 with p = 2.
     """
     map_BCHW = map_BCHW.to(torch.promote_types(map_BCHW.dtype, torch.float32))  # squares would overflow fp16
     return F.normalize(resized(map_BCHW, size).square().mean(dim=1).flatten(1), dim=1)
@@ -160,7 +169,7 @@ class Shapes:
         return Shapes(architecture, self.num_classes, self._image)
 
     def row(self, name: str) -> Shape:
-        """Return the shape of this signal for one sample."""
+        """Return the shape of the signal called `name`, for one sample."""
         outputs = self._outputs if needs_maps([name]) else self._without_maps
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
 

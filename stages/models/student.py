@@ -26,7 +26,7 @@ class Student(nn.Module):
 
     Inference uses only the backbone. `reads` names the student's signals (outputs such as "logits" or "map2") that the
     objective compares. `adapter` maps these signals, {name: (B, …)}, and the `Batch` to further features
-    {name: (B, …)}.
+    {name: (B, …)}; if `adapter` is None, there are no further features.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SeededDropout(nn.Module):
 
 
 def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:
-    """Build the head for the logit-level loss, from (B, embedding_dim) to (B, num_classes).
+    """Build the auxiliary head, from (B, embedding_dim) to (B, num_classes), whose logits imitate the teacher's.
 
     Yang et al., "Dual-Head Knowledge Distillation", arXiv 2411.08937, whose CIFAR-100 runs use `nonlinear`.
     """

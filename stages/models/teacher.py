@@ -26,8 +26,8 @@ class Teacher:
     def signals(self, pixels_BCHW: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Compute the named signals, float32 (B, …), of pixels, uint8 (B, C, H, W).
 
-        Pixels and signals are on the processes' device. Names that end in -batch need a second forward pass, with batch
-        norm in training mode.
+        Pixels and signals are on the processes' device. Signals whose names end in -batch need a second forward pass,
+        with batch norm in training mode.
         """
         names = list(names)
         of_rows = [name for name in names if not parse(name).batch]

@@ -1,7 +1,7 @@
 """VGGs with batch norm for small images, with the published CIFAR-100 checkpoints' parameter names.
 
-Simonyan and Zisserman, 2015, table 1 (A, B, D, E), and a smaller network with one convolution a stage. There is max
-pooling between the stages and global average pooling after the last stage; the classifier is one linear layer.
+Simonyan and Zisserman, 2015, table 1, networks A, B, D and E, and a smaller network with one convolution a stage. There
+is max pooling between the stages and global average pooling after the last stage; the classifier is one linear layer.
 """
 
 from collections.abc import Iterator

@@ -63,7 +63,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load `state` into `network`, completely or not at all; `origin` names the file in errors.
 
-    Names that start with one of a `Network`'s `published_names` are translated to our names. Raises `WeightsError` if
+    If `network` is a `Network`, its `published_names` are first used to translate the names. Raises `WeightsError` if
     names or shapes differ, if a tensor is complex or not dense, or if a value is not finite.
     """
     if isinstance(network, Network):
@@ -118,8 +118,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def weights_sha256(network: nn.Module) -> str:
     """Compute the hexadecimal SHA-256 of the names, dtypes, shapes and bytes of a network's parameters and buffers.
 
-    They are hashed in order of name, without `num_batches_tracked`. The result doesn't depend on memory format, device
-    or the layout of the weights file.
+    Parameters and buffers are hashed in order of name, without batch norm's step counters (`num_batches_tracked`). The
+    result doesn't depend on memory format, device or the layout of the weights file.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

@@ -26,14 +26,14 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def residual(self, x: Tensor, activated_x: Tensor) -> Tensor:
-        """Compute the block's sum; `activated_x` is the input `x` after batch norm and ReLU."""
+        """Compute the block's output from the input `x`; `activated_x` is `x` after batch norm and ReLU."""
         # If the shape changes, the published networks take the shortcut after the activation.
         shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated_x)
         summed: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(activated_x))))
         return summed
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's sum."""
+        """Compute the block's output, the sum of convolutions and shortcut, which has no last activation."""
         return self.residual(x, F.relu(self.bn1(x)))
 
 

@@ -41,9 +41,9 @@ SYMBOLS = dict(
 def line_charts(panels: Sequence[Panel], order: Sequence[str] = ()) -> list[Figure]:
     """Draw a figure for each panel.
 
-    A line with intervals gets a band, unless the panels have more than `MOST_BANDS` names. Looks (colour, dash, marker)
-    are assigned to the names in `order` first, then to the other names of the panels; the same order gives the same
-    looks.
+    A line's intervals are shaded as a band, unless the panels have more than `MOST_BANDS` names. Looks (colour, dash,
+    marker) are assigned to the names in `order` first, then to the other names of the panels; the same order gives the
+    same looks.
     """
     names = names_of(panels)
     looks = looks_of([*order, *names])

@@ -1,6 +1,7 @@
 """How cross-entropy and BinaryKL act on a classifier and on the features below it: Propositions 1 and 2 of the paper.
 
-For a loss of the logits s = W h + b that is a mean over N samples, the negative gradient is
+W is the classifier, with a row w_k for each class k, b its bias, and h_i the feature of sample i. For a loss of the
+logits s = W h + b that is a mean over N samples, the negative gradient is
 
     1/N · Σ_i r_ik h_i  for the classifier's row w_k,        1/N · Σ_k r_ik w_k  for the feature h_i.
 
@@ -33,7 +34,8 @@ class Forces:
 class Agreement:
     """How two losses' forces agree on the same rows: the mean cosine, and the share of rows with a negative cosine.
 
-    Both numbers are NaN if there is no row on which both losses act.
+    A row is the force on one class's row of the classifier, or on one sample's feature. Both numbers are NaN if there
+    is no row on which both losses act.
     """
 
     cosine: float
@@ -46,12 +48,18 @@ def cross_entropy_residual(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def binary_kl_residual(logits_NK: Tensor, teacher_NK: Tensor, temperature: float) -> Tensor:
-    """Compute τ · (q(t) − q(s)), (N, K): the residual of BinaryKL = τ²/N · Σ KL(q(t) ‖ q(s)), with q(x) = σ(x / τ)."""
+    """Compute τ · (q(t) − q(s)), (N, K): the residual of BinaryKL = τ²/N · Σ KL(q(t) ‖ q(s)), with q(x) = σ(x / τ).
+
+    s are the student's logits, t the teacher's; τ is the temperature and σ the sigmoid.
+    """
     return temperature * (torch.sigmoid(teacher_NK / temperature) - torch.sigmoid(logits_NK / temperature))
 
 
 def binary_kl_norm_residual(logits_NK: Tensor, teacher_NK: Tensor, temperature: float) -> Tensor:
-    """Compute τ · (½ − σ((s − t) / τ)), (N, K): the residual of BinaryKL-Norm = τ²/N · Σ log cosh((s − t) / 2τ)."""
+    """Compute τ · (½ − σ((s − t) / τ)), (N, K): the residual of BinaryKL-Norm = τ²/N · Σ log cosh((s − t) / 2τ).
+
+    s are the student's logits, t the teacher's; τ is the temperature and σ the sigmoid.
+    """
     return temperature * (0.5 - torch.sigmoid((logits_NK - teacher_NK) / temperature))
 
 

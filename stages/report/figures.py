@@ -12,7 +12,10 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) in order. `half` is half the width of each y's interval; it is None for a y without interval."""
+    """Points (x, y) in order. `half` is half the width of each y's interval; it is None for a y without interval.
+
+    If no y has an interval, `half` may be empty.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
@@ -75,6 +78,6 @@ def names_of(panels: Sequence[Panel]) -> list[str]:
 
 
 def line_of(spreads: Mapping[int, Spread]) -> Line:
-    """Build a line from spreads, given by x: y is each spread's mean, with half the width of the mean's interval."""
+    """Build a line from {x: spread}: y is each spread's mean, and `half` is half the width of the mean's interval."""
     means = [spread.mean for spread in spreads.values()]
     return Line(list(spreads), means, [spread.half for spread in spreads.values()])

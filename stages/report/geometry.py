@@ -12,8 +12,9 @@ class NeuralCollapse:
     """How far features and classifier are from a simplex equiangular tight frame (ETF).
 
     Every measure is 0 for a perfect ETF. All norms are Frobenius norms. The rows of M are the class means minus the
-    mean of the class means; W is the classifier, and `classifier_etf` is the formula of `features_etf` with W
-    for M. Σ_W and Σ_B are the covariances within and between classes, and ⁺ marks the pseudo-inverse.
+    mean of the class means; W is the classifier, and `classifier_etf` is the formula of `features_etf` with W in place
+    of M. K is the number of classes with samples, I the identity matrix, 1 the vector of ones, and cos the cosine
+    between two rows. Σ_W and Σ_B are the covariances within and between classes, and ⁺ marks the pseudo-inverse.
     """
 
     within_class: float

@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """Figures under a heading. `says` explains them; `alternative` is the text for screen readers.
+    """Figures under a heading. The text `says` explains the figures; `alternative` is the text for screen readers.
 
     `legend` is shared by all figures. If `small` is set, many figures are placed in a row.
     """
@@ -47,7 +47,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class RunPart:
-    """The details of a run, which open when its name is clicked."""
+    """The details of a run, which open when the run's name is clicked."""
 
     columns: Sequence[str]
     epochs: Sequence[Sequence[str]]
@@ -57,7 +57,7 @@ class RunPart:
 
 @dataclass(frozen=True)
 class Page:
-    """The contents of the page. A served page has a `version`, which changes when the page must be reloaded."""
+    """The contents of the page. `version` changes when a served page must be reloaded; it is None for a saved page."""
 
     title: str
     summary: str
