@@ -64,7 +64,7 @@ class NonFiniteLoss(DhkdError, ArithmeticError):
 
 
 def one_of(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Return the entry `name` of `table`. If the table lacks it, raises `ConfigError` with the nearest name."""
+    """Return the entry `name` of `table`. If the table lacks this name, raises `ConfigError` with the nearest name."""
     if name in table:
         return table[name]
     raise ConfigError(unknown(kind, name, table))

@@ -63,4 +63,7 @@ class Renderer(Protocol):
         """The device of the pixels."""
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """Yield uint8 (B, C, H, W) on the device for each batch of keys, in order. `batches` may be read ahead."""
+        """Yield the pixels of each batch of keys, in order: uint8 (B, C, H, W) on the device.
+
+        The renderer may read several batches of keys before it yields the first pixels.
+        """

@@ -16,8 +16,8 @@ Schedule = Callable[[int, int, int, int, int], Tensor]
 def independent(seed: int, epoch: int, num_samples: int, num_views: int, block_rows: int) -> Tensor:
     """Draw a view for each sample, anew in every epoch: int64 (N,).
 
-    The signals of all views have to be in memory. If a cache holds every view of a recipe, students see views with the
-    same distribution as in online training.
+    The teacher's signals (outputs such as logits) for all views have to be in memory. If a cache holds every view of a
+    recipe, students see views with the same distribution as in online training.
     """
     raw = raw_rows(seed, Domain.SCHEDULE, epoch, 0, num_samples)[:, 0]
     return torch.from_numpy(below(raw, num_views))

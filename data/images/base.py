@@ -1,7 +1,8 @@
 """The interface of image sets: one split of a data set, wherever its images are kept.
 
-Image i is sample i, and keys, blocks and fingerprints refer to this order. There are two kinds of sets:
-`in_memory.ImageSet` holds the pixels of images of one size, `encoded.PhotoSet` decodes images whenever they are needed.
+Image i is sample i; a key (view, index), a cache's blocks and fingerprints all refer to this order. There are two kinds
+of sets: `in_memory.ImageSet` holds the pixels of images of one size, `encoded.PhotoSet` decodes images whenever they
+are needed.
 """
 
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Images(Protocol):
         """Return the first `num_samples` samples of the set, in order."""
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "Images":
-        """Return the same images with another mean and std for a network's input; None keeps the current value."""
+        """Return the same images with `mean` and `std` for a network's input; if one is None, its old value stays."""
 
     def in_memory(self, decoding: Decoding) -> "Images":
         """Return the same set with all images decoded. Raises `ConfigError` unless all images have the same size."""

@@ -1,4 +1,4 @@
-"""Cuts, i.e. parts of a decoded image, resized and possibly mirrored by Pillow."""
+"""Cuts: a cut describes which part of a photo is resized, and what is kept of it. Pillow computes the pixels."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,11 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 
 
 class Cut(NamedTuple):
-    """The part `box` of an image, resized to `size` (width, height), cropped to `window`, possibly mirrored."""
+    """Which part of a photo is resized, and what is kept of the resized part.
+
+    The part in `box` is resized to `size` (width, height). Of the resized part, the pixels in `window` are kept, and
+    they are mirrored left to right if `mirrored` is true.
+    """
 
     box: Box
     size: tuple[int, int]
@@ -20,7 +24,10 @@ class Cut(NamedTuple):
 
 
 def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
-    """Return the pixels of a cut, uint8 (H, W, 3)."""
+    """Compute from the photo the pixels that `cut` describes, uint8 (H, W, 3).
+
+    H and W are the height and width of `cut.window`.
+    """
     if cut.box != (0, 0, photo.width, photo.height):
         # Cropped first, because resizing with a box blends pixels from outside the box into its borders.
         photo = photo.crop(cut.box)

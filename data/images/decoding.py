@@ -36,5 +36,5 @@ def decode(content: bytes) -> Photo:
 
 
 def photo_of(pixels_CHW: NDArray[np.uint8]) -> Photo:
-    """Convert an image in memory, uint8 (3, H, W), to the form of a decoded image."""
+    """Convert an image in memory, uint8 (3, H, W), to a `Photo`, the type of decoded images."""
     return Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0)))

@@ -32,7 +32,7 @@ log = logging.getLogger("dhkd")
 # exchange between processes stays cheap.
 CHUNK = 64
 LOOKAHEAD = 8192  # number of samples whose files are fetched ahead of time
-CHUNKS_AHEAD = 3  # for each worker; a chunk of images of 224×224 pixels takes 9.6 MB of shared memory
+CHUNKS_AHEAD = 3  # rendered ahead by each worker; a chunk of images of 224×224 pixels takes 9.6 MB of shared memory
 
 
 class Photos(Protocol):
@@ -71,7 +71,7 @@ class PhotoRenderer:
         self._workers, self._allow_bad = workers, allow_bad
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """Yield uint8 (B, C, H, W) on the renderer's device, channels last in memory, for each batch of keys, in order.
+        """Yield the pixels of each batch of keys, in order: uint8 (B, C, H, W) on the device, channels last in memory.
 
         Consecutive views of an image share one decoding. Raises `DataError` if more than `allow_bad` files can't be
         decoded, or if a worker dies.
@@ -116,7 +116,7 @@ class PhotoRenderer:
             del rendered, loader
 
     def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:
-        """Cut batches into chunks, the work items of the workers; `counts` collects each batch's number of chunks."""
+        """Split batches into chunks, the work items of the workers; `counts` collects each batch's number of chunks."""
         for view_B, index_B in self._expected(batches):
             bounds = [0]
             # A chunk may end wherever another image begins.

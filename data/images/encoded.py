@@ -57,7 +57,7 @@ class PhotoSet:
         return replace(self, labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "PhotoSet":
-        """Return the same images with another mean and std for a network's input; None keeps the current value."""
+        """Return the same images with `mean` and `std` for a network's input; if one is None, its old value stays."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> ImageSet:
@@ -76,7 +76,7 @@ class PhotoSet:
         return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std)
 
     def _first_shape(self, allow_bad: int) -> tuple[int, int]:
-        """Return height and width of the first image, or of the first readable image if some may be bad."""
+        """Return height and width of the first image, or of the first readable image if `allow_bad` is above 0."""
         for index in range(min(allow_bad, len(self) - 1) + 1):
             try:
                 photo = self.files.photo(index)

@@ -55,11 +55,11 @@ class ImageSet:
         return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
 
     def normalized_with(self, mean: Triple | None, std: Triple | None) -> "ImageSet":
-        """Return the same images with another mean and std for a network's input; None keeps the current value."""
+        """Return the same images with `mean` and `std` for a network's input; if one is None, its old value stays."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> "ImageSet":
-        """Return the set itself."""
+        """Return the set itself, because its images are already decoded."""
         return self
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
@@ -79,5 +79,5 @@ class ResidentRenderer:
         self.pixels = recipe.resident(images.images_NCHW.to(device))
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """Yield uint8 (B, 3, H, W) on the renderer's device for each batch of keys (on any device), in order."""
+        """Yield the pixels of each batch of keys (on any device), in order: uint8 (B, 3, H, W) on `device`."""
         return (self.pixels(view_B, index_B) for view_B, index_B in batches)

@@ -1,11 +1,11 @@
 """The interface of recipes: how views are drawn, and how a drawn view changes an image.
 
-A view is one augmentation draw of the whole data set, a pure function of (seed, view, index). `draws` turns keys into
-draws, the random integers of a view; `pixels` turns draws and a decoded image into pixels. Nothing else has an
-influence: no global generator, worker, order, batch or device. A change of a recipe's draws or pixels needs a new
+A view is one augmentation draw of the whole data set, a pure function of (seed, view, index). `draws` turns keys (view,
+index) into draws, the random integers of a view; `pixels` turns draws and a decoded image into pixels. Nothing else has
+an influence: no global generator, worker, order, batch or device. A change of a recipe's draws or pixels needs a new
 version number, because caches record that number.
 
-A recipe is a file in this folder and a line in `RECIPES`; it defines the abstract methods of `Recipe`.
+Each recipe has a file in this folder and a line in `RECIPES`, and defines the abstract methods of `Recipe`.
 """
 
 from abc import ABC, abstractmethod
@@ -38,16 +38,16 @@ class Recipe(ABC):
     @property
     @abstractmethod
     def num_views(self) -> int | None:
-        """The number of different views; None if there is no limit."""
+        """The number of different views; it is None if there is no limit."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int] | None:
-        """Height and width of the pixels; None if images keep their size; then all must have one size."""
+        """Height and width of the pixels; None if images keep their size, which must then be the same for all."""
 
     @abstractmethod
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Return the integers drawn for each key, int64 (B, D). The keys are int64 (B,) on the CPU."""
+        """Return the D integers drawn for each key, int64 (B, D). Views and indices are int64 (B,) on the CPU."""
 
     @abstractmethod
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:

@@ -76,7 +76,7 @@ class CropFlip(Recipe):
         return self.decode(element_B)
 
     def decode(self, element_B: Tensor) -> Tensor:
-        """Convert crop numbers (any integer dtype) to draws, int64 (B, 3)."""
+        """Convert crop numbers (any integer dtype) to draws (dy, dx, flip), int64 (B, 3)."""
         element_B = element_B.long()
         flips = 2 if self.flip else 1
         position_B, flip_B = element_B // flips, element_B % flips
@@ -85,9 +85,10 @@ class CropFlip(Recipe):
     def windows(self, images_NCHW: Tensor) -> Tensor:
         """Return every crop of every image as a strided tensor over padded copies: plain and, with flips, mirrored.
 
-        The result is uint8 (N, flips, offsets, offsets, H, W·C). Its innermost axis is a contiguous run of bytes, so
-        that gathering a batch is several times faster than indexing pixels. Only the copies take memory:
-        (H + 2p)(W + 2p)C bytes for each copy of an image.
+        The result is uint8 (N, flips, num_offsets, num_offsets, H, W·C); `flips` is 2 if `flip` is true, else 1. The
+        innermost axis is a contiguous run of bytes, so that gathering a batch is several times faster than indexing
+        pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes for each copy of an image, where p is the padding
+        and C the number of channels.
         """
         num, channels, height, width = images_NCHW.shape
         padded = F.pad(images_NCHW, (self.padding,) * 4)
@@ -100,7 +101,7 @@ class CropFlip(Recipe):
         )
 
     def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
-        """Gather from `windows` the crop of each image in `row_B` that its row of `draws` describes.
+        """Gather B crops from `windows`: crop b is of image `row_B[b]`, as `draws[b]` (dy, dx, flip) describes.
 
         The result is uint8 (B, C, H, W), channels last in memory.
         """

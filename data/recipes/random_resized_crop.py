@@ -1,8 +1,8 @@
 """A random box of a photograph, resized to a square: the usual augmentation for ImageNet.
 
-A key's draws (its random integers) and the photograph's size determine a `Cut`. All arithmetic is on integers, so the
-cut is the same on every machine. The pixels of a cut depend on the decoder and on Pillow's resizing, so both are part
-of the recipe's identity.
+The draws of a key (view, index), i.e. its random integers, and the photograph's size determine a cut, i.e. which part
+of the photograph is resized. All arithmetic is on integers, so the cut is the same on every machine. The pixels of a
+cut depend on the decoder and on Pillow's resizing, so both are part of the recipe's identity.
 """
 
 from dataclasses import dataclass
@@ -36,8 +36,9 @@ class RandomResizedCrop(Recipe):
     The box's share of the photograph's area is uniform between the bounds in `scale`; the logarithm of width / height
     is uniform between the logarithms of the bounds in `ratio`. Up to ten boxes are drawn until one fits. If none fits,
     the largest central box with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for
-    ImageNet). The number of views has no limit. For a test image, the shorter side is resized to `test_resize`
-    (size · 256 / 224 by default) and the centre is cropped; `test_resize` is not part of the identity.
+    ImageNet). The number of views has no limit. For a test image, the shorter side is resized to `test_resize` and the
+    central square is kept; `test_resize` None stands for size · 256 / 224. `test_resize` is not part of the identity,
+    the values that a cache records and compares.
     """
 
     size: int
@@ -82,7 +83,10 @@ class RandomResizedCrop(Recipe):
         }
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
-        """Return the draws of each key, 32-bit integers as int64 (B, 41): area, ratio, top, left per attempt; flip."""
+        """Return the draws of each key, 32-bit integers as int64 (B, 41).
+
+        Each of the ten attempts has four draws (area, ratio, top, left); the last draw decides on the flip.
+        """
         columns = 4 * ATTEMPTS + 1
         rows = [
             raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
@@ -93,7 +97,7 @@ class RandomResizedCrop(Recipe):
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Return the pixels that each row of draws cuts out of a photograph: uint8 (B, size, size, 3)."""
+        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, 3)."""
         return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
 
     def at_test(self) -> CenterCrop:
@@ -101,7 +105,7 @@ class RandomResizedCrop(Recipe):
         return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
-        """Resolve the draws of one key to a cut of a photograph of `height` × `width` pixels."""
+        """Compute from the draws of one key which part of a photograph of `height` × `width` pixels is resized."""
         window = (0, 0, self.size, self.size)
         return Cut(self._box(draws, height, width), window[2:], window, self.flip and draws[-1] >> (BITS - 1) == 1)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Unaugmented(Recipe):
-    """A recipe that draws nothing."""
+    """A recipe without random draws."""
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -37,7 +37,10 @@ class Unaugmented(Recipe):
 
 @dataclass(frozen=True)
 class AsTheyAre(Unaugmented):
-    """Unchanged images. `shape` is their height and width; None is for sets that are known to have only one size."""
+    """Unchanged images of height and width `shape`.
+
+    If `shape` is None, sizes are not checked; this is meant for sets that are known to have only one size.
+    """
 
     shape: tuple[int, int] | None = None
 
@@ -75,12 +78,12 @@ class CenterCrop(Unaugmented):
         return self.size, self.size
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Return the central square, once for each row of draws."""
+        """Return the central square of the resized image, once for each row of draws."""
         square = cut_of(photo, self.cut(photo.height, photo.width))
         return np.repeat(square[None], len(draws_BD), axis=0)
 
     def cut(self, height: int, width: int) -> Cut:
-        """Return the cut for an image of `height` × `width` pixels."""
+        """Return the cut of an image of `height` × `width` pixels: how it is resized, and which square is kept."""
         shorter = min(height, width)
         resized_width, resized_height = self.resize * width // shorter, self.resize * height // shorter
         # Halves are rounded to the even neighbour, as in torchvision, so that test accuracies can be compared.

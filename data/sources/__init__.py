@@ -24,10 +24,11 @@ def load_source(
     mean: Triple | None = None,
     std: Triple | None = None,
 ) -> Images:
-    """Load the split "train" or "test" of a data set, or only the split's first `limit` samples.
+    """Load the split "train" or "test" of a data set; if `limit` is not None, only the split's first `limit` samples.
 
-    `mean` and `std` (full scale is 1) replace the source's values. Raises `ConfigError` for an unknown name or split
-    and for settings that the source doesn't take, and `DataError` for missing or damaged files.
+    If `place` is None, the files are expected at the source's usual place. `mean` and `std` (full scale is 1) replace
+    the source's values unless they are None. Raises `ConfigError` for an unknown name or split, for a `limit` out of
+    range and for settings that the source doesn't take, and `DataError` for missing or damaged files.
     """
     place = place or Place()
     source = one_of("data source", name, SOURCES)

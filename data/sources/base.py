@@ -19,10 +19,10 @@ class Size:
 class Place:
     """Where the files of a source are, and which files make a split.
 
-    `root` is a folder or, for shards, a URL; None means the source's usual place. If `download` is set, missing files
-    are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of disk. `train` and
-    `test` name the splits below the root, as folders of class folders or as shard patterns. If `train`, `test`
-    or `num_classes` is None, the source's default applies.
+    `root` is a folder or, for shards, a URL; if it is None, the source's usual place is used. If `download` is true,
+    missing files are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of
+    disk. `train` and `test` name the splits below the root, as folders of class folders or as shard patterns. If
+    `train`, `test` or `num_classes` is None, the source's default applies.
     """
 
     root: str | None = None
@@ -35,11 +35,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of the table of sources.
+    """One entry of `SOURCES`, the table of data sets by name.
 
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
-    `size` describes the training split if it is known before any file is read. `takes` names the fields of `Place` that
-    the source uses besides `root`, `download` and `keep_bytes`.
+    `size` describes the training split; it is None if the size isn't known before files are read. `takes` names the
+    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`.
     """
 
     load: Callable[[str, Place], Images]

@@ -27,7 +27,10 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 def load(split: str, place: Place) -> ImageSet:
-    """Load one split with its 100 fine labels. Raises `DataError` if a file is missing or isn't the official one."""
+    """Load one split with labels of the 100 fine classes.
+
+    Raises `DataError` if a file is missing or isn't the official one.
+    """
     root = Path(place.root) if place.root is not None else user_cache_folder() / "datasets"
     path = root / FOLDER / split
     if place.download and not path.exists():

@@ -3,9 +3,9 @@
 Images are 16×16 RGB: 200 training and 40 test images of each character, with small rotation, shear, scale and shift,
 random colours, noise and an occluding stroke. Views must not be mirrored: a mirrored b is a d.
 
-An image depends only on its split and its position; it is computed from Philox draws in integer arithmetic. Only the
-characters' outlines come from FreeType through Pillow; they may differ by a grey level between versions. Such a
-difference changes the data set's fingerprint, which a cache's manifest holds. The set is drawn once and kept in the
+An image depends only on its split and its number in the split; it is computed from Philox draws in integer arithmetic.
+Only the characters' outlines come from FreeType through Pillow; they may differ by a grey level between versions. Such
+a difference changes the data set's fingerprint, which a cache's manifest holds. The set is drawn once and kept in the
 user's cache folder.
 """
 
@@ -125,7 +125,10 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
 
 
 def _plane(a: NDArray[np.int64], b: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Compute a·x + b·y + c at every sample, (N, 64, 64); x and y count outline pixels from the image's centre."""
+    """Compute a·x + b·y + c, with one a, b and c for each of N images, at every image's 64×64 samples: (N, 64, 64).
+
+    x and y are a sample's position in outline pixels from the image's centre.
+    """
     axis = 2 * np.arange(SIZE * SAMPLES) - SIZE * SAMPLES + 1
     x_terms, y_terms = a[:, None] * axis, b[:, None] * axis + c[:, None]
     return x_terms.astype(np.int32)[:, None, :] + y_terms.astype(np.int32)[:, :, None]

@@ -69,7 +69,7 @@ def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
 
 
 def index_path(urls: Sequence[str]) -> Path:
-    """Return the path of the stored index; the file name is a hash of URLs, and of local shards' sizes and times."""
+    """Return the path of the stored index; the file name is a hash of URLs and of local files' sizes and times."""
     digest = hashlib.sha256()
     for url in urls:
         digest.update(url.encode() + b"\n")

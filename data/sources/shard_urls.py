@@ -18,7 +18,10 @@ from dhkd.data.errors import ConfigError, DataError
 
 
 def expand(root: str, pattern: str) -> list[str]:
-    """Return the shards that a pattern names below `root`. {000..127} lists numbers; * and ? match local files."""
+    """Return the shards that a pattern names below `root`.
+
+    In a pattern, {000..127} stands for the numbers 000 to 127, while * and ? match local files.
+    """
     from webdataset.shardlists import expand_urls
 
     try:

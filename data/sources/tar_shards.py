@@ -20,7 +20,8 @@ from dhkd.data.sources.shard_urls import ShardCopies, expand, is_remote
 from numpy.typing import NDArray
 
 RUN = 256  # consecutive samples that should hold mixed classes
-LEAST_MIXED = 0.5  # a run must hold this fraction of the classes, beyond the first, that a shuffled run would hold
+# A run must hold at least this fraction of the classes that a shuffled run would hold, not counting one class in both.
+LEAST_MIXED = 0.5
 
 
 def load(split: str, place: Place) -> PhotoSet:

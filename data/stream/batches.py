@@ -20,8 +20,8 @@ class Batch:
     """One process's share of one training step's batch.
 
     The keys `view_B` and `index_B` are int64 on the CPU. The other tensors are on the device: `images_BCHW`, float32;
-    `labels`; and the signals in `teacher`, each float32 (B, …), with logits (B, K). `global_size` is the number of rows
-    in all processes together; `epoch` counts from 0.
+    `labels`; and the signals in `teacher`, each float32 (B, …); logits are (B, K) for K classes. `global_size` is the
+    number of rows in all processes together; `epoch` counts from 0.
     """
 
     epoch: int
@@ -42,8 +42,9 @@ class Stream:
     """The training batches of one process.
 
     Without `window`, an epoch's order is a full shuffle. With `window`, blocks of `block_rows` samples are shuffled,
-    and then the samples within each window of about `window` samples. `live` computes signals from pixels, in addition
-    to the cached signals.
+    and then the samples within each window of about `window` samples. If `block_rows` is None, all samples make one
+    block. `schedule`, a name in `SCHEDULES`, decides which view of a sample an epoch shows. `live` computes signals
+    from pixels, in addition to those in `signals`; if it is None, only the signals in `signals` are used.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Stream:
             yield self._join(epoch, own_keys, gather_keys, pixels_BCHW, bounds[-1] - bounds[0])
 
     def _join(self, epoch: int, keys: Keys, gather_keys: Keys, pixels_BCHW: Tensor, global_size: int) -> Batch:
-        """Build the batch of these keys; `gather_keys` are the same, on the device if the stream is repeatable."""
+        """Build the batch of these keys; `gather_keys` are equal, but on the device if `repeatable`."""
         labels_B = self._labels_N[gather_keys[1].to(self._labels_N.device)]
         signals = self._signals.gather(*gather_keys)
         if self._live is not None:
@@ -129,10 +130,11 @@ class Stream:
 def shares(num_samples: int, batch_size: int, world_size: int) -> list[list[int]]:
     """Divide each step's batch among the processes.
 
-    Return, for every step, world_size + 1 bounds: process r takes positions bounds[r] to bounds[r + 1] of the order.
+    Return, for every step, world_size + 1 bounds: process r takes positions bounds[r] to bounds[r + 1] of the
+    epoch's order.
 
-    `batch_size` counts the rows of all processes; their shares differ by at most one row. The last batch may be
-    smaller, and is dropped if a process would get fewer than two rows, because batch norm needs two.
+    `batch_size` counts the rows of all processes; the processes' shares differ by at most one row. The last batch may
+    be smaller, and is dropped if a process would get fewer than two rows, because batch norm needs two.
     """
     if batch_size < 2 * world_size:
         raise ConfigError(f"batch_size: expected at least 2 rows for each of {world_size} processes, got {batch_size}")

@@ -1,6 +1,7 @@
 """Check that the pixels of views are still the same as when the teacher saw them.
 
-Random rows are rendered and compared with the cache's witnesses, the checksums of each row's rendered pixels.
+Random rows of the cache, each with a key (view, index), are rendered and compared with the cache's witnesses, the
+checksums of each row's rendered pixels.
 """
 
 import numpy as np
@@ -45,6 +46,6 @@ def check_witnesses(
 
 
 def _sample(seed: int, plane: int, num: int, at_most: int) -> Tensor:
-    """Draw up to `at_most` different numbers below `num`, int64."""
+    """Draw up to `at_most` different numbers below `num`, int64; each (seed, plane) has its own draws."""
     raw = raw_rows(seed, Domain.SPOT_CHECK, plane, 0, num)[:, 0]
     return torch.from_numpy(permutations(raw)[:at_most])

@@ -13,7 +13,8 @@ T = TypeVar("T")
 class ReadAhead(Generic[T]):
     """Holds the items that the next positions of a sequence use.
 
-    There are at most `capacity` items in memory, or more if one call of `take` needs more at once.
+    An item, for example a block of a cache, has a number, and `read` returns the item with this number. There are at
+    most `capacity` items in memory, or more if one call of `take` asks for more at once.
     """
 
     def __init__(self, read: Callable[[int], T], capacity: int) -> None:

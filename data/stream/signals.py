@@ -1,7 +1,8 @@
 """Four ways to hold a teacher's signals, i.e. its outputs such as logits.
 
-They are: no signals, all signals in memory, one view at a time, or one window of blocks at a time. Signals stay in
-their stored form until the rows of a batch are gathered; only those rows are decoded.
+They are: no signals, all signals in memory, one view at a time, or one window of blocks at a time. A block is a run of
+consecutive indices of one view. Signals stay in their stored form until the rows of a batch are gathered; only those
+rows are decoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from dhkd.data.stream.read_ahead import ReadAhead
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Maps each signal's name in a batch to the cached signals whose mean it is: one, or one for each of several teachers.
+# Maps the name of each signal in a batch to names of cached signals: one name, or one for each of several teachers. The
+# batch's signal is the mean of the cached signals.
 Names = Mapping[str, Sequence[str]]
 
 Parts = dict[str, dict[str, Tensor]]  # stored rows, by cached signal and by part (an array that the codec stores)
@@ -29,7 +31,7 @@ class Signals(Protocol):
     in_memory: bool  # whether any rows can be gathered at any time
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
-        """Prepare for an epoch, whose keys are given in training order: int64 (N,) each."""
+        """Prepare for an epoch with these keys (view, index), in training order: int64 (N,) each."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """Return the rows of every signal for these keys: {name: float32 (B, …)}.
@@ -96,7 +98,7 @@ class ResidentSignals:
 
 
 class StreamedSignals:
-    """One view of the named signals in memory, while the next view is read; the schedule must be `cycle`."""
+    """One view of the named signals in memory, while the next view is read; requires the schedule `cycle`."""
 
     in_memory = False
 
@@ -120,7 +122,7 @@ class StreamedSignals:
             self._next = (following, self._thread.submit(self._read, following))
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
-        """Return the rows of every signal for these keys: {name: float32 (B, …)}. All must be of the epoch's view."""
+        """Return the rows of every signal for keys of the epoch's view, and no other: {name: float32 (B, …)}."""
         assert self._current is not None
         view, planes = self._current
         assert bool((view_B == view).all())
