@@ -2,8 +2,9 @@
 
 This module is the only wrapper of Accelerate's `Accelerator`.
 
-Accelerate detects how the program was started (alone, by `accelerate launch` or by `torchrun`) and prepares model and
-optimizer. Its data loader is not used, because it would repeat samples to make all batches equally large.
+Accelerate detects how the program was started (as a single process, by `accelerate launch` or by `torchrun`) and
+prepares model and optimizer. Its data loader is not used, because it would repeat samples to make all batches equally
+large.
 """
 
 import os
@@ -23,10 +24,10 @@ T = TypeVar("T")
 
 
 def resolve_precision(precision: str, cpu: bool) -> Precision:
-    """Return the precision to compute in. `auto` is bf16 if the hardware computes it natively, otherwise float32.
+    """Return the precision to compute in. `auto` is bf16 if the hardware computes bf16 natively, otherwise float32.
 
-    Emulated bf16 is slower than float32; on CPUs without bf16 instructions it is more than ten times slower. Raises
-    `ConfigError` for an unknown precision and for fp16 without a GPU.
+    If `cpu` is true, a GPU is ignored. Emulated bf16 is slower than float32; on CPUs without bf16 instructions, bf16 is
+    more than ten times slower. Raises `ConfigError` for an unknown precision and for fp16 without a GPU.
     """
     on_gpu = torch.cuda.is_available() and not cpu
     if precision == "auto":
@@ -72,7 +73,8 @@ class Processes:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap model and optimizer with Accelerate.
 
-        The model is moved to the device and runs under autocast, and its gradients are averaged over the processes.
+        The model is moved to the device and runs under autocast, and DDP (torch's DistributedDataParallel) averages its
+        gradients over the processes.
         """
         prepared, optimizer = self.accelerator.prepare(model, optimizer)
         return prepared, optimizer
@@ -82,7 +84,7 @@ class Processes:
         return cast(AbstractContextManager[Any], self.accelerator.autocast())
 
     def unsynchronized(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context in which DDP does not average gradients."""
+        """Return a context in which DDP (see `prepare`) does not average gradients."""
         if self.world_size == 1:
             return nullcontext()
         return cast(AbstractContextManager[Any], self.accelerator.no_sync(model))
@@ -117,7 +119,7 @@ class Processes:
         return loss if scaler is None else cast(Tensor, scaler.scale(loss))
 
     def clip(self, model: nn.Module, max_norm: float) -> None:
-        """Clip the joint norm of all gradients, after undoing the scaling of fp16."""
+        """Clip the joint norm of all gradients; under fp16, first divide them by the gradient scaler's factor."""
         self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
 
     def step_was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:

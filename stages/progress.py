@@ -1,6 +1,6 @@
 """Progress bars with rate and remaining time.
 
-They are drawn on standard error, so that standard output contains only results.
+The bars are drawn on standard error, so that standard output contains only results.
 """
 
 from collections.abc import Callable, Iterator

@@ -30,9 +30,9 @@ End = Callable[[bool], None]
 
 
 def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the named trackers, without "none". If `names` is empty, return TensorBoard if it is installed.
+    """Return the trackers in `names`, each once and without "none".
 
-    Raises `ConfigError` for a tracker that isn't installed.
+    If `names` is empty, return TensorBoard if it is installed. Raises `ConfigError` for a tracker that isn't installed.
     """
     if not names:
         return ("tensorboard",) if find_spec("tensorboard") else ()

@@ -1,8 +1,8 @@
 """A training step captured as a CUDA graph, which replays all kernels of the step with a single launch.
 
 On a GPU, the step of a small network consists of hundreds of kernels that take microseconds each, and launching them
-takes longer than running them. Rendering stays outside the graph: it needs only a few kernels, which are launched while
-the previous step is still running.
+takes longer than running them. The batch's images are rendered outside the graph: rendering needs only a few kernels,
+which are launched while the previous step is still running.
 """
 
 from collections import Counter
@@ -61,7 +61,7 @@ class CapturedStep:
         self._graphs.clear()
 
     def __call__(self, batch: Batch, kind: bool) -> None:
-        """Run `step(batch, kind)`, by replaying its graph once the warm-up is over."""
+        """Run `step(batch, kind)`, by replaying its graph after `WARM_UP` steps of the same kind and batch shapes."""
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.teacher.items())
         key = (kind, batch.images_BCHW.shape, batch.labels.are_mixed, batch.global_size, shapes)
         if self._warm_ups[key] < WARM_UP:

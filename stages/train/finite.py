@@ -1,7 +1,7 @@
 """Detection of non-finite losses: the device records them in the step where they occur, the host reports them later.
 
-From the first non-finite loss on, the device skips every update by itself. So however late the host checks, the error
-names the first failed step, and no weights have changed since then.
+A step fails if one of its losses is not finite. From the first failed step on, the device skips every update by itself.
+So however late the host checks, the error names the first failed step, and no weights have changed since then.
 """
 
 from collections.abc import Sequence
@@ -72,9 +72,9 @@ class FiniteWatch:
 
 
 def non_finite_loss(failure: Failure, epoch: int, outputs: StudentOutputs, batch: Batch) -> NonFiniteLoss:
-    """Build the error that names the failed terms, the step, and the keys (view, index) of the suspect rows.
+    """Build the error that names the failed terms, the step, and the keys (view, index) of rows that may be the cause.
 
-    `outputs` and `batch` must be from the failed step.
+    `outputs` and `batch` must be from the step in `failure`.
     """
     rows = _suspects(outputs, batch)
     keys = [f"({int(batch.view_B[row])}, {int(batch.index_B[row])})" for row in rows[:KEYS_LISTED]]
@@ -87,7 +87,7 @@ def non_finite_loss(failure: Failure, epoch: int, outputs: StudentOutputs, batch
 
 
 def _suspects(outputs: StudentOutputs, batch: Batch) -> list[int]:
-    """Return the rows in which a value is not finite or is too large to be squared."""
+    """Return the rows with an output or a teacher signal that is not finite or is too large to be squared."""
     limit = torch.finfo(torch.float32).max ** 0.5
     tensors = [outputs.task, outputs.distill, *outputs.features.values(), *batch.teacher.values()]
     good_B = torch.stack([(tensor.detach().flatten(1).abs() < limit).all(dim=1) for tensor in tensors]).all(dim=0)

@@ -1,4 +1,4 @@
-"""From named loss terms to the gradients in `p.grad`, which are either summed or aligned.
+"""From named loss terms to the gradients in the parameters' `grad`, which are either summed or aligned.
 
 Aligned gradients don't oppose the gradient of the protected terms.
 
@@ -25,9 +25,9 @@ class Alignment:
     """Names of the protected terms, `kept` (gradient g1), and of the terms that must not oppose them, `against` (g2).
 
     If `against` is None, g2 is the gradient of all other terms. The gradient of a term in neither group is added
-    unchanged. The projection's coefficient is computed in every `every`-th step, starting with an epoch's first step,
-    and reused in the steps between. `every` above 1 is an approximation: a step that reuses the coefficient needs only
-    one backward pass.
+    unchanged. The coefficient c of the projection (see `backward`) is computed in every `every`-th step, starting with
+    an epoch's first step, and reused in the steps between. `every` above 1 is an approximation: a step that reuses c
+    needs only one backward pass.
     """
 
     kept: tuple[str, ...]
@@ -49,8 +49,9 @@ class Alignment:
 class AlignmentReport:
     """How g1 and g2 relate, as scalar tensors on the device of the gradients; reading a value waits for the device.
 
-    The three fields are computed from gradients that `backward` multiplied by the factor of its argument `scale`, so
-    they contain the square of this factor. The factor cancels in the properties.
+    g1 is the gradient of the protected terms, g2 the gradient of the terms that must not oppose them. The three fields
+    are computed from gradients that `backward` multiplied by the factor of its argument `scale`, so they contain the
+    square of this factor. The factor cancels in the properties.
     """
 
     dot: Tensor
@@ -87,19 +88,19 @@ def backward(
 ) -> AlignmentReport | None:
     """Write the gradient of the weighted terms into the `grad` of `parameters`.
 
-    `parameters` contains every trained parameter, in the same order in every process, with `grad` cleared. Without an
-    `alignment`, this is one `backward()` of the weighted sum. With an alignment, the terms fall into three groups: the
-    protected terms (gradient g1), the terms that must not oppose them (g2) and the rest (g3). Then
+    `parameters` contains every trained parameter, in the same order in every process, with `grad` cleared. If
+    `alignment` is None, this is one `backward()` of the weighted sum. With an alignment, the terms fall into three
+    groups: the protected terms (gradient g1), the terms that must not oppose them (g2) and the rest (g3). Then
     grad = (1 − c)·g1 + g2 + g3 with c = min(0, ⟨g1, g2⟩) / ‖g1‖², or c = 0 if g1 = 0. If `coefficient` is given, it is
     used as c, and a single `backward()` suffices; it is the c of an earlier step. A parameter that no term reaches
-    keeps its `grad`, as after `backward()`. Returns a report if this call computes c, otherwise None.
+    keeps its `grad`, as after `backward()`. Returns an `AlignmentReport` if this call computes c, otherwise None.
 
     `scale` multiplies every loss by a factor (fp16's GradScaler). This factor cancels in c, and a gradient that
     overflowed stays non-finite, so that the scaler notices. `average` replaces tensors by their mean over the
-    processes, in place. It is called only if c is computed: computing c uses autograd.grad, which bypasses DDP, while
-    DDP averages in `backward()`. `average` comes before the projection, because averaging projected gradients would
-    give a different result. Every process averages the same list of tensors, because the graph decides which parameters
-    a loss reaches, and the graph is the same in every process.
+    processes, in place; if it is None, nothing is averaged. `average` is called only if c is computed: computing c uses
+    autograd.grad, which bypasses DDP, while DDP averages in `backward()`. `average` comes before the projection,
+    because averaging projected gradients would give a different result. Every process averages the same list of
+    tensors, because the graph decides which parameters a loss reaches, and the graph is the same in every process.
     """
     assert terms.keys() == weights.keys(), f"terms {sorted(terms)}, weights {sorted(weights)}"
     weighted = {name: weights[name] * term for name, term in terms.items()}

@@ -41,7 +41,8 @@ class Task:
     student's backbone, in eval mode, and returns the backbone's test accuracy. The host checks every `look_every` steps
     whether losses are finite; if `look_every` is None, a number that suits the device is used. If `keep_every` is
     given, the student's weights are saved in the run's folder before the first epoch, after every `keep_every` epochs
-    and after the last epoch. The metrics of each epoch also go to `trackers`.
+    and after the last epoch; if it is None, no such weights are saved. If `clip_norm` is None, gradients are not
+    clipped. The metrics of each epoch also go to the services named in `trackers`, such as TensorBoard.
     """
 
     student: Student
@@ -89,7 +90,7 @@ def train(task: Task, processes: Processes) -> Figures:
 
 
 def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures | DhkdError]:
-    """Train several students side by side. Return the figures of each task, or the error that ended the task.
+    """Train several students side by side. Return each task's `Figures`, or the error that ended the task.
 
     An error ends only the task in which it occurs.
     """
@@ -244,7 +245,10 @@ class _Run:
 
 
 def _restore(task: Task) -> Cursor:
-    """Load the checkpoint, if one exists, into student and optimizer. Return the progress of the run."""
+    """Load the checkpoint, if one exists, into student and optimizer. Return the run's progress.
+
+    Without a checkpoint, the progress is 0 epochs. Raises `RunMismatch` if the checkpoint doesn't fit this run.
+    """
     run, student = task.run, task.student
     checkpoint = run.load_checkpoint()
     if checkpoint is None:

@@ -41,7 +41,7 @@ class SideBySide:
             )
 
     def run(self, jobs: Mapping[K, Callable[[], object]]) -> dict[K, DhkdError]:
-        """Run all jobs and wait for them. Return, by key, the errors of the jobs that failed with a `DhkdError`.
+        """Run all jobs and wait for them. Return each `DhkdError` that a job raised, under the key of the job.
 
         On a GPU, the current CUDA stream waits instead of the host. Any other exception is raised.
         """
@@ -83,7 +83,7 @@ class SideBySide:
 
 
 def batches_by_stream(streams: Sequence[Stream], epoch: int) -> Iterator[dict[Stream, Batch]]:
-    """Yield, for each step of an epoch, the batch of every stream that still has batches.
+    """Yield, for each step of an epoch, the batch of every data stream that still has batches.
 
     A stream that occurs several times in `streams` makes each batch only once, for all students that share the stream.
     """

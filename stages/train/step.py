@@ -1,9 +1,9 @@
 """One training step, from a batch to an update. `TrainingStep._update` shows the whole step in order.
 
-A step adds its sums (losses, correct answers, rows, conflicting gradients) to tensors on the device, in place. Every
-`look_every` steps, the host checks whether all losses were finite. On a CPU, it checks in every step, since reading a
-value costs nothing; on a GPU, it usually checks every 64 steps, since reading a value waits until the device has
-finished all launched work.
+A step adds its sums (losses, correct answers, rows, conflicts between gradients) to tensors on the device, in place.
+Every `look_every` steps, the host checks whether all losses were finite. On a CPU, it checks in every step, since
+reading a value costs nothing; on a GPU, it usually checks every 64 steps, since reading a value waits until the device
+has finished all launched work.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ class TrainingStep:
 
     The host checks every `look_every` steps whether losses are finite; if `look_every` is None, a number that suits the
     device is used. If `stream` can't make a batch again, the host checks in every step, because it needs the batch to
-    name the rows whose loss is not finite. `alone` says that no other student trains in this interpreter. If it is
-    true, every step also seeds torch's default generator, which the dropout of foreign networks uses.
+    name the rows whose loss is not finite. `alone` says whether no other student trains in this interpreter. If
+    `alone` is true, every step also seeds torch's default generator, which the dropout of foreign networks uses.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class TrainingStep:
         rate = self._learning_rate.at(self._epoch, step, self._stream.steps_per_epoch)
         self._finite.begin_step(step)
         self._seed_dropout(step)
-        # Whether this step computes the coefficient of the projection. An epoch's first step does, so that checkpoints,
-        # which are written between epochs, need not hold the coefficient.
+        # `projects` says whether this step computes the coefficient c of the alignment (see `gradients.backward`). An
+        # epoch's first step computes c, so that checkpoints, which are written between epochs, need not hold it.
         alignment = self._objective.alignment
         projects = alignment is not None and step % alignment.every == 0
         if self._graphs is None:
@@ -111,7 +111,8 @@ class TrainingStep:
     def _update(self, batch: Batch, projects: bool) -> None:
         """Run forward pass, terms, backward pass and update.
 
-        `projects` says that the coefficient of the alignment is computed from the gradients of this step.
+        If `projects` is true, the coefficient c of the alignment (see `gradients.backward`) is computed from this
+        step's gradients; otherwise an objective with an alignment reuses the c of an earlier step.
         """
         processes, objective = self._processes, self._objective
         joint = objective.couples_rows and processes.world_size > 1
@@ -126,7 +127,7 @@ class TrainingStep:
             if self._look_every == 1:
                 self._require_finite(outputs, batch)
             else:
-                # GradScaler sets the same attribute. If `found_inf` is 1, the kernels of the fused optimizer do
+                # If the attribute `found_inf`, which GradScaler also sets, is 1, the kernels of the fused optimizer do
                 # nothing.
                 self._given_optimizer.found_inf = self._finite.found_inf()  # type: ignore[attr-defined]  # SGD.step reads it
 
@@ -158,7 +159,9 @@ class TrainingStep:
         """Return the epoch's metrics; `seconds` is the duration of the epoch's training steps.
 
         The metrics are the means of the loss and of every term over all rows, the training accuracy in percent, the
-        learning rate and the throughput. Raises `NonFiniteLoss` if a loss of the epoch was not finite.
+        learning rate and the throughput. With an alignment, they include the number of steps whose gradients
+        conflicted; under fp16, the number of skipped steps. Raises `NonFiniteLoss` if a loss of the epoch was not
+        finite.
         """
         self._require_finite()
         steps = self._stream.steps_per_epoch
@@ -182,9 +185,9 @@ class TrainingStep:
         return metrics
 
     def _sums(self, terms: Mapping[str, Tensor], outputs: StudentOutputs, batch: Batch) -> Tensor:
-        """Return sums over all processes: each term times the number of rows, the correct answers and the rows.
+        """Return sums over all processes: of each term times the process's rows, of correct answers and of rows.
 
-        The last entry is 0; the caller sets it if the gradients conflict.
+        A last entry, for conflicts between gradients, is 0; the caller sets it if this step's gradients conflict.
         """
         rows = len(batch.index_B)
         hits = batch.labels.hit_by(outputs.task.argmax(dim=1)).sum()
@@ -195,7 +198,8 @@ class TrainingStep:
     def _require_finite(self, outputs: StudentOutputs | None = None, batch: Batch | None = None) -> None:
         """Raise `NonFiniteLoss`, in every process, if a loss of this epoch was not finite.
 
-        `outputs` and `batch` are from the failed step; if they are None, the step's forward pass is repeated.
+        The error describes the epoch's first step with a non-finite loss. `outputs` and `batch` must be from that step;
+        if they are None, the batch of that step is made again and the forward pass is repeated.
         """
         failure = self._finite.failure()
         if failure is None:
@@ -205,7 +209,7 @@ class TrainingStep:
         raise non_finite_loss(failure, self._epoch, outputs, batch)
 
     def _repeated(self, failure: Failure) -> tuple[StudentOutputs, Batch]:
-        """Compute outputs and batch of a failed step again; the weights have not changed since that step."""
+        """Make the failed step's batch again and repeat the forward pass; no weights have changed since that step."""
         batch = batch_of(self._stream, self._epoch, failure.step)
         self._seed_dropout(failure.step)
         with torch.no_grad():
@@ -223,7 +227,7 @@ class TrainingStep:
             group["lr"] = rate
 
     def _can_look_late(self) -> bool:
-        """Return whether the device can skip updates by itself and a failed step can be repeated."""
+        """Return whether the host may check losses late: the device can skip updates, and a step can be repeated."""
         return bool(self._given_optimizer.defaults.get("fused")) and self._stream.repeatable
 
     def _steps_between_looks(self) -> int:
@@ -232,7 +236,7 @@ class TrainingStep:
         return LOOK_EVERY_ON_GPU if late else 1
 
     def _compiled(self, compiled: Compile) -> CapturedStep | None:
-        """Compile the backbone if `compiled` asks for it. Return the captured step, or None for no capture."""
+        """Compile the backbone if `compiled` is "max". Return the captured step, or None if none is captured."""
         on_gpu = self._processes.device.type == "cuda"
         if not on_gpu and compiled == "reduce-overhead":
             raise ConfigError("compile reduce-overhead: expected a GPU, which replays a step; on a CPU use max or off")

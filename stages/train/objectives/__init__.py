@@ -51,8 +51,9 @@ def combined_objective(
 ) -> Objective:
     """Build the objective that a text such as "NAME" or "NAME + 0.5 * NAME" describes.
 
-    `options` maps the names of parts to their options. If `alignment` is given, it replaces the alignment of the parts.
-    Raises `ConfigError`, with a one-line message, for a text or options that are not valid.
+    `options` maps the names of parts to their options. If `alignment` is given, it replaces the alignment of the parts;
+    if it is None, the first part that has an alignment determines the alignment. Raises `ConfigError`, with a one-line
+    message, for a text or options that are not valid.
     """
     for name in options:
         one_of("objective", name, OBJECTIVES)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 LogitLoss = Literal["binary-kl", "binary-kl-norm"]
 
-# Each loss takes (student_BK, teacher_BK, temperature) and returns a scalar. Its term has the name given as the key.
+# Each loss takes (student_BK, teacher_BK, temperature) and returns a scalar. The key also names the loss's term.
 LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
     "binary-kl": losses.binary_kl,
     "binary-kl-norm": losses.binary_kl_norm,
@@ -25,7 +25,7 @@ LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class BinaryKL(Objective):
-    """ce_weight · CE + alpha · BinaryKL, both on the task head."""
+    """ce_weight · CE + alpha · BinaryKL (`losses.binary_kl`), both on the task head."""
 
     alpha: float = 1.0
     temperature: float = 2.0
@@ -55,6 +55,6 @@ class BinaryKL(Objective):
 
 @dataclass(frozen=True)
 class BinaryKLNorm(BinaryKL):
-    """ce_weight · CE + alpha · BinaryKL-Norm, both on the task head."""
+    """ce_weight · CE + alpha · BinaryKL-Norm (`losses.binary_kl_norm`), both on the task head."""
 
     loss: ClassVar[LogitLoss] = "binary-kl-norm"

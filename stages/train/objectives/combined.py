@@ -1,4 +1,4 @@
-"""A weighted sum of several objectives, such as "dhkd + reviewkd" or "kd + 0.5 * rkd"."""
+"""A weighted sum of several objectives (the parts), such as "dhkd + reviewkd" or "kd + 0.5 * rkd"."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,8 +41,8 @@ class Combined(Objective):
 
     Cross-entropy is taken from the first part that has a term `ce`, since the other parts would only repeat this term.
     If `aligned` is None, the first part that has an alignment determines which terms are protected, and their gradient
-    is protected from all other terms that compare logits. Raises `ConfigError` for parts that don't fit together and
-    for an alignment that names unknown terms.
+    is protected from all other terms that compare logits. Raises `ConfigError` for parts that don't fit together,
+    and for an `aligned` that names unknown terms or leaves no term to protect or to project.
     """
 
     parts: tuple[tuple[str, float, Objective], ...]
@@ -71,7 +71,7 @@ class Combined(Objective):
 
     @property
     def capturable(self) -> bool:  # type: ignore[override]
-        """Whether the steps of all parts can be captured."""
+        """Whether the steps of all parts can be captured as CUDA graphs."""
         return all(part.capturable for _, _, part in self.parts)
 
     @property
@@ -81,7 +81,7 @@ class Combined(Objective):
 
     @property
     def auxiliary(self) -> AuxiliaryHead | None:
-        """The auxiliary head of the first part that has one."""
+        """The auxiliary head of the first part that has one, or None if no part has an auxiliary head."""
         return next((part.auxiliary for _, _, part in self.parts if part.auxiliary), None)
 
     @property
@@ -93,7 +93,10 @@ class Combined(Objective):
         return alignment and self._resolved(replace(alignment, against=None))
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Merge the needs of all parts. Probabilities suffice if all parts use the same temperature."""
+        """Merge the needs of all parts.
+
+        Probabilities suffice for a signal if all parts that need the signal use the same temperature.
+        """
         needs: dict[str, float | None] = {}
         for _, _, part in self.parts:
             for name, temperature in part.needs(setting).items():
@@ -105,7 +108,10 @@ class Combined(Objective):
         return list(dict.fromkeys(name for _, _, part in self.parts for name in part.reads(setting)))
 
     def architecture(self, setting: Setting) -> str:
-        """Return the network of the part that changes it. Raises `ConfigError` if parts need different networks."""
+        """Return the network that a part trains in place of the preset's network, or else the preset's network.
+
+        Raises `ConfigError` if parts need different networks.
+        """
         names = {part.architecture(setting) for _, _, part in self.parts} - {setting.student.architecture}
         if len(names) > 1:
             raise ConfigError(f"objective: the parts train different networks: {' and '.join(sorted(names))}")
@@ -117,7 +123,7 @@ class Combined(Objective):
             part.start(network, setting)
 
     def adapter(self, setting: Setting) -> nn.Module | None:
-        """Build the adapters of all parts that have one."""
+        """Build the adapters of all parts that have one, or return None if no part has an adapter."""
         adapters = {name: part.adapter(setting) for name, _, part in self.parts}
         present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
         return Adapters(present) if present else None
@@ -146,7 +152,7 @@ class Combined(Objective):
             raise ConfigError(f"alignment.{lacking}: expected at least one of {', '.join(terms)}, got none")
 
     def _resolved(self, aligned: Alignment) -> Alignment:
-        """Return `aligned`; if its `against` is None, replace it by all unprotected terms that compare logits."""
+        """Return `aligned`; if its `against` is None, replace it by all terms outside `kept` that compare logits."""
         if aligned.against is not None:
             return aligned
         terms = [term for _, _, part in self.parts if part.of_logits for term in part.weights(0)]

@@ -35,9 +35,9 @@ class Setting:
     teacher_network: Network | None = None
 
     def stages(self, objective: str) -> list[int]:
-        """Return the numbers of the stages after the stem.
+        """Return the numbers 1, 2, … of the stages after the stem, which is stage 0.
 
-        Raises `ConfigError` if the two networks differ in the number of stages.
+        Raises `ConfigError`, naming `objective`, if the two networks differ in the number of stages.
         """
         student, teacher = len(self.student.maps), len(self.teacher.maps)
         if student != teacher:
@@ -58,7 +58,8 @@ class Objective(ABC):
     of_logits: bool = True
     # Whether a step runs entirely on the device, so that it can be captured as a CUDA graph.
     capturable: bool = True
-    # The part of the teacher's network that the objective needs besides signals. If set, teacher weights must be given.
+    # The part of the teacher's network that the objective needs besides signals. If it is None,
+    # the objective needs no teacher weights.
     takes_of_teacher: str | None = None
 
     @property
@@ -106,15 +107,16 @@ class Objective(ABC):
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the named, unweighted losses of a batch, each a scalar and a mean over the batch's rows.
 
-        `labels` may be mixed. Pass them to `losses.cross_entropy`. If a method needs the classes themselves, use
-        `labels.one_class_each`, which raises `ConfigError` for mixed labels.
+        `teacher` holds the teacher's signals by name. `labels` may be mixed. Pass them to `losses.cross_entropy`. If a
+        method needs the classes themselves, use `labels.one_class_each`, which raises `ConfigError` for mixed labels.
         """
 
     @abstractmethod
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the weight of each term in this epoch, counted from 0.
 
-        A term of weight 0 stays in the autograd graph, because DDP expects a gradient for every parameter.
+        A term of weight 0 stays in the autograd graph, because DDP (torch's DistributedDataParallel) expects
+        a gradient for every parameter.
         """
 
 

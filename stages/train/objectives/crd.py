@@ -34,9 +34,10 @@ STUDENT, TEACHER = "crd-student", "crd-teacher"
 def contrastive_loss(ratio_BM: Tensor) -> Tensor:
     """Compute the loss of noise-contrastive estimation: column 0 is the positive, the M other columns are noise.
 
-    The loss is −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ] with h(r) = r / (r + 1). Each entry r_ij > 0 of
-    `ratio_BM` is the likelihood of the sample in column j under the model, divided by the sample's likelihood as noise;
-    it is computed as the sample's score divided by M/num_samples. Tian et al., equations 9 to 11.
+    The loss is −1/N · Σ_i [ log h(r_i0) + Σ_j log(1 − h(r_ij)) ] with h(r) = r / (r + 1), where i runs over the N rows
+    and j over the columns 1 to M. Each entry r_ij > 0 of `ratio_BM` is the likelihood of the sample in column j under
+    the model, divided by the sample's likelihood as noise. `Contrast` computes r_ij as the sample's scaled score,
+    divided by M / (number of training samples). Tian et al., equations 9 to 11.
     """
     ratio_BM = losses.widened(ratio_BM)
     # log h(r) is computed from log r. Computed from 1/r, whose gradient is 1/r², it would overflow for small ratios.
@@ -60,7 +61,7 @@ class Negatives:
             raise ConfigError("objective 'crd': expected samples of at least two classes, to tell them apart")
 
     def draw(self, epoch: int, index_B: Tensor) -> Tensor:
-        """Draw the indices of negatives, int64 (B, number): for each row, samples of classes other than its class."""
+        """Draw the indices of negatives, int64 (B, number): for each row, samples of classes other than the row's."""
         rows = [self._row(epoch, index) for index in index_B.tolist()]
         return torch.from_numpy(np.stack(rows))
 
@@ -105,13 +106,16 @@ class Contrast(nn.Module):
         bound = (3 / dim) ** 0.5
         for name in self.same_in_every_process:
             self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
-        # Scores are divided by these scales, so that the results are roughly probabilities. The first batch sets the
-        # scales; 0 means that a scale is not yet set.
+        # A score is exp(cosine / temperature). Scores are divided by these scales, so that the results are roughly
+        # probabilities. The first batch sets the scales; 0 means that a scale is not yet set.
         self.register_buffer("scale_student", torch.zeros(()))
         self.register_buffer("scale_teacher", torch.zeros(()))
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compare each network's embeddings with the other network's memory. Return two ratios, (B, 1 + negatives)."""
+        """Compare each network's embeddings with the remembered embeddings of the other network.
+
+        Return each network's ratios for `contrastive_loss`, (B, 1 + negatives), as `crd-student` and `crd-teacher`.
+        """
         batch.labels.require_one_class("crd")  # negatives are samples of classes other than the row's class
         device = self.student.weight.device
         index_B = batch.index_B.to(device)

@@ -19,13 +19,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DHKD(Objective):
-    """ce_weight · CE (task head) + alpha · `loss` (auxiliary head).
+    """ce_weight · CE (task head) + alpha · the logit-level loss named by `loss` (auxiliary head).
 
-    If `align` is true, the gradient of `loss` is aligned so that it doesn't oppose the gradient of CE. The defaults are
-    the published settings for CIFAR-100; ce_weight is the paper's γ. If `alpha_epochs` is given, alpha is used only in
-    the first `alpha_epochs` epochs and is 0 afterwards. The published ImageNet run has alpha_epochs 50, alpha 0.1, a
-    linear head and no alignment. With `standardize`, the logits of the auxiliary head and of the teacher are
-    standardised first (`losses.standardized`).
+    If `align` is true, the gradient of the logit-level loss is aligned so that it doesn't oppose the gradient of CE.
+    The defaults are the published settings for CIFAR-100; ce_weight is the paper's γ. If `alpha_epochs` is given, alpha
+    is used only in the first `alpha_epochs` epochs and is 0 afterwards; if it is None, alpha is used in every epoch.
+    The published ImageNet run has alpha_epochs 50, alpha 0.1, a linear head and no alignment. With `standardize`, the
+    logits of the auxiliary head and of the teacher are standardised first (`losses.standardized`).
     """
 
     alpha: float = 1.0

@@ -24,9 +24,10 @@ from torch import Tensor
 def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Compute the scalars TCKD and NCKD, each τ²/N · Σ_i KL(teacher ‖ student) of probabilities at temperature τ.
 
-    TCKD compares the two probabilities of the target class and of all other classes together. NCKD compares the
-    probabilities of the other classes, normalised to sum to 1. Zhao et al., equation 7: KD of sample i is
-    TCKD + (1 − p_target)·NCKD with the teacher's probability p_target of the target class. `labels_B` is int64.
+    The sum is over the N samples i of the batch. TCKD (target-class KD) compares the two probabilities of the target
+    class and of all other classes together. NCKD (non-target-class KD) compares the probabilities of the other classes,
+    normalised to sum to 1. Zhao et al., equation 7: KD of sample i is TCKD + (1 − p_target)·NCKD with the teacher's
+    probability p_target of the target class. `labels_B` is int64.
     """
     student_BK, teacher_BK = losses.widened(student_BK) / temperature, losses.widened(teacher_BK) / temperature
     target_B1 = labels_B[:, None]
@@ -55,7 +56,7 @@ def _target_and_others(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DKD(Objective):
-    """ce_weight · CE + alpha · TCKD + beta · NCKD, all on the task head.
+    """ce_weight · CE + alpha · TCKD + beta · NCKD (see `decoupled_kd`), all on the task head.
 
     The published beta differs between teacher–student pairs. Over the first `warmup_epochs` epochs, alpha and beta grow
     linearly to their values. With `standardize`, the logits of both networks are standardised first

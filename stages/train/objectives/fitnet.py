@@ -1,7 +1,8 @@
 """The objective `fitnet`: a regressor turns one of the student's maps into an imitation of one of the teacher's maps.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
-Cross-entropy and hint loss are minimised together, as in later comparisons; the paper minimises the hint loss first.
+Cross-entropy and the hint loss, which compares map and imitation, are minimised together, as in later comparisons; the
+paper minimises the hint loss first.
 """
 
 from collections.abc import Mapping, Sequence

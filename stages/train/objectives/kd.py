@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KD(Objective):
-    """ce_weight · CE + kd_weight · KD of the task head; the defaults are the usual values for CIFAR-100.
+    """ce_weight · CE + kd_weight · `losses.kd`, both on the task head; the defaults are the usual values for CIFAR-100.
 
     With `standardize`, the logits of both networks are standardised first (`losses.standardized`).
     """

@@ -2,8 +2,8 @@
 
 Each loss computes in float32, whatever the dtype of its inputs and the state of autocast; float64 stays float64. Inputs
 are widened first, because even the difference of two fp16 logits may overflow. Values and gradients are finite for
-|student − teacher| up to 1e4. Published code clamps probabilities instead. In float32, a clamp at 1 − 1e-8 does
-nothing, so such a loss becomes infinite if the difference exceeds about 33.
+logits with |student − teacher| up to 1e4. Published code clamps probabilities instead. In float32, a clamp at 1 − 1e-8
+does nothing, so such a loss becomes infinite if the difference exceeds about 33.
 
 B is the batch dimension, K the class dimension and N the batch size; s and t are the student's and the teacher's
 logits, τ is the temperature and σ the logistic function.
@@ -21,8 +21,9 @@ LOG_COSH_IS_LINEAR = 20.0
 def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
     """Compute cross-entropy with the labels, mean over the batch: −1/N · Σ_i log softmax(s_i)[label_i].
 
-    The loss of a mixed image is w · CE(first) + (1 − w) · CE(second), where w is the share of the first class. Zhang,
-    Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412, section 2.
+    s_i are the logits of row i of the N rows. The loss of a mixed image is w · CE(first) + (1 − w) · CE(second), where
+    w is the share of the first class. Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization",
+    ICLR 2018, arXiv 1710.09412, section 2.
     """
     return smoothed_cross_entropy(logits_BK, labels, 0.0)
 
@@ -30,8 +31,8 @@ def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
 def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) -> Tensor:
     """Compute cross-entropy with the targets (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
 
-    For a mixed image, the losses of both labels are weighted as in `cross_entropy`. Szegedy et al., "Rethinking the
-    Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
+    K is the number of classes. For a mixed image, the losses of both labels are weighted as in `cross_entropy`. Szegedy
+    et al., "Rethinking the Inception Architecture", CVPR 2016, arXiv 1512.00567, section 7.
     """
     logits_BK = widened(logits_BK)
     if labels.second_B is None or labels.weight_B is None:
@@ -46,14 +47,14 @@ def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) 
 def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     """Compute the squared error of raw logits, 1/(N·K) · Σ (s − t)²: the mean over batch and classes.
 
-    Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184; their equation 1 takes half the
-    sum instead of the mean.
+    s and t are the student's and the teacher's logits, for N samples and K classes. Ba, Caruana, "Do Deep Nets Really
+    Need to be Deep?", NeurIPS 2014, arXiv 1312.6184; their equation 1 takes half the sum instead of the mean.
     """
     return F.mse_loss(widened(student_BK), widened(teacher_BK))
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
-    """Standardize each row: (x − mean) / (deviation + 1e-7), with the population standard deviation of all K values.
+    """Standardize each row x: (x − mean) / (deviation + 1e-7), with the population standard deviation of all K values.
 
     Apart from the 1e-7, shifting a row or scaling it by a positive factor changes nothing. Sun et al., "Logit
     Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, which also divides the result
@@ -70,8 +71,9 @@ def standardized(logits_BK: Tensor) -> Tensor:
 def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     """Compute classical KD, τ²/N · Σ KL( softmax(t/τ) ‖ softmax(s/τ) ): sum over classes, mean over the batch.
 
-    The gradient in s is τ/N · (softmax(s/τ) − softmax(t/τ)). Hinton, Vinyals, Dean, "Distilling the Knowledge in a
-    Neural Network", 2015, arXiv 1503.02531, section 2; the factor τ² keeps the gradient's size independent of τ.
+    s and t are the student's and the teacher's logits, τ is the temperature and N the batch size. The gradient in s is
+    τ/N · (softmax(s/τ) − softmax(t/τ)). Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+    arXiv 1503.02531, section 2; the factor τ² keeps the gradient's size independent of τ.
     """
     log_student_BK = F.log_softmax(widened(student_BK) / temperature, dim=1)
     log_teacher_BK = F.log_softmax(widened(teacher_BK) / temperature, dim=1)
@@ -82,10 +84,11 @@ def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
 def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     """Compute BinaryKL, τ²/N · Σ KL( Bernoulli(σ(t/τ)) ‖ Bernoulli(σ(s/τ)) ): sum over classes, mean over the batch.
 
-    The gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
-    2025, arXiv 2411.08937. The paper's equation sums over the batch; the published code divides by N, as this function
-    does. In float32, each summand τ² · KL, before the division by N, is exact to about 1e-7 · τ² and may therefore be
-    slightly below 0; each entry of the gradient is exact to 1e-7 · τ/N.
+    s and t are the student's and the teacher's logits, τ is the temperature, N the batch size and σ the logistic
+    function. The gradient in s is τ/N · (σ(s/τ) − σ(t/τ)). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge
+    Distillation", KDD 2025, arXiv 2411.08937. The paper's equation sums over the batch; the published code divides by
+    N, as this function does. In float32, each summand τ² · KL, before the division by N, is exact to about 1e-7 · τ²
+    and may therefore be slightly below 0; each entry of the gradient is exact to 1e-7 · τ/N.
     """
     student_BK, teacher_BK = widened(student_BK) / temperature, widened(teacher_BK) / temperature
     # log σ(x) = −softplus(−x), and 1 − σ(x) = σ(−x): the log is never taken of a probability that rounded to 0 or 1.
@@ -97,9 +100,10 @@ def binary_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 def binary_kl_norm(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     """Compute BinaryKL-Norm, τ²/N · Σ KL( [½, ½] ‖ [σ(d), 1 − σ(d)] ) with d = (s − t)/τ.
 
-    The loss is summed over classes and averaged over the batch. It equals τ²/N · Σ log cosh((s − t)/(2τ)); the gradient
-    in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD 2025, arXiv
-    2411.08937; the paper's results were obtained with this loss.
+    s and t are the student's and the teacher's logits, τ is the temperature, N the batch size and σ the logistic
+    function. The loss is summed over classes and averaged over the batch. It equals τ²/N · Σ log cosh((s − t)/(2τ));
+    the gradient in s is τ/N · (σ((s − t)/τ) − ½). Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation", KDD
+    2025, arXiv 2411.08937; the paper's results were obtained with this loss.
     """
     difference_BK = widened(student_BK) - widened(teacher_BK)
     return temperature**2 * _summed_over_classes(_log_cosh(difference_BK / (2 * temperature)))

@@ -35,10 +35,11 @@ def partial_l2(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> 
 
 
 def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
-    """Compute each channel's mean negative response E[x | x < 0], (C,), assuming normally distributed responses.
+    """Compute each channel's mean negative response E[x | x < 0], (C,), assuming normally distributed responses x.
 
     With the batch norm's shift μ and scale σ, the mean is μ − σ·φ(μ/σ) / Φ(−μ/σ), or −3σ if hardly any response is
-    negative. Heo et al., equation 3.
+    negative; φ and Φ are the density and the distribution function of the standard normal distribution. Heo et al.,
+    equation 3.
     """
     mean, deviation = batch_norm.bias.detach().double(), batch_norm.weight.detach().double().abs().clamp(min=1e-30)
     share = torch.special.ndtr(-mean / deviation)
@@ -67,7 +68,7 @@ class Connectors(nn.Module):
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compute each stage's imitation of the teacher's map. Return the imitations, and the margins for each row."""
+        """Compute each stage's imitation of the teacher's map. Return imitations, and margins (B, C)."""
         imitations = {}
         for stage, size in self._sizes.items():
             student = resized(features[map_name(stage, before=True)], size)

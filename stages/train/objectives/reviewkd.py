@@ -1,8 +1,8 @@
 """The objective `reviewkd`: each stage of the student, fused with the later stages, imitates the teacher's stage.
 
-Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's maps are
-taken after the last activation of each stage, the teacher's maps before the stage's last activation. A level is a stage
-or, as the last level, the pooled feature.
+Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's feature
+maps are taken after the last activation of each stage, the teacher's maps before the stage's last activation. A level
+is a stage or, as the last level, the pooled feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,8 @@ class Fusion(nn.Module):
     def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the imitation of the teacher's level, and the fused result.
 
-        `behind` is the fused result of the later levels; it is None for the last level.
+        `feature` is the student's level. `behind` is the fused result of the later levels; it is None for the last
+        level.
         """
         fused: Tensor = self.narrow(feature)
         if self.attention is not None:

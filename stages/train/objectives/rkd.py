@@ -18,8 +18,8 @@ from torch import Tensor
 def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     """Compute smooth L1 between the two networks' pairwise distances, averaged over all N² ordered pairs of samples.
 
-    Each network's distances are divided by their mean over the pairs with a distance above 0. Park et al., equations 5
-    to 7.
+    N is the batch size. Each network's distances are divided by their mean over the pairs with a distance above 0. Park
+    et al., equations 5 to 7.
     """
     student_BB, teacher_BB = (_distances(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(_over_mean(student_BB), _over_mean(teacher_BB))
@@ -28,8 +28,8 @@ def distance_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
 def angle_loss(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     """Compute smooth L1 between the two networks' cosines of angles, averaged over all N³ triples of samples.
 
-    Each angle lies at one sample, between the directions to two other samples. Rotating, shifting or scaling the
-    embeddings does not change the loss. Park et al., equations 8 to 10.
+    N is the batch size. Each angle lies at one sample, between the directions to two other samples. Rotating, shifting
+    or scaling the embeddings does not change the loss. Park et al., equations 8 to 10.
     """
     student_BBB, teacher_BBB = (_cosines(losses.widened(embedding)) for embedding in (student_BD, teacher_BE))
     return F.smooth_l1_loss(student_BBB, teacher_BBB)

@@ -1,4 +1,4 @@
-"""The objective `simkd`: the student imitates the teacher's last map and reuses the teacher's classifier.
+"""The objective `simkd`: the student imitates the teacher's last feature map and reuses the teacher's classifier.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv
 2203.14001. The network that is trained, evaluated and exported consists of the student, a projector and the
@@ -25,7 +25,8 @@ MAP = "last_map"
 class SimKD(Objective):
     """ce_weight · CE + map_weight · the mean squared difference of the projected map and the teacher's last map.
 
-    The larger of the two maps is averaged to the resolution of the smaller map.
+    The projector turns the student's last map into the projected map. The larger of the two maps is averaged to the
+    resolution of the smaller map.
     """
 
     ce_weight: float = 0.0
