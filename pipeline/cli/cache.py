@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 from dhkd.pipeline.cli.options import (
-    CACHE_HELP,
     PATH,
     TEACHER_HELP,
     ExperimentOptions,
@@ -51,7 +50,11 @@ class CachingOptions:
 )
 @gathered("caching", CachingOptions)
 @click.option("--teacher", type=PATH, required=True, help=TEACHER_HELP)
-@click.option("--out", required=True, help=f"{CACHE_HELP} If it exists, it is resumed or extended.")
+@click.option(
+    "--out",
+    required=True,
+    help="Location of the cache: a folder, or a URL (s3://, gs://, az://). If the cache exists, it is resumed or extended.",
+)
 @click.option("--views", help="Number of views to cache, or all.")
 @click.option("--store", help="Storage format of the cache: zarr or webdataset [default: zarr].")
 @click.option(

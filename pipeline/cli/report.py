@@ -153,7 +153,7 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis"
 
 @_analysis("collapse")
 def report_collapse(runs: Any, out: Path) -> "Analysis":
-    """Plot accuracy and loss over training for each kind of run.
+    """Plot accuracy and loss over training, to see a head collapse.
 
     Made to compare three kinds of students: one head trained with both cross-entropy and BinaryKL, two heads trained
     with one of these losses each, and one head trained with only one of them.

@@ -160,8 +160,8 @@ class Bucket:
                 size = self.size(key)
                 if size < 0:  # AWS's 409: the object was being deleted, and nothing was written
                     raise ConnectionAbortedError("a conflicting request was under way") from error
-                # An earlier attempt may have created the object although its answer was lost. If another writer put the
-                # same bytes, it doesn't matter which of the two counts as the creator.
+                # An earlier attempt may have created the object although its answer was lost. So after a retry, an
+                # existing object that holds `content` counts as created here, even if another writer put it there.
                 retried = attempts > 1 or re.search(r"after \d+ retries", str(error)) is not None
                 return retried and size == len(content) and self.get(key) == content
             except (NotImplementedError, self._obstore.exceptions.BaseError) as error:
