@@ -53,7 +53,7 @@ class CachingOptions:
 @click.option(
     "--out",
     required=True,
-    help="Location of the cache: a folder, or a URL (s3://, gs://, az://). If the cache exists, it is resumed or extended.",
+    help="Location of the cache: a folder, or a URL (s3://, gs://, az://). An existing cache is resumed or extended.",
 )
 @click.option("--views", help="Number of views to cache, or all.")
 @click.option("--store", help="Storage format of the cache: zarr or webdataset [default: zarr].")
