@@ -54,7 +54,10 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
 
 
 def _method(name: str, objective: Objective, experiment: Experiment, plain: Setting, num_samples: int) -> Method:
-    """Describe one objective; `plain` has the preset's student, which some objectives replace by another network."""
+    """Describe one objective.
+
+    `plain` is the setting with the preset's own student; some objectives train another network in its place.
+    """
     setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
     signals, row = tuple(objective.needs(setting)), 0
     for signal in signals:

@@ -55,7 +55,7 @@ class CachingOptions:
     required=True,
     help="Location of the cache: a folder, or a URL (s3://, gs://, az://). An existing cache is resumed or extended.",
 )
-@click.option("--views", help="Number of views to cache, or all.")
+@click.option("--views", help="Number of views to cache, or all that the recipe has [default: cache.views].")
 @click.option("--store", help="Storage format of the cache: zarr or webdataset [default: zarr].")
 @click.option(
     "--codec",

@@ -37,7 +37,8 @@ def decoupled_kd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, tempe
         reduction="batchmean",
         log_target=True,
     )
-    # Both log-probabilities are set to 0 at the target afterwards, so that the target adds nothing.
+    # After the softmax over the other classes, the student's and the teacher's log-probabilities are set to 0 at the
+    # target, so that the target adds nothing.
     student_others, teacher_others = (
         F.log_softmax(logits.scatter(1, target_B1, -float("inf")), dim=1).scatter(1, target_B1, 0.0)
         for logits in (student_BK, teacher_BK)

@@ -3,7 +3,8 @@
 Each loss computes in float32, whatever the dtype of its inputs and the state of autocast; float64 stays float64. Inputs
 are widened first, because even the difference of two fp16 logits may overflow. Values and gradients are finite for
 logits with |student − teacher| up to 1e4. Published code clamps probabilities instead. In float32, a clamp at 1 − 1e-8
-does nothing, so such a loss becomes infinite if the difference exceeds about 33.
+does nothing, because it rounds to 1; so such a loss becomes infinite if |student − teacher| exceeds about 33 at
+temperature 2.
 
 B is the batch dimension, K the class dimension and N the batch size; s and t are the student's and the teacher's
 logits, τ is the temperature and σ the logistic function.

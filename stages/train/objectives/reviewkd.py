@@ -67,9 +67,9 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(layers[0].weight, a=1)
 
     def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the imitation of the teacher's level, and the fused result.
+        """Return the map that imitates the teacher's map at this level, and the fused result.
 
-        `feature` is the student's level. `behind` is the fused result of the later levels; it is None for the last
+        `feature` is the student's map at this level. `behind` is the fused result of the later levels; it is None for the last
         level.
         """
         fused: Tensor = self.narrow(feature)
@@ -96,7 +96,7 @@ class Review(nn.Module):
         )
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compute, for each level, an imitation of the teacher's level, in the shape of the teacher's level."""
+        """Compute, for each level, a map that imitates the teacher's map at that level, in the shape of the teacher's."""
         imitations: dict[str, Tensor] = {}
         behind: Tensor | None = None
         for name, fusion in zip(reversed(self._names), reversed(self.fusions), strict=True):
