@@ -69,8 +69,8 @@ class Fusion(nn.Module):
     def forward(self, feature: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the map that imitates the teacher's map at this level, and the fused result.
 
-        `feature` is the student's map at this level. `behind` is the fused result of the later levels; it is None for the
-        last level.
+        `feature` is the student's map at this level. `behind` is the fused result of the later levels; it is None for
+        the last level.
         """
         fused: Tensor = self.narrow(feature)
         if self.attention is not None:
