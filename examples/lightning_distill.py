@@ -1,7 +1,4 @@
-"""Distil with PyTorch Lightning from a cache of the preset 'digits'.
-
-Usage: lightning_distill.py CACHE [KEY=VALUE …], where KEY=VALUE overrides the preset as in --set.
-"""
+"""Distil with PyTorch Lightning from a cache of the preset 'digits': lightning_distill.py CACHE [KEY=VALUE …]."""
 
 import sys
 

@@ -365,6 +365,8 @@ class Killing(Contents):
         return super().read(index)
 
 
+# torch's handler of SIGCHLD raises wherever Python happens to be, in a callback of the garbage collector too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(60)
 def test_a_worker_that_is_killed_ends_the_rendering(jpegs: list[bytes]) -> None:
     images = replace(set_of(jpegs), files=Killing(jpegs))
