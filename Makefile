@@ -12,7 +12,7 @@ ARGS ?=
 # slow to make.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope
 
-.PHONY: setup demo test test-all check docs bench clean
+.PHONY: setup demo test test-all soak check docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -25,10 +25,13 @@ demo: setup
 	$(BIN)/dhkd demo $(ARGS)
 
 test: setup
-	$(PYTEST) -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow and not soak' $(ARGS)
 
 test-all: setup
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m 'not soak' $(ARGS)
+
+soak: setup
+	$(PYTEST) -m soak $(ARGS)
 
 # There is no root package, so mypy gets a folder in which the root folders have their import names.
 check: setup

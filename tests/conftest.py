@@ -25,6 +25,16 @@ from tests.samples import make_images
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected out of garbage collection, which each training run asks for twice."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture
 def processes() -> Iterator[Processes]:
     """`Processes` with this process only, on the CPU in float32."""

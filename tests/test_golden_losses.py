@@ -1,8 +1,6 @@
 """The first steps of every golden case give the recorded losses, which a refactoring must not change."""
 
-import gc
 import json
-from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
@@ -18,12 +16,11 @@ TOLERANCE = 1e-6 if GOLDEN["machine"] == machine() else 1e-2
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the teachers and caches of the golden cases."""
     folder = tmp_path_factory.mktemp("golden")
     prepare(folder)
-    yield folder
-    gc.unfreeze()
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,11 @@ def place_of(kind: str, folder: Path, endpoint: str, monkeypatch: pytest.MonkeyP
         yield Place(store, written, read)
 
 
-PLACES = ("zarr", "zarr over S3", "zarr over HTTP", "webdataset", "webdataset over S3", "webdataset over HTTP")
+# Each layout and each kind of place, but not each of their pairs: those are in the soak.
+PLACES = (
+    *("zarr", "webdataset", "zarr over S3", "webdataset over HTTP"),
+    *(pytest.param(place, marks=pytest.mark.soak) for place in ("zarr over HTTP", "webdataset over S3")),
+)
 
 
 @pytest.fixture(scope="session")

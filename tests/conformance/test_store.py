@@ -257,7 +257,7 @@ def test_every_flipped_bit_of_a_block_is_noticed(place: Place, codec: str) -> No
     for name in ("logits", WITNESS):
         for key in place.layout(manifest).objects(name, block):
             good = raw.get(key)
-            for position in range(0, len(good), max(1, len(good) // 40)):
+            for position in range(0, len(good), max(1, len(good) // 15)):
                 raw.put(key, good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :], replace=True)
                 with pytest.raises(CacheDamaged, match="view 2, rows 4 to 8"):
                     place.reader().stored(block, name)

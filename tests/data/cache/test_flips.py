@@ -12,7 +12,6 @@ from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from tests.caches import complete, damages_of, manifest_of, writer_at
 
 SAMPLES, CLASSES, VIEWS, BLOCK_ROWS = 10, 4, 2, 4
-FLIPS = 500
 Noticed = (CacheDamaged, CacheIncomplete, CacheMismatch)
 
 
@@ -45,7 +44,8 @@ def noticed_by_verify(path: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
-def test_a_flipped_byte_is_noticed_or_changes_nothing(store: str, codec: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.soak)])
+def test_a_flipped_byte_is_noticed_or_changes_nothing(store: str, codec: str, flips: int, tmp_path: Path) -> None:
     path = tmp_path / "c"
     write(path, store, codec)
     before = all_that_is_read(open_cache(path))
@@ -55,9 +55,9 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(store: str, codec: str, tm
     sizes = np.array([file.stat().st_size for file in files])
     rng = np.random.default_rng(1)
     # Half of them anywhere, half in a file that is drawn first: otherwise the largest would get nearly all.
-    anywhere = rng.integers(sizes.sum(), size=FLIPS // 2)
+    anywhere = rng.integers(sizes.sum(), size=flips // 2)
     chosen = np.searchsorted(np.cumsum(sizes), anywhere, side="right")
-    chosen = np.concatenate([chosen, rng.integers(len(files), size=FLIPS - len(chosen))])
+    chosen = np.concatenate([chosen, rng.integers(len(files), size=flips - len(chosen))])
     unnoticed, seen = [], list[str]()
     for number in chosen.tolist():
         file = files[number]

@@ -20,11 +20,20 @@ from tests.stages.models.networks import assert_shapes, assert_sides_of_an_activ
 # torchvision computes the widths of a RegNet from values of tensors, so it can't be built on the meta device. All
 # fifteen are of one class; tests run the two smallest.
 REGNETS = [name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith("regnet")]
+# One network of every class; the soak goes through all of them.
+OF_EVERY_CLASS = {
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet50", "shufflenet_v2_x0_5"),
+    *("squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32"),
+}
 BUILT_ON_META = sorted(set(torchvision.models.list_models(module=torchvision.models)) - set(REGNETS))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", BUILT_ON_META)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OF_EVERY_CLASS else pytest.mark.soak) for name in BUILT_ON_META],
+)
 def test_every_network_of_torchvision_has_a_classifier_and_its_input(name: str) -> None:
     size = 299 if name == "inception_v3" else 224
     with torch.device("meta"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("kills.py")
+SCRIPT = Path(__file__).parents[2] / "soak" / "kills.py"
 
 
 @pytest.mark.slow
