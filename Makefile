@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # uv is used if it is available: it installs the same packages several times faster than pip.
 UV := $(shell command -v uv 2>/dev/null)
-INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --no-compile)
 ARGS ?=
 
 # Each test computes on one thread. The tests of a file run in one process, because they share caches and runs that are

@@ -1,21 +1,15 @@
 """The command line as a user runs it, in this interpreter or as processes of their own."""
 
-import contextlib
-import io
-import json
-import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dhkd.pipeline.cli import main
+from tests.golden.commands import Outcome, launcher, run
 
 COMMAND = [sys.executable, "-P", "-m", "dhkd.pipeline.cli"]
 
@@ -42,35 +36,9 @@ SMALL = [
 SMALL_VERIFY = [word for word in SMALL if word not in ("--precision", "float32")]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command ended with and said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def result(self) -> Any:
-        """Its one JSON object."""
-        return json.loads(self.out)
-
-
 def dhkd(*words: object) -> Outcome:
-    """Run a command in this interpreter, which spares the seconds that importing torch takes."""
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    arguments, sys.argv = sys.argv, ["dhkd", *map(str, words)]
-    logging.root.handlers.clear()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.argv = arguments
-        logging.root.handlers.clear()
-    return Outcome(code, out.getvalue(), err.getvalue())
+    """Run a command in this interpreter, which saves the seconds that importing torch takes."""
+    return run([str(word) for word in words])
 
 
 def done(*words: object) -> Outcome:
@@ -90,17 +58,12 @@ def spawn(*words: object, **options: Any) -> subprocess.Popen[str]:
 
 def in_processes(number: int, *words: object, script: Path | None = None) -> Outcome:
     """Run a command, or a script, in several processes under torchrun, and wait for them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number)]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     program = [str(script)] if script else ["--no-python", *COMMAND]
-    run = subprocess.run(
-        [*launcher, *program, *map(str, words)],
+    done = subprocess.run(
+        [*launcher(number), *program, *map(str, words)],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
-    return Outcome(run.returncode, run.stdout, run.stderr)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def assert_one_line(outcome: Outcome, code: int, says: Sequence[str]) -> None:

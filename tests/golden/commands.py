@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
@@ -23,6 +23,11 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+    @property
+    def result(self) -> Any:
+        """The JSON object that the command printed."""
+        return json.loads(self.out)
 
 
 def run(words: Sequence[str]) -> Outcome:
