@@ -6,7 +6,6 @@ methods define `needs`, `terms` and `weights`, and inherit the rest. A term is a
 of a network for a sample, such as its logits.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,12 @@ from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
 from torch import Tensor, nn
+
+
+# At other temperatures a softmax is a 0-1 choice or uniform, and float32 may overflow or vanish. Published weights reach
+# 1000, and a float32 loss overflows long after `MAX_WEIGHT`.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,18 @@ def warm_up(epoch: int, epochs: int) -> float:
 
 
 def require_temperature(objective: str, value: float) -> None:
-    """Raise `ConfigError` unless the option `temperature` of `objective` is above 0 and finite."""
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"objective {objective!r}: temperature: expected a finite number > 0, got {value!r}")
+    """Raise `ConfigError` unless the option `temperature` of `objective` is between `MIN_` and `MAX_TEMPERATURE`."""
+    if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        raise ConfigError(
+            f"objective {objective!r}: temperature: expected {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, got {value!r}"
+        )
 
 
 def require_weights(objective: str, **options: float) -> None:
-    """Raise `ConfigError` unless each of these options of `objective` is at least 0 and finite."""
+    """Raise `ConfigError` unless each of these options of `objective` is between 0 and `MAX_WEIGHT`."""
     for option, value in options.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"objective {objective!r}: {option}: expected a finite number >= 0, got {value!r}")
+        if not 0 <= value <= MAX_WEIGHT:
+            raise ConfigError(f"objective {objective!r}: {option}: expected 0 to {MAX_WEIGHT:g}, got {value!r}")
 
 
 def require_at_least(objective: str, least: int, **options: int) -> None:
