@@ -21,7 +21,7 @@ from dhkd.data.runs.metrics import read_metrics
 from dhkd.data.runs.names import METRICS, RESULT
 from dhkd.data.runs.result import read_result
 from dhkd.data.stream.batches import Stream
-from dhkd.pipeline.build.cache import summary_of
+from dhkd.pipeline.build.cache import summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_alike, require_own_draws
 from dhkd.pipeline.build.data import normalization_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
@@ -255,7 +255,13 @@ def _distillation(student: PreparedStudent, source: Source, *, together: int) ->
     cache = None
     if source.reader is not None:
         assert student.digest is not None
-        cache = replace(summary_of(source.reader.location, source.reader.manifest), digest=student.digest)
+        teacher, sha256 = teacher_in(source.reader.manifest, student.names)
+        cache = replace(
+            summary_of(source.reader.location, source.reader.manifest),
+            digest=student.digest,
+            teacher=teacher,
+            teacher_sha256=sha256,
+        )
     return Distillation(objective=student.experiment.objective, cache=cache, live=list(student.live), together=together)
 
 
