@@ -6,6 +6,7 @@ schema does not check the names of sources, networks and objectives; pipeline.bu
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -109,7 +110,7 @@ class Training(Section):
     architecture: str
     epochs: int = Field(ge=1, le=10**6)
     batch_size: int = Field(64, ge=2, le=MAX_BATCH)
-    # A rate that is too high ends in a loss that is not finite; beyond these bounds, float32 overflows or nothing moves.
+    # A rate that is too high ends in a loss that is not finite. Beyond these bounds float32 overflows or nothing moves.
     lr: float = Field(ge=1e-12, le=1e30)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -131,7 +132,6 @@ class Training(Section):
         description="keep the weights of every N-th epoch in the run's folder, for reports over training",
     )
 
-
     @field_validator("nesterov")
     @classmethod
     def _needs_momentum(cls, value: bool, others: ValidationInfo) -> bool:
@@ -144,7 +144,7 @@ class Training(Section):
     def _in_the_run(cls, value: tuple[int, ...], others: ValidationInfo) -> tuple[int, ...]:
         # Settings that are impossible themselves are missing here, and reported on their own.
         epochs = others.data.get("epochs", math.inf)
-        rising = all(first < second for first, second in zip(value, value[1:], strict=False))
+        rising = all(first < second for first, second in pairwise(value))
         if not (rising and all(0 <= milestone < epochs for milestone in value)):
             raise PydanticCustomError(
                 "milestones",
@@ -209,7 +209,10 @@ class Codec(Section):
     kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
     k: int | None = Field(None, ge=1, description="number of logits to keep for each image")
     temperature: float | None = Field(
-        None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="softmax temperature at which the probabilities of the other classes are summed"
+        None,
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        description="softmax temperature at which the probabilities of the other classes are summed",
     )
 
     @model_validator(mode="after")
@@ -223,7 +226,7 @@ class Codec(Section):
 class Cache(Section):
     """The cache that `dhkd cache-teacher` writes. Signals are teacher outputs such as logits."""
 
-    views: Annotated[int, Field(ge=1, lt=2**31)] | Literal["all"] = "all"
+    views: int | Literal["all"] = "all"
     signals: tuple[str, ...] = Field(
         ("logits",),
         min_length=1,
@@ -233,10 +236,19 @@ class Cache(Section):
     store: str = Field("zarr", description="storage format: zarr or webdataset")
     precision: Precision = "auto"
     batch_size: int = Field(256, ge=1, le=MAX_BATCH)
-    views_at_once: int = Field(4, ge=1, le=1000, description="number of views to render each time an image file is decoded")
+    views_at_once: int = Field(
+        4, ge=1, le=1000, description="number of views to render each time an image file is decoded"
+    )
     block_mb: float = Field(
         4, ge=1e-6, le=64, description="upper limit on the size of a block of the largest signal, in MiB"
     )
+
+    @field_validator("views")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if not isinstance(value, str) and value < 1:
+            raise PydanticCustomError("views", "expected at least 1, or all")
+        return value
 
 
 class Alignment(Section):

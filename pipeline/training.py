@@ -321,8 +321,8 @@ def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
     epochs = read_metrics(run.path)
     if len(epochs) != result.epochs:
         raise RunMismatch(
-            f"{run.path / METRICS}: expected {result.epochs} epochs, as {RESULT} says, got {len(epochs)}; one of them was"
-            f" edited or lost; put it back, or choose another --out"
+            f"{run.path / METRICS}: expected {result.epochs} epochs, as {RESULT} says, got {len(epochs)}; one of them"
+            f" was edited or lost; put it back, or choose another --out"
         )
     read_result(run.path, epochs, run.settings_sha256)
     log_once(processes, f"run at {run.path}: already finished")

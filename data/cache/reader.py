@@ -80,9 +80,9 @@ class LogitReader:
     def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
         """Read a signal's values for the samples `indices` in `view`: float32 (len(indices), …).
 
-        Whole blocks are read, so ask for many rows at a time, or for a whole view with `read_view`. The signal of a
-        teacher that has a name in the cache is TEACHER.SIGNAL. Raises `CacheMismatch` for a signal, and `IndexError` for
-        a view or an index, that the cache doesn't have, and `CacheDamaged` if an object is not as it was written.
+        Whole blocks are read, so ask for many rows at a time, or for a whole view with `read_view`. If the teacher has
+        a name in the cache, its signals are named TEACHER.SIGNAL. Raises `CacheMismatch` for a signal that the cache
+        doesn't have, `IndexError` for such a view or index, and `CacheDamaged` if an object is not as it was written.
         """
         self._require_signal(name)
         index_B = np.asarray(indices, dtype=np.int64)

@@ -36,9 +36,7 @@ class RunFolder:
     interpret them.
     """
 
-    def __init__(
-        self, path: Path, config: Mapping[str, Any], *, resume: bool, lock: RunLock | None = None
-    ) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool, lock: RunLock | None = None) -> None:
         """Claim `path` for the run that `config` describes.
 
         The first compute process passes the folder's `lock`; without a lock, no other process may train in the folder.
@@ -146,7 +144,10 @@ class RunFolder:
         return state
 
     def epochs_until(self, length: int) -> list[EpochMetrics]:
-        """Return the epochs in the first `length` bytes of metrics.jsonl; raises `RunMismatch` unless they are whole."""
+        """Return the epochs in the first `length` bytes of metrics.jsonl.
+
+        Raises `RunMismatch` if these bytes are not whole lines.
+        """
         metrics = self._metrics()[: max(0, length)]
         where = self.path / METRICS
         if len(metrics) != length or not (metrics.endswith(b"\n") or not metrics):

@@ -62,8 +62,9 @@ class RunLock:
         """Raise `RunTaken` if another process has taken the folder, which happens if this one was suspended."""
         if _holder_in(_content(self._path)) != self._holder:
             raise RunTaken(
-                f"run at {self._path.parent}: expected its lock {self._path.name}, found none; another process took the"
-                f" folder while this one stood still, or the file was deleted; go on with --resume once nobody trains there"
+                f"run at {self._path.parent}: expected its lock {self._path.name}, found none: another process took the"
+                f" folder while this one stood still, or the file was deleted; go on with --resume when nobody else"
+                f" trains there"
             )
 
     def end(self) -> None:
@@ -144,7 +145,9 @@ def _require_dead(path: Path) -> None:
         if not _is_gone(holder):
             raise _refusal(path.parent, who)
         return
-    log.info("run at %s: %s has held its lock; looking for up to %.0f s if it still does", path.parent, who, SILENT_SECONDS)
+    log.info(
+        "run at %s: %s has held its lock; looking for up to %.0f s if it still does", path.parent, who, SILENT_SECONDS
+    )
     until = time.monotonic() + SILENT_SECONDS
     while content is not None and time.monotonic() < until:
         time.sleep(BEAT_SECONDS / 10)

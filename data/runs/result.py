@@ -65,9 +65,7 @@ class RunResult:
         return {name: getattr(self, name) for name in FIGURES}
 
 
-def read_result(
-    path: Path, epochs: Sequence[EpochMetrics], settings_sha256: str | None = None
-) -> RunResult | None:
+def read_result(path: Path, epochs: Sequence[EpochMetrics], settings_sha256: str | None = None) -> RunResult | None:
     """Read the result of the run at `path`; return None while the run has no result.
 
     Raises `RunMismatch` if the file is damaged, if it contradicts `epochs`, the run's metrics, or if it was reached

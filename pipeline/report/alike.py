@@ -1,4 +1,4 @@
-"""What runs must have in common before one analysis shows them: the test set, and the teacher if one is analysed, too."""
+"""What runs must have in common before one analysis shows them: the test images, and the teacher if it needs one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +21,7 @@ from dhkd.stages.models.weights import weights_sha256
 ONLY_FOR_TRAINING = {"data": ("limit", "train"), "views": ("seed",)}
 
 
-def test_sets_of(
-    experiments: Mapping[str, Experiment], device: torch.device, data: DataOptions
-) -> dict[str, Renderer]:
+def test_sets_of(experiments: Mapping[str, Experiment], device: torch.device, data: DataOptions) -> dict[str, Renderer]:
     """Return the renderer of each run's test images; `experiments` maps the runs' names to their experiments.
 
     Runs with the same settings share a renderer. Raises `RunMismatch` unless all runs have the same test images,

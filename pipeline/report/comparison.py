@@ -248,7 +248,9 @@ def _warnings(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
     seen = sorted({run.settings[VIEWS_KEY] for run in finished if run.settings.get(VIEWS_KEY)})
     if len(seen) > 1:
         numbers = ", ".join(map(str, seen))
-        lines.append(f"runs saw {numbers} views of their cache: each is compared with runs that saw as many, or no cache")
+        lines.append(
+            f"runs saw {numbers} views of their cache: each is compared with runs that saw as many, or no cache"
+        )
     twice = [name for name, count in Counter(_identities(finished)).items() if count > 1]
     if twice:
         lines.append(f"several runs of one kind and seed ({'; '.join(twice)}): the last of each counts")

@@ -146,7 +146,7 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
     if lacking:
         raise CacheMismatch(
             f"cache at {reader.location}: expected the signal {signal_name(experiment.student.teacher, LOGITS)}, of the"
-            f" teacher that {run.name} names, it holds {', '.join(reader.manifest.signals)}; give a cache of its teacher"
+            f" teacher that {run.name} names, it holds {', '.join(reader.manifest.signals)}; give a cache of that one"
         )
     require_cache(experiment, reader, images, recipe, names[LOGITS], None)
     objective = objective_of(experiment)

@@ -289,8 +289,8 @@ def _require_agreement(cursor: Cursor, run: RunFolder) -> None:
     ]
     if differing:
         raise RunMismatch(
-            f"checkpoint in {run.path}: {'; '.join(differing)}; one of the two was edited; put back the run's own files,"
-            f" or delete the checkpoint to train from the start"
+            f"checkpoint in {run.path}: {'; '.join(differing)}; one of the two was edited; put back the run's own"
+            f" files, or delete the checkpoint to train from the start"
         )
 
 
@@ -308,8 +308,8 @@ def cursor_after(epochs: Sequence[EpochMetrics], metrics_bytes: int) -> Cursor:
         train_seconds=train_seconds,
         last_top1=last["top1"],
         last_top5=last["top5"],
-        best_top1=max(epoch.top1 for epoch in epochs),
-        best_top5=max(epoch.values["top5"] for epoch in epochs),
+        best_top1=max(0.0, *(epoch.top1 for epoch in epochs)),
+        best_top5=max(0.0, *(epoch.values["top5"] for epoch in epochs)),
         metrics_bytes=metrics_bytes,
     )
 

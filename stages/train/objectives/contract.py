@@ -18,9 +18,8 @@ from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
 from torch import Tensor, nn
 
-
-# At other temperatures a softmax is a 0-1 choice or uniform, and float32 may overflow or vanish. Published weights reach
-# 1000, and a float32 loss overflows long after `MAX_WEIGHT`.
+# At other temperatures a softmax is a 0-1 choice or uniform, and float32 may overflow or vanish. Published weights go
+# up to 1000, and a float32 loss overflows only far above `MAX_WEIGHT`.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 MAX_WEIGHT = 1e6
 
