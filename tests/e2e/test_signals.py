@@ -128,7 +128,7 @@ def test_a_live_teachers_batch_norm_leaves_no_trace(teacher: Path, tmp_path: Pat
         ("rkd", ["--set", "teacher.live=true"], 2, ["--teacher", "expected its weights, got none"]),
         ("kd + kd", [], 2, ["each only once", "kd + kd"]),
         ("kd + nothing", [], 2, ["unknown objective 'nothing'"]),
-        ("kd + x * dist", [], 2, ["expected a factor from 0 to 1e+06, got 'x'"]),
+        ("kd + x * dist", [], 2, ["expected a finite factor >= 0, got 'x'"]),
         ("rkd", ["--set", "student.teacher=mean", "--set", "teacher.live=true", "--teacher", "TEACHER"], 2,
          ["several teachers have a mean of their logits, not of embedding"]),
         ("kd", ["--set", "alignment.kept=[kd]", "--set", "alignment.against=[cd]"], 2, ["unknown term 'cd'"]),

@@ -6,6 +6,7 @@ methods define `needs`, `terms` and `weights`, and inherit the rest. A term is a
 of a network for a sample, such as its logits.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ def warm_up(epoch: int, epochs: int) -> float:
 
 
 def require_temperature(objective: str, value: float) -> None:
-    """Raise `ConfigError` unless the option `temperature` of `objective` is between `MIN_` and `MAX_TEMPERATURE`."""
+    """Raise `ConfigError` unless the option `temperature` of `objective` is one at which a softmax makes sense."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"objective {objective!r}: temperature: expected a finite number > 0, got {value!r}")
     if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
         raise ConfigError(
             f"objective {objective!r}: temperature: expected {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, got {value!r}"
@@ -138,10 +141,12 @@ def require_temperature(objective: str, value: float) -> None:
 
 
 def require_weights(objective: str, **options: float) -> None:
-    """Raise `ConfigError` unless each of these options of `objective` is between 0 and `MAX_WEIGHT`."""
+    """Raise `ConfigError` unless each of these options of `objective` is at least 0 and at most `MAX_WEIGHT`."""
     for option, value in options.items():
-        if not 0 <= value <= MAX_WEIGHT:
-            raise ConfigError(f"objective {objective!r}: {option}: expected 0 to {MAX_WEIGHT:g}, got {value!r}")
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"objective {objective!r}: {option}: expected a finite number >= 0, got {value!r}")
+        if value > MAX_WEIGHT:
+            raise ConfigError(f"objective {objective!r}: {option}: expected at most {MAX_WEIGHT:g}, got {value!r}")
 
 
 def require_at_least(objective: str, least: int, **options: int) -> None:

@@ -320,14 +320,14 @@ TEMPERATURES = [(name, option) for name, option in OPTIONS if option == "tempera
 @pytest.mark.parametrize("value", [-1e-6, -1.0, float("inf"), float("nan")])
 @pytest.mark.parametrize(("name", "option"), WEIGHTS)
 def test_no_weight_may_be_negative_or_infinite(name: str, option: str, value: float) -> None:
-    assert_refused(name, {option: value}, f"objective {name!r}: {option}: expected 0 to 1e+06, got {value!r}")
+    assert_refused(name, {option: value}, f"objective {name!r}: {option}: expected a finite number >= 0, got {value!r}")
     build_objective(name, {option: 0.0})
 
 
 @pytest.mark.parametrize("value", [0.0, -2.0, float("inf"), float("nan")])
 @pytest.mark.parametrize(("name", "option"), TEMPERATURES)
 def test_temperatures_are_above_zero(name: str, option: str, value: float) -> None:
-    assert_refused(name, {option: value}, f"objective {name!r}: {option}: expected 0.001 to 1000, got {value!r}")
+    assert_refused(name, {option: value}, f"objective {name!r}: {option}: expected a finite number > 0, got {value!r}")
 
 
 @pytest.mark.parametrize(
