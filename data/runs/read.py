@@ -96,10 +96,10 @@ def require_runs(folder: Path) -> list[Run]:
 
 
 def why_unusable(runs: Sequence[Run]) -> str:
-    """Describe in a line why runs can't be reported; the first few by name, with the reason for each."""
-    reasons = [f"{run.name}, which is {run.state}{_because(run)}" for run in runs[:REASONS]]
+    """Return "none", and why these runs can't be reported; the first few by name, with the reason for each."""
+    reasons = [f"{run.name} is {run.state}{_because(run)}" for run in runs[:REASONS]]
     more = f" and {len(runs) - REASONS} more" if len(runs) > REASONS else ""
-    return ("; ".join(reasons) or "none") + more
+    return ": ".join(["none", *(["; ".join(reasons) + more] if reasons else [])])
 
 
 def _because(run: Run) -> str:
