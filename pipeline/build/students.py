@@ -1,5 +1,6 @@
 """Prepares students: finds out which signals (teacher outputs) come from the cache and which from a live teacher."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.train.objectives.contract import Objective, Setting
+
+log = logging.getLogger("dhkd")
 
 
 @dataclass(frozen=True)
@@ -122,4 +125,6 @@ def _num_views(reader: LogitReader, settings: Student, begun: int | None) -> int
             f"cache at {reader.location}: expected at least {begun} views, with which the run began, got {available};"
             f" cache them again with 'dhkd cache-teacher … --views {begun}'"
         )
+    if begun < available:
+        log.info("the run goes on with the %d views that it began with; the cache holds %d", begun, available)
     return begun
