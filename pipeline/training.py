@@ -7,19 +7,16 @@ pairs (view, index) also share batches.
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.errors import DhkdError, RunMismatch, RunTaken
+from dhkd.data.errors import DhkdError
 from dhkd.data.runs.folder import RunFolder, begun_views
-from dhkd.data.runs.lock import RunLock, held
-from dhkd.data.runs.metrics import read_metrics
-from dhkd.data.runs.names import METRICS, RESULT
-from dhkd.data.runs.result import read_result
+from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.cache import summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_alike, require_own_draws
@@ -27,6 +24,7 @@ from dhkd.pipeline.build.data import normalization_of, renderer_of, test_rendere
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
+from dhkd.pipeline.claims import Lock, claimed, locker
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
@@ -77,7 +75,7 @@ def train_teacher(
     trackers = installed_trackers(track)
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
-        run, result = _claim(out, experiment, {"command": "train-teacher"}, processes, resume, _locker(locks, {}))
+        run, result = _claim(out, experiment, {"command": "train-teacher"}, processes, resume, locker(locks, {}))
         if result is not None:
             return result
         source = source_of(experiment, None, None, data)
@@ -194,15 +192,15 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         students = {out: prepared_student(experiment, source, views[out]) for out, experiment in experiments.items()}
         if source.reader is not None:
             source.reader.require_present()
-        lock = _locker(locks, options.locks)
-        claimed = {
+        lock = locker(locks, options.locks)
+        claims = {
             out: _claim(out, student.experiment, student.facts(), processes, options.resume, lock)
             for out, student in students.items()
         }
-        outcomes: Outcomes = {out: result for out, (_, result) in claimed.items() if result is not None}
+        outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}
         unfinished = {out: student for out, student in students.items() if out not in outcomes}
         if unfinished:
-            runs = {out: run for out, (run, _) in claimed.items()}
+            runs = {out: run for out, (run, _) in claims.items()}
             outcomes |= _train_side_by_side(unfinished, runs, source, options, processes)
         return {out: outcomes[out] for out in experiments}
 
@@ -265,68 +263,12 @@ def _distillation(student: PreparedStudent, source: Source, *, together: int) ->
     return Distillation(objective=student.experiment.objective, cache=cache, live=list(student.live), together=together)
 
 
-Lock = Callable[[Path, Processes], RunLock | None]
-
-
-def _locker(locks: ExitStack, taken: Mapping[Path, RunLock]) -> Lock:
-    """Return a function that takes the lock of a run's folder, to be held until `locks` ends.
-
-    Only the first process takes it, for all; the others get None. Locks in `taken` are held already.
-    """
-
-    def lock(out: Path, processes: Processes) -> RunLock | None:
-        mine, refusal = taken.get(out), None
-        if mine is None and processes.is_first:
-            try:
-                mine = locks.enter_context(held(out))
-            except (RunTaken, OSError) as error:
-                refusal = error
-        refusal = processes.broadcast(refusal)
-        if refusal is not None:
-            raise refusal
-        return mine
-
-    return lock
-
-
 def _claim(
     out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool, lock: Lock
 ) -> tuple[RunFolder, TrainedRun | None]:
-    """Claim the folder `out` for a run of the experiment; also return the result if the run is finished already.
-
-    `facts` are further plain values for config.yaml.
-    """
+    """Claim the folder `out` for a run of the experiment; `facts` are further plain values for config.yaml."""
     config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
-    run = RunFolder(out, config, resume=resume)
-    result = _finished(run, processes)  # a finished run needs no lock, so it may lie on a disk that can only be read
-    # Every process takes part in `lock`, even if only some see a result that another program is writing.
-    if all(processes.collect(result is not None)):
-        return run, result
-    run = RunFolder(out, config, resume=resume, lock=lock(out, processes))
-    result = _finished(run, processes)  # another process may have finished the run before this one got the lock
-    processes.wait()  # otherwise the first process might write into the folder before the others have checked it
-    return run, result
-
-
-def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
-    """Return the run's result if the run is finished already, or else None.
-
-    Raises `RunMismatch` if the result is not that of the settings and metrics beside it.
-    """
-    plain_result = run.result
-    if plain_result is None:
-        return None
-    where = run.path / RESULT
-    result = TrainedRun.from_json(plain_result, str(where))
-    epochs = read_metrics(run.path)
-    if len(epochs) != result.epochs:
-        raise RunMismatch(
-            f"{run.path / METRICS}: expected {result.epochs} epochs, as {RESULT} says, got {len(epochs)}; one of them"
-            f" was edited or lost; put it back, or choose another --out"
-        )
-    read_result(run.path, epochs, run.settings_sha256)
-    log_once(processes, f"run at {run.path}: already finished")
-    return result
+    return claimed(out, config, processes, resume=resume, lock=lock)
 
 
 def _task(
