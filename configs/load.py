@@ -149,7 +149,26 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 1e-3 as a number; by YAML 1.1, 1e-3 is text."""
+    """A YAML loader that reads 1e-3 as a number (by YAML 1.1, 1e-3 is text), and refuses a key that occurs twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read a mapping; raises `ComposerError` if one of its keys occurs twice.
+
+        A merged mapping (the key <<) still gives way to the keys beside it.
+        """
+        node = super().compose_mapping_node(anchor)
+        line_of: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in line_of:
+                lines = f"lines {line_of[name]} and {line}" if line_of[name] != line else f"line {line}"
+                raise yaml.composer.ComposerError(
+                    None, None, f"expected each key once, got {key.value!r} twice, in {lines}; keep one of them"
+                )
+            line_of[name] = line
+        return node
 
 
 _Loader.add_implicit_resolver(

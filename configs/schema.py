@@ -6,13 +6,18 @@ schema does not check the names of sources, networks and objectives; pipeline.bu
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 MAX_SEED = 2**63 - 1
+MAX_BATCH = 2**20
+
+# A softmax at a temperature outside these bounds is a 0-1 choice or uniform, and float32 may overflow or vanish.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
 class Section(BaseModel):
@@ -28,7 +33,7 @@ class Section(BaseModel):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Spread = Annotated[float, Field(gt=0, le=1)]
+Spread = Annotated[float, Field(ge=1e-3, le=1)]  # one grey level is 0.004
 Means = tuple[Share, Share, Share]
 Spreads = tuple[Spread, Spread, Spread]
 
@@ -61,7 +66,7 @@ class Data(Section):
         None, description="folder with one subfolder per class, or pattern of shards, relative to the data root"
     )
     test: str | None = Field(None, description="the same for the test split")
-    num_classes: int | None = Field(None, ge=2, description="required for shards, which do not record it")
+    num_classes: int | None = Field(None, ge=2, le=10**6, description="required for shards, which do not record it")
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
 
@@ -103,19 +108,20 @@ class Training(Section):
 
     main_field = "architecture"
     architecture: str
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(64, ge=2)
-    lr: float = Field(gt=0)
+    epochs: int = Field(ge=1, le=10**6)
+    batch_size: int = Field(64, ge=2, le=MAX_BATCH)
+    # A rate that is too high ends in a loss that is not finite. Beyond these bounds float32 overflows or nothing moves.
+    lr: float = Field(ge=1e-12, le=1e30)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=10)
     lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle"] = "multistep"
     milestones: tuple[int, ...] = Field(
-        (), description="epochs, from 0, at whose start the learning rate is multiplied by gamma"
+        (), description="rising epochs, from 0, at whose start the learning rate is multiplied by gamma"
     )
-    gamma: float = Field(0.1, gt=0)
+    gamma: float = Field(0.1, ge=1e-6, le=1)
     warmup_epochs: float = Field(0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, ge=1e-6, le=1e6)
     precision: Precision = "auto"
     compile: Literal["off", "reduce-overhead", "max"] = Field(
         "off", description="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network"
@@ -125,6 +131,40 @@ class Training(Section):
         ge=1,
         description="keep the weights of every N-th epoch in the run's folder, for reports over training",
     )
+
+    @field_validator("nesterov")
+    @classmethod
+    def _needs_momentum(cls, value: bool, others: ValidationInfo) -> bool:
+        if value and others.data.get("momentum") == 0:
+            raise PydanticCustomError("nesterov", "expected false without a momentum, which nesterov is a form of")
+        return value
+
+    @field_validator("milestones")
+    @classmethod
+    def _in_the_run(cls, value: tuple[int, ...], others: ValidationInfo) -> tuple[int, ...]:
+        # Settings that are impossible themselves are missing here, and reported on their own.
+        epochs = others.data.get("epochs", math.inf)
+        rising = all(first < second for first, second in pairwise(value))
+        if not (rising and all(0 <= milestone < epochs for milestone in value)):
+            raise PydanticCustomError(
+                "milestones",
+                "expected rising numbers from 0 to below epochs ({epochs}), at whose start the rate falls; set"
+                " milestones together with epochs",
+                {"epochs": epochs},
+            )
+        return value
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _not_longer_than_the_run(cls, value: float, others: ValidationInfo) -> float:
+        epochs = others.data.get("epochs", math.inf)
+        if value > epochs:
+            raise PydanticCustomError(
+                "warmup_epochs", "expected at most epochs ({epochs}), in which the rate can rise", {"epochs": epochs}
+            )
+        if value > 0 and others.data.get("lr_schedule") == "one-cycle":
+            raise PydanticCustomError("warmup_epochs", "expected 0 with one-cycle, which has a rise of its own")
+        return value
 
 
 class Teacher(Training):
@@ -169,7 +209,10 @@ class Codec(Section):
     kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
     k: int | None = Field(None, ge=1, description="number of logits to keep for each image")
     temperature: float | None = Field(
-        None, gt=0, description="softmax temperature at which the probabilities of the other classes are summed"
+        None,
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        description="softmax temperature at which the probabilities of the other classes are summed",
     )
 
     @model_validator(mode="after")
@@ -192,11 +235,20 @@ class Cache(Section):
     codec: Codec = Codec()
     store: str = Field("zarr", description="storage format: zarr or webdataset")
     precision: Precision = "auto"
-    batch_size: int = Field(256, ge=1)
-    views_at_once: int = Field(4, ge=1, description="number of views to render each time an image file is decoded")
-    block_mb: float = Field(
-        4, gt=0, le=64, description="upper limit on the size of a block of the largest signal, in MiB"
+    batch_size: int = Field(256, ge=1, le=MAX_BATCH)
+    views_at_once: int = Field(
+        4, ge=1, le=1000, description="number of views to render each time an image file is decoded"
     )
+    block_mb: float = Field(
+        4, ge=1e-6, le=64, description="upper limit on the size of a block of the largest signal, in MiB"
+    )
+
+    @field_validator("views")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if not isinstance(value, str) and value < 1:
+            raise PydanticCustomError("views", "expected at least 1, or all")
+        return value
 
 
 class Alignment(Section):

@@ -51,6 +51,10 @@ class RunExists(DhkdError, FileExistsError):
     """The output folder already holds another run."""
 
 
+class RunTaken(DhkdError, BlockingIOError):
+    """Another process trains in the output folder at this moment."""
+
+
 class RunMismatch(DhkdError, ValueError):
     """A run can't be resumed, because its folder lacks something or belongs to another experiment."""
 

@@ -17,7 +17,7 @@ from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.pipeline.build.cache import LOGITS, cached_names, reader_of, signals_of
+from dhkd.pipeline.build.cache import LOGITS, cached_names, of_views, reader_of, signals_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.data_options import DataOptions
@@ -67,7 +67,7 @@ class DistillationSet(Dataset[Item]):
         experiment, data = load_experiment(str(preset), overrides), data or DataOptions()
         settings = experiment.student.model_copy(update={"window": None})
         images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        self.reader = reader_of(str(cache), data)
+        self.reader = of_views(reader_of(str(cache), data), settings)
         needs = {LOGITS: temperature}
         names, lacking = cached_names(needs, self.reader, settings.teacher, "pass its temperature")
         if lacking:

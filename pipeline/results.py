@@ -80,7 +80,7 @@ class TrainedRun:
     """The result of a finished run, as result.json holds it.
 
     Accuracies are in percent. `seconds` is the sum over all parts of an interrupted run. A teacher's run has no
-    `distillation`.
+    `distillation`. `settings_sha256` is the hash of the settings in config.yaml with which the run was trained.
     """
 
     role: str
@@ -97,6 +97,7 @@ class TrainedRun:
     distillation: Distillation | None = field(default=None, metadata=INLINE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     sha256: str
+    settings_sha256: str | None = field(default=None, metadata=OMIT_NONE)
     precision: str
     hardware: str
     processes: int

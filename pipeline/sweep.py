@@ -2,11 +2,11 @@
 
 A run folder shows the state of its run. With result.json, the run is finished. With failed.txt, it ended early and is
 skipped unless the command has --again. Otherwise the run is open and will be started or continued. A worker, i.e. a
-process of the sweep, holds the lock of the run that it trains, so the same command may be started several times.
+process of the sweep, holds the lock of the run that it trains, so the same command may be started several times, also
+on machines that share the folder.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import time
@@ -20,8 +20,9 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
-from dhkd.data.runs.folder import read_config
+from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, RunTaken, TrackerError
+from dhkd.data.runs.folder import read_config, require_no_remains
+from dhkd.data.runs.lock import RunLock, held
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
@@ -34,8 +35,6 @@ from dhkd.pipeline.training import Outcomes, settings_of, train_students
 log = logging.getLogger("dhkd")
 
 Train = Callable[[Mapping[Path, Experiment]], Outcomes]
-
-LOCK = "lock"
 
 
 def sweep(
@@ -92,7 +91,7 @@ class _Worker:
     out: Path
     experiments: Mapping[str, Experiment]
     again: bool
-    train: Train
+    train: Callable[..., Outcomes]  # a `Train` that also takes the `locks` of the runs' folders
 
     def work(self, together: int) -> dict[str, str]:
         """Train the open runs, `together` at a time; return the errors that no folder records, by run name."""
@@ -103,8 +102,9 @@ class _Worker:
         began = time.perf_counter()
         refused: dict[str, str] = {}
         for start in range(0, len(names), together):
-            with self._locked(names[start : start + together]) as group:
-                refused |= train_or_record({self.out / name: self.experiments[name] for name in group}, self.train)
+            with self._locked(names[start : start + together]) as locks:
+                group = {run: self.experiments[str(run.relative_to(self.out))] for run in locks}
+                refused |= train_or_record(group, partial(self.train, locks=locks))
             write_table(read_runs(self.out), self.out)
             # Workers with the same share go through the same list, so runs before `passed` are all taken.
             passed = start + together
@@ -118,15 +118,22 @@ class _Worker:
         return is_open(self.out / name, self.again)
 
     @contextlib.contextmanager
-    def _locked(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """Lock the open runs of `names` that no other worker holds, delete their failed.txt, and yield their names."""
-        with contextlib.ExitStack() as locks:
-            mine = [name for name in names if locks.enter_context(locked(self.out / name))]
-            # Another worker may have ended a run before this worker got the run's lock.
-            mine = [name for name in mine if self._is_open(name)]
-            for name in mine:
-                (self.out / name / FAILED).unlink(missing_ok=True)
-            yield mine
+    def _locked(self, names: Sequence[str]) -> Iterator[dict[Path, RunLock]]:
+        """Lock the open runs of `names` that no other worker holds, delete their failed.txt, and yield their locks."""
+        with contextlib.ExitStack() as stack:
+            locks = {}
+            for name in names:
+                run = self.out / name
+                try:
+                    lock = stack.enter_context(held(run))
+                except RunTaken as error:
+                    log.info("%s: another worker trains it (%s)", name, error)
+                    continue
+                # Another worker may have ended the run before this worker got the run's lock.
+                if self._is_open(name):
+                    (run / FAILED).unlink(missing_ok=True)
+                    locks[run] = lock
+            yield locks
 
 
 def is_open(run: Path, again: bool) -> bool:
@@ -134,25 +141,11 @@ def is_open(run: Path, again: bool) -> bool:
     return not (run / RESULT).exists() and (again or not (run / FAILED).exists())
 
 
-@contextlib.contextmanager
-def locked(run: Path) -> Iterator[bool]:
-    """Try to lock a run, and yield whether it worked. The lock is held until the context or this process ends."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another worker trains it", run.name)
-            yield False
-        else:
-            yield True
-
-
 def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:
     """Train these students side by side, and write the failure of each run that had begun into the run's folder.
 
     If the group fails as a whole, its students are trained one by one. Returns, by run name, the errors that no folder
-    records: the errors of runs that could not begin, and those of trackers.
+    records: the errors of runs that could not begin or that another process took, and those of trackers.
     """
     if not group:
         return {}
@@ -171,8 +164,8 @@ def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str,
             continue
         line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
         log.error("%s: %s", run.name, line)
-        # An error of a tracker is no failure of the run.
-        if (run / CONFIG).exists() and not isinstance(outcome, TrackerError):
+        # An error of a tracker is no failure of the run, and a run that another process took is that process's.
+        if (run / CONFIG).exists() and not isinstance(outcome, TrackerError | RunTaken):
             _keep_failure(run, line, outcome)
         else:
             refused[run.name] = line
@@ -208,13 +201,14 @@ def require_different(experiments: Mapping[str, Experiment]) -> None:
 
 
 def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
-    """Raise `RunMismatch` if the folder holds a run with other settings or another cache.
+    """Raise `RunMismatch` if the folder holds a run with other settings or another cache, or a run without settings.
 
     Training itself doesn't check the folders of finished runs. `digest` is the digest of the cached logits that the
     experiment learns from, or None without a cache.
     """
     existing = read_config(run)
     if existing is None:
+        require_no_remains(run)
         return
     changed = differences(existing.get("experiment") or {}, settings_of(experiment), exact=True)
     before = (existing.get("run") or {}).get("cache")

@@ -6,22 +6,25 @@ pairs (view, index) also share batches.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.errors import DhkdError
-from dhkd.data.runs.folder import RunFolder
-from dhkd.data.runs.names import RESULT
+from dhkd.data.runs.folder import RunFolder, begun_views
+from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
-from dhkd.pipeline.build.cache import summary_of
+from dhkd.pipeline.build.cache import summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_alike, require_own_draws
 from dhkd.pipeline.build.data import normalization_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
+from dhkd.pipeline.claims import Lock, claimed, locker
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
@@ -35,12 +38,17 @@ from dhkd.stages.train.loop import Figures, Task, train, train_together
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 
+log = logging.getLogger("dhkd")
+
 Outcomes = dict[Path, TrainedRun | DhkdError]  # by run folder: the result, or the error that ended the run
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of how runs are trained, which are not part of the experiments."""
+    """Options of how runs are trained, which are not part of the experiments.
+
+    `locks` holds the locks of run folders that the caller has taken already.
+    """
 
     data: DataOptions
     teacher: Path | None
@@ -48,6 +56,7 @@ class TrainingOptions:
     track: Sequence[str]
     cpu: bool
     resume: bool
+    locks: Mapping[Path, RunLock] = field(default_factory=dict)
 
 
 def train_teacher(
@@ -65,9 +74,8 @@ def train_teacher(
     """
     trackers = installed_trackers(track)
     settings = experiment.teacher
-    with processes_for(settings.precision, cpu=cpu) as processes:
-        run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
-        result = _finished(run, processes)
+    with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
+        run, result = _claim(out, experiment, {"command": "train-teacher"}, processes, resume, locker(locks, {}))
         if result is not None:
             return result
         source = source_of(experiment, None, None, data)
@@ -117,13 +125,15 @@ def train_students(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
+    locks: Mapping[Path, RunLock] | None = None,
 ) -> Outcomes:
     """Train each folder's student as `train_student` does, side by side.
 
-    Each student's result is the same as if it were trained alone with as many threads. Raises `ConfigError` if the
-    students can't train side by side, for example because their data differs or several processes share the work.
+    Each student's result is the same as if it were trained alone with as many threads. `locks` holds the locks of run
+    folders that the caller has taken already. Raises `ConfigError` if the students can't train side by side, for
+    example because their data differs or several processes share the work.
     """
-    return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume))
+    return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume, locks or {}))
 
 
 def train_grid(
@@ -138,14 +148,32 @@ def train_grid(
     cpu: bool = False,
     resume: bool = False,
 ) -> Outcomes:
-    """Train all students as `train_students` does, `together` at a time."""
+    """Train all students as `train_students` does, `together` at a time.
+
+    An error that concerns the whole first group is raised, since nothing was trained. Such an error of a later group is
+    the outcome of each of its students, and the groups after it are trained.
+    """
     options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
     outcomes: Outcomes = {}
     outs = list(experiments)
     for start in range(0, len(outs), together):
         group = {out: experiments[out] for out in outs[start : start + together]}
-        outcomes |= _train(group, cache, options)
+        try:
+            outcomes |= _train(group, cache, options)
+        except Exception as error:  # whatever is at fault, the results so far are not to be lost
+            if not outcomes:
+                raise
+            outcomes |= dict.fromkeys(group, _as_outcome(error))
+            log.error("%s: %s", ", ".join(out.name for out in group), outcomes[next(iter(group))])
     return outcomes
+
+
+def _as_outcome(error: Exception) -> DhkdError:
+    if isinstance(error, DhkdError):
+        return error
+    outcome = DhkdError(f"{type(error).__name__}: {error}")
+    outcome.__cause__ = error  # which --debug shows
+    return outcome
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
@@ -157,20 +185,22 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
     """Check that experiments, cache and teacher fit together, claim the folders, and train the unfinished students."""
     options = replace(options, track=installed_trackers(options.track))
     first = next(iter(experiments.values()))
-    with processes_for(first.student.precision, cpu=options.cpu) as processes:
+    with processes_for(first.student.precision, cpu=options.cpu) as processes, ExitStack() as locks:
         require_alike(list(experiments.values()), processes)
         source = source_of(first, cache, options.teacher, options.data)
-        students = {out: prepared_student(experiment, source) for out, experiment in experiments.items()}
+        views = {out: begun_views(out) if options.resume else None for out in experiments}
+        students = {out: prepared_student(experiment, source, views[out]) for out, experiment in experiments.items()}
         if source.reader is not None:
             source.reader.require_present()
-        runs = {
-            out: _claim(out, student.experiment, student.facts(), processes, options.resume)
+        lock = locker(locks, options.locks)
+        claims = {
+            out: _claim(out, student.experiment, student.facts(), processes, options.resume, lock)
             for out, student in students.items()
         }
-        results = {out: _finished(run, processes) for out, run in runs.items()}
-        outcomes: Outcomes = {out: result for out, result in results.items() if result is not None}
+        outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}
         unfinished = {out: student for out, student in students.items() if out not in outcomes}
         if unfinished:
+            runs = {out: run for out, (run, _) in claims.items()}
             outcomes |= _train_side_by_side(unfinished, runs, source, options, processes)
         return {out: outcomes[out] for out in experiments}
 
@@ -211,7 +241,11 @@ def _train_side_by_side(
             outcomes[out] = figures
         else:
             distillation = _distillation(students[out], source, together=len(tasks))
-            outcomes[out] = _finish("student", tasks[out], figures, students[out].setting, accuracy_of, distillation)
+            setting = students[out].setting
+            try:
+                outcomes[out] = _finish("student", tasks[out], figures, setting, accuracy_of, distillation)
+            except DhkdError as error:
+                outcomes[out] = error
     return outcomes
 
 
@@ -219,27 +253,22 @@ def _distillation(student: PreparedStudent, source: Source, *, together: int) ->
     cache = None
     if source.reader is not None:
         assert student.digest is not None
-        cache = replace(summary_of(source.reader.location, source.reader.manifest), digest=student.digest)
+        teacher, sha256 = teacher_in(source.reader.manifest, student.names)
+        cache = replace(
+            summary_of(source.reader.location, source.reader.manifest),
+            digest=student.digest,
+            teacher=teacher,
+            teacher_sha256=sha256,
+        )
     return Distillation(objective=student.experiment.objective, cache=cache, live=list(student.live), together=together)
 
 
 def _claim(
-    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool
-) -> RunFolder:
+    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool, lock: Lock
+) -> tuple[RunFolder, TrainedRun | None]:
     """Claim the folder `out` for a run of the experiment; `facts` are further plain values for config.yaml."""
     config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
-    run = RunFolder(out, config, resume=resume)
-    processes.wait()  # otherwise the first process might write into the folder before the others have checked it
-    return run
-
-
-def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
-    """Return the run's result if the run is finished already, or else None."""
-    result = run.result
-    if result is None:
-        return None
-    log_once(processes, f"run at {run.path}: already finished")
-    return TrainedRun.from_json(result, str(run.path / RESULT))
+    return claimed(out, config, processes, resume=resume, lock=lock)
 
 
 def _task(
@@ -289,12 +318,14 @@ def _finish(
         distillation=distillation,
         unreadable_files=unreadable_files(task.stream.renderer, processes),
         sha256=weights_sha256(network),
+        settings_sha256=task.run.settings_sha256,
         precision=processes.precision,
         hardware=hardware(processes.device),
         processes=processes.world_size,
         versions=versions(),
     )
     if processes.is_first:
+        task.run.require_lock()
         metadata = {
             "architecture": architecture,
             "num_classes": str(accuracy_of.renderer.images.num_classes),

@@ -17,7 +17,7 @@ from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import is_url, storage_of
 from dhkd.data.disk.copies import BoundedCopies
-from dhkd.data.errors import CacheDamaged, CacheIncomplete
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -70,15 +70,21 @@ class LogitReader:
         return fewer
 
     def bound(self, name: str) -> Bound:
-        """Return the bound on how far a signal's stored values may lie from the values that the teacher computed."""
+        """Return the bound on how far a signal's stored values may lie from the values that the teacher computed.
+
+        Raises `CacheMismatch` if the cache doesn't hold the signal.
+        """
+        self._require_signal(name)
         return self._index.bounds[name]
 
     def read(self, view: int, indices: Sequence[int] | NDArray[np.int64], name: str = "logits") -> NDArray[np.float32]:
         """Read a signal's values for the samples `indices` in `view`: float32 (len(indices), …).
 
-        Whole blocks are read, so ask for many rows at a time, or for a whole view with `read_view`. Raises `IndexError`
-        for a view or an index that the cache doesn't have, and `CacheDamaged` if an object is not as it was written.
+        Whole blocks are read, so ask for many rows at a time, or for a whole view with `read_view`. If the teacher has
+        a name in the cache, its signals are named TEACHER.SIGNAL. Raises `CacheMismatch` for a signal that the cache
+        doesn't have, `IndexError` for such a view or index, and `CacheDamaged` if an object is not as it was written.
         """
+        self._require_signal(name)
         index_B = np.asarray(indices, dtype=np.int64)
         if not 0 <= view < self.plan.num_views:
             raise IndexError(f"view {view}: the cache has {self.plan.num_views}")
@@ -108,8 +114,11 @@ class LogitReader:
     def stored(self, block: Block, name: str) -> dict[str, Array]:
         """Read one block of a signal or of the witness as its stored parts, read-only arrays (rows, …).
 
-        Raises `CacheDamaged` if an object is not as it was written.
+        Raises `CacheMismatch` if the cache doesn't hold the signal, and `CacheDamaged` if an object is not as it was
+        written.
         """
+        if name != WITNESS:
+            self._require_signal(name)
         contents: dict[str, bytes] = {}
         for key in self._keys(name, block):
             content = self._content(key)
@@ -189,6 +198,13 @@ class LogitReader:
             for block in self.plan.blocks()
             for key in self._keys(name, block)
         )
+
+    def _require_signal(self, name: str) -> None:
+        if name not in self.manifest.signals:
+            raise CacheMismatch(
+                f"cache at {self.location}: expected the signal {name}, it holds {', '.join(self.manifest.signals)};"
+                f" name one of these (a signal of a teacher with a name is TEACHER.SIGNAL)"
+            )
 
     def _keys(self, name: str, block: Block) -> list[str]:
         return list(self._layout.objects(name, block))

@@ -1,10 +1,12 @@
 """The folder of one run, as training writes it and resumes from it.
 
 It holds the settings (config.yaml), the metrics of each epoch (metrics.jsonl), the latest checkpoint, the result
-(result.json) and the weights. Lines are appended to metrics.jsonl; every other file is written as a whole.
-`data/runs/read.py` reads such folders for reports.
+(result.json) and the weights. Lines are appended to metrics.jsonl; every other file is written as a whole. A checkpoint
+repeats the settings, and has a checksum of the metrics, so that no other run goes on from it. `data/runs/read.py` reads
+such folders for reports.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -15,12 +17,16 @@ from typing import Any
 
 import torch
 import yaml
-from dhkd.data.cache.manifest import differences
+from dhkd.data.cache.manifest import canonical, differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import RunExists, RunMismatch
+from dhkd.data.runs.lock import RunLock
+from dhkd.data.runs.metrics import EpochMetrics, metrics_in
 from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
 from safetensors.torch import save
 from torch import Tensor
+
+RUN = "run"  # the entry of a checkpoint that says whose it is
 
 
 class RunFolder:
@@ -30,18 +36,22 @@ class RunFolder:
     interpret them.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool, lock: RunLock | None = None) -> None:
         """Claim `path` for the run that `config` describes.
 
+        The first compute process passes the folder's `lock`; without a lock, no other process may train in the folder.
         Raises `RunExists` if the folder already holds a run and `resume` is false. Raises `RunMismatch` if `resume` is
-        true and the folder holds a run with other settings. Resuming an empty folder starts a new run.
+        true and the folder holds a run with other settings, and if the folder holds parts of a run but no settings.
+        Resuming an empty folder starts a new run.
         """
         self.path = path
         self.config = dict(config)
+        self._lock = lock
         if path.exists() and not path.is_dir():
             raise RunExists(f"output folder {path}: expected a folder, got a file; choose another --out")
         existing = read_config(path)
         if existing is None:
+            require_no_remains(path)
             return
         if not resume:
             raise RunExists(
@@ -53,8 +63,14 @@ class RunFolder:
                 f"run at {path}: {'; '.join(changed)}; resume it with its own settings or choose another --out"
             )
 
+    @property
+    def settings_sha256(self) -> str:
+        """The hash of the run's settings."""
+        return settings_sha256(self.config)
+
     def begin(self) -> None:
         """Write the settings, which marks the folder as taken. Only the first compute process may call this."""
+        self.require_lock()
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode()
         write_atomically(self.path / CONFIG, lambda stream: stream.write(text))
 
@@ -74,8 +90,14 @@ class RunFolder:
                 f"{path}: expected a result in JSON ({error}); delete it and run again with --resume"
             ) from error
 
+    def require_lock(self) -> None:
+        """Raise `RunTaken` if another process has taken the folder since this one took it."""
+        if self._lock is not None:
+            self._lock.require()
+
     def append_metrics(self, metrics: Mapping[str, Any]) -> int:
         """Add a line to metrics.jsonl and return the file's new length in bytes."""
+        self.require_lock()
         with (self.path / METRICS).open("ab") as stream:
             stream.write(json.dumps(metrics).encode() + b"\n")
             stream.flush()
@@ -89,16 +111,20 @@ class RunFolder:
             os.truncate(path, min(length, path.stat().st_size))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Save `state` as the run's checkpoint, in place of the previous one."""
+        """Save `state` as the run's checkpoint, in place of the previous one, after the metrics that exist now."""
+        self.require_lock()
+        metrics = self._metrics()
+        run = {"config": self.config, "metrics_bytes": len(metrics), "metrics_sha256": _sha256(metrics)}
         # Serialised in memory first, because torch's own writer turns a full disk into an unclear RuntimeError.
         buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
+        torch.save({RUN: run, **state}, buffer)
         write_atomically(self.path / CHECKPOINT, lambda stream: stream.write(buffer.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Load the latest checkpoint onto the CPU; return None if there is no checkpoint.
 
-        Raises `RunMismatch` if the checkpoint is damaged.
+        Raises `RunMismatch` if the checkpoint is damaged, if it is another run's, and if the metrics before it are no
+        longer those that the run wrote.
         """
         path = self.path / CHECKPOINT
         if not path.exists():
@@ -107,7 +133,6 @@ class RunFolder:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict):
                 raise ValueError(f"got a {type(state).__name__}")
-            return state
         except Exception as error:  # what the unpickler raises depends on the damaged bytes
             # When torch refuses a pickle, its message explains how to load it anyway, which nobody should do.
             refused = isinstance(error, pickle.UnpicklingError)
@@ -115,16 +140,81 @@ class RunFolder:
             raise RunMismatch(
                 f"checkpoint {path} can't be read ({reason}); delete it to train from the start"
             ) from error
+        self._require_own(state.pop(RUN, None))
+        return state
+
+    def epochs_until(self, length: int) -> list[EpochMetrics]:
+        """Return the epochs in the first `length` bytes of metrics.jsonl.
+
+        Raises `RunMismatch` if these bytes are not whole lines.
+        """
+        metrics = self._metrics()[: max(0, length)]
+        where = self.path / METRICS
+        if len(metrics) != length or not (metrics.endswith(b"\n") or not metrics):
+            raise RunMismatch(f"{where}: expected {length} bytes of whole lines, got {len(metrics)}; {_RESTORE}")
+        return metrics_in(metrics, where)
+
+    def _metrics(self) -> bytes:
+        try:
+            return (self.path / METRICS).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _require_own(self, run: object) -> None:
+        """Raise `RunMismatch` unless `run`, which a checkpoint says about its run, fits this folder."""
+        path = self.path / CHECKPOINT
+        if not isinstance(run, dict) or run.keys() != {"config", "metrics_bytes", "metrics_sha256"}:
+            raise RunMismatch(
+                f"checkpoint {path}: expected to read whose it is, found nothing; another version wrote it; delete it"
+                f" to train from the start"
+            )
+        config, length = run["config"], run["metrics_bytes"]
+        changed = differences(config, self.config, exact=True) if isinstance(config, dict) else ["config is lost"]
+        if changed:
+            raise RunMismatch(
+                f"checkpoint {path} is of another run than {CONFIG} beside it: {'; '.join(changed)}; put back the"
+                f" run's own files, or choose another --out"
+            )
+        metrics = self._metrics()[:length] if type(length) is int and length >= 0 else b""
+        if _sha256(metrics) != run["metrics_sha256"]:
+            raise RunMismatch(
+                f"{self.path / METRICS}: expected the lines that the run wrote before its checkpoint, found others or"
+                f" fewer; {_RESTORE}"
+            )
 
     def keep_weights(self, epochs: int, state: Mapping[str, Tensor]) -> None:
         """Save the weights after `epochs` epochs in a file that the function `kept_weights` lists."""
+        self.require_lock()
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         write_atomically(self.path / WEIGHTS / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
+        self.require_lock()
         text = json.dumps(result, indent=2).encode() + b"\n"
         write_atomically(self.path / RESULT, lambda stream: stream.write(text))
+
+
+_RESTORE = "put the file back as it was, or delete the checkpoint to train from the start"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def settings_sha256(config: Mapping[str, Any]) -> str:
+    """Compute the hexadecimal SHA-256 of a run's settings; their order doesn't matter."""
+    return _sha256(canonical(config))
+
+
+def require_no_remains(path: Path) -> None:
+    """Raise `RunMismatch` if the folder, which has no settings, holds other files of a run."""
+    remains = [name for name in (METRICS, CHECKPOINT, RESULT, WEIGHTS) if (path / name).exists()]
+    if remains:
+        raise RunMismatch(
+            f"run at {path}: expected its settings in {CONFIG} beside {', '.join(remains)}, found none; put the file"
+            f" back or choose another --out"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
@@ -144,6 +234,13 @@ def read_config(path: Path) -> dict[str, Any] | None:
             f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
         ) from error
     return config
+
+
+def begun_views(path: Path) -> int | None:
+    """Return the number of cached views with which the run at `path` began, or None without a run or a cache."""
+    run = (read_config(path) or {}).get("run")
+    views = run.get("views") if isinstance(run, dict) else None
+    return views if type(views) is int and views > 0 else None
 
 
 def kept_weights(path: Path) -> dict[int, Path]:

@@ -27,21 +27,27 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
     Raises `RunMismatch` if any other line is not an epoch's metrics.
     """
     try:
-        lines = (path / METRICS).read_text().splitlines()
+        content = (path / METRICS).read_bytes()
     except FileNotFoundError:
         return []
+    return metrics_in(content, path / METRICS)
+
+
+def metrics_in(content: bytes, where: Path) -> list[EpochMetrics]:
+    """Read the epochs in the bytes of the file `where`, as `read_metrics` does."""
+    lines = content.splitlines()
     epochs = []
     for number, line in enumerate(lines):
         try:
             epochs.append(_epoch(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines) - 1:
                 break
-            raise RunMismatch(f"{path / METRICS}, line {number + 1}: expected an epoch's metrics in JSON") from error
+            raise RunMismatch(f"{where}, line {number + 1}: expected an epoch's metrics in JSON") from error
     return epochs
 
 
-def _epoch(line: str) -> EpochMetrics:
+def _epoch(line: bytes) -> EpochMetrics:
     values = json.loads(line)
     for value in values.values():
         value + 0.0  # a TypeError unless it is a number

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.flat import flat
-from dhkd.data.runs.folder import read_config
+from dhkd.data.runs.folder import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.metrics import EpochMetrics, read_metrics
-from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, SEED_KEY, SWEEP
+from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, METRICS, RESULT, SEED_KEY, SWEEP
 from dhkd.data.runs.result import RunResult, read_result
+
+REASONS = 3  # how many runs a message names
 
 State = Literal["finished", "unfinished", "failed", "damaged"]
 
@@ -75,9 +77,11 @@ def read_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise RunMismatch(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'nothing'}")
     runs = []
-    for config in sorted(folder.rglob(CONFIG), key=lambda config: naturally(str(config))):
-        name = str(config.parent.relative_to(folder))
-        run = _read(config.parent, folder.name if name == "." else name)
+    # A folder that lost its settings still holds a run, which is damaged.
+    paths = {file.parent for name in (CONFIG, RESULT, METRICS) for file in folder.rglob(name)}
+    for path in sorted(paths, key=lambda path: naturally(str(path))):
+        name = str(path.relative_to(folder))
+        run = _read(path, folder.name if name == "." else name)
         if run.settings.get(COMMAND_KEY, "train-student") == "train-student":
             runs.append(run)
     return runs
@@ -87,9 +91,20 @@ def require_runs(folder: Path) -> list[Run]:
     """Read the runs as `read_runs` does; raises `RunMismatch` unless at least one run is finished."""
     runs = read_runs(folder)
     if not finished_of(runs):
-        found = f"{len(runs)} that are not" if runs else "none"
-        raise RunMismatch(f"{folder}: expected finished runs of train-student or sweep, found {found}")
+        raise RunMismatch(f"{folder}: expected finished runs of train-student or sweep, found {why_unusable(runs)}")
     return runs
+
+
+def why_unusable(runs: Sequence[Run]) -> str:
+    """Return "none", and why these runs can't be reported; the first few by name, with the reason for each."""
+    reasons = [f"{run.name} is {run.state}{_because(run)}" for run in runs[:REASONS]]
+    more = f" and {len(runs) - REASONS} more" if len(runs) > REASONS else ""
+    return ": ".join(["none", *(["; ".join(reasons) + more] if reasons else [])])
+
+
+def _because(run: Run) -> str:
+    reason = run.damage or run.failure
+    return f" ({reason})" if reason else ""
 
 
 def finished_of(runs: Sequence[Run]) -> list[Run]:
@@ -110,13 +125,16 @@ def _read(path: Path, name: str) -> Run:
     settings: dict[str, Any] = {}  # Any: see `Run`
     metrics: list[EpochMetrics] = []
     failed = path / FAILED
-    failure = failed.read_text().partition("\n")[0] if failed.exists() else None
+    failure = failed.read_text(errors="replace").partition("\n")[0] if failed.exists() else None
     try:
-        settings = flat(read_config(path) or {})
+        config = read_config(path)
+        if config is None:
+            require_no_remains(path)
+        settings = flat(config or {})
         if type(settings.get(SEED_KEY)) is not int:
             raise RunMismatch(f"{path / CONFIG}: expected a run's configuration, found none with a seed")
         metrics = read_metrics(path)
-        result = read_result(path, metrics)
+        result = read_result(path, metrics, settings_sha256(config or {}))
     except RunMismatch as error:
         return Run(name, path, settings, metrics, failure=failure, damage=str(error))
     return Run(name, path, settings, metrics, result, failure)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.metrics import EpochMetrics
-from dhkd.data.runs.names import METRICS, RESULT
+from dhkd.data.runs.names import CONFIG, METRICS, RESULT
 
 # The numbers that every result holds, in the order of a table's columns; all are fields of `RunResult`.
 FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "epochs", "seconds", "samples_per_second", "parameters")
@@ -55,6 +55,7 @@ class RunResult:
     cache: RunCache | None = None
     live: Sequence[str] = ()
     sha256: str | None = None
+    settings_sha256: str | None = None
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,11 +65,12 @@ class RunResult:
         return {name: getattr(self, name) for name in FIGURES}
 
 
-def read_result(path: Path, epochs: Sequence[EpochMetrics]) -> RunResult | None:
+def read_result(path: Path, epochs: Sequence[EpochMetrics], settings_sha256: str | None = None) -> RunResult | None:
     """Read the result of the run at `path`; return None while the run has no result.
 
-    Raises `RunMismatch` if the file is damaged or contradicts `epochs`, the run's metrics. If `epochs` is empty,
-    nothing is compared.
+    Raises `RunMismatch` if the file is damaged, if it contradicts `epochs`, the run's metrics, or if it was reached
+    with other settings than those of the hash `settings_sha256`. If `epochs` is empty, the metrics are not compared; if
+    one of the two hashes is None, the settings are not.
     """
     file = path / RESULT
     if not file.exists():
@@ -80,6 +82,11 @@ def read_result(path: Path, epochs: Sequence[EpochMetrics]) -> RunResult | None:
         raise RunMismatch(f"{file}: expected a finished run's figures in JSON, found {what}") from error
     if epochs:
         _require_agreement(result, epochs, file)
+    if None not in (settings_sha256, result.settings_sha256) and settings_sha256 != result.settings_sha256:
+        raise RunMismatch(
+            f"{file}: expected the result of the settings in {CONFIG} beside it, got that of others; one of them was"
+            f" edited"
+        )
     return result
 
 
@@ -99,6 +106,7 @@ def _result(plain: Mapping[str, Any]) -> RunResult:
         cache=_cache(cache) if cache else None,
         live=tuple(plain.get("live") or ()),
         sha256=plain.get("sha256"),
+        settings_sha256=plain.get("settings_sha256"),
         hardware=plain.get("hardware"),
         versions=plain.get("versions") or {},
     )
@@ -121,6 +129,9 @@ def _require_agreement(result: RunResult, epochs: Sequence[EpochMetrics], file: 
         "last_top1": epochs[-1].top1,
         "best_top1": max(epoch.top1 for epoch in epochs),
     }
+    if all("top5" in epoch.values for epoch in epochs):  # older runs lack it
+        by_metrics["last_top5"] = epochs[-1].values["top5"]
+        by_metrics["best_top5"] = max(epoch.values["top5"] for epoch in epochs)
     for name, value in by_metrics.items():
         if abs(result.figures[name] - value) > 1e-6:
             raise RunMismatch(

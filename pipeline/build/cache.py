@@ -163,6 +163,19 @@ def summary_of(location: str, manifest: Manifest) -> CacheSummary:
     )
 
 
+def teacher_in(manifest: Manifest, names: Names) -> tuple[str | None, str | None]:
+    """Return architecture and weights hash of the teacher of these cached signals; None each for several teachers.
+
+    If there are no signals, as for cross-entropy alone, all of the cache's are meant.
+    """
+    chosen = [name for signals in names.values() for name in signals] or list(manifest.signals)
+    teachers = {
+        (manifest.signals[name].teacher.get("architecture"), manifest.signals[name].teacher.get("sha256"))
+        for name in chosen
+    }
+    return teachers.pop() if len(teachers) == 1 else (None, None)
+
+
 def digest_for(reader: LogitReader, teacher: str | None) -> str:
     """Return the digest of what a teacher's students learn from: the teacher's logits on these images.
 

@@ -15,7 +15,7 @@ from dhkd.data.recipes.base import ENDLESS
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.stream.batches import Live, Stream
 from dhkd.data.stream.signals import NoSignals, Signals
-from dhkd.pipeline.build.cache import block_rows_of, of_views, signals_of
+from dhkd.pipeline.build.cache import block_rows_of, signals_of
 from dhkd.pipeline.build.data import normalization_of
 from dhkd.pipeline.build.students import PreparedStudent, Source
 from dhkd.pipeline.environment import log_once
@@ -96,7 +96,8 @@ def _by_keys(students: Mapping[Path, PreparedStudent]) -> list[list[Path]]:
     groups: dict[tuple[object, ...], list[Path]] = {}
     for out, student in students.items():
         settings = student.experiment.student
-        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window, settings.views)
+        views = student.num_views or settings.views
+        order = (student.experiment.seed, settings.batch_size, settings.view_schedule, settings.window, views)
         groups.setdefault((*order, settings.teacher), []).append(out)
     return list(groups.values())
 
@@ -119,7 +120,9 @@ def _signals(
     readers = [student for student in everyone if _held(student) == held] if independent else group
     names = {need: stored for student in readers for need, stored in student.names.items()}
     copies = processes.world_size if processes.device.type == "cpu" else 1
-    signals = signals_of(names, of_views(source.reader, settings), settings, processes.device, copies)
+    assert group[0].num_views is not None, "students of a cache see a number of its views"
+    reader = source.reader.of_first_views(group[0].num_views)
+    signals = signals_of(names, reader, settings, processes.device, copies)
     if independent:
         resident[held] = signals
     return signals
@@ -127,7 +130,7 @@ def _signals(
 
 def _held(student: PreparedStudent) -> tuple[str | None, int | None]:
     """Return the key in `Resident` of a student that draws from all views: the teacher and the number of views."""
-    return student.experiment.student.teacher, student.experiment.student.views
+    return student.experiment.student.teacher, student.num_views
 
 
 def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes: Processes) -> Teacher | None:

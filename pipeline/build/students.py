@@ -1,13 +1,14 @@
 """Prepares students: finds out which signals (teacher outputs) come from the cache and which from a live teacher."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dhkd.configs.schema import Experiment
+from dhkd.configs.schema import Experiment, Student
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.errors import ConfigError
+from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
@@ -20,6 +21,8 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.train.objectives.contract import Objective, Setting
+
+log = logging.getLogger("dhkd")
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,11 @@ def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, d
     return Source(images, recipe, reader, trained)
 
 
-def prepared_student(experiment: Experiment, source: Source) -> PreparedStudent:
+def prepared_student(experiment: Experiment, source: Source, begun_views: int | None = None) -> PreparedStudent:
     """Build the objective, and find out where each signal that it needs comes from.
 
-    Raises an error that names what is missing or does not fit.
+    `begun_views` is the number of cached views with which the student's run began; it goes on with these, even if the
+    cache has more by now. If it is None, the run is new. Raises an error that names what is missing or does not fit.
     """
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     if objective.takes_of_teacher and source.network is None:
@@ -107,6 +111,20 @@ def prepared_student(experiment: Experiment, source: Source) -> PreparedStudent:
         names=names,
         live=live,
         digest=digest_for(reader, settings.teacher) if reader else None,
-        num_views=of_views(reader, settings).plan.num_views if reader else None,
+        num_views=_num_views(reader, settings, begun_views) if reader else None,
         live_sha256=weights_sha256(source.network) if live and source.network else None,
     )
+
+
+def _num_views(reader: LogitReader, settings: Student, begun: int | None) -> int:
+    available = of_views(reader, settings).plan.num_views
+    if begun is None or settings.views is not None:
+        return available
+    if begun > available:
+        raise CacheMismatch(
+            f"cache at {reader.location}: expected at least {begun} views, with which the run began, got {available};"
+            f" cache them again with 'dhkd cache-teacher … --views {begun}'"
+        )
+    if begun < available:
+        log.info("the run goes on with the %d views that it began with; the cache holds %d", begun, available)
+    return begun

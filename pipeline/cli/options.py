@@ -5,6 +5,7 @@ function receives them as one argument, `data`.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -144,6 +145,17 @@ def _part(context: click.Context, parameter: click.Parameter, value: str) -> Par
     if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
         raise click.BadParameter(f"expected I/N with I from 1 to N, got {value!r}", context, parameter)
     return Part(int(number) - 1, int(parts))
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without infinity and NaN, which click lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number that the text `value` stands for."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, ctx)
+        return number
 
 
 # Options

@@ -10,6 +10,7 @@ from dhkd.pipeline.cli.options import (
     PATH,
     TEACHER_HELP,
     Decorator,
+    FiniteRange,
     baseline_option,
     cpu_option,
     data_options,
@@ -136,7 +137,7 @@ _samples = click.option("--samples", type=click.IntRange(2), default=2000, show_
     "views",
     click.option(
         "--teacher-rate",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         metavar="ROWS/S",
         help="The teacher's images per second, printed by 'plan --measure' or cache-teacher; adds the cost in hours.",
     ),
@@ -169,7 +170,7 @@ def report_collapse(runs: Any, out: Path) -> "Analysis":
     _samples,
     click.option(
         "--temperature",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(1e-3, 1e3),  # as for the objectives' temperatures
         default=2.0,
         show_default=True,
         help="Temperature of BinaryKL.",

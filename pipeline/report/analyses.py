@@ -13,11 +13,11 @@ import numpy as np
 from dhkd.data.disk.csv_table import write_csv
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.folder import kept_weights
-from dhkd.data.runs.names import CACHE_KEY, VIEWS_KEY
-from dhkd.data.runs.read import Run, finished_of
+from dhkd.data.runs.names import VIEWS_KEY
+from dhkd.data.runs.read import Run, finished_of, why_unusable
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.arrays import CORRELATION, LABELS, TSNE, write_arrays
-from dhkd.pipeline.report.comparison import Comparison, kind_by_run, kinds_of
+from dhkd.pipeline.report.comparison import Comparison, compared_axes, kind_by_run, kinds_of
 from dhkd.pipeline.report.networks import forces_over_training, outputs_of_runs
 from dhkd.pipeline.report.panels import (
     TEACHER,
@@ -82,10 +82,10 @@ def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None =
     finished = [run for run in finished_of(runs) if run.settings.get(VIEWS_KEY)]
     if len({run.settings[VIEWS_KEY] for run in finished}) < 2:
         raise RunMismatch(
-            "report views: expected finished runs that differ in how many views they saw; make them with"
-            " 'dhkd sweep … --grid student.views=1,3,10'"
+            f"report views: expected finished runs that differ in how many views they saw, found"
+            f" {_found(runs, finished)}; make them with 'dhkd sweep … --grid student.views=1,3,10'"
         )
-    axes = {short: key for short, key in axes_of(finished).items() if key not in (VIEWS_KEY, CACHE_KEY)}
+    axes = {short: key for short, key in compared_axes(finished).items() if key != VIEWS_KEY}
     rows = [
         _views_row(name, of_views, teacher_rate)
         for name, kind in kinds_of(finished, axes).items()
@@ -96,7 +96,8 @@ def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None =
 
 
 def _views_row(name: str, runs: Sequence[Run], teacher_rate: float | None) -> ViewsRow:
-    top1 = spread([run.finished_result.last_top1 for run in runs])
+    # If two runs have the same seed, the last run counts, as in a comparison.
+    top1 = spread(list({run.seed: run.finished_result.last_top1 for run in runs}.values()))
     views, cache = int(runs[0].settings[VIEWS_KEY]), runs[0].finished_result.cache
     forwards = views * cache.samples if cache else None
     return ViewsRow(
@@ -119,7 +120,9 @@ def report_collapse(runs: Sequence[Run], out: Path) -> Analysis:
     """
     trained = [run for run in runs if run.state != "damaged" and run.metrics]
     if not trained:
-        raise RunMismatch("report collapse: expected runs with at least one finished epoch, found none")
+        raise RunMismatch(
+            f"report collapse: expected runs with at least one finished epoch, found {why_unusable(runs)}"
+        )
     rows, panels = curves_of(trained)
     write_rows(table := out / "collapse.csv", EpochRow, rows)
     files = [str(table), *draw_lines(panels, "Accuracy and loss over training", out / "collapse")]
@@ -137,8 +140,8 @@ def report_conflict(
     kept = [run for run in finished_of(runs) if kept_weights(run.path)]
     if not kept:
         raise RunMismatch(
-            "report conflict: expected finished runs that kept weights over training; make them with"
-            " 'dhkd sweep … --set student.keep_every=10'"
+            f"report conflict: expected finished runs that kept weights over training, found"
+            f" {_found(runs, finished_of(runs))}; make them with 'dhkd sweep … --set student.keep_every=10'"
         )
     rows = list(forces_over_training(kept, kind_by_run(kept), cache, samples, temperature, data, cpu))
     write_rows(table := out / "conflict.csv", ConflictRow, rows)
@@ -210,5 +213,10 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
     """Return the finished runs in the order of a comparison; raise `RunMismatch` if there are none."""
     finished = finished_of(runs)
     if not finished:
-        raise RunMismatch("expected finished runs, found none")
+        raise RunMismatch(f"expected finished runs, found {why_unusable(runs)}")
     return [run for kind in kinds_of(finished, axes_of(finished)).values() for run in kind]
+
+
+def _found(runs: Sequence[Run], usable: Sequence[Run]) -> str:
+    """Describe runs of which none serves an analysis: the finished ones by number, if there are any, or why none is."""
+    return f"{len(usable)} finished that do not" if usable else why_unusable(runs)

@@ -5,6 +5,7 @@ method. The *axes* of a comparison are the settings in which the runs differ, ap
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -101,7 +102,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     or if no run has VALUE.
     """
     finished = finished_of(runs)
-    axes = _axes(finished)
+    axes = compared_axes(finished)
     key, value = _baseline(baseline, axes, finished)
     # The baseline's axis is the last column, so that rows that are compared with one another are adjacent.
     axes = {short: axis for short, axis in axes.items() if axis != key} | {
@@ -155,7 +156,7 @@ def _sorting_key(run: Run, axes: Mapping[str, str], first: Any) -> list[Any]:
     return [*places, run.seed]
 
 
-def _axes(finished: Sequence[Run]) -> dict[str, str]:
+def compared_axes(finished: Sequence[Run]) -> dict[str, str]:
     """Return the axes of these runs; a setting in `OF_CACHE` is an axis only if runs that have a cache differ in it."""
     return {
         short: key
@@ -244,7 +245,22 @@ def _warnings(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
     caches = sorted({run.settings[CACHE_KEY][:12] for run in finished if run.settings.get(CACHE_KEY)})
     if len(caches) > 1:
         lines.append(f"runs of {len(caches)} caches ({', '.join(caches)}): what differs may be the caches' doing")
+    seen = sorted({run.settings[VIEWS_KEY] for run in finished if run.settings.get(VIEWS_KEY)})
+    if len(seen) > 1:
+        numbers = ", ".join(map(str, seen))
+        lines.append(
+            f"runs saw {numbers} views of their cache: each is compared with runs that saw as many, or no cache"
+        )
+    twice = [name for name, count in Counter(_identities(finished)).items() if count > 1]
+    if twice:
+        lines.append(f"several runs of one kind and seed ({'; '.join(twice)}): the last of each counts")
     return lines
+
+
+def _identities(finished: Sequence[Run]) -> list[str]:
+    return [
+        f"{name}, seed {run.seed}" for name, kind in kinds_of(finished, compared_axes(finished)).items() for run in kind
+    ]
 
 
 def _cost(finished: Sequence[Run]) -> Cost:
@@ -253,6 +269,7 @@ def _cost(finished: Sequence[Run]) -> Cost:
     for run in finished:
         result = run.finished_result
         if result.cache and not result.live and run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER:
-            cached[result.cache.digest] = result.cache.forwards
+            # A cache may have been extended after some of the runs.
+            cached[result.cache.digest] = max(result.cache.forwards, cached.get(result.cache.digest, 0))
             live += result.epochs * result.cache.samples
     return Cost(sum(cached.values()), live, sum(run.finished_result.seconds for run in finished))

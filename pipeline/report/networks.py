@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.configs.schema import Experiment
+from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.folder import kept_weights
 from dhkd.data.runs.names import CACHE_KEY
 from dhkd.data.runs.read import Run
-from dhkd.pipeline.build.cache import LOGITS, digest_for, reader_of
+from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_of
 from dhkd.pipeline.build.checks import require_cache
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.report.alike import teacher_of, test_sets_of
 from dhkd.pipeline.report.rows import ConflictRow
 from dhkd.stages.models import Network
 from dhkd.stages.models.student import Student
@@ -53,22 +55,21 @@ def outputs_of_runs(
 ) -> Iterator[tuple[Run | None, Outputs]]:
     """Yield (None, the teacher's outputs) if there is a `teacher`, then (run, the run's outputs) for each run.
 
-    Outputs are for the first `samples` test images, or for the whole test set if `samples` is None.
+    Outputs are for the first `samples` test images, or for the whole test set if `samples` is None. Raises
+    `RunMismatch` if the runs have different test images, or other teachers than this one.
     """
     processes = Processes("float32", cpu)
     try:
-        first = load_experiment(str(finished[0].path))
-        test = test_renderer_of(first, processes.device, data)
-        classes = test.images.num_classes
+        experiments = {run.name: load_experiment(str(run.path)) for run in finished}
+        tests = test_sets_of(experiments, processes.device, data)
         if teacher is not None:
-            trained = trained_network(first.teacher.architecture, classes, teacher, "teacher")
-            normalize = normalization_of(first.teacher, test.images, trained.mean_std)
-            yield None, _outputs_of(trained.network.to(processes.device), normalize, test, samples)
+            network, normalize = teacher_of(finished, experiments, tests, teacher)
+            yield None, _outputs_of(network.to(processes.device), normalize, tests[finished[0].name], samples)
         for run in finished:
-            experiment = load_experiment(str(run.path))
+            experiment, test = experiments[run.name], tests[run.name]
             # An objective may have built a different network than the settings name, so the result takes precedence.
             architecture = run.finished_result.architecture or experiment.student.architecture
-            network = trained_network(architecture, classes, run.path, "student").network
+            network = trained_network(architecture, test.images.num_classes, run.path, "student").network
             normalize = normalization_of(experiment.student, test.images)
             yield run, _outputs_of(network.to(processes.device), normalize, test, samples)
     finally:
@@ -105,9 +106,10 @@ def forces_over_training(
     try:
         reader = reader_of(cache, data)
         index_N = torch.arange(min(samples, reader.plan.num_samples))
-        teacher_NK = torch.from_numpy(reader.read(0, index_N.numpy())).to(processes.device)
         for run in kept:
             subject = _subject(run, reader, data, processes)
+            values = [torch.from_numpy(reader.read(0, index_N.numpy(), name)) for name in subject.logits]
+            teacher_NK = torch.stack(values).mean(dim=0).to(processes.device)
             for epochs, file in kept_weights(run.path).items():
                 subject.student.load_state_dict(read_weights(file))
                 subject.student.eval()
@@ -119,9 +121,13 @@ def forces_over_training(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A run's experiment, a student to load the run's weights into, and the run's training images."""
+    """A run's experiment, a student to load the run's weights into, and the run's training images.
+
+    `logits` names the cached logits of the run's teacher, or of all teachers if it learned from their mean.
+    """
 
     experiment: Experiment
+    logits: Sequence[str]
     student: Student
     renderer: Renderer
     normalize: Normalization
@@ -136,12 +142,18 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
             f" {digest[:12]}; give that one"
         )
     images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-    require_cache(experiment, reader, images, recipe, [LOGITS], None)
+    names, lacking = cached_names({LOGITS: None}, reader, experiment.student.teacher, "give another cache")
+    if lacking:
+        raise CacheMismatch(
+            f"cache at {reader.location}: expected the signal {signal_name(experiment.student.teacher, LOGITS)}, of the"
+            f" teacher that {run.name} names, it holds {', '.join(reader.manifest.signals)}; give a cache of that one"
+        )
+    require_cache(experiment, reader, images, recipe, names[LOGITS], None)
     objective = objective_of(experiment)
     setting = setting_of(experiment, experiment.student, images, objective)
     student = student_of(objective, setting).to(processes.device)
     renderer = renderer_of(images, recipe, processes.device, data)
-    return _Subject(experiment, student, renderer, normalization_of(experiment.student, images))
+    return _Subject(experiment, names[LOGITS], student, renderer, normalization_of(experiment.student, images))
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,10 @@ def _part(run: Run) -> RunPart:
 
 
 def _cost(cost: Cost, runs: Sequence[Run]) -> list[Fact]:
-    caches = {run.result.cache.digest: run.result.cache for run in runs if run.result and run.result.cache}
-    stored = sum(cache.forwards * cache.row_bytes for cache in caches.values())
+    caches = [run.result.cache for run in runs if run.result and run.result.cache]
+    # The last of these entries counts for a cache, and it is the largest: the cache may have been extended.
+    sizes = {cache.digest: cache.forwards * cache.row_bytes for cache in sorted(caches, key=lambda one: one.views)}
+    stored = sum(sizes.values())
     return [
         ("Forward passes of the teacher for the caches", f"{cost.teacher_forwards_cached:,}"),
         ("Forward passes that live teachers would have made", f"{cost.teacher_forwards_live:,}"),
@@ -151,7 +153,8 @@ def _provenance(runs: Sequence[Run], record: SweepRecord) -> list[Fact]:
         if result.cache:
             cache = result.cache
             facts["Cache"].append(f"{cache.digest} ({cache.views} views of {cache.samples:,} samples)")
-            facts["Teacher"].append(f"{cache.teacher} ({cache.teacher_sha256})")
+            if cache.teacher is not None:  # it is None for the mean of several teachers
+                facts["Teacher"].append(f"{cache.teacher} ({cache.teacher_sha256})")
         facts["Hardware"].append(str(result.hardware))
         facts["Versions"].append(", ".join(f"{name} {version}" for name, version in result.versions.items()))
     return [(name, "; ".join(dict.fromkeys(values))) for name, values in facts.items() if values]

@@ -18,7 +18,7 @@ class LearningRate:
     - "constant": the rate is always `base`.
     - "multistep": the rate starts at `base` and is multiplied by `gamma` at the start of each epoch in `milestones`,
       counted from 0. With the milestones (150, 180, 210), it falls at the start of the 151st, 181st and 211th epochs. A
-      milestone after the last epoch has no effect.
+      milestone after the last epoch has no effect here; the schema refuses it.
     - "cosine": the rate falls from `base` to 0 along half a cosine, step by step.
     - "one-cycle": the rate rises linearly from `base`/25 to `base` over the first 30 % of the steps, then falls to 0
       along half a cosine.

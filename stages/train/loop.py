@@ -17,6 +17,8 @@ from functools import partial
 import torch
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
 from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.metrics import EpochMetrics, read_metrics
+from dhkd.data.runs.names import METRICS
 from dhkd.data.stream.batches import Stream
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
@@ -94,22 +96,30 @@ def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures 
 
     An error ends only the task in which it occurs.
     """
-    runs: list[_Run] = []
+    begun: list[_Run | RunMismatch] = []
     errors: dict[_Run, DhkdError] = {}
     with ExitStack() as ends, SideBySide(len(tasks), processes.device) as side_by_side:
         for task in tasks:
-            runs.append(_Run(task, processes, alone=len(tasks) == 1))
-            ends.callback(runs[-1].end_tracking)
-        for epoch in range(min(run.cursor.epochs_done for run in runs), max(task.epochs for task in tasks)):
+            try:
+                begun.append(run := _Run(task, processes, alone=len(tasks) == 1))
+                ends.callback(run.end_tracking)
+            except RunMismatch as error:
+                begun.append(error)
+        runs = [run for run in begun if isinstance(run, _Run)]
+        first = min((run.cursor.epochs_done for run in runs), default=0)
+        for epoch in range(first, max((run.task.epochs for run in runs), default=0)):
             active = [run for run in runs if run not in errors and run.expects(epoch)]
             errors |= _train_epoch(active, epoch, side_by_side, processes)
             errors |= side_by_side.run({run: run.end_epoch for run in active if run not in errors})
             finished = [run for run in active if run not in errors]
             for run in finished:
-                run.record_epoch()
+                try:
+                    run.record_epoch()
+                except DhkdError as error:
+                    errors[run] = error
             if finished:
                 processes.wait()
-    return [errors.get(run) or run.figures() for run in runs]
+    return [run if isinstance(run, RunMismatch) else errors.get(run) or run.figures() for run in begun]
 
 
 def _train_epoch(
@@ -169,6 +179,8 @@ class _Run:
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
         if processes.is_first:
             task.run.begin()
+            if self.cursor.epochs_done == 0 and (lost := len(read_metrics(task.run.path))):
+                log.warning("run at %s: no checkpoint; its %d epochs are trained again", task.run.path, lost)
             task.run.cut_metrics(self.cursor.metrics_bytes)
             if self.cursor.epochs_done == 0:
                 self._keep_weights()
@@ -255,13 +267,51 @@ def _restore(task: Task) -> Cursor:
         return Cursor()
     try:
         cursor = Cursor(**checkpoint["cursor"])
+        _require_agreement(cursor, run)
         fit_weights(student, checkpoint["student"], f"checkpoint in {run.path}")
         task.optimizer.load_state_dict(checkpoint["optimizer"])
     except WeightsError as error:
         raise RunMismatch(f"{error}; choose another --out or train from the start") from error
+    except RunMismatch:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise RunMismatch(f"checkpoint in {run.path} is of another program or version ({error}); delete it") from error
     return cursor
+
+
+def _require_agreement(cursor: Cursor, run: RunFolder) -> None:
+    """Raise `RunMismatch` unless a checkpoint's cursor is the one that the run had after the metrics before it."""
+    by_metrics = cursor_after(run.epochs_until(cursor.metrics_bytes), cursor.metrics_bytes)
+    differing = [
+        f"{name} is {value}, by {METRICS} it is {asdict(by_metrics)[name]}"
+        for name, value in asdict(cursor).items()
+        if value != asdict(by_metrics)[name]
+    ]
+    if differing:
+        raise RunMismatch(
+            f"checkpoint in {run.path}: {'; '.join(differing)}; one of the two was edited; put back the run's own"
+            f" files, or delete the checkpoint to train from the start"
+        )
+
+
+def cursor_after(epochs: Sequence[EpochMetrics], metrics_bytes: int) -> Cursor:
+    """Return the progress of a run whose metrics are these `epochs`, which take `metrics_bytes` bytes in its file."""
+    if not epochs:
+        return Cursor(metrics_bytes=metrics_bytes)
+    train_seconds = 0.0
+    for epoch in epochs:
+        train_seconds += epoch.values["train_seconds"]  # in the order of training, so that the sum is the same float
+    last = epochs[-1].values
+    return Cursor(
+        epochs_done=len(epochs),
+        seconds=last["seconds"],
+        train_seconds=train_seconds,
+        last_top1=last["top1"],
+        last_top5=last["top5"],
+        best_top1=max(0.0, *(epoch.top1 for epoch in epochs)),
+        best_top5=max(0.0, *(epoch.values["top5"] for epoch in epochs)),
+        metrics_bytes=metrics_bytes,
+    )
 
 
 def _summary(metrics: Mapping[str, float], epochs: int) -> str:

@@ -26,7 +26,7 @@ LEAVES: list[tuple[str, str, Any]] = [
     ("teacher.sha256", "0" * 63 + "a", "0" * 63 + "a"),
     ("cache.views", "7", 7),
     ("cache.store", "webdataset", "webdataset"),
-    ("student.milestones", "[30, 60]", (30, 60)),
+    ("student.milestones", "[1, 3]", (1, 3)),
     ("student.clip_norm", "5", 5.0),
     ("student.weight_decay", "0", 0.0),
     ("student.view_schedule", "cycle", "cycle"),
@@ -92,8 +92,8 @@ def test_smoke_of_every_preset_is_short(name: str) -> None:
     sizes: dict[str, Any] = {
         "data": {"source", "limit", "test_limit"},
         "views": {"size", "test_resize"},
-        "teacher": {"epochs", "batch_size", "lr"},
-        "student": {"epochs", "batch_size", "lr", "window"},
+        "teacher": {"epochs", "batch_size", "lr", "milestones"},
+        "student": {"epochs", "batch_size", "lr", "milestones", "window"},
         "cache": {"views", "batch_size", "block_mb", "codec"},
     }
     assert smoke.model_dump(exclude=sizes) == full.model_dump(exclude=sizes)

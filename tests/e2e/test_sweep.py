@@ -1,7 +1,6 @@
 """`dhkd sweep` and `dhkd report`: every run once whatever happens, and a table that agrees with the runs' files."""
 
 import csv
-import fcntl
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dhkd.data.runs.lock import held
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.report.table import axes_of
 from scipy import stats
@@ -159,9 +159,7 @@ def test_parts_do_all_of_it(cache: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_another_worker_trains_is_left_to_it(cache: Path, tmp_path: Path) -> None:
     busy = tmp_path / "objective=ce,seed=0"
-    busy.mkdir()
-    with (busy / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(busy):
         assert len(done(*words_for(cache, tmp_path, *FEW, "--json")).result["finished"]) == 3
     assert len(done(*words_for(cache, tmp_path, *FEW, "--json")).result["finished"]) == 4
 

@@ -1,6 +1,5 @@
 """A sweep's decisions: which runs are open, who trains them, what becomes of failures."""
 
-import fcntl
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,9 @@ from dhkd.data.runs.read import FAILED
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import TrainedRun
 from dhkd.pipeline.sweep import (
-    LOCK,
     SWEEP,
     Train,
     is_open,
-    locked,
     require_different,
     require_same,
     sweep,
@@ -46,20 +43,6 @@ def test_a_folders_files_say_whether_its_run_is_open(
     for name in files:
         (tmp_path / name).touch()
     assert (is_open(tmp_path, False), is_open(tmp_path, True)) == (opened, again)
-
-
-def test_a_lock_is_held_by_one_worker_and_let_go(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with locked(run) as mine:
-        assert mine
-        with locked(run) as theirs:
-            assert not theirs
-    with (run / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with locked(run) as mine:
-            assert not mine
-    with locked(run) as mine:
-        assert mine
 
 
 def begun(run: Path) -> Path:

@@ -10,7 +10,7 @@ from dhkd.stages.train.objectives.attention import AttentionTransfer
 from dhkd.stages.train.objectives.binary_kl import BinaryKL, BinaryKLNorm
 from dhkd.stages.train.objectives.cat_kd import CATKD
 from dhkd.stages.train.objectives.combined import Combined
-from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.objectives.contract import MAX_WEIGHT, Objective
 from dhkd.stages.train.objectives.crd import CRD
 from dhkd.stages.train.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from dhkd.stages.train.objectives.dhkd import DHKD
@@ -76,6 +76,8 @@ def _factor(text: str | None, objective: str) -> float:
         factor = -1.0
     if not 0 <= factor < float("inf"):
         raise ConfigError(f"objective {objective!r}: expected a finite factor >= 0, got {text!r}")
+    if factor > MAX_WEIGHT:
+        raise ConfigError(f"objective {objective!r}: expected a factor of at most {MAX_WEIGHT:g}, got {text!r}")
     return factor
 
 

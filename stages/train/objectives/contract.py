@@ -19,6 +19,11 @@ from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
 from torch import Tensor, nn
 
+# At other temperatures a softmax is a 0-1 choice or uniform, and float32 may overflow or vanish. Published weights go
+# up to 1000, and a float32 loss overflows only far above `MAX_WEIGHT`.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+MAX_WEIGHT = 1e6
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -126,16 +131,22 @@ def warm_up(epoch: int, epochs: int) -> float:
 
 
 def require_temperature(objective: str, value: float) -> None:
-    """Raise `ConfigError` unless the option `temperature` of `objective` is above 0 and finite."""
+    """Raise `ConfigError` unless the option `temperature` of `objective` is one at which a softmax makes sense."""
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"objective {objective!r}: temperature: expected a finite number > 0, got {value!r}")
+    if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        raise ConfigError(
+            f"objective {objective!r}: temperature: expected {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, got {value!r}"
+        )
 
 
 def require_weights(objective: str, **options: float) -> None:
-    """Raise `ConfigError` unless each of these options of `objective` is at least 0 and finite."""
+    """Raise `ConfigError` unless each of these options of `objective` is at least 0 and at most `MAX_WEIGHT`."""
     for option, value in options.items():
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"objective {objective!r}: {option}: expected a finite number >= 0, got {value!r}")
+        if value > MAX_WEIGHT:
+            raise ConfigError(f"objective {objective!r}: {option}: expected at most {MAX_WEIGHT:g}, got {value!r}")
 
 
 def require_at_least(objective: str, least: int, **options: int) -> None:

@@ -180,7 +180,7 @@ def test_what_is_no_folder_of_runs_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunMismatch, match=r"expected finished runs of train-student or sweep, found none$"):
         require_runs(tmp_path)
     write_run(tmp_path / "begun")
-    with pytest.raises(RunMismatch, match=r"found 1 that are not$"):
+    with pytest.raises(RunMismatch, match=r"found none: begun is unfinished$"):
         require_runs(tmp_path)
     write_run(tmp_path / "finished", WHOLE)
     assert len(require_runs(tmp_path)) == 2

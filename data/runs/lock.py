@@ -1,0 +1,224 @@
+"""The lock of a run's folder: at any time, one run trains in a folder, whichever machines share the folder.
+
+The kernel's locks (flock, lockf) are left out on purpose: clusters' file systems lack them or hold them on one machine
+only, and processes that outlive a killed run may keep them. Here a lock is a file `lock.N`. Its first line says which
+process made it, and the process appends a byte every few seconds. If the process was killed, the file stays, but the
+lock is free: on the same machine the process is gone, and from elsewhere the file is seen not to grow.
+
+Nobody deletes a dead lock to make it again under the same name, because a second process that does the same could
+delete the first one's new lock. Instead, the next process makes the file with the next number, which only one can do.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dhkd.data.errors import RunTaken
+
+log = logging.getLogger("dhkd")
+
+LOCK = "lock"  # the lock's files are lock.1, lock.2, …
+BEAT_SECONDS = 3.0  # between two bytes that a holder appends
+SILENT_SECONDS = 30.0  # a holder on another machine that is silent for so long is dead
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """The process that holds a lock: its host and number, and what tells it from a later process of that number.
+
+    `machine` is the same for two processes only if the numbers of processes mean the same to both; None if unknown.
+    `started` is when the process began, in ticks since the machine's start.
+    """
+
+    token: str
+    host: str
+    pid: int
+    machine: str | None
+    started: int | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class RunLock:
+    """A held lock of a run's folder."""
+
+    def __init__(self, path: Path, holder: _Holder) -> None:
+        self._path, self._holder = path, holder
+        self._ended = threading.Event()
+        # A thread, because loading a cache or compiling a network may take longer than `SILENT_SECONDS`.
+        self._beats = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        self._beats.start()
+
+    def require(self) -> None:
+        """Raise `RunTaken` if another process has taken the folder, which happens if this one was suspended."""
+        if _holder_in(_content(self._path)) != self._holder:
+            raise RunTaken(
+                f"run at {self._path.parent}: expected its lock {self._path.name}, found none: another process took the"
+                f" folder while this one stood still, or the file was deleted; go on with --resume when nobody else"
+                f" trains there"
+            )
+
+    def end(self) -> None:
+        """Let the lock go."""
+        self._ended.set()
+        self._beats.join()
+        with contextlib.suppress(OSError):  # the folder may be out of reach, which is told elsewhere
+            if _holder_in(_content(self._path)) == self._holder:
+                self._path.unlink()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            # An error, such as that of a full disk, ends the run where it writes its results.
+            with contextlib.suppress(OSError):
+                file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+                try:
+                    os.write(file, b".")
+                finally:
+                    os.close(file)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[RunLock]:
+    """Hold the lock of a run's folder, which is made if it is absent; an empty folder is removed again.
+
+    Raises `RunTaken` if another process, or another thread of this one, holds the lock. If the lock is that of a
+    process on another machine, it may take `SILENT_SECONDS` to find out that the process is gone.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _taken(folder)
+        try:
+            yield lock
+        finally:
+            lock.end()
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty, as a rule
+                folder.rmdir()
+
+
+def _taken(folder: Path) -> RunLock:
+    dead = {}
+    for number, path in _locks(folder).items():
+        _require_dead(path)
+        dead[number] = path
+    path = folder / f"{LOCK}.{max(dead, default=0) + 1}"
+    holder = _this_process()
+    try:
+        with path.open("xb") as stream:
+            stream.write(json.dumps(asdict(holder)).encode() + b"\n")
+    except FileExistsError:
+        raise _refusal(folder, "another process, which began in the same moment,") from None
+    lock = RunLock(path, holder)
+    # A process that saw other files than this one may have made a file with another number.
+    if others := _locks(folder).keys() - dead.keys() - {max(dead, default=0) + 1}:
+        lock.end()
+        raise _refusal(folder, f"another process, which made {LOCK}.{min(others)} in the same moment,")
+    for old in dead.values():
+        old.unlink(missing_ok=True)
+    return lock
+
+
+def _locks(folder: Path) -> dict[int, Path]:
+    """Return the files of the folder's lock, by number; more than one is there only for moments."""
+    numbers = {path: path.name.removeprefix(f"{LOCK}.") for path in folder.glob(f"{LOCK}.*")}
+    return {int(number): path for path, number in sorted(numbers.items()) if number.isdecimal()}
+
+
+def _require_dead(path: Path) -> None:
+    """Return if nobody holds this file's lock any more; raise `RunTaken` if somebody does."""
+    content = _content(path)
+    holder = _holder_in(content)
+    who = str(holder) if holder else "a process that says nothing about itself"
+    machine = _machine()
+    if holder is not None and machine is not None and holder.machine == machine:
+        if not _is_gone(holder):
+            raise _refusal(path.parent, who)
+        return
+    log.info(
+        "run at %s: %s has held its lock; looking for up to %.0f s if it still does", path.parent, who, SILENT_SECONDS
+    )
+    until = time.monotonic() + SILENT_SECONDS
+    while content is not None and time.monotonic() < until:
+        time.sleep(BEAT_SECONDS / 10)
+        if (now := _content(path)) != content and now is not None:
+            raise _refusal(path.parent, who)
+        content = now
+
+
+def _refusal(folder: Path, who: str) -> RunTaken:
+    return RunTaken(
+        f"run at {folder}: expected nobody to train there, got {who}; wait until it has ended, or choose another --out"
+    )
+
+
+def _content(path: Path) -> bytes | None:
+    # The file is opened anew each time, because NFS looks for changes when a file is opened.
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _holder_in(content: bytes | None) -> _Holder | None:
+    """Read who holds a lock; None if the file is absent, or was not written to its end."""
+    try:
+        holder = _Holder(**json.loads((content or b"").splitlines()[0]))
+    except (ValueError, TypeError, IndexError, RecursionError):
+        return None
+    return holder if type(holder.pid) is int and holder.pid > 0 else None
+
+
+def _this_process() -> _Holder:
+    pid = os.getpid()
+    state = _state(pid)
+    return _Holder(secrets.token_hex(8), socket.gethostname(), pid, _machine(), state[1] if state else None)
+
+
+def _is_gone(holder: _Holder) -> bool:
+    """Return whether a process of this machine has ended, even if another process has its number by now."""
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is another user's
+        pass
+    state = _state(holder.pid)
+    if state is None or holder.started is None:
+        return False
+    letter, started = state
+    return letter in "ZX" or started != holder.started
+
+
+def _state(pid: int) -> tuple[str, int] | None:
+    """Return a process's state (Z or X: dead) and the time at which it began; None where the system doesn't tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the program's name before may hold anything
+    return fields[0], int(fields[19])
+
+
+def _machine() -> str | None:
+    """Name the running machine, and the namespace in which its processes have their numbers; None if unknown.
+
+    Containers of one machine, and hosts with equal names, have other names here.
+    """
+    try:
+        if int(os.readlink("/proc/self")) != os.getpid():  # /proc is that of another namespace
+            return None
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,79 @@
+"""Claiming the folder of a run, for all compute processes of the run together."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dhkd.data.errors import RunMismatch, RunTaken
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.lock import RunLock, held
+from dhkd.data.runs.metrics import read_metrics
+from dhkd.data.runs.names import METRICS, RESULT
+from dhkd.data.runs.result import read_result
+from dhkd.pipeline.environment import log_once
+from dhkd.pipeline.results import TrainedRun
+from dhkd.stages.processes import Processes
+
+Lock = Callable[[Path, Processes], RunLock | None]
+
+
+def locker(locks: ExitStack, taken: Mapping[Path, RunLock]) -> Lock:
+    """Return a function that takes the lock of a run's folder, to be held until `locks` ends.
+
+    Only the first process takes it, for all; the others get None. Locks in `taken` are held already.
+    """
+
+    def lock(out: Path, processes: Processes) -> RunLock | None:
+        mine, refusal = taken.get(out), None
+        if mine is None and processes.is_first:
+            try:
+                mine = locks.enter_context(held(out))
+            except (RunTaken, OSError) as error:
+                refusal = error
+        refusal = processes.broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        return mine
+
+    return lock
+
+
+def claimed(
+    out: Path, config: Mapping[str, Any], processes: Processes, *, resume: bool, lock: Lock
+) -> tuple[RunFolder, TrainedRun | None]:
+    """Claim the folder `out` for the run that `config` describes, in plain values, as config.yaml holds it.
+
+    Also returns the result if the run is finished already. Raises what `RunFolder` raises, `RunTaken` if another
+    process trains in the folder, and `RunMismatch` if the result is not that of the settings and metrics beside it.
+    """
+    run = RunFolder(out, config, resume=resume)
+    result = _finished(run, processes)  # a finished run needs no lock, so it may lie on a disk that can only be read
+    # Every process takes part in `lock`, even if only some see a result that another program is writing.
+    if all(processes.collect(result is not None)):
+        return run, result
+    run = RunFolder(out, config, resume=resume, lock=lock(out, processes))
+    result = _finished(run, processes)  # another process may have finished the run before this one got the lock
+    processes.wait()  # otherwise the first process might write into the folder before the others have checked it
+    return run, result
+
+
+def _finished(run: RunFolder, processes: Processes) -> TrainedRun | None:
+    """Return the run's result if the run is finished already, or else None.
+
+    Raises `RunMismatch` if the result is not that of the settings and metrics beside it.
+    """
+    plain_result = run.result
+    if plain_result is None:
+        return None
+    where = run.path / RESULT
+    result = TrainedRun.from_json(plain_result, str(where))
+    epochs = read_metrics(run.path)
+    if len(epochs) != result.epochs:
+        raise RunMismatch(
+            f"{run.path / METRICS}: expected {result.epochs} epochs, as {RESULT} says, got {len(epochs)}; one of them"
+            f" was edited or lost; put it back, or choose another --out"
+        )
+    read_result(run.path, epochs, run.settings_sha256)
+    log_once(processes, f"run at {run.path}: already finished")
+    return result
