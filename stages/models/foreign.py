@@ -85,7 +85,7 @@ class ForeignNetwork(Network):
             embeddings.append(_pooled(arguments[0], isinstance(head, nn.Conv2d)))
 
         def see_map(relu: nn.Module, arguments: tuple[Tensor, ...], after: Tensor) -> None:
-            stage_maps[relu] = StageMap(arguments[0], after)
+            stage_maps[relu] = StageMap(arguments[0], after, after)
 
         relus = [self.inner.get_submodule(path) for path in self.stage_relus] if maps else []
         handles = [

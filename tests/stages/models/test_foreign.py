@@ -84,7 +84,7 @@ def foreign_resnet() -> Network:
 
 def test_a_foreign_state_has_the_names_of_the_library_inside_a_student_too() -> None:
     network, plain = foreign_resnet(), torchvision.models.resnet18(num_classes=7)
-    student = Student(network, auxiliary_head("linear", network.embedding_dim, 7))
+    student = Student(network, auxiliary_head("linear", network, 7))
     names = list(plain.state_dict())
     assert list(network.state_dict()) == names
     assert list(student.state_dict()) == [
@@ -106,7 +106,7 @@ def test_a_foreign_state_can_be_loaded_again() -> None:
         assert str(network.load_state_dict(trained.state_dict())) == "<All keys matched successfully>"
         assert torch.equal(network(images_BCHW), expected)
         assert list(before) == list(trained.state_dict())
-    student = Student(trained, auxiliary_head("nonlinear", trained.embedding_dim, 7))
+    student = Student(trained, auxiliary_head("nonlinear", trained, 7))
     other = copy.deepcopy(Student(build_network("torchvision:resnet18", 7), copy.deepcopy(student.auxiliary))).eval()
     other.load_state_dict(dict(student.eval().state_dict()))
     assert torch.equal(other(images_BCHW).task, expected)
@@ -131,7 +131,7 @@ def test_a_copy_of_a_foreign_network_is_independent() -> None:
 
 def test_a_students_second_head_fits_a_foreign_network() -> None:
     backbone = foreign_resnet()
-    student = Student(backbone, auxiliary_head("linear", backbone.embedding_dim, 5)).train()
+    student = Student(backbone, auxiliary_head("linear", backbone, 5)).train()
     logits = student(images_of_size(32))
     assert (logits.task.shape, logits.distill.shape) == ((2, 7), (2, 5))
     logits.distill.sum().backward()

@@ -94,8 +94,8 @@ def test_counts_are_the_published_ones(name: str) -> None:
     assert count_parameters(network) == parameters
     assert network.embedding_dim == network.head.in_features == width
     assert len(network.state_dict()) == tensors
-    assert count_parameters(auxiliary_head("linear", width, CLASSES)) == linear
-    assert count_parameters(auxiliary_head("nonlinear", width, CLASSES)) == nonlinear
+    assert count_parameters(auxiliary_head("linear", network, CLASSES)) == linear
+    assert count_parameters(auxiliary_head("nonlinear", network, CLASSES)) == nonlinear
     assert round(macs(network, 32) / 1e6, 2) == mega_macs
 
 

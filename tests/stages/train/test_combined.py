@@ -159,7 +159,7 @@ def built(objective: Objective, setting: Setting) -> Student:
     torch.manual_seed(setting.seed)
     backbone = build_network(setting.student.architecture, CLASSES)
     objective.start(backbone, setting)
-    head = auxiliary_head(objective.auxiliary, backbone.embedding_dim, CLASSES) if objective.auxiliary else None
+    head = auxiliary_head(objective.auxiliary, backbone, CLASSES) if objective.auxiliary else None
     return Student(backbone, head, objective.reads(setting), objective.adapter(setting)).train()
 
 
