@@ -55,6 +55,7 @@ class ForeignNetwork(Network):
         self.name = name
         self.inner = inner
         self.stage_relus = stage_relus
+        self.fan_out_start = bool(stage_relus)  # torchvision's ResNets draw their convolutions in this way
         self._has_run = False  # an error in the first forward pass may be due to the image size
         self.published_names = dict(published_names)
         widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 # Published students may also hold the auxiliary head of their training under one of these names. It is left out, because
 # networks are used without it.
 SECOND_HEADS: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(("fc2.", "linear2.", "classifier2.")))
@@ -60,6 +59,8 @@ class Network(nn.Module, ABC):
     # Whether stages end in plain sums, which the batch norm and activation of the next layers follow. Then a map `out`
     # is such a sum.
     bare_sums: bool = False
+    # Whether the published code draws the weights of all convolutions from N(0, 2 / fan out); else they are torch's.
+    fan_out_start: bool = False
 
     @property
     def head(self) -> nn.Module:
@@ -80,7 +81,7 @@ class Network(nn.Module, ABC):
         The batch norms are found by a forward pass of these images, whose pixel values don't matter.
         """
 
-    def start_linear(self, layer: nn.Linear) -> None:  # noqa: B027  # most networks keep torch's values
+    def start_linear(self, layer: nn.Linear) -> None:  # most networks keep torch's values
         """Initialise a linear layer as the published code of this network initialises all its linear layers."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -174,8 +175,9 @@ def through_relu_blocks(stem: StageMap, stages: Iterable[nn.Module]) -> Iterator
         yield StageMap(before, x, x)
 
 
-def start_convolutions(network: nn.Module) -> None:
+def start_convolutions(network: Network) -> None:
     """Draw every convolution's weights from N(0, 2 / fan out) (He et al., 2015), as most published networks do."""
+    network.fan_out_start = True
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -108,7 +108,6 @@ def auxiliary_head(kind: AuxiliaryHead, backbone: Network, num_classes: int) -> 
     2411.08937, whose CIFAR-100 runs use `nonlinear`.
     """
 
-
     def linear(width_in: int, width_out: int) -> nn.Linear:
         layer = nn.Linear(width_in, width_out)
         backbone.start_linear(layer)

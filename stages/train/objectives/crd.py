@@ -182,8 +182,9 @@ class CRD(Objective):
     """ce_weight · CE + crd_weight · (the student's contrastive loss + the teacher's contrastive loss).
 
     Embeddings are projected to `dim` values. For each row of a batch, `negatives` samples of other classes are drawn,
-    without replacement as in the published CIFAR-100 runs, or with it (`replacement`) as in the ImageNet runs. Per row and network, this takes num_samples cosines and 1 + negatives scores; the memory of embeddings takes
-    num_samples · dim · 2 floats.
+    without replacement as in the published CIFAR-100 runs, or with it (`replacement`) as in the ImageNet runs. Per row
+    and network, this takes num_samples cosines and 1 + negatives scores; the memory of embeddings takes num_samples ·
+    dim · 2 floats.
     """
 
     ce_weight: float = 1.0

@@ -99,7 +99,7 @@ class FitNet(Objective):
 
 
 def _convolution(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> tuple[bool, nn.Module]:
-    """Return whether the student's map is repeated first, and the convolution between maps of these shapes (C, H, W)."""
+    """Return whether the student's map is repeated first, and the convolution between maps of shapes (C, H, W)."""
     (channels, height, width), (channels_out, height_out, width_out) = student, teacher
     if (height, width) == (2 * height_out, 2 * width_out):
         return False, nn.Conv2d(channels, channels_out, 3, stride=2, padding=1)

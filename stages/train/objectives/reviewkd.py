@@ -161,7 +161,9 @@ class ReviewKD(Objective):
         for name, imitation in student.features.items():
             if name.startswith(PREFIX):
                 stage = parse(name.removeprefix(PREFIX)).stage
-                target = teacher[EMBEDDING][:, :, None, None] if stage is None else teacher[map_name(stage, before=True)]
+                target = (
+                    teacher[EMBEDDING][:, :, None, None] if stage is None else teacher[map_name(stage, before=True)]
+                )
                 total = total + hierarchical_context_loss(imitation, target)
         return {"ce": losses.cross_entropy(student.task, labels), "review": total}
 

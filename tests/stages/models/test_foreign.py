@@ -14,7 +14,7 @@ from dhkd.stages.models.foreign import ForeignNetwork
 from dhkd.stages.models.student import Student, auxiliary_head
 from torch import Tensor, nn
 
-from tests.stages.models.forwards import basic_block, batch_norm, classified, relu
+from tests.stages.models.forwards import basic_block, batch_norm, classified, relu, with_relu
 from tests.stages.models.networks import assert_shapes, assert_sides_of_an_activation, images_of_size, use, used_network
 
 # torchvision computes the widths of a RegNet from values of tensors, so it can't be built on the meta device. All
@@ -147,13 +147,13 @@ def test_maps_of_a_foreign_resnet_follow_from_its_names() -> None:
     network = foreign_resnet().double()
     state, images_BCHW = network.state_dict(), images_of_size(64).double()
     before = batch_norm(state, "bn1", F.conv2d(images_BCHW, state["conv1.weight"], stride=2, padding=3))
-    maps = [(before, relu(before))]
+    maps = [with_relu(before)]
     x = F.max_pool2d(relu(before), 3, 2, 1)
     for stage in (1, 2, 3, 4):
         for number in (0, 1):
             before = basic_block(state, f"layer{stage}.{number}", x, 2 if stage > 1 and number == 0 else 1)
             x = relu(before)
-        maps.append((before, x))
+        maps.append(with_relu(before))
     expected = classified(state, maps, x, "fc")
     outputs = network.outputs(images_BCHW, maps=True)
     assert_shapes(outputs, 2, 7, 512)
@@ -180,7 +180,7 @@ def test_asking_a_foreign_resnet_for_maps_changes_nothing_else() -> None:
     images_BCHW = images_of_size(32)
     outputs = copied.outputs(images_BCHW, maps=True)
     assert torch.equal(outputs.logits, plain(images_BCHW))
-    assert_sides_of_an_activation(outputs.maps, linear=False)
+    assert_sides_of_an_activation(outputs.maps, "resnet")
     state = plain.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in copied.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in copied.modules())
