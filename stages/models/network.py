@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Published students may also hold the auxiliary head of their training under one of these names. It is left out, because
-# networks are used without it.
+# Published students may also hold the auxiliary head of their training, under one of these names. It is left out,
+# because networks are used without it.
 SECOND_HEADS: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(("fc2.", "linear2.", "classifier2.")))
 
 

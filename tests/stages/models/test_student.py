@@ -68,7 +68,7 @@ def test_the_body_runs_once_for_both_heads() -> None:
 
 
 def standard_deviation(weight: torch.Tensor) -> float:
-    return float((weight.double() - weight.double().mean()).square().mean().sqrt())
+    return (weight.double() - weight.double().mean()).square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("kind", ["linear", "nonlinear"])
