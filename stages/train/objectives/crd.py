@@ -89,7 +89,8 @@ class Negatives:
         raw = raw_rows(self._seed, Domain.NEGATIVES, plane, index, index + 1, width=-(-number // 2))
         # Each raw 64-bit integer gives two 32-bit draws, which are scaled to positions.
         draws = raw.astype("<u8").view("<u4")[0, :number].astype(np.uint64)
-        return ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
+        positions: Row = ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
+        return positions
 
     def _different_positions(self, epoch: int, index: int, others: int) -> Row:
         """Draw positions and skip those that were drawn before, until there are enough."""

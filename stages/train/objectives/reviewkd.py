@@ -149,11 +149,11 @@ class ReviewKD(Objective):
 
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the fusions of all levels."""
-        levels = [
+        student, teacher = (
             [*(shapes.maps[stage] for stage in setting.stages("reviewkd")), (shapes.embedding_dim, 1, 1)]
             for shapes in (setting.student, setting.teacher)
-        ]
-        return Review(self.reads(setting), *levels, self.fusion_width)
+        )
+        return Review(self.reads(setting), student, teacher, self.fusion_width)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `review`."""
