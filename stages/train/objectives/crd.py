@@ -8,7 +8,6 @@ embeddings of the whole training set; the negatives' embeddings are taken from t
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
@@ -97,16 +96,17 @@ class Negatives:
         # A tenth more than the number of draws that is expected to give as many different positions.
         number = self._number
         tries = int(1.1 * others * math.log((others + 1) / (others + 1 - number))) + 16
-        for attempt in count():
-            # Each attempt has a plane of its own, so that no draw serves two rows.
-            position = self._positions(epoch + (attempt << 32), index, others, tries << attempt)
+        plane = epoch
+        while True:
+            position = self._positions(plane, index, others, tries)
             order = np.arange(len(position))
             first = np.empty(others, dtype=np.int64)
             first[position[::-1]] = order[::-1]  # where each position was drawn first: the last assignment remains
-            different = position[first[position] == order]
-            if len(different) >= number:
-                return different[:number]
-        raise AssertionError("the number of draws grows until it is enough")
+            different: Row = position[first[position] == order][:number]
+            if len(different) == number:
+                return different
+            # Each attempt has a plane of its own, so that no draw serves two rows.
+            plane, tries = plane + (1 << 32), 2 * tries
 
 
 class Contrast(nn.Module):
