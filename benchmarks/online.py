@@ -61,7 +61,7 @@ def online(
     """
     device = device or torch.device("cpu")
     network = build_network(student, images.num_classes).to(device).train()
-    head = auxiliary_head("nonlinear", network.embedding_dim, images.num_classes).to(device) if aligned else None
+    head = auxiliary_head("nonlinear", network, images.num_classes).to(device) if aligned else None
     live = build_network(teacher, images.num_classes).to(device).eval() if teacher else None
     parameters = [*network.parameters(), *(head.parameters() if head else ())]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=5e-4)

@@ -74,6 +74,6 @@ def _method(name: str, objective: Objective, experiment: Experiment, plain: Sett
         view_bytes=num_samples * row,
         cacheable=not any(parse(signal).batch for signal in signals) if signals else None,
         takes_of_teacher=objective.takes_of_teacher,
-        extra_parameters=trained - preset_parameters,
+        extra_parameters=max(trained - preset_parameters, 0),  # cat-kd leaves the bias of the classifier as it is
         exported_parameters=count_parameters(student.backbone) - preset_parameters,
     )

@@ -58,11 +58,14 @@ class PreparedStudent:
 
     def facts(self) -> dict[str, Any]:
         """Return what defines the student's run besides its settings, as plain values for config.yaml."""
+        definitions = self.objective.definitions(self.setting)
         return {
             "command": "train-student",
             "cache": self.digest,
             "views": self.num_views,
             "live": {"signals": list(self.live), "sha256": self.live_sha256} if self.live_sha256 else None,
+            # Left out for first definitions, so that runs of those methods from before there were others go on.
+            **({"definitions": dict(definitions)} if definitions else {}),
         }
 
 

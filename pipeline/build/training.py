@@ -48,7 +48,7 @@ def student_of(objective: Objective, setting: Setting) -> Student:
     backbone = build_network(setting.student.architecture, setting.student.num_classes)
     objective.start(backbone, setting)
     kind = objective.auxiliary
-    head = auxiliary_head(kind, backbone.embedding_dim, setting.student.num_classes) if kind else None
+    head = auxiliary_head(kind, backbone, setting.student.num_classes) if kind else None
     student = Student(backbone, head, objective.reads(setting), objective.adapter(setting))
     return student.to(memory_format=torch.channels_last)
 

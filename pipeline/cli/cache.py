@@ -72,8 +72,9 @@ class CachingOptions:
     "--signals",
     metavar="A,B",
     help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, mapN (the map of"
-    " stage N), mapN-before (the same before its activation); cam and attention stand for the outputs needed by the"
-    " methods 'cat-kd' and 'at', respectively. More can be added to the cache later.",
+    " stage N), mapN-before (the same before its activation), mapN-out (as the stage puts it out); cam and attention"
+    " stand for the outputs needed by the methods 'cat-kd' and 'at', respectively. More can be added to the cache"
+    " later.",
 )
 @precision_option
 @data_options

@@ -55,6 +55,7 @@ class ForeignNetwork(Network):
         self.name = name
         self.inner = inner
         self.stage_relus = stage_relus
+        self.fan_out_start = bool(stage_relus)  # torchvision's ResNets draw their convolutions in this way
         self._has_run = False  # an error in the first forward pass may be due to the image size
         self.published_names = dict(published_names)
         widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
@@ -85,7 +86,7 @@ class ForeignNetwork(Network):
             embeddings.append(_pooled(arguments[0], isinstance(head, nn.Conv2d)))
 
         def see_map(relu: nn.Module, arguments: tuple[Tensor, ...], after: Tensor) -> None:
-            stage_maps[relu] = StageMap(arguments[0], after)
+            stage_maps[relu] = StageMap(arguments[0], after, after)
 
         relus = [self.inner.get_submodule(path) for path in self.stage_relus] if maps else []
         handles = [

@@ -4,8 +4,9 @@ Howard et al., 2017, table 1. Global average pooling allows images of any size.
 """
 
 from collections.abc import Iterator
+from types import MappingProxyType
 
-from dhkd.stages.models.network import StagedNetwork, StageMap, activated
+from dhkd.stages.models.network import SECOND_HEADS, StagedNetwork, StageMap, activated
 from torch import Tensor, nn
 
 STEM = 32
@@ -22,6 +23,7 @@ class MobileNetV1(StagedNetwork):
     """A MobileNetV1 over images (B, 3, H, W), with five maps."""
 
     head_name = "fc"
+    published_names = MappingProxyType({"classifier.": "fc.", **SECOND_HEADS})
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -6,7 +6,14 @@ Sandler et al., 2018, table 2, with half the channels, expansion 6, and no strid
 from collections.abc import Iterator
 from types import MappingProxyType
 
-from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start_convolutions
+from dhkd.stages.models.network import (
+    SECOND_HEADS,
+    StagedNetwork,
+    StageMap,
+    activated,
+    start_convolutions,
+    start_linear_small,
+)
 from torch import Tensor, nn
 
 STEM = 16
@@ -45,7 +52,7 @@ class MobileNetV2(StagedNetwork):
 
     head_name = "classifier"
     tail_names = ("conv2",)
-    published_names = MappingProxyType({"classifier.0.": "classifier."})
+    published_names = MappingProxyType({"classifier.0.": "classifier.", **SECOND_HEADS})
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -63,8 +70,11 @@ class MobileNetV2(StagedNetwork):
         )
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
         start_convolutions(self)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        self.start_linear(self.classifier)
+
+    def start_linear(self, layer: nn.Linear) -> None:
+        """Draw the weights from N(0, 0.01²) and set the bias to 0."""
+        start_linear_small(layer)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
         """Yield the maps of the stem and of the last group of blocks at each resolution."""
@@ -74,7 +84,7 @@ class MobileNetV2(StagedNetwork):
         for number, group in enumerate(self.blocks):
             x = group(x)
             if number in STAGE_ENDS:
-                yield StageMap(x, x)
+                yield StageMap(x, x, x)
 
     def final_map(self, last_BCHW: Tensor) -> Tensor:
         """Compute the feature map before pooling, by a last 1×1 convolution."""

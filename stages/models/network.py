@@ -14,15 +14,21 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Published students may also hold the auxiliary head of their training, under one of these names. It is left out,
+# because networks are used without it.
+SECOND_HEADS: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(("fc2.", "linear2.", "classifier2.")))
+
 
 class StageMap(NamedTuple):
-    """A stage's map before and after its last activation, (B, C, H, W) each.
+    """A stage's map before and after its last activation, and as the stage puts it `out`, (B, C, H, W) each.
 
-    If the stage doesn't end with an activation, both are the same tensor.
+    If the stage doesn't end with an activation, `before` and `after` are the same tensor. `out` is the map that
+    published comparisons call the stage's: the one `after` the activation, except in networks with `bare_sums`.
     """
 
     before: Tensor
     after: Tensor
+    out: Tensor
 
 
 class Outputs(NamedTuple):
@@ -49,7 +55,12 @@ class Network(nn.Module, ABC):
     embedding_dim: int
     head_name: str
     tail_names: tuple[str, ...] = ()
-    published_names: Mapping[str, str | None] = MappingProxyType({})
+    published_names: Mapping[str, str | None] = SECOND_HEADS
+    # Whether stages end in plain sums, which the batch norm and activation of the next layers follow. Then a map `out`
+    # is such a sum.
+    bare_sums: bool = False
+    # Whether the published code draws the weights of all convolutions from N(0, 2 / fan out); else they are torch's.
+    fan_out_start: bool = False
 
     @property
     def head(self) -> nn.Module:
@@ -69,6 +80,9 @@ class Network(nn.Module, ABC):
 
         The batch norms are found by a forward pass of these images, whose pixel values don't matter.
         """
+
+    def start_linear(self, layer: nn.Linear) -> None:  # most networks keep torch's values
+        """Initialise a linear layer as the published code of this network initialises all its linear layers."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of images (B, 3, H, W)."""
@@ -126,20 +140,25 @@ def batch_norms_called(network: nn.Module) -> Iterator[list[nn.BatchNorm2d]]:
 
 
 class ReluBlock(nn.Module, ABC):
-    """A block whose last step is a ReLU."""
+    """A block whose last activation is a ReLU."""
 
     @abstractmethod
     def before(self, x: Tensor) -> Tensor:
         """Compute the block's map before its last activation."""
 
+    def activate(self, before_BCHW: Tensor) -> Tensor:
+        """Compute the block's map after its last activation from the map before it."""
+        return F.relu(before_BCHW)
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block's map after its last activation."""
-        return F.relu(self.before(x))
+        return self.activate(self.before(x))
 
 
 def activated(before: Tensor) -> StageMap:
     """Apply a ReLU to a map and return the map before and after it."""
-    return StageMap(before, F.relu(before))
+    after = F.relu(before)
+    return StageMap(before, after, after)
 
 
 def through_relu_blocks(stem: StageMap, stages: Iterable[nn.Module]) -> Iterator[StageMap]:
@@ -151,16 +170,23 @@ def through_relu_blocks(stem: StageMap, stages: Iterable[nn.Module]) -> Iterator
         for block in blocks:
             x = block(x)
         assert isinstance(last, ReluBlock)
-        stage_map = activated(last.before(x))
-        yield stage_map
-        x = stage_map.after
+        before = last.before(x)
+        x = last.activate(before)
+        yield StageMap(before, x, x)
 
 
-def start_convolutions(network: nn.Module) -> None:
+def start_convolutions(network: Network) -> None:
     """Draw every convolution's weights from N(0, 2 / fan out) (He et al., 2015), as most published networks do."""
+    network.fan_out_start = True
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def start_linear_small(layer: nn.Linear) -> None:
+    """Draw a linear layer's weights from N(0, 0.01²) and set its bias to 0."""
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -28,6 +28,7 @@ class ProjectedNetwork(Network):
     def __init__(self, trunk: Network, channels: int, head: nn.Linear, shrink: int) -> None:
         super().__init__()
         self.trunk, self._shrink = trunk, shrink
+        self.bare_sums = trunk.bare_sums
         self.embedding_dim = width = head.in_features
         middle = width // NARROWING
         self.projector = nn.Sequential(
@@ -46,8 +47,12 @@ class ProjectedNetwork(Network):
             last_BCHW = F.avg_pool2d(last_BCHW, self._shrink)
         final_BDHW: Tensor = self.projector(last_BCHW)
         embedding_BD = final_BDHW.mean(dim=(2, 3))
-        stage_maps = (*trunk_maps[:-1], StageMap(final_BDHW, final_BDHW)) if maps else ()
+        stage_maps = (*trunk_maps[:-1], StageMap(final_BDHW, final_BDHW, final_BDHW)) if maps else ()
         return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
+
+    def start_linear(self, layer: nn.Linear) -> None:
+        """Initialise a linear layer as the published code of the trunk does."""
+        self.trunk.start_linear(layer)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
         """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.

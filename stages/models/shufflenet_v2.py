@@ -15,7 +15,15 @@ from torch import Tensor, nn
 STEM = 24
 
 
-class KeepingBlock(ReluBlock):
+class ShufflingBlock(ReluBlock):
+    """A block that shuffles the channels after its last activation."""
+
+    def activate(self, before_BCHW: Tensor) -> Tensor:
+        """Compute the block's map after its last activation, with shuffled channels, from the unshuffled one."""
+        return F.channel_shuffle(F.relu(before_BCHW), 2)
+
+
+class KeepingBlock(ShufflingBlock):
     """1×1, depthwise 3×3 and 1×1 convolutions of one half of the channels; the other half stays as it is."""
 
     def __init__(self, channels: int) -> None:
@@ -29,14 +37,14 @@ class KeepingBlock(ReluBlock):
         self.bn3 = nn.BatchNorm2d(half)
 
     def before(self, x: Tensor) -> Tensor:
-        """Compute the block's map before its last activation, with shuffled channels."""
+        """Compute the block's map before its last activation, the kept half of the channels first."""
         kept, changed = x.chunk(2, dim=1)
         changed = F.relu(self.bn1(self.conv1(changed)))
         changed = self.bn2(self.conv2(changed))
-        return F.channel_shuffle(torch.cat([kept, self.bn3(self.conv3(changed))], dim=1), 2)
+        return torch.cat([kept, self.bn3(self.conv3(changed))], dim=1)
 
 
-class HalvingBlock(ReluBlock):
+class HalvingBlock(ShufflingBlock):
     """Two paths of stride 2, each over all channels, whose outputs are concatenated."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -54,11 +62,11 @@ class HalvingBlock(ReluBlock):
         self.bn5 = nn.BatchNorm2d(half)
 
     def before(self, x: Tensor) -> Tensor:
-        """Compute the block's map before its last activation, with shuffled channels."""
+        """Compute the block's map before its last activation, one path's channels after the other's."""
         left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
-        return F.channel_shuffle(torch.cat([left, right], dim=1), 2)
+        return torch.cat([left, right], dim=1)
 
 
 class ShuffleNetV2(StagedNetwork):

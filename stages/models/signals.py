@@ -5,6 +5,9 @@
     cam-2x2                     (K, 2, 2) class activation maps, pooled to a 2×2 grid
     attention1-16x16            (256,)    attention map of stage 1, i.e. how active each of 16×16 positions is
     map2, map2-before           (C, H, W) stage 2's map after and before its last activation; map0 is the stem's map
+    map2-out                    (C, H, W) stage 2's map as the stage puts it out: the bare sum in a wide ResNet, before
+                                          the next batch norm and activation; map2 in all other networks
+    attention1-16x16-out        (256,)    the attention map of map1-out
     last_map                    (C, H, W) the last stage's map, after its activation
     map2-before-batch           (C, H, W) map2-before with batch norm in training mode; depends on the rest of the batch
 
@@ -19,6 +22,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,20 +35,31 @@ Shape = tuple[int, ...]
 
 _NAME = re.compile(
     r"(?P<kind>logits|embedding|last_map|cam(?=-)|attention(?=\d)|map(?=\d))(?P<stage>\d+)?"
-    r"(-(?P<height>[1-9]\d*)x(?P<width>[1-9]\d*))?(?P<before>-before)?(?P<batch>-batch)?"
+    r"(-(?P<height>[1-9]\d*)x(?P<width>[1-9]\d*))?(?P<side>-before|-out)?(?P<batch>-batch)?"
 )
-# The parts of a signal's name, by kind of signal: (stage, resolution, suffixes). The first two flags are true if every
-# name of this kind has the part, as attention1-16x16 has stage 1 and resolution 16x16, and false if no name has it. The
-# third flag is true if a name of this kind may end in -before, -batch or both.
+
+
+class _Parts(NamedTuple):
+    """The parts of a kind's names: every name has a stage and a resolution if these flags are true, else none has.
+
+    A name may end in one of `sides`, and in -batch if that flag is true.
+    """
+
+    stage: bool = False
+    size: bool = False
+    sides: tuple[str, ...] = ()
+    batch: bool = False
+
+
 _PARTS = {
-    "logits": (False, False, False),
-    "embedding": (False, False, False),
-    "last_map": (False, False, False),
-    "cam": (False, True, False),
-    "attention": (True, True, False),
-    "map": (True, False, True),
+    "logits": _Parts(),
+    "embedding": _Parts(),
+    "last_map": _Parts(),
+    "cam": _Parts(size=True),
+    "attention": _Parts(stage=True, size=True, sides=("-out",)),
+    "map": _Parts(stage=True, sides=("-before", "-out"), batch=True),
 }
-EXAMPLES = "logits, embedding, cam-2x2, attention1-16x16, map2, map2-before, last_map"
+EXAMPLES = "logits, embedding, cam-2x2, attention1-16x16, map2, map2-before, map2-out, last_map"
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,14 @@ class Signal:
     """The parts of a signal's name.
 
     `stage` is None if the name has no stage, and `size`, i.e. (height, width), is None if the name has no resolution.
-    `before` and `batch` tell whether the name has the suffixes -before and -batch.
+    `before`, `out` and `batch` tell whether the name has the suffixes -before, -out and -batch.
     """
 
     kind: str
     stage: int | None = None
     size: tuple[int, int] | None = None
     before: bool = False
+    out: bool = False
     batch: bool = False
 
 
@@ -66,16 +82,14 @@ def parse(name: str) -> Signal:
     """Split a signal's name into its parts. Raises `ConfigError` if no signal has such a name."""
     match = _NAME.fullmatch(name)
     if match:
-        stage, height, before, batch = (match[part] for part in ("stage", "height", "before", "batch"))
-        if (stage is not None, height is not None, bool(before or batch)) in _allowed(match["kind"]):
+        stage, height, side, batch = (match[part] for part in ("stage", "height", "side", "batch"))
+        parts = _PARTS[match["kind"]]
+        has_parts = (stage is not None, height is not None) == (parts.stage, parts.size)
+        if has_parts and (side is None or side in parts.sides) and (batch is None or parts.batch):
             size = (int(height), int(match["width"])) if height else None
-            return Signal(match["kind"], int(stage) if stage else None, size, bool(before), bool(batch))
+            number = int(stage) if stage else None
+            return Signal(match["kind"], number, size, side == "-before", side == "-out", bool(batch))
     raise ConfigError(f"signal {name!r}: expected one such as {EXAMPLES}")
-
-
-def _allowed(kind: str) -> set[tuple[bool, bool, bool]]:
-    stage, size, suffix = _PARTS[kind]
-    return {(stage, size, False), (stage, size, suffix)}
 
 
 def cam_name(grid: int) -> str:
@@ -83,14 +97,14 @@ def cam_name(grid: int) -> str:
     return f"cam-{grid}x{grid}"
 
 
-def attention_name(stage: int, size: tuple[int, int]) -> str:
-    """Return the name of a stage's attention map at this height and width."""
-    return f"attention{stage}-{size[0]}x{size[1]}"
+def attention_name(stage: int, size: tuple[int, int], *, out: bool = False) -> str:
+    """Return the name of a stage's attention map at this height and width, with the suffix -out if that is set."""
+    return f"attention{stage}-{size[0]}x{size[1]}{'-out' * out}"
 
 
-def map_name(stage: int, *, before: bool = False, batch: bool = False) -> str:
-    """Return the name of a stage's map, with the suffixes -before and -batch if these are set."""
-    return f"map{stage}{'-before' * before}{'-batch' * batch}"
+def map_name(stage: int, *, before: bool = False, out: bool = False, batch: bool = False) -> str:
+    """Return the name of a stage's map, with the suffixes -before, -out and -batch if these are set."""
+    return f"map{stage}{'-before' * before}{'-out' * out}{'-batch' * batch}"
 
 
 def needs_maps(names: Iterable[str]) -> bool:
@@ -121,10 +135,12 @@ def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> T
     assert stage is not None
     if not 0 <= stage < len(outputs.maps):
         raise ConfigError(f"signal {name}: expected a stage from 0 to {len(outputs.maps) - 1}, got {stage}")
+    stage_map = outputs.maps[stage]
+    map_BCHW = stage_map.before if signal.before else stage_map.out if signal.out else stage_map.after
     if signal.kind == "attention":
         assert signal.size is not None
-        return attention(outputs.maps[stage].after, signal.size)
-    return outputs.maps[stage].before if signal.before else outputs.maps[stage].after
+        return attention(map_BCHW, signal.size)
+    return map_BCHW
 
 
 def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, int]) -> Tensor:
@@ -172,6 +188,11 @@ class Shapes:
         """Return the shape of the signal called `name`, for one sample."""
         outputs = self._outputs if needs_maps([name]) else self._without_maps
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
+
+    @property
+    def bare_sums(self) -> bool:
+        """Whether the network's stages end in plain sums, as those of wide ResNets do."""
+        return self._network.bare_sums
 
     @property
     def embedding_dim(self) -> int:

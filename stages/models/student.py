@@ -101,18 +101,25 @@ class SeededDropout(nn.Module):
         return self._generator
 
 
-def auxiliary_head(kind: AuxiliaryHead, embedding_dim: int, num_classes: int) -> nn.Module:
+def auxiliary_head(kind: AuxiliaryHead, backbone: Network, num_classes: int) -> nn.Module:
     """Build the auxiliary head, from (B, embedding_dim) to (B, num_classes), whose logits imitate the teacher's.
 
-    Yang et al., "Dual-Head Knowledge Distillation", arXiv 2411.08937, whose CIFAR-100 runs use `nonlinear`.
+    Its linear layers start as those of `backbone` do. Yang et al., "Dual-Head Knowledge Distillation", arXiv
+    2411.08937, whose CIFAR-100 runs use `nonlinear`.
     """
+
+    def linear(width_in: int, width_out: int) -> nn.Linear:
+        layer = nn.Linear(width_in, width_out)
+        backbone.start_linear(layer)
+        return layer
+
     if kind == "linear":
-        return nn.Linear(embedding_dim, num_classes)
+        return linear(backbone.embedding_dim, num_classes)
     hidden = 200
     return nn.Sequential(
-        nn.Linear(embedding_dim, hidden),
+        linear(backbone.embedding_dim, hidden),
         SeededDropout(0.1),
         nn.BatchNorm1d(hidden),
         nn.ReLU(),
-        nn.Linear(hidden, num_classes),
+        linear(hidden, num_classes),
     )

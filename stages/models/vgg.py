@@ -7,7 +7,7 @@ is max pooling between the stages and global average pooling after the last stag
 from collections.abc import Iterator
 
 import torch.nn.functional as F
-from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start_convolutions
+from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start_convolutions, start_linear_small
 from torch import Tensor, nn
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
@@ -45,8 +45,11 @@ class VGG(StagedNetwork):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        self.start_linear(self.classifier)
+
+    def start_linear(self, layer: nn.Linear) -> None:
+        """Draw the weights from N(0, 0.01²) and set the bias to 0."""
+        start_linear_small(layer)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
         """Yield the maps of the five stages; the first stage stands in for a stem."""

@@ -8,7 +8,7 @@ norm before that activation runs once; the activation's output is both the stage
 from collections.abc import Iterator
 
 import torch.nn.functional as F
-from dhkd.stages.models.network import StagedNetwork, StageMap, activated, start_convolutions
+from dhkd.stages.models.network import StagedNetwork, StageMap, start_convolutions
 from torch import Tensor, nn
 
 
@@ -53,6 +53,7 @@ class WideResNet(StagedNetwork):
     """
 
     head_name = "fc"
+    bare_sums = True
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -66,17 +67,30 @@ class WideResNet(StagedNetwork):
         self.bn1 = nn.BatchNorm2d(self.embedding_dim)
         self.fc = nn.Linear(self.embedding_dim, num_classes)
         start_convolutions(self)
-        nn.init.zeros_(self.fc.bias)
+        self.start_linear(self.fc)
+
+    def start_linear(self, layer: nn.Linear) -> None:
+        """Set the bias to 0."""
+        nn.init.zeros_(layer.bias)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
-        """Yield the maps of the stem and of the three stages, each before and after the activation that follows it."""
+        """Yield the maps of the stem and of the three stages: before and after the activation that follows, and bare.
+
+        The bare map is the sum (for the stem, the convolution) that goes into the next batch norm.
+        """
         x = self.conv1(images_BCHW)
         for stage in (self.block1, self.block2, self.block3):
             first, *blocks = stage.layer.children()
             assert isinstance(first, PreActivationBlock)
-            stage_map = activated(first.bn1(x))
+            stage_map = _followed(first.bn1, x)
             yield stage_map
             x = first.residual(x, stage_map.after)
             for block in blocks:
                 x = block(x)
-        yield activated(self.bn1(x))
+        yield _followed(self.bn1, x)
+
+
+def _followed(batch_norm: nn.Module, bare_BCHW: Tensor) -> StageMap:
+    """Apply the batch norm and the activation that follow a stage, and return its map on all sides."""
+    before: Tensor = batch_norm(bare_BCHW)
+    return StageMap(before, F.relu(before), bare_BCHW)

@@ -78,7 +78,7 @@ def test_an_unknown_point(tmp_path: Path) -> None:
 def test_the_script_aligns_gradients_as_dhkd_does() -> None:
     torch.manual_seed(0)
     network = build_network("resnet8", 100)
-    head = auxiliary_head("linear", network.embedding_dim, 100)
+    head = auxiliary_head("linear", network, 100)
     head.load_state_dict(network.head.state_dict())  # with equal heads, the losses pull in opposite directions
     student = Student(network, head).eval()
     images_BCHW, labels_B = torch.randn(6, 3, 32, 32), torch.arange(6)

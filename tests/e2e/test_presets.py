@@ -138,3 +138,10 @@ def test_settings_are_those_published_for_the_pair(name: str) -> None:
     assert combined_objective("dkd", options).temperature == (1 if large else 4)
     assert combined_objective("dist", options).temperature == (1 if large else 4)
     assert combined_objective("ofd", options).ofd_weight == (1e-4 if large else 1e-3)
+    # The authors' epochs count from 1, and alpha is 0 where `epoch >= 50`.
+    dhkd, last = combined_objective("dhkd", options), 49 if large else 240
+    assert [epoch for epoch in range(1, 241) if dhkd.weights(epoch - 1)["binary-kl-norm"]] == list(range(1, last + 1))
+    review = combined_objective("reviewkd", options)
+    assert review.student_before_activation == large
+    assert review.fusion_width == (256 if name.endswith("MobileNetV1") else 512)
+    assert combined_objective("crd", options).replacement == large

@@ -101,6 +101,9 @@ CASES = (
     *(Case(name, _of(name)) for name in ("at", "crd", "reviewkd", "cat-kd")),
     Case("simkd", _of("simkd"), teacher=True),
     Case("ofd", _of("ofd", LIVE), teacher=True),
+    # The definitions that these two had before they became those of the authors' code.
+    Case("crd-replacement", _of("crd", "objectives.crd.replacement=true")),
+    Case("cat-kd-bias", _of("cat-kd", "objectives.cat-kd.bias=true")),
     # Several objectives at once.
     Case("dhkd-and-kd", _of("dhkd + 0.5 * kd")),
     Case("crd-and-reviewkd", _of("crd + 0.5 * reviewkd")),

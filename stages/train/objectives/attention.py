@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.signals import attention_name
+from dhkd.stages.models.signals import Shapes, attention_name, parse
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
@@ -21,7 +21,7 @@ PREFIX = "attention"
 class AttentionTransfer(Objective):
     """ce_weight · CE + at_weight · the mean squared differences of normalised attention maps, summed over the stages.
 
-    `signals.attention` computes the maps after each stage's last activation, at the smaller of the two networks'
+    `signals.attention` computes the attention of the maps that the stages put out, at the smaller of the two networks'
     resolutions. The stem is left out.
     """
 
@@ -35,22 +35,21 @@ class AttentionTransfer(Objective):
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request an attention map of every teacher stage after the stem."""
-        return dict.fromkeys(self.reads(setting))
+        return dict.fromkeys(_names(setting.teacher, setting))
 
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's attention maps of the same stages and resolutions."""
-        names = []
-        for stage in setting.stages("at"):
-            _, student_height, student_width = setting.student.maps[stage]
-            _, teacher_height, teacher_width = setting.teacher.maps[stage]
-            size = min(student_height, teacher_height), min(student_width, teacher_width)
-            names.append(attention_name(stage, size))
-        return names
+        return _names(setting.student, setting)
+
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 if a network puts out bare sums; the first definition took the maps after the next activation."""
+        return {"at": 2} if setting.student.bare_sums or setting.teacher.bare_sums else {}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `at`."""
+        of_teacher = {parse(name).stage: value for name, value in teacher.items() if name.startswith(PREFIX)}
         differences = [
-            F.mse_loss(losses.widened(attention), teacher[name])
+            F.mse_loss(losses.widened(attention), of_teacher[parse(name).stage])
             for name, attention in student.features.items()
             if name.startswith(PREFIX)
         ]
@@ -59,3 +58,14 @@ class AttentionTransfer(Objective):
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "at": self.at_weight}
+
+
+def _names(network: Shapes, setting: Setting) -> list[str]:
+    """Return the names of this network's attention maps, which have the same resolutions for both networks."""
+    names = []
+    for stage in setting.stages("at"):
+        _, student_height, student_width = setting.student.maps[stage]
+        _, teacher_height, teacher_width = setting.teacher.maps[stage]
+        size = min(student_height, teacher_height), min(student_width, teacher_width)
+        names.append(attention_name(stage, size, out=network.bare_sums))
+    return names

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from dhkd.data.stream.labels import Labels
+from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import cam_name
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_at_least, require_weights
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> Tensor:
@@ -31,13 +32,16 @@ class CATKD(Objective):
     """ce_weight · CE + cam_weight · the mean squared difference of class activation maps, pooled to `grid` × `grid`.
 
     The published values of cam_weight, grid and normalize differ between teacher–student pairs; the defaults are the
-    values for resnet32x4 → resnet8x4.
+    values for resnet32x4 → resnet8x4. The authors classify by a 1×1 convolution without bias before the pooling. That
+    equals a linear classifier whose bias stays 0 and whose weights start as a convolution's. With `bias`, the
+    classifier keeps its bias and its own start.
     """
 
     ce_weight: float = 1.0
     cam_weight: float = 15.0
     grid: int = 2
     normalize: bool = False
+    bias: bool = False
 
     of_logits = False
 
@@ -52,6 +56,20 @@ class CATKD(Objective):
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's class activation maps."""
         return [cam_name(self.grid)]
+
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 without `bias`; in the first definition every classifier kept its bias and its own start."""
+        return {} if self.bias else {"cat-kd": 2}
+
+    def start(self, network: Network, setting: Setting) -> None:
+        """Start the classifier as a convolution without bias."""
+        head = network.head
+        if self.bias or not isinstance(head, nn.Linear) or not head.weight.requires_grad:  # SimKD's is the teacher's
+            return
+        if network.fan_out_start:
+            nn.init.kaiming_normal_(head.weight, mode="fan_out", nonlinearity="relu")
+        if head.bias is not None:
+            nn.init.zeros_(head.bias).requires_grad_(False)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `cam`."""

@@ -122,6 +122,10 @@ class Combined(Objective):
         for _, _, part in self.parts:
             part.start(network, setting)
 
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Merge the definitions of all parts."""
+        return {name: number for _, _, part in self.parts for name, number in part.definitions(setting).items()}
+
     def adapter(self, setting: Setting) -> nn.Module | None:
         """Build the adapters of all parts that have one, or return None if no part has an adapter."""
         adapters = {name: part.adapter(setting) for name, _, part in self.parts}

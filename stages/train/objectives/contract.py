@@ -99,6 +99,13 @@ class Objective(ABC):
     def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most copy nothing
         """Copy the teacher weights that the method reuses, if any, into the freshly initialised `network`."""
 
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return the number of the method's definition, by the method's name, if it isn't the first in this setting.
+
+        Runs record it. So a run that began under an earlier definition is not continued under another one.
+        """
+        return {}
+
     def adapter(self, setting: Setting) -> nn.Module | None:
         """Build a module that is trained with the student and dropped afterwards, or return None if none is needed.
 

@@ -5,6 +5,7 @@ Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 191
 embeddings of the whole training set; the negatives' embeddings are taken from this memory.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from dhkd.stages.train.objectives.contract import (
 )
 from torch import Tensor, nn
 
+Row = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 EMBEDDING = "embedding"
 STUDENT, TEACHER = "crd-student", "crd-teacher"
 
@@ -47,14 +50,16 @@ def contrastive_loss(ratio_BM: Tensor) -> Tensor:
 
 
 class Negatives:
-    """A sampler of negatives: samples of other classes, drawn with replacement.
+    """A sampler of negatives: samples of other classes, drawn uniformly.
 
-    The draws (random integers) for a sample depend only on (seed, epoch, index).
+    Without `replacement`, the negatives of a row are different samples; if fewer than `number` are of other classes,
+    they are drawn with replacement all the same, as in the authors' code. The draws (random integers) for a sample
+    depend only on (seed, epoch, index).
     """
 
-    def __init__(self, labels_N: Tensor, number: int, seed: int) -> None:
+    def __init__(self, labels_N: Tensor, number: int, seed: int, *, replacement: bool = False) -> None:
         labels = labels_N.cpu().numpy()
-        self._labels, self._number, self._seed = labels, number, seed
+        self._labels, self._number, self._seed, self._replacement = labels, number, seed, replacement
         self._by_class = np.argsort(labels, kind="stable")
         self._ends = np.cumsum(np.bincount(labels))
         if self._ends[0] == len(labels) or len(np.unique(labels)) < 2:
@@ -65,20 +70,43 @@ class Negatives:
         rows = [self._row(epoch, index) for index in index_B.tolist()]
         return torch.from_numpy(np.stack(rows))
 
-    def _row(self, epoch: int, index: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        raw = raw_rows(self._seed, Domain.NEGATIVES, epoch, index, index + 1, width=-(-self._number // 2))
+    def _row(self, epoch: int, index: int) -> Row:
         label = self._labels[index]
         stop = self._ends[label]
         start = self._ends[label - 1] if label else 0
         others = len(self._labels) - (stop - start)
-        # Each raw 64-bit integer gives two 32-bit draws. A draw is scaled to a position among the samples of the other
-        # classes, which are sorted by class. Positions from the row's class on are shifted by the size of that class.
-        draws = raw.astype("<u8").view("<u4")[0, : self._number].astype(np.uint64)
-        position = ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
-        row: np.ndarray[tuple[int], np.dtype[np.int64]] = self._by_class[
-            np.where(position < start, position, position + (stop - start))
-        ]
+        if self._replacement or self._number > others:
+            position = self._positions(epoch, index, others, self._number)
+        else:
+            position = self._different_positions(epoch, index, others)
+        # Positions from the row's class on are shifted by the size of that class.
+        row: Row = self._by_class[np.where(position < start, position, position + (stop - start))]
         return row
+
+    def _positions(self, plane: int, index: int, others: int, number: int) -> Row:
+        """Draw positions among the samples of the other classes, which are sorted by class."""
+        raw = raw_rows(self._seed, Domain.NEGATIVES, plane, index, index + 1, width=-(-number // 2))
+        # Each raw 64-bit integer gives two 32-bit draws, which are scaled to positions.
+        draws = raw.astype("<u8").view("<u4")[0, :number].astype(np.uint64)
+        positions: Row = ((draws * np.uint64(others)) >> np.uint64(32)).astype(np.int64)
+        return positions
+
+    def _different_positions(self, epoch: int, index: int, others: int) -> Row:
+        """Draw positions and skip those that were drawn before, until there are enough."""
+        # A tenth more than the number of draws that is expected to give as many different positions.
+        number = self._number
+        tries = int(1.1 * others * math.log((others + 1) / (others + 1 - number))) + 16
+        plane = epoch
+        while True:
+            position = self._positions(plane, index, others, tries)
+            order = np.arange(len(position))
+            first = np.empty(others, dtype=np.int64)
+            first[position[::-1]] = order[::-1]  # where each position was drawn first: the last assignment remains
+            different: Row = position[first[position] == order][:number]
+            if len(different) == number:
+                return different
+            # Each attempt has a plane of its own, so that no draw serves two rows.
+            plane, tries = plane + (1 << 32), 2 * tries
 
 
 class Contrast(nn.Module):
@@ -154,9 +182,10 @@ class Contrast(nn.Module):
 class CRD(Objective):
     """ce_weight · CE + crd_weight · (the student's contrastive loss + the teacher's contrastive loss).
 
-    Embeddings are projected to `dim` values. For each row of a batch, `negatives` samples of other classes are drawn.
-    Per row and network, this takes num_samples cosines and 1 + negatives scores; the memory of embeddings takes
-    num_samples · dim · 2 floats.
+    Embeddings are projected to `dim` values. For each row of a batch, `negatives` samples of other classes are drawn,
+    without replacement as in the published CIFAR-100 runs, or with it (`replacement`) as in the ImageNet runs. Per row
+    and network, this takes num_samples cosines and 1 + negatives scores; the memory of embeddings takes num_samples ·
+    dim · 2 floats.
     """
 
     ce_weight: float = 1.0
@@ -165,6 +194,7 @@ class CRD(Objective):
     negatives: int = 16384
     temperature: float = 0.07
     momentum: float = 0.5
+    replacement: bool = False
 
     of_logits = False
     capturable = False  # negatives are drawn on the host
@@ -184,9 +214,13 @@ class CRD(Objective):
         """Request the student's pooled feature."""
         return [EMBEDDING]
 
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 without `replacement`; the first definition drew all negatives with replacement."""
+        return {} if self.replacement else {"crd": 2}
+
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the projections and the memory."""
-        negatives = Negatives(setting.labels_N, self.negatives, setting.seed)
+        negatives = Negatives(setting.labels_N, self.negatives, setting.seed, replacement=self.replacement)
         widths = setting.student.embedding_dim, setting.teacher.embedding_dim
         return Contrast(*widths, self.dim, negatives, len(setting.labels_N), self.temperature, self.momentum)
 

@@ -24,7 +24,8 @@ class DHKD(Objective):
     If `align` is true, the gradient of the logit-level loss is aligned so that it doesn't oppose the gradient of CE.
     The defaults are the published settings for CIFAR-100; ce_weight is the paper's γ. If `alpha_epochs` is given, alpha
     is used only in the first `alpha_epochs` epochs and is 0 afterwards; if it is None, alpha is used in every epoch.
-    The published ImageNet run has alpha_epochs 50, alpha 0.1, a linear head and no alignment. With `standardize`, the
+    The published ImageNet run has alpha_epochs 49 (its alpha is 0 from epoch 50 on, counted from 1), alpha 0.1, a
+    linear head and no alignment. With `standardize`, the
     logits of the auxiliary head and of the teacher are standardised first (`losses.standardized`).
     """
 
@@ -56,6 +57,10 @@ class DHKD(Objective):
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's raw logits."""
         return {"logits": None}
+
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 with `standardize`; the first definition divided by the population standard deviation."""
+        return {"dhkd": 2} if self.standardize else {}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` on the task head and the logit-level loss, named by `loss`, on the auxiliary head."""

@@ -80,6 +80,10 @@ class DKD(Objective):
         """Request the teacher's probabilities, or its raw logits if they are to be standardised."""
         return {"logits": None if self.standardize else self.temperature}
 
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 with `standardize`; the first definition divided by the population standard deviation."""
+        return {"dkd": 2} if self.standardize else {}
+
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce`, `tckd` and `nckd`."""
         prepared = losses.standardized if self.standardize else losses.widened

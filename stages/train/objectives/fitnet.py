@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.signals import map_name, resized
+from dhkd.stages.models.signals import Shapes, map_name, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_at_least, require_weights
@@ -21,16 +21,24 @@ HINT = "fitnet"
 
 
 class Regressor(nn.Module):
-    """A 1×1 convolution, batch norm and ReLU, applied to the student's map at the teacher's resolution."""
+    """A convolution that brings the student's map to the teacher's shape, batch norm and ReLU.
+
+    The convolution is the one of Tian et al., "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699,
+    and of later comparisons: 1×1 for maps of one size; 3×3 of stride 2 if the student's map is twice as large; a
+    transposed one, 4×4 of stride 2, if it is half as large; and if it is larger otherwise, without padding, of the size
+    that leaves the teacher's. These leave out other smaller maps; here they are repeated to the teacher's size first.
+    """
 
     def __init__(self, name: str, student: tuple[int, int, int], teacher: tuple[int, int, int]) -> None:
         super().__init__()
         self._name, self._size = name, teacher[1:]
-        self.layers = nn.Sequential(nn.Conv2d(student[0], teacher[0], 1), nn.BatchNorm2d(teacher[0]), nn.ReLU())
+        self._repeats, convolution = _convolution(student, teacher)
+        self.layers = nn.Sequential(convolution, nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Compute the imitation, in the shape of the teacher's map."""
-        return {HINT: self.layers(resized(features[self._name], self._size))}
+        feature = features[self._name]
+        return {HINT: self.layers(resized(feature, self._size) if self._repeats else feature)}
 
 
 @dataclass(frozen=True)
@@ -51,29 +59,55 @@ class FitNet(Objective):
         require_at_least("fitnet", 0, hint_stage=self.hint_stage)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Request the teacher's map."""
-        return {map_name(self.hint_stage): None}
+        """Request the teacher's map, as the stage puts it out."""
+        return {self._name(setting.teacher): None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
-        """Request the student's map."""
-        return [map_name(self.hint_stage)]
+        """Request the student's map, as the stage puts it out."""
+        return [self._name(setting.student)]
+
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 if a network puts out bare sums or the maps differ in size.
+
+        The first definition took the maps after the next activation, and averaged or repeated the student's to the
+        teacher's size before a 1×1 convolution.
+        """
+        student, teacher = (_map_shape(shapes.row(self._name(shapes))) for shapes in (setting.student, setting.teacher))
+        bare = setting.student.bare_sums or setting.teacher.bare_sums
+        return {"fitnet": 2} if bare or student[1:] != teacher[1:] else {}
 
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the regressor."""
-        name = map_name(self.hint_stage)
-        student, teacher = (_map_shape(shapes.row(name)) for shapes in (setting.student, setting.teacher))
-        return Regressor(name, student, teacher)
+        student, teacher = (_map_shape(shapes.row(self._name(shapes))) for shapes in (setting.student, setting.teacher))
+        return Regressor(self._name(setting.student), student, teacher)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `hint`."""
+        names = map_name(self.hint_stage, out=True), map_name(self.hint_stage)
+        hint = next(teacher[name] for name in names if name in teacher)
         return {
             "ce": losses.cross_entropy(student.task, labels),
-            "hint": F.mse_loss(losses.widened(student.features[HINT]), teacher[map_name(self.hint_stage)]),
+            "hint": F.mse_loss(losses.widened(student.features[HINT]), hint),
         }
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "hint": self.hint_weight}
+
+    def _name(self, network: Shapes) -> str:
+        return map_name(self.hint_stage, out=network.bare_sums)
+
+
+def _convolution(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> tuple[bool, nn.Module]:
+    """Return whether the student's map is repeated first, and the convolution between maps of shapes (C, H, W)."""
+    (channels, height, width), (channels_out, height_out, width_out) = student, teacher
+    if (height, width) == (2 * height_out, 2 * width_out):
+        return False, nn.Conv2d(channels, channels_out, 3, stride=2, padding=1)
+    if (2 * height, 2 * width) == (height_out, width_out):
+        return False, nn.ConvTranspose2d(channels, channels_out, 4, stride=2, padding=1)
+    if height >= height_out and width >= width_out:
+        return False, nn.Conv2d(channels, channels_out, (1 + height - height_out, 1 + width - width_out))
+    return True, nn.Conv2d(channels, channels_out, 1)
 
 
 def _map_shape(row: tuple[int, ...]) -> tuple[int, int, int]:

@@ -33,6 +33,10 @@ class KD(Objective):
         """Request the teacher's probabilities, or its raw logits if they are to be standardised."""
         return {"logits": None if self.standardize else self.temperature}
 
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 with `standardize`; the first definition divided by the population standard deviation."""
+        return {"kd": 2} if self.standardize else {}
+
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `kd`."""
         prepared = losses.standardized if self.standardize else losses.widened

@@ -55,16 +55,17 @@ def logit_mse(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
-    """Standardize each row x: (x − mean) / (deviation + 1e-7), with the population standard deviation of all K values.
+    """Standardize each row x: (x − mean) / (deviation + 1e-7), with the sample standard deviation of all K values.
 
-    Apart from the 1e-7, shifting a row or scaling it by a positive factor changes nothing. Sun et al., "Logit
-    Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1, which also divides the result
-    by the temperature.
+    The deviation is √(Σ (x − mean)² / (K − 1)), as in the authors' code. Apart from the 1e-7, shifting a row or scaling
+    it by a positive factor changes nothing. Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024,
+    arXiv 2403.01427, algorithm 1, which also divides the result by the temperature.
     """
     logits_BK = widened(logits_BK)
     centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
     # Computed as the norm of the centred values, because the gradient of std() is NaN if all values are equal.
-    deviation_B1 = torch.linalg.vector_norm(centred_BK, dim=1, keepdim=True) / centred_BK.shape[1] ** 0.5
+    degrees = max(centred_BK.shape[1] - 1, 1)
+    deviation_B1 = torch.linalg.vector_norm(centred_BK, dim=1, keepdim=True) / degrees**0.5
     result: Tensor = centred_BK / (deviation_B1 + 1e-7)
     return result
 

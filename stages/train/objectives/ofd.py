@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network
@@ -49,7 +50,7 @@ def negative_mean(batch_norm: nn.BatchNorm2d) -> Tensor:
 
 
 class Connectors(nn.Module):
-    """For each stage, a 1×1 convolution and batch norm, applied to the student's map at the teacher's resolution."""
+    """For each stage, a 1×1 convolution and batch norm, which bring the student's map to the teacher's width."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Connectors(nn.Module):
         margins: Sequence[Tensor],
     ) -> None:
         super().__init__()
-        self._sizes = {stage: teacher[stage][1:] for stage in stages}
+        self._stages = list(stages)
         self.layers = nn.ModuleDict()
         for stage, margin in zip(stages, margins, strict=True):
             convolution = nn.Conv2d(student[stage][0], teacher[stage][0], 1, bias=False)
@@ -68,10 +69,10 @@ class Connectors(nn.Module):
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compute each stage's imitation of the teacher's map. Return imitations, and margins (B, C)."""
+        """Compute each stage's imitation, of the student's resolution. Return imitations, and margins (B, C)."""
         imitations = {}
-        for stage, size in self._sizes.items():
-            student = resized(features[map_name(stage, before=True)], size)
+        for stage in self._stages:
+            student = features[map_name(stage, before=True)]
             imitations[f"{FEATURE}{stage}"] = self.layers[str(stage)](student)
             imitations[f"{MARGIN}{stage}"] = self.get_buffer(f"margin{stage}").expand(len(student), -1)
         return imitations
@@ -81,7 +82,8 @@ class Connectors(nn.Module):
 class OFD(Objective):
     """ce_weight · CE + ofd_weight · the weighted sum of `partial_l2` over the stages.
 
-    Each stage weighs half as much as the next stage; the last stage has weight 1. With `teacher_batch_norm` "train", as
+    If the maps of a stage differ in size, the teacher's is averaged to the student's size. Each stage weighs half as
+    much as the next stage; the last stage has weight 1. With `teacher_batch_norm` "train", as
     in the authors' code, the teacher's batch norm uses the statistics of each batch; each process normalises its rows
     separately. With "eval", the batch norm uses running statistics.
     """
@@ -104,11 +106,27 @@ class OFD(Objective):
         """Request the student's map before each stage's last activation."""
         return [map_name(stage, before=True) for stage in setting.stages("ofd")]
 
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 if maps differ in size; the first definition resized the student's to the teacher's size."""
+        student, teacher = setting.student.maps, setting.teacher.maps
+        return {"ofd": 2} if any(student[stage][1:] != teacher[stage][1:] for stage in setting.stages("ofd")) else {}
+
     def adapter(self, setting: Setting) -> nn.Module:
-        """Build the connectors, with margins computed from the teacher's batch norms."""
+        """Build the connectors, with margins computed from the teacher's batch norms.
+
+        Raises `ConfigError` for a teacher whose maps don't come from one batch norm each, such as a ShuffleNetV2.
+        """
         assert setting.teacher_network is not None
         stages = setting.stages("ofd")
         batch_norms = _batch_norms(setting.teacher_network, stages)
+        for stage, batch_norm in zip(stages, batch_norms, strict=True):
+            channels = setting.teacher.maps[stage][0]
+            if batch_norm.num_features != channels:
+                raise ConfigError(
+                    f"objective 'ofd': the margins of stage {stage} of {setting.teacher.architecture} follow from the"
+                    f" batch norm before its activation: expected {channels} channels, got {batch_norm.num_features};"
+                    f" choose another teacher or objective"
+                )
         return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +134,9 @@ class OFD(Objective):
         margins = {name.removeprefix(MARGIN): m for name, m in student.features.items() if name.startswith(MARGIN)}
         total = student.task.new_zeros(())
         for position, (stage, margin_BC) in enumerate(margins.items()):
-            imitation, target = student.features[f"{FEATURE}{stage}"], teacher[self._signal(int(stage))]
+            imitation = student.features[f"{FEATURE}{stage}"]
+            _, _, height, width = imitation.shape
+            target = resized(teacher[self._signal(int(stage))], (height, width))
             total = total + partial_l2(imitation, target, margin_BC[0]) / 2 ** (len(margins) - position - 1)
         return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
 

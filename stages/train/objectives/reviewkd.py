@@ -1,8 +1,8 @@
 """The objective `reviewkd`: each stage of the student, fused with the later stages, imitates the teacher's stage.
 
 Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The student's feature
-maps are taken after the last activation of each stage, the teacher's maps before the stage's last activation. A level
-is a stage or, as the last level, the pooled feature.
+maps are taken as each stage puts them out (or, for ImageNet, before the stage's last activation), the teacher's maps
+before the stage's last activation. A level is a stage or, as the last level, the pooled feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.signals import map_name
+from dhkd.stages.models.signals import map_name, parse
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import (
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 PREFIX = "review-"
 EMBEDDING = "embedding"
 POOLED_TO = (4, 2, 1)  # side lengths of the pooled maps in the pyramid
-WIDEST = 512
 
 Level = tuple[int, int, int]  # channels, height, width
 
@@ -84,12 +83,18 @@ class Fusion(nn.Module):
 
 
 class Review(nn.Module):
-    """The fusions of all levels, from the pooled feature back to the first stage."""
+    """The fusions of all levels, from the pooled feature back to the first stage.
 
-    def __init__(self, names: Sequence[str], student: Sequence[Level], teacher: Sequence[Level]) -> None:
+    `names` are the student's signals of the levels. The fusions are as wide as the pooled feature, but not wider than
+    `widest`.
+    """
+
+    def __init__(
+        self, names: Sequence[str], student: Sequence[Level], teacher: Sequence[Level], widest: int = 512
+    ) -> None:
         super().__init__()
         self._names = list(names)
-        middle = min(WIDEST, student[-1][0])
+        middle = min(widest, student[-1][0])
         self.fusions = nn.ModuleList(
             Fusion(student_level, teacher_level, middle, is_last=position == len(names) - 1)
             for position, (student_level, teacher_level) in enumerate(zip(student, teacher, strict=True))
@@ -111,18 +116,22 @@ class ReviewKD(Objective):
     """ce_weight · CE + review_weight · the sum of `hierarchical_context_loss` over the levels.
 
     The published review_weight differs between teacher–student pairs; the default is the value for resnet32x4 →
-    resnet8x4. Over the first `warmup_epochs` epochs, review_weight grows linearly to its full value.
+    resnet8x4. Over the first `warmup_epochs` epochs, review_weight grows linearly to its full value. The published
+    ImageNet runs have `student_before_activation`, and for MobileNetV1 `fusion_width` 256.
     """
 
     ce_weight: float = 1.0
     review_weight: float = 5.0
     warmup_epochs: int = 20
+    fusion_width: int = 512
+    student_before_activation: bool = False
 
     of_logits = False
 
     def __post_init__(self) -> None:
         require_weights("reviewkd", ce_weight=self.ce_weight, review_weight=self.review_weight)
         require_at_least("reviewkd", 0, warmup_epochs=self.warmup_epochs)
+        require_at_least("reviewkd", 1, fusion_width=self.fusion_width)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's maps before each stage's last activation, and its pooled feature."""
@@ -130,23 +139,31 @@ class ReviewKD(Objective):
 
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's maps and its pooled feature."""
-        return [*(map_name(stage) for stage in setting.stages("reviewkd")), EMBEDDING]
+        before = self.student_before_activation
+        out = not before and setting.student.bare_sums
+        return [*(map_name(stage, before=before, out=out) for stage in setting.stages("reviewkd")), EMBEDDING]
+
+    def definitions(self, setting: Setting) -> Mapping[str, int]:
+        """Return 2 if the student puts out bare sums; the first definition took its maps after the next activation."""
+        return {"reviewkd": 2} if setting.student.bare_sums and not self.student_before_activation else {}
 
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the fusions of all levels."""
-        levels = [
+        student, teacher = (
             [*(shapes.maps[stage] for stage in setting.stages("reviewkd")), (shapes.embedding_dim, 1, 1)]
             for shapes in (setting.student, setting.teacher)
-        ]
-        return Review(self.reads(setting), *levels)
+        )
+        return Review(self.reads(setting), student, teacher, self.fusion_width)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `review`."""
         total = student.task.new_zeros(())
         for name, imitation in student.features.items():
             if name.startswith(PREFIX):
-                level = name.removeprefix(PREFIX)
-                target = teacher[level][:, :, None, None] if level == EMBEDDING else teacher[f"{level}-before"]
+                stage = parse(name.removeprefix(PREFIX)).stage
+                target = (
+                    teacher[EMBEDDING][:, :, None, None] if stage is None else teacher[map_name(stage, before=True)]
+                )
                 total = total + hierarchical_context_loss(imitation, target)
         return {"ce": losses.cross_entropy(student.task, labels), "review": total}
 

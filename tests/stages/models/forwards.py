@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+Sides = tuple[Tensor, Tensor, Tensor]
 
 
 class Forward(NamedTuple):
-    """What a forward gives; a map is there before and after its activation."""
+    """What a forward gives; a map is there before and after its activation, and as published code returns it."""
 
-    maps: list[tuple[Tensor, Tensor]]
+    maps: list[Sides]
     pooled_BD: Tensor
     logits_BK: Tensor
 
@@ -44,14 +45,17 @@ def numbers_in(state: State, prefix: str) -> list[int]:
     return sorted({int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)})
 
 
-def classified(state: State, maps: list[tuple[Tensor, Tensor]], last: Tensor, head: str) -> Forward:
+def classified(state: State, maps: list[Sides], last: Tensor, head: str) -> Forward:
     pooled_BD = last.flatten(2).mean(2)
     return Forward(maps, pooled_BD, pooled_BD @ state[f"{head}.weight"].T + state[f"{head}.bias"])
 
 
-def stem(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
-    before = batch_norm(state, "bn1", conv(state, "conv1", x))
-    return before, relu(before)
+def with_relu(before: Tensor) -> Sides:
+    return before, relu(before), relu(before)
+
+
+def stem(state: State, x: Tensor) -> Sides:
+    return with_relu(batch_norm(state, "bn1", conv(state, "conv1", x)))
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
@@ -60,15 +64,24 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
     return x[:, [group * width + place for place in range(width) for group in range(groups)]]
 
 
-def layered(state: State, x: Tensor, block: Callable[[State, str, Tensor, int], Tensor], strides: list[int]) -> Forward:
-    """The stem, then `layer1` and so on, whose first blocks have the strides; `block` omits its last activation."""
+def layered(
+    state: State,
+    x: Tensor,
+    block: Callable[[State, str, Tensor, int], Tensor],
+    strides: list[int],
+    end: Callable[[Tensor], Tensor] = relu,
+) -> Forward:
+    """The stem, then `layer1` and so on, whose first blocks have the strides; `block` omits its `end`, the last ReLU.
+
+    ShuffleNetV2's blocks end in a ReLU and a shuffle. The published code keeps their maps before both.
+    """
     maps = [stem(state, x)]
     x = maps[0][1]
     for stage, stride in enumerate(strides, start=1):
         for number in numbers_in(state, f"layer{stage}."):
             before = block(state, f"layer{stage}.{number}", x, stride if number == 0 else 1)
-            x = relu(before)
-        maps.append((before, x))
+            x = end(before)
+        maps.append((before, x, x))
     head = next(name for name in ("fc", "linear") if f"{name}.weight" in state)
     if head == "linear" and "conv2.weight" in state:
         x = relu(batch_norm(state, "bn2", conv(state, "conv2", x)))
@@ -108,13 +121,13 @@ def shuffle_v2_block(state: State, name: str, x: Tensor, stride: int) -> Tensor:
         kept, x = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
         x = relu(batch_norm(state, f"{name}.bn1", conv(state, f"{name}.conv1", x)))
         x = batch_norm(state, f"{name}.bn2", conv(state, f"{name}.conv2", x))
-        return shuffled(torch.cat([kept, batch_norm(state, f"{name}.bn3", conv(state, f"{name}.conv3", x))], 1), 2)
+        return torch.cat([kept, batch_norm(state, f"{name}.bn3", conv(state, f"{name}.conv3", x))], 1)
     left = batch_norm(state, f"{name}.bn1", conv(state, f"{name}.conv1", x, 2))
     left = batch_norm(state, f"{name}.bn2", conv(state, f"{name}.conv2", left))
     right = relu(batch_norm(state, f"{name}.bn3", conv(state, f"{name}.conv3", x)))
     right = batch_norm(state, f"{name}.bn4", conv(state, f"{name}.conv4", right, 2))
     right = batch_norm(state, f"{name}.bn5", conv(state, f"{name}.conv5", right))
-    return shuffled(torch.cat([left, right], dim=1), 2)
+    return torch.cat([left, right], dim=1)
 
 
 def wide_resnet(state: State, x: Tensor) -> Forward:
@@ -124,13 +137,13 @@ def wide_resnet(state: State, x: Tensor) -> Forward:
             name, stride = f"block{stage}.layer.{number}", 2 if stage > 1 and number == 0 else 1
             before = batch_norm(state, f"{name}.bn1", x)
             if number == 0:
-                maps.append((before, relu(before)))
+                maps.append((before, relu(before), x))
             inner = relu(batch_norm(state, f"{name}.bn2", conv(state, f"{name}.conv1", relu(before), stride)))
             if f"{name}.convShortcut.weight" in state:
                 x = pointwise(state, f"{name}.convShortcut", relu(before), stride)
             x = x + conv(state, f"{name}.conv2", inner)
     before = batch_norm(state, "bn1", x)
-    return classified(state, [*maps, (before, relu(before))], relu(before), "fc")
+    return classified(state, [*maps, (before, relu(before), x)], relu(before), "fc")
 
 
 def vgg(state: State, x: Tensor) -> Forward:
@@ -141,15 +154,15 @@ def vgg(state: State, x: Tensor) -> Forward:
             before = conv(state, f"block{stage}.{number}", x)
             before = batch_norm(state, f"block{stage}.{number + 1}", before)
             x = relu(before)
-        maps.append((before, x))
+        maps.append(with_relu(before))
         if stage < 3 or (stage == 3 and height >= 64):
             x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax(dim=(3, 5))
     return classified(state, maps, x, "classifier")
 
 
 def mobilenet_v2(state: State, x: Tensor) -> Forward:
-    before = batch_norm(state, "conv1.1", conv(state, "conv1.0", x, 2))
-    maps, x = [(before, relu(before))], relu(before)
+    maps = [with_relu(batch_norm(state, "conv1.1", conv(state, "conv1.0", x, 2)))]
+    x = maps[0][1]
     for group, stride in enumerate((1, 1, 2, 2, 1, 2, 1)):
         for number in numbers_in(state, f"blocks.{group}."):
             name = f"blocks.{group}.{number}.conv"
@@ -158,21 +171,21 @@ def mobilenet_v2(state: State, x: Tensor) -> Forward:
             out = batch_norm(state, f"{name}.7", conv(state, f"{name}.6", out))
             x = x + out if out.shape == x.shape else out
         if group in (1, 2, 4, 6):
-            maps.append((x, x))
+            maps.append((x, x, x))
     x = relu(batch_norm(state, "conv2.1", conv(state, "conv2.0", x)))
     return classified(state, maps, x, "classifier")
 
 
 def mobilenet_v1(state: State, x: Tensor) -> Forward:
-    before = batch_norm(state, "model.0.1", conv(state, "model.0.0", x, 2))
-    maps, x = [(before, relu(before))], relu(before)
+    maps = [with_relu(batch_norm(state, "model.0.1", conv(state, "model.0.0", x, 2)))]
+    x = maps[0][1]
     for number in range(1, 14):
         name, stride = f"model.{number}", 2 if number in (2, 4, 6, 12) else 1
         x = relu(batch_norm(state, f"{name}.1", conv(state, f"{name}.0", x, stride)))
         before = batch_norm(state, f"{name}.4", conv(state, f"{name}.3", x))
         x = relu(before)
         if number in (3, 5, 11, 13):
-            maps.append((before, x))
+            maps.append(with_relu(before))
     return classified(state, maps, x, "fc")
 
 
@@ -182,7 +195,9 @@ FORWARDS: dict[str, Callable[[State, Tensor], Forward]] = {
     "vgg": vgg,
     "MobileNetV2": mobilenet_v2,
     "ShuffleV1": lambda state, x: layered(state, x, shuffle_v1_block, [2, 2, 2]),
-    "ShuffleV2": lambda state, x: layered(state, x, shuffle_v2_block, [2, 2, 2]),
+    "ShuffleV2": lambda state, x: layered(
+        state, x, shuffle_v2_block, [2, 2, 2], lambda before: shuffled(relu(before), 2)
+    ),
     "ResNet50": lambda state, x: layered(state, x, bottleneck, [1, 2, 2, 2]),
     "MobileNetV1": mobilenet_v1,
 }

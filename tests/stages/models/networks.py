@@ -34,14 +34,17 @@ def used_network(name: str, num_classes: int = 7) -> Network:
     return network.eval()
 
 
-def assert_sides_of_an_activation(maps: tuple[StageMap, ...], linear: bool) -> None:
-    """Of a `linear` network, only the stem has an activation."""
+def assert_sides_of_an_activation(maps: tuple[StageMap, ...], name: str) -> None:
+    """Of MobileNetV2, only the stem has an activation; ShuffleNetV2's stages shuffle channels after theirs."""
     for number, stage_map in enumerate(maps):
-        if linear and number:
-            assert stage_map.before is stage_map.after
+        before, after, out = stage_map
+        assert (out is after) != name.startswith("wrn")
+        if name == "MobileNetV2" and number:
+            assert before is after
         else:
-            assert torch.equal(stage_map.after, stage_map.before.relu())
-            assert (stage_map.before < 0).any()
+            shuffle = name == "ShuffleV2" and number > 0
+            assert torch.equal(after, nn.functional.channel_shuffle(before.relu(), 2) if shuffle else before.relu())
+            assert (before < 0).any()
 
 
 def assert_shapes(outputs: Outputs, batch: int, num_classes: int, embedding_dim: int) -> None:
@@ -52,5 +55,5 @@ def assert_shapes(outputs: Outputs, batch: int, num_classes: int, embedding_dim:
         assert outputs.final is None or isinstance(outputs.final, Float[Tensor, f"{batch} {embedding_dim} H W"])
     for stage_map in outputs.maps:
         with jaxtyped("context"):
-            assert isinstance(stage_map.before, Float[Tensor, f"{batch} C H W"])
-            assert isinstance(stage_map.after, Float[Tensor, f"{batch} C H W"])
+            for side in stage_map:
+                assert isinstance(side, Float[Tensor, f"{batch} C H W"])

@@ -14,7 +14,7 @@ from dhkd.stages.models.foreign import ForeignNetwork
 from dhkd.stages.models.student import Student, auxiliary_head
 from torch import Tensor, nn
 
-from tests.stages.models.forwards import basic_block, batch_norm, classified, relu
+from tests.stages.models.forwards import basic_block, batch_norm, classified, relu, with_relu
 from tests.stages.models.networks import assert_shapes, assert_sides_of_an_activation, images_of_size, use, used_network
 
 # torchvision computes the widths of a RegNet from values of tensors, so it can't be built on the meta device. All
@@ -93,7 +93,7 @@ def foreign_resnet() -> Network:
 
 def test_a_foreign_state_has_the_names_of_the_library_inside_a_student_too() -> None:
     network, plain = foreign_resnet(), torchvision.models.resnet18(num_classes=7)
-    student = Student(network, auxiliary_head("linear", network.embedding_dim, 7))
+    student = Student(network, auxiliary_head("linear", network, 7))
     names = list(plain.state_dict())
     assert list(network.state_dict()) == names
     assert list(student.state_dict()) == [
@@ -115,7 +115,7 @@ def test_a_foreign_state_can_be_loaded_again() -> None:
         assert str(network.load_state_dict(trained.state_dict())) == "<All keys matched successfully>"
         assert torch.equal(network(images_BCHW), expected)
         assert list(before) == list(trained.state_dict())
-    student = Student(trained, auxiliary_head("nonlinear", trained.embedding_dim, 7))
+    student = Student(trained, auxiliary_head("nonlinear", trained, 7))
     other = copy.deepcopy(Student(build_network("torchvision:resnet18", 7), copy.deepcopy(student.auxiliary))).eval()
     other.load_state_dict(dict(student.eval().state_dict()))
     assert torch.equal(other(images_BCHW).task, expected)
@@ -140,7 +140,7 @@ def test_a_copy_of_a_foreign_network_is_independent() -> None:
 
 def test_a_students_second_head_fits_a_foreign_network() -> None:
     backbone = foreign_resnet()
-    student = Student(backbone, auxiliary_head("linear", backbone.embedding_dim, 5)).train()
+    student = Student(backbone, auxiliary_head("linear", backbone, 5)).train()
     logits = student(images_of_size(32))
     assert (logits.task.shape, logits.distill.shape) == ((2, 7), (2, 5))
     logits.distill.sum().backward()
@@ -156,13 +156,13 @@ def test_maps_of_a_foreign_resnet_follow_from_its_names() -> None:
     network = foreign_resnet().double()
     state, images_BCHW = network.state_dict(), images_of_size(64).double()
     before = batch_norm(state, "bn1", F.conv2d(images_BCHW, state["conv1.weight"], stride=2, padding=3))
-    maps = [(before, relu(before))]
+    maps = [with_relu(before)]
     x = F.max_pool2d(relu(before), 3, 2, 1)
     for stage in (1, 2, 3, 4):
         for number in (0, 1):
             before = basic_block(state, f"layer{stage}.{number}", x, 2 if stage > 1 and number == 0 else 1)
             x = relu(before)
-        maps.append((before, x))
+        maps.append(with_relu(before))
     expected = classified(state, maps, x, "fc")
     outputs = network.outputs(images_BCHW, maps=True)
     assert_shapes(outputs, 2, 7, 512)
@@ -189,7 +189,7 @@ def test_asking_a_foreign_resnet_for_maps_changes_nothing_else() -> None:
     images_BCHW = images_of_size(32)
     outputs = copied.outputs(images_BCHW, maps=True)
     assert torch.equal(outputs.logits, plain(images_BCHW))
-    assert_sides_of_an_activation(outputs.maps, linear=False)
+    assert_sides_of_an_activation(outputs.maps, "resnet")
     state = plain.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in copied.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in copied.modules())

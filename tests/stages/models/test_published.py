@@ -94,8 +94,8 @@ def test_counts_are_the_published_ones(name: str) -> None:
     assert count_parameters(network) == parameters
     assert network.embedding_dim == network.head.in_features == width
     assert len(network.state_dict()) == tensors
-    assert count_parameters(auxiliary_head("linear", width, CLASSES)) == linear
-    assert count_parameters(auxiliary_head("nonlinear", width, CLASSES)) == nonlinear
+    assert count_parameters(auxiliary_head("linear", network, CLASSES)) == linear
+    assert count_parameters(auxiliary_head("nonlinear", network, CLASSES)) == nonlinear
     assert round(macs(network, 32) / 1e6, 2) == mega_macs
 
 
@@ -201,6 +201,7 @@ def test_maps_are_of_the_stem_and_every_stage(name: str) -> None:
     expected = [(2, channels, side, side) for channels, side in MAPS_AT_32[name]]
     assert [stage_map.before.shape for stage_map in maps] == expected
     assert [stage_map.after.shape for stage_map in maps] == expected
+    assert [stage_map.out.shape for stage_map in maps] == expected
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -213,7 +214,7 @@ def test_asking_for_maps_changes_nothing_else(name: str, training: bool) -> None
     with_maps = copied.outputs(images_BCHW, maps=True)
     assert no_maps == ()
     assert torch.equal(with_maps.final, final_BDHW)
-    assert_sides_of_an_activation(with_maps.maps, linear=name == "MobileNetV2")
+    assert_sides_of_an_activation(with_maps.maps, name)
     assert torch.equal(with_maps.logits, logits_BK)
     assert torch.equal(with_maps.embedding, embedding_BD)
     state = plain.state_dict()

@@ -10,7 +10,7 @@ from tests.stages.models.networks import CLASSES, images_of_size
 
 
 def test_the_nonlinear_head_is_that_of_the_paper() -> None:
-    head = auxiliary_head("nonlinear", 64, CLASSES)
+    head = auxiliary_head("nonlinear", build_network("resnet8", 5), CLASSES)
     assert isinstance(head, nn.Sequential)
     linear, dropout, norm, relu, last = head
     assert [type(layer) for layer in head] == [nn.Linear, SeededDropout, nn.BatchNorm1d, nn.ReLU, nn.Linear]
@@ -23,7 +23,7 @@ def test_the_nonlinear_head_is_that_of_the_paper() -> None:
 
 
 def test_the_linear_head_is_one_layer() -> None:
-    head = auxiliary_head("linear", 64, CLASSES)
+    head = auxiliary_head("linear", build_network("resnet8", 5), CLASSES)
     assert isinstance(head, nn.Linear)
     assert (head.in_features, head.out_features, head.bias is not None) == (64, CLASSES, True)
 
@@ -41,7 +41,8 @@ def test_a_student_with_a_single_head_gives_the_same_tensor_twice() -> None:
 @pytest.mark.parametrize("kind", ["linear", "nonlinear"])
 def test_a_students_second_head_sees_the_pooled_feature(kind: AuxiliaryHead) -> None:
     torch.manual_seed(0)
-    backbone, head = build_network("resnet8x4", 5), auxiliary_head(kind, 256, 5)
+    backbone = build_network("resnet8x4", 5)
+    head = auxiliary_head(kind, backbone, 5)
     student = Student(backbone, head).eval()
     images_BCHW = images_of_size(8)
     outputs = student(images_BCHW)
@@ -57,9 +58,41 @@ def test_a_students_second_head_sees_the_pooled_feature(kind: AuxiliaryHead) -> 
 
 
 def test_the_body_runs_once_for_both_heads() -> None:
-    student = Student(build_network("resnet8", 5), auxiliary_head("nonlinear", 64, 5)).train()
+    backbone = build_network("resnet8", 5)
+    student = Student(backbone, auxiliary_head("nonlinear", backbone, 5)).train()
     student(images_of_size(8))
     steps = {name: int(t) for name, t in student.state_dict().items() if name.endswith("num_batches_tracked")}
     assert set(steps.values()) == {1}
     assert "auxiliary.2.num_batches_tracked" in steps
     assert "backbone.bn1.num_batches_tracked" in steps
+
+
+def standard_deviation(weight: torch.Tensor) -> float:
+    return (weight.double() - weight.double().mean()).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+@pytest.mark.parametrize(
+    ("network", "spread", "has_bias"),
+    [
+        # The DHKD authors' `_initialize_weights`: every linear layer N(0, 0.01²), bias 0.
+        *(("vgg8", 0.01, False), ("MobileNetV2", 0.01, False)),
+        # Theirs of wide ResNets: bias 0, weights as torch draws them, uniform within 1/√width.
+        *(("wrn_16_2", None, False), ("wrn_40_1", None, False)),
+        # All others: as torch draws them.
+        *(("resnet8x4", None, True), ("ShuffleV1", None, True), ("ShuffleV2", None, True), ("MobileNetV1", None, True)),
+        ("torchvision:resnet18", None, True),
+    ],
+)
+def test_both_heads_start_as_in_the_published_code(
+    network: str, spread: float | None, has_bias: bool, kind: AuxiliaryHead
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_network(network, CLASSES)
+    layers = [layer for layer in auxiliary_head(kind, backbone, CLASSES).modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == (1 if kind == "linear" else 2)
+    for layer in [backbone.head, *layers]:
+        assert isinstance(layer, nn.Linear)
+        uniform = (1 / (3 * layer.in_features)) ** 0.5  # of U(−1/√width, 1/√width)
+        assert standard_deviation(layer.weight) == pytest.approx(spread or uniform, rel=0.05)
+        assert bool(layer.bias.any()) == has_bias

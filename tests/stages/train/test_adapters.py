@@ -1,7 +1,8 @@
 """The modules that methods train beside the student, against float64 transcriptions; and CRD's negatives."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -172,27 +173,78 @@ def averaged(x_BCHW: Tensor, side: int) -> Tensor:
     return x_BCHW.unflatten(3, (side, width)).unflatten(2, (side, height)).mean((3, 5))
 
 
+def strided(x_BCHW: Tensor, weight: Tensor) -> Tensor:
+    """Every second position of the padded 3×3 convolution."""
+    return convolved(x_BCHW, weight)[:, :, ::2, ::2]
+
+
+def transposed(x_BCHW: Tensor, weight: Tensor) -> Tensor:
+    """Each value, times the kernel, is added around twice its position; a border of one position is cut off."""
+    batch, _, height, width = x_BCHW.shape
+    total = torch.zeros(batch, weight.shape[1], 2 * height + 2, 2 * width + 2, dtype=x_BCHW.dtype)
+    for y, x in itertools.product(range(4), range(4)):
+        added = torch.einsum("bchw,cd->bdhw", x_BCHW, weight[:, :, y, x])
+        spread = torch.zeros_like(total)
+        spread[:, :, y : y + 2 * height : 2, x : x + 2 * width : 2] = added
+        total = total + spread
+    return total[:, :, 1:-1, 1:-1]
+
+
+def unpadded(x_BCHW: Tensor, weight: Tensor) -> Tensor:
+    """The kernel at each place where it fits as a whole."""
+    (rows, columns), (height, width) = weight.shape[2:], x_BCHW.shape[2:]
+    total = torch.zeros(())
+    for y, x in itertools.product(range(rows), range(columns)):
+        here = x_BCHW[:, :, y : y + height - rows + 1, x : x + width - columns + 1]
+        total = total + torch.einsum("bchw,dc->bdhw", here, weight[:, :, y, x])
+    return total
+
+
+def repeated(x_BCHW: Tensor, weight: Tensor) -> Tensor:
+    return convolved(nearest(x_BCHW, (8, 8)), weight)
+
+
+# The student's and the teacher's size, the kernel's size, and the convolution by its definition.
+REGRESSORS = {
+    "one size": ((5, 3), (5, 3), (1, 1), convolved),
+    "twice as large": ((8, 6), (4, 3), (3, 3), strided),
+    "half as large": ((4, 3), (8, 6), (4, 4), transposed),
+    "larger": ((7, 5), (5, 4), (3, 2), unpadded),
+    "four times as large": ((8, 8), (2, 2), (7, 7), unpadded),
+    "a quarter": ((2, 2), (8, 8), (1, 1), repeated),
+}
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_the_regressor_and_the_hint_are_those_of_fitnets(training: bool) -> None:
-    regressor = used(Regressor("map2", (3, 8, 8), (5, 4, 4))).train(training)
-    student_BCHW, teacher_BCHW = drawn(2, 3, 8, 8, seed=1).requires_grad_(), drawn(2, 5, 4, 4, seed=2)
+@pytest.mark.parametrize(("size", "wanted", "kernel", "by_definition"), REGRESSORS.values(), ids=REGRESSORS)
+def test_the_regressor_and_the_hint_are_the_published_ones(
+    size: tuple[int, int],
+    wanted: tuple[int, int],
+    kernel: tuple[int, int],
+    by_definition: Callable[[Tensor, Tensor], Tensor],
+    training: bool,
+) -> None:
+    """RepDistiller, models/util.py, `ConvReg`; the last size is one that it refuses."""
+    regressor = used(Regressor("map2", (3, *size), (5, *wanted))).train(training)
+    student_BCHW, teacher_BCHW = drawn(2, 3, *size, seed=1).requires_grad_(), drawn(2, 5, *wanted, seed=2)
     state = {name: tensor.detach().clone() for name, tensor in regressor.state_dict().items()}
-    convolution = convolved(averaged(student_BCHW, 4), state["layers.0.weight"], state["layers.0.bias"])
+    assert state["layers.0.weight"].shape[2:] == kernel
+    convolution = by_definition(student_BCHW, state["layers.0.weight"]) + state["layers.0.bias"][:, None, None]
     expected = batch_normed(state, "layers.1", convolution, training=training).clamp(min=0)
     imitation = regressor({"map2": student_BCHW}, batch_of())
     torch.testing.assert_close(imitation, {"fitnet": expected}, rtol=1e-9, atol=1e-10)
 
     student = StudentOutputs(drawn(2, 5), drawn(2, 5), {"map2": student_BCHW, **imitation})
     hint = build_objective("fitnet", {}).terms(student, TWO_LABELS, {"map2": teacher_BCHW})["hint"]
-    by_definition = ((expected - teacher_BCHW) ** 2).sum() / teacher_BCHW.numel()
-    torch.testing.assert_close(hint, by_definition, rtol=1e-12, atol=0)
-    gradients = [torch.autograd.grad(value, student_BCHW)[0] for value in (hint, by_definition)]
+    difference = ((expected - teacher_BCHW) ** 2).sum() / teacher_BCHW.numel()
+    torch.testing.assert_close(hint, difference, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(value, student_BCHW)[0] for value in (hint, difference)]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_connectors_and_their_weights_are_those_of_the_overhaul(training: bool) -> None:
-    student, teacher = [(9, 9, 9), (2, 8, 8), (3, 4, 4), (4, 4, 4)], [(9, 9, 9), (3, 8, 8), (4, 4, 4), (5, 2, 2)]
+    student, teacher = [(9, 9, 9), (2, 4, 4), (3, 4, 4), (4, 4, 4)], [(9, 9, 9), (3, 8, 8), (4, 4, 4), (5, 2, 2)]
     margins = [-torch.linspace(0.1, 1, shape[0]).double() for shape in teacher[1:]]
     connectors = used(Connectors([1, 2, 3], student, teacher, margins)).train(training)
     with torch.no_grad():
@@ -204,11 +256,13 @@ def test_connectors_and_their_weights_are_those_of_the_overhaul(training: bool) 
     imitations = connectors(features, batch_of())
     total = 0.0
     for stage, share in ((1, 1 / 4), (2, 1 / 2), (3, 1)):  # each stage's is half the following one's
-        student_map = averaged(features[f"map{stage}-before"], teacher[stage][1])
-        convolution = convolved(student_map, state[f"layers.{stage}.0.weight"])
+        convolution = convolved(features[f"map{stage}-before"], state[f"layers.{stage}.0.weight"])
         expected = batch_normed(state, f"layers.{stage}.1", convolution, training=training)
         torch.testing.assert_close(imitations[f"ofd{stage}"], expected, rtol=1e-9, atol=1e-10)
-        total += share * partial_l2(expected, signals[f"map{stage}-before-batch"], margins[stage - 1])
+        # The teacher's map at the student's size: averaged if it is larger, repeated if it is smaller.
+        target = signals[f"map{stage}-before-batch"]
+        target = nearest(target, (4, 4)) if stage == 3 else averaged(target, 4)
+        total += share * partial_l2(expected, target, margins[stage - 1])
     outputs = StudentOutputs(drawn(2, 5), drawn(2, 5), {**features, **imitations})
     terms = build_objective("ofd", {}).terms(outputs, TWO_LABELS, signals)
     torch.testing.assert_close(terms["ofd"], total, rtol=1e-9, atol=0)
@@ -405,19 +459,20 @@ def test_negatives_are_of_other_classes(labels_N: Tensor, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 50])
-def test_negatives_are_a_function_of_seed_epoch_and_index(number: int) -> None:
+@pytest.mark.parametrize("replacement", [True, False])
+def test_negatives_are_a_function_of_seed_epoch_and_index(number: int, replacement: bool) -> None:
     labels_N = LABELS["even"]
-    negatives = Negatives(labels_N, number, seed=1)
+    negatives = Negatives(labels_N, number, seed=1, replacement=replacement)
     index_B = torch.tensor([17, 3, 58])
     drawn_BM = negatives.draw(5, index_B)
-    assert torch.equal(Negatives(labels_N, number, seed=1).draw(5, index_B), drawn_BM)
+    assert torch.equal(Negatives(labels_N, number, seed=1, replacement=replacement).draw(5, index_B), drawn_BM)
     # In any batch.
     for row, index in enumerate(index_B):
         assert torch.equal(negatives.draw(5, index[None]), drawn_BM[row : row + 1])
     everyone = torch.arange(60)
     plain = negatives.draw(5, everyone)
     assert not torch.equal(negatives.draw(6, everyone), plain)
-    assert not torch.equal(Negatives(labels_N, number, seed=2).draw(5, everyone), plain)
+    assert not torch.equal(Negatives(labels_N, number, seed=2, replacement=replacement).draw(5, everyone), plain)
     # Samples of one class have different negatives.
     assert len({tuple(row) for row in plain[labels_N == 0].tolist()}) > 1
 
@@ -425,7 +480,7 @@ def test_negatives_are_a_function_of_seed_epoch_and_index(number: int) -> None:
 @pytest.mark.parametrize("labels_N", EACH_LABELS)
 def test_negatives_are_about_uniform_over_the_other_classes_samples(labels_N: Tensor) -> None:
     number, epochs = 200, 10
-    negatives = Negatives(labels_N, number, seed=3)
+    negatives = Negatives(labels_N, number, seed=3, replacement=True)
     for index in (0, 2, len(labels_N) - 3):
         others = torch.nonzero(labels_N != labels_N[index]).flatten()
         draws = torch.cat([negatives.draw(epoch, torch.tensor([index])) for epoch in range(epochs)]).flatten()
@@ -436,6 +491,38 @@ def test_negatives_are_about_uniform_over_the_other_classes_samples(labels_N: Te
         # The two halves of a raw draw are independent.
         pairs = draws.unflatten(0, (-1, 2))
         assert len(others) < 10 or 0.2 / len(others) < (pairs[:, 0] == pairs[:, 1]).float().mean() < 5 / len(others)
+
+
+@pytest.mark.parametrize("number", [1, 7, 20, 39, 40])
+def test_negatives_without_replacement_are_different_samples(number: int) -> None:
+    labels_N = torch.arange(60) % 3
+    index_B = torch.arange(60)
+    for epoch in (0, 3, 11):
+        rows = Negatives(labels_N, number, seed=1).draw(epoch, index_B).tolist()
+        assert all(len(set(row)) == number for row in rows)
+        if number == 40:  # all samples of the other classes
+            others = [set(torch.nonzero(labels_N != label).flatten().tolist()) for label in range(3)]
+            assert [set(row) for row in rows] == [others[index % 3] for index in range(60)]
+    # More than there are samples of other classes, so that some must come twice.
+    assert Negatives(labels_N, 41, seed=1).draw(0, index_B).shape == (60, 41)
+
+
+def test_every_set_of_negatives_is_equally_likely() -> None:
+    labels_N = torch.tensor([0, 1, 1, 1, 1, 1])
+    negatives = Negatives(labels_N, 3, seed=8)
+    sets = [tuple(sorted(negatives.draw(epoch, torch.tensor([0]))[0].tolist())) for epoch in range(2000)]
+    counts = [sets.count(chosen) for chosen in itertools.combinations(range(1, 6), 3)]
+    assert sum(counts) == 2000
+    assert stats.chisquare(counts).pvalue > 0.001
+
+
+def test_the_negatives_of_cifar_are_a_third_of_the_other_classes_samples() -> None:
+    """16,384 of 49,500, as RepDistiller draws them: with replacement only about 14,000 would be different."""
+    labels_N = torch.arange(50_000) % 100
+    rows = Negatives(labels_N, 16_384, seed=0).draw(0, torch.tensor([0, 1, 17])).tolist()
+    assert [len(set(row)) for row in rows] == [16_384] * 3
+    with_replacement = Negatives(labels_N, 16_384, seed=0, replacement=True).draw(0, torch.tensor([0]))
+    assert 13_800 < len(set(with_replacement[0].tolist())) < 14_200
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [4, 4], [1]])

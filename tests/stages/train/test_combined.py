@@ -87,8 +87,11 @@ def test_the_stages_behind_the_stem_are_compared(
 def test_attention_is_compared_at_the_smaller_resolution() -> None:
     objective = objective_of("at")
     coarse = ["attention1-16x16", "attention2-8x8", "attention3-4x4"]
-    assert list(objective.needs(setting_of(objective, "wrn_40_2", "ShuffleV1", 32))) == coarse
+    out = [f"{name}-out" for name in coarse]  # of a wide ResNet
+    assert list(objective.needs(setting_of(objective, "wrn_40_2", "ShuffleV1", 32))) == out
+    assert list(objective.reads(setting_of(objective, "wrn_40_2", "ShuffleV1", 32))) == coarse
     assert list(objective.needs(setting_of(objective, "ShuffleV1", "wrn_40_2", 32))) == coarse
+    assert list(objective.reads(setting_of(objective, "ShuffleV1", "wrn_40_2", 32))) == out
     uneven = Setting(Shapes("resnet8", 5, (8, 16)), Shapes("resnet8", 5, (16, 8)), LABELS, 0)
     assert next(iter(objective.needs(uneven))) == "attention1-8x8"
 
@@ -159,7 +162,7 @@ def built(objective: Objective, setting: Setting) -> Student:
     torch.manual_seed(setting.seed)
     backbone = build_network(setting.student.architecture, CLASSES)
     objective.start(backbone, setting)
-    head = auxiliary_head(objective.auxiliary, backbone.embedding_dim, CLASSES) if objective.auxiliary else None
+    head = auxiliary_head(objective.auxiliary, backbone, CLASSES) if objective.auxiliary else None
     return Student(backbone, head, objective.reads(setting), objective.adapter(setting)).train()
 
 

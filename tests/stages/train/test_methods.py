@@ -256,13 +256,13 @@ def standardized_kd(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 
 def standardized_kd_by_definition(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
-    """Sun et al., algorithm 1: softmax of (x − mean) / standard deviation / τ."""
+    """Sun et al., algorithm 1: softmax of (x − mean) / standard deviation / τ; their code divides by n − 1."""
     values = []
     for s_K, t_K in zip(student_BK, teacher_BK, strict=True):
         scores = []
         for x_K in (t_K, s_K):
             centred_K = x_K - x_K.sum() / len(x_K)
-            scores.append(centred_K / (torch.sqrt((centred_K**2).sum() / len(x_K)) + 1e-7) / TEMPERATURE)
+            scores.append(centred_K / (torch.sqrt((centred_K**2).sum() / (len(x_K) - 1)) + 1e-7) / TEMPERATURE)
         values.append(kl(*map(probabilities, scores)))
     return TEMPERATURE**2 * mean(values)
 
@@ -518,7 +518,7 @@ def test_shift_and_scale_change_no_standardised_row(seed: int) -> None:
     moved_BK = losses.standardized(scale_B1 * logits_BK + shift_B1)
     torch.testing.assert_close(moved_BK, standard_BK, rtol=1e-5, atol=1e-6)  # apart from the 1e-7
     torch.testing.assert_close(standard_BK.mean(1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(standard_BK.square().mean(1), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(standard_BK.square().sum(1), torch.full((4,), 5.0).double(), rtol=1e-5, atol=0)
     assert not torch.allclose(losses.standardized(-logits_BK), standard_BK)
 
 

@@ -81,11 +81,18 @@ def test_all_objectives_and_their_defaults() -> None:
             "negatives": 16384,
             "temperature": 0.07,
             "momentum": 0.5,
+            "replacement": False,
         },
         "ofd": {"ce_weight": 1.0, "ofd_weight": 1e-3, "teacher_batch_norm": "train"},
-        "reviewkd": {"ce_weight": 1.0, "review_weight": 5.0, "warmup_epochs": 20},
+        "reviewkd": {
+            "ce_weight": 1.0,
+            "review_weight": 5.0,
+            "warmup_epochs": 20,
+            "fusion_width": 512,
+            "student_before_activation": False,
+        },
         "simkd": {"ce_weight": 0.0, "map_weight": 1.0},
-        "cat-kd": {"ce_weight": 1.0, "cam_weight": 15.0, "grid": 2, "normalize": False},
+        "cat-kd": {"ce_weight": 1.0, "cam_weight": 15.0, "grid": 2, "normalize": False, "bias": False},
     }
 
 
@@ -335,6 +342,7 @@ def test_temperatures_are_above_zero(name: str, option: str, value: float) -> No
     [
         ("dkd", "warmup_epochs", -1, "at least 0"),
         ("reviewkd", "warmup_epochs", -1, "at least 0"),
+        ("reviewkd", "fusion_width", 0, "at least 1"),
         ("fitnet", "hint_stage", -1, "at least 0"),
         ("crd", "dim", 0, "at least 1"),
         ("crd", "negatives", 0, "at least 1"),
