@@ -14,7 +14,7 @@ from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.folder import kept_weights
 from dhkd.data.runs.names import CACHE_KEY
 from dhkd.data.runs.read import Run
-from dhkd.pipeline.build.cache import LOGITS, digest_for, reader_of
+from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.networks import trained_network
@@ -98,16 +98,16 @@ def forces_over_training(
 
     The losses are cross-entropy and BinaryKL. `kind_of` maps a run's name to the name of its kind, i.e. all runs that
     differ only in their seed. The forces, i.e. negative gradients, are computed for the first `samples` training
-    samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, or if it was
-    trained without a cache and its data differ from the cache's data.
+    samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, if it was
+    trained without a cache and its data differ from the cache's data, or if the cache lacks raw logits.
     """
     processes = Processes("float32", cpu)
     try:
         reader = reader_of(cache, data)
         index_N = torch.arange(min(samples, reader.plan.num_samples))
-        teacher_NK = torch.from_numpy(reader.read(0, index_N.numpy())).to(processes.device)
         for run in kept:
             subject = _subject(run, reader, data, processes)
+            teacher_NK = _teacher_logits(reader, subject.experiment, index_N).to(processes.device)
             for epochs, file in kept_weights(run.path).items():
                 subject.student.load_state_dict(read_weights(file))
                 subject.student.eval()
@@ -142,6 +142,14 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
     student = student_of(objective, setting).to(processes.device)
     renderer = renderer_of(images, recipe, processes.device, data)
     return _Subject(experiment, student, renderer, normalization_of(experiment.student, images))
+
+
+def _teacher_logits(reader: LogitReader, experiment: Experiment, index_N: Tensor) -> Tensor:
+    """Read the raw logits (N, K) in view 0 that the experiment's student learns from; BinaryKL needs all of them."""
+    names, lacking = cached_names({LOGITS: None}, reader, experiment.student.teacher, "compare runs of another cache")
+    if lacking:
+        raise CacheMismatch(f"cache at {reader.location}: expected the teacher's logits, got none; give another cache")
+    return torch.stack([torch.from_numpy(reader.read(0, index_N.numpy(), name)) for name in names[LOGITS]]).mean(dim=0)
 
 
 @dataclass(frozen=True)
