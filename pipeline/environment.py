@@ -34,7 +34,7 @@ def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
                 log_once(processes, f"precision: {resolved}, because {reason}")
             require_agreement(processes, {"precision": resolved, "device": processes.device.type, **_program()})
             yield processes
-            processes.wait()  # otherwise the others might miss this process while they finish
+            processes.part()
         finally:
             processes.end()
 

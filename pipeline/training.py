@@ -81,7 +81,9 @@ def train_teacher(
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
         test = test_renderer_of(experiment, processes.device, data)
         require_same_classes(source.images, test.images)
-        both = {images.split: dataset_identity(images).model_dump(mode="json") for images in (source.images, test.images)}
+        both = {
+            images.split: dataset_identity(images).model_dump(mode="json") for images in (source.images, test.images)
+        }
         require_agreement(processes, {"data": both})
         accuracy_of = Evaluator(test, normalize, processes)
         task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
@@ -180,7 +182,9 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         for student in students.values():
             require_batches("student", student.experiment.student, source.images, processes)
         facts = next(iter(students.values())).facts()
-        require_agreement(processes, {"data": dataset_identity(source.images).model_dump(mode="json"), "student": facts})
+        require_agreement(
+            processes, {"data": dataset_identity(source.images).model_dump(mode="json"), "student": facts}
+        )
         runs = {
             out: _claim(out, student.experiment, student.facts(), processes, options.resume)
             for out, student in students.items()

@@ -202,6 +202,12 @@ class Processes:
         self._meet()
         self.accelerator.wait_for_everyone()
 
+    def part(self) -> None:
+        """Wait until every process has called this, and end the watch over each other; no meeting may follow."""
+        self.wait()
+        if self._watch is not None:
+            self._watch.stop()
+
     def _meet(self) -> None:
         if self._watch is not None:
             self._watch.meet()

@@ -36,6 +36,7 @@ QUIET_SECONDS = 60.0  # after so long without a sign, a process is said to stand
 STALE_SECONDS = 10.0  # after so long without a heartbeat, a process behind a broken connection is dead
 GRACE_SECONDS = 10.0  # the time in which a process ends by itself after another one was lost
 START_SECONDS = 1800.0  # the longest wait for a process that has not started
+JOIN_SECONDS = 5.0  # how long to wait for a thread that may hang in a call to the store
 TELL_SECONDS = 20.0  # how long a process that fails before it meets the others tries to tell them
 
 DIED = "died (it was killed, or ran out of memory)"
@@ -119,6 +120,9 @@ class Watch:
         """End the watch, when no meeting will follow."""
         self._stopped.set()
         self._wake.set()
+        for thread in self._threads:  # a thread that comes back from torch while Python ends would abort the process
+            if thread.is_alive():
+                thread.join(JOIN_SECONDS)
 
     def tell(self, what: str) -> None:
         """Tell the others that this process ends, unless another one was lost before; return once it is stored."""

@@ -208,7 +208,9 @@ def cached_names(
             codec = reader.manifest.signals[name].codec
             refusal = codec.refusal(temperature)
             if len(matches) > 1 and codec.kept is not None:
-                refusal = f"the mean of {len(matches)} teachers needs all logits of each, and the cache holds {codec.kept}"
+                refusal = (
+                    f"the mean of {len(matches)} teachers needs all logits of each, and the cache holds {codec.kept}"
+                )
             if refusal:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name} can't serve the objective: {refusal}; cache the teacher"

@@ -59,6 +59,9 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("dhkd").setLevel(logging.INFO)
     debug = "--debug" in sys.argv
+    if _joint() and not debug:
+        # If a connection breaks, torch's C++ libraries would print their stack; the error line says what happened.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         cli(prog_name="dhkd", standalone_mode=False)
     except click.ClickException as error:
@@ -82,9 +85,14 @@ def _fail(line: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
+def _joint() -> bool:
+    """Return whether a launcher started several processes of this command."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
 def _tell_others(line: str) -> None:
     """Tell the other processes of a joint command, which would wait for this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _joint():
         from dhkd.stages.watch import tell_others
 
         tell_others(f"ended: {' '.join(line.split())}")

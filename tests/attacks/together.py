@@ -6,9 +6,12 @@ process, until a line comes in on standard input; it says what the watch says.
 
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command line sets it, before torch is imported
 
 import torch
 from dhkd.data.errors import ProcessError

@@ -128,9 +128,7 @@ def test_the_largest_logits_serve_one_temperature(top_k: LogitReader) -> None:
         cached_names({"logits": 2.0}, top_k, None, "")
 
 
-def test_the_mean_of_teachers_whose_tails_are_gone_is_refused(
-    top_k: LogitReader, tmp_path: Path
-) -> None:
+def test_the_mean_of_teachers_whose_tails_are_gone_is_refused(top_k: LogitReader, tmp_path: Path) -> None:
     """The mean of two rows is no row of its largest logits: what one teacher keeps, the other shares out equally."""
     out = str(tmp_path / "k.zarr")
     codec = "cache.codec={kind: top-k, k: 3, temperature: 4}"

@@ -381,8 +381,14 @@ def test_an_alignment_of_other_terms_is_refused(alignment: Alignment, message_pa
         ("kd * 0.5", "objective 'kd * 0.5': expected a finite factor > 0, got 'kd'"),
         ("kd + ce", "objective: expected that each part adds a term, got ce, which adds nothing to kd in kd + ce; put"),
         ("kd + label-smoothing", "objective: expected that each part adds a term, got label-smoothing, which adds"),
-        ("ce + rkd", "objective: expected that each part adds a term, got ce, which adds nothing to rkd in ce + rkd; l"),
-        ("rkd + at + 0.5 * ce", "objective: expected that each part adds a term, got ce, which adds nothing to rkd + a"),
+        (
+            "ce + rkd",
+            "objective: expected that each part adds a term, got ce, which adds nothing to rkd in ce + rkd; l",
+        ),
+        (
+            "rkd + at + 0.5 * ce",
+            "objective: expected that each part adds a term, got ce, which adds nothing to rkd + a",
+        ),
         ("kd +", "objective 'kd +': expected NAME, or NAME + FACTOR * NAME"),
         ("+ kd", "objective '+ kd': expected NAME, or NAME + FACTOR * NAME"),
         ("kd + * rkd", "objective 'kd + * rkd': expected NAME, or NAME + FACTOR * NAME"),
@@ -412,7 +418,9 @@ def test_a_wrong_option_of_a_part_is_reported() -> None:
         ("rkd + dkd", {"dkd": {"alpha": 0.0, "beta": 0.0}}, "dkd"),
     ],
 )
-def test_a_part_whose_options_silence_it_is_refused(text: str, options: dict[str, dict[str, object]], idle: str) -> None:
+def test_a_part_whose_options_silence_it_is_refused(
+    text: str, options: dict[str, dict[str, object]], idle: str
+) -> None:
     with pytest.raises(ConfigError, match=f"got {idle}, which adds nothing to "):
         combined_objective(text, options)
 
@@ -426,7 +434,8 @@ def test_a_part_counts_if_only_its_warm_up_or_its_cross_entropy_tells_it_apart()
 def step_of(text: str) -> tuple[float, dict[str, Tensor]]:
     """One step's loss, and its gradient in the student's network without what the method adds to it."""
     objective, network, terms = terms_of(text, "resnet8", "resnet8")
-    weights, named = objective.weights(0), dict(network.named_parameters())
+    weights = objective.weights(0)
+    named = {path: parameter for path, parameter in network.named_parameters() if parameter.requires_grad}
     backward(terms, weights, list(named.values()), alignment=objective.alignment)
     backbone = {path: p.grad for path, p in named.items() if path.startswith("backbone.") and p.grad is not None}
     return float(sum(weights[term] * value.detach() for term, value in terms.items())), backbone
