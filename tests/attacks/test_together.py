@@ -82,25 +82,15 @@ def test_a_difference_is_named_in_each_process(case: str, said: dict[int, dict[s
     assert "\n" not in first
 
 
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        (["--set", "student.lr=0.001"], "student.lr 0.1 in process 0 and 0.001 in process 1"),
-        (["--set", "data.limit=300"], "data.limit null in process 0 and 300 in process 1"),
-        (["--precision", "bf16"], "precision float32 in process 0 and bf16 in process 1"),
-    ],
-)
-def test_two_commands_that_differ(
-    other: list[str], expected: str, pair: list[subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_two_commands_that_differ(pair: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     port = free_port()
-    for rank, words in enumerate(([], other)):
+    for rank, words in enumerate(([], ["--set", "student.lr=0.001"])):
         command = [*COMMAND, *TRAIN, *words, "--out", str(tmp_path / "run")]
         pair.append(started(rank, port, command))
     for rank, process in enumerate(pair):
         line = error_of(process)
         assert line.startswith(f"error (process {rank}): processes: expected the same in all 2, got ")
-        assert expected in line
+        assert "student.lr 0.1 in process 0 and 0.001 in process 1" in line
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -118,10 +108,7 @@ def test_a_process_that_never_begins_tells_the_other(
     assert "student.learning_rate" in line
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_other_within_a_minute(
-    rank: int, pair: list[subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_a_killed_process_ends_the_other_within_a_minute(pair: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     port = free_port()
     pair.extend(started(n, port, [*COMMAND, *TRAIN, *LONG, "--out", str(tmp_path / "run")]) for n in (0, 1))
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -130,14 +117,13 @@ def test_a_killed_process_ends_the_other_within_a_minute(
         assert time.monotonic() < until
         assert [process.poll() for process in pair] == [None, None]
         time.sleep(0.1)
-    pair[rank].kill()
-    line = error_of(pair[1 - rank], 60)
-    assert f"process {rank} of 2 died" in line
+    pair[1].kill()
+    assert "process 1 of 2 died" in error_of(pair[0], 60)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_stands_still_is_named(rank: int, pair: list[subprocess.Popen[str]]) -> None:
-    """The script says so after 1.5 seconds, a command after a minute."""
+    """The script says so after three seconds, a command after a minute."""
     port = free_port()
     pair.extend(started(n, port, [*SCRIPT, "watch"]) for n in (0, 1))
     for process in pair:

@@ -67,8 +67,8 @@ def meet(processes: Processes) -> None:
 
 def main(what: str) -> None:
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
-    watch.QUIET_SECONDS = 1.5
     with processes_for("float32", cpu=True) as processes:
+        watch.QUIET_SECONDS = 3.0
         if what == "agree":
             print(json.dumps({"rank": processes.rank, "said": agree(processes)}), flush=True)
             return
