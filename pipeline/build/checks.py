@@ -76,8 +76,8 @@ def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
             if row != expected:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name}: expected rows of shape {expected} for"
-                    f" {setting.student.num_classes} classes and {setting.teacher.architecture}, got {row}; make another"
-                    f" with 'dhkd cache-teacher'"
+                    f" {setting.student.num_classes} classes and {setting.teacher.architecture}, got {row}; make"
+                    f" another with 'dhkd cache-teacher'"
                 )
 
 

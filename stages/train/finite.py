@@ -99,7 +99,8 @@ def non_finite_weights(module: nn.Module, largest: str, epoch: int, step: int, p
     listed = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names) or "those of another process"
     return NonFiniteLoss(
         f"weights are not finite at epoch {epoch + 1}, step {step + 1}: {listed}; the loss was finite, its largest term"
-        f" {largest}; nothing of this epoch is kept; {_remedy(f'the learning rate or the weight of {largest}', precision)}"
+        f" {largest}; nothing of this epoch is kept;"
+        f" {_remedy(f'the learning rate or the weight of {largest}', precision)}"
     )
 
 

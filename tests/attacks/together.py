@@ -65,14 +65,19 @@ def meet(processes: Processes) -> None:
         time.sleep(0.02)
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main(what: str) -> None:
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     with processes_for("float32", cpu=True) as processes:
         watch.QUIET_SECONDS = 3.0
         if what == "agree":
-            print(json.dumps({"rank": processes.rank, "said": agree(processes)}), flush=True)
+            say(json.dumps({"rank": processes.rank, "said": agree(processes)}))
             return
-        print("ready", flush=True)
+        say("ready")
         meet(processes)
 
 

@@ -216,7 +216,7 @@ def test_a_batch_larger_than_the_training_set(batch_size: int, says: str | None,
 
 def test_the_preset_of_a_teacher_is_named_too(processes: Processes) -> None:
     experiment = experiment_of("teacher.batch_size=100")
-    with pytest.raises(ConfigError, match="^teacher.batch_size: expected at most the 20 samples"):
+    with pytest.raises(ConfigError, match=r"^teacher\.batch_size: expected at most the 20 samples"):
         require_batches("teacher", experiment.teacher, digits(experiment), processes)
 
 

