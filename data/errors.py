@@ -4,6 +4,7 @@ Each class derives from `DhkdError` and from the builtin that fits, so that a sc
 prints such an error in one line and exits with its `exit_code`. Any other exception is a bug in the program.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -63,8 +64,19 @@ class TrackerError(DhkdError, RuntimeError):
     """A chosen tracker can't show a run."""
 
 
+class ProcessError(DhkdError, RuntimeError):
+    """Processes that work together were told different things, or one of them ended before the others."""
+
+
 class NonFiniteLoss(DhkdError, ArithmeticError):
     """A loss or a teacher's logit is not finite."""
+
+
+def error_line(text: str) -> str:
+    """Return the line that the command line prints for an error; it names the process if there are several."""
+    rank = os.environ.get("RANK")
+    prefix = f"error (process {rank})" if rank is not None else "error"
+    return f"{prefix}: {' '.join(text.split())}"
 
 
 def one_of(kind: str, name: str, table: Mapping[str, T]) -> T:

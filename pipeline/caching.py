@@ -26,6 +26,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import hardware_name, log_once, processes_for, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
 from dhkd.pipeline.results import CachedTeacher, LiveDifferences
+from dhkd.stages.agreement import require_agreement
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.write import Written, write_blocks
 from dhkd.stages.models.network import Network
@@ -68,6 +69,14 @@ def cache_teacher(
             experiment, images, recipe, setting, trained.network, normalize, processes.precision, name
         )
         plan = plan_of(experiment, images, recipe, setting)
+        require_agreement(
+            processes,
+            {
+                "cache": experiment.cache.model_dump(mode="json"),
+                "identity": identity.model_dump(mode="json"),
+                "options": {"out": out, "name": name, "part": part, "allow_bad": data.allow_bad},
+            },
+        )
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
         if _must_state_provenance(storage, wanted, out, processes):

@@ -13,6 +13,7 @@ from dhkd.data.runs.names import METRICS, RESULT
 from dhkd.data.runs.result import read_result
 from dhkd.pipeline.environment import log_once
 from dhkd.pipeline.results import TrainedRun
+from dhkd.stages.agreement import require_agreement
 from dhkd.stages.processes import Processes
 
 Lock = Callable[[Path, Processes], RunLock | None]
@@ -54,7 +55,9 @@ def claimed(
         return run, result
     run = RunFolder(out, config, resume=resume, lock=lock(out, processes))
     result = _finished(run, processes)  # another process may have finished the run before this one got the lock
-    processes.wait()  # otherwise the first process might write into the folder before the others have checked it
+    # Processes whose machines share no disk would see different runs. This also keeps the first process from writing
+    # into the folder before the others have checked it.
+    require_agreement(processes, {"run folder": {"finished": result is not None}})
     return run, result
 
 

@@ -1,14 +1,19 @@
 """The environment of a command: its processes, and the versions and hardware that its result records."""
 
+import hashlib
 import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
+from dhkd import configs, data, pipeline, stages
 from dhkd.data.render import Renderer
-from dhkd.stages.processes import Processes, resolve_precision
+from dhkd.stages.agreement import require_agreement
+from dhkd.stages.processes import Processes, resolve_precision, watched
 
 log = logging.getLogger("dhkd")
 
@@ -17,12 +22,32 @@ PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pill
 
 @contextmanager
 def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
-    """Set up the processes that run this command together, and end them with the context. `precision` may be "auto"."""
-    processes = Processes(resolve_precision(precision, cpu), cpu)
-    try:
-        yield processes
-    finally:
-        processes.end()
+    """Set up the processes that run this command together, and end them with the context. `precision` may be "auto".
+
+    Raises `ProcessError` if the processes resolve different precisions, and if another process is lost.
+    """
+    resolved, reason = resolve_precision(precision, cpu)
+    with watched() as watch:
+        processes = Processes(resolved, cpu, watch)
+        try:
+            if reason is not None:
+                log_once(processes, f"precision: {resolved}, because {reason}")
+            require_agreement(processes, {"precision": resolved, "device": processes.device.type, **_program()})
+            yield processes
+            processes.part()
+        finally:
+            processes.end()
+
+
+def _program() -> dict[str, Any]:
+    """Return what the program is: versions of the libraries, and a digest of its own code, as plain values."""
+    digest = hashlib.sha256()
+    for package in (pipeline, stages, data, configs):
+        assert package.__file__ is not None
+        folder = Path(package.__file__).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return {"versions": versions(), "dhkd's code": digest.hexdigest()}
 
 
 def log_once(processes: Processes, line: str) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.render import Normalization, Renderer
-from dhkd.pipeline.build.data import normalization_of, test_renderer_of
+from dhkd.pipeline.build.data import dataset_identity, normalization_of, test_renderer_of
 from dhkd.pipeline.build.networks import architecture_of, trained_network
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import processes_for, unreadable_files, versions
 from dhkd.pipeline.results import Evaluated
+from dhkd.stages.agreement import require_agreement
 from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Processes
@@ -42,6 +43,8 @@ def evaluate_network(
         architecture = architecture_of(weights, role, settings.architecture)
         trained = trained_network(architecture, test.images.num_classes, weights, role)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
+        facts = {"data": dataset_identity(test.images).model_dump(mode="json"), "weights": weights_sha256(network)}
+        require_agreement(processes, facts)
         accuracy_of = Evaluator(test, normalization_of(settings, test.images, trained.mean_std), processes)
         with torch.inference_mode():
             accuracy = accuracy_of(network)

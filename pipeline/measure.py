@@ -97,7 +97,7 @@ def measure_rates(experiment: Experiment, num_classes: int, cpu: bool) -> Rates:
 
 def _teacher_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bool) -> tuple[float, Conditions]:
     rows = experiment.cache.batch_size
-    processes = Processes(resolve_precision(experiment.cache.precision, cpu), cpu)
+    processes = Processes(resolve_precision(experiment.cache.precision, cpu)[0], cpu)
     try:
         network = build_network(experiment.teacher.architecture, num_classes).eval().requires_grad_(False)
         network.to(processes.device).to(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ def _teacher_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
 def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bool) -> tuple[float, Conditions]:
     settings = experiment.student
     rows = settings.batch_size
-    processes = Processes(resolve_precision(settings.precision, cpu), cpu)
+    processes = Processes(resolve_precision(settings.precision, cpu)[0], cpu)
     try:
         student = student_of(build_objective("ce", {}), setting_without_data(experiment, num_classes))
         model, optimizer = processes.prepare(student, optimizer_of(settings, student))

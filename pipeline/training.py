@@ -19,8 +19,8 @@ from dhkd.data.runs.folder import RunFolder, begun_views
 from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.cache import summary_of, teacher_in
-from dhkd.pipeline.build.checks import require_alike, require_own_draws
-from dhkd.pipeline.build.data import normalization_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
+from dhkd.pipeline.build.data import dataset_identity, normalization_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
@@ -30,6 +30,7 @@ from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
 from dhkd.pipeline.results import Distillation, TrainedRun, plain
+from dhkd.stages.agreement import require_agreement
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.weights import save_weights, weights_sha256
 from dhkd.stages.processes import Processes
@@ -75,16 +76,24 @@ def train_teacher(
     trackers = installed_trackers(track)
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
+        require_agreement(processes, _told(out, experiment, resume=resume, track=trackers))
         run, result = _claim(out, experiment, {"command": "train-teacher"}, processes, resume, locker(locks, {}))
         if result is not None:
             return result
-        source = source_of(experiment, None, None, data)
+        source = source_of(experiment, None, None, data, cpu=cpu)
+        require_batches("teacher", settings, source.images, processes)
         renderer = renderer_of(source.images, source.recipe, processes.device, data)
         normalize = normalization_of(settings, source.images)
         objective = build_objective("ce", {})
         setting = setting_of(experiment, settings, source.images, objective)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
-        accuracy_of = Evaluator(test_renderer_of(experiment, processes.device, data), normalize, processes)
+        test = test_renderer_of(experiment, processes.device, data)
+        require_same_classes(source.images, test.images)
+        both = {
+            images.split: dataset_identity(images).model_dump(mode="json") for images in (source.images, test.images)
+        }
+        require_agreement(processes, {"data": both})
+        accuracy_of = Evaluator(test, normalize, processes)
         task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
         return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
 
@@ -181,17 +190,30 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json", exclude={"smoke", "record"})
 
 
+def _told(out: Path, experiment: Experiment, *, resume: bool, track: Sequence[str]) -> dict[str, Any]:
+    """Return what all processes must have been told, as plain values: settings and options of the command."""
+    return {**settings_of(experiment), "options": {"out": str(out), "resume": resume, "track": list(track)}}
+
+
 def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: TrainingOptions) -> Outcomes:
     """Check that experiments, cache and teacher fit together, claim the folders, and train the unfinished students."""
     options = replace(options, track=installed_trackers(options.track))
     first = next(iter(experiments.values()))
     with processes_for(first.student.precision, cpu=options.cpu) as processes, ExitStack() as locks:
         require_alike(list(experiments.values()), processes)
-        source = source_of(first, cache, options.teacher, options.data)
+        out, told = next(iter(experiments)), {"cache": cache is not None, "allow_drift": options.allow_drift}
+        require_agreement(processes, {**told, **_told(out, first, resume=options.resume, track=options.track)})
+        source = source_of(first, cache, options.teacher, options.data, cpu=options.cpu)
         views = {out: begun_views(out) if options.resume else None for out in experiments}
         students = {out: prepared_student(experiment, source, views[out]) for out, experiment in experiments.items()}
         if source.reader is not None:
             source.reader.require_present()
+        for student in students.values():
+            require_batches("student", student.experiment.student, source.images, processes)
+        facts = next(iter(students.values())).facts()
+        require_agreement(
+            processes, {"data": dataset_identity(source.images).model_dump(mode="json"), "student": facts}
+        )
         lock = locker(locks, options.locks)
         claims = {
             out: _claim(out, student.experiment, student.facts(), processes, options.resume, lock)
@@ -202,6 +224,10 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         if unfinished:
             runs = {out: run for out, (run, _) in claims.items()}
             outcomes |= _train_side_by_side(unfinished, runs, source, options, processes)
+        if processes.world_size > 1:  # inside the context, which tells the other processes of an error
+            for outcome in outcomes.values():
+                if isinstance(outcome, DhkdError):
+                    raise outcome
         return {out: outcomes[out] for out in experiments}
 
 
@@ -216,6 +242,8 @@ def _train_side_by_side(
     experiment = next(iter(students.values())).experiment
     renderer = renderer_of(source.images, source.recipe, processes.device, options.data)
     test = test_renderer_of(experiment, processes.device, options.data)
+    require_same_classes(source.images, test.images)
+    require_agreement(processes, {"test data": dataset_identity(test.images).model_dump(mode="json")})
     normalize = normalization_of(experiment.student, source.images)
     accuracy_of = Evaluator(test, normalize, processes)
     if source.reader is not None:

@@ -16,9 +16,12 @@ MAY_IMPORT = {
     "pipeline": ("pipeline", "stages", "data", "configs"),
     "stages/models": ("stages.models", "stages.processes", "data"),
     "stages/cache": ("stages.cache", "stages.models", "stages.processes", "stages.progress", "data"),
-    "stages/train": ("stages.train", "stages.models", "stages.processes", "stages.progress", "stages.trackers", "data"),
+    "stages/train": (
+        *("stages.train", "stages.models", "stages.processes", "stages.agreement", "stages.progress"),
+        *("stages.trackers", "data"),
+    ),
     "stages/report": ("stages.report", "data"),
-    "stages": ("data",),
+    "stages": ("stages.processes", "stages.watch", "data"),  # the files beside those folders
     "data": ("data",),
     "configs": ("configs", "data.errors"),
 }

@@ -218,7 +218,12 @@ def cached_names(
             continue
         names[need] = matches
         for name in matches:
-            refusal = reader.manifest.signals[name].codec.refusal(temperature)
+            codec = reader.manifest.signals[name].codec
+            refusal = codec.refusal(temperature)
+            if len(matches) > 1 and codec.kept is not None:
+                refusal = (
+                    f"the mean of {len(matches)} teachers needs all logits of each, and the cache holds {codec.kept}"
+                )
             if refusal:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name} can't serve the objective: {refusal}; cache the teacher"

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dhkd.configs.schema import Experiment
+from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.codecs import row_bytes
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.errors import CacheMismatch, ConfigError, DataError
 from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
-from dhkd.pipeline.build.cache import MEAN_OF_TEACHERS, stored_row_bytes
+from dhkd.data.stream.batches import shares
+from dhkd.data.stream.signals import Names
+from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
@@ -63,6 +65,42 @@ def require_cache(
     }
     remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
     require_identity(identity, reader.manifest, reader.location, remedy)
+
+
+def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
+    """Raise `CacheMismatch` unless the cache's rows have the shapes that the objective expects of the teacher."""
+    for need, stored in names.items():
+        expected = (setting.student.num_classes,) if need == LOGITS else setting.teacher.row(need)
+        for name in stored:
+            row = tuple(reader.manifest.signals[name].row)
+            if row != expected:
+                raise CacheMismatch(
+                    f"cache at {reader.location}: signal {name}: expected rows of shape {expected} for"
+                    f" {setting.student.num_classes} classes and {setting.teacher.architecture}, got {row}; make"
+                    f" another with 'dhkd cache-teacher'"
+                )
+
+
+def require_batches(section: str, training: Training, images: Images, processes: Processes) -> None:
+    """Raise `ConfigError` unless the training set fills a batch, and a batch gives every process two rows.
+
+    `section`, "teacher" or "student", is where the preset sets the batch size.
+    """
+    if training.batch_size > len(images):
+        raise ConfigError(
+            f"{section}.batch_size: expected at most the {len(images)} samples of the training set, got"
+            f" {training.batch_size}; use --set {section}.batch_size={len(images)} or fewer"
+        )
+    shares(len(images), training.batch_size, processes.world_size)
+
+
+def require_same_classes(train: Images, test: Images) -> None:
+    """Raise `DataError` unless the training set and the test set have equally many classes."""
+    if train.num_classes != test.num_classes:
+        raise DataError(
+            f"data: expected a test set of {train.num_classes} classes, as the training set has, got"
+            f" {test.num_classes}; give data.test the same classes as data.train"
+        )
 
 
 def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict[str, Any]:

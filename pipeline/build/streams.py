@@ -138,10 +138,11 @@ def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes
     live = dict.fromkeys(signal for student in students for signal in student.live)
     if not live or source.teacher is None:
         return None
-    log_once(processes, f"the teacher runs in every step, for {', '.join(live)}")
+    precision = source.teacher_precision
+    log_once(processes, f"the teacher runs in every step, in {precision} (cache.precision), for {', '.join(live)}")
     normalize = normalization_of(students[0].experiment.teacher, source.images, source.teacher.mean_std)
     # A copy, because the network itself stays unchanged on the CPU for objectives that reuse a part of it.
-    return Teacher(copy.deepcopy(source.teacher.network), normalize, processes)
+    return Teacher(copy.deepcopy(source.teacher.network), normalize, processes, precision)
 
 
 def _stream(

@@ -13,13 +13,14 @@ from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of
-from dhkd.pipeline.build.checks import require_cache, require_live
+from dhkd.pipeline.build.checks import require_cache, require_live, require_rows
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, trained_network
-from dhkd.pipeline.build.training import objective_of, setting_of
+from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.weights import weights_sha256
+from dhkd.stages.processes import Precision, resolve_precision
 from dhkd.stages.train.objectives.contract import Objective, Setting
 
 log = logging.getLogger("dhkd")
@@ -33,6 +34,7 @@ class Source:
     recipe: Recipe
     reader: LogitReader | None
     teacher: Trained | None
+    teacher_precision: Precision  # in which the teacher's cache would be made
 
     @property
     def network(self) -> Network | None:
@@ -55,31 +57,36 @@ class PreparedStudent:
     digest: str | None  # digest of the cached logits that the student learns from; None without a cache
     num_views: int | None  # how many of the cache's views the student sees; None without a cache
     live_sha256: str | None  # hash of the weights of the live teacher; None if no teacher runs
+    live_precision: Precision  # in which the live teacher computes
 
     def facts(self) -> dict[str, Any]:
         """Return what defines the student's run besides its settings, as plain values for config.yaml."""
         definitions = self.objective.definitions(self.setting)
+        live = {"signals": list(self.live), "sha256": self.live_sha256, "precision": self.live_precision}
         return {
             "command": "train-student",
             "cache": self.digest,
             "views": self.num_views,
-            "live": {"signals": list(self.live), "sha256": self.live_sha256} if self.live_sha256 else None,
+            "live": live if self.live_sha256 else None,
             # Left out for first definitions, so that runs of those methods from before there were others go on.
             **({"definitions": dict(definitions)} if definitions else {}),
         }
 
 
-def source_of(experiment: Experiment, cache: str | None, teacher: Path | None, data: DataOptions) -> Source:
+def source_of(
+    experiment: Experiment, cache: str | None, teacher: Path | None, data: DataOptions, *, cpu: bool = False
+) -> Source:
     """Load what the experiment's student learns from: images and, unless None, the cache and the teacher's network.
 
-    `cache` is a path or URL, `teacher` a run folder or a weights file.
+    `cache` is a path or URL, `teacher` a run folder or a weights file. If `cpu` is true, a GPU is ignored.
     """
     images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
     reader = reader_of(cache, data) if cache is not None else None
     trained = None
     if teacher is not None:
         trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-    return Source(images, recipe, reader, trained)
+    precision, _ = resolve_precision(experiment.cache.precision, cpu)
+    return Source(images, recipe, reader, trained, precision)
 
 
 def prepared_student(experiment: Experiment, source: Source, begun_views: int | None = None) -> PreparedStudent:
@@ -95,6 +102,10 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
             f" no cache holds; expected its weights, got none"
         )
     setting = setting_of(experiment, settings, source.images, objective, source.network)
+    # What the student or the schedule can't do is refused here, before anything is computed.
+    learning_rate_of(settings)
+    for name in objective.reads(setting):
+        setting.student.row(name)
     needs = objective.needs(setting)
     names: Names = {}
     live = list(needs)
@@ -102,6 +113,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
         names, live = cached_names(needs, reader, settings.teacher, "choose another objective")
         stored = [name for signals in names.values() for name in signals]
         require_cache(experiment, reader, source.images, source.recipe, stored, source.network)
+        require_rows(reader, names, setting)
     require_live(experiment, setting, live, reader, source.recipe)
     if live and source.network is None:
         raise ConfigError(
@@ -116,6 +128,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
         digest=digest_for(reader, settings.teacher) if reader else None,
         num_views=_num_views(reader, settings, begun_views) if reader else None,
         live_sha256=weights_sha256(source.network) if live and source.network else None,
+        live_precision=source.teacher_precision,
     )
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 
 import click
-from dhkd.data.errors import DhkdError
+from dhkd.data.errors import DhkdError, error_line
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
@@ -59,10 +59,14 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("dhkd").setLevel(logging.INFO)
     debug = "--debug" in sys.argv
+    if _joint() and not debug:
+        # If a connection breaks, torch's C++ libraries would print their stack; the error line says what happened.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         cli(prog_name="dhkd", standalone_mode=False)
     except click.ClickException as error:
         error.show()
+        _tell_others(error.format_message())
         sys.exit(error.exit_code)
     except DhkdError as error:
         _fail(str(error), error.exit_code, debug)
@@ -76,7 +80,19 @@ def main() -> None:
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
-    rank = os.environ.get("RANK")
-    prefix = f"error (process {rank})" if rank is not None else "error"
-    click.echo(f"{prefix}: {' '.join(line.split())}", err=True)
+    click.echo(error_line(line), err=True)
+    _tell_others(line)
     sys.exit(code)
+
+
+def _joint() -> bool:
+    """Return whether a launcher started several processes of this command."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def _tell_others(line: str) -> None:
+    """Tell the other processes of a joint command, which would wait for this one."""
+    if _joint():
+        from dhkd.stages.watch import tell_others
+
+        tell_others(f"ended: {' '.join(line.split())}")

@@ -99,8 +99,8 @@ def forces_over_training(
 
     The losses are cross-entropy and BinaryKL. `kind_of` maps a run's name to the name of its kind, i.e. all runs that
     differ only in their seed. The forces, i.e. negative gradients, are computed for the first `samples` training
-    samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, or if it was
-    trained without a cache and its data differ from the cache's data.
+    samples in view 0, in evaluation mode. Raises `CacheMismatch` if a run was trained from another cache, if it was
+    trained without a cache and its data differ from the cache's data, or if the cache lacks raw logits.
     """
     processes = Processes("float32", cpu)
     try:

@@ -6,18 +6,24 @@ import torch
 from dhkd.data.render import Normalization
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import needs_maps, parse, signals_of_outputs
-from dhkd.stages.processes import Processes
+from dhkd.stages.processes import Precision, Processes
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Teacher:
-    """A trained network whose weights never change, with the normalisation of the network's input."""
+    """A trained network whose weights never change, with the normalisation of the network's input.
 
-    def __init__(self, network: Network, normalize: Normalization, processes: Processes) -> None:
+    It computes in `precision`, or in that of the processes if `precision` is None. The two differ where a teacher runs
+    beside a student: its signals must be those that its cache would hold.
+    """
+
+    def __init__(
+        self, network: Network, normalize: Normalization, processes: Processes, precision: Precision | None = None
+    ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._network.to(processes.device).to(memory_format=torch.channels_last)
-        self._normalize, self._processes = normalize, processes
+        self._normalize, self._processes, self._precision = normalize, processes, precision
         self._batch_norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         for module in self._batch_norms:
             module.momentum = 0.0  # so that the running statistics don't change in training mode
@@ -46,7 +52,7 @@ class Teacher:
         return self.signals(pixels_BCHW, ["logits"])["logits"]
 
     def _forward(self, images_BCHW: Tensor, names: list[str]) -> dict[str, Tensor]:
-        with self._processes.autocast():
+        with self._processes.autocast(self._precision):
             if names == ["logits"]:
                 return {"logits": self._network(images_BCHW)}
             outputs = self._network.outputs(images_BCHW, maps=needs_maps(names))

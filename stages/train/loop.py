@@ -20,9 +20,10 @@ from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.metrics import EpochMetrics, read_metrics
 from dhkd.data.runs.names import METRICS
 from dhkd.data.stream.batches import Stream
+from dhkd.stages.agreement import require_agreement
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
-from dhkd.stages.models.weights import fit_weights
+from dhkd.stages.models.weights import fit_weights, weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.progress import progress_bar
 from dhkd.stages.trackers import Trackers
@@ -175,6 +176,10 @@ class _Run:
             alone=alone,
         )
         self.cursor = _restore(task)
+        # A run's folder that is not shared by all machines would give each process another checkpoint.
+        require_agreement(
+            processes, {"checkpoint": {"epochs": self.cursor.epochs_done, "weights": weights_sha256(task.student)}}
+        )
         # The trackers begin first, so that the files of the run are unchanged if a tracker can't begin.
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
         if processes.is_first:

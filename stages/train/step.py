@@ -19,7 +19,7 @@ from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import Student, StudentOutputs
 from dhkd.stages.processes import Processes, joined
 from dhkd.stages.train.cuda_graph import CapturedStep, require_capturable
-from dhkd.stages.train.finite import Failure, FiniteWatch, non_finite_loss
+from dhkd.stages.train.finite import Failure, FiniteWatch, broken_tensors, non_finite_loss, non_finite_weights
 from dhkd.stages.train.gradients import backward
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
@@ -160,8 +160,8 @@ class TrainingStep:
 
         The metrics are the means of the loss and of every term over all rows, the training accuracy in percent, the
         learning rate and the throughput. With an alignment, they include the number of steps whose gradients
-        conflicted; under fp16, the number of skipped steps. Raises `NonFiniteLoss` if a loss of the epoch was not
-        finite.
+        conflicted; under fp16, the number of skipped steps. Raises `NonFiniteLoss` if a loss of the epoch or a weight
+        after it was not finite.
         """
         self._require_finite()
         steps = self._stream.steps_per_epoch
@@ -170,6 +170,9 @@ class TrainingStep:
         totals = dict(zip(self._names, self._totals.tolist(), strict=True))
         rows = totals["rows"]
         means = {name: totals[name] / rows for name in self._weights}
+        if int(self._processes.sum(broken_tensors(self._student))):
+            largest = max(means, key=lambda name: self._weights[name] * means[name])
+            raise non_finite_weights(self._student, largest, self._epoch, steps - 1, self._processes.precision)
         metrics = {
             "learning_rate": rate,
             "loss": sum(self._weights[name] * mean for name, mean in means.items()),
@@ -206,7 +209,7 @@ class TrainingStep:
             return
         if outputs is None or batch is None:
             outputs, batch = self._repeated(failure)
-        raise non_finite_loss(failure, self._epoch, outputs, batch)
+        raise non_finite_loss(failure, self._epoch, outputs, batch, self._processes.precision)
 
     def _repeated(self, failure: Failure) -> tuple[StudentOutputs, Batch]:
         """Make the failed step's batch again and repeat the forward pass; no weights have changed since that step."""

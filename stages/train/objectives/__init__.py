@@ -74,8 +74,8 @@ def _factor(text: str | None, objective: str) -> float:
         factor = float(text or 1)
     except ValueError:
         factor = -1.0
-    if not 0 <= factor < float("inf"):
-        raise ConfigError(f"objective {objective!r}: expected a finite factor >= 0, got {text!r}")
+    if not 0 < factor < float("inf"):
+        raise ConfigError(f"objective {objective!r}: expected a finite factor > 0, got {text!r}")
     if factor > MAX_WEIGHT:
         raise ConfigError(f"objective {objective!r}: expected a factor of at most {MAX_WEIGHT:g}, got {text!r}")
     return factor

@@ -13,6 +13,9 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor, nn
 
 CE = "ce"
+LATE = 10**6  # an epoch by which every warm-up has ended
+
+Part = tuple[str, float, Objective]  # name, factor, objective
 
 
 class Adapters(nn.Module):
@@ -40,12 +43,14 @@ class Combined(Objective):
     """The terms of all `parts`, each a (name, factor, objective); every weight is multiplied by the part's factor.
 
     Cross-entropy is taken from the first part that has a term `ce`, since the other parts would only repeat this term.
+    A part that changes nothing, because it has no other term or because the rest has the same cross-entropy, raises
+    `ConfigError`: two names for one method would be compared as two methods.
     If `aligned` is None, the first part that has an alignment determines which terms are protected, and their gradient
     is protected from all other terms that compare logits. Raises `ConfigError` for parts that don't fit together,
     and for an `aligned` that names unknown terms or leaves no term to protect or to project.
     """
 
-    parts: tuple[tuple[str, float, Objective], ...]
+    parts: tuple[Part, ...]
     aligned: Alignment | None = None
 
     def __post_init__(self) -> None:
@@ -61,8 +66,22 @@ class Combined(Objective):
         heads = {part.auxiliary for _, _, part in self.parts} - {None}
         if len(heads) > 1:
             raise ConfigError(f"objective: the parts need different auxiliary heads: {' and '.join(map(str, heads))}")
+        self._require_that_each_counts()
         if self.aligned is not None:
             self._check(self.aligned, terms)
+
+    def _require_that_each_counts(self) -> None:
+        for position, (name, _, _) in enumerate(self.parts):
+            others = [*self.parts[:position], *self.parts[position + 1 :]]
+            if not others or _effect(self.parts) != _effect(others):
+                continue
+            first = [self.parts[position], *others]
+            remedy = "put it first or leave it out" if _effect(first) != _effect(others) else "leave it out"
+            raise ConfigError(
+                f"objective: expected that each part adds a term, got {name}, which adds nothing to"
+                f" {' + '.join(other for other, _, _ in others)} in {' + '.join(part for part, _, _ in self.parts)};"
+                f" {remedy}"
+            )
 
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
@@ -161,3 +180,13 @@ class Combined(Objective):
             return aligned
         terms = [term for _, _, part in self.parts if part.of_logits for term in part.weights(0)]
         return replace(aligned, against=tuple(term for term in dict.fromkeys(terms) if term not in aligned.kept))
+
+
+def _effect(parts: Sequence[Part]) -> dict[str, tuple[float, ...]]:
+    """Return, for each term that counts, its weights in the first and in a late epoch, and how it smooths labels."""
+    effect: dict[str, tuple[float, ...]] = {}
+    for _, factor, part in parts:
+        for term, weight in part.weights(0).items():
+            weights = factor * weight, factor * part.weights(LATE)[term]
+            effect.setdefault(term, (*weights, part.label_smoothing if term == CE else 0.0))
+    return {term: numbers for term, numbers in effect.items() if any(numbers[:2])}

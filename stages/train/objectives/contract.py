@@ -63,6 +63,9 @@ class Objective(ABC):
     of_logits: bool = True
     # Whether a step runs entirely on the device, so that it can be captured as a CUDA graph.
     capturable: bool = True
+    # The share of the target that the term `ce` spreads over all classes. A combination has one cross-entropy, so it
+    # has to know whether the terms `ce` of two parts are the same.
+    label_smoothing: float = 0.0
     # The part of the teacher's network that the objective needs besides signals. If it is None,
     # the objective needs no teacher weights.
     takes_of_teacher: str | None = None

@@ -34,6 +34,11 @@ class LabelSmoothing(Objective):
         if not 0 <= self.smoothing <= 1:
             raise ConfigError(f"objective 'label-smoothing': smoothing: expected 0 to 1, got {self.smoothing!r}")
 
+    @property
+    def label_smoothing(self) -> float:  # type: ignore[override]
+        """The share of the target that is spread over all classes."""
+        return self.smoothing
+
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the only term, `ce`, with smoothed labels; `teacher` may be empty."""
         return {"ce": losses.smoothed_cross_entropy(student.task, labels, self.smoothing)}

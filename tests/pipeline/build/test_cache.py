@@ -6,7 +6,7 @@ import pytest
 import torch
 from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.data.cache.codecs import Float, Int8, TopK
-from dhkd.data.cache.reader import LogitReader
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.stream.signals import NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.pipeline.build.cache import (
@@ -29,7 +29,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Setting
 
-from tests.pipeline.conftest import experiment_of
+from tests.pipeline.conftest import experiment_of, untrained_weights
 from tests.samples import make_images
 
 CPU = torch.device("cpu")
@@ -126,6 +126,21 @@ def test_the_largest_logits_serve_one_temperature(top_k: LogitReader) -> None:
         cached_names({"logits": None}, top_k, None, "pass its temperature")
     with pytest.raises(CacheMismatch, match="probabilities at temperature 2"):
         cached_names({"logits": 2.0}, top_k, None, "")
+
+
+def test_the_mean_of_teachers_whose_tails_are_gone_is_refused(top_k: LogitReader, tmp_path: Path) -> None:
+    """The mean of two rows is no row of its largest logits: what one teacher keeps, the other shares out equally."""
+    out = str(tmp_path / "k.zarr")
+    codec = "cache.codec={kind: top-k, k: 3, temperature: 4}"
+    for name, seed in (("a", 0), ("b", 1)):
+        file = untrained_weights(tmp_path / f"{name}.safetensors", seed)
+        cache_teacher(experiment_of(codec), file, out, data=DataOptions(), name=name, cpu=True)
+    two = open_cache(out)
+    says = r"signal .*logits can't serve the objective: the mean of 2 teachers needs all logits of each, .* holds 3;"
+    with pytest.raises(CacheMismatch, match=says):
+        cached_names({"logits": 4.0}, two, "mean", "choose one of them")
+    assert cached_names({"logits": 4.0}, two, "a", "")[0] == {"logits": ["a.logits"]}
+    assert cached_names({"logits": 4.0}, top_k, "mean", "")[0] == {"logits": ["logits"]}, "of one, it is that one's"
 
 
 def test_a_digest_is_of_the_logits_that_a_student_learns_from(

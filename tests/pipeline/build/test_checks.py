@@ -1,32 +1,38 @@
 """Whether an experiment fits a cache, and students fit together: one line that says why not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.errors import CacheMismatch, ConfigError, DataError
 from dhkd.data.images.base import Images
 from dhkd.pipeline.build.checks import (
     LARGEST_BLOCK_BYTES,
     require_alike,
+    require_batches,
     require_cache,
     require_live,
     require_own_draws,
+    require_rows,
+    require_same_classes,
     require_small_blocks,
 )
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import build_network
+from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 
 from tests.caches import manifest_of
 from tests.pipeline.conftest import experiment_of, untrained_weights
+from tests.samples import make_images
 
 
 def digits(experiment: Experiment) -> Images:
@@ -188,3 +194,44 @@ def test_weights_are_drawn_anew(tmp_path: Path) -> None:
     """What the cases above rest on: other seeds, other teachers."""
     one, other = (untrained_weights(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
     assert one.read_bytes() != other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "says"),
+    [
+        (20, None),
+        (2, None),
+        (21, r"^student.batch_size: expected at most the 20 samples of the training set, got 21; use --set student.b"),
+        (64, "got 64; use --set student.batch_size=20 or fewer$"),
+    ],
+)
+def test_a_batch_larger_than_the_training_set(batch_size: int, says: str | None, processes: Processes) -> None:
+    experiment = experiment_of(f"student.batch_size={batch_size}")
+    if says is None:
+        require_batches("student", experiment.student, digits(experiment), processes)
+        return
+    with pytest.raises(ConfigError, match=says):
+        require_batches("student", experiment.student, digits(experiment), processes)
+
+
+def test_the_preset_of_a_teacher_is_named_too(processes: Processes) -> None:
+    experiment = experiment_of("teacher.batch_size=100")
+    with pytest.raises(ConfigError, match=r"^teacher\.batch_size: expected at most the 20 samples"):
+        require_batches("teacher", experiment.teacher, digits(experiment), processes)
+
+
+def test_a_test_set_of_other_classes() -> None:
+    require_same_classes(make_images(), make_images())
+    with pytest.raises(DataError, match="expected a test set of 5 classes, as the training set has, got 4; give data"):
+        require_same_classes(make_images(), make_images(num_classes=4))
+
+
+def test_rows_of_another_shape_than_the_networks_have(reader: LogitReader) -> None:
+    names = {"logits": ["logits", "b.logits"], "embedding": ["embedding"]}
+    require_rows(reader, names, setting_for(experiment_of()))
+    wider = setting_for(experiment_of("teacher=wrn_16_2"))
+    with pytest.raises(CacheMismatch, match=r"signal embedding: expected rows of shape \(128,\) .*, got \(64,\); make"):
+        require_rows(reader, names, wider)
+    seven = replace(wider, student=Shapes("resnet8", 7, (8, 8)))
+    with pytest.raises(CacheMismatch, match=r"signal logits: expected rows of shape \(7,\) for 7 classes"):
+        require_rows(reader, names, seven)

@@ -14,6 +14,7 @@ from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import Source, prepared_student, source_of
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.environment import processes_for
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives import build_objective
 
@@ -60,7 +61,7 @@ def test_what_a_run_is_beside_its_settings(source: Source, reader: LogitReader) 
     student = prepared_student(experiment_of("objective=kd + fitnet", LIVE), source)
     assert (student.names, student.live) == ({"logits": ["logits"]}, ["map2"])
     sha256 = reader.manifest.signals["logits"].teacher["sha256"]
-    assert student.facts()["live"] == {"signals": ["map2"], "sha256": sha256}
+    assert student.facts()["live"] == {"signals": ["map2"], "sha256": sha256, "precision": "float32"}
 
 
 def test_without_a_cache(weights: Path) -> None:
@@ -165,3 +166,44 @@ def test_a_teacher_is_trained_in_the_order_of_the_students(source: Source, proce
     assert sorted({index // 5 for index in index_N[:5].tolist()}) in ([0], [1], [2], [3]), "one block, then another"
     assert stream.steps_per_epoch == 5
     assert first_batch(stream).teacher == {}
+
+
+@pytest.mark.parametrize("of_cache", ["float32", "bf16"])
+@pytest.mark.parametrize("of_student", ["float32", "bf16"])
+def test_a_live_teacher_computes_as_its_cache_would_have_been_made(
+    of_cache: str, of_student: str, weights: Path
+) -> None:
+    """Whatever the student's precision: otherwise a cached and a live run would be two experiments."""
+    overrides = (LIVE, "objective=kd", f"cache.precision={of_cache}", f"student.precision={of_student}")
+    source = source_of(experiment_of(*overrides), None, weights, DataOptions(), cpu=True)
+    with processes_for(of_student, cpu=True) as processes:
+        batch = first_batch(streams_of(source, processes, {"run": overrides})["run"])
+        network = source.network
+        assert network is not None
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=of_cache == "bf16"):
+            expected = network.to(memory_format=torch.channels_last)(batch.images_BCHW).float()
+    assert torch.equal(batch.teacher["logits"], expected)
+
+
+def test_the_precision_of_a_live_teacher_belongs_to_the_run(weights: Path) -> None:
+    facts = []
+    for precision in ("float32", "bf16"):
+        experiment = experiment_of(LIVE, "objective=kd", f"cache.precision={precision}")
+        facts.append(prepared_student(experiment, source_of(experiment, None, weights, DataOptions())).facts())
+    assert [fact["live"]["precision"] for fact in facts] == ["float32", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["objective=fitnet", "objectives.fitnet.hint_stage=7"], "expected a stage from 0 to 3, got 7"),
+        (["student.lr_schedule=one-cycle", "student.warmup_epochs=1"], "one-cycle has its own rise"),
+        (["objective=kd + label-smoothing"], "got label-smoothing, which adds nothing to kd"),
+        (["objective=at", "student=vgg8"], "compares stage with stage"),
+    ],
+)
+def test_what_a_student_can_not_do_is_refused_before_anything_is_computed(
+    overrides: list[str], says: str, source: Source
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        prepared_student(experiment_of(LIVE, *overrides), source)

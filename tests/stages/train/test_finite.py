@@ -49,7 +49,7 @@ def test_the_error_lists_the_rows_that_are_to_blame(bad: float) -> None:
     outputs = StudentOutputs(logits_BK, logits_BK, {"f": torch.zeros(rows, 1, 1)})
 
     def message() -> str:
-        return str(non_finite_loss(Failure(2, ["ce", "kd"]), 4, outputs, batch))
+        return str(non_finite_loss(Failure(2, ["ce", "kd"]), 4, outputs, batch, "bf16"))
 
     start = "loss term ce, kd is not finite at epoch 5, step 3, "
     assert message().startswith(f"{start}keys of another process or of the batch as a whole; nothing was updated;")

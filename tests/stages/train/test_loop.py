@@ -310,3 +310,43 @@ def test_result_figures(processes: Processes, tmp_path: Path) -> None:
     assert (figures.last_top5, figures.best_top5) == (95, 95)
     assert figures.samples_per_second > 0
     assert json.loads(json.dumps(asdict(figures))) == asdict(figures)
+
+
+# Rates at which the losses themselves overflow; a method's own terms must then be named like cross-entropy.
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "dhkd + reviewkd"])
+def test_every_method_that_diverges_ends_in_one_line_with_a_remedy(
+    objective: str, processes: Processes, tmp_path: Path
+) -> None:
+    world = World(tmp_path, processes, "float32", objective)
+    with pytest.raises(NonFiniteLoss) as error:
+        run_train(world, processes, tmp_path / "run", objective=objective, lr=1e25, epochs=3)
+    message = str(error.value)
+    terms = objective_of(objective).weights(0)
+    assert "\n" not in message
+    assert " at epoch 1, step " in message
+    assert any(f"the weight of {term}" in message or f"{term}, " in message for term in terms), message
+    assert "lower the learning rate or the weight of " in message
+    assert message.endswith(" and train into another --out")
+    assert "--precision" not in message, "float32 is the most exact already"
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_of_students_side_by_side_each_says_for_itself_what_diverged(processes: Processes, tmp_path: Path) -> None:
+    world = World(tmp_path, processes)
+    tasks = [task_of(world, tmp_path / str(lr), objective="kd", lr=lr, epochs=2) for lr in (0.01, 1e25, 1e30)]
+    well, *badly = train_together(tasks, processes)
+    assert isinstance(well, Figures)
+    for outcome in badly:
+        assert isinstance(outcome, NonFiniteLoss)
+        assert "at epoch 1, step 2, " in str(outcome)
+        assert str(outcome).endswith(" and train into another --out")
+
+
+def test_an_update_that_breaks_the_weights_in_the_last_step_is_no_result(processes: Processes, tmp_path: Path) -> None:
+    """Every loss was finite, and no later step looks at the weights."""
+    world = World(tmp_path, processes)
+    stream = world.stream(batch_size=len(world.images))  # one step an epoch
+    options: dict[str, Any] = {"objective": "kd", "stream": stream, "lr": 1e30, "epochs": 1}
+    with pytest.raises(NonFiniteLoss, match=r"^weights are not finite at epoch 1, step 1: .*, its largest term kd; "):
+        run_train(world, processes, tmp_path / "run", weight_decay=1e30, **options)
+    assert not (tmp_path / "run" / "checkpoint").exists()
