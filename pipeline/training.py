@@ -76,7 +76,9 @@ def train_teacher(
         objective = build_objective("ce", {})
         setting = setting_of(experiment, settings, source.images, objective)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
-        accuracy_of = Evaluator(test_renderer_of(experiment, processes.device, data), normalize, processes)
+        accuracy_of = Evaluator(
+            test_renderer_of(experiment, processes.device, data, source.images), normalize, processes
+        )
         task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
         return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
 
@@ -185,7 +187,7 @@ def _train_side_by_side(
     """Train these students on shared streams, and write the result of each student whose training ends well."""
     experiment = next(iter(students.values())).experiment
     renderer = renderer_of(source.images, source.recipe, processes.device, options.data)
-    test = test_renderer_of(experiment, processes.device, options.data)
+    test = test_renderer_of(experiment, processes.device, options.data, source.images)
     normalize = normalization_of(experiment.student, source.images)
     accuracy_of = Evaluator(test, normalize, processes)
     if source.reader is not None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from dhkd.data.errors import ConfigError, DataError, DhkdError
+from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
 from dhkd.data.images.decoding import Photo
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
@@ -192,6 +192,8 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
                 rows[start:stop] = self._recipe.pixels(self._files.photo(index), draws_BD[start:stop])
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
+            except DataChanged:
+                raise  # no black image may stand in: labels may have changed, too
             except DataError as error:
                 unreadable.append((index, str(error)))
             except OSError as error:

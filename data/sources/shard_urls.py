@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.disk.regular import open_regular
 from dhkd.data.errors import ConfigError, DataError
 
 
@@ -30,6 +31,8 @@ def expand(root: str, pattern: str) -> list[str]:
         raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({error})") from error
     if any(name.startswith("/") for name in names):
         raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got an absolute path")
+    if any(".." in name.split("/") for name in names):
+        raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got one that leads out of it")
     urls: list[str] = []
     for name in names:
         if not any(letter in name for letter in "*?["):
@@ -44,8 +47,16 @@ def expand(root: str, pattern: str) -> list[str]:
     if not urls:
         raise DataError(
             f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root, data.train and data.test"
+            f"{_hint_of_compressed(root, pattern)}"
         )
     return urls
+
+
+def _hint_of_compressed(root: str, pattern: str) -> str:
+    """Return a clause that names a compressed shard that lies where shards are expected, or else an empty text."""
+    compressed = [] if is_remote(root) else sorted(Path(root).glob(f"{pattern.removesuffix('.tar')}.t*gz"))
+    compressed += [] if is_remote(root) else sorted(Path(root).glob(f"{pattern.removesuffix('.tar')}.tar.*"))
+    return f"; {compressed[0].name} is compressed: unpack it to a plain .tar file" if compressed else ""
 
 
 def is_remote(url: str) -> bool:
@@ -71,7 +82,7 @@ class ShardCopies:
     def open(self, url: str) -> BinaryIO:
         """Open a local shard or a remote shard's copy. A missing copy is fetched; raises `DataError` if this fails."""
         if not is_remote(url):
-            return Path(url).open("rb")
+            return open_regular(url)
         with _failing_to_fetch(url):
             return self._copies.open(_copy_name(url), partial(_download, url))
 

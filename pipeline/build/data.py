@@ -1,9 +1,11 @@
 """Builds images, recipes, renderers and normalisation from settings."""
 
+import logging
+
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.data.cache.manifest import DatasetIdentity
-from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.errors import ConfigError, DataError, one_of
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.options import with_options
 from dhkd.data.recipes import RECIPES
@@ -13,6 +15,8 @@ from dhkd.data.sources import load_source
 from dhkd.data.sources.base import Place
 from dhkd.pipeline.build.networks import MeanStd
 from dhkd.pipeline.data_options import DataOptions
+
+log = logging.getLogger("dhkd")
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
@@ -28,6 +32,13 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
         train=data.train,
         test=data.test,
         num_classes=data.num_classes,
+        classes=data.classes,
+        label=data.label,
+        first_label=data.first_label,
+        follow_links=data.follow_links,
+        levels=data.levels,
+        max_megapixels=data.max_megapixels,
+        max_metadata_mb=data.max_metadata_mb,
     )
     limit = data.limit if split == "train" else data.test_limit
     images = load_source(data.source, split, place, limit=limit, mean=data.mean, std=data.std)
@@ -48,10 +59,34 @@ def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: D
     return images.renderer(recipe, device, _decoding(options))
 
 
-def test_renderer_of(experiment: Experiment, device: torch.device, options: DataOptions) -> Renderer:
-    """Load the test images and build their renderer, with the recipe for test images."""
+def test_renderer_of(
+    experiment: Experiment, device: torch.device, options: DataOptions, train: Images | None = None
+) -> Renderer:
+    """Load the test images and build their renderer, with the recipe for test images.
+
+    If `train` is given, raises `DataError` for a test split of another number of classes, and warns of test images of
+    another size than the training images.
+    """
     recipe = recipe_of(experiment.views).at_test()
-    return renderer_of(images_of(experiment, "test", options), recipe, device, options)
+    images = images_of(experiment, "test", options)
+    if train is not None:
+        _require_alike(train, images)
+    return renderer_of(images, recipe, device, options)
+
+
+def _require_alike(train: Images, test: Images) -> None:
+    if train.num_classes != test.num_classes:
+        raise DataError(
+            f"{test.name}: expected as many classes in both splits, got {train.num_classes} for training and"
+            f" {test.num_classes} for testing; both splits need the same classes"
+        )
+    if None not in (train.shape, test.shape) and train.shape != test.shape:
+        (height, width), (test_height, test_width) = train.shape or (0, 0), test.shape or (0, 0)
+        log.warning(
+            "%s: the training images have %d×%d pixels, the test images %d×%d, at which a network may be far less"
+            " accurate; resize one of them",
+            *(test.name, width, height, test_width, test_height),
+        )
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
