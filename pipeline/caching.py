@@ -120,9 +120,7 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
     return not set(wanted.signals) <= set(existing.manifest.signals)
 
 
-def _provenance(
-    experiment: Experiment, network: Network, accuracy_of: Evaluator, command: str
-) -> dict[str, Any]:
+def _provenance(experiment: Experiment, network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
     """Return the provenance of the teacher's signals, i.e. how they were computed, as JSON for the manifest.
 
     Raises `DataError` for a teacher that does no better than guessing.

@@ -87,7 +87,7 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
 
 
 def _set_limits(reading: Reading) -> None:
-    # Pillow's limits belong to the process. The one on pixels is only raised here; `decode` itself checks the lower one.
+    # Pillow's limits belong to the process. Its limit on pixels is only raised here; `decode` checks the lower one.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(cast(int, Image.MAX_IMAGE_PIXELS), reading.max_pixels)
     PngImagePlugin.MAX_TEXT_CHUNK = reading.max_metadata

@@ -69,7 +69,7 @@ class ClassFolders:
                 path = prefix + b"/" + entry.name
                 if self._is_folder(entry):
                     images += self._images(entry.path, path)
-                elif not os.fsdecode(entry.name).lower().endswith(SUFFIXES):
+                elif not _is_image(entry.name):
                     self.skipped[_ending(entry.name)] += 1
                 elif not entry.is_file():
                     raise DataError(
@@ -186,13 +186,17 @@ def _folders(folder: Path) -> list[Path]:
 def _holds_image(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(SUFFIXES) for _, entry in zip(range(1000), entries, strict=False))
+            return any(_is_image(os.fsencode(entry.name)) for _, entry in zip(range(1000), entries, strict=False))
     except OSError:
         return False
 
 
 def _some(names: list[str]) -> str:
     return f"{len(names):,} folders of images ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _is_image(name: bytes) -> bool:
+    return os.fsdecode(name).lower().endswith(SUFFIXES)
 
 
 def _ending(name: bytes) -> str:

@@ -37,8 +37,8 @@ def in_order(names: Sequence[str], order: str | None, root: Path) -> list[str]:
     if lacking or unknown:
         problem = f"class folder {lacking[0]!r}, which it lacks" if lacking else f"no class folder {unknown[0]!r}"
         raise DataError(
-            f"data.classes: {order}: expected a list of exactly the {len(names)} class folders, found {problem}; correct"
-            f" the list"
+            f"data.classes: {order}: expected a list of exactly the {len(names)} class folders, found {problem};"
+            f" correct the list"
         )
     return listed
 

@@ -1,7 +1,8 @@
 """A folder of images with a folder for each class: ROOT/train/<class>/…, ROOT/val/<class>/….
 
-Classes are numbered in the sorted order of their names, as usual, unless `data.classes` says otherwise. Samples are numbered by a seeded permutation of the
-sorted list of files, so that consecutive indices, and with them every block of a cache, hold mixed classes.
+Classes are numbered in the sorted order of their names, as usual, unless `data.classes` says otherwise. Samples are
+numbered by a seeded permutation of the sorted list of files, so that consecutive indices, and with them every block of
+a cache, hold mixed classes.
 """
 
 import logging
@@ -112,9 +113,7 @@ def _require_known(folder: Path, names: list[bytes], classes_from: Path, number_
     alike = [os.fsdecode(name) for name in number_of if _folded(os.fsdecode(name)) == _folded(unnumbered[0])]
     problem = f"both splits need the same classes, and {len(unnumbered)} of {len(names)} differ"
     if alike:
-        problem = (
-            f"it differs from {alike[0]!a} in case or Unicode form alone, as {unnumbered[0]!a}; rename it"
-        )
+        problem = f"it differs from {alike[0]!a} in case or Unicode form alone, as {unnumbered[0]!a}; rename it"
     raise DataError(
         f"image-folder: {folder}: class folder {unnumbered[0]} is none of the {len(number_of)} classes"
         f" of {classes_from}; {problem}"

@@ -130,7 +130,7 @@ def _samples_of_shard(url: str, copies: ShardCopies, form: LabelForm) -> tuple[l
 
 def _tell_of_repeated_keys(names_N: NDArray[np.bytes_], shard_N: NDArray[np.int32], urls: Sequence[str]) -> None:
     """Log if samples in two shards have the same key, which often means that they were packed twice."""
-    unique, first, counts = np.unique(names_N, return_index=True, return_counts=True)
+    unique, counts = np.unique(names_N, return_counts=True)
     repeated = np.flatnonzero(counts > 1)
     if len(repeated):
         name = unique[repeated[0]]

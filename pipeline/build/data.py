@@ -60,7 +60,10 @@ def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: D
 
 
 def test_renderer_of(
-    experiment: Experiment, device: torch.device, options: DataOptions, train: Images | None = None
+    experiment: Experiment,
+    device: torch.device,
+    options: DataOptions,
+    train: Images | None = None,  # noqa: PT028 - this is no test
 ) -> Renderer:
     """Load the test images and build their renderer, with the recipe for test images.
 
