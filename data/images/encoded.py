@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
-from dhkd.data.errors import DataError
+from dhkd.data.errors import DataChanged, DataError
 from dhkd.data.images.base import Decoding, Triple
 from dhkd.data.images.decoding import USUAL, Photo, Reading, decode
 from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer, Photos
@@ -85,6 +85,8 @@ class PhotoSet:
         for index in range(min(allow_bad, len(self) - 1) + 1):
             try:
                 photo = self.files.photo(index)
+            except DataChanged:
+                raise
             except (DataError, OSError) as error:
                 reason = f"{self.name}: {self.files.name(index)} (index {index}): expected an image, got: {error}"
             else:

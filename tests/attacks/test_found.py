@@ -514,7 +514,7 @@ def test_a_shard_replaced_by_one_of_equal_size_and_time_keeps_no_old_labels(tmp_
     # Whoever read the index before must not go on with it, not even with black images.
     for decoding in (Decoding(), Decoding(allow_bad=100)):
         line = one_line(lambda decoding=decoding: images.in_memory(decoding))
-        assert "sample 000000" in line
+        assert "0.tar, sample 000002" in line
         assert "expected the header and the label that were indexed, got others" in line
 
 
