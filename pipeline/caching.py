@@ -3,7 +3,7 @@
 The steps of `cache_teacher` are in the order in which the data passes through them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import one_of
 from dhkd.data.render import Renderer
-from dhkd.data.sources.base import READING
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.data import images_of, normalization_of, reading_of, recipe_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.chance import require_better_than_chance
@@ -74,7 +73,8 @@ def cache_teacher(
         storage = storage_of(out)
         if _must_state_provenance(storage, wanted, out, processes):
             test = test_renderer_of(experiment, processes.device, data, images)
-            provenance = _provenance(experiment, trained.network, Evaluator(test, normalize, processes), command)
+            accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data)
+            provenance = _provenance(experiment, trained.network, accuracy_of, reading, command)
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
         signals = list(wanted.signals)
@@ -120,7 +120,13 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
     return not set(wanted.signals) <= set(existing.manifest.signals)
 
 
-def _provenance(experiment: Experiment, network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
+def _provenance(
+    experiment: Experiment,
+    network: Network,
+    accuracy_of: Evaluator,
+    reading: Mapping[str, object],
+    command: str,
+) -> dict[str, Any]:
     """Return the provenance of the teacher's signals, i.e. how they were computed, as JSON for the manifest.
 
     Raises `DataError` for a teacher that does no better than guessing.
@@ -130,9 +136,8 @@ def _provenance(experiment: Experiment, network: Network, accuracy_of: Evaluator
     accuracy = accuracy_of(network)
     log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
     require_better_than_chance(experiment, accuracy, accuracy_of.renderer.images)
-    settings = {key: value for key, value in experiment.data.model_dump(mode="json").items() if key in READING}
     return {
-        **({"data": settings} if settings else {}),
+        **({"data": reading} if reading else {}),
         "command": command,
         "teacher_test_top1": accuracy.top1,
         "teacher_test_top5": accuracy.top5,

@@ -15,10 +15,11 @@ from dhkd.configs.schema import Experiment, Training
 from dhkd.data.errors import DhkdError
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.names import RESULT
+from dhkd.data.sources.class_order import is_file
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.cache import summary_of
 from dhkd.pipeline.build.checks import require_alike, require_own_draws
-from dhkd.pipeline.build.data import normalization_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.data import normalization_of, reading_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
@@ -66,7 +67,8 @@ def train_teacher(
     trackers = installed_trackers(track)
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes:
-        run = _claim(out, experiment, {"command": "train-teacher"}, processes, resume)
+        facts = {"command": "train-teacher", **_listed_classes(experiment, data)}
+        run = _claim(out, experiment, facts, processes, resume)
         result = _finished(run, processes)
         if result is not None:
             return result
@@ -165,8 +167,9 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         students = {out: prepared_student(experiment, source) for out, experiment in experiments.items()}
         if source.reader is not None:
             source.reader.require_present()
+        classes = _listed_classes(first, options.data)
         runs = {
-            out: _claim(out, student.experiment, student.facts(), processes, options.resume)
+            out: _claim(out, student.experiment, student.facts() | classes, processes, options.resume)
             for out, student in students.items()
         }
         results = {out: _finished(run, processes) for out, run in runs.items()}
@@ -223,6 +226,11 @@ def _distillation(student: PreparedStudent, source: Source, *, together: int) ->
         assert student.digest is not None
         cache = replace(summary_of(source.reader.location, source.reader.manifest), digest=student.digest)
     return Distillation(objective=student.experiment.objective, cache=cache, live=list(student.live), together=together)
+
+
+def _listed_classes(experiment: Experiment, data: DataOptions) -> dict[str, Any]:
+    """Return the classes that a file lists, as plain values for config.yaml; nothing if no file is set."""
+    return {"classes": reading_of(experiment, data)["classes"]} if is_file(experiment.data.classes) else {}
 
 
 def _claim(

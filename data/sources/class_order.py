@@ -15,7 +15,7 @@ def in_order(names: Sequence[str], order: str | None, root: Path) -> list[str]:
     `order` is "name", "number" or a file below `root` that lists the names, one to a line; None stands for "name".
     Raises `ConfigError` if "number" is asked for names that are no numbers, and `DataError` if the file lists others.
     """
-    if order in (None, BY_NAME):
+    if order is None or order == BY_NAME:
         return list(names)
     if order == BY_NUMBER:
         odd = [name for name in names if not (name.isascii() and name.isdigit())]
@@ -31,7 +31,6 @@ def in_order(names: Sequence[str], order: str | None, root: Path) -> list[str]:
                 f"data.classes: the class folders {twice[0][0]} and {twice[0][1]} are the same number; rename one"
             )
         return by_number
-    assert order is not None
     listed = classes_listed(order, root)
     lacking, unknown = sorted(set(names) - set(listed)), sorted(set(listed) - set(names))
     if lacking or unknown:
@@ -64,6 +63,11 @@ def classes_listed(file: str, root: Path) -> list[str]:
         problem = f"{twice!r} twice" if listed else "none"
         raise DataError(f"data.classes: {path}: expected each class once, got {problem}; correct the list")
     return listed
+
+
+def is_file(order: str | None) -> bool:
+    """Return whether an order is the name of a file that lists the classes."""
+    return order not in (None, BY_NAME, BY_NUMBER)
 
 
 def note_on_numbers(names: Sequence[str], order: str | None) -> str | None:

@@ -79,7 +79,7 @@ def _names_of_classes(place: Place) -> tuple[str, ...]:
             f"data.classes: webdataset takes a file that lists the classes, got {place.classes}; leave it out"
         )
     assert place.root is not None
-    return tuple(classes_listed(place.classes, Path(place.root if not is_remote(place.root) else ".")))
+    return tuple(classes_listed(place.classes, Path("." if is_remote(place.root) else place.root)))
 
 
 def _require_numbered(url: str, split: str, index: ShardIndex, num_classes: int, first_label: int | None) -> None:

@@ -1,6 +1,7 @@
 """Builds images, recipes, renderers and normalisation from settings."""
 
 import logging
+from pathlib import Path
 
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
@@ -12,7 +13,9 @@ from dhkd.data.recipes import RECIPES
 from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.sources import load_source
-from dhkd.data.sources.base import Place
+from dhkd.data.sources.base import READING, Place
+from dhkd.data.sources.class_order import classes_listed, is_file
+from dhkd.data.sources.shard_urls import is_remote
 from dhkd.pipeline.build.networks import MeanStd
 from dhkd.pipeline.data_options import DataOptions
 
@@ -43,6 +46,18 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
     limit = data.limit if split == "train" else data.test_limit
     images = load_source(data.source, split, place, limit=limit, mean=data.mean, std=data.std)
     return images.in_memory(_decoding(options)) if recipe_of(experiment.views).shape is None else images
+
+
+def reading_of(experiment: Experiment, options: DataOptions) -> dict[str, object]:
+    """Return the settings by which classes and pixels are read, as plain values, as far as they are set.
+
+    A file that lists the classes is replaced by its list, because the file may change.
+    """
+    data = experiment.data
+    settings = {key: value for key, value in data.model_dump(mode="json").items() if key in READING}
+    if data.classes is not None and is_file(data.classes) and options.root is not None:
+        settings["classes"] = classes_listed(data.classes, Path("." if is_remote(options.root) else options.root))
+    return settings
 
 
 def recipe_of(views: Views) -> Recipe:
