@@ -17,7 +17,7 @@ from dhkd.stages.models.evaluate import Accuracy
 log = logging.getLogger("dhkd")
 
 LEAST_SAMPLES = 100  # test samples from which accuracies near that of guessing mean anything
-LEAST_RENUMBERED = 0.7  # share of samples that must be right with other numbers, before an order is called wrong
+LEAST_RENUMBERED = 0.5  # share of samples that must be right with other numbers, before an order is called wrong
 LOG_ODDS = 7.0  # e^7 to 1 against chance
 
 

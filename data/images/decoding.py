@@ -48,6 +48,10 @@ class Reading:
 
 USUAL = Reading()
 
+# Formats whose further frames are images of their own; those of a camera's JPEG are previews.
+STACKS = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
+FRAMES = "dhkd frames"  # the key in a photo's `info` under which its number of frames stands
+
 
 def decode(content: bytes, reading: Reading = USUAL) -> Photo:
     """Decode the whole image to RGB. Raises `DataError` for anything but a complete image within the limits."""
@@ -60,6 +64,7 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
             image: Photo = Image.open(io.BytesIO(content), formats=_FORMATS)
             if image.width * image.height > reading.max_pixels:
                 raise Image.DecompressionBombError
+            frames = getattr(image, "n_frames", 1) if image.format in STACKS else 1
             source = str(image.tile[0].args) if getattr(image, "tile", None) else ""  # names the bits of a colour
             image.load()
         require_full_colours(image, source, reading.levels)
@@ -67,7 +72,9 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
             image = Image.fromarray(eight_bits(image, reading.levels))
         if "transparency" in image.info and image.mode == "P":
             image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency
-        return image if image.mode == "RGB" else image.convert("RGB")
+        photo = image if image.mode == "RGB" else image.convert("RGB")
+        photo.info[FRAMES] = frames
+        return photo
     except PIL.UnidentifiedImageError as error:
         raise DataError(f"no image in a known format ({len(content):,} bytes)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -63,6 +63,11 @@ def _require_usable(name: str, split: str, images: Images) -> None:
             f" network is always right; check its labels"
         )
     lowest, highest = int(images.labels_N.min()), int(images.labels_N.max())
+    if split == "train" and lowest == highest:
+        raise DataError(
+            f"{name}: the train split: expected samples of at least two classes, got class {lowest} alone, with which"
+            f" any network is always right; check its labels"
+        )
     if lowest < 0 or highest >= images.num_classes:
         raise DataError(
             f"{name}: the {split} split: labels expected 0 to {images.num_classes - 1}, got {lowest} to {highest};"

@@ -14,10 +14,10 @@ from dhkd.data.errors import DataError
 from dhkd.data.images.decoding import SUFFIXES
 
 # Folders that storage servers and operating systems put beside a user's own; they hold thumbnails, copies or trash.
-LITTER = (
+LITTER = {
     *(b"@eaDir", b"__MACOSX", b"#recycle", b"@Recycle", b"#snapshot", b"@Recently-Snapshot", b"lost+found"),
     *(b"$RECYCLE.BIN", b"System Volume Information"),
-)
+}
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -51,7 +51,11 @@ class ClassFolders:
     def images(self, name: bytes) -> list[bytes]:
         """Return the sorted images at any depth in the class folder `name`, as paths that begin with `name`."""
         before = self.skipped.copy()
-        found = sorted(self._images(os.path.join(os.fsencode(self.folder), name), name))
+        found: list[bytes] = []
+        waiting = [name]  # folders, as paths below `self.folder`; a list, because folders may be nested very deep
+        while waiting:
+            waiting += self._look_into(waiting.pop(), found)
+        found.sort()
         if not found:
             others = summary(self.skipped - before)
             raise DataError(
@@ -60,27 +64,26 @@ class ClassFolders:
             )
         return found
 
-    def _images(self, folder: bytes, prefix: bytes) -> list[bytes]:
-        images = []
-        with os.scandir(folder) as entries:
+    def _look_into(self, prefix: bytes, found: list[bytes]) -> list[bytes]:
+        """Add the images in one folder to `found`, and return the folders in it, all as paths below `self.folder`."""
+        folders = []
+        with os.scandir(os.path.join(os.fsencode(self.folder), prefix)) as entries:
             for entry in entries:
                 if self._left_out(entry):
                     continue
                 path = prefix + b"/" + entry.name
                 if self._is_folder(entry):
-                    images += self._images(entry.path, path)
+                    folders.append(path)
                 elif not _is_image(entry.name):
                     self.skipped[_ending(entry.name)] += 1
-                elif not entry.is_file():
+                elif entry.is_file():
+                    found.append(path)
+                else:
                     raise DataError(
                         f"image-folder: {os.fsdecode(entry.path)}: expected an image file, got a named pipe or a"
                         f" device; remove it"
                     )
-                elif b"\n" in entry.name:
-                    raise DataError(f"image-folder: {os.fsdecode(entry.path)!r}: a name with a line break; rename it")
-                else:
-                    images.append(path)
-        return images
+        return folders
 
     def _left_out(self, entry: os.DirEntry[bytes]) -> bool:
         litter, hidden = entry.name in LITTER, entry.name.startswith(b".")
@@ -89,7 +92,12 @@ class ClassFolders:
         return litter or hidden
 
     def _is_folder(self, entry: os.DirEntry[bytes]) -> bool:
-        """Return whether an entry is a folder or a link to one. Raises `DataError` for a link that isn't followed."""
+        """Return whether an entry is a folder or a link to one.
+
+        Raises `DataError` for a link that isn't followed, and for a name that would break a list of names.
+        """
+        if b"\n" in entry.name:
+            raise DataError(f"image-folder: {os.fsdecode(entry.path)!r}: a name with a line break; rename it")
         if not entry.is_symlink():
             return entry.is_dir()
         where = f"image-folder: {os.fsdecode(entry.path)}: a link"

@@ -24,6 +24,8 @@ OTHER_FILES = {
     b"PK": "a zip file",
 }
 
+LARGEST_LABEL = 16 * 2**20  # bytes; a label may stand in JSON beside much else
+
 
 class Span(NamedTuple):
     """The first byte and the length of a member's content in its shard."""
@@ -111,8 +113,12 @@ class _Members:
 
     def read(self, stream: BinaryIO) -> None:
         with tarfile.open(fileobj=stream, mode="r:") as shard:
+            end = 0
             for member in shard:
                 shard.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
+                if member.size < 0 or member.offset_data <= end:  # tarfile would go round in circles
+                    raise ValueError(f"a member that overlaps another, at byte {member.offset_data:,}")
+                end = member.offset_data
                 if not member.isdir():
                     self._take(shard, member)
             # tarfile takes an unreadable header for the end of the file, but only zeros may follow the last member.
@@ -135,6 +141,8 @@ class _Members:
                 self._dotted_labels[member.name[: -len(self.form.suffix)]] = member.name
             return
         _require_plain(member)
+        if "\n" in member.name:
+            raise _Refused(f"{member.name!r}: a name with a line break; pack the sample under another")
         if name in (self.labels if suffix == self.form.suffix else self.images):
             kind = "label" if suffix == self.form.suffix else "image"
             raise _Refused(
@@ -143,6 +151,8 @@ class _Members:
             )
         span = Span(member.offset_data, member.size)
         if suffix == self.form.suffix:
+            if member.size > LARGEST_LABEL:
+                raise _Refused(f"sample {name}: label expected at most {LARGEST_LABEL:,} bytes, got {member.size:,}")
             content = shard.extractfile(member)
             assert content is not None
             try:

@@ -47,16 +47,25 @@ def expand(root: str, pattern: str) -> list[str]:
     if not urls:
         raise DataError(
             f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root, data.train and data.test"
-            f"{_hint_of_compressed(root, pattern)}"
+            f"{_hint(root, pattern)}"
         )
     return urls
 
 
-def _hint_of_compressed(root: str, pattern: str) -> str:
-    """Return a clause that names a compressed shard that lies where shards are expected, or else an empty text."""
-    compressed = [] if is_remote(root) else sorted(Path(root).glob(f"{pattern.removesuffix('.tar')}.t*gz"))
-    compressed += [] if is_remote(root) else sorted(Path(root).glob(f"{pattern.removesuffix('.tar')}.tar.*"))
-    return f"; {compressed[0].name} is compressed: unpack it to a plain .tar file" if compressed else ""
+def _hint(root: str, pattern: str) -> str:
+    """Return a clause that names a compressed shard in this place, or shards near it, or else an empty text."""
+    if is_remote(root):
+        return ""
+    below, stem = Path(root), pattern.removesuffix(".tar")
+    compressed = sorted([*below.glob(f"{stem}.t*gz"), *below.glob(f"{stem}.tar.*")])
+    if compressed:
+        return f"; {compressed[0].name} is compressed: unpack it to a plain .tar file"
+    near = (path for place in (below, below.absolute().parent) for kind in _NEAR for path in place.glob(kind))
+    first = next(near, None)
+    return f"; {first} exists" if first else ""
+
+
+_NEAR = ("*.tar", "*/*.tar", "*/*/*.tar")  # where shards may be if the root is one folder too high or too low
 
 
 def is_remote(url: str) -> bool:

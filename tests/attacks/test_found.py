@@ -72,6 +72,16 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def nested(path: Path, depth: int) -> None:
+    path.mkdir()
+    here = os.getcwd()
+    os.chdir(path)
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(here)
+
+
 def named(*forms: str) -> list[str]:
     return [f"train/{unicodedata.normalize(form, 'café')}/1.png" for form in forms]
 
@@ -174,6 +184,16 @@ REFUSED_FOLDERS: dict[str, tuple[Callable[[Path], object], dict[str, object], st
         "train/b: expected images",
     ),
     "a line break in a name": (lambda root: good(root, "train/a/x\ny.png"), {}, "a name with a line break; rename it"),
+    "a line break in the name of a class": (
+        lambda root: good(root, "train/x\ny/1.png"),
+        {},
+        "a name with a line break",
+    ),
+    "nested a thousand deep, without an image": (
+        lambda root: (good(root), nested(root / "train/c", 1500)),
+        {},
+        "train/c: expected images .*, found none",
+    ),
     "numbers that are none": (good, {"classes": "number"}, r"data\.classes: expected .* numbers, got 'a'; set data"),
     "one number twice": (
         lambda root: put(root, "train/1/1.png", "train/01/1.png"),
@@ -430,6 +450,13 @@ REFUSED_SHARDS: dict[str, tuple[list[Member], dict[str, object], str]] = {
         {"train": "../data/train/*.tar"},
         "expected a place below --data-root, got one tha",
     ),
+    "a line break in a name": ([*members(), ("a\nb.png", PIXEL)], {}, r"'a\\nb\.png': a name with a line break"),
+    "a label of 20 MB": (
+        [*members(), ("x.cls", b"1" * 20 * 10**6)],
+        {},
+        "sample x: label expected at most 16,777,216 by",
+    ),
+    "one class alone": (members([0] * 8), {}, "expected samples of at least two classes, got class 0 alone, with whi"),
     "an order of folders": (members(), {"classes": "number"}, r"data\.classes: webdataset takes a file that lists"),
     "links": (members(), {"follow_links": True}, r"data\.follow_links: webdataset doesn't take it"),
 }
@@ -456,6 +483,25 @@ def test_a_compressed_shard_is_refused_as_such(mode: str, kind: str, tmp_path: P
 def test_a_shard_that_is_no_file_does_not_block(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "train" / "0.tar")
     assert re.search(r"0\.tar: (expected a tar file, got a|.*Is a directory)", one_line(lambda: shards(tmp_path)))
+
+
+def test_a_member_of_negative_size_does_not_hang(tmp_path: Path) -> None:
+    path = tmp_path / "train" / "0.tar"
+    write_shard(path, members())
+    content = bytearray(path.read_bytes())
+    header = content[1024:1536]  # of the second member, whose end would be its own beginning
+    header[124:136] = b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[1024:1536] = header
+    path.write_bytes(content)
+    assert "the file is damaged or not a tar file (" in one_line(lambda: shards(tmp_path))
+
+
+def test_shards_one_folder_away_are_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "data" / "train" / "0.tar", members())
+    for root in (tmp_path, tmp_path / "data" / "train"):
+        assert re.search(r"found none; .*; .*train/0\.tar exists$", one_line(lambda root=root: shards(root)))
 
 
 READ_SHARDS: dict[str, tuple[list[Member], dict[str, object]]] = {
@@ -677,6 +723,22 @@ def test_a_picture_that_would_turn_out_wrong_is_refused(kind: str, tmp_path: Pat
     name, content, place, message = REFUSED_PICTURES[kind]
     line = one_line(lambda: mean_level(tmp_path, content(), name, **place))
     assert re.search(message, line), line
+
+
+def test_white_may_be_zero(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray((RAMP * 65535).astype(np.uint16)), "TIFF", tiffinfo={262: 0})
+    put(tmp_path, "train/a/1.tif", "train/b/1.tif", content=content)
+    images = folder(tmp_path).in_memory(Decoding()).images_NCHW  # type: ignore[attr-defined]
+    assert (images[0, 0, 0, 0], images[0, 0, 0, -1]) == (255, 0)
+
+
+def test_frames_that_are_not_read_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (4, 4), (level, 0, 0)) for level in (90, 200)]
+    good(tmp_path)
+    for kind, name in (("GIF", "3.gif"), ("TIFF", "4.tif"), ("WEBP", "5.webp")):
+        put(tmp_path, f"train/a/{name}", content=encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    folder(tmp_path).in_memory(Decoding())  # type: ignore[attr-defined]
+    assert len([line for line in caplog.messages if "has several frames; of such images, the first" in line]) == 1
 
 
 def test_full_16_bit_colours_are_read(tmp_path: Path) -> None:
