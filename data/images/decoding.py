@@ -8,7 +8,6 @@ into 8-bit ones.
 import io
 import warnings
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import PIL
@@ -65,7 +64,8 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
             if image.width * image.height > reading.max_pixels:
                 raise Image.DecompressionBombError
             frames = getattr(image, "n_frames", 1) if image.format in STACKS else 1
-            source = str(image.tile[0].args) if getattr(image, "tile", None) else ""  # names the bits of a colour
+            tiles = getattr(image, "tile", None)
+            source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
             image.load()
         require_full_colours(image, source, reading.levels)
         if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
@@ -96,7 +96,7 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
 def _set_limits(reading: Reading) -> None:
     # Pillow's limits belong to the process. Its limit on pixels is only raised here; `decode` checks the lower one.
     if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(cast(int, Image.MAX_IMAGE_PIXELS), reading.max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, reading.max_pixels)
     PngImagePlugin.MAX_TEXT_CHUNK = reading.max_metadata
     PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, reading.max_metadata)
 

@@ -51,7 +51,7 @@ def require_full_colours(image: Image.Image, source: str, levels: Levels | None)
     """
     if ";16" not in source or image.mode not in ("RGB", "RGBA"):
         return
-    most = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc,has-type]
+    most = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
     if levels not in (None, FULL) or (levels is None and most < LEAST_FULL >> 8):
         raise DataError(
             "16-bit colours that don't fill the range 0 to 65,535, of which only the upper 8 bits are read; convert the"
@@ -61,7 +61,7 @@ def require_full_colours(image: Image.Image, source: str, levels: Levels | None)
 
 def _known(image: Image.Image, values: NDArray[np.generic]) -> Levels:
     """Return the range that a file's format determines. Raises `DataError` if it determines none."""
-    least, most = float(values.min()), float(values.max())  # type: ignore[arg-type]
+    least, most = float(values.min()), float(values.max())
     if image.format == "PPM" and image.mode == "I":
         return FULL  # Pillow scales the values from the maximum that the file states
     tags = getattr(image, "tag_v2", {})
