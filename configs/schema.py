@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -30,6 +40,16 @@ class Section(BaseModel):
     @classmethod
     def _bare_word(cls, value: Any) -> Any:
         return {cls.main_field: value} if cls.main_field and isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the settings of `_later` that are not set."""
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if value is not None or key not in fields or not fields[key].json_schema_extra
+        }
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -55,8 +75,16 @@ def _finite(value: Any) -> Any:
 Free = Annotated[Mapping[str, Any], AfterValidator(_finite)]
 
 
+def _later(description: str, **limits: Any) -> Any:
+    """Return the field of a setting that is recorded only where it is set.
+
+    So a run from before the setting existed has the same record as one without it, and can be resumed.
+    """
+    return Field(None, description=description, json_schema_extra={"recorded": "if set"}, **limits)
+
+
 class Data(Section):
-    """The data set. `train`, `test` and `num_classes` are only for the sources image-folder and webdataset."""
+    """The data set. From `train` to `max_metadata_mb`, the keys are only for image-folder and webdataset."""
 
     main_field = "source"
     source: str
@@ -67,6 +95,18 @@ class Data(Section):
     )
     test: str | None = Field(None, description="the same for the test split")
     num_classes: int | None = Field(None, ge=2, le=10**6, description="required for shards, which do not record it")
+    classes: str | None = _later(
+        "order of the class folders: name (null, too), number, or a file below the data root that lists one class in"
+        " each line; shards: such a file, if labels are names"
+    )
+    label: str | None = _later("member of a shard's sample that holds the label: cls (null, too), txt, json:FIELD, …")
+    first_label: int | None = _later("label of the first class in shards; null: 0", ge=0, le=MAX_SEED)
+    follow_links: bool | None = _later("whether to follow links in class folders that lead outside of the data root")
+    levels: tuple[float, float] | None = _later(
+        "values of black and white in images of more than 8 bits; null: 0 and 65535 for 16 bits, others are refused"
+    )
+    max_megapixels: float | None = _later("largest image that is decoded; null: 179", gt=0, le=10**6)
+    max_metadata_mb: float | None = _later("largest text or profile of a PNG that is read; null: 16", gt=0, le=10**4)
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
 
@@ -175,6 +215,7 @@ class Teacher(Training):
         None, description="channel means it was trained with; null: those of its weights, or else the data set's"
     )
     std: Spreads | None = Field(None, description="the same for the standard deviations")
+    allow_chance: bool | None = _later("cache a teacher whose test accuracy is that of guessing; null: false")
     live: bool = Field(
         False, description="run it in every step for the signals that the cache lacks, or for all without a cache"
     )

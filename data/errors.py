@@ -28,6 +28,10 @@ class DataError(DhkdError, ValueError):
     """A data set's files are missing, damaged or of another kind than expected."""
 
 
+class DataChanged(DataError):
+    """A data set's files changed after they were listed."""
+
+
 class WeightsError(DhkdError, ValueError):
     """A weights file is missing, damaged or belongs to another architecture."""
 

@@ -3,7 +3,7 @@
 The steps of `cache_teacher` are in the order in which the data passes through them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from dhkd.data.errors import one_of
 from dhkd.data.render import Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.data import images_of, normalization_of, reading_of, recipe_of, renderer_of, test_renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import setting_of
+from dhkd.pipeline.chance import require_better_than_chance
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import hardware_name, log_once, processes_for, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
@@ -80,8 +81,9 @@ def cache_teacher(
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
         if _must_state_provenance(storage, wanted, out, processes):
-            test = test_renderer_of(experiment, processes.device, data)
-            provenance = _provenance(trained.network, Evaluator(test, normalize, processes), command)
+            test = test_renderer_of(experiment, processes.device, data, images)
+            accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data)
+            provenance = _provenance(experiment, trained.network, accuracy_of, reading, command)
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
         signals = list(wanted.signals)
@@ -127,14 +129,24 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
     return not set(wanted.signals) <= set(existing.manifest.signals)
 
 
-def _provenance(network: Network, accuracy_of: Evaluator, command: str) -> dict[str, Any]:
+def _provenance(
+    experiment: Experiment,
+    network: Network,
+    accuracy_of: Evaluator,
+    reading: Mapping[str, object],
+    command: str,
+) -> dict[str, Any]:
     """Return the provenance of the teacher's signals, i.e. how they were computed, as JSON for the manifest.
+
+    Raises `DataError` for a teacher that does no better than guessing.
 
     The provenance has no times, hosts or process counts, because the bytes of a cache must not depend on these.
     """
     accuracy = accuracy_of(network)
     log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
+    require_better_than_chance(experiment, accuracy, accuracy_of.renderer.images)
     return {
+        **({"data": reading} if reading else {}),
         "command": command,
         "teacher_test_top1": accuracy.top1,
         "teacher_test_top5": accuracy.top5,

@@ -1,5 +1,6 @@
 """Test accuracy of networks during training and caching, and of the weights given to `dhkd evaluate`."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline.build.data import dataset_identity, normalization_of, test_renderer_of
 from dhkd.pipeline.build.networks import architecture_of, trained_network
+from dhkd.pipeline.chance import chance_fault, order_fault
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import processes_for, unreadable_files, versions
 from dhkd.pipeline.results import Evaluated
@@ -16,6 +18,8 @@ from dhkd.stages.models.evaluate import Accuracy, evaluate
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Processes
 from torch import nn
+
+log = logging.getLogger("dhkd")
 
 EVALUATION_BATCH = 500
 
@@ -48,6 +52,9 @@ def evaluate_network(
         accuracy_of = Evaluator(test, normalization_of(settings, test.images, trained.mean_std), processes)
         with torch.inference_mode():
             accuracy = accuracy_of(network)
+        fault = order_fault(accuracy, test.images) or chance_fault(accuracy, test.images)
+        if fault and processes.is_first:
+            log.warning("%s: %s", role, fault)
         return Evaluated(
             architecture=architecture,
             weights=trained.origin,

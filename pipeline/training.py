@@ -20,7 +20,13 @@ from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.cache import summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
-from dhkd.pipeline.build.data import dataset_identity, normalization_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.data import (
+    dataset_identity,
+    listed_classes,
+    normalization_of,
+    renderer_of,
+    test_renderer_of,
+)
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
@@ -77,7 +83,8 @@ def train_teacher(
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         require_agreement(processes, _told(out, experiment, resume=resume, track=trackers))
-        run, result = _claim(out, experiment, {"command": "train-teacher"}, processes, resume, locker(locks, {}))
+        facts = {"command": "train-teacher", **listed_classes(experiment, data)}
+        run, result = _claim(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
@@ -87,7 +94,7 @@ def train_teacher(
         objective = build_objective("ce", {})
         setting = setting_of(experiment, settings, source.images, objective)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
-        test = test_renderer_of(experiment, processes.device, data)
+        test = test_renderer_of(experiment, processes.device, data, source.images)
         require_same_classes(source.images, test.images)
         both = {
             images.split: dataset_identity(images).model_dump(mode="json") for images in (source.images, test.images)
@@ -214,9 +221,9 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         require_agreement(
             processes, {"data": dataset_identity(source.images).model_dump(mode="json"), "student": facts}
         )
-        lock = locker(locks, options.locks)
+        lock, classes = locker(locks, options.locks), listed_classes(first, options.data)
         claims = {
-            out: _claim(out, student.experiment, student.facts(), processes, options.resume, lock)
+            out: _claim(out, student.experiment, student.facts() | classes, processes, options.resume, lock)
             for out, student in students.items()
         }
         outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}
@@ -241,7 +248,7 @@ def _train_side_by_side(
     """Train these students on shared streams, and write the result of each student whose training ends well."""
     experiment = next(iter(students.values())).experiment
     renderer = renderer_of(source.images, source.recipe, processes.device, options.data)
-    test = test_renderer_of(experiment, processes.device, options.data)
+    test = test_renderer_of(experiment, processes.device, options.data, source.images)
     require_same_classes(source.images, test.images)
     require_agreement(processes, {"test data": dataset_identity(test.images).model_dump(mode="json")})
     normalize = normalization_of(experiment.student, source.images)

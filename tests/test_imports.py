@@ -34,7 +34,7 @@ HOMES = {
     "wandb": {"stages/trackers.py"},
     "zarr": {"data/cache/layouts/zarr_chunks.py"},
     "webdataset": {"data/sources/shard_urls.py"},
-    "PIL": {"data/images/cuts.py", "data/images/decoding.py", "data/sources/glyphs.py"},
+    "PIL": {"data/images/cuts.py", "data/images/decoding.py", "data/images/levels.py", "data/sources/glyphs.py"},
     "matplotlib": {"stages/report/pictures.py", "data/sources/glyphs.py"},
     "sklearn": {"data/sources/digits.py", "stages/report/geometry.py"},
     "scipy": {"stages/report/statistics.py"},

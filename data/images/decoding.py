@@ -1,38 +1,104 @@
 """Decoding of images with Pillow.
 
 Grey, CMYK, palette and RGBA images become RGB; transparency is dropped. EXIF orientation is ignored, as in the standard
-recipes for ImageNet.
+recipes for ImageNet. Of an image with several frames, the first is read. `levels.py` turns values of more than 8 bits
+into 8-bit ones.
 """
 
 import io
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import PIL
 from dhkd.data.errors import DataError
+from dhkd.data.images.levels import eight_bits, require_full_colours
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 Photo = Image.Image  # a decoded image, RGB
 
 Image.init()  # loads all decoders now, so that forked workers import nothing
 
+# The endings of image files. The list is fixed, so that a folder holds the same samples on every machine, whatever
+# Pillow was built with.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),  # torchvision's list
+    *(".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".gif", ".avif", ".apng", ".pnm", ".pbm", ".dib", ".tga"),
+)
 
-def decode(content: bytes) -> Photo:
-    """Decode the whole image to RGB. Raises `DataError` for anything but a complete image."""
+# An image file must not start another program, as Ghostscript for EPS.
+_FORMATS = [kind for kind in Image.ID if kind not in ("EPS", "WMF")]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How encoded images are read.
+
+    `levels` are the values that become black and white in images of more than 8 bits; None means the range of 16 bits,
+    and that images of which this can't be true are refused. An image may have up to `max_pixels` pixels, and a PNG up
+    to `max_metadata` bytes of unpacked text or colour profile.
+    """
+
+    levels: tuple[float, float] | None = None
+    max_pixels: int = 178_956_970  # above this number, Pillow refuses an image by default
+    max_metadata: int = 16 * 10**6
+
+
+USUAL = Reading()
+
+# Formats whose further frames are images of their own; those of a camera's JPEG are previews.
+STACKS = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
+FRAMES = "dhkd frames"  # the key in a photo's `info` under which its number of frames stands
+
+
+def decode(content: bytes, reading: Reading = USUAL) -> Photo:
+    """Decode the whole image to RGB. Raises `DataError` for anything but a complete image within the limits."""
     if not content:
         raise DataError("an empty file")
+    _set_limits(reading)
     try:
-        image: Photo = Image.open(io.BytesIO(content))
-        image.load()
-        if image.mode.startswith("I"):  # 16-bit levels; `convert` would turn every level above 255 into white
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Photo = Image.open(io.BytesIO(content), formats=_FORMATS)
+            if image.width * image.height > reading.max_pixels:
+                raise Image.DecompressionBombError
+            frames = getattr(image, "n_frames", 1) if image.format in STACKS else 1
+            tiles = getattr(image, "tile", None)
+            source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
+            image.load()
+        require_full_colours(image, source, reading.levels)
+        if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
+            image = Image.fromarray(eight_bits(image, reading.levels))
         if "transparency" in image.info and image.mode == "P":
             image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency
-        return image if image.mode == "RGB" else image.convert("RGB")
+        photo = image if image.mode == "RGB" else image.convert("RGB")
+        photo.info[FRAMES] = frames
+        return photo
     except PIL.UnidentifiedImageError as error:
         raise DataError(f"no image in a known format ({len(content):,} bytes)") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"an image above the limit of {reading.max_pixels / 1e6:g} megapixels; if you trust the file, raise the"
+            f" limit with data.max_megapixels"
+        ) from error
+    except DataError:
+        raise
     except Exception as error:  # a decoder may raise anything for a damaged file
+        if "MAX_TEXT" in str(error):  # the name of Pillow's limit
+            raise DataError(
+                f"text or a colour profile above the limit of {reading.max_metadata / 1e6:g} MB; if you trust the"
+                f" file, raise the limit with data.max_metadata_mb"
+            ) from error
         raise DataError(f"a damaged image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _set_limits(reading: Reading) -> None:
+    # Pillow's limits belong to the process. Its limit on pixels is only raised here; `decode` checks the lower one.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, reading.max_pixels)
+    PngImagePlugin.MAX_TEXT_CHUNK = reading.max_metadata
+    PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, reading.max_metadata)
 
 
 def photo_of(pixels_CHW: NDArray[np.uint8]) -> Photo:

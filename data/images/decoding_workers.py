@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from dhkd.data.errors import ConfigError, DataError, DhkdError
-from dhkd.data.images.decoding import Photo
+from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
+from dhkd.data.images.decoding import FRAMES, Photo
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
 from torch import Tensor
@@ -68,7 +68,7 @@ class PhotoRenderer:
         assert recipe.shape is not None, "images of several sizes make no batch"
         self.images, self.recipe, self.device = images, recipe, device
         self.unreadable: dict[str, str] = {}
-        self._workers, self._allow_bad = workers, allow_bad
+        self._workers, self._allow_bad, self._told_of_frames = workers, allow_bad, False
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """Yield the pixels of each batch of keys, in order: uint8 (B, C, H, W) on the device, channels last in memory.
@@ -147,6 +147,10 @@ class PhotoRenderer:
     def _accept(self, chunk: "_Chunk | DhkdError") -> Tensor:
         if isinstance(chunk, DhkdError):
             raise chunk
+        if chunk.stack is not None and not self._told_of_frames:
+            self._told_of_frames = True
+            name = self.images.files.name(chunk.stack)
+            log.warning("%s: %s has several frames; of such images, the first frame is read", self.images.name, name)
         for index, reason in chunk.unreadable:
             name = self.images.files.name(index)
             if name in self.unreadable:
@@ -163,6 +167,7 @@ class PhotoRenderer:
 class _Chunk(NamedTuple):
     pixels_BHWC: Tensor
     unreadable: list[tuple[int, str]]
+    stack: int | None  # the index of an image with several frames
 
 
 class _Photos(Dataset["_Chunk | DhkdError"]):
@@ -184,16 +189,21 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
         pixels_BHWC = torch.zeros((len(index_B), *shape, 3), dtype=torch.uint8)
         rows, draws_BD = pixels_BHWC.numpy(), self._recipe.draws(view_B, index_B)
         unreadable: list[tuple[int, str]] = []
+        stack = None
         # Consecutive keys with one index are views of one image and share one decoding.
         changes = (torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist()
         for start, stop in pairwise([0, *changes, len(index_B)]):
             index = int(index_B[start])
             try:
-                rows[start:stop] = self._recipe.pixels(self._files.photo(index), draws_BD[start:stop])
+                photo = self._files.photo(index)
+                rows[start:stop] = self._recipe.pixels(photo, draws_BD[start:stop])
+                stack = index if photo.info.get(FRAMES, 1) > 1 else stack
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
+            except DataChanged:
+                raise  # no black image may stand in: labels may have changed, too
             except DataError as error:
                 unreadable.append((index, str(error)))
             except OSError as error:
                 unreadable.append((index, error.strerror or str(error)))
-        return _Chunk(pixels_BHWC, unreadable)
+        return _Chunk(pixels_BHWC, unreadable, stack)

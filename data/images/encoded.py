@@ -5,11 +5,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
-from dhkd.data.errors import DataError
+from dhkd.data.errors import DataChanged, DataError
 from dhkd.data.images.base import Decoding, Triple
-from dhkd.data.images.decoding import Photo, decode
+from dhkd.data.images.decoding import USUAL, Photo, Reading, decode
 from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer, Photos
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.levels import FULL, Levels
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from torch import Tensor
@@ -18,7 +19,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where f
 
 
 class EncodedFiles(ABC):
-    """Encoded images that are read as bytes."""
+    """Encoded images that are read as bytes, and decoded with the limits of `reading`."""
+
+    reading: Reading = USUAL
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -26,14 +29,15 @@ class EncodedFiles(ABC):
 
     def photo(self, index: int) -> Photo:
         """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
-        return decode(self.read(index))
+        return decode(self.read(index), self.reading)
 
 
 @dataclass(frozen=True)
 class PhotoSet:
     """One split of a data set of encoded images, with `labels_N` int64 (N,).
 
-    `mean` and `std` of each channel are ImageNet's by default; full scale is 1.
+    `mean` and `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and
+    white with which images of more than 8 bits are read; None stands for those of 16 bits.
     """
 
     name: str
@@ -43,6 +47,7 @@ class PhotoSet:
     num_classes: int
     mean: Triple = MEAN
     std: Triple = STD
+    levels: Levels | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -80,6 +85,8 @@ class PhotoSet:
         for index in range(min(allow_bad, len(self) - 1) + 1):
             try:
                 photo = self.files.photo(index)
+            except DataChanged:
+                raise
             except (DataError, OSError) as error:
                 reason = f"{self.name}: {self.files.name(index)} (index {index}): expected an image, got: {error}"
             else:
@@ -91,10 +98,12 @@ class PhotoSet:
         return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of labels and file names, in order.
+        """Return the SHA-256 (hexadecimal) of labels, file names in order, and levels other than those of 16 bits.
 
         Pixels are not covered: their changes show in a cache's witnesses, the checksums of each row's rendered pixels.
         """
         digest = hashlib.sha256(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
         digest.update(self.files.names(len(self)))
+        if self.levels not in (None, FULL):
+            digest.update(f"\nlevels {self.levels!r}".encode())
         return digest.hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
+from dhkd.data.errors import DataError
 from dhkd.data.images.base import Decoding, Triple
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
@@ -29,10 +30,23 @@ class ImageSet:
     std: Triple
 
     def __post_init__(self) -> None:
-        assert self.images_NCHW.dtype == torch.uint8
-        assert self.labels_N.dtype == torch.int64
-        assert self.images_NCHW.ndim == 4
-        assert len(self.images_NCHW) == len(self.labels_N)
+        """Raise `DataError` for tensors of another dtype or shape; a source may come from outside of this program."""
+        images_NCHW, labels_N = self.images_NCHW, self.labels_N
+        where = f"{self.name}: the {self.split} split"
+        if images_NCHW.dtype != torch.uint8:
+            raise DataError(
+                f"{where}: images expected uint8, 0 to 255, got {_described(images_NCHW)}; scale and convert them"
+            )
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != 3:
+            raise DataError(
+                f"{where}: images expected of shape (N, 3, H, W), got {tuple(images_NCHW.shape)}; reorder the axes, and"
+                f" repeat a single channel three times"
+            )
+        if labels_N.dtype != torch.int64 or labels_N.shape != images_NCHW.shape[:1]:
+            raise DataError(
+                f"{where}: labels expected int64, one for each of {len(images_NCHW)} images, got {labels_N.dtype} of"
+                f" shape {tuple(labels_N.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -65,6 +79,17 @@ class ImageSet:
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
         """Return a renderer that renders any key (view, index) of this set with `recipe`, without decoding."""
         return ResidentRenderer(self, recipe, device)
+
+
+def _described(images: Tensor) -> str:
+    """Describe the values of images that are not uint8."""
+    if not images.numel() or images.is_complex():
+        return str(images.dtype)
+    finite = torch.isfinite(images)
+    values = images[finite]
+    span = f" from {values.min().item():g} to {values.max().item():g}" if len(values) else ""
+    odd = int((~finite).sum())
+    return f"{images.dtype}{span}{f', {odd:,} of them NaN or infinite' if odd else ''}"
 
 
 class ResidentRenderer:

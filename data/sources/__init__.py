@@ -1,9 +1,9 @@
 """Data sets by name. Each source is a file in this folder and a line in `SOURCES`; `base.py` has the interface."""
 
-from dhkd.data.errors import ConfigError, one_of, unknown
+from dhkd.data.errors import ConfigError, DataError, one_of, unknown
 from dhkd.data.images.base import Images, Triple
 from dhkd.data.sources import cifar100, digits, glyphs, image_folder, tar_shards
-from dhkd.data.sources.base import Place, Source
+from dhkd.data.sources.base import SETTINGS, Place, Source
 
 SOURCES: dict[str, Source] = {
     "cifar100": cifar100.SOURCE,
@@ -28,19 +28,48 @@ def load_source(
 
     If `place` is None, the files are expected at the source's usual place. `mean` and `std` (full scale is 1) replace
     the source's values unless they are None. Raises `ConfigError` for an unknown name or split, for a `limit` out of
-    range and for settings that the source doesn't take, and `DataError` for missing or damaged files.
+    range and for settings that the source doesn't take, and `DataError` for missing or damaged files and for a split
+    that nothing can be learnt from.
     """
     place = place or Place()
     source = one_of("data source", name, SOURCES)
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, SPLITS))
-    for key in ("train", "test", "num_classes"):
+    for key in SETTINGS:
         if getattr(place, key) is not None and key not in source.takes:
-            raise ConfigError(f"data.{key}: {name} has its own; leave it out")
+            reason = "has its own" if key in ("train", "test", "num_classes") else "doesn't take it"
+            raise ConfigError(f"data.{key}: {name} {reason}; leave it out")
     images = source.load(split, place)
+    _require_usable(name, split, images)
     if limit is not None and not 1 <= limit <= len(images):
         key = "limit" if split == "train" else "test_limit"
         raise ConfigError(f"data.{key}: expected 1 to {len(images)}, the size of {name}, got {limit}")
     if limit is not None:
         images = images.first(limit)
     return images.normalized_with(mean, std)
+
+
+def _require_usable(name: str, split: str, images: Images) -> None:
+    """Raise `DataError` unless the split has samples, of at least two classes, with labels of these classes."""
+    least = 2 if split == "train" else 1  # batch norm needs two samples
+    if len(images) < least:
+        raise DataError(
+            f"{name}: the {split} split: expected at least {least} {'sample' if least == 1 else 'samples'}, got"
+            f" {len(images)}; check its files and settings"
+        )
+    if images.num_classes < 2:
+        raise DataError(
+            f"{name}: the {split} split: expected at least two classes, got {images.num_classes}, with which any"
+            f" network is always right; check its labels"
+        )
+    lowest, highest = int(images.labels_N.min()), int(images.labels_N.max())
+    if split == "train" and lowest == highest:
+        raise DataError(
+            f"{name}: the train split: expected samples of at least two classes, got class {lowest} alone, with which"
+            f" any network is always right; check its labels"
+        )
+    if lowest < 0 or highest >= images.num_classes:
+        raise DataError(
+            f"{name}: the {split} split: labels expected 0 to {images.num_classes - 1}, got {lowest} to {highest};"
+            f" number the classes from 0"
+        )

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
+from dhkd.data.images.decoding import USUAL, Reading
+from dhkd.data.images.levels import Levels
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Place:
 
     `root` is a folder or, for shards, a URL; if it is None, the source's usual place is used. If `download` is true,
     missing files are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of
-    disk. `train` and `test` name the splits below the root, as folders of class folders or as shard patterns. If
-    `train`, `test` or `num_classes` is None, the source's default applies.
+    disk. `train` and `test` name the splits below the root, as folders of class folders or as shard patterns. The other
+    fields are settings of the preset's section `data`; for each field that is None, the source's default applies.
     """
 
     root: str | None = None
@@ -31,6 +34,34 @@ class Place:
     train: str | None = None
     test: str | None = None
     num_classes: int | None = None
+    classes: str | None = None
+    label: str | None = None
+    first_label: int | None = None
+    follow_links: bool | None = None
+    levels: Levels | None = None
+    max_megapixels: float | None = None
+    max_metadata_mb: float | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How encoded images are read. Raises `ConfigError` unless `levels` are two growing numbers."""
+        if self.levels is not None and self.levels[0] >= self.levels[1]:
+            raise ConfigError(
+                f"data.levels: expected the value of black and a larger one of white, got {list(self.levels)}"
+            )
+        return Reading(
+            self.levels,
+            USUAL.max_pixels if self.max_megapixels is None else int(self.max_megapixels * 10**6),
+            USUAL.max_metadata if self.max_metadata_mb is None else int(self.max_metadata_mb * 10**6),
+        )
+
+
+# The settings that say how classes and pixels are read, which the provenance of a cache records where they are set.
+READING = ("classes", "label", "first_label", "follow_links", "levels", "max_megapixels", "max_metadata_mb")
+# The fields of `Place` that come from the preset's section `data`; a source names those that it takes.
+SETTINGS = ("train", "test", "num_classes", *READING)
+# What every source of encoded files takes.
+OF_FILES = ("train", "test", "classes", "levels", "max_megapixels", "max_metadata_mb")
 
 
 @dataclass(frozen=True)

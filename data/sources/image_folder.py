@@ -1,33 +1,42 @@
 """A folder of images with a folder for each class: ROOT/train/<class>/…, ROOT/val/<class>/….
 
-Classes are numbered in the sorted order of their names, as usual. Samples are numbered by a seeded permutation of the
-sorted list of files, so that consecutive indices, and with them every block of a cache, hold mixed classes.
+Classes are numbered in the sorted order of their names, as usual, unless `data.classes` says otherwise. Samples are
+numbered by a seeded permutation of the sorted list of files, so that consecutive indices, and with them every block of
+a cache, hold mixed classes.
 """
 
+import logging
 import os
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from dhkd.data.disk.regular import open_regular
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError, DataError
+from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
-from dhkd.data.sources.base import Place, Source
+from dhkd.data.sources.base import OF_FILES, Place, Source
+from dhkd.data.sources.class_folders import ClassFolders, alike_in_case, require_classes, summary
+from dhkd.data.sources.class_order import in_order, note_on_numbers
 from numpy.typing import NDArray
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
+log = logging.getLogger("dhkd")
+
 SEED = 0  # of the permutation; constant, so that a folder has the same order for everyone
 
 
 class FolderFiles(EncodedFiles):
     """Files below one folder. ImageNet's million paths take 40 MB of memory."""
 
-    def __init__(self, folder: Path, paths_N: NDArray[np.bytes_]) -> None:
-        self._folder, self._paths_N = folder, paths_N
+    def __init__(self, folder: Path, paths_N: NDArray[np.bytes_], reading: Reading = USUAL) -> None:
+        self._folder, self._paths_N, self.reading = folder, paths_N, reading
 
     def read(self, index: int) -> bytes:
         """Return the file's bytes."""
-        with open(os.path.join(os.fsencode(self._folder), bytes(self._paths_N[index])), "rb") as stream:
+        with open_regular(os.path.join(os.fsencode(self._folder), bytes(self._paths_N[index]))) as stream:
             return stream.read()
 
     def name(self, index: int) -> str:
@@ -48,73 +57,88 @@ def load(split: str, place: Place) -> PhotoSet:
         raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
     if place.num_classes is not None:
         raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
-    train = Path(place.root) / (place.train or "train")
-    return images_below(split, train if split == "train" else Path(place.root) / (place.test or "val"), train)
+    train = _below(place.root, place.train or "train", "train")
+    folder = train if split == "train" else _below(place.root, place.test or "val", "test")
+    return images_below(split, folder, train, place)
 
 
-def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
-    """Load the images below `folder`. The sorted sub-folders of `classes_from` determine the class numbers.
+def images_below(split: str, folder: Path, classes_from: Path, place: Place | None = None) -> PhotoSet:
+    """Load the images below `folder`. The sub-folders of `classes_from` determine the class numbers.
 
-    Raises `DataError` for a missing or empty folder, and for a class that `classes_from` lacks.
+    If `place` is None, the data root is `classes_from`, and every setting has its default. Raises `DataError` for a
+    missing or empty folder, for fewer than two classes, and for a class that `classes_from` lacks.
     """
-    names = _folders(folder)
-    classes = _folders(classes_from) if classes_from != folder and classes_from.is_dir() else names
-    number_of = {name: number for number, name in enumerate(classes)}
-    unnumbered = [name for name in names if name not in number_of]
-    if unnumbered:
-        raise DataError(
-            f"image-folder: {folder}: class folder {os.fsdecode(unnumbered[0])} is none of the {len(classes)} classes"
-            f" of {classes_from}; both splits need the same classes"
-        )
+    place = place or Place(str(classes_from))
+    root = Path(place.root or classes_from)
+    listing = ClassFolders(folder, root, follow=bool(place.follow_links))
+    names = listing.names()
+    from_train = classes_from != folder and classes_from.is_dir()
+    all_names = ClassFolders(classes_from, root, follow=bool(place.follow_links)).names() if from_train else names
+    require_classes(classes_from if from_train else folder, all_names)
+    classes = in_order([os.fsdecode(name) for name in all_names], place.classes, root)
+    number_of = {os.fsencode(name): number for number, name in enumerate(classes)}
+    _require_known(folder, names, classes_from, number_of)
     paths: list[bytes] = []
     labels: list[int] = []
     for name in names:
-        files = sorted(_images(os.path.join(os.fsencode(folder), name), name))
-        if not files:
-            raise DataError(
-                f"image-folder: {folder / os.fsdecode(name)}: expected images ({', '.join(SUFFIXES)}), found none"
-            )
+        files = listing.images(name)
         paths += files
         labels += [number_of[name]] * len(files)
+    _tell(listing, names, classes, place)
     order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
     return PhotoSet(
         "image-folder",
         split,
-        FolderFiles(folder, np.array(paths, dtype=np.bytes_)[order]),
+        FolderFiles(folder, np.array(paths, dtype=np.bytes_)[order], place.reading),
         torch.from_numpy(np.array(labels, dtype=np.int64)[order]),
         len(classes),
+        levels=place.levels,
     )
 
 
-def _folders(folder: Path) -> list[bytes]:
-    """Return the sorted names of the folders in `folder`."""
-    try:
-        with os.scandir(os.fsencode(folder)) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(b"."))
-    except OSError as error:
-        raise DataError(
-            f"image-folder: expected a folder of class folders at {folder}, got: {error.strerror};"
-            f" name the folder above it with --data-root DIR and, where it isn't train or val, set data.train and"
-            f" data.test"
-        ) from error
+def _below(root: str, name: str, split: str) -> Path:
+    """Return the folder `name` below `root`. Raises `ConfigError` if the name leads elsewhere."""
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        raise ConfigError(f"data.{split}: expected a folder below --data-root, got {name}; name its root there")
+    return Path(root) / name
+
+
+def _require_known(folder: Path, names: list[bytes], classes_from: Path, number_of: Mapping[bytes, int]) -> None:
+    """Raise `DataError` if a class folder has no number."""
     if not names:
-        raise DataError(f"image-folder: {folder}: expected a folder for each class, found none")
-    return names
+        raise DataError(f"image-folder: {folder}: expected a folder for each class, found none; sort the images")
+    unnumbered = [os.fsdecode(name) for name in names if name not in number_of]
+    if not unnumbered:
+        return
+    alike = [os.fsdecode(name) for name in number_of if _folded(os.fsdecode(name)) == _folded(unnumbered[0])]
+    problem = f"both splits need the same classes, and {len(unnumbered)} of {len(names)} differ"
+    if alike:
+        problem = f"it differs from {alike[0]!a} in case or Unicode form alone, as {unnumbered[0]!a}; rename it"
+    raise DataError(
+        f"image-folder: {folder}: class folder {unnumbered[0]} is none of the {len(number_of)} classes"
+        f" of {classes_from}; {problem}"
+    )
 
 
-def _images(folder: bytes, prefix: bytes) -> list[bytes]:
-    """Return the images at any depth below a class's folder, as paths that begin with `prefix`."""
-    images = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            path = prefix + b"/" + entry.name
-            if entry.is_dir():
-                images += _images(entry.path, path)
-            elif os.fsdecode(entry.name).lower().endswith(SUFFIXES):
-                images.append(path)
-    return images
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
-SOURCE = Source(load, takes=("train", "test", "num_classes"))
+def _tell(listing: ClassFolders, names: list[bytes], classes: list[str], place: Place) -> None:
+    """Log what may surprise: files that were left out, classes without images, and how classes are numbered."""
+    if listing.skipped:
+        log.info("image-folder: %s: left out %s", listing.folder, summary(listing.skipped))
+    for one, two in alike_in_case(names):
+        log.warning("image-folder: %s: %s and %s differ in case alone; they are two classes", listing.folder, one, two)
+    lacking = [name for name in classes if os.fsencode(name) not in set(names)]
+    if lacking:
+        some = ", ".join(lacking[:3])
+        log.warning(
+            "image-folder: %s: %d of %d classes have no folder (%s)", listing.folder, len(lacking), len(classes), some
+        )
+    note = note_on_numbers(classes, place.classes)
+    if note:
+        log.warning("image-folder: %s: %s", listing.folder, note)
+
+
+SOURCE = Source(load, takes=(*OF_FILES, "num_classes", "follow_links"))

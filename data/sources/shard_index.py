@@ -7,11 +7,9 @@ import contextlib
 import hashlib
 import logging
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,18 +17,23 @@ from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.disk.locks import locked
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
-from dhkd.data.sources.image_folder import SUFFIXES
-from dhkd.data.sources.shard_urls import ShardCopies, is_remote, reason_of
+from dhkd.data.sources.shard_labels import LabelForm
+from dhkd.data.sources.shard_members import Sample, damaged, samples_in
+from dhkd.data.sources.shard_urls import ShardCopies, is_remote
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
+
+USUAL_LABELS = LabelForm()
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """For each sample, its shard's number, its image's first byte and length in the shard, its label and its name.
 
-    `bytes_of_shard` is the size of each shard.
+    `label_offset_N` and `label_size_N` say where the label stands in the shard. `crc_N` is a checksum of the sample's
+    headers and label, by which a reader notices that the shard is not the one that was indexed. `bytes_of_shard` is the
+    size of each shard.
     """
 
     shard_N: NDArray[np.int32]
@@ -38,22 +41,19 @@ class ShardIndex:
     size_N: NDArray[np.int64]
     label_N: NDArray[np.int64]
     name_N: NDArray[np.bytes_]
+    label_offset_N: NDArray[np.int64]
+    label_size_N: NDArray[np.int64]
+    crc_N: NDArray[np.uint32]
     bytes_of_shard: NDArray[np.int64]
 
 
-class _Sample(NamedTuple):
-    name: bytes
-    offset: int
-    size: int
-    label: int
-
-
-def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
+def index_of(urls: Sequence[str], copies: ShardCopies, form: LabelForm = USUAL_LABELS) -> ShardIndex:
     """Return the index of the shards at `urls`: the stored index if it exists, or else a new one.
 
-    Raises `DataError` for a shard that is missing, damaged or empty, and for a sample without an image or a label.
+    Raises `DataError` for a shard that is missing, damaged or compressed, for a sample without an image or a label, and
+    if no shard has a sample.
     """
-    path = index_path(urls)
+    path = index_path(urls, form)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # if the cache folder can't be written, the index is made anew each time
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,41 +61,55 @@ def index_of(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as arrays:
             return ShardIndex(**{name: arrays[name] for name in ShardIndex.__annotations__})
         log.info("webdataset: reading the headers of %d shards, once", len(urls))
-        index = _read_index(urls, copies)
+        index = _read_index(urls, copies, form)
         arrays = {name: getattr(index, name) for name in ShardIndex.__annotations__}
         with contextlib.suppress(OSError):
             write_atomically(path, lambda stream: np.savez(stream, **arrays))
         return index
 
 
-def index_path(urls: Sequence[str]) -> Path:
-    """Return the path of the stored index; the file name is a hash of URLs and of local files' sizes and times."""
-    digest = hashlib.sha256()
+def index_path(urls: Sequence[str], form: LabelForm = USUAL_LABELS) -> Path:
+    """Return the path of the stored index; the file name is a hash of URLs and of local files' sizes and times.
+
+    The times include that of the last change of a file's entry, which can't be set back: a copy may keep the time of
+    the original's content.
+    """
+    digest = hashlib.sha256(form.identity.encode())
     for url in urls:
         digest.update(url.encode() + b"\n")
         if not is_remote(url):
             with contextlib.suppress(OSError):
                 status = os.stat(url)
-                digest.update(f"{os.path.abspath(url)} {status.st_size} {status.st_mtime_ns}\n".encode())
+                times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+                digest.update(f"{os.path.abspath(url)} {status.st_size} {times}\n".encode())
     return user_cache_folder() / "shard-indices" / f"{digest.hexdigest()[:32]}.npz"
 
 
-def _read_index(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
+def _read_index(urls: Sequence[str], copies: ShardCopies, form: LabelForm) -> ShardIndex:
     # Shards are read without child processes: if this process were killed, its children would go on and keep the lock.
-    shards = [_samples_of_shard(url, copies) for url in urls]
-    names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
-    counts = [len(samples) for samples, _ in shards]
-    return ShardIndex(
-        np.arange(len(urls), dtype=np.int32).repeat(counts),
-        np.array(offsets, dtype=np.int64),
-        np.array(sizes, dtype=np.int64),
-        np.array(labels, dtype=np.int64),
-        np.array(names, dtype=np.bytes_),
+    shards = [_samples_of_shard(url, copies, form) for url in urls]
+    samples = [sample for of_shard, _ in shards for sample in of_shard]
+    if not samples:
+        raise DataError(
+            f"webdataset: {urls[0]}{' …' if len(urls) > 1 else ''}: expected samples of an image and a {form.suffix}"
+            f" file, but the {'shards have' if len(urls) > 1 else 'shard has'} none"
+        )
+    index = ShardIndex(
+        np.arange(len(urls), dtype=np.int32).repeat([len(of_shard) for of_shard, _ in shards]),
+        np.array([sample.image.start for sample in samples], dtype=np.int64),
+        np.array([sample.image.size for sample in samples], dtype=np.int64),
+        np.array([sample.label for sample in samples], dtype=np.int64),
+        np.array([sample.name for sample in samples], dtype=np.bytes_),
+        np.array([sample.label_at.start for sample in samples], dtype=np.int64),
+        np.array([sample.label_at.size for sample in samples], dtype=np.int64),
+        np.array([sample.crc for sample in samples], dtype=np.uint32),
         np.array([shard_bytes for _, shard_bytes in shards], dtype=np.int64),
     )
+    _tell_of_repeated_keys(index.name_N, index.shard_N, urls)
+    return index
 
 
-def _samples_of_shard(url: str, copies: ShardCopies) -> tuple[list[_Sample], int]:
+def _samples_of_shard(url: str, copies: ShardCopies, form: LabelForm) -> tuple[list[Sample], int]:
     """Return the samples of a shard, in order, and the shard's size in bytes."""
     try:
         stream = copies.open(url)
@@ -104,60 +118,26 @@ def _samples_of_shard(url: str, copies: ShardCopies) -> tuple[list[_Sample], int
             f"webdataset: {url}: expected a tar file, found none; check --data-root, data.train and data.test"
         ) from error
     except OSError as error:
-        raise _damaged(url, error) from error
+        raise damaged(url, error) from error
     with stream:
         try:
-            images, labels = _members(stream)
-        except (tarfile.TarError, OSError, ValueError) as error:
+            samples = samples_in(url, stream, form)
+        except DataError:
             copies.forget(url)
-            raise _damaged(url, error) from error
-        shard_bytes = os.fstat(stream.fileno()).st_size
-    lonely = sorted(images.keys() ^ labels.keys())
-    if lonely or not images:
-        lacking = f"sample {lonely[0]} has only one of them" if lonely else "the shard has none"
-        raise DataError(f"webdataset: {url}: expected samples of an image and a .cls file, but {lacking}")
-    samples = [_Sample(os.fsencode(name), *span, labels[name]) for name, span in images.items()]
-    return samples, shard_bytes
+            raise
+        return samples, os.fstat(stream.fileno()).st_size
 
 
-def _damaged(url: str, error: BaseException) -> DataError:
-    return DataError(f"webdataset: {url}: the file is damaged or not a tar file ({reason_of(error)})")
-
-
-def _members(stream: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """Return two tables by sample name: the first byte and length of each image, and each label.
-
-    Raises `ValueError` or `tarfile.TarError` for anything but a complete tar file of images and labels.
-    """
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-    with tarfile.open(fileobj=stream, mode="r:") as shard:
-        for member in shard:
-            shard.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
-            if not member.isfile():
-                continue
-            name, suffix = _sample_and_suffix(member.name)
-            if suffix not in SUFFIXES and suffix != ".cls":
-                continue
-            if name in (labels if suffix == ".cls" else images):
-                kind = "label" if suffix == ".cls" else "image"
-                raise ValueError(f"sample {name} has a second {kind}, {member.name.rpartition('/')[2]}")
-            if suffix == ".cls":
-                content = shard.extractfile(member)
-                assert content is not None
-                labels[name] = int(content.read())
-            else:
-                images[name] = (member.offset_data, member.size)
-        # tarfile takes an unreadable header for the end of the file, but only zeros may follow the last member.
-        stream.seek(shard.offset)
-        rest = stream.read()
-        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-            raise ValueError(f"it ends, or is damaged, at byte {shard.offset:,}")
-    return images, labels
-
-
-def _sample_and_suffix(member: str) -> tuple[str, str]:
-    """Split a member's path at the first dot of the file name; the suffix is returned in lower case."""
-    parent, slash, file = member.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    return parent + slash + stem, dot + suffix.lower()
+def _tell_of_repeated_keys(names_N: NDArray[np.bytes_], shard_N: NDArray[np.int32], urls: Sequence[str]) -> None:
+    """Log if samples in two shards have the same key, which often means that they were packed twice."""
+    unique, counts = np.unique(names_N, return_counts=True)
+    repeated = np.flatnonzero(counts > 1)
+    if len(repeated):
+        name = unique[repeated[0]]
+        shards = [urls[shard] for shard in shard_N[np.flatnonzero(names_N == name)[:2]]]
+        log.warning(
+            "webdataset: %d keys are in several shards, %s in %s and %s; all their samples are used",
+            len(repeated),
+            os.fsdecode(bytes(name)),
+            *shards,
+        )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.disk.regular import open_regular
 from dhkd.data.errors import ConfigError, DataError
 
 
@@ -30,6 +31,8 @@ def expand(root: str, pattern: str) -> list[str]:
         raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({error})") from error
     if any(name.startswith("/") for name in names):
         raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got an absolute path")
+    if any(".." in name.split("/") for name in names):
+        raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got one that leads out of it")
     urls: list[str] = []
     for name in names:
         if not any(letter in name for letter in "*?["):
@@ -44,8 +47,25 @@ def expand(root: str, pattern: str) -> list[str]:
     if not urls:
         raise DataError(
             f"webdataset: {root}/{pattern}: expected tar files, found none; check --data-root, data.train and data.test"
+            f"{_hint(root, pattern)}"
         )
     return urls
+
+
+def _hint(root: str, pattern: str) -> str:
+    """Return a clause that names a compressed shard in this place, or shards near it, or else an empty text."""
+    if is_remote(root):
+        return ""
+    below, stem = Path(root), pattern.removesuffix(".tar")
+    compressed = sorted([*below.glob(f"{stem}.t*gz"), *below.glob(f"{stem}.tar.*")])
+    if compressed:
+        return f"; {compressed[0].name} is compressed: unpack it to a plain .tar file"
+    near = (path for place in (below, below.absolute().parent) for kind in _NEAR for path in place.glob(kind))
+    first = next(near, None)
+    return f"; {first} exists" if first else ""
+
+
+_NEAR = ("*.tar", "*/*.tar", "*/*/*.tar")  # where shards may be if the root is one folder too high or too low
 
 
 def is_remote(url: str) -> bool:
@@ -71,7 +91,7 @@ class ShardCopies:
     def open(self, url: str) -> BinaryIO:
         """Open a local shard or a remote shard's copy. A missing copy is fetched; raises `DataError` if this fails."""
         if not is_remote(url):
-            return Path(url).open("rb")
+            return open_regular(url)
         with _failing_to_fetch(url):
             return self._copies.open(_copy_name(url), partial(_download, url))
 

@@ -1,18 +1,26 @@
 """Builds images, recipes, renderers and normalisation from settings."""
 
+import logging
+from pathlib import Path
+from typing import Any
+
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.data.cache.manifest import DatasetIdentity
-from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.errors import ConfigError, DataError, one_of
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.options import with_options
 from dhkd.data.recipes import RECIPES
 from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.sources import load_source
-from dhkd.data.sources.base import Place
+from dhkd.data.sources.base import READING, Place
+from dhkd.data.sources.class_order import classes_listed, is_file
+from dhkd.data.sources.shard_urls import is_remote
 from dhkd.pipeline.build.networks import MeanStd
 from dhkd.pipeline.data_options import DataOptions
+
+log = logging.getLogger("dhkd")
 
 
 def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
@@ -28,10 +36,29 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
         train=data.train,
         test=data.test,
         num_classes=data.num_classes,
+        classes=data.classes,
+        label=data.label,
+        first_label=data.first_label,
+        follow_links=data.follow_links,
+        levels=data.levels,
+        max_megapixels=data.max_megapixels,
+        max_metadata_mb=data.max_metadata_mb,
     )
     limit = data.limit if split == "train" else data.test_limit
     images = load_source(data.source, split, place, limit=limit, mean=data.mean, std=data.std)
     return images.in_memory(_decoding(options)) if recipe_of(experiment.views).shape is None else images
+
+
+def reading_of(experiment: Experiment, options: DataOptions) -> dict[str, object]:
+    """Return the settings by which classes and pixels are read, as plain values, as far as they are set.
+
+    A file that lists the classes is replaced by its list, because the file may change.
+    """
+    data = experiment.data
+    settings = {key: value for key, value in data.model_dump(mode="json").items() if key in READING}
+    if data.classes is not None and is_file(data.classes) and options.root is not None:
+        settings["classes"] = classes_listed(data.classes, Path("." if is_remote(options.root) else options.root))
+    return settings
 
 
 def recipe_of(views: Views) -> Recipe:
@@ -48,10 +75,37 @@ def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: D
     return images.renderer(recipe, device, _decoding(options))
 
 
-def test_renderer_of(experiment: Experiment, device: torch.device, options: DataOptions) -> Renderer:
-    """Load the test images and build their renderer, with the recipe for test images."""
+def test_renderer_of(
+    experiment: Experiment,
+    device: torch.device,
+    options: DataOptions,
+    train: Images | None = None,  # noqa: PT028 - this is no test
+) -> Renderer:
+    """Load the test images and build their renderer, with the recipe for test images.
+
+    If `train` is given, raises `DataError` for a test split of another number of classes, and warns of test images of
+    another size than the training images.
+    """
     recipe = recipe_of(experiment.views).at_test()
-    return renderer_of(images_of(experiment, "test", options), recipe, device, options)
+    images = images_of(experiment, "test", options)
+    if train is not None:
+        _require_alike(train, images)
+    return renderer_of(images, recipe, device, options)
+
+
+def _require_alike(train: Images, test: Images) -> None:
+    if train.num_classes != test.num_classes:
+        raise DataError(
+            f"{test.name}: expected as many classes in both splits, got {train.num_classes} for training and"
+            f" {test.num_classes} for testing; both splits need the same classes"
+        )
+    if None not in (train.shape, test.shape) and train.shape != test.shape:
+        (height, width), (test_height, test_width) = train.shape or (0, 0), test.shape or (0, 0)
+        log.warning(
+            "%s: the training images have %d×%d pixels, the test images %d×%d, at which a network may be far less"
+            " accurate; resize one of them",
+            *(test.name, width, height, test_width, test_height),
+        )
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
@@ -90,3 +144,9 @@ def dataset_identity(images: Images) -> DatasetIdentity:
 
 def _decoding(options: DataOptions) -> Decoding:
     return Decoding(workers=options.num_workers, allow_bad=options.allow_bad)
+
+
+# Any: plain values, as YAML stores them.
+def listed_classes(experiment: Experiment, data: DataOptions) -> dict[str, Any]:
+    """Return the classes that a file lists, as plain values for config.yaml; nothing if no file is set."""
+    return {"classes": reading_of(experiment, data)["classes"]} if is_file(experiment.data.classes) else {}

@@ -1,7 +1,7 @@
 """Accuracy of a network on a test set, computed by all processes together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from dhkd.data.render import Normalization, Renderer
@@ -11,10 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-5 accuracy in percent."""
+    """Top-1 and top-5 accuracy in percent; `top_N` is the most probable class of each sample, int64 on the CPU."""
 
     top1: float
     top5: float
+    top_N: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @torch.no_grad()
@@ -34,12 +35,16 @@ def evaluate(
     labels_N = renderer.images.labels_N
     dealt = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]
     hits = torch.zeros(2, dtype=torch.int64, device=processes.device)
+    top_N = torch.zeros(len(labels_N), dtype=torch.int64, device=processes.device)
     batches = renderer.render((torch.zeros_like(index_B), index_B) for index_B in dealt)
     for index_B, pixels_BCHW in zip(dealt, batches, strict=True):
         labels_B = labels_N[index_B].to(processes.device)
         with processes.autocast():
             logits_BK = logits_of(normalize(pixels_BCHW)).float()
-        is_label = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
+        best_B5 = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
+        top_N[index_B.to(processes.device)] = best_B5[:, 0]
+        is_label = best_B5 == labels_B[:, None]
         hits += torch.stack([is_label[:, 0].sum(), is_label.sum()])
     top1, top5 = processes.sum(hits).tolist()
-    return Accuracy(100 * top1 / len(labels_N), 100 * top5 / len(labels_N))
+    top_N = processes.sum(top_N).cpu()
+    return Accuracy(100 * top1 / len(labels_N), 100 * top5 / len(labels_N), top_N)

@@ -239,10 +239,13 @@ def test_options_of_objectives_and_records_are_free() -> None:
         ("student.epochs.more=1", ["epochs is a single value, not a section"]),
         ("student.depth.more=1", ["unknown key 'depth'"]),
         ("student={architecture: a, epochs: 1, lr: 1, momentun: 0}", ["student: unknown key 'momentun'", "'momentum'"]),
-        ("data={source: digits, int: 3}", ["data: unknown key 'int'", "limit, mean, num_classes, source"]),
+        (
+            "data={source: digits, int: 3}",
+            ["data: unknown key 'int'", "limit, max_megapixels, max_metadata_mb, mean, num_classes, source"],
+        ),
         (
             "data={source: digits, 'literal[a]': 3}",
-            ["data: unknown key 'literal[a]'", "limit, mean, num_classes, source"],
+            ["data: unknown key 'literal[a]'", "limit, max_megapixels, max_metadata_mb, mean, num_classes, source"],
         ),
         ("record.commands.0=dhkd demo", ["commands is a single value, not a section"]),
         ("student.=1", ["unknown key ''"]),

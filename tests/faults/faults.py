@@ -121,7 +121,7 @@ IMAGES = (
     Fault(
         "lonely-members-are-taken",
         "A sample without a label is left out silently.",
-        {"if lonely or not images": "if not images"},
+        {"if not lonely and (self.images or not": "if (self.images or not"},
         {"test_tar_shards.py": "silence or incomplete"},
     ),
 )

@@ -90,8 +90,8 @@ def test_only_images_are_listed(tmp_path: Path) -> None:
 
 
 def test_hidden_folders_are_not_searched(tmp_path: Path) -> None:
-    put(tmp_path, "train/a/1.jpg", "train/a/.thumbnails/1.jpg")
-    assert listed(load(tmp_path), tmp_path) == {"train/a/1.jpg": 0}
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/a/.thumbnails/1.jpg")
+    assert listed(load(tmp_path), tmp_path) == {"train/a/1.jpg": 0, "train/b/1.jpg": 1}
 
 
 ODD = ["naïve café.jpg", "日本語.jpg", "a b.jpg", "-rf.jpg", "x.tar.jpg", "'\"$&.jpg", "%20{1..3}.jpg"]
@@ -104,9 +104,11 @@ def test_odd_names_are_read(tmp_path: Path) -> None:
     latin = os.fsencode(tmp_path / "train" / "Ärger") + b"/caf\xe9.jpg"  # no UTF-8
     with open(latin, "wb") as stream:
         stream.write(encoded(make_photo(99, 30, 30), "PNG"))
+    put(tmp_path, "train/Österreich/1.jpg", content=encoded(make_photo(99, 30, 30), "PNG"))
     images = load(tmp_path)
     assert {os.fsencode(images.files.name(index)) for index in range(len(images))} == {
         latin,
+        os.fsencode(tmp_path / "train" / "Österreich" / "1.jpg"),
         *(os.fsencode(tmp_path / "train" / "Ärger" / name) for name in ODD),
     }
     index_B = torch.arange(len(images))
@@ -121,7 +123,11 @@ def test_odd_names_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "split", "message"),
     [
-        (["train/a/1.jpg", "val/b/1.jpg"], "test", r"class folder b is none of the 1 classes of .*/train; both splits"),
+        (
+            ["train/a/1.jpg", "train/c/1.jpg", "val/b/1.jpg"],
+            "test",
+            r"class folder b is none of the 2 classes of .*/train; both splits",
+        ),
         (["train/a/1.jpg", "train/b/no.txt"], "train", r"/train/b: expected images \(\.jpg, .*\), found none"),
         (["train/1.jpg"], "train", r"/train: expected a folder for each class, found none"),
         (["val/a/1.jpg"], "train", r"expected a folder of class folders at .*/train, got: No such file or directory;"),
@@ -218,14 +224,14 @@ def test_an_impossible_limit_is_refused(tmp_path: Path, split: str, key: str, li
 
 
 def test_splits_may_be_elsewhere(tmp_path: Path) -> None:
-    put(tmp_path, "photos/big/a/1.jpg", "photos/small/a/2.jpg")
+    put(tmp_path, "photos/big/a/1.jpg", "photos/big/b/1.jpg", "photos/small/a/2.jpg")
     places = {"train": "photos/big", "test": "photos/small"}
-    assert listed(load(tmp_path, **places), tmp_path) == {"photos/big/a/1.jpg": 0}
+    assert listed(load(tmp_path, **places), tmp_path) == {"photos/big/a/1.jpg": 0, "photos/big/b/1.jpg": 1}
     assert listed(load(tmp_path, "test", **places), tmp_path) == {"photos/small/a/2.jpg": 0}
 
 
 def test_mean_and_std_may_be_given(tmp_path: Path) -> None:
-    put(tmp_path, "train/a/1.jpg")
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
     images = load(tmp_path, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (images.mean, images.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert images.fingerprint() == load(tmp_path).fingerprint()

@@ -390,7 +390,7 @@ def test_fingerprints_tell_sets_apart() -> None:
         replace(images, images_NCHW=images.images_NCHW.flip(0)),
         replace(images, images_NCHW=images.images_NCHW.flip(1)),
         replace(images, images_NCHW=images.images_NCHW.reshape(6, 3, 4, 16)),
-        replace(images, images_NCHW=images.images_NCHW.reshape(6, 12, 4, 4)),
+        replace(images, images_NCHW=images.images_NCHW.reshape(6, 3, 32, 2)),
         images.first(5),
     ]
     fingerprints = [other.fingerprint() for other in others]
