@@ -26,7 +26,7 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     legend: dict[str, Artist] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, line in panel.lines.items():
-            legend.setdefault(name, _draw_line(axes, line, looks[name]))
+            legend.setdefault(name, _draw_line(axes, panel, line, looks[name]))
         for name, level in panel.levels.items():
             legend.setdefault(name, axes.axhline(level, color="grey", linestyle="dashed"))
         _set_axes(axes, panel)
@@ -48,7 +48,9 @@ def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
     for axes, panel in zip(row, panels, strict=True):
         for name, values in panel.of_seeds.items():
             over_seeds, y, colour = spread(values), names.index(name), _colour(looks[name])
-            axes.errorbar(over_seeds.mean, y, xerr=over_seeds.half, fmt="o", color=colour, capsize=3)
+            bar = panel.bar(over_seeds)
+            reach = None if bar is None else [[bar[0]], [bar[1]]]
+            axes.errorbar(over_seeds.mean, y, xerr=reach, fmt="o", color=colour, capsize=3)
             axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, markerfacecolor="none", alpha=0.6)
             if name in panel.marks:
                 axes.plot(panel.marks[name], y, "x", color=colour)
@@ -80,13 +82,13 @@ def draw_points(points: Points, title: str, path: Path) -> list[str]:
     return _save(figure, path)
 
 
-def _draw_line(axes: Any, line: Line, look: Look) -> Any:
-    """Draw the line, with a band where it has intervals, and return the artist for the legend."""
+def _draw_line(axes: Any, panel: Panel, line: Line, look: Look) -> Any:
+    """Draw the line, with its band, and return the artist for the legend."""
     colour = _colour(look)
     (drawn,) = axes.plot(line.x, line.y, markersize=4, color=colour, marker=look.marker, linestyle=look.dash)
-    half = np.array([np.nan if value is None else value for value in line.half], dtype=float)
-    if len(half):
-        low, high = np.array(line.y) - half, np.array(line.y) + half
+    band = {x: (low, high) for x, low, high in panel.band(line)}
+    if band:
+        low, high = np.array([band.get(x, (np.nan, np.nan)) for x in line.x], dtype=float).T
         axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
     return drawn
 
