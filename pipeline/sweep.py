@@ -21,7 +21,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
-from dhkd.data.runs.folder import read_config
+from dhkd.data.runs.config import read_config
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of

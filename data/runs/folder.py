@@ -18,6 +18,7 @@ import yaml
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import RunExists, RunMismatch
+from dhkd.data.runs.config import read_config
 from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
 from safetensors.torch import save
 from torch import Tensor
@@ -125,30 +126,3 @@ class RunFolder:
         """Write result.json, which marks the run as finished."""
         text = json.dumps(result, indent=2).encode() + b"\n"
         write_atomically(self.path / RESULT, lambda stream: stream.write(text))
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Read the nested settings of the run at `path`; return None if there is no run.
-
-    Raises `RunMismatch` if the settings are damaged.
-    """
-    file = path / CONFIG
-    try:
-        config = yaml.safe_load(file.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError(f"got a {type(config).__name__}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (yaml.YAMLError, ValueError, RecursionError, IsADirectoryError) as error:
-        raise RunMismatch(
-            f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
-        ) from error
-    return config
-
-
-def kept_weights(path: Path) -> dict[int, Path]:
-    """Return the weights files that the run at `path` kept during training, by the number of epochs trained.
-
-    For a run without the setting `keep_every`, the result is empty.
-    """
-    return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}

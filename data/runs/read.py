@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from dhkd.data.errors import RunMismatch
 from dhkd.data.printable import printable
+from dhkd.data.runs.config import read_config
 from dhkd.data.runs.flat import flat
-from dhkd.data.runs.folder import read_config
 from dhkd.data.runs.metrics import EpochMetrics, read_metrics
-from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, METRICS, RESULT, SEED_KEY, SWEEP
+from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, METRICS, RESULT, SEED_KEY, SWEEP, WEIGHTS
 from dhkd.data.runs.result import RunResult, read_result
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -124,6 +124,14 @@ def read_sweep_record(folder: Path) -> SweepRecord:
         return SweepRecord(list(plain["commands"]), list(plain["runs"]))
     except (OSError, ValueError, KeyError, TypeError):
         return SweepRecord()
+
+
+def kept_weights(path: Path) -> dict[int, Path]:
+    """Return the weights files that the run at `path` kept during training, by the number of epochs trained.
+
+    For a run without the setting `keep_every`, the result is empty.
+    """
+    return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}
 
 
 def _stamp(path: Path) -> Stamp:

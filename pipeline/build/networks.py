@@ -10,8 +10,8 @@ from dhkd.data.images.base import Triple
 from dhkd.data.printable import some_of
 from dhkd.data.runs.names import CONFIG
 from dhkd.stages.models import Network, build_network
-from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.file_kinds import is_safetensors
+from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[Triple, Triple]

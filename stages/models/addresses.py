@@ -1,4 +1,4 @@
-"""Where in a file a network's weights are: below which address, of all the keys and prefixes that people put before names.
+"""Where in a file a network's weights are, whatever keys and prefixes are put before their names.
 
 The address of a tensor is made of the keys under which it is nested and of its name, joined by dots. So it makes no
 difference whether a program nests the weights (`state_dict`), wraps the network (`module.`), or holds it as a part

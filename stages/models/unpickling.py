@@ -121,8 +121,8 @@ def load_torch_file(path: Path) -> object:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise WeightsError(
-                f"weights {path}: expected tensors and plain values only, got {printable(code[1], 100)}, whose code"
-                " would have to run; the file was not loaded; ask its author for the network's state_dict()"
+                f"weights {path}: expected tensors and plain values only, got {printable(code[1], 100)};"
+                " the file was not loaded, since that would run code; ask its author for the network's state_dict()"
             ) from error
         raise WeightsError(
             f"weights {path}: expected a file of weights, got one that is damaged or of another kind; the file was"

@@ -189,8 +189,7 @@ def _misfit(network: nn.Module, misfit: Misfit, state: Mapping[str, Tensor], ori
     missing = sum(found is None for _, _, found in misfit.differing)
     lacks = f"{missing} of {misfit.number} tensors are missing, " if missing else ""
     return (
-        f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name"
-        f" ({lacks}{holds})"
+        f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name ({lacks}{holds})"
     )
 
 

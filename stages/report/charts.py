@@ -100,7 +100,10 @@ def _line_chart(panel: Panel, looks: Mapping[str, Look], *, bands: bool) -> Figu
     traces: list[Figure] = []
     for name, line in panel.lines.items():
         look, group = looks[name], {"type": "scatter", "legendgroup": name}
-        drawn = {"line": {"color": _colour(look), "dash": DASHES[look.dash]}, "marker": {"symbol": SYMBOLS[look.marker]}}
+        drawn = {
+            "line": {"color": _colour(look), "dash": DASHES[look.dash]},
+            "marker": {"symbol": SYMBOLS[look.marker]},
+        }
         mode = "lines+markers" if len(line.x) <= MOST_MARKERS else "lines"
         y = [rounded(value) for value in line.y]
         traces.append({**_along(line.x), "y": y, "name": _plain_text(name), "mode": mode, **group, **drawn})
