@@ -45,11 +45,11 @@ def weights_file(path: Path, role: str) -> Path:
     for file in candidates:
         if file.is_file():
             return file
-    if (path / CONFIG).is_file():
+    held = sorted(entry.name for entry in path.iterdir())
+    if (path / CONFIG).is_file() or not held:
         raise WeightsError(f"{path}: expected a finished run, found no {candidates[0].name}; finish it with --resume")
-    held = some_of(sorted(entry.name for entry in path.iterdir()), NAMES_LISTED)
     raise WeightsError(
-        f"{path}: expected a finished run with {candidates[0].name}, got a folder of {held or 'nothing'}; name a run's"
+        f"{path}: expected a finished run with {candidates[0].name}, got a folder of {some_of(held, NAMES_LISTED)}; name a run's"
         " folder or a weights file"
     )
 

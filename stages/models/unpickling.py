@@ -113,7 +113,8 @@ def load_torch_file(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle's protocol: if it can't be read, there is an error, too
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as stream:  # not the path, whose name would make torch expect another format
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"weights {path}: expected a readable file, got an error ({error.strerror})") from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
