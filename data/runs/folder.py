@@ -111,7 +111,7 @@ class RunFolder:
             return state
         except Exception as error:  # what the unpickler raises depends on the damaged bytes
             # When torch refuses a pickle, its message explains how to load it anyway, which nobody should do.
-            refused = isinstance(error, pickle.UnpicklingError)
+            refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
             reason = "no pickle of tensors" if refused else (str(error).splitlines() or [type(error).__name__])[0]
             raise RunMismatch(
                 f"checkpoint {path} can't be read ({reason}); delete it to train from the start"

@@ -49,8 +49,8 @@ def weights_file(path: Path, role: str) -> Path:
     if (path / CONFIG).is_file() or not held:
         raise WeightsError(f"{path}: expected a finished run, found no {candidates[0].name}; finish it with --resume")
     raise WeightsError(
-        f"{path}: expected a finished run with {candidates[0].name}, got a folder of {some_of(held, NAMES_LISTED)}; name a run's"
-        " folder or a weights file"
+        f"{path}: expected a finished run with {candidates[0].name}, got a folder of {some_of(held, NAMES_LISTED)};"
+        " name a run's folder or a weights file"
     )
 
 
