@@ -10,19 +10,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.printable import printable
 
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # also as East Asian keyboards write them
+FORMULA = tuple("=+-@＝＋－＠")  # also as East Asian keyboards write them
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to `path`, with None as an empty field; a file that already holds the table is left as it is.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay as they are.
+    A text is on one line, as `printable` writes it. One that a spreadsheet would take for a formula gets an apostrophe
+    in front; numbers stay as they are.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([_safe(cell) for cell in row] for row in [header, *rows])
-    content = text.getvalue().encode(errors="backslashreplace")
+    content = text.getvalue().encode()
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, lambda stream: stream.write(content))
 
@@ -33,7 +35,10 @@ def text_of(cell: str) -> str:
 
 
 def _safe(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and _is_escaped(cell) else cell
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if _is_escaped(text) else text
 
 
 def _is_escaped(text: str) -> bool:
