@@ -8,9 +8,16 @@ from dhkd.pipeline.results import Exported
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
 
+FORMAT = ".safetensors"
+
 
 def export(run: Path, out: Path) -> Exported:
     """Write a finished run's network, without its auxiliary head, as one safetensors file."""
+    if out.suffix != FORMAT:
+        raise ConfigError(
+            f"--out {out}: expected a file that ends in {FORMAT}, the only format that export writes, got"
+            f" {out.suffix or 'no ending'}; name it {out.stem or 'network'}{FORMAT}"
+        )
     if out.exists():
         raise ConfigError(f"--out {out}: expected a new file, it exists; choose another or remove it")
     file = weights_file(run, "student")
@@ -18,7 +25,11 @@ def export(run: Path, out: Path) -> Exported:
     missing = [key for key in ("architecture", "num_classes") if key not in metadata]
     if missing:
         raise WeightsError(f"{file}: expected weights written by dhkd, it does not say its {' and '.join(missing)}")
-    network = trained_network(metadata["architecture"], int(metadata["num_classes"]), file, "student").network
+    try:
+        num_classes = int(metadata["num_classes"])
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{file}: expected a number of classes in its metadata, got another text") from error
+    network = trained_network(metadata["architecture"], num_classes, file, "student").network
     save_weights(out, network, metadata)
     return Exported(
         file=str(out),

@@ -21,7 +21,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, RunTaken, TrackerError
-from dhkd.data.runs.folder import read_config, require_no_remains
+from dhkd.data.runs.config import read_config, require_no_remains
 from dhkd.data.runs.lock import RunLock, held
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
 from dhkd.data.runs.read import read_runs

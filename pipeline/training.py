@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.errors import DhkdError
-from dhkd.data.runs.folder import RunFolder, begun_views
+from dhkd.data.runs.config import begun_views
+from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.cache import summary_of, teacher_in

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 import yaml
-from dhkd.data.cache.manifest import canonical, differences
+from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import RunExists, RunMismatch
+from dhkd.data.runs.config import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.lock import RunLock
 from dhkd.data.runs.metrics import EpochMetrics, metrics_in
 from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
@@ -135,7 +136,7 @@ class RunFolder:
                 raise ValueError(f"got a {type(state).__name__}")
         except Exception as error:  # what the unpickler raises depends on the damaged bytes
             # When torch refuses a pickle, its message explains how to load it anyway, which nobody should do.
-            refused = isinstance(error, pickle.UnpicklingError)
+            refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
             reason = "no pickle of tensors" if refused else (str(error).splitlines() or [type(error).__name__])[0]
             raise RunMismatch(
                 f"checkpoint {path} can't be read ({reason}); delete it to train from the start"
@@ -200,52 +201,3 @@ _RESTORE = "put the file back as it was, or delete the checkpoint to train from 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def settings_sha256(config: Mapping[str, Any]) -> str:
-    """Compute the hexadecimal SHA-256 of a run's settings; their order doesn't matter."""
-    return _sha256(canonical(config))
-
-
-def require_no_remains(path: Path) -> None:
-    """Raise `RunMismatch` if the folder, which has no settings, holds other files of a run."""
-    remains = [name for name in (METRICS, CHECKPOINT, RESULT, WEIGHTS) if (path / name).exists()]
-    if remains:
-        raise RunMismatch(
-            f"run at {path}: expected its settings in {CONFIG} beside {', '.join(remains)}, found none; put the file"
-            f" back or choose another --out"
-        )
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Read the nested settings of the run at `path`; return None if there is no run.
-
-    Raises `RunMismatch` if the settings are damaged.
-    """
-    file = path / CONFIG
-    try:
-        config = yaml.safe_load(file.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError(f"got a {type(config).__name__}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (yaml.YAMLError, ValueError, RecursionError, IsADirectoryError) as error:
-        raise RunMismatch(
-            f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
-        ) from error
-    return config
-
-
-def begun_views(path: Path) -> int | None:
-    """Return the number of cached views with which the run at `path` began, or None without a run or a cache."""
-    run = (read_config(path) or {}).get("run")
-    views = run.get("views") if isinstance(run, dict) else None
-    return views if type(views) is int and views > 0 else None
-
-
-def kept_weights(path: Path) -> dict[int, Path]:
-    """Return the weights files that the run at `path` kept during training, by the number of epochs trained.
-
-    For a run without the setting `keep_every`, the result is empty.
-    """
-    return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.names import METRICS
@@ -36,10 +37,14 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
 def metrics_in(content: bytes, where: Path) -> list[EpochMetrics]:
     """Read the epochs in the bytes of the file `where`, as `read_metrics` does."""
     lines = content.splitlines()
+    try:
+        return _all(lines)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # one line or more is damaged; read them one by one
     epochs = []
     for number, line in enumerate(lines):
         try:
-            epochs.append(_epoch(line))
+            epochs.append(_epoch(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines) - 1:
                 break
@@ -47,8 +52,15 @@ def metrics_in(content: bytes, where: Path) -> list[EpochMetrics]:
     return epochs
 
 
-def _epoch(line: bytes) -> EpochMetrics:
-    values = json.loads(line)
+def _all(lines: list[bytes]) -> list[EpochMetrics]:
+    """Read lines that are sound all at once, which takes half the time."""
+    trees = json.loads(b"[" + b",".join(lines) + b"]")
+    if len(trees) != len(lines) or not all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+        raise ValueError("a line is damaged")
+    return [_epoch(values) for values in trees]
+
+
+def _epoch(values: Any) -> EpochMetrics:  # Any: JSON
     for value in values.values():
         value + 0.0  # a TypeError unless it is a number
     return EpochMetrics(values["top1"], values)

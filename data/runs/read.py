@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dhkd.data.errors import RunMismatch
+from dhkd.data.printable import printable
+from dhkd.data.runs.config import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.flat import flat
-from dhkd.data.runs.folder import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.metrics import EpochMetrics, read_metrics
-from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, METRICS, RESULT, SEED_KEY, SWEEP
+from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, METRICS, RESULT, SEED_KEY, SWEEP, WEIGHTS
 from dhkd.data.runs.result import RunResult, read_result
 
 REASONS = 3  # how many runs a message names
 
+Stamp = tuple[tuple[int, int, int] | None, ...]
 State = Literal["finished", "unfinished", "failed", "damaged"]
 
 
@@ -69,22 +71,40 @@ class SweepRecord:
     runs: Sequence[str] = ()
 
 
+class RunReader:
+    """Reads a folder of runs again and again, and of these only the runs whose files have changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, tuple[Stamp, Run]] = {}
+
+    def read(self) -> list[Run]:
+        """Return the runs as `read_runs` does; a run that has not changed is the same object as before."""
+        folder = self._folder
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "nothing"
+            raise RunMismatch(f"{folder}: expected a folder of runs, found {found}")
+        runs = {}
+        # A folder that lost its settings still holds a run, which is damaged.
+        paths = {file.parent for name in (CONFIG, RESULT, METRICS) for file in folder.rglob(name)}
+        for path in sorted(paths, key=lambda path: naturally(str(path))):
+            name = str(path.relative_to(folder))
+            stamp = _stamp(path)
+            known = self._known.get(path)
+            if known is None or known[0] != stamp:
+                known = stamp, _read(path, printable(folder.name if name == "." else name))
+            runs[path] = known
+        self._known = runs
+        return [run for _, run in runs.values() if run.settings.get(COMMAND_KEY, "train-student") == "train-student"]
+
+
 def read_runs(folder: Path) -> list[Run]:
     """Read every run of the command `train-student` in `folder`, at any depth; return the runs sorted by name.
 
-    Raises `RunMismatch` if `folder` is not a folder.
+    A name is the path of the run's folder, with an escape for each character that can't be printed. Raises
+    `RunMismatch` if `folder` is not a folder.
     """
-    if not folder.is_dir():
-        raise RunMismatch(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'nothing'}")
-    runs = []
-    # A folder that lost its settings still holds a run, which is damaged.
-    paths = {file.parent for name in (CONFIG, RESULT, METRICS) for file in folder.rglob(name)}
-    for path in sorted(paths, key=lambda path: naturally(str(path))):
-        name = str(path.relative_to(folder))
-        run = _read(path, folder.name if name == "." else name)
-        if run.settings.get(COMMAND_KEY, "train-student") == "train-student":
-            runs.append(run)
-    return runs
+    return RunReader(folder).read()
 
 
 def require_runs(folder: Path) -> list[Run]:
@@ -121,11 +141,31 @@ def read_sweep_record(folder: Path) -> SweepRecord:
         return SweepRecord()
 
 
+def kept_weights(path: Path) -> dict[int, Path]:
+    """Return the weights files that the run at `path` kept during training, by the number of epochs trained.
+
+    For a run without the setting `keep_every`, the result is empty.
+    """
+    return {int(file.stem.partition("-")[2]): file for file in sorted((path / WEIGHTS).glob("epoch-*.safetensors"))}
+
+
+def _stamp(path: Path) -> Stamp:
+    """Return what changes when a file of the run is written: each file's size, time and number; None if it's absent."""
+    stamp: list[tuple[int, int, int] | None] = []
+    for name in (CONFIG, METRICS, RESULT, FAILED):
+        try:
+            status = (path / name).stat()
+            stamp.append((status.st_size, status.st_mtime_ns, status.st_ino))
+        except OSError:
+            stamp.append(None)
+    return tuple(stamp)
+
+
 def _read(path: Path, name: str) -> Run:
     settings: dict[str, Any] = {}  # Any: see `Run`
     metrics: list[EpochMetrics] = []
     failed = path / FAILED
-    failure = failed.read_text(errors="replace").partition("\n")[0] if failed.exists() else None
+    failure = printable(failed.read_text(errors="replace").partition("\n")[0]) if failed.exists() else None
     try:
         config = read_config(path)
         if config is None:
@@ -136,7 +176,7 @@ def _read(path: Path, name: str) -> Run:
         metrics = read_metrics(path)
         result = read_result(path, metrics, settings_sha256(config or {}))
     except RunMismatch as error:
-        return Run(name, path, settings, metrics, failure=failure, damage=str(error))
+        return Run(name, path, settings, metrics, failure=failure, damage=printable(str(error)))
     return Run(name, path, settings, metrics, result, failure)
 
 

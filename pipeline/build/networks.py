@@ -7,12 +7,16 @@ from pathlib import Path
 
 from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import Triple
+from dhkd.data.printable import some_of
+from dhkd.data.runs.names import CONFIG
 from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[Triple, Triple]
 
+NAMES_LISTED = 5
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
@@ -41,7 +45,13 @@ def weights_file(path: Path, role: str) -> Path:
     for file in candidates:
         if file.is_file():
             return file
-    raise WeightsError(f"{path}: expected a finished run, found no {candidates[0].name}; finish it with --resume")
+    held = sorted(entry.name for entry in path.iterdir())
+    if (path / CONFIG).is_file() or not held:
+        raise WeightsError(f"{path}: expected a finished run, found no {candidates[0].name}; finish it with --resume")
+    raise WeightsError(
+        f"{path}: expected a finished run with {candidates[0].name}, got a folder of {some_of(held, NAMES_LISTED)};"
+        " name a run's folder or a weights file"
+    )
 
 
 def architecture_of(path: Path, role: str, architecture: str) -> str:
@@ -52,7 +62,7 @@ def architecture_of(path: Path, role: str, architecture: str) -> str:
     """
     if _is_packaged(path):
         return architecture
-    file = weights_file(path, role)
+    file = weights_file(split_key(path)[0], role)
     recorded = _metadata(file).get("architecture", "") if file.is_file() else ""
     return recorded if recorded.startswith(f"simkd:{architecture}+") else architecture
 
@@ -61,7 +71,7 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
     """Build the network `architecture` with the weights at `path`, a run folder or a weights file.
 
     The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
-    several).
+    several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it.
     """
     network = build_network(architecture, num_classes)
     if _is_packaged(path):
@@ -70,10 +80,17 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
         mean_std = colours and (_triple(colours[0]), _triple(colours[1]))
         origin = f"{path} of {architecture}"
     else:
+        path, key = split_key(path)
         file = weights_file(path, role)
-        state, mean_std, origin = read_weights(file), _mean_std(file), str(file)
-    fit_weights(network, state, origin)
+        state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
+    origin = fit_weights(network, state, origin)
     return Trained(network.eval(), origin, mean_std)
+
+
+def split_key(path: Path) -> tuple[Path, str]:
+    """Split FILE::KEY into the file and the key, which is "" for a plain path; an existing path is a plain one."""
+    file, separator, key = str(path).partition("::")
+    return (Path(file), key) if separator and not path.exists() else (path, "")
 
 
 def _is_packaged(path: Path) -> bool:
@@ -86,12 +103,15 @@ def _mean_std(file: Path) -> MeanStd | None:
     metadata = _metadata(file)
     if "mean" not in metadata or "std" not in metadata:
         return None
-    return _triple(json.loads(metadata["mean"])), _triple(json.loads(metadata["std"]))
+    try:
+        return _triple(json.loads(metadata["mean"])), _triple(json.loads(metadata["std"]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"weights {file}: expected a mean and a std of three colours in its metadata") from error
 
 
 def _metadata(file: Path) -> dict[str, str]:
     """Return the metadata that `save_weights` recorded in the file; it is empty for files in other formats."""
-    return read_metadata(file) if file.suffix == ".safetensors" else {}
+    return read_metadata(file) if is_safetensors(file) else {}
 
 
 def _triple(values: Sequence[float]) -> Triple:

@@ -10,7 +10,9 @@ import sys
 
 import click
 from dhkd.data.errors import DhkdError, error_line
+from dhkd.data.printable import printable
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
+from dhkd.pipeline.cli.groups import Group
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
 COMMANDS = (
@@ -33,14 +35,14 @@ COMMANDS = (
 )
 
 
-class _InOrderOfWork(click.Group):
-    """A group that lists its commands in the order in which they were added, instead of alphabetically."""
+class _OneLine(logging.Formatter):
+    """Log lines whose names, of files and runs, can't move the cursor or begin a line of their own."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
-@click.group(cls=_InOrderOfWork, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dhkd")
 @click.option("--debug", is_flag=True, help="Show the full traceback if an error occurs.")
 def cli(debug: bool) -> None:
@@ -56,7 +58,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line. An error that a user can cause gives a one-line message and an exit code, no traceback."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(handlers=[lines], level=logging.WARNING)
     logging.getLogger("dhkd").setLevel(logging.INFO)
     debug = "--debug" in sys.argv
     if _joint() and not debug:
@@ -80,7 +84,7 @@ def main() -> None:
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
-    click.echo(error_line(line), err=True)
+    click.echo(printable(error_line(line)), err=True)
     _tell_others(line)
     sys.exit(code)
 

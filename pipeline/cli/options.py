@@ -24,8 +24,8 @@ PATH = click.Path(path_type=Path)
 PRESET: Decorator = click.argument("preset")
 CACHE_HELP = "Location of the cache: a folder, or a URL (s3://, gs://, az://; https:// is read-only)."
 TEACHER_HELP = (
-    "A run's folder, a weights file (.safetensors, .pth), or packaged[:TAG] for the pretrained weights that torchvision"
-    " or timm provides (TAG chooses among several)."
+    "A run's folder, a weights file (.safetensors, .pth), FILE::KEY for one of several networks in a file, or"
+    " packaged[:TAG] for the pretrained weights that torchvision or timm provides (TAG chooses among several)."
 )
 
 

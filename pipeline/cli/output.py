@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 import click
+from dhkd.data.printable import printable
 
 
 def is_first_process() -> bool:
@@ -13,8 +14,12 @@ def is_first_process() -> bool:
 
 
 def emit(result: object, as_json: bool, text: Callable[[], str]) -> None:
-    """Print `result` (dataclasses or plain JSON values) as JSON, or else the text that `text` returns."""
+    """Print `result` (dataclasses or plain JSON values) as JSON, or else the text that `text` returns.
+
+    Characters in the text that could disturb a terminal are printed as escapes; line breaks stay.
+    """
     from dhkd.pipeline.results import plain
 
     if is_first_process():
-        click.echo(json.dumps(plain(result), indent=2) if as_json else text())
+        shown = "" if as_json else "\n".join(map(printable, text().split("\n")))
+        click.echo(json.dumps(plain(result), indent=2) if as_json else shown)

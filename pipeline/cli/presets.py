@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 from dhkd.data.errors import ConfigError
+from dhkd.pipeline.cli.groups import Group
 from dhkd.pipeline.cli.options import PATH, json_option
 from dhkd.pipeline.cli.output import emit
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from dhkd.pipeline.results import ListedPreset
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @json_option
 @click.pass_context
 def presets(context: click.Context, as_json: bool) -> None:

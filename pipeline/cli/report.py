@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from dhkd.pipeline.cli.groups import Group
 from dhkd.pipeline.cli.options import (
     PATH,
     TEACHER_HELP,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dhkd.pipeline.report.rows import Analysis
 
 
-class _ReportGroup(click.Group):
+class _ReportGroup(Group):
     """A group that treats a first word that is not a command's name as the folder of `report runs`.
 
     If a folder has the name of an analysis, as in `dhkd report views`, the word means the folder unless a later word is

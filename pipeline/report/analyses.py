@@ -2,23 +2,22 @@
 
 The analyses answer how many views are enough, whether heads collapse, where losses conflict, and how the outputs and
 features of networks compare. A view is one augmentation draw of the whole data set. A kind of run is all runs that
-differ only in their seed.
+differ only in their seed. The functions that compare networks import torch when they are called, so that a comparison
+of runs needn't wait for it.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 from dhkd.data.disk.csv_table import write_csv
 from dhkd.data.errors import RunMismatch
-from dhkd.data.runs.folder import kept_weights
 from dhkd.data.runs.names import VIEWS_KEY
-from dhkd.data.runs.read import Run, finished_of, why_unusable
+from dhkd.data.runs.read import Run, finished_of, kept_weights, why_unusable
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.arrays import CORRELATION, LABELS, TSNE, write_arrays
 from dhkd.pipeline.report.comparison import Comparison, compared_axes, kind_by_run, kinds_of
-from dhkd.pipeline.report.networks import forces_over_training, outputs_of_runs
 from dhkd.pipeline.report.panels import (
     TEACHER,
     accuracy_values,
@@ -44,6 +43,7 @@ from dhkd.stages.report.pictures import draw_lines, draw_matrices, draw_points, 
 from dhkd.stages.report.statistics import spread
 
 TSNE_SEED = 0
+MOST_ROWS = 50  # of a picture, which is then as high as a page; the table and the results page have all
 
 
 def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> list[str]:
@@ -70,7 +70,12 @@ def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> l
             ]
         )
     write_csv(table := out / "comparison.csv", header, lines)
-    return [str(table), *draw_values([accuracy_values(runs, compared)], "After the last epoch", out / "comparison")]
+    title, drawn = "After the last epoch", compared
+    if len(compared.rows) > MOST_ROWS:
+        best = sorted(compared.rows, key=lambda row: row.last_top1.mean, reverse=True)[:MOST_ROWS]
+        drawn = replace(compared, rows=[row for row in compared.rows if row in best])
+        title += f": the {MOST_ROWS} best of {len(compared.rows)}"
+    return [str(table), *draw_values([accuracy_values(runs, drawn)], title, out / "comparison")]
 
 
 def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None = None) -> Analysis:
@@ -143,6 +148,8 @@ def report_conflict(
             f"report conflict: expected finished runs that kept weights over training, found"
             f" {_found(runs, finished_of(runs))}; make them with 'dhkd sweep … --set student.keep_every=10'"
         )
+    from dhkd.pipeline.report.networks import forces_over_training
+
     rows = list(forces_over_training(kept, kind_by_run(kept), cache, samples, temperature, data, cpu))
     write_rows(table := out / "conflict.csv", ConflictRow, rows)
     picture = draw_lines(conflict_panels(rows), "Cross-entropy's gradient and BinaryKL's", out / "conflict")
@@ -155,6 +162,8 @@ def report_correlation(runs: Sequence[Run], teacher: Path, out: Path, *, data: D
     A logit correlation (K, K) holds the correlation between the logits of every two of the K classes. The table holds
     all runs; the arrays and the picture show teacher minus student for the first seed of each kind.
     """
+    from dhkd.pipeline.report.networks import outputs_of_runs
+
     finished = _finished(runs)
     kind_of = kind_by_run(finished)
     of_teacher: Float = np.zeros((0, 0))
@@ -180,6 +189,8 @@ def report_tsne(
 
     This is done for the teacher and for the first seed of each kind of student.
     """
+    from dhkd.pipeline.report.networks import outputs_of_runs
+
     finished = _finished(runs)
     kind_of = kind_by_run(finished)
     first = {kind_of[run.name]: run for run in reversed(finished)}
@@ -199,6 +210,8 @@ def report_etf(runs: Sequence[Run], teacher: Path | None, out: Path, *, data: Da
 
     If `teacher` is None, only the students are measured.
     """
+    from dhkd.pipeline.report.networks import outputs_of_runs
+
     finished = _finished(runs)
     kind_of, rows = kind_by_run(finished), []
     for run, outputs in outputs_of_runs(finished, teacher, None, data, cpu):

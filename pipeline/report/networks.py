@@ -12,9 +12,8 @@ from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.render import Normalization, Renderer
-from dhkd.data.runs.folder import kept_weights
 from dhkd.data.runs.names import CACHE_KEY
-from dhkd.data.runs.read import Run
+from dhkd.data.runs.read import Run, kept_weights
 from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of

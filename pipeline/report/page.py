@@ -1,19 +1,20 @@
 """Build the results page of `dhkd report DIR --html` and `dhkd serve DIR` from runs and their saved analyses."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
 
 from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.printable import printable
 from dhkd.data.runs.names import EPOCHS_KEY
 from dhkd.data.runs.read import Run, State, SweepRecord, finished_of, read_sweep_record
 from dhkd.pipeline.report.comparison import ComparedRow, Comparison, Cost, compare
 from dhkd.pipeline.report.page_charts import accuracy_charts, analysis_charts, curve_charts
 from dhkd.pipeline.report.panels import run_panels
 from dhkd.pipeline.report.table import axes_of
-from dhkd.stages.report.charts import line_charts
 from dhkd.stages.report.page import Cell, Fact, Page, RunPart, Table, html_of
 from dhkd.stages.report.text import difference_text, spread_text
 
@@ -27,7 +28,7 @@ NOTE = (
 def write_page(runs: Sequence[Run], folder: Path, path: Path, baseline: str | None) -> None:
     """Write the page of `folder`'s runs as one HTML file."""
     text = page_of(runs, folder, baseline)
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    write_atomically(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
 
 def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, version: str | None = None) -> str:
@@ -37,7 +38,7 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
     order = [row.name for row in compared.rows]  # so that each kind of run has the same colour in every chart
     analyses, warnings = analysis_charts(folder / "report", order)
     page = Page(
-        title=folder.resolve().name,
+        title=printable(folder.resolve().name),
         summary=_summary(runs, record),
         warnings=[*compared.warnings, *warnings],
         comparison=_comparison(compared),
@@ -121,7 +122,8 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Cell]:
 def _part(run: Run) -> RunPart:
     """Collect the details of a run, which open when the run's name is clicked: epochs, result and settings."""
     columns = list(run.metrics[0].values) if run.metrics else []
-    epochs = [[f"{epoch.values.get(column, float('nan')):.4g}" for column in columns] for epoch in run.metrics]
+    epochs = [[epoch.values.get(column, math.nan) for column in columns] for epoch in run.metrics]
+    curves = {label: line.y for panel in run_panels(run) for label, line in panel.lines.items()}
     facts: list[Fact] = []
     if run.result is not None:
         facts += [(name, str(value)) for name, value in run.result.figures.items()]
@@ -129,7 +131,7 @@ def _part(run: Run) -> RunPart:
     facts += [("failure", run.failure)] if run.failure else []
     facts += [("damage", run.damage)] if run.damage else []
     settings = [(key, json.dumps(value)) for key, value in run.settings.items()]
-    return RunPart(columns, epochs, [*facts, *settings], line_charts(run_panels(run)))
+    return RunPart(columns, epochs, [*facts, *settings], curves)
 
 
 def _cost(cost: Cost, runs: Sequence[Run]) -> list[Fact]:
@@ -162,7 +164,7 @@ def _provenance(runs: Sequence[Run], record: SweepRecord) -> list[Fact]:
 
 def _setting(value: Any) -> Cell:
     """Return a cell with a setting's value, or a dash for a run without that setting."""
-    return Cell("–") if value is None else Cell(str(value), str(value))
+    return Cell("–") if value is None else Cell(printable(str(value)), printable(str(value)))
 
 
 def _number(value: float | None, digits: int) -> Cell:

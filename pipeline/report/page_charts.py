@@ -18,13 +18,19 @@ from dhkd.stages.report.figures import Panel
 from dhkd.stages.report.page import Chart
 from dhkd.stages.report.text import bytes_text, duration_text, spread_text
 
+# What a band or a bar is, for the charts' explanations.
+BARS = (
+    "with their 95 % intervals, or with the range of both seeds where there are two (an interval of two values would be"
+    " 12.7 times as wide)"
+)
+
 
 def accuracy_charts(runs: Sequence[Run], compared: Comparison) -> list[Chart]:
     """Draw the compared accuracies; there is no chart before a run is finished."""
     if not compared.rows:
         return []
     values = accuracy_values(runs, compared)
-    says = "After the last epoch: the mean over seeds with its 95 % interval. Each open circle is a seed."
+    says = f"After the last epoch: the mean over seeds, {BARS}. Each open circle is a seed."
     says += " A cross is the paper's accuracy, with its own schedule and data." if values.marks else ""
     spoken = "; ".join(f"{row.name}: {spread_text(row.last_top1)}" for row in compared.rows)
     return [Chart("Accuracy", says, spoken, value_charts([values]))]
@@ -37,7 +43,7 @@ def curve_charts(runs: Sequence[Run], order: Sequence[str]) -> list[Chart]:
         return []
     rows, panels = curves_of(trained)
     says = (
-        "After every epoch: means over seeds with 95 % intervals. Each method's loss is a sum of its own terms, so only"
+        f"After every epoch: means over seeds, {BARS}. Each method's loss is a sum of its own terms, so only"
         " the shape of these curves can be compared between methods. Cross-entropy is the same term for all of them."
     )
     last = {row.runs: row.top1 for row in rows}
@@ -77,8 +83,8 @@ def _views(path: Path, order: Sequence[str]) -> list[Chart]:
         for row in {row.views: row for row in rows}.values()
     )
     says = (
-        "Test accuracy against the number of cached views, with 95 % intervals over seeds. The cost of each number of"
-        f" views: {costs}."
+        f"Test accuracy against the number of cached views, means over seeds, {BARS}. The cost of each number of views:"
+        f" {costs}."
     )
     spoken = "; ".join(f"{row.runs}, {row.views} views: {row.top1:.1f} %" for row in rows)
     return [_line_chart("How many views are enough", says, spoken, views_panels(rows), order)]
@@ -134,7 +140,7 @@ def _etf(path: Path, order: Sequence[str]) -> list[Chart]:
     panels = etf_panels(rows)
     says = (
         "How far test features and classifier are from a simplex equiangular tight frame, where every measure is 0:"
-        " means over seeds with 95 % intervals."
+        f" means over seeds, {BARS}."
     )
     spoken = "; ".join(
         f"{panel.label}: " + ", ".join(f"{name} {np.mean(values):.2f}" for name, values in panel.of_seeds.items())

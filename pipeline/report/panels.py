@@ -18,6 +18,10 @@ TEACHER = "teacher"
 # where it is computed, is the same term for all methods, because it is recorded without its weight.
 CURVES = {"top1": "test top-1 accuracy (%)", "loss": "training loss", "ce": "cross-entropy in training"}
 
+# What each can be at least and at most.
+PERCENT, POSITIVE, COSINE = (0.0, 100.0), (0.0, math.inf), (-1.0, 1.0)
+LIMITS = {"top1": PERCENT}
+
 
 def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
     """Collect the accuracy of every seed for each compared row; mark the paper's accuracy if it is close.
@@ -35,7 +39,7 @@ def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
         for row in compared.rows
         if row.published is not None and low - near <= row.published <= high + near
     }
-    return Values(of_seeds, "test top-1 (%)", published, "published" if published else "")
+    return Values(of_seeds, "test top-1 (%)", published, "published" if published else "", PERCENT)
 
 
 def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
@@ -43,10 +47,9 @@ def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
     lines = {}
     for kind in dict.fromkeys(row.runs for row in rows):
         points = [row for row in rows if row.runs == kind]
-        lines[kind] = Line(
-            [row.views for row in points], [row.top1 for row in points], [row.half_interval for row in points]
-        )
-    return [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True)]
+        spreads = [Spread(row.seeds, row.top1, row.deviation, row.half_interval) for row in points]
+        lines[kind] = Line([row.views for row in points], [row.top1 for row in points], [one.reach for one in spreads])
+    return [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True, limits=PERCENT)]
 
 
 def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
@@ -64,7 +67,9 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
             if points:
                 lines[curve][kind] = line_of(points)
     panels = [
-        Panel(lines[curve], "epoch", label, log_y=curve == "loss") for curve, label in CURVES.items() if lines[curve]
+        Panel(lines[curve], "epoch", label, log_y=curve == "loss", limits=LIMITS.get(curve, POSITIVE))
+        for curve, label in CURVES.items()
+        if lines[curve]
     ]
     return rows, panels
 
@@ -96,7 +101,7 @@ def conflict_panels(rows: Sequence[ConflictRow]) -> list[Panel]:
             }
             if spreads:
                 lines[kind] = line_of(spreads)
-        panels += [Panel(lines, "epochs", f"mean cosine on {on}")] if lines else []
+        panels += [Panel(lines, "epochs", f"mean cosine on {on}", limits=COSINE)] if lines else []
     return panels
 
 
@@ -107,6 +112,7 @@ def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
         Values(
             {kind: [getattr(row, measure.name) for row in rows if row.runs == kind] for kind in kinds},
             measure.name.replace("_", " "),
+            limits=POSITIVE,
         )
         for measure in fields(NeuralCollapse)
     ]

@@ -10,7 +10,7 @@ from dataclasses import Field, asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
-from dhkd.data.disk.csv_table import write_csv
+from dhkd.data.disk.csv_table import text_of, write_csv
 
 
 class Row(Protocol):
@@ -147,6 +147,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 
 def _parsed(text: str, hint: Any) -> Any:
     """Parse a field's text as a type such as `int` or `float | None`."""
+    if hint is str:
+        return text_of(text)
     optional = isinstance(hint, types.UnionType)
     if optional and text == "":
         return None

@@ -32,7 +32,7 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
         for key in keys
         if key not in NO_AXES
         and not key.startswith(LIVE_SIGNALS)
-        and len({json.dumps(run.settings.get(key), sort_keys=True) for run in runs}) > 1
+        and len({_comparable(run.settings.get(key)) for run in runs}) > 1
     ]
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
     taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
@@ -54,6 +54,11 @@ def _line(run: Run, keys: Sequence[str]) -> list[Any]:
     sha256 = "" if run.result is None else run.result.sha256
     cache = run.settings.get(CACHE_KEY) or ""
     return [run.name, *settings, run.settings.get(SEED_KEY, ""), run.state, *figures, cache, sha256]
+
+
+def _comparable(value: Any) -> object:
+    """Return what is equal for equal settings only: 1, 1.0 and true are three."""
+    return (type(value), value) if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
 
 
 def _plain(value: Any) -> str:

@@ -1,11 +1,9 @@
 """Weights files: read every published layout without executing code, load into a network, hash and write."""
 
-import argparse
 import hashlib
 import json
-import pickle
-import re
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -13,86 +11,66 @@ import safetensors.torch
 import torch
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import WeightsError
+from dhkd.data.printable import printable, some_of
+from dhkd.stages.models.addresses import IGNORED, Misfit, choose, placed
+from dhkd.stages.models.file_kinds import is_safetensors, other_kind
 from dhkd.stages.models.network import Network
+from dhkd.stages.models.unpickling import load_torch_file
 from torch import Tensor, nn
 
-# Batch norm's step counter: no output depends on it, and published files may lack it.
-IGNORED = "num_batches_tracked"
+log = logging.getLogger("dhkd")
+
 METADATA = "dhkd"  # the entry of a .safetensors file's metadata that `save_weights` writes
 NAMES_LISTED = 3  # how many differing names an error lists
+KEYS_LISTED = 8
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors or torch file to the CPU, by name.
+def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors or torch file to the CPU, by their address in the file.
 
-    Weights may be nested under `model` or `state_dict`, and names may have the prefix `module.`, which is
-    removed. No code in the file is executed: the file may hold only tensors, plain values and `argparse.Namespace`.
-    Raises `WeightsError` for a file that is missing or damaged, contains anything else, or holds no weights.
+    A tensor's address is its name, after the keys under which it is nested, joined by dots. With `key`, only tensors
+    below this address are returned, named by the rest of their address. No code in the file is executed. Raises
+    `WeightsError` for a file that is missing or damaged, needs code, or holds no weights (below `key`).
     """
-    try:
-        if path.suffix == ".safetensors":
-            return _without_prefix(safetensors.torch.load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"weights {path}: expected a file, found none") from error
-    except IsADirectoryError as error:
-        raise WeightsError(f"weights {path}: expected a file, got a folder") from error
-    except pickle.UnpicklingError as error:
-        # torch's message also explains how to load the file anyway, which is unsafe.
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        raise WeightsError(
-            f"weights {path}: expected tensors and plain values only,"
-            f" got {code[1] if code else 'no pickle of tensors'}; the file was not loaded"
-        ) from error
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise WeightsError(f"weights {path}: the file is damaged or no file of weights ({_line(error)})") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {
-            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
-        }
+    content = _content(path)
+    tensors: dict[str, Tensor] = {}
+    for address, tensor in _tensors_in(content):
+        if tensors.setdefault(address, tensor) is not tensor:
+            raise WeightsError(f"weights {path}: expected one tensor named {printable(address, 100)}, found several")
     if not tensors:
-        raise WeightsError(f"weights {path}: expected tensors by name, bare or under model or state_dict, found none")
-    return _without_prefix(tensors)
-
-
-def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load `state` into `network`, completely or not at all; `origin` names the file in errors.
-
-    If `network` is a `Network`, its `published_names` are first used to translate the names. Raises `WeightsError` if
-    names or shapes differ, if a tensor is complex or not dense, or if a value is not finite.
-    """
-    if isinstance(network, Network):
-        state = _in_our_names(state, network.published_names)
-    expected = network.state_dict()
-    differing = [
-        f"{name} expected {_shape(expected.get(name))}, got {_shape(state.get(name))}"
-        for name in [*expected, *(name for name in state if name not in expected)]
-        if _shape(expected.get(name)) != _shape(state.get(name))
-        and not (name.endswith(IGNORED) and (name not in state or name not in expected))
-    ]
-    if differing:
-        more = f" and {len(differing) - NAMES_LISTED} more" if len(differing) > NAMES_LISTED else ""
-        listed = "; ".join(differing[:NAMES_LISTED])
+        raise WeightsError(f"weights {path}: expected tensors by name, found none; the file holds {_held(content)}")
+    below = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
+    if key and not below:
         raise WeightsError(
-            f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name"
+            f"weights {path}: expected tensors below {printable(key)}, found none; the file holds {_held(content)}"
         )
-    for name in expected.keys() & state.keys():
-        if state[name].is_complex() or state[name].layout != torch.strided:
-            raise WeightsError(
-                f"weights {origin}: {name} expected dense real numbers, got {state[name].dtype}, {state[name].layout}"
-            )
+    return below if key else tensors
+
+
+def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
+    """Load into `network` the weights in `state`, completely or not at all; return where they come from.
+
+    `origin` names the file in errors. The weights are all tensors below one address: a prefix, such as `state_dict.` or
+    `module.`, which every name of the network may have in `state`. If several addresses fit, the averaged weights of a
+    pair are taken, and the log and the returned origin say so. If `network` is a `Network`, its `published_names` are
+    first used to translate the names. Raises `WeightsError` if no address or more than one fits, if a tensor is complex
+    or not dense, or if a value is not finite.
+    """
+    expected = network.state_dict()
+    published = network.published_names if isinstance(network, Network) else {}
+    try:
+        address = choose(placed(state, expected, published), expected, origin)
+    except Misfit as misfit:
+        raise WeightsError(_misfit(network, misfit, state, origin)) from None
+    origin = address.origin
+    if address.instead_of:
+        others = " or ".join(address.instead_of)
+        log.warning("weights %s are used, which are averaged; for those that are not, name %s", origin, others)
+    for name in expected.keys() & address.tensors.keys():
         # Replace entries of the network's state dict: a new dict would lack layer versions, which some networks need.
-        expected[name] = state[name].to(expected[name].dtype)
-        if not bool(torch.isfinite(expected[name]).all()):
-            raise WeightsError(
-                f"weights {origin}: {name} has values that are not finite; the file is of a failed training"
-            )
+        expected[name] = _usable(address.tensors[name], expected[name], f"weights {origin}: {printable(name)}")
     network.load_state_dict(expected)
+    return origin
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -110,8 +88,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+            plain = dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
+            return {str(name): str(value) for name, value in plain.items()}
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"weights {path}: expected a .safetensors file ({_line(error)})") from error
 
 
@@ -130,21 +109,88 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix `module.`, which data-parallel training puts before every name."""
-    if not all(name.startswith("module.") for name in tensors):
-        return tensors
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+def _content(path: Path) -> object:
+    """Read a file of weights: a mapping of tensors, or whatever `torch.save` wrote."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "none"
+        if found == "a folder":
+            held = sorted(entry.name for entry in path.iterdir())
+            found += f" of {some_of(held, NAMES_LISTED)}" if held else ", which is empty"
+        raise WeightsError(f"weights {path}: expected a file, {'found' if found == 'none' else 'got'} {found}")
+    try:
+        if is_safetensors(path):
+            return safetensors.torch.load_file(path)
+        kind = other_kind(path)
+    except OSError as error:
+        raise WeightsError(f"weights {path}: expected a readable file, got an error ({error.strerror})") from error
+    except Exception as error:  # a damaged header can make the library raise anything
+        raise WeightsError(f"weights {path}: the file is damaged or no file of weights ({_line(error)})") from error
+    if kind is not None:
+        raise WeightsError(f"weights {path}: expected a file of weights, got {kind}")
+    return load_torch_file(path)
 
 
-def _in_our_names(state: Mapping[str, Tensor], published_names: Mapping[str, str | None]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in state.items():
-        published = next((start for start in published_names if name.startswith(start)), "")
-        replacement = published_names.get(published, "")
-        if replacement is not None:
-            renamed[replacement + name.removeprefix(published)] = tensor
-    return renamed
+def _tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the address and the tensor of every named tensor in nested mappings and lists; each of these once."""
+    seen: set[int] = set()
+    pending: list[tuple[str, object]] = [("", content)]
+    while pending:
+        address, value = pending.pop()
+        if id(value) in seen:
+            continue  # a file can hold a mapping twice, or in itself
+        seen.add(id(value))
+        entries = list(dict.items(value)) if isinstance(value, dict) else list(enumerate(value))
+        for key, entry in reversed(entries):
+            if isinstance(entry, dict | list | tuple):
+                pending.append((f"{address}{key}.", entry))
+        for key, entry in entries:
+            if isinstance(entry, Tensor) and isinstance(key, str):
+                yield f"{address}{key}", entry
+
+
+def _held(content: object) -> str:
+    """Describe what a file holds by its top-level keys, or by its type."""
+    if isinstance(content, dict):
+        keys = some_of([str(key) for key in dict.keys(content)], KEYS_LISTED)
+        return f"a mapping with the keys {keys}" if keys else "an empty mapping"
+    return f"a {type(content).__name__.lstrip('_').lower()} without names"
+
+
+def _usable(tensor: Tensor, like: Tensor, what: str) -> Tensor:
+    """Convert a tensor to the type of the network's own, `like`; `what` names it in errors."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    if not dense or tensor.is_complex() or (like.is_floating_point() and not tensor.is_floating_point()):
+        raise WeightsError(f"{what} expected dense real numbers, got {tensor.dtype}, {tensor.layout}")
+    converted = tensor.detach().to(like.dtype)
+    if not bool(torch.isfinite(converted).all()):
+        raise WeightsError(f"{what} has values that are not finite; the file is of a failed training")
+    return converted
+
+
+def _misfit(network: nn.Module, misfit: Misfit, state: Mapping[str, Tensor], origin: str) -> str:
+    """Say how the weights that come closest differ from the network's, and what the file holds."""
+    listed = "; ".join(
+        f"{printable(name, 100)} expected {_shape(expected)}, got {_shape(found)}"
+        for name, expected, found in misfit.differing[:NAMES_LISTED]
+    )
+    number = len(misfit.differing)
+    more = f" and {number - NAMES_LISTED} more" if number > NAMES_LISTED else ""
+    top = list(dict.fromkeys(name.partition(".")[0] for name in state))
+    holds = f"the file holds {len(state)} tensors ({some_of(list(state), NAMES_LISTED)})"
+    holds += f" under {some_of(top, KEYS_LISTED)}" if any("." in name for name in state) else ""
+    head = network.head_name if isinstance(network, Network) else None
+    classes = misfit.other_classes(head)
+    if classes is not None:
+        expected_classes, found_classes = classes
+        return (
+            f"weights {origin}: expected {expected_classes:,} classes, got {found_classes:,} ({listed}); name weights"
+            f" that were trained on this data set's classes"
+        )
+    missing = sum(found is None for _, _, found in misfit.differing)
+    lacks = f"{missing} of {misfit.number} tensors are missing, " if missing else ""
+    return (
+        f"weights {origin} are of another architecture: {listed}{more}; check the architecture's name ({lacks}{holds})"
+    )
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -152,4 +198,4 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return printable((str(error).splitlines() or [type(error).__name__])[0], 200)

@@ -133,10 +133,14 @@ for (const button of document.querySelectorAll(".open")) {
     document.getElementById("run-name").textContent = button.dataset.run;
     fill("run-head", [run.columns], "th");
     fill("run-epochs", run.epochs, "td");
-    fill("run-settings", run.settings, "td");
-    runChart.replaceChildren(...run.figures.map(() => Object.assign(document.createElement("div"), { className: "chart" })));
+    fill("run-settings", [...run.settings, ...data.shared], "td");
+    const figures = Object.entries(run.curves).map(([label, y]) => {
+      const { data: [line], layout } = data.runCharts[label];
+      return { data: [{ ...line, mode: y.length > 60 ? "lines" : line.mode, y }], layout };
+    });
+    runChart.replaceChildren(...figures.map(() => Object.assign(document.createElement("div"), { className: "chart" })));
     opened.showModal();
-    drawChart("run-chart", run);
+    drawChart("run-chart", { figures });
   });
 }
 opened.addEventListener("close", () => { for (const place of runChart.children) drawn.delete(place); });

@@ -26,7 +26,7 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     legend: dict[str, Artist] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, line in panel.lines.items():
-            legend.setdefault(name, _draw_line(axes, line, looks[name]))
+            legend.setdefault(name, _draw_line(axes, panel, line, looks[name]))
         for name, level in panel.levels.items():
             legend.setdefault(name, axes.axhline(level, color="grey", linestyle="dashed"))
         _set_axes(axes, panel)
@@ -46,12 +46,7 @@ def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
     figure = _figure(3.2 * len(panels) + 1 + 0.08 * _longest(names), 1.2 + 0.3 * len(names))
     row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, panel in zip(row, panels, strict=True):
-        for name, values in panel.of_seeds.items():
-            over_seeds, y, colour = spread(values), names.index(name), _colour(looks[name])
-            axes.errorbar(over_seeds.mean, y, xerr=over_seeds.half, fmt="o", color=colour, capsize=3)
-            axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, markerfacecolor="none", alpha=0.6)
-            if name in panel.marks:
-                axes.plot(panel.marks[name], y, "x", color=colour)
+        _draw_rows(axes, panel, names, [_colour(looks[name]) for name in names])
         axes.set_xlabel("\n".join(filter(None, (panel.label, panel.marked and f"× {panel.marked}"))))
         axes.grid(alpha=0.3)
     row[0].set_yticks(range(len(names)), names)
@@ -80,13 +75,35 @@ def draw_points(points: Points, title: str, path: Path) -> list[str]:
     return _save(figure, path)
 
 
-def _draw_line(axes: Any, line: Line, look: Look) -> Any:
-    """Draw the line, with a band where it has intervals, and return the artist for the legend."""
+def _draw_rows(axes: Any, panel: Values, names: Sequence[str], colours: Sequence[tuple[float, ...]]) -> None:
+    """Draw all rows in a few calls, since each call of matplotlib takes milliseconds."""
+    rows = [(y, spread(values), values) for y, name in enumerate(names) if (values := panel.of_seeds.get(name))]
+    bars = [(y, top1.mean, *bar) for y, top1, _ in rows if (bar := panel.bar(top1)) is not None]
+    seeds = [(y, value) for y, _, values in rows for value in values]
+    marks = [(y, panel.marks[name]) for y, name in enumerate(names) if name in panel.marks]
+    if bars:
+        y, mean, below, above = np.array(bars).T
+        of_bars = [colours[int(row)] for row in y]
+        axes.hlines(y, mean - below, mean + above, colors=of_bars, linewidth=1.5)
+        for ends in (mean - below, mean + above):
+            axes.scatter(ends, y, marker="|", color=of_bars, s=30)
+    axes.scatter([top1.mean for _, top1, _ in rows], [y for y, *_ in rows], color=[colours[y] for y, *_ in rows], s=36)
+    y_of_seeds, values_of_seeds = [y for y, _ in seeds], [value for _, value in seeds]
+    ring = {"facecolors": "none", "edgecolors": [colours[y] for y in y_of_seeds], "alpha": 0.6}
+    axes.scatter(values_of_seeds, y_of_seeds, s=16, **ring)
+    if marks:
+        axes.scatter(
+            [value for _, value in marks], [y for y, _ in marks], marker="x", color=[colours[y] for y, _ in marks]
+        )
+
+
+def _draw_line(axes: Any, panel: Panel, line: Line, look: Look) -> Any:
+    """Draw the line, with its band, and return the artist for the legend."""
     colour = _colour(look)
     (drawn,) = axes.plot(line.x, line.y, markersize=4, color=colour, marker=look.marker, linestyle=look.dash)
-    half = np.array([np.nan if value is None else value for value in line.half], dtype=float)
-    if len(half):
-        low, high = np.array(line.y) - half, np.array(line.y) + half
+    band = {x: (low, high) for x, low, high in panel.band(line)}
+    if band:
+        low, high = np.array([band.get(x, (np.nan, np.nan)) for x in line.x], dtype=float).T
         axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
     return drawn
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.runs.folder import kept_weights
+from dhkd.data.runs.read import kept_weights
 from dhkd.data.stream.labels import Labels
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of

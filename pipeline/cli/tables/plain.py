@@ -1,14 +1,16 @@
-"""A plain-text table: no colours, no lines, no wrapping, in every terminal."""
+"""A plain-text table: no colours, no lines, no wrapping, in every terminal, whatever the names in it."""
 
 import io
 from collections.abc import Sequence
 
+from dhkd.data.printable import printable
 from rich.console import Console
 from rich.table import Table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:
     """Format `rows` under the header `columns`; the first `left` columns are left-aligned, the others right-aligned."""
+    columns, *rows = [[printable(cell) for cell in row] for row in (columns, *rows)]
     table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=True)

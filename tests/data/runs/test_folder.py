@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from dhkd.data.errors import RunExists, RunMismatch
-from dhkd.data.runs.folder import RunFolder, read_config
+from dhkd.data.runs.config import read_config
+from dhkd.data.runs.folder import RunFolder
 
 from tests.disks import small_disk
 from tests.runs import read_metrics

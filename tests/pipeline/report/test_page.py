@@ -85,11 +85,15 @@ def test_every_run_has_a_row_and_details(tmp_path: Path) -> None:
     assert rows[0] == ["ce-0", "ce", "finished", "60.00", "60.00", "90.00", "1", "60.0"]
     assert rows[-1] == ["hot", "kd", "failed", "", "", "", "", ""]
     details = parts.data["runs"]["ce-0"]
-    assert (details["columns"], details["epochs"]) == (["top1", "loss"], [["60", "2.5"]])
+    assert (details["columns"], details["epochs"]) == (["top1", "loss"], [[60, 2.5]])
     settings = dict(details["settings"])
+    shared = dict(parts.data["shared"])
+    assert shared["experiment.student.architecture"] == '"resnet20"', "once on the page, as all runs have it"
+    assert not shared.keys() & settings.keys()
     assert (settings["sha256"], settings["hardware"], settings["last_top1"]) == ("9e" * 32, "a CPU", "60.0")
     assert settings["experiment.objective"] == '"ce"'
-    assert len(details["figures"]) == 2
+    assert details["curves"] == {"test top-1 (%)": [60], "training loss": [2.5]}
+    assert parts.data["runCharts"].keys() == details["curves"].keys()
     assert dict(parts.data["runs"]["hot"]["settings"])["failure"] == "loss term kd is nan"
 
 

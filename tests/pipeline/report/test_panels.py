@@ -8,12 +8,10 @@ from dhkd.pipeline.report.rows import ConflictRow, EpochRow, EtfRow, ViewsRow
 
 from tests.runs import epochs_of, run_of
 
-QUANTILE = 12.706204736432095  # of Student's distribution with one degree of freedom, at 97.5 %
-
 
 def half(one: float, other: float) -> float:
-    """Half of the interval of two values."""
-    return QUANTILE * abs(one - other) / 2
+    """Half of the range of two values, which is drawn in place of their interval."""
+    return abs(one - other) / 2
 
 
 def test_curves_are_means_over_seeds_by_epoch() -> None:

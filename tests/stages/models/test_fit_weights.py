@@ -42,8 +42,8 @@ def unfit(network: nn.Module, state: dict[str, Tensor]) -> str:
 
 def test_other_classes_are_listed_with_both_shapes(network: Network) -> None:
     assert unfit(trained(num_classes=7), copy_of(network)) == (
-        "weights teacher.pth are of another architecture: fc.weight expected 7×64, got 5×64;"
-        " fc.bias expected 7, got 5; check the architecture's name"
+        "weights teacher.pth: expected 7 classes, got 5 (fc.weight expected 7×64, got 5×64; fc.bias expected 7, got 5);"
+        " name weights that were trained on this data set's classes"
     )
 
 

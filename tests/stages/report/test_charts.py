@@ -1,11 +1,14 @@
 """The page's figures, as plotly's plain values: what is in them, and that looks are those of files."""
 
+import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
 from dhkd.stages.report.figures import Line, Matrices, Panel, Points, Values
+from dhkd.stages.report.statistics import spread
 
 BLUE, ORANGE = "rgb(31, 119, 180)", "rgb(255, 127, 14)"
 
@@ -18,7 +21,7 @@ def lines_in(figure: Any) -> dict[str, Any]:
 def test_a_line_has_its_points_and_a_band() -> None:
     (figure,) = line_charts([Panel({"ce": Line([1, 2, 3], [10.0, 20.0, 30.0], [None, 1.0, 2.0])}, "epoch", "top-1")])
     line, band = figure["data"]
-    assert (line["x"], line["y"], line["line"]["color"]) == ([1, 2, 3], [10.0, 20.0, 30.0], BLUE)
+    assert (line["x0"], line["dx"], line["y"], line["line"]["color"]) == (1, 1, [10.0, 20.0, 30.0], BLUE)
     # Along the upper ends and back along the lower ones; the first epoch has no interval.
     assert (band["x"], band["y"]) == ([2, 3, 3, 2], [21.0, 32.0, 28.0, 19.0])
     assert band["legendgroup"] == line["legendgroup"] == "ce"
@@ -75,10 +78,52 @@ def test_a_row_shows_mean_interval_seeds_and_mark() -> None:
     traces = lines_in(figure)
     assert list(traces) == ["ce", "ce, a seed", "kd", "published"]
     assert (traces["ce"]["x"], traces["ce"]["y"]) == ([2.0], ["ce"])
-    assert traces["ce"]["error_x"]["array"] == [pytest.approx(12.7062047)]
+    assert traces["ce"]["error_x"]["array"] == traces["ce"]["error_x"]["arrayminus"] == [1.0], "from seed to seed"
     assert (traces["ce, a seed"]["x"], traces["ce, a seed"]["y"]) == ([1.0, 3.0], ["ce", "ce"])
     assert "error_x" not in traces["kd"]
     assert (traces["published"]["x"], traces["published"]["y"]) == ([6.0], ["kd"])
+
+
+def test_the_band_of_two_seeds_is_their_range_and_that_of_three_their_interval() -> None:
+    assert spread([50.0, 60.0]).reach == pytest.approx(5.0)
+    assert spread([50.0, 60.0, 70.0]).reach == spread([50.0, 60.0, 70.0]).half == pytest.approx(24.84, abs=0.01)
+    assert spread([50.0]).reach is None
+
+
+def test_a_band_and_a_bar_end_at_what_can_be() -> None:
+    line = Line([1, 2, 3], [2.0, 50.0, 99.0], [30.0, 1.0, 30.0])
+    panel = Panel({"kd": line}, "epoch", "top-1", limits=(0.0, 100.0))
+    assert panel.band(line) == [(1, 0.0, 32.0), (2, 49.0, 51.0), (3, 69.0, 100.0)]
+    on_log = Panel({"kd": line}, "epoch", "loss", log_y=True, limits=(0.0, math.inf))
+    assert on_log.band(line)[0] == (1, 2.0, 32.0), "0 has no place on a logarithmic axis"
+    values = Values({"kd": [99.0, 97.0, 50.0]}, "top-1", limits=(0.0, 100.0))
+    below, above = values.bar(spread(values.of_seeds["kd"])) or (0, 0)
+    assert (below, above) == (pytest.approx(68.8, abs=0.1), 18.0)
+
+
+def test_plotly_takes_every_kind_of_figure() -> None:
+    from plotly.graph_objects import Figure
+
+    lines = {"a": Line([1, 3], [1.0, math.nan], [0.5, 0.5]), "<b>x</b>": Line(range(1, 100), [1.0] * 99)}
+    charts = [
+        *line_charts([Panel(lines, "views", "top-1", log_x=True, log_y=True, levels={"teacher": 1.0})]),
+        *value_charts([Values({"a": [1.0, 2.0], "<i>": [3.0]}, "top-1", {"a": 1.0}, "published")]),
+        *matrix_charts(Matrices({"a": np.eye(2)})),
+        *point_charts(Points({"a": np.zeros((2, 2))}, np.array([0, 1]))),
+    ]
+    for chart in charts:
+        json.dumps(chart, allow_nan=False)
+        Figure(dict(chart))  # it refuses unknown keys and values
+        assert chart["layout"]["margin"]["t"] >= 35, "room for the buttons above the axes"
+
+
+def test_a_name_is_never_markup_for_plotly() -> None:
+    (lines,) = line_charts([Panel({"<b>a</b>": Line([1], [1.0])}, "x", "y", levels={"<i>t": 1.0})])
+    assert lines["data"][0]["name"] == "&lt;b&gt;a&lt;/b&gt;"
+    assert lines["layout"]["annotations"][0]["text"] == "&lt;i&gt;t"
+    assert lines["data"][0]["legendgroup"] == "<b>a</b>", "the page's legend finds it by this"
+    (values,) = value_charts([Values({"<b>": [1.0]}, "top-1")])
+    assert values["data"][0]["y"] == ["&lt;b&gt;"]
 
 
 def test_matrices_share_a_scale_that_is_symmetric() -> None:

@@ -1,0 +1,66 @@
+"""Reading config.yaml: the settings of one run, fast, since reports read those of hundreds of runs."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dhkd.data.cache.manifest import canonical
+from dhkd.data.errors import RunMismatch
+from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
+
+# libyaml reads a file ten times as fast as Python does. PyYAML has it unless it was built without.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DEEPEST = 100  # mappings and lists in one another; libyaml's recursion has no limit, and would end the process
+
+
+def read_config(path: Path) -> dict[str, Any] | None:  # Any: YAML
+    """Read the nested settings of the run at `path`; return None if there is no run.
+
+    Raises `RunMismatch` if the settings are damaged.
+    """
+    file = path / CONFIG
+    try:
+        content = file.read_bytes()
+        _require_shallow(content)
+        config = yaml.load(content, Loader=LOADER)
+        if not isinstance(config, dict):
+            raise ValueError(f"got a {type(config).__name__}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (yaml.YAMLError, ValueError, RecursionError, IsADirectoryError) as error:
+        raise RunMismatch(
+            f"{file}: expected a run's configuration in YAML, found something else; choose another --out"
+        ) from error
+    return config
+
+
+def settings_sha256(config: Mapping[str, Any]) -> str:  # Any: YAML
+    """Compute the hexadecimal SHA-256 of a run's settings; their order doesn't matter."""
+    return hashlib.sha256(canonical(config)).hexdigest()
+
+
+def begun_views(path: Path) -> int | None:
+    """Return the number of cached views with which the run at `path` began, or None without a run or a cache."""
+    run = (read_config(path) or {}).get("run")
+    views = run.get("views") if isinstance(run, dict) else None
+    return views if type(views) is int and views > 0 else None
+
+
+def require_no_remains(path: Path) -> None:
+    """Raise `RunMismatch` if the folder, which has no settings, holds other files of a run."""
+    remains = [name for name in (METRICS, CHECKPOINT, RESULT, WEIGHTS) if (path / name).exists()]
+    if remains:
+        raise RunMismatch(
+            f"run at {path}: expected its settings in {CONFIG} beside {', '.join(remains)}, found none; put the file"
+            f" back or choose another --out"
+        )
+
+
+def _require_shallow(content: bytes) -> None:
+    depth = 0
+    for event in yaml.parse(content, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels")
