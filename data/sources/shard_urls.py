@@ -1,42 +1,44 @@
 """Expands patterns to shard names, and keeps local copies of remote shards.
 
-Every use of the webdataset package is in this file, where it expands patterns and opens URLs. The package is not used
-to read samples, because its pipelines only stream them in order, while this program reads any sample by its number.
+A data root is a folder or a URL of a web server or bucket. Left out on purpose: webdataset's own ways to open a URL,
+which start programs and shells.
 """
 
 import contextlib
 import hashlib
-import shutil
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DataError
+from dhkd.data.shown import redacted
+from dhkd.data.web import WEB, WebError, fetch
+
+BUCKETS = ("s3", "gs", "az")
+MOST_SHARDS = 1_000_000
+_COMMAND = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # how URLs and webdataset's commands begin: pipe:, file:, s3://
+_COUNTED = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?(\d{1,18}))?")
 
 
 def expand(root: str, pattern: str) -> list[str]:
     """Return the shards that a pattern names below `root`.
 
-    In a pattern, {000..127} stands for the numbers 000 to 127, while * and ? match local files.
+    In a pattern, {000..127} stands for the numbers 000 to 127, {a,b} for a and b, while * and ? match local files.
     """
-    from webdataset.shardlists import expand_urls
-
-    try:
-        names = expand_urls(pattern)
-    except ValueError as error:
-        raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({error})") from error
-    if any(name.startswith("/") for name in names):
-        raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got an absolute path")
+    _require_place(root)
     urls: list[str] = []
-    for name in names:
+    for name in _names(pattern):
         if not any(letter in name for letter in "*?["):
-            urls.append(f"{root.rstrip('/')}/{name}")
+            urls.append(_below(root, name))
         elif is_remote(root):
             raise DataError(
-                f"webdataset: {root}/{name}: files at a URL can't be listed; name the shards with data.train and"
+                f"webdataset: {_below(root, name)}: files at a URL can't be listed; name the shards with data.train and"
                 f" data.test, counting in braces: train/{{000000..001281}}.tar"
             )
         else:
@@ -50,7 +52,7 @@ def expand(root: str, pattern: str) -> list[str]:
 
 def is_remote(url: str) -> bool:
     """Return whether a shard has to be fetched before it is read."""
-    return "://" in url or url.startswith("pipe:")
+    return "://" in url
 
 
 def reason_of(error: BaseException) -> str:
@@ -62,7 +64,8 @@ def reason_of(error: BaseException) -> str:
 class ShardCopies:
     """Opens local shards directly, and remote shards through copies in `folder`, a folder that all processes share.
 
-    The copies take at most about `keep_bytes`; the least recently used copies are removed first.
+    The copies take at most about `keep_bytes`; the least recently used copies are removed first. A shard that is larger
+    by itself is refused.
     """
 
     folder: Path
@@ -73,12 +76,12 @@ class ShardCopies:
         if not is_remote(url):
             return Path(url).open("rb")
         with _failing_to_fetch(url):
-            return self._copies.open(_copy_name(url), partial(_download, url))
+            return self._copies.open(_copy_name(url), partial(_download, url, largest=self.keep_bytes))
 
     def fetch(self, url: str) -> Path:
         """Return the path of a remote shard's copy. A missing copy is fetched; raises `DataError` if this fails."""
         with _failing_to_fetch(url):
-            return self._copies.fetch(_copy_name(url), partial(_download, url))
+            return self._copies.fetch(_copy_name(url), partial(_download, url, largest=self.keep_bytes))
 
     def forget(self, url: str) -> None:
         """Remove the copy of a remote shard, so that the shard is fetched again; a local shard stays."""
@@ -90,20 +93,114 @@ class ShardCopies:
         return BoundedCopies(self.folder, self.keep_bytes)
 
 
+def _require_place(root: str) -> None:
+    """Raise `ConfigError` unless the data root is a folder or a URL from which shards are fetched."""
+    command = _COMMAND.match(root)
+    if command is None or Path(root).is_dir():
+        return
+    scheme, separator, rest = root.partition("://")
+    if "#" in rest:
+        raise ConfigError(f"webdataset: --data-root {root}: expected a URL without #, got one; leave out what follows it")
+    if not separator or scheme not in (*WEB, *BUCKETS):
+        raise ConfigError(
+            f"webdataset: --data-root expected a folder, or a URL that starts with"
+            f" {', '.join(f'{name}://' for name in (*WEB, *BUCKETS))}, got {command[0]}…; dhkd runs no command and opens"
+            f" no other URL: fetch the shards, and name their folder"
+        )
+
+
+def _names(pattern: str) -> list[str]:
+    """Return the names that a pattern stands for; raises `ConfigError` for anything but places below the data root."""
+    try:
+        expanded = (name for part in pattern.split("::") for name in _braces(part))
+        names = list(itertools.islice(expanded, MOST_SHARDS + 1))
+    except (ValueError, RecursionError) as error:
+        reason = reason_of(error)
+        raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({reason})") from error
+    if len(names) > MOST_SHARDS:
+        raise ConfigError(f"webdataset: {pattern}: expected at most {MOST_SHARDS:,} shards, got more")
+    for name in names:
+        if name.startswith("/"):
+            raise ConfigError(f"webdataset: {pattern}: expected a place below --data-root, got an absolute path")
+        if _COMMAND.match(name) or "://" in name or ".." in name.split("/"):
+            raise ConfigError(
+                f"webdataset: {pattern}: expected a place below --data-root, got a URL, a command or a path with '..'"
+            )
+    return names
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """Yield the names that braces stand for, as in a shell: {000..127} counts, {a,b} lists."""
+    start = pattern.find("{")
+    if "}" in (pattern if start < 0 else pattern[:start]):
+        raise ValueError("a closing brace without an opening one")
+    if start < 0:
+        yield pattern
+        return
+    end = _closing(pattern, start)
+    for middle in _alternatives(pattern[start + 1 : end]):
+        for rest in _braces(pattern[end + 1 :]):
+            yield pattern[:start] + middle + rest
+
+
+def _alternatives(inside: str) -> Iterator[str]:
+    counted = _COUNTED.fullmatch(inside)
+    if counted:
+        first, last, step = int(counted[1]), int(counted[2]), int(counted[3] or 1) or 1
+        padded = any(text.lstrip("-").startswith("0") and len(text.lstrip("-")) > 1 for text in counted.group(1, 2))
+        width = max(len(counted[1]), len(counted[2])) if padded else 0
+        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+        yield from (f"{number:0{width}d}" for number in numbers)
+        return
+    parts, depth = [""], 0
+    for letter in inside:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if len(parts) == 1:
+        raise ValueError(f"{{{inside}}} neither counts nor lists")
+    for part in parts:
+        yield from _braces(part)
+
+
+def _closing(pattern: str, start: int) -> int:
+    depth = 0
+    for position in range(start, len(pattern)):
+        depth += (pattern[position] == "{") - (pattern[position] == "}")
+        if depth == 0:
+            return position
+    raise ValueError("an opening brace without a closing one")
+
+
+def _below(root: str, name: str) -> str:
+    """Return the place `name` below the root; a URL's query, such as a signature, stays at the end."""
+    if not is_remote(root):
+        return f"{root.rstrip('/')}/{name}"
+    place, mark, query = root.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
 def _copy_name(url: str) -> str:
     return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
 
 
-def _download(url: str, out: BinaryIO) -> None:
-    from webdataset.gopen import gopen
+def _download(url: str, out: BinaryIO, *, largest: int) -> None:
+    scheme = urlsplit(url).scheme
+    if scheme in WEB:
+        return fetch(url, out, largest)
+    from dhkd.data.cache.storage.bucket import Bucket  # late, since only buckets need its imports
 
-    with gopen(url, "rb") as stream:
-        shutil.copyfileobj(stream, out, 1 << 20)
+    place, _, key = url.rpartition("/")
+    return Bucket(place).download(key, out, largest)
 
 
 @contextlib.contextmanager
 def _failing_to_fetch(url: str) -> Iterator[None]:
     try:
         yield
+    except WebError as error:
+        raise DataError(f"webdataset: {url} could not be fetched ({error.reason})") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"webdataset: {url} could not be fetched ({reason_of(error)})") from error
+        raise DataError(f"webdataset: {redacted(url)} could not be fetched ({reason_of(error)})") from error

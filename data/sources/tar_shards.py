@@ -14,6 +14,7 @@ import torch
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
+from dhkd.data.shown import redacted
 from dhkd.data.sources.base import Place, Source
 from dhkd.data.sources.shard_index import ShardIndex, index_of, index_path
 from dhkd.data.sources.shard_urls import ShardCopies, expand, is_remote
@@ -71,9 +72,9 @@ class ShardFiles(EncodedFiles):
         return content
 
     def name(self, index: int) -> str:
-        """Return the shard's path or URL, and the sample's name in that shard."""
+        """Return the shard's path or URL, without secrets, and the sample's name in that shard."""
         sample = os.fsdecode(bytes(self._index.name_N[index]))
-        return f"{self._urls[int(self._index.shard_N[index])]}, sample {sample}"
+        return f"{redacted(self._urls[int(self._index.shard_N[index])])}, sample {sample}"
 
     def names(self, num_samples: int) -> bytes:
         """Return the samples' names, one per line."""
