@@ -50,6 +50,19 @@ def _finite(value: Any) -> Any:
 Free = Annotated[Mapping[str, Any], AfterValidator(_finite)]
 
 
+def _below_root(place: str) -> str:
+    """Return the place unchanged if it lies below the data root; raises `ValueError` otherwise.
+
+    A preset may come from a stranger, who is not to choose which other files are read.
+    """
+    if place.startswith("/") or ".." in place.split("/") or "://" in place or place.startswith("pipe:"):
+        raise PydanticCustomError("below_root", "expected a place below --data-root, without '..', commands and URLs")
+    return place
+
+
+BelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(_below_root)]
+
+
 class Data(Section):
     """The data set. `train`, `test` and `num_classes` are only for the sources image-folder and webdataset."""
 
@@ -57,10 +70,10 @@ class Data(Section):
     source: str
     limit: int | None = Field(None, ge=2, description="use only this many training samples, the first ones")
     test_limit: int | None = Field(None, ge=1, description="use only this many test samples, the first ones")
-    train: str | None = Field(
+    train: BelowRoot | None = Field(
         None, description="folder with one subfolder per class, or pattern of shards, relative to the data root"
     )
-    test: str | None = Field(None, description="the same for the test split")
+    test: BelowRoot | None = Field(None, description="the same for the test split")
     num_classes: int | None = Field(None, ge=2, description="required for shards, which do not record it")
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")

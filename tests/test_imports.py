@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "stages/report": ("stages.report", "data"),
     "stages": ("data",),
     "data": ("data",),
-    "configs": ("configs", "data.errors"),
+    "configs": ("configs", "data.errors", "data.shown"),
 }
 
 # The only modules that may import each package.
@@ -30,7 +30,7 @@ HOMES = {
     "mlflow": {"stages/trackers.py"},
     "wandb": {"stages/trackers.py"},
     "zarr": {"data/cache/layouts/zarr_chunks.py"},
-    "webdataset": {"data/sources/shard_urls.py"},
+    "webdataset": set(),
     "PIL": {"data/images/cuts.py", "data/images/decoding.py", "data/sources/glyphs.py"},
     "matplotlib": {"stages/report/pictures.py", "data/sources/glyphs.py"},
     "sklearn": {"data/sources/digits.py", "stages/report/geometry.py"},

@@ -10,7 +10,10 @@ import sys
 
 import click
 from dhkd.data.errors import DhkdError
+from dhkd.data.shown import shown
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
+
+LONGEST_LINE = 10_000  # characters of an error; a stranger's file may hold names of any length
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
 COMMANDS = (
@@ -56,12 +59,15 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line. An error that a user can cause gives a one-line message and an exit code, no traceback."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Shown("%(message)s"))
     logging.getLogger("dhkd").setLevel(logging.INFO)
     debug = "--debug" in sys.argv
     try:
         cli(prog_name="dhkd", standalone_mode=False)
     except click.ClickException as error:
+        error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
     except DhkdError as error:
@@ -73,10 +79,18 @@ def main() -> None:
         _fail("interrupted; run the same command again to continue (training needs --resume)", 1, debug)
 
 
+class _Shown(logging.Formatter):
+    """Lines that a terminal and a log may get, whoever wrote what they quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
     rank = os.environ.get("RANK")
     prefix = f"error (process {rank})" if rank is not None else "error"
-    click.echo(f"{prefix}: {' '.join(line.split())}", err=True)
+    line = " ".join(shown(line).split())
+    click.echo(f"{prefix}: {line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]}…'}", err=True)
     sys.exit(code)

@@ -3,8 +3,12 @@
 import io
 from collections.abc import Sequence
 
+from dhkd.data.shown import printable_line
 from rich.console import Console
 from rich.table import Table
+
+
+LONGEST_CELL = 2000  # characters
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:
@@ -12,6 +16,8 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header
     table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=True)
+    # A cell is one line, whatever a stranger's cache or run holds: it can't imitate another row.
+    rows = [[_cell(text) for text in row] for row in rows]
     for row in rows:
         table.add_row(*row)
     stream = io.StringIO()
@@ -22,3 +28,8 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def _cell(text: str) -> str:
+    line = printable_line(text)
+    return line if len(line) <= LONGEST_CELL else f"{line[:LONGEST_CELL]}…"
