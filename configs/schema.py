@@ -55,7 +55,7 @@ def _below_root(place: str) -> str:
 
     A preset may come from a stranger, who is not to choose which other files are read.
     """
-    if place.startswith("/") or ".." in place.split("/") or "://" in place or place.startswith("pipe:"):
+    if place.startswith(("/", "pipe:")) or ".." in place.split("/") or "://" in place:
         raise PydanticCustomError("below_root", "expected a place below --data-root, without '..', commands and URLs")
     return place
 

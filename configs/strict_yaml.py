@@ -15,7 +15,9 @@ MOST_VALUES = 20_000  # with every alias replaced by what it stands for
 MAX_DEPTH = 20
 LONGEST_NUMBER = 100  # characters
 
-_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge")}
+_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge")
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,8 +33,8 @@ def decode(text: str) -> Any:  # YAML may hold any value
     """Decode one YAML document; raises `ValueError` in one line for anything that is invalid or beyond the limits."""
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"expected at most {LARGEST_TEXT:,} characters, got {len(text):,}")
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -41,8 +43,6 @@ def decode(text: str) -> Any:  # YAML may hold any value
     # PyYAML does not catch the errors of int(), datetime.date() and its lookup tables, as for 2024-99-99 and !!bool x.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    finally:
-        loader.dispose()
 
 
 def _measure(node: yaml.Node, depth: int, sizes: dict[int, int]) -> int:
@@ -71,7 +71,9 @@ def _measure(node: yaml.Node, depth: int, sizes: dict[int, int]) -> int:
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+        keys = [
+            key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")
+        ]
         repeated = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
         if repeated is not None:
             raise ValueError(f"the key {repeated[:50]!r} is there twice")

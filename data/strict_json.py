@@ -1,7 +1,7 @@
 """JSON as strangers may write it, decoded without surprises.
 
-The standard library's decoder accepts NaN and infinities, turns 1e999 into infinity, and takes the last of several equal
-keys. Here all of these are errors.
+The standard library's decoder accepts NaN and infinities, turns 1e999 into infinity, and takes the last of several
+equal keys. Here all of these are errors.
 """
 
 import json

@@ -100,12 +100,14 @@ def _require_place(root: str) -> None:
         return
     scheme, separator, rest = root.partition("://")
     if "#" in rest:
-        raise ConfigError(f"webdataset: --data-root {root}: expected a URL without #, got one; leave out what follows it")
+        raise ConfigError(
+            f"webdataset: --data-root {root}: expected a URL without #, got one; leave out what follows it"
+        )
     if not separator or scheme not in (*WEB, *BUCKETS):
         raise ConfigError(
             f"webdataset: --data-root expected a folder, or a URL that starts with"
-            f" {', '.join(f'{name}://' for name in (*WEB, *BUCKETS))}, got {command[0]}…; dhkd runs no command and opens"
-            f" no other URL: fetch the shards, and name their folder"
+            f" {', '.join(f'{name}://' for name in (*WEB, *BUCKETS))}, got {command[0]}…; dhkd runs no command and"
+            f" opens no other URL: fetch the shards, and name their folder"
         )
 
 
@@ -116,7 +118,9 @@ def _names(pattern: str) -> list[str]:
         names = list(itertools.islice(expanded, MOST_SHARDS + 1))
     except (ValueError, RecursionError) as error:
         reason = reason_of(error)
-        raise ConfigError(f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({reason})") from error
+        raise ConfigError(
+            f"webdataset: {pattern}: expected a pattern like train/{{000..127}}.tar ({reason})"
+        ) from error
     if len(names) > MOST_SHARDS:
         raise ConfigError(f"webdataset: {pattern}: expected at most {MOST_SHARDS:,} shards, got more")
     for name in names:

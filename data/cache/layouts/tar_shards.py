@@ -85,9 +85,13 @@ class TarLayout:
         """Return the shard's arrays without copying them; raises `CacheDamaged` if the arrays aren't this block's."""
         key, position = _shard(name, block), 0
         content, arrays = contents[key], dict[str, Array]()
-        for array, (member, header, size) in zip(("key", *self._manifest.parts(name)), self._members(name, block)):
+        arrays_of = ("key", *self._manifest.parts(name))
+        for array, (member, header, size) in zip(arrays_of, self._members(name, block), strict=True):
             start = position + tarfile.BLOCKSIZE
-            name_and_size = (content[position : position + NAME_BYTES], content[position + SIZE_AT : position + SIZE_END])
+            name_and_size = (
+                content[position : position + NAME_BYTES],
+                content[position + SIZE_AT : position + SIZE_END],
+            )
             if name_and_size != (member.encode().ljust(NAME_BYTES, b"\0"), f"{size:011o}\0".encode()):
                 raise CacheDamaged(f"{key}: not the shard of {block} (expected {member} of {size} bytes)")
             if content[start : start + len(header)] != header:

@@ -7,7 +7,6 @@ from dhkd.data.shown import printable_line
 from rich.console import Console
 from rich.table import Table
 
-
 LONGEST_CELL = 2000  # characters
 
 
