@@ -117,7 +117,8 @@ def _transfer(url: str, out: BinaryIO, largest: int, patience: Patience) -> None
 def _answer(method: str, url: str, patience: Patience) -> Iterator[tuple[http.client.HTTPResponse, socket.socket]]:
     """Ask for a file, follow redirections on the same host, and yield a successful answer and its connection."""
     for _ in range(MOST_REDIRECTIONS + 1):
-        parts = urlsplit(url)
+        with _failures():
+            parts = urlsplit(url)
         with _asked(method, parts, patience) as (response, connection):
             if response.status in _REDIRECTIONS:
                 url = _redirected(url, response.getheader("Location", ""))
@@ -184,8 +185,8 @@ def _authorization(header: str, parts: SplitResult) -> dict[str, str]:
 
 def _redirected(url: str, location: str) -> str:
     """Return where an answer redirects to; raises `WebError` for another host, port or scheme."""
-    before, after = urlsplit(url), urlsplit(urljoin(url, location))
     with _failures():
+        before, after = urlsplit(url), urlsplit(urljoin(url, location))
         same_port = after.port == before.port or (before.port, after.port) in ((80, 443), (80, None), (None, 443))
     upgraded = (before.scheme, after.scheme) == ("http", "https")
     if after.scheme != before.scheme and not upgraded:
@@ -226,7 +227,7 @@ def _in_time(connection: socket.socket, patience: Patience) -> Iterator[None]:
         with _failures():
             yield
     except WebError as error:
-        if late.is_set():
+        if late.is_set() or isinstance(error.__cause__, TimeoutError):
             raise WebError(_stalled(patience), may_pass=True) from error
         raise
     finally:
