@@ -57,7 +57,7 @@ def stalls(connection: socket.socket) -> None:
 
 @contextmanager
 def serving(*scripts: Script) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that treats each connection by the next script, and the last script for ever; and the requests so far."""
+    """A server that treats each connection by the next script, the last one for ever; and the requests so far."""
     listener, requests = socket.create_server(("127.0.0.1", 0)), list[bytes]()
 
     def serve(connection: socket.socket, script: Script) -> None:
