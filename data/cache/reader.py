@@ -19,6 +19,7 @@ from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import is_url, storage_of
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, ObjectRefused, StorageError
+from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -120,7 +121,7 @@ class LogitReader:
                 raise CacheDamaged(
                     f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
                 ) from fault
-        return self._layout.unpack(name, block, contents)
+        return self._unpacked(name, block, contents)
 
     def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
         """Yield the result of `stored` for each block, in order; from a URL, several blocks are fetched at a time."""
@@ -153,28 +154,49 @@ class LogitReader:
 
         For each object, yields the object's size in bytes if the object is as it was written, or else a `Damage`.
         """
-        promised = cache(self._promised)
+        described, promised = self._layout.structure(), cache(self._promised)
         for key, checksum in self._index.structure.items():
             try:
                 content = _get(self._storage, key, LARGEST_INDEX)
                 if crc32c(content) != checksum and content != promised().get(key):
                     raise _Fault(UNLIKE_WRITTEN)
+                if _describes_another_array(content, described.get(key, content)):
+                    raise _Fault("describes another array than the manifest does")
                 yield len(content)
             except _Fault as fault:
                 yield Damage(key, None, None, str(fault))
-
-        def checked(item: tuple[Block, str, str]) -> Damage | int:
-            block, name, key = item
-            size, _ = self._entry(key)
-            try:
-                self._require_intact(key, _get(self._storage, key, size))
-            except _Fault as fault:
-                return Damage(key, name, block, str(fault))
-            return size
-
         arrays = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
-        objects = ((block, name, key) for block, name in arrays for key in self._keys(name, block))
-        yield from each(checked, objects, self._storage.streams)
+        for results in each(lambda array: self._checked(*array), arrays, self._storage.streams):
+            yield from results
+
+    def _checked(self, block: Block, name: str) -> list[Damage | int]:
+        """Read one block of an array from the storage; return each object's size or damage."""
+        results: list[Damage | int] = []
+        contents: dict[str, bytes] = {}
+        for key in self._keys(name, block):
+            try:
+                contents[key] = _get(self._storage, key, self._entry(key)[0])
+                self._require_intact(key, contents[key])
+                results.append(len(contents[key]))
+            except _Fault as fault:
+                results.append(Damage(key, name, block, str(fault)))
+        if any(isinstance(result, Damage) for result in results):
+            return results
+        try:
+            self._unpacked(name, block, contents)
+        except CacheDamaged as error:
+            return [Damage(key, name, block, str(error)) for key in contents]
+        return results
+
+    def _unpacked(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+        """Return a block's parts; raises `CacheDamaged` if they can't be what the signal's codec stored."""
+        parts = self._layout.unpack(name, block, contents)
+        if name != WITNESS:
+            signal = self.manifest.signals[name]
+            reason = signal.codec.impossible(parts, signal.row)
+            if reason:
+                raise CacheDamaged(f"cache at {self.location}: {name} ({block}): {reason}; {AGAIN}")
+        return parts
 
     def _promised(self) -> dict[str, bytes]:
         """Return the metadata objects that an extension of the cache may have written by now, by key."""
@@ -249,6 +271,23 @@ class LogitReader:
             raise _Fault(UNLIKE_WRITTEN) from error
         if actual != checksum:
             raise _Fault("is not the block that was written")  # intact, but another block
+
+
+def _describes_another_array(content: bytes, expected: bytes) -> bool:
+    """Return whether an array's metadata contradict the manifest; the number of views may differ, since it grows.
+
+    dhkd reads arrays by the manifest, and other programs by this metadata. Libraries may write it with more or fewer
+    fields.
+    """
+    try:
+        got, wanted = decode(content), decode(expected)
+    except ValueError:
+        return content != expected
+    if not (isinstance(got, dict) and isinstance(wanted, dict) and "shape" in wanted):
+        return False
+    shape = got.get("shape")
+    same = isinstance(shape, list) and shape[1:] == wanted["shape"][1:]
+    return not same or any(got.get(field) != wanted.get(field) for field in ("data_type", "chunk_grid"))
 
 
 class _Fault(Exception):
