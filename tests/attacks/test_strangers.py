@@ -142,10 +142,10 @@ def folder_leads_outside(cache: Path) -> None:
 ROW = ("identity", "signals", "logits", "row")
 CLAIMS: dict[str, Callable[[Path], None]] = {
     **{f"metadata at {key!r}": structure_key(key) for key in (
-        "../../../../../../etc/passwd", "/etc/passwd", "signals/../../x", "..\\x", "%2e%2e/x", "a\x1bb", "", "a//b", ".",
+        "../../../../../../etc/passwd", "/etc/passwd", "signals/../../x", "..\\x", "%2e%2e/x", "a\x1bb", "", "a//b",
     )},
     **{f"a block at {key!r}": object_key(key) for key in ("../x", "/etc/passwd", "c/..", "shards/%2e%2e/x")},
-    "a million metadata objects": lambda cache: sealed(
+    "many metadata objects": lambda cache: sealed(
         cache, lambda body: body["structure"].update({f"k{number}": 1 for number in range(100_000)})
     ),
     "2^31 views": in_manifest("num_views", value=BIG),
