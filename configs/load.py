@@ -1,6 +1,5 @@
 """Finding and reading presets, and overriding their settings from the command line."""
 
-import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -9,11 +8,15 @@ from typing import Any, get_args
 
 import yaml
 from dhkd.configs.schema import Codec, Experiment, Section
-from dhkd.data.errors import ConfigError, unknown  # the only import of configs from `data`
+from dhkd.configs.strict_yaml import LARGEST_TEXT, decode
+from dhkd.data.errors import ConfigError, unknown  # configs imports only this and `shown` from `data`
+from dhkd.data.shown import redacted
 from pydantic import BaseModel, ValidationError
 
 SUFFIX = ".yaml"
 RUN_CONFIG = "config.yaml"  # the file of settings in a run's folder
+MOST_PROBLEMS = 20  # of a preset that a message lists
+LONGEST_SHOWN = 500  # characters of a wrong value that a message shows
 
 
 def preset_names() -> list[str]:
@@ -62,7 +65,7 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
         if not separator or not key:
             raise ConfigError(f"--set {override}: expected key=value")
         _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
-    return parse_experiment(tree, f"preset {name}")
+    return parse_experiment(_without_secrets(tree), f"preset {name}")
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
@@ -73,7 +76,7 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+        raise ConfigError(f"{where}: {_explain_all(error)}") from error
 
 
 def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> Codec:
@@ -82,15 +85,19 @@ def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> C
     try:
         return Codec.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
-        raise ConfigError(f"--codec: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+        raise ConfigError(f"--codec: {_explain_all(error)}") from error
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"preset file {path}: {reason}") from error
+    if len(text) > LARGEST_TEXT:
+        raise ConfigError(f"preset file {path}: expected at most {LARGEST_TEXT:,} characters, got more")
+    return text
 
 
 def _experiment_of_run(path: Path) -> str:
@@ -148,40 +155,30 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 1e-3 as a number (by YAML 1.1, 1e-3 is text), and refuses a key that occurs twice."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Read a mapping; raises `ComposerError` if one of its keys occurs twice.
-
-        A merged mapping (the key <<) still gives way to the keys beside it.
-        """
-        node = super().compose_mapping_node(anchor)
-        line_of: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            line, name = key.start_mark.line + 1, (key.tag, key.value)
-            if name in line_of:
-                lines = f"lines {line_of[name]} and {line}" if line_of[name] != line else f"line {line}"
-                raise yaml.composer.ComposerError(
-                    None, None, f"expected each key once, got {key.value!r} twice, in {lines}; keep one of them"
-                )
-            line_of[name] = line
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    # PyYAML does not catch the errors of int(), datetime.date() and its lookup tables, as for 2024-99-99 and !!bool x.
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{where} ({' '.join(str(error).split())})") from error
+        return decode(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} ({error})") from error
+
+
+def _without_secrets(tree: Any) -> Any:
+    """Return a preset's values, as YAML gave them, without the passwords and signatures of URLs.
+
+    An experiment is written into every run's folder and shown in reports.
+    """
+    if isinstance(tree, str):
+        return redacted(tree)
+    if isinstance(tree, dict):
+        return {key: _without_secrets(value) for key, value in tree.items()}
+    return [_without_secrets(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _explain_all(error: ValidationError) -> str:
+    """Describe the first of pydantic's problems in one line."""
+    problems = error.errors()
+    more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+    return "; ".join(map(_explain, problems[:MOST_PROBLEMS])) + more
 
 
 def _explain(problem: Any) -> str:
@@ -196,5 +193,7 @@ def _explain(problem: Any) -> str:
             model = _require_field(model, str(part), name)
         valid = model.model_fields if model is not None else ()
         return f"{'.'.join(map(str, place[:-1])) or 'top level'}: {unknown('key', str(place[-1]), valid)}"
-    got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    value = repr(problem["input"])
+    value = value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}…"
+    got = "" if problem["type"] == "missing" else f", got {value}"
     return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{got}"

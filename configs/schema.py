@@ -83,6 +83,19 @@ def _later(description: str, **limits: Any) -> Any:
     return Field(None, description=description, json_schema_extra={"recorded": "if set"}, **limits)
 
 
+def _below_root(place: str) -> str:
+    """Return the place unchanged if it lies below the data root; raises `ValueError` otherwise.
+
+    A preset may come from a stranger, who is not to choose which other files are read.
+    """
+    if place.startswith(("/", "pipe:")) or ".." in place.split("/") or "://" in place:
+        raise PydanticCustomError("below_root", "expected a place below --data-root, without '..', commands and URLs")
+    return place
+
+
+BelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(_below_root)]
+
+
 class Data(Section):
     """The data set. From `train` to `max_metadata_mb`, the keys are only for image-folder and webdataset."""
 
@@ -90,10 +103,10 @@ class Data(Section):
     source: str
     limit: int | None = Field(None, ge=2, description="use only this many training samples, the first ones")
     test_limit: int | None = Field(None, ge=1, description="use only this many test samples, the first ones")
-    train: str | None = Field(
+    train: BelowRoot | None = Field(
         None, description="folder with one subfolder per class, or pattern of shards, relative to the data root"
     )
-    test: str | None = Field(None, description="the same for the test split")
+    test: BelowRoot | None = Field(None, description="the same for the test split")
     num_classes: int | None = Field(None, ge=2, le=10**6, description="required for shards, which do not record it")
     classes: str | None = _later(
         "order of the class folders: name (null, too), number, or a file below the data root that lists one class in"

@@ -9,13 +9,23 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+from dhkd.data.shown import shown
+
 T = TypeVar("T")
+
+LONGEST_NAME = 100  # characters of an unknown name that a message shows
 
 
 class DhkdError(Exception):
-    """Base of all errors that a user can cause; `exit_code` is the command line's exit code."""
+    """Base of all errors that a user can cause; `exit_code` is the command line's exit code.
+
+    The message as text has neither secrets nor control characters, whoever wrote what it quotes.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class ConfigError(DhkdError, ValueError):
@@ -50,6 +60,10 @@ class CacheDamaged(DhkdError, ValueError):
 
 class StorageError(DhkdError, OSError):
     """A place where caches are stored can't be reached, or refuses access."""
+
+
+class ObjectRefused(StorageError):
+    """An object that is not read or written: it is too large, or it lies outside its cache."""
 
 
 class RunExists(DhkdError, FileExistsError):
@@ -93,6 +107,7 @@ def one_of(kind: str, name: str, table: Mapping[str, T]) -> T:
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Return a one-line message with the unknown name, the nearest valid name and all valid names."""
     names = sorted(valid)
+    name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}: {hint}valid are {', '.join(names)}"

@@ -47,9 +47,10 @@ def rerender(renderer: Renderer, reader: LogitReader, *, seed: int, rows_per_blo
 
 
 def _versions_on_both_sides(reader: LogitReader) -> str:
-    # Any: a manifest's provenance is JSON, and another version of dhkd may have recorded other keys.
-    provenance: Mapping[str, Any] = next(iter(reader.manifest.provenance.values()), {})
-    recorded = provenance.get("versions", {})
+    # Any: a manifest's provenance is JSON, and whoever wrote it may have recorded anything.
+    provenance: Any = next(iter(reader.manifest.provenance.values()), {})
+    versions_then = provenance.get("versions") if isinstance(provenance, Mapping) else None
+    recorded = versions_then if isinstance(versions_then, Mapping) else {}
     changes = [
         f"{name} {recorded[name]} then, {version} now"
         for name, version in versions().items()

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "stages/report": ("stages.report", "data"),
     "stages": ("stages.processes", "stages.watch", "data"),  # the files beside those folders
     "data": ("data",),
-    "configs": ("configs", "data.errors"),
+    "configs": ("configs", "data.errors", "data.shown"),
 }
 
 # The only modules that may import each package.

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 WITNESS = "witness"  # the array beside the signals: a checksum of each row's rendered pixels
 
+MOST_BLOCKS = 500_000  # of a cache; every process lists them, so a manifest with more would take minutes and gigabytes
+
 Array = NDArray[np.generic]
 Part = tuple[str, tuple[int, ...]]  # a stored array's dtype, and the shape of one of its rows
 
@@ -62,6 +64,11 @@ class Plan:
     def blocks_per_view(self) -> int:
         """The number of blocks of a view."""
         return -(-self.num_samples // self.block_rows)
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks of all views."""
+        return self.num_views * self.blocks_per_view
 
     def block(self, view: int, number: int) -> Block:
         """Return block `number` of view `view`."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dhkd.data.cache.index import INDEX_KEY, Index
+from dhkd.data.cache.index import INDEX_KEY, LARGEST_INDEX, Index
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.storage.base import Storage
@@ -46,7 +46,7 @@ def find(storage: Storage) -> StoredCache | None:
 def read_index(storage: Storage) -> Index | None:
     """Read the index of what is complete; return None if nothing is complete."""
     try:
-        content = storage.get(INDEX_KEY)
+        content = storage.get(INDEX_KEY, LARGEST_INDEX)
     except FileNotFoundError:
         return None
     return Index.from_bytes(content, storage.location)
@@ -56,14 +56,16 @@ def _promised(storage: Storage) -> StoredCache | None:
     """Return the cache as its manifest object describes it, or None if no layout recognises a manifest object."""
     for store, layout in LAYOUTS.items():
         try:
-            content = storage.get(layout.manifest_key)
+            content = storage.get(layout.manifest_key, LARGEST_INDEX)
         except FileNotFoundError:
             continue
         try:
             tree = layout.manifest_tree(content)
         except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise CacheDamaged(
-                f"cache at {storage.location}: {layout.manifest_key} is damaged; restore it, or rebuild the cache"
+                f"cache at {storage.location}: {layout.manifest_key} is damaged ({reason}); restore it, or rebuild the"
+                f" cache"
             ) from error
         if tree is not None:
             return StoredCache(store, Manifest.from_json(tree, f"cache at {storage.location}"), None)

@@ -9,13 +9,18 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from dhkd.data.cache.codecs import row_bytes
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest, canonical, require_version
+from dhkd.data.cache.storage.base import LARGEST_OBJECT
 from dhkd.data.errors import CacheDamaged, CacheMismatch, unknown
+from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 INDEX_KEY = "index.json"
+MOST_STRUCTURE = 8  # metadata objects besides those of arrays
+LARGEST_INDEX = 64 * 2**20  # bytes of JSON; about a million objects
 
 
 def _known_store(name: str) -> str:
@@ -25,6 +30,10 @@ def _known_store(name: str) -> str:
 
 
 Store = Annotated[str, AfterValidator(_known_store)]
+# A key is a path inside the cache, of names as dhkd makes them: no '..', backslash, percent sign or control character.
+Key = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=500)
+]
 Checksum = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Bytes = Annotated[int, Field(ge=0, strict=True)]
 
@@ -59,14 +68,28 @@ class Index(BaseModel):
 
     store: Store
     manifest: Manifest
-    structure: Mapping[str, Checksum]
-    objects: Mapping[str, tuple[Bytes, Checksum]]
+    structure: Mapping[Key, Checksum]
+    objects: Mapping[Key, tuple[Bytes, Checksum]]
     bounds: Mapping[str, Bound]
 
     @model_validator(mode="after")
     def _bounds_of_all_signals(self) -> "Index":
         if set(self.bounds) != set(self.manifest.signals):
             raise ValueError("bounds of other signals than the manifest's")
+        return self
+
+    @model_validator(mode="after")
+    def _objects_of_all_blocks(self) -> "Index":
+        """Compare what the manifest claims with what is listed, before anything is done for each block or row."""
+        layout, arrays = LAYOUTS[self.store], [self.manifest.parts(name) for name in self.manifest.names]
+        expected = self.manifest.plan.num_blocks * sum(layout.objects_per_block(len(parts)) for parts in arrays)
+        if len(self.objects) != expected:
+            raise ValueError(f"expected {expected:,} objects, as the manifest says, got {len(self.objects):,}")
+        if len(self.structure) > MOST_STRUCTURE + sum(map(len, arrays)):
+            raise ValueError(f"expected a few metadata objects, got {len(self.structure):,}")
+        largest = self.manifest.block_rows * max(map(row_bytes, arrays))
+        if largest > LARGEST_OBJECT:
+            raise ValueError(f"expected blocks of at most {LARGEST_OBJECT:,} bytes, got {largest:,}")
         return self
 
     def to_bytes(self) -> bytes:
@@ -82,7 +105,7 @@ class Index(BaseModel):
         Raises `CacheMismatch` for another format version, and `CacheDamaged` if the content is damaged.
         """
         try:
-            tree: Any = json.loads(content)  # the file may hold any JSON
+            tree: Any = decode(content)  # the file may hold any JSON
             require_version(tree["format"], f"cache at {where}")
             body = tree["index"]
             if tree["crc32c"] != f"{crc32c(canonical(body)):08x}":

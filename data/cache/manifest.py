@@ -7,9 +7,10 @@ only stores, compares and shows these descriptions.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from dhkd.data.cache.blocks import WITNESS, Part, Plan
+from dhkd.data.cache.blocks import MOST_BLOCKS, WITNESS, Part, Plan
 from dhkd.data.cache.codecs import AnyCodec
 from dhkd.data.errors import CacheDamaged, CacheMismatch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -67,7 +68,7 @@ class SignalIdentity(_Tree):
     teacher: Facts
     precision: Literal["float32", "bf16", "fp16"]
     codec: AnyCodec
-    row: tuple[Size, ...]
+    row: Annotated[tuple[Size, ...], Field(max_length=8)]
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -87,7 +88,7 @@ class Identity(_Tree):
 
     dataset: DatasetIdentity
     recipe: Facts
-    signals: Annotated[Mapping[Name, SignalIdentity], Field(min_length=1)]
+    signals: Annotated[Mapping[Name, SignalIdentity], Field(min_length=1, max_length=256)]
 
 
 class Manifest(_Tree):
@@ -110,6 +111,8 @@ class Manifest(_Tree):
             raise ValueError("two arrays have the same name")
         if self.block_rows > self.identity.dataset.num_samples:
             raise ValueError("block_rows is larger than the data set")
+        if self.plan.num_blocks > MOST_BLOCKS:
+            raise ValueError(f"expected at most {MOST_BLOCKS:,} blocks, got {self.plan.num_blocks:,}")
         return self
 
     @property
@@ -144,7 +147,8 @@ class Manifest(_Tree):
     def error_before(self, name: str) -> float:
         """Return the error bound ε that a signal's values had before its cache was converted, or else 0."""
         provenance = self.provenance.get(name, {})
-        return float(provenance.get("error_before", 0.0)) if isinstance(provenance, Mapping) else 0.0
+        before = provenance.get("error_before", 0.0) if isinstance(provenance, Mapping) else 0.0
+        return float(before) if isinstance(before, int | float) else 0.0
 
     @property
     def digest(self) -> str:
@@ -191,6 +195,9 @@ class Manifest(_Tree):
         conflicts = differences(wanted, existing.model_dump(mode="json"), exact=True) + self._teacher_conflicts(other)
         if other.num_views < self.num_views:
             conflicts.append(f"views expected at least {self.num_views}, as it was begun with, got {other.num_views}")
+        num_blocks = replace(self.plan, num_views=other.num_views).num_blocks
+        if num_blocks > MOST_BLOCKS:
+            conflicts.append(f"blocks expected at most {MOST_BLOCKS:,}, got {num_blocks:,}")
         if conflicts:
             raise CacheMismatch(f"cache at {where}: {'; '.join(conflicts)}; write this one to another --out")
         return Manifest(

@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
 from dhkd.data.cache.find import StoredCache, find
-from dhkd.data.cache.index import Bound, Index
+from dhkd.data.cache.index import LARGEST_INDEX, Bound, Index
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
@@ -17,10 +18,12 @@ from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import is_url, storage_of
 from dhkd.data.disk.copies import BoundedCopies
-from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused, StorageError
+from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
+UNLIKE_WRITTEN = "its bytes are not those that were written"
 AGAIN = "run 'dhkd cache-teacher' again with the same arguments"
 
 
@@ -121,14 +124,13 @@ class LogitReader:
             self._require_signal(name)
         contents: dict[str, bytes] = {}
         for key in self._keys(name, block):
-            content = self._content(key)
-            fault = self._fault(key, content)
-            if content is None or fault is not None:
+            try:
+                contents[key] = self._content(key)
+            except _Fault as fault:
                 raise CacheDamaged(
                     f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
-                )
-            contents[key] = content
-        return self._layout.unpack(name, block, contents)
+                ) from fault
+        return self._unpacked(name, block, contents)
 
     def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
         """Yield the result of `stored` for each block, in order; from a URL, several blocks are fetched at a time."""
@@ -161,24 +163,49 @@ class LogitReader:
 
         For each object, yields the object's size in bytes if the object is as it was written, or else a `Damage`.
         """
+        described, promised = self._layout.structure(), cache(self._promised)
         for key, checksum in self._index.structure.items():
-            content = _get(self._storage, key)
-            if content is None:
-                yield Damage(key, None, None, "missing")
-            elif crc32c(content) != checksum and content != self._promised().get(key):
-                yield Damage(key, None, None, "its bytes are not those that were written")
-            else:
+            try:
+                content = _get(self._storage, key, LARGEST_INDEX)
+                if crc32c(content) != checksum and content != promised().get(key):
+                    raise _Fault(UNLIKE_WRITTEN)
+                if _describes_another_array(content, described.get(key, content)):
+                    raise _Fault("describes another array than the manifest does")
                 yield len(content)
-
-        def checked(item: tuple[Block, str, str]) -> Damage | int:
-            block, name, key = item
-            content = _get(self._storage, key)
-            fault = self._fault(key, content)
-            return len(content or b"") if fault is None else Damage(key, name, block, fault)
-
+            except _Fault as fault:
+                yield Damage(key, None, None, str(fault))
         arrays = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
-        objects = ((block, name, key) for block, name in arrays for key in self._keys(name, block))
-        yield from each(checked, objects, self._storage.streams)
+        for results in each(lambda array: self._checked(*array), arrays, self._storage.streams):
+            yield from results
+
+    def _checked(self, block: Block, name: str) -> list[Damage | int]:
+        """Read one block of an array from the storage; return each object's size or damage."""
+        results: list[Damage | int] = []
+        contents: dict[str, bytes] = {}
+        for key in self._keys(name, block):
+            try:
+                contents[key] = _get(self._storage, key, self._entry(key)[0])
+                self._require_intact(key, contents[key])
+                results.append(len(contents[key]))
+            except _Fault as fault:
+                results.append(Damage(key, name, block, str(fault)))
+        if any(isinstance(result, Damage) for result in results):
+            return results
+        try:
+            self._unpacked(name, block, contents)
+        except CacheDamaged as error:
+            return [Damage(key, name, block, str(error)) for key in contents]
+        return results
+
+    def _unpacked(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+        """Return a block's parts; raises `CacheDamaged` if they can't be what the signal's codec stored."""
+        parts = self._layout.unpack(name, block, contents)
+        if name != WITNESS:
+            signal = self.manifest.signals[name]
+            reason = signal.codec.impossible(parts, signal.row)
+            if reason:
+                raise CacheDamaged(f"cache at {self.location}: {name} ({block}): {reason}; {AGAIN}")
+        return parts
 
     def _promised(self) -> dict[str, bytes]:
         """Return the metadata objects that an extension of the cache may have written by now, by key."""
@@ -207,7 +234,19 @@ class LogitReader:
             )
 
     def _keys(self, name: str, block: Block) -> list[str]:
-        return list(self._layout.objects(name, block))
+        """Return the keys of the block's objects; raises `CacheDamaged` if the index says other sizes than the layout.
+
+        The sizes follow from the manifest. An index that contradicts it was not written by dhkd.
+        """
+        sizes = self._layout.objects(name, block)
+        for key, size in sizes.items():
+            listed, _ = self._entry(key)
+            if listed != size:
+                raise CacheDamaged(
+                    f"cache at {self.location}: {key} ({block}): expected {size} bytes by the manifest, the index says"
+                    f" {listed}; {AGAIN}"
+                )
+        return list(sizes)
 
     def _entry(self, key: str) -> tuple[int, int]:
         try:
@@ -215,33 +254,74 @@ class LogitReader:
         except KeyError as error:
             raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
 
-    def _content(self, key: str) -> bytes | None:
-        """Return an object's bytes, from its copy on this machine if copies are kept, or None for a missing object."""
+    def _content(self, key: str) -> bytes:
+        """Return an object's bytes, from its copy on this machine if copies are kept; raises `_Fault`."""
+        size, checksum = self._entry(key)
         if self._nearby is None:
-            return _get(self._storage, key)
-        size, checksum = self._entry(key)
-        try:
-            return self._nearby.get_checked(key, size, checksum, lambda content: self._fault(key, content) is None)
-        except FileNotFoundError:
-            return None
+            content = _get(self._storage, key, size)
+        else:
+            try:
+                content = self._nearby.get_checked(key, size, checksum, lambda content: self._is_intact(key, content))
+            except FileNotFoundError as error:
+                raise _Fault(f"expected {size} bytes, got no object") from error
+            except ObjectRefused as error:
+                raise _Fault(str(error)) from error
+        self._require_intact(key, content)
+        return content
 
-    def _fault(self, key: str, content: bytes | None) -> str | None:
-        """Return what is wrong with an object's bytes, or None if the bytes are as they were written."""
+    def _is_intact(self, key: str, content: bytes) -> bool:
+        try:
+            self._require_intact(key, content)
+        except _Fault:
+            return False
+        return True
+
+    def _require_intact(self, key: str, content: bytes) -> None:
+        """Raise `_Fault`, which says what is wrong, unless an object's bytes are as they were written."""
         size, checksum = self._entry(key)
-        if content is None or len(content) != size:
-            return f"expected {size} bytes, got {'no object' if content is None else len(content)}"
+        if len(content) != size:
+            raise _Fault(f"expected {size} bytes, got {len(content)}")
         try:
             actual = self._layout.checksum(key, content)
-        except CacheDamaged:
-            return "its bytes are not those that were written"
-        return None if actual == checksum else "is not the block that was written"  # intact, but another block
+        except CacheDamaged as error:
+            raise _Fault(UNLIKE_WRITTEN) from error
+        if actual != checksum:
+            raise _Fault("is not the block that was written")  # intact, but another block
 
 
-def _get(storage: Storage, key: str) -> bytes | None:
+def _describes_another_array(content: bytes, expected: bytes) -> bool:
+    """Return whether an array's metadata contradict the manifest; the number of views may differ, since it grows.
+
+    dhkd reads arrays by the manifest, and other programs by this metadata. Libraries may write it with more or fewer
+    fields.
+    """
     try:
-        return storage.get(key)
-    except FileNotFoundError:
-        return None
+        got, wanted = decode(content), decode(expected)
+    except ValueError:
+        return content != expected
+    if not (isinstance(got, dict) and isinstance(wanted, dict) and "shape" in wanted):
+        return False
+    shape = got.get("shape")
+    same = isinstance(shape, list) and shape[1:] == wanted["shape"][1:]
+    return not same or any(got.get(field) != wanted.get(field) for field in ("data_type", "chunk_grid"))
+
+
+class _Fault(Exception):
+    """What is wrong with an object."""
+
+
+def _get(storage: Storage, key: str, size: int) -> bytes:
+    """Return an object's bytes, at most `size` of them; raises `_Fault` for an object that can't be read."""
+    try:
+        return storage.get(key, size)
+    except FileNotFoundError as error:
+        raise _Fault(f"expected {size} bytes, got no object" if size != LARGEST_INDEX else "missing") from error
+    except ObjectRefused as error:
+        raise _Fault(str(error)) from error
+    except StorageError:
+        raise  # of the whole storage, not of one object
+    except OSError as error:
+        raise _Fault(f"can't be read ({error.strerror or error})") from error
 
 
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:

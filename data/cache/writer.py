@@ -17,7 +17,7 @@ from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import AGAIN, Damage, missing_blocks
 from dhkd.data.cache.storage.base import Storage, each
-from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -192,14 +192,14 @@ class LogitWriter:
         damages: list[Damage] = []
         for key, size in self._layout.objects(name, block).items():
             try:
-                content = self._storage.get(key)
+                content = self._storage.get(key, size)
                 if len(content) != size:
                     raise CacheDamaged(f"expected {size} bytes, got {len(content)}")
                 entry = (size, self._layout.checksum(key, content))
                 if known and self._indexed.get(key, entry) != entry:
                     raise CacheDamaged("not the block that was written")
                 contents[key], entries[key] = content, entry
-            except (FileNotFoundError, CacheDamaged) as error:
+            except (FileNotFoundError, CacheDamaged, ObjectRefused) as error:
                 damages.append(Damage(key, name, block, str(error)))
         if damages:
             return _ReadBack(None, entries, damages)

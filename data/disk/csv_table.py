@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.printable import printable
+from dhkd.data.shown import printable_line
 
 FORMULA = tuple("=+-@＝＋－＠")  # also as East Asian keyboards write them
 
@@ -18,8 +18,8 @@ FORMULA = tuple("=+-@＝＋－＠")  # also as East Asian keyboards write them
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to `path`, with None as an empty field; a file that already holds the table is left as it is.
 
-    A text is on one line, as `printable` writes it. One that a spreadsheet would take for a formula gets an apostrophe
-    in front; numbers stay as they are.
+    A text is on one line, as `printable_line` writes it. One that a spreadsheet would take for a formula gets an
+    apostrophe in front; numbers stay as they are.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -37,7 +37,7 @@ def text_of(cell: str) -> str:
 def _safe(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
-    text = printable(cell)
+    text = printable_line(cell)
     return f"'{text}" if _is_escaped(text) else text
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dhkd.data.errors import RunMismatch
-from dhkd.data.printable import printable
 from dhkd.data.runs.config import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.flat import flat
 from dhkd.data.runs.metrics import EpochMetrics, read_metrics
 from dhkd.data.runs.names import COMMAND_KEY, CONFIG, FAILED, METRICS, RESULT, SEED_KEY, SWEEP, WEIGHTS
 from dhkd.data.runs.result import RunResult, read_result
+from dhkd.data.shown import printable_line
 
 REASONS = 3  # how many runs a message names
 
@@ -92,7 +92,7 @@ class RunReader:
             stamp = _stamp(path)
             known = self._known.get(path)
             if known is None or known[0] != stamp:
-                known = stamp, _read(path, printable(folder.name if name == "." else name))
+                known = stamp, _read(path, printable_line(folder.name if name == "." else name))
             runs[path] = known
         self._known = runs
         return [run for _, run in runs.values() if run.settings.get(COMMAND_KEY, "train-student") == "train-student"]
@@ -165,7 +165,7 @@ def _read(path: Path, name: str) -> Run:
     settings: dict[str, Any] = {}  # Any: see `Run`
     metrics: list[EpochMetrics] = []
     failed = path / FAILED
-    failure = printable(failed.read_text(errors="replace").partition("\n")[0]) if failed.exists() else None
+    failure = printable_line(failed.read_text(errors="replace").partition("\n")[0]) if failed.exists() else None
     try:
         config = read_config(path)
         if config is None:
@@ -176,7 +176,7 @@ def _read(path: Path, name: str) -> Run:
         metrics = read_metrics(path)
         result = read_result(path, metrics, settings_sha256(config or {}))
     except RunMismatch as error:
-        return Run(name, path, settings, metrics, failure=failure, damage=printable(str(error)))
+        return Run(name, path, settings, metrics, failure=failure, damage=printable_line(str(error)))
     return Run(name, path, settings, metrics, result, failure)
 
 

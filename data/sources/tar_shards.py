@@ -19,6 +19,7 @@ from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataChanged, DataError
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
+from dhkd.data.shown import redacted
 from dhkd.data.sources.base import OF_FILES, Place, Source
 from dhkd.data.sources.class_order import BY_NAME, BY_NUMBER, classes_listed
 from dhkd.data.sources.shard_index import USUAL_LABELS, ShardIndex, index_of, index_path
@@ -142,9 +143,9 @@ class ShardFiles(EncodedFiles):
         return content
 
     def name(self, index: int) -> str:
-        """Return the shard's path or URL, and the sample's name in that shard."""
+        """Return the shard's path or URL, without secrets, and the sample's name in that shard."""
         sample = os.fsdecode(bytes(self._index.name_N[index]))
-        return f"{self._urls[int(self._index.shard_N[index])]}, sample {sample}"
+        return f"{redacted(self._urls[int(self._index.shard_N[index])])}, sample {sample}"
 
     def names(self, num_samples: int) -> bytes:
         """Return the samples' names, one per line."""

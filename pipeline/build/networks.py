@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import Triple
-from dhkd.data.printable import some_of
 from dhkd.data.runs.names import CONFIG
+from dhkd.data.shown import some_of
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import packaged_weights

@@ -10,9 +10,11 @@ import sys
 
 import click
 from dhkd.data.errors import DhkdError, error_line
-from dhkd.data.printable import printable
+from dhkd.data.shown import shown
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
 from dhkd.pipeline.cli.groups import Group
+
+LONGEST_LINE = 10_000  # characters of an error; a stranger's file may hold names of any length
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
 COMMANDS = (
@@ -35,13 +37,6 @@ COMMANDS = (
 )
 
 
-class _OneLine(logging.Formatter):
-    """Log lines whose names, of files and runs, can't move the cursor or begin a line of their own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
-
-
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dhkd")
 @click.option("--debug", is_flag=True, help="Show the full traceback if an error occurs.")
@@ -58,9 +53,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line. An error that a user can cause gives a one-line message and an exit code, no traceback."""
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(_OneLine("%(message)s"))
-    logging.basicConfig(handlers=[lines], level=logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Shown("%(message)s"))
     logging.getLogger("dhkd").setLevel(logging.INFO)
     debug = "--debug" in sys.argv
     if _joint() and not debug:
@@ -69,6 +64,7 @@ def main() -> None:
     try:
         cli(prog_name="dhkd", standalone_mode=False)
     except click.ClickException as error:
+        error.message = shown(error.message)
         error.show()
         _tell_others(error.format_message())
         sys.exit(error.exit_code)
@@ -81,10 +77,18 @@ def main() -> None:
         _fail("interrupted; run the same command again to continue (training needs --resume)", 1, debug)
 
 
+class _Shown(logging.Formatter):
+    """Lines that a terminal and a log may get, whoever wrote what they quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
-    click.echo(printable(error_line(line)), err=True)
+    line = error_line(shown(line))
+    click.echo(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…", err=True)
     _tell_others(line)
     sys.exit(code)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 from dhkd.pipeline.cli.options import PATH, json_option
-from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.output import emit, print_text
 
 
 @click.command()
@@ -36,7 +36,7 @@ def bench(quick: bool, only: Sequence[str], out: Path | None, compare: tuple[Pat
     if compare is not None:
         from dhkd.benchmarks.compare import comparison
 
-        return click.echo(comparison(*compare))
+        return print_text(comparison(*compare))
     from dhkd.benchmarks.run import POINTS
     from dhkd.benchmarks.run import bench as measure
 

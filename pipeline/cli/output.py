@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 
 import click
-from dhkd.data.printable import printable
+from dhkd.data.shown import redacted, shown
 
 
 def is_first_process() -> bool:
@@ -20,6 +20,24 @@ def emit(result: object, as_json: bool, text: Callable[[], str]) -> None:
     """
     from dhkd.pipeline.results import plain
 
-    if is_first_process():
-        shown = "" if as_json else "\n".join(map(printable, text().split("\n")))
-        click.echo(json.dumps(plain(result), indent=2) if as_json else shown)
+    if not is_first_process():
+        return
+    if as_json:
+        # JSON's own escapes leave one control character, DEL.
+        click.echo(json.dumps(_redacted(plain(result)), indent=2).replace("\x7f", "\\u007f"))
+    else:
+        print_text(text())
+
+
+def print_text(text: str, *, newline: bool = True) -> None:
+    """Print text on standard output, without secrets and control characters."""
+    click.echo(shown(text), nl=newline)
+
+
+def _redacted(tree: object) -> object:
+    """Return plain JSON values without the secrets of URLs."""
+    if isinstance(tree, str):
+        return redacted(tree)
+    if isinstance(tree, dict):
+        return {key: _redacted(value) for key, value in tree.items()}
+    return [_redacted(value) for value in tree] if isinstance(tree, list) else tree

@@ -7,7 +7,7 @@ import click
 from dhkd.data.errors import ConfigError
 from dhkd.pipeline.cli.groups import Group
 from dhkd.pipeline.cli.options import PATH, json_option
-from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.output import emit, print_text
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
@@ -49,7 +49,7 @@ def show(name: str) -> None:
     """Print a preset as YAML."""
     from dhkd.configs.load import preset_text
 
-    click.echo(preset_text(name), nl=False)
+    print_text(preset_text(name), newline=False)
 
 
 @presets.command()

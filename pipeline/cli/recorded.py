@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from dhkd.data.shown import redacted
 
 # Options that a cache does not record, because a cache must be the same to the bit on whichever machine it is written:
 # where files are, which share of the work this call does, and how this machine does it.
@@ -16,6 +17,8 @@ OF_THE_MACHINE = frozenset(
 
 def recorded_command(context: click.Context, *, without: Collection[str] = ()) -> str:
     """Return the command of `context` with every given option except those in `without`, quoted for a shell.
+
+    Passwords and signatures in URLs are left out.
 
     The order of options does not depend on how the command was typed: arguments, required options, repeatable options,
     other options with a value, flags; within each of these, the order in which the command declares them.
@@ -39,7 +42,8 @@ def recorded_command(context: click.Context, *, without: Collection[str] = ()) -
             required += [option, str(value)]
         else:
             optional.append(f"{option}={value}")
-    return shlex.join(["dhkd", str(context.info_name), *arguments, *required, *repeatable, *optional, *flags])
+    words = [*arguments, *required, *repeatable, *optional, *flags]
+    return shlex.join(["dhkd", str(context.info_name), *map(redacted, words)])
 
 
 def _given(context: click.Context) -> Iterator[tuple[click.Parameter, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from dhkd.configs.load import load_experiment, preset_names
 from dhkd.data.errors import ConfigError, unknown
-from dhkd.data.printable import printable
 from dhkd.data.runs.names import (
     CACHE_KEY,
     OBJECTIVE_KEY,
@@ -24,6 +23,7 @@ from dhkd.data.runs.names import (
     VIEWS_KEY,
 )
 from dhkd.data.runs.read import Run, finished_of, naturally
+from dhkd.data.shown import printable_line
 from dhkd.pipeline.report.table import axes_of
 from dhkd.stages.report.statistics import Difference, Spread, difference, spread
 
@@ -132,7 +132,7 @@ def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) ->
         values = {short: run.settings.get(key) for short, key in axes.items() if run.settings.get(key) is not None}
         parts = [str(value) for short, value in values.items() if short in TELLING]
         parts += [f"{short}={value}" for short, value in values.items() if short not in TELLING]
-        kinds.setdefault(printable(", ".join(parts)) or "all", []).append(run)
+        kinds.setdefault(printable_line(", ".join(parts)) or "all", []).append(run)
     return kinds
 
 

@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any, get_args
 
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.printable import printable
 from dhkd.data.runs.names import EPOCHS_KEY
 from dhkd.data.runs.read import Run, State, SweepRecord, finished_of, read_sweep_record
+from dhkd.data.shown import printable_line
 from dhkd.pipeline.report.comparison import ComparedRow, Comparison, Cost, compare
 from dhkd.pipeline.report.page_charts import accuracy_charts, analysis_charts, curve_charts
 from dhkd.pipeline.report.panels import run_panels
@@ -38,7 +38,7 @@ def page_of(runs: Sequence[Run], folder: Path, baseline: str | None = None, vers
     order = [row.name for row in compared.rows]  # so that each kind of run has the same colour in every chart
     analyses, warnings = analysis_charts(folder / "report", order)
     page = Page(
-        title=printable(folder.resolve().name),
+        title=printable_line(folder.resolve().name),
         summary=_summary(runs, record),
         warnings=[*compared.warnings, *warnings],
         comparison=_comparison(compared),
@@ -164,7 +164,7 @@ def _provenance(runs: Sequence[Run], record: SweepRecord) -> list[Fact]:
 
 def _setting(value: Any) -> Cell:
     """Return a cell with a setting's value, or a dash for a run without that setting."""
-    return Cell("–") if value is None else Cell(printable(str(value)), printable(str(value)))
+    return Cell("–") if value is None else Cell(printable_line(str(value)), printable_line(str(value)))
 
 
 def _number(value: float | None, digits: int) -> Cell:

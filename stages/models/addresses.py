@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from dhkd.data.errors import WeightsError
-from dhkd.data.printable import printable
+from dhkd.data.shown import printable_line
 from torch import Tensor
 
 # Batch norm's step counter: no output depends on it, and published files may lack it.
@@ -82,7 +82,7 @@ def choose(places: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Te
     ]
     if len(different) == 1:
         return Address(origin, places[different[0]])
-    names = {address: f"{origin}{'.' if '::' in origin else '::'}{printable(address)}" for address in different}
+    names = {address: f"{origin}{'.' if '::' in origin else '::'}{printable_line(address)}" for address in different}
     averaged = [address for address in different if is_average(address)]
     if len(different) == 2 and len(averaged) == 1:
         taken = averaged[0]

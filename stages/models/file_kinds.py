@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from dhkd.data.printable import printable, some_of
+from dhkd.data.shown import printable_line, some_of
 
 NAMES_LISTED = 3
 HEADER = 4096  # bytes, enough to recognise any of these files
@@ -112,4 +112,8 @@ def _kind_of_text(start: bytes) -> str | None:
         line = start[:200].decode().splitlines()[0]
     except (UnicodeDecodeError, IndexError):
         return None
-    return f"a text that begins with {printable(line, 40)!r}; name the file of weights" if line.isprintable() else None
+    return (
+        f"a text that begins with {printable_line(line, 40)!r}; name the file of weights"
+        if line.isprintable()
+        else None
+    )

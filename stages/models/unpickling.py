@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from dhkd.data.errors import WeightsError
-from dhkd.data.printable import printable
+from dhkd.data.shown import printable_line
 
 
 class _Setting:
@@ -122,7 +122,7 @@ def load_torch_file(path: Path) -> object:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise WeightsError(
-                f"weights {path}: expected tensors and plain values only, got {printable(code[1], 100)};"
+                f"weights {path}: expected tensors and plain values only, got {printable_line(code[1], 100)};"
                 " the file was not loaded, since that would run code; ask its author for the network's state_dict()"
             ) from error
         raise WeightsError(

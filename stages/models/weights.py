@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import WeightsError
-from dhkd.data.printable import printable, some_of
+from dhkd.data.shown import printable_line, some_of
 from dhkd.stages.models.addresses import IGNORED, Misfit, choose, placed
 from dhkd.stages.models.file_kinds import is_safetensors, other_kind
 from dhkd.stages.models.network import Network
@@ -36,13 +36,15 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for address, tensor in _tensors_in(content):
         if tensors.setdefault(address, tensor) is not tensor:
-            raise WeightsError(f"weights {path}: expected one tensor named {printable(address, 100)}, found several")
+            raise WeightsError(
+                f"weights {path}: expected one tensor named {printable_line(address, 100)}, found several"
+            )
     if not tensors:
         raise WeightsError(f"weights {path}: expected tensors by name, found none; the file holds {_held(content)}")
     below = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
     if key and not below:
         raise WeightsError(
-            f"weights {path}: expected tensors below {printable(key)}, found none; the file holds {_held(content)}"
+            f"weights {path}: expected tensors below {printable_line(key)}, found none; the file holds {_held(content)}"
         )
     return below if key else tensors
 
@@ -68,7 +70,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         log.warning("weights %s are used, which are averaged; for those that are not, name %s", origin, others)
     for name in expected.keys() & address.tensors.keys():
         # Replace entries of the network's state dict: a new dict would lack layer versions, which some networks need.
-        expected[name] = _usable(address.tensors[name], expected[name], f"weights {origin}: {printable(name)}")
+        expected[name] = _usable(address.tensors[name], expected[name], f"weights {origin}: {printable_line(name)}")
     network.load_state_dict(expected)
     return origin
 
@@ -170,7 +172,7 @@ def _usable(tensor: Tensor, like: Tensor, what: str) -> Tensor:
 def _misfit(network: nn.Module, misfit: Misfit, state: Mapping[str, Tensor], origin: str) -> str:
     """Say how the weights that come closest differ from the network's, and what the file holds."""
     listed = "; ".join(
-        f"{printable(name, 100)} expected {_shape(expected)}, got {_shape(found)}"
+        f"{printable_line(name, 100)} expected {_shape(expected)}, got {_shape(found)}"
         for name, expected, found in misfit.differing[:NAMES_LISTED]
     )
     number = len(misfit.differing)
@@ -198,4 +200,4 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return printable((str(error).splitlines() or [type(error).__name__])[0], 200)
+    return printable_line((str(error).splitlines() or [type(error).__name__])[0], 200)

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from dhkd.data.disk.csv_table import text_of, write_csv
 from dhkd.data.errors import RunMismatch
-from dhkd.data.printable import printable
 from dhkd.data.runs.config import read_config
 from dhkd.data.runs.metrics import read_metrics
 from dhkd.data.runs.read import RunReader, read_runs
+from dhkd.data.shown import printable_line
 from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.cli.tables.runs import runs_table
@@ -92,7 +92,7 @@ def test_a_setting_disturbs_nothing(kind: str, tmp_path: Path) -> None:
     assert "<img src=x" not in html.replace("&lt;", "")
     with write_table(runs, tmp_path).open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [text_of(row["student"]) for row in rows] == ["resnet20", printable(name)]
+    assert [text_of(row["student"]) for row in rows] == ["resnet20", printable_line(name)]
     assert not any(cell.startswith(tuple("=+-@\t\r\n")) for row in rows for cell in row.values())
 
 
@@ -120,7 +120,7 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
     outcome = dhkd("report", tmp_path / "\x1b[2Jnone")
     assert outcome.code == 1
     assert outcome.err == f"error: {tmp_path}/\\x1b[2Jnone: expected a folder of runs, found nothing\n"
-    assert printable("é→ ±\U0001f600") == "é→ ±\U0001f600"
+    assert printable_line("é→ ±\U0001f600") == "é→ ±\U0001f600"
 
 
 @pytest.mark.parametrize("deep", ["[" * 100_000, "- " * 50_000, "{a: " * 50_000, "? " * 50_000])

@@ -55,6 +55,9 @@ class Codec(Protocol):
         that it needs.
         """
 
+    def impossible(self, parts: Mapping[str, Array], row: tuple[int, ...]) -> str | None:
+        """Return why `encode` can't have made these parts, or None; only parts that `decode` can't handle count."""
+
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
         """Return ε of each row, float64 (rows,): the most by which a stored value differs from the original."""
 

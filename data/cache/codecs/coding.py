@@ -1,5 +1,6 @@
 """Encoding whole blocks with any codec, and decoding them as numpy arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ VALUES_AT_ONCE = 2**14
 
 def row_bytes(parts: Mapping[str, Part]) -> int:
     """Return the size in bytes of one row of all parts together."""
-    return sum(int(np.prod(row, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, row in parts.values())
+    return sum(math.prod(row) * np.dtype(dtype).itemsize for dtype, row in parts.values())
 
 
 def encode(codec: Codec, name: str, block: Block, values: NDArray[np.float32]) -> dict[str, Array]:

@@ -45,6 +45,10 @@ class Float:
         """Return the values, float32 (rows, …)."""
         return parts[""].float()
 
+    def impossible(self, parts: Mapping[str, Array], row: tuple[int, ...]) -> None:
+        """Return None: all values can be decoded."""
+        return
+
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
         """Return ε of each row, the most by which a stored value differs from the original.
 

@@ -60,6 +60,10 @@ class Int8:
         shape = (-1, *(1 for _ in row))
         return parts[""].float() * parts["scale"].view(shape) + parts["offset"].view(shape)
 
+    def impossible(self, parts: Mapping[str, Array], row: tuple[int, ...]) -> None:
+        """Return None: all values can be decoded."""
+        return
+
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
         """Return ε of each row, the most by which a decoded value differs from the original.
 

@@ -66,6 +66,13 @@ class TopK:
         values = share[:, None].expand(-1, num_classes).clone()
         return values.scatter_(1, parts["class"].long(), parts[""].float())
 
+    def impossible(self, parts: Mapping[str, Array], row: tuple[int, ...]) -> str | None:
+        """Return which class the parts name that there isn't, or None."""
+        least, most = int(parts["class"].min()), int(parts["class"].max())
+        if 0 <= least <= most < row[0]:
+            return None
+        return f"classes expected 0 to {row[0] - 1}, got {least} to {most}"
+
     def errors(self, parts: Mapping[str, Array]) -> NDArray[np.float64]:
         """Return ε of each row, the largest rounding error of its k stored logits; the other logits have no bound."""
         return float16_errors(parts[""])

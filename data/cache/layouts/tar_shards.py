@@ -13,20 +13,25 @@ signal.
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from dhkd.data.cache.blocks import Array, Block
+from dhkd.data.cache.blocks import Array, Block, Part
 from dhkd.data.cache.manifest import Manifest, array_name
 from dhkd.data.errors import CacheDamaged
+from dhkd.data.strict_json import decode
 from google_crc32c import extend
 from google_crc32c import value as crc32c
 from numpy.lib import format as npy
 
 BLOCK_DIGITS, VIEW_DIGITS = 5, 5  # so that names sort like numbers; larger numbers are written in full
 SEAL_BYTES = 64
+KEY_PART: Part = ("int32", (2,))
+NAME_BYTES, SIZE_AT, SIZE_END = 100, 124, 136  # fields of a tar header
+TAIL = 12_288  # more than the seal and what tarfile adds at the end of a file
 
 
 class TarLayout:
@@ -41,8 +46,7 @@ class TarLayout:
     @staticmethod
     def manifest_tree(content: bytes) -> object:
         """Decode the manifest, as plain JSON values."""
-        tree: object = json.loads(content)
-        return tree
+        return decode(content)
 
     @staticmethod
     def objects_per_block(num_parts: int) -> int:
@@ -57,11 +61,9 @@ class TarLayout:
         """Return the shard's size in bytes, by key; the size depends only on the array and the number of rows."""
         kind = (name, len(block))
         if kind not in self._sizes:
-            zeros = {
-                part: np.zeros((len(block), *row), dtype) for part, (dtype, row) in self._manifest.parts(name).items()
-            }
-            (shard,) = self.pack(name, block, zeros).values()
-            self._sizes[kind] = len(shard)
+            sizes = [size for _, _, size in self._members(name, block)]
+            sealed = sum(tarfile.BLOCKSIZE + _padded(size, tarfile.BLOCKSIZE) for size in (*sizes, SEAL_BYTES))
+            self._sizes[kind] = _padded(sealed + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)  # as tarfile ends a file
         return {_shard(name, block): self._sizes[kind]}
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
@@ -81,34 +83,57 @@ class TarLayout:
 
     def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
         """Return the shard's arrays without copying them; raises `CacheDamaged` if the arrays aren't this block's."""
-        key = _shard(name, block)
-        content, parts = contents[key], self._manifest.parts(name)
-        try:
-            members = {member.name: member.offset_data for member in _members(content)}
-            arrays = {
-                part: _array(content, members[f"{_sample(block)}.{array_name(name, part)}.npy"]) for part in parts
-            }
-        except (KeyError, ValueError, tarfile.TarError) as error:
-            raise CacheDamaged(f"{key}: not the shard of {block} ({error})") from error
-        for part, (dtype, row) in parts.items():
-            expected, got = ((len(block), *row), np.dtype(dtype)), (arrays[part].shape, arrays[part].dtype)
-            if got != expected:
-                raise CacheDamaged(f"{key}: {array_name(name, part)} expected {expected}, got {got}")
+        key, position = _shard(name, block), 0
+        content, arrays = contents[key], dict[str, Array]()
+        arrays_of = ("key", *self._manifest.parts(name))
+        for array, (member, header, size) in zip(arrays_of, self._members(name, block), strict=True):
+            start = position + tarfile.BLOCKSIZE
+            name_and_size = (
+                content[position : position + NAME_BYTES],
+                content[position + SIZE_AT : position + SIZE_END],
+            )
+            if name_and_size != (member.encode().ljust(NAME_BYTES, b"\0"), f"{size:011o}\0".encode()):
+                raise CacheDamaged(f"{key}: not the shard of {block} (expected {member} of {size} bytes)")
+            if content[start : start + len(header)] != header:
+                raise CacheDamaged(f"{key}: {member} expected {header[10:].decode().strip()}, got another array")
+            position = start + _padded(size, tarfile.BLOCKSIZE)
+            if array != "key":
+                dtype, row = self._manifest.parts(name)[array]
+                count = len(block) * math.prod(row)
+                values = np.frombuffer(content, dtype, count, offset=start + len(header))
+                arrays[array] = values.reshape(len(block), *row)
         return arrays
 
     def checksum(self, key: str, content: bytes) -> int:
         """Compute the whole shard's crc32c; raises `CacheDamaged` if the seal doesn't match the bytes before it."""
+        after_last = len(content) - len(content[-TAIL:]) + len(content[-TAIL:].rstrip(b"\0"))
+        start = after_last - SEAL_BYTES
+        end = start - tarfile.BLOCKSIZE  # where the seal's own header begins
         try:
-            *_, last = _members(content)
-            seal = json.loads(content[last.offset_data : last.offset_data + last.size])
-            end, sealed = int(seal["bytes"]), int(seal["crc32c"], 16)
-            assert 0 < end == last.offset
-        except (ValueError, KeyError, TypeError, AssertionError, tarfile.TarError) as error:
+            member = content[end : end + NAME_BYTES].rstrip(b"\0")
+            seal = decode(content[start:after_last])
+            assert isinstance(seal, dict)
+            sealed = int(seal["crc32c"], 16)
+            assert end > 0
+            assert end % tarfile.BLOCKSIZE == 0
+            assert (seal["bytes"], member.endswith(b".seal.json")) == (end, True)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise CacheDamaged(f"{key}: no sealed shard") from error
         actual: int = crc32c(content[:end])
         if actual != sealed:
             raise CacheDamaged(f"{key}: crc32c of the rows expected {sealed:08x}, got {actual:08x}")
         return int(extend(actual, content[end:]))
+
+    def _members(self, name: str, block: Block) -> list[tuple[str, bytes, int]]:
+        """Return each array's file name, .npy header and size in bytes, in the order of the shard."""
+        arrays = {"key": KEY_PART}
+        arrays |= {array_name(name, part): described for part, described in self._manifest.parts(name).items()}
+        members = []
+        for array, (dtype, row) in arrays.items():
+            header = _npy_header(dtype, (len(block), *row))
+            size = len(header) + len(block) * math.prod(row) * np.dtype(dtype).itemsize
+            members.append((f"{_sample(block)}.{array}.npy", header, size))
+        return members
 
 
 def _shard(name: str, block: Block) -> str:
@@ -131,16 +156,12 @@ def _npy(values: Array) -> bytes:
     return stream.getvalue()
 
 
-def _members(content: bytes) -> list[tarfile.TarInfo]:
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as shard:
-        return shard.getmembers()
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    described = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, described)
+    return stream.getvalue()
 
 
-def _array(content: bytes, start: int) -> Array:
-    header = io.BytesIO(content[start : start + 4096])
-    npy.read_magic(header)
-    shape, fortran, dtype = npy.read_array_header_1_0(header)
-    if fortran or dtype.hasobject:
-        raise ValueError("an array in another order or of objects")
-    count = int(np.prod(shape, dtype=np.int64))
-    return np.frombuffer(content, dtype, count, offset=start + header.tell()).reshape(shape)
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit

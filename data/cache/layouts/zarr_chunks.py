@@ -12,6 +12,7 @@ zero-length file as NaN, and a shard can't be repaired by overwriting one block.
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from typing import ClassVar
@@ -21,6 +22,7 @@ import zarr
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Part
 from dhkd.data.cache.manifest import Manifest, array_name
 from dhkd.data.errors import CacheDamaged
+from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
@@ -42,7 +44,7 @@ class ZarrLayout:
     @staticmethod
     def manifest_tree(content: bytes) -> object:
         """Return the manifest in the root group's metadata, as plain JSON values; return None if there is none."""
-        tree = json.loads(content)
+        tree = decode(content)
         attributes = tree.get("attributes") if isinstance(tree, dict) else None
         return attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
 
@@ -100,7 +102,7 @@ class ZarrLayout:
             self._manifest.parts(name), _arrays(self._manifest, name).items(), strict=True
         ):
             content = contents[_chunk(array, (dtype, row), block)]
-            count = len(block) * int(np.prod(row, dtype=np.int64))
+            count = len(block) * math.prod(row)
             values = np.frombuffer(content, _little(dtype), count).reshape(len(block), *row)
             parts[part] = values.astype(dtype, copy=False)
         return parts
@@ -126,7 +128,7 @@ def _chunk(array: str, part: Part, block: Block) -> str:
 
 def _row_size(part: Part) -> int:
     dtype, row = part
-    return int(np.prod(row, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return math.prod(row) * np.dtype(dtype).itemsize
 
 
 def _fill(dtype: str) -> float:

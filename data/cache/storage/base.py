@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+from dhkd.data.errors import ObjectRefused
+
+LARGEST_OBJECT = 2**31  # bytes; writers cut blocks of at most half of this
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -18,8 +22,11 @@ class Storage(Protocol):
     location: str  # the path or URL by which users know the storage
     streams: int  # how many objects to read at a time for the best speed
 
-    def get(self, key: str) -> bytes:
-        """Return the object's bytes; raises `FileNotFoundError` if there is no such object."""
+    def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
+        """Return the object's bytes; raises `FileNotFoundError` if there is no such object.
+
+        Raises `StorageError`, before memory is taken, if the object is larger than `largest` bytes.
+        """
 
     def size(self, key: str) -> int:
         """Return the object's size in bytes, or -1 if there is no such object."""
@@ -35,6 +42,12 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object, if it exists."""
+
+
+def require_size(where: str, size: int, largest: int) -> None:
+    """Raise `ObjectRefused` if an object of `size` bytes is larger than `largest`; `where` names it."""
+    if size > largest:
+        raise ObjectRefused(f"{where}: expected at most {largest:,} bytes, got {size:,}; copy it again")
 
 
 def each(function: Callable[[S], T], items: Iterable[S], streams: int) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""A cache's objects in a bucket (s3://, gs://, az://), or below a URL of a web server, which is read-only.
+"""A cache's objects in a bucket (s3://, gs://, az://).
 
 The library obstore makes the requests. Credentials, region and endpoint come from the environment, under the names that
 each provider uses. Left out on purpose: settings that are only in a provider's configuration files (`~/.aws`), and
@@ -8,27 +8,19 @@ signed URLs, since a signed URL names a single object.
 import itertools
 import logging
 import os
-import random
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from dhkd.data.cache.storage.bucket_errors import (
-    REMEDIES,
-    WEB,
-    explained,
-    kind_of,
-    may_pass,
-    reason_of,
-    status_of,
-    where_is,
-)
+from dhkd.data.cache.storage.base import LARGEST_OBJECT, require_size
+from dhkd.data.cache.storage.bucket_errors import REMEDIES, explained, may_pass, reason_of, status_of
+from dhkd.data.cache.storage.urls import require_plain, where_is
 from dhkd.data.errors import ConfigError, StorageError
+from dhkd.data.patience import PATIENCE, Patience
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -37,8 +29,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("dhkd")
 
-_RANDOM = random.SystemRandom()  # not seeded, so that processes started alike wait for different times
 _LOGGED_S = 1.0  # shorter waits are not logged
+PIECE = 8 << 20  # bytes of a download that are written at a time
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # how each provider's environment variables begin
 
 # obstore's own retries continue a listing or a download that broke off, but they hardly wait: ten retries took 1.7 s.
@@ -47,30 +39,8 @@ RESUMES = 2
 RESUMES_S = 10.0  # obstore doesn't repeat a request that stalled for this long, since Ctrl-C would wait for the retry
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How often and for how long a request is retried before a failing or slow store counts as unreachable."""
-
-    retries: int = 10  # all waits together last about 50 s, longer than a load balancer takes to replace a server
-    total_s: float = 180.0  # no retry starts later than this after the first attempt
-    first_wait_s: float = 0.1  # doubled with each retry
-    longest_wait_s: float = 15.0
-    connect_s: float = 10.0
-    # The longest wait for the next byte of an answer. The answer to an upload comes only at its end, so the whole
-    # upload must take less than this: 60 MB at 1 MB/s.
-    stall_s: float = 60.0
-
-    def waits(self) -> Iterator[float]:
-        """Yield the seconds to wait before each retry, randomised so that many processes don't retry at once."""
-        for retry in range(self.retries):
-            yield min(self.first_wait_s * 2**retry, self.longest_wait_s) * _RANDOM.uniform(0.7, 1.0)
-
-
-PATIENCE = Patience()
-
-
 class Bucket:
-    """Objects below a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, http(s)://HOST/PATH.
+    """Objects below a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX.
 
     Threads may share a bucket, and buckets can be pickled. A process can't use any bucket if it was forked from a
     process that had already used one: obstore's threads don't survive a fork, and a request would wait for ever. In
@@ -89,8 +59,7 @@ class Bucket:
         parts = urlsplit(self.location)
         self._scheme, self._host, self._prefix = parts.scheme.lower(), parts.netloc, parts.path.strip("/")
         assert self._scheme in REMEDIES, url
-        _require_plain(url)
-        self._readonly = self._scheme in WEB
+        require_plain(url)
         self._creates = True  # whether the store can create objects only if absent; assumed until the store refuses
         self._connected: ObjectStore | None = None
         self._obstore = _library(self.location)
@@ -98,9 +67,34 @@ class Bucket:
     def __reduce__(self) -> tuple[type["Bucket"], tuple[str, Patience]]:
         return Bucket, (self.location, self.patience)
 
-    def get(self, key: str) -> bytes:
-        """Return the object's bytes; raises `FileNotFoundError` if there is no such object."""
-        return self._ask(key, lambda store: bytes(self._obstore.get(store, key).bytes()))
+    def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
+        """Return the object's bytes; raises `FileNotFoundError` if there is no such object.
+
+        Raises `ObjectRefused` if the object is larger than `largest` bytes.
+        """
+
+        def read(store: "ObjectStore") -> bytes:
+            answer = self._obstore.get(store, key)
+            require_size(where_is(self.location, key), int(answer.meta["size"]), largest)
+            return bytes(answer.bytes())
+
+        return self._ask(key, read)
+
+    def download(self, key: str, out: BinaryIO, largest: int) -> None:
+        """Write the object into `out` piece by piece; `out` is emptied before each attempt.
+
+        Raises `FileNotFoundError` if there is no such object, and `ObjectRefused` as `get` does.
+        """
+
+        def read(store: "ObjectStore") -> None:
+            answer = self._obstore.get(store, key)
+            require_size(where_is(self.location, key), int(answer.meta["size"]), largest)
+            out.seek(0)
+            out.truncate()
+            for piece in answer.stream(min_chunk_size=PIECE):
+                out.write(piece)
+
+        self._ask(key, read)
 
     def size(self, key: str) -> int:
         """Return the object's size in bytes, or -1 if there is no such object."""
@@ -109,10 +103,8 @@ class Bucket:
         except FileNotFoundError:
             return -1
 
-    def sizes(self) -> dict[str, int] | None:
-        """Return every object's size, by key; return None for a web server, which can't list its objects."""
-        if self._readonly:
-            return None
+    def sizes(self) -> dict[str, int]:
+        """Return every object's size, by key."""
 
         def list_all(store: "ObjectStore") -> dict[str, int]:
             return {entry["path"]: int(entry["size"]) for page in self._obstore.list(store) for entry in page}
@@ -125,7 +117,6 @@ class Bucket:
         Without `replace`, only one of several writers creates the object. If the store can't guarantee that, the last
         writer's object remains; it is complete, too.
         """
-        self._require_writable(key)
         if not replace and self._creates:
             created = self._ask(key, self._creation(key, content))
             if created is not None:
@@ -138,7 +129,6 @@ class Bucket:
 
     def delete(self, key: str) -> None:
         """Remove the object, if it exists."""
-        self._require_writable(key)
         try:
             self._ask(key, lambda store: self._obstore.delete(store, key))
         except FileNotFoundError:
@@ -195,13 +185,6 @@ class Bucket:
                 time.sleep(wait)
         raise AssertionError
 
-    def _require_writable(self, key: str) -> None:
-        if self._readonly:
-            raise StorageError(
-                f"{self.location}/{key}: a web server is only read; write to a folder or to a bucket (s3://, gs://,"
-                f" az://), and let the server show that"
-            )
-
     def _store(self) -> "ObjectStore":
         process = os.getpid()
         if Bucket._used_by not in (None, process):
@@ -215,7 +198,7 @@ class Bucket:
         return self._connected
 
     def _connect(self) -> "ObjectStore":
-        from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+        from obstore.store import AzureStore, GCSStore, S3Store
 
         patience = self.patience
         retry: RetryConfig = {
@@ -234,8 +217,6 @@ class Bucket:
             "allow_http": self._unencrypted(),
         }
         try:
-            if self._readonly:
-                return HTTPStore(self.location, client_options=client, retry_config=retry)
             prefix = self._prefix or None
             if self._scheme == "s3":
                 return S3Store(self._host, prefix=prefix, client_options=client, retry_config=retry)
@@ -247,8 +228,6 @@ class Bucket:
 
     def _unencrypted(self) -> bool:
         """Return whether the user named an address without TLS."""
-        if self._readonly:
-            return self._scheme == "http"
         return any(
             value.startswith("http://")
             for name, value in os.environ.items()
@@ -256,31 +235,10 @@ class Bucket:
         )
 
 
-def _require_plain(url: str) -> None:
-    """Raise `ConfigError` unless the URL consists of a scheme, a host and a path, without secrets."""
-    parts = urlsplit(url.rstrip("/"))
-    scheme, host, prefix = parts.scheme.lower(), parts.netloc, parts.path.strip("/")
-    if "@" in host:
-        raise ConfigError(
-            f"{scheme}://…@{host.rpartition('@')[2]}: a URL can't hold a user's name or password, which would be shown"
-            f" in messages; leave them out"
-        )
-    if parts.query or parts.fragment or url.endswith(("?", "#")):
-        # What follows is usually a signature, so the message does not show it.
-        raise ConfigError(
-            f"{url.partition('?')[0].partition('#')[0]}: expected a URL without ? and #, which name one object and not"
-            f" the place of many; leave out what follows them, or copy the cache to a folder"
-        )
-    if not host:
-        raise ConfigError(f"{url}: expected {scheme}://, then a {kind_of(scheme)}, got none")
-    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise ConfigError(f"{url}: expected names between single slashes, got {prefix}")
-
-
 def _library(location: str) -> ModuleType:
     try:
         import obstore
         import obstore.exceptions
     except ImportError as error:
-        raise ConfigError(f"{location}: caches by URL need obstore; install dhkd[remote]") from error
+        raise ConfigError(f"{location}: buckets need obstore; install dhkd[remote]") from error
     return obstore

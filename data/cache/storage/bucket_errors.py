@@ -1,4 +1,4 @@
-"""What a failed request to a bucket or web server means: whether a retry may help, and the line that users see.
+"""What a failed request to a bucket means: whether a retry may help, and the line that users see.
 
 The errors of obstore, the library that makes the requests, are multi-line texts; the patterns in this module match
 these texts.
@@ -6,9 +6,8 @@ these texts.
 
 import re
 
+from dhkd.data.cache.storage.urls import kind_of, where_is
 from dhkd.data.errors import StorageError
-
-WEB = ("http", "https")
 
 # What users should check if access is refused, by scheme.
 REMEDIES = {
@@ -18,7 +17,6 @@ REMEDIES = {
     ),
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS (GOOGLE_SKIP_SIGNATURE=true reads a public bucket)",
     "az": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
-    **dict.fromkeys(WEB, "check the URL; only what is public can be read"),
 }
 
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
@@ -48,16 +46,6 @@ def explained(location: str, key: str, error: Exception, attempts: int = 1) -> O
     return StorageError(
         f"{where}: can't be reached ({reason}); check the network and {address}, then run the same command again"
     )
-
-
-def where_is(location: str, key: str) -> str:
-    """Return an object's URL, or `location` if `key` is empty."""
-    return f"{location}/{key}" if key else location
-
-
-def kind_of(scheme: str) -> str:
-    """Return what a provider calls the first part of a URL, e.g. a bucket."""
-    return "host" if scheme in WEB else "container" if scheme == "az" else "bucket"
 
 
 def status_of(error: Exception) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from dhkd.data.cache.storage.base import Storage
+from dhkd.data.cache.storage.base import LARGEST_OBJECT, Storage
 from dhkd.data.disk.copies import BoundedCopies
 
 
@@ -34,7 +34,7 @@ class Nearby:
         fetched: list[bytes] = []
 
         def fetch(copy: BinaryIO) -> None:
-            fetched.append(self._storage.get(key))
+            fetched.append(self._storage.get(key, size))
             copy.write(fetched[-1])
 
         for _ in range(2):
@@ -45,11 +45,14 @@ class Nearby:
             self._copies.forget(name)
             if fetched:
                 break
-        return fetched[-1] if fetched else self._storage.get(key)
+        return fetched[-1] if fetched else self._storage.get(key, size)
 
-    def get(self, key: str) -> bytes:
-        """Return the object's bytes, from the storage itself; raises `FileNotFoundError` if there is no such object."""
-        return self._storage.get(key)
+    def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
+        """Return the object's bytes, from the storage itself; raises `FileNotFoundError` if there is no such object.
+
+        Raises `StorageError` if the object is larger than `largest` bytes.
+        """
+        return self._storage.get(key, largest)
 
     def size(self, key: str) -> int:
         """Return the object's size in bytes, or -1 if there is no such object."""

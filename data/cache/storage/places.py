@@ -5,11 +5,12 @@ from pathlib import Path
 
 from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.folder import Folder
+from dhkd.data.cache.storage.web_server import WebServer
 from dhkd.data.errors import ConfigError
 
 
 def _bucket(url: str) -> Storage:
-    from dhkd.data.cache.storage.bucket import Bucket  # late, since only URLs need its imports
+    from dhkd.data.cache.storage.bucket import Bucket  # late, since only buckets need its imports
 
     return Bucket(url)
 
@@ -19,8 +20,8 @@ PLACES: dict[str, Callable[[str], Storage]] = {
     "s3": _bucket,
     "gs": _bucket,
     "az": _bucket,
-    "http": _bucket,
-    "https": _bucket,
+    "http": WebServer,
+    "https": WebServer,
 }
 
 

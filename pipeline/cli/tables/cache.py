@@ -16,7 +16,7 @@ def cache_table(cache: Inspected) -> str:
 
 def _cache_rows(cache: Inspected) -> list[Row]:
     summary, dataset, recipe = cache.summary, cache.identity["dataset"], cache.identity["recipe"]
-    parameters = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "kind")
+    kind, parameters = recipe.get("kind"), ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "kind")
     return [
         ("cache", f"{summary.path} ({summary.digest[:12]}), {cache.store}, format {cache.format}"),
         ("state", _state(cache)),
@@ -27,7 +27,7 @@ def _cache_rows(cache: Inspected) -> list[Row]:
             f"{dataset['name']}, {dataset['split']}: {summary.samples:,} samples,"
             f" {summary.classes} classes ({dataset['fingerprint'][:12]})",
         ),
-        ("views", f"{summary.views} of {recipe['kind']} ({parameters})"),
+        ("views", f"{summary.views} of {kind} ({parameters})"),
     ]
 
 
@@ -80,15 +80,15 @@ def _exactness(bound: SignalBounds | None) -> list[Row]:
     ]
 
 
-# Any: these are entries of a manifest, which hold whatever the manifest's writer recorded.
-def _origin(teacher: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[Row]:
+# Any: these are entries of a manifest, which hold whatever JSON the manifest's writer recorded.
+def _origin(teacher: Mapping[str, Any], provenance: Any) -> list[Row]:
+    recorded = provenance if isinstance(provenance, Mapping) else {}
+    top1, versions = recorded.get("teacher_test_top1"), recorded.get("versions")
+    accuracy = f"{top1:.2f} %" if isinstance(top1, int | float) else "unknown"
+    libraries = versions.items() if isinstance(versions, Mapping) else ()
     return [
-        (
-            "  teacher",
-            f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}),"
-            f" test top-1 {provenance.get('teacher_test_top1', float('nan')):.2f} %",
-        ),
-        ("  made with", ", ".join(f"{lib} {version}" for lib, version in provenance.get("versions", {}).items())),
-        ("  made on", str(provenance.get("hardware", "unknown"))),
-        ("  command", str(provenance.get("command", "unknown"))),
+        ("  teacher", f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}), test top-1 {accuracy}"),
+        ("  made with", ", ".join(f"{library} {version}" for library, version in libraries)),
+        ("  made on", str(recorded.get("hardware", "unknown"))),
+        ("  command", str(recorded.get("command", "unknown"))),
     ]

@@ -3,17 +3,20 @@
 import io
 from collections.abc import Sequence
 
-from dhkd.data.printable import printable
+from dhkd.data.shown import printable_line
 from rich.console import Console
 from rich.table import Table
+
+LONGEST_CELL = 2000  # characters
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: int = 2) -> str:
     """Format `rows` under the header `columns`; the first `left` columns are left-aligned, the others right-aligned."""
-    columns, *rows = [[printable(cell) for cell in row] for row in (columns, *rows)]
     table = Table(show_header=header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=True)
+    # A cell is one line, whatever a stranger's cache or run holds: it can't imitate another row.
+    rows = [[_cell(text) for text in row] for row in rows]
     for row in rows:
         table.add_row(*row)
     stream = io.StringIO()
@@ -24,3 +27,8 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def _cell(text: str) -> str:
+    line = printable_line(text)
+    return line if len(line) <= LONGEST_CELL else f"{line[:LONGEST_CELL]}…"

@@ -24,10 +24,12 @@ from dhkd.data.cache.find import find
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage.bucket import Bucket, Patience
+from dhkd.data.cache.storage.base import LARGEST_OBJECT
+from dhkd.data.cache.storage.bucket import Bucket
 from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, StorageError
+from dhkd.data.patience import Patience
 
 from tests import caches, servers
 from tests.caches import complete, damages_of, writer_at
@@ -277,9 +279,9 @@ def test_a_reader_of_any_moment_stays_right(store: str, step: str, memory: Path)
     class Stepping(Folder):
         """Lets the writer make one change before each read."""
 
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
             step_on()
-            return super().get(key)
+            return super().get(key, largest)
 
     def step_on() -> bool:
         while thread.is_alive():
@@ -531,7 +533,7 @@ def test_two_runs_that_begin_at_once_begin_one_cache(store: str, moment: int, tm
             if asked == moment:
                 begin(Folder(tmp_path), store, other)
 
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
             self._asked()
             return super().get(key)
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.bucket import PATIENCE, RESUMES, Bucket, Patience
+from dhkd.data.cache.storage.bucket import RESUMES, Bucket
 from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import PLACES, is_url, storage_of
+from dhkd.data.cache.storage.web_server import WebServer
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DhkdError, StorageError
+from dhkd.data.patience import PATIENCE, Patience
+from dhkd.data.web import WEB
 
 from tests.servers import S3, Fault, Flaky, every, flaky, in_order, make_bucket, s3_endpoint, web
 
@@ -75,7 +78,7 @@ def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterato
     elif kind == "http":
         (folder / "shown" / "a cache").mkdir(parents=True)
         with web(folder / "shown") as server:
-            yield Place(Bucket(f"{server.url}/a cache", QUICK), Folder(folder / "shown" / "a cache"))
+            yield Place(WebServer(f"{server.url}/a cache", QUICK), Folder(folder / "shown" / "a cache"))
     else:
         storage = Bucket(f"{request.getfixturevalue('s3').url}/pre fix%20/c.zarr", QUICK)
         if kind == "s3 nearby":
@@ -118,7 +121,7 @@ def test_a_missing_object_is_reported(place: Place, key: str) -> None:
 
 
 def test_all_objects_are_listed_with_their_sizes(place: Place) -> None:
-    if isinstance(place.storage, Bucket) and place.storage.location.startswith("http"):
+    if isinstance(place.storage, WebServer):
         assert place.storage.sizes() is None
         return
     assert place.storage.sizes() == {}
@@ -268,7 +271,7 @@ def test_a_web_server_that_fails_for_a_while_is_asked_again(tmp_path: Path, faul
     content = os.urandom(100_000)
     (tmp_path / "here").write_bytes(content)
     with web(tmp_path) as server, flaky(server.url, in_order(some(fault))) as proxy:
-        assert Bucket(proxy.url, QUICK).get("here") == content
+        assert WebServer(proxy.url, QUICK).get("here") == content
         assert proxy.count() == len(some(fault)) + 1
 
 
@@ -352,13 +355,13 @@ def test_a_store_that_always_fails_is_named(s3: S3, proxied: Flaky, fault: Fault
 def test_a_server_that_is_not_there_is_named() -> None:
     url = "http://127.0.0.1:1/a"
     reason = f"{url}/k/1: can't be reached (Connection refused, asked 5 times); check the network"
-    refused(lambda: Bucket(url, QUICK).get("k/1"), reason, "run the same command again")
+    refused(lambda: WebServer(url, QUICK).get("k/1"), reason, "run the same command again")
 
 
 def test_a_web_server_that_stalls_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "k").write_bytes(b"x")
     with web(tmp_path) as server, flaky(server.url, every(1, Fault("delay", 2))) as proxy:
-        refused(lambda: Bucket(proxy.url, replace(QUICK, stall_s=0.2)).get("k"), f"{proxy.url}/k: can't be reached")
+        refused(lambda: WebServer(proxy.url, replace(QUICK, stall_s=0.2)).get("k"), f"{proxy.url}/k: can't be reached")
 
 
 def test_usually_a_store_is_asked_again_for_minutes() -> None:
@@ -415,7 +418,7 @@ def test_the_size_of_an_object_in_no_bucket_is_that_of_none(s3: S3) -> None:
 
 def test_a_web_server_is_only_read(tmp_path: Path) -> None:
     with web(tmp_path) as server:
-        bucket = Bucket(f"{server.url}/c", QUICK)
+        bucket = WebServer(f"{server.url}/c", QUICK)
         for ask in (lambda: bucket.put("k", b"x", replace=True), lambda: bucket.delete("k")):
             refused(ask, f"{server.url}/c/k: a web server is only read; write to a folder or to a bucket (s3://")
         assert server.count() == 0
@@ -446,7 +449,7 @@ def test_an_impossible_url_is_refused(url: str, reason: str) -> None:
 def test_every_scheme_of_the_table_is_a_url_and_anything_else_a_folder_or_refused(tmp_path: Path) -> None:
     for scheme in PLACES:
         assert is_url(f"{scheme}://host/a")
-        assert isinstance(storage_of(f"{scheme.upper()}://host/a"), Bucket)
+        assert isinstance(storage_of(f"{scheme.upper()}://host/a"), WebServer if scheme in WEB else Bucket)
     assert not is_url(tmp_path)
     assert isinstance(storage_of(tmp_path), Folder)
     with pytest.raises(ConfigError, match=r"^ftp://host/a: expected a folder, or a URL .* s3://.*https://; got ftp$"):
@@ -455,7 +458,7 @@ def test_every_scheme_of_the_table_is_a_url_and_anything_else_a_folder_or_refuse
 
 def test_without_obstore_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(ConfigError, match=r"^s3://b/p: caches by URL need obstore; install dhkd\[remote\]$"):
+    with pytest.raises(ConfigError, match=r"^s3://b/p: buckets need obstore; install dhkd\[remote\]$"):
         Bucket("s3://b/p")
 
 

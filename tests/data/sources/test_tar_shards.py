@@ -545,10 +545,17 @@ def test_the_copy_that_was_used_last_is_kept(root: Path, server: Server, cache_h
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_copy_is_kept_even_without_room(root: Path, server: Server, workers: int) -> None:
+def test_room_for_one_copy_is_enough(root: Path, server: Server, workers: int) -> None:
     """Prefetched copies may be removed before they are read; then the reader fetches them again."""
-    images = load(server.url, keep_bytes=0, **REMOTE)
+    largest = max(path.stat().st_size for path in root.glob("train/*"))
+    images = load(server.url, keep_bytes=largest, **REMOTE)
     assert torch.equal(pixels_of(images, workers=workers), pixels_of(load(root)))
+
+
+def test_a_shard_that_is_larger_than_all_the_room_is_not_fetched(server: Server, cache_home: Path) -> None:
+    with pytest.raises(DataError, match=r"001\.tar could not be fetched \(it announces [\d,]+ bytes, expected at most"):
+        load(server.url, keep_bytes=1000, train="train/001.tar")
+    assert copies(cache_home) == []
 
 
 def test_a_copy_that_was_removed_is_fetched_again_by_whoever_reads(
@@ -592,7 +599,9 @@ def test_a_shard_that_appears_later_is_found(root: Path, server: Server, jpegs: 
 
 
 @pytest.mark.timeout(120)
-def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, cache_home: Path) -> None:
+def test_a_download_that_breaks_off_leaves_nothing(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
     class BreaksOff(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -617,10 +626,11 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, cache_home: P
     assert copies(cache_home) == []
 
 
-def test_an_unreachable_server_is_named(root: Path) -> None:
+def test_an_unreachable_server_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(root) as server:
         images = load(server.url, train="train/000.tar")
     assert len(contents_of(images)) == 4, "copies need no server"
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(DataError, match=rf"^webdataset: {server.url}/train/001\.tar could not be fetched"):
         load(server.url, train="train/001.tar")
 

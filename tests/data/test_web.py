@@ -1,0 +1,210 @@
+"""A web server can't make a command wait without end, take all memory or disk, or ask elsewhere."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import pytest
+from dhkd.data.patience import Patience
+from dhkd.data.web import WebError, fetch, size_at
+
+QUICK = Patience(retries=1, total_s=5, first_wait_s=0.01, longest_wait_s=0.01, connect_s=1, stall_s=0.4)
+BODY = b"x" * 3000
+OK = b"HTTP/1.1 200 OK\r\n"
+
+Script = Callable[[socket.socket], None]
+
+
+def answers(content: bytes, *, then: Script = lambda connection: None) -> Script:
+    def script(connection: socket.socket) -> None:
+        connection.sendall(content)
+        then(connection)
+
+    return script
+
+
+def drips(content: bytes, each: bytes) -> Script:
+    """Send a byte, or a line, every 50 ms, for ever."""
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(content)
+        while True:
+            time.sleep(0.05)
+            connection.sendall(each)
+
+    return script
+
+
+def floods(content: bytes, each: bytes) -> Script:
+    def script(connection: socket.socket) -> None:
+        connection.sendall(content)
+        while True:
+            connection.sendall(each)
+
+    return script
+
+
+def resets(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+
+def stalls(connection: socket.socket) -> None:
+    time.sleep(1.2)
+
+
+@contextmanager
+def serving(*scripts: Script) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that treats each connection by the next script, the last one for ever; and the requests so far."""
+    listener, requests = socket.create_server(("127.0.0.1", 0)), list[bytes]()
+
+    def serve(connection: socket.socket, script: Script) -> None:
+        with connection:
+            try:
+                requests.append(connection.recv(65536))
+                script(connection)
+            except OSError:
+                return  # the client hung up
+
+    def accept() -> None:
+        number = 0
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(
+                target=serve, args=(connection, scripts[min(number, len(scripts) - 1)]), daemon=True
+            ).start()
+            number += 1
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def whole(body: bytes, *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return OK + f"Content-Length: {len(body)}\r\n{lines}\r\n".encode() + body
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in pieces)
+
+
+def got(url: str, largest: int = 10_000) -> bytes:
+    out = BytesIO(b"left over from an earlier attempt, and longer than any body of these tests" * 1000)
+    fetch(url, out, largest, QUICK)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        whole(BODY),
+        chunked(BODY[:1000], BODY[1000:], b""),
+        whole(BODY) + b"more than was announced",
+        OK + b"Connection: close\r\n\r\n" + BODY,
+    ],
+    ids=["whole", "chunked", "with more behind it", "of unknown length"],
+)
+def test_a_file_is_fetched(answer: bytes) -> None:
+    with serving(answers(answer)) as (url, _):
+        assert got(url) == BODY
+
+
+def test_a_failure_that_passes_is_tried_again() -> None:
+    with serving(answers(OK + b"Content-Length: 3000\r\n\r\nbroken off"), answers(whole(BODY))) as (url, requests):
+        assert got(url) == BODY
+        assert len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "attempts"),
+    [
+        (answers(b"", then=stalls), "nothing received for 0.4 s", 2),
+        (answers(OK, then=stalls), "nothing received for 0.4 s", 2),
+        (answers(OK + b"Content-Length: 3000\r\n\r\nxx", then=stalls), "nothing received for 0.4 s", 2),
+        (drips(OK, b"X: y\r\n"), "nothing received for 0.4 s", 2),
+        (drips(OK + b"Content-Length: 9000\r\n\r\n", b"x"), "bytes came in", 2),
+        (drips(chunked(BODY) + b"0\r\n", b"X: y\r\n"), "nothing received for 0.4 s", 2),
+        (answers(OK + b"Content-Length: 3000\r\n\r\nxx"), "it broke off after 2 of 3,000 bytes", 2),
+        (answers(chunked(BODY)), "the connection was lost", 2),
+        (answers(b"", then=resets), "", 2),
+        (answers(b"HTTP/1.1 503 \x1b[31mgone\r\n\r\n"), "503 Service Unavailable", 2),
+        (answers(b"HTTP/1.1 500 No\r\n\r\n"), "500 Internal Server Error", 2),
+        (answers(b"HTTP/1.1 404 No\r\n\r\n"), "404 Not Found", 1),
+        (answers(b"HTTP/1.1 403 No\r\n\r\n"), "403 Forbidden", 1),
+        (answers(b"HTTP/1.1 206 Part\r\nContent-Length: 2\r\n\r\nxx"), "206 Partial Content", 1),
+        (answers(b"\x1b]0;owned\x07 not HTTP\r\n\r\n"), "BadStatusLine", 2),
+        (answers(OK + b"Content-Length: %d\r\n\r\nxx" % 2**50), f"announces {2**50:,} bytes, expected at most", 1),
+        (floods(chunked(BODY), b"fff\r\n" + b"x" * 0xFFF + b"\r\n"), "more than 10,000", 1),
+        (floods(OK + b"\r\n", b"x" * 4096), "more than 10,000 bytes", 1),
+        (floods(chunked(BODY) + b"0\r\n", b"X: y\r\n" * 100), "nothing received for 0.4 s", 2),
+        (floods(OK, b"X: y\r\n"), "HTTPException", 2),
+        (answers(whole(b"<html>Log in", "Content-Type: text/html; charset=utf-8")), "a web page", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: http://127.0.0.2/x\r\n\r\n"), "another host, 127.0.0.2", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: //evil.example/x\r\n\r\n"), "another host, evil.example", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: file:///etc/passwd\r\n\r\n"), "redirects to file://", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: ftp://127.0.0.1/x\r\n\r\n"), "redirects to ftp://", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: http://127.0.0.1:1/x\r\n\r\n"), "another host", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: /again\r\n\r\n"), "redirects more than 5 times", 6),
+        (answers(b"HTTP/1.1 302 To\r\n\r\n"), "redirects more than 5 times", 6),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_server_that_misbehaves_is_named_and_left(script: Script, reason: str, attempts: int) -> None:
+    with serving(script) as (url, requests), pytest.raises(WebError) as caught:
+        got(f"{url}/shard.tar")
+    assert reason in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(requests) == attempts
+
+
+def test_a_redirection_on_the_same_host_is_followed() -> None:
+    with serving(answers(b"HTTP/1.1 301 To\r\nLocation: /there?x=1\r\n\r\n"), answers(whole(BODY))) as (url, requests):
+        assert got(f"{url}/here") == BODY
+        assert requests[1].startswith(b"GET /there?x=1 HTTP/1.1\r\n")
+
+
+def test_a_user_and_a_password_go_to_their_host_and_into_no_message() -> None:
+    denied = b"HTTP/1.1 403 No\r\n\r\n"
+    with serving(answers(b"HTTP/1.1 307 To\r\nLocation: /b\r\n\r\n"), answers(denied)) as (url, requests):
+        address = url.replace("//", "//user:pass%20word@")
+        with pytest.raises(WebError) as caught:
+            got(f"{address}/a b?signature=hidden")
+    assert str(caught.value) == "403 Forbidden"
+    assert all(b"Authorization: Basic dXNlcjpwYXNzIHdvcmQ=\r\n" in request for request in requests)
+    assert requests[0].startswith(b"GET /a%20b?signature=hidden HTTP/1.1\r\n")
+    assert b"user" not in requests[0]
+
+
+def test_a_proxy_from_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(answers(whole(BODY))) as (proxy, requests):
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert got("http://data.example/x.tar") == BODY
+    assert requests[0].startswith(b"GET http://data.example/x.tar HTTP/1.1\r\nHost: data.example\r\n")
+
+
+def test_a_size_is_asked_for() -> None:
+    with serving(answers(OK + b"Content-Length: 77\r\n\r\n"), answers(OK + b"\r\n")) as (url, requests):
+        assert size_at(url, QUICK) == 77
+        with pytest.raises(WebError, match="doesn't say how long"):
+            size_at(url, QUICK)
+    assert requests[0].startswith(b"HEAD / ")
+
+
+@pytest.mark.parametrize("url", ["ftp://h/a", "http:///a", "http://[::1/a", "http://h:port/a", "http://h/\x1b a", "a"])
+def test_what_is_no_web_address_is_refused(url: str) -> None:
+    with pytest.raises(WebError) as caught:
+        got(url)
+    assert str(caught.value).isprintable()
