@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import torch
 from dhkd.data.render import Renderer
+from dhkd.pipeline.launch import settle_launch
 from dhkd.stages.processes import Processes, resolve_precision
 
 log = logging.getLogger("dhkd")
@@ -18,6 +19,7 @@ PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pill
 @contextmanager
 def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
     """Set up the processes that run this command together, and end them with the context. `precision` may be "auto"."""
+    settle_launch()
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         yield processes

@@ -6,7 +6,6 @@ process of the sweep, holds the lock of the run that it trains, so the same comm
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.disk.locks import take_lock
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, TrackerError
 from dhkd.data.runs.folder import read_config
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
@@ -139,13 +139,10 @@ def locked(run: Path) -> Iterator[bool]:
     """Try to lock a run, and yield whether it worked. The lock is held until the context or this process ends."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        mine = take_lock(lock, wait=False)
+        if not mine:
             log.info("%s: another worker trains it", run.name)
-            yield False
-        else:
-            yield True
+        yield mine
 
 
 def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str, str]:

@@ -15,8 +15,8 @@ FOLDERS = ("pipeline", "stages", "data", "configs")
 MAY_IMPORT = {
     "pipeline": ("pipeline", "stages", "data", "configs"),
     "stages/models": ("stages.models", "stages.processes", "data"),
-    "stages/cache": ("stages.cache", "stages.models", "stages.processes", "stages.progress", "data"),
-    "stages/train": ("stages.train", "stages.models", "stages.processes", "stages.progress", "stages.trackers", "data"),
+    "stages/cache": ("stages.cache", "stages.models", "stages.processes", "data"),
+    "stages/train": ("stages.train", "stages.models", "stages.processes", "stages.trackers", "data"),
     "stages/report": ("stages.report", "data"),
     "stages": ("data",),
     "data": ("data",),
@@ -58,7 +58,7 @@ HOMES = {
         "data/cache/index.py",
         "data/cache/manifest.py",
     },
-    "rich": {"stages/progress.py", "pipeline/cli/tables/plain.py"},
+    "rich": {"data/progress.py", "pipeline/cli/tables/plain.py"},
 }
 
 

@@ -1,16 +1,25 @@
 """The command line: a file for each group of commands, and one line for each command in `COMMANDS`.
 
 Nothing heavier than click is imported until a command runs, so that `--help` is fast. Results go to standard output,
-logs and progress to standard error; the exit code is 0, 1 (failed) or 2 (wrong usage).
+logs and progress to standard error; the exit code is 0, 1 (failed), 2 (wrong usage), or 128 plus the number of the
+signal that stopped the command (130 for Ctrl-C, 143 for SIGTERM).
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 
 import click
+from dhkd.data.disk.remedies import os_error_line
 from dhkd.data.errors import DhkdError
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
+from dhkd.pipeline.cli.stopping import Stopped, signals_as_exceptions
+from dhkd.pipeline.cli.streams import flushed_streams, open_closed_streams, unprintable
+from dhkd.pipeline.cli.surroundings import prepare
+
+CONTINUE = "run the same command again to continue (training needs --resume)"
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
 COMMANDS = (
@@ -56,27 +65,52 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line. An error that a user can cause gives a one-line message and an exit code, no traceback."""
+    if "_DHKD_COMPLETE" in os.environ:
+        cli(prog_name="dhkd")  # completes words in a shell, and ends
+    open_closed_streams()
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("dhkd").setLevel(logging.INFO)
-    debug = "--debug" in sys.argv
+    logging.raiseExceptions = False  # a log that can't be written doesn't end the work
+    code, unprinted = _run("--debug" in sys.argv)
+    code = flushed_streams(code, unprinted)
+    if code:
+        sys.exit(code)
+
+
+def _run(debug: bool) -> tuple[int, OSError | None]:
+    """Run the command that `sys.argv` states, and print its error if it fails.
+
+    Returns the exit code, and the error of standard output if it could not take the result.
+    """
     try:
-        cli(prog_name="dhkd", standalone_mode=False)
+        with signals_as_exceptions():
+            prepare()
+            # Not `cli()`, which ends without a word if any connection breaks, as if standard output were closed.
+            with cli.make_context("dhkd", sys.argv[1:]) as context:
+                cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code, None
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code, None
     except DhkdError as error:
-        _fail(str(error), error.exit_code, debug)
+        return _failed(str(error), error.exit_code, debug)
     except OSError as error:
-        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        _fail(f"{name or 'operating system'}: {error.strerror or error}", 1, debug)
+        if error.filename is None and (unprinted := unprintable()) is not None:
+            return 0, unprinted
+        return _failed(os_error_line(error), 1, debug)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to continue (training needs --resume)", 1, debug)
+        return _failed(f"interrupted; {CONTINUE}", 128 + signal.SIGINT, debug)
+    except Stopped as stopped:
+        return _failed(f"stopped by {stopped}; {CONTINUE}", 128 + stopped.number, debug)
+    return 0, None
 
 
-def _fail(line: str, code: int, debug: bool) -> None:
+def _failed(line: str, code: int, debug: bool) -> tuple[int, None]:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
     rank = os.environ.get("RANK")
     prefix = f"error (process {rank})" if rank is not None else "error"
-    click.echo(f"{prefix}: {' '.join(line.split())}", err=True)
-    sys.exit(code)
+    with contextlib.suppress(OSError):  # standard error may be closed or full, too
+        click.echo(f"{prefix}: {' '.join(line.split())}", err=True)
+    return code, None

@@ -27,9 +27,10 @@ from dhkd.pipeline.cli.options import (
     track_option,
     training_cache_option,
 )
-from dhkd.pipeline.cli.output import emit, is_first_process
+from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.launch import is_first_process, settle_launch
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
@@ -219,6 +220,7 @@ def sweep(
     if not chosen.whole_grid:
         raise click.UsageError("expected --grid or --seeds; a single student is train-student's")
     experiments = experiment.load_grid(chosen.whole_grid)
+    settle_launch()
     prints = is_first_process()
     _work_alone()
     from dhkd.data.runs.read import read_runs

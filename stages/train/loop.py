@@ -16,13 +16,13 @@ from functools import partial
 
 import torch
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
+from dhkd.data.progress import progress
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.stream.batches import Stream
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import fit_weights
 from dhkd.stages.processes import Processes
-from dhkd.stages.progress import progress_bar
 from dhkd.stages.trackers import Trackers
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
@@ -119,7 +119,7 @@ def _train_epoch(
     errors = side_by_side.run({run: run.begin_epoch for run in runs})
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
     samples = sum(run.task.stream.samples_per_epoch for run in runs)
-    with progress_bar(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
+    with progress(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
         for step, batch_of in enumerate(batches_by_stream([run.task.stream for run in runs], epoch)):
             batches = {
                 run: batch_of[run.task.stream] for run in runs if run not in errors and run.task.stream in batch_of
