@@ -6,6 +6,7 @@ around it, are files in a folder for each group.
 This is a separate module, because the command line needs it before anything heavy is imported.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,22 +53,16 @@ def _machines_memory() -> int:
 
 def _folders(controller: str, groups: Path, own: Path) -> Iterator[Path]:
     """Yield the folder of this process's group of the controller, and those of all groups around it."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        lines = []
-    seen = set()
-    for line in [*lines, "0::/"]:  # the last stands for the container's own group, if the others can't be seen
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = groups / controller if controllers or not (groups / "cgroup.controllers").exists() else groups
-        folder = top / path.lstrip("/")
-        for each in (folder, *folder.parents):
-            if each.is_relative_to(top) and each not in seen:
-                seen.add(each)
-                yield each
+    paths = {"/"}  # the container's own group, even if the others can't be seen
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                paths.add(path)
+    for top in (groups, groups / controller):  # of version 2 and of version 1
+        folders = {top / path.lstrip("/") for path in paths}
+        around = {each for folder in folders for each in (folder, *folder.parents) if each.is_relative_to(top)}
+        yield from sorted(around)
 
 
 def _numbers(file: Path, count: int) -> list[int | None]:

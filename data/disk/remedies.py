@@ -33,10 +33,15 @@ _REMEDIES = {
 }
 
 
+def remedy(error: OSError) -> str | None:
+    """Return what to do about an error of the operating system, or None if nothing general can be said."""
+    return _REMEDIES.get(error.errno or 0)
+
+
 def os_error_line(error: OSError) -> str:
     """Return one line for an error of the operating system: the path, what it answered, and what to do."""
     name = error.filename
     shown = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "operating system"
-    remedy = _REMEDIES.get(error.errno or 0)
+    advice = remedy(error)
     reason = error.strerror or str(error) or type(error).__name__
-    return f"{shown}: {reason}; {remedy}" if remedy else f"{shown}: {reason}"
+    return f"{shown}: {reason}; {advice}" if advice else f"{shown}: {reason}"

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 from dhkd.data.errors import ConfigError
-from dhkd.pipeline.cli.options import PATH, json_option
+from dhkd.pipeline.cli.options import json_option
 from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.paths import LOCATION, OUT_FILE
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
@@ -43,7 +44,7 @@ def _listed(name: str, experiment: "Experiment") -> "ListedPreset":
 
 
 @presets.command()
-@click.argument("name")
+@click.argument("name", type=LOCATION)
 def show(name: str) -> None:
     """Print a preset as YAML."""
     from dhkd.configs.load import preset_text
@@ -52,8 +53,8 @@ def show(name: str) -> None:
 
 
 @presets.command()
-@click.argument("name")
-@click.argument("file", type=PATH)
+@click.argument("name", type=LOCATION)
+@click.argument("file", type=OUT_FILE)
 def copy(name: str, file: Path) -> None:
     """Copy a preset to a new YAML file, to edit and use as PRESET."""
     from dhkd.configs.load import preset_text
