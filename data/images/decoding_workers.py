@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from dhkd.data.images.encoded import PhotoSet
 
 log = logging.getLogger("dhkd")
+
+T = TypeVar("T")
 
 # Images that a worker decodes at a time: few enough that all workers get a part of a batch, and enough that the
 # exchange between processes stays cheap.
@@ -130,12 +133,15 @@ class PhotoRenderer:
 
     def _started(self, chunks_of_keys: Iterator[ChunkKeys], workers: int) -> "Iterator[_Chunk | DhkdError]":
         """Start `workers` processes that render the chunks. Raises `OSError`, before any chunk, if that fails."""
+        if workers:
+            _require_semaphores(workers)
         enough_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= ENOUGH_OPEN_FILES
         return iter(
             DataLoader(
                 _Photos(self.images.files, self.recipe, in_shared_memory=enough_files),
                 sampler=chunks_of_keys,
                 batch_size=None,
+                collate_fn=_as_it_is,
                 num_workers=workers,
                 prefetch_factor=CHUNKS_AHEAD if workers else None,
                 multiprocessing_context="fork" if workers else None,  # workers inherit the files and import nothing
@@ -186,6 +192,23 @@ class PhotoRenderer:
                 raise DataError(f"{line}{allowed}; replace it, or let a black image stand in with --allow-bad N")
             log.warning("%s; a black image stands in", line)
         return torch.as_tensor(chunk.pixels_BHWC).to(self.device, non_blocking=True)
+
+
+def _require_semaphores(workers: int) -> None:
+    """Raise `OSError` if there is no space for the semaphores of so many workers.
+
+    A DataLoader that fails on them prints a traceback when it is deleted.
+    """
+    context = get_context("fork")
+    queues = [context.Queue() for _ in range(workers + 1)]
+    context.Event()
+    for queue in queues:
+        queue.close()
+
+
+def _as_it_is(chunk: T) -> T:
+    """Return a chunk unchanged; a DataLoader would turn arrays into tensors."""
+    return chunk
 
 
 class _Chunk(NamedTuple):
