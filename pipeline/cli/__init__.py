@@ -10,13 +10,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 
 import click
 from dhkd.data.disk.remedies import os_error_line
 from dhkd.data.errors import DhkdError
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
 from dhkd.pipeline.cli.stopping import Stopped, signals_as_exceptions
-from dhkd.pipeline.cli.streams import flushed_streams, open_closed_streams, unprintable
+from dhkd.pipeline.cli.streams import flushed_streams, open_closed_streams
 from dhkd.pipeline.cli.surroundings import prepare
 
 CONTINUE = "run the same command again to continue (training needs --resume)"
@@ -91,13 +92,14 @@ def _run(debug: bool) -> tuple[int, OSError | None]:
     except click.exceptions.Exit as end:
         return end.exit_code, None
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):  # standard error may be closed or full
+            error.show()
         return error.exit_code, None
     except DhkdError as error:
         return _failed(str(error), error.exit_code, debug)
     except OSError as error:
-        if error.filename is None and (unprinted := unprintable()) is not None:
-            return 0, unprinted
+        if _is_of_printing(error):
+            return 0, error
         return _failed(os_error_line(error), 1, debug)
     except (KeyboardInterrupt, click.Abort):
         return _failed(f"interrupted; {CONTINUE}", 128 + signal.SIGINT, debug)
@@ -106,11 +108,15 @@ def _run(debug: bool) -> tuple[int, OSError | None]:
     return 0, None
 
 
+def _is_of_printing(error: OSError) -> bool:
+    return any(frame.name == "echo" for frame in traceback.extract_tb(error.__traceback__))
+
+
 def _failed(line: str, code: int, debug: bool) -> tuple[int, None]:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
     rank = os.environ.get("RANK")
     prefix = f"error (process {rank})" if rank is not None else "error"
-    with contextlib.suppress(OSError):  # standard error may be closed or full, too
+    with contextlib.suppress(OSError):
         click.echo(f"{prefix}: {' '.join(line.split())}", err=True)
     return code, None

@@ -31,27 +31,22 @@ def flushed_streams(code: int, reason: OSError | None = None) -> int:
     `reason` is an error that printing has raised already. What can't be printed is dropped, so that the interpreter
     doesn't fail on it at its end. A reader that has stopped reading, such as `head`, is no error.
     """
-    reason = reason or unprintable()
-    if reason is not None and reason.errno != errno.EPIPE:
-        line = f"error: standard output: {reason.strerror}; the work is done, but its result was not printed\n"
-        with contextlib.suppress(OSError):
-            sys.stderr.write(line)
-        code = code or 1
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        reason = reason or error
+    if reason is not None:
+        _drop(sys.stdout)
+        if reason.errno != errno.EPIPE:
+            line = f"error: standard output: {reason.strerror}; the work is done, but its result was not printed\n"
+            with contextlib.suppress(OSError):
+                sys.stderr.write(line)
+            code = code or 1
     try:
         sys.stderr.flush()
     except OSError:
         _drop(sys.stderr)
     return code
-
-
-def unprintable() -> OSError | None:
-    """Flush standard output; if that is impossible, drop what was to be printed and return the error."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        _drop(sys.stdout)
-        return error
-    return None
 
 
 def _drop(stream: TextIO) -> None:
