@@ -46,9 +46,9 @@ def progress(
     logged every `line_seconds` by `clock` (None: `LINE_SECONDS`). `total` is None if it is unknown. Nothing is shown
     unless `visible` is true. Threads may share the callable.
     """
-    if not visible or (_on_terminal() and not bar):
+    if not visible or (on_terminal() and not bar):
         yield lambda amount: None
-    elif _on_terminal():
+    elif on_terminal():
         with _bar() as drawn:
             task = drawn.add_task(description, total=total)
             yield lambda amount: drawn.advance(task, amount)
@@ -67,7 +67,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02} min" if not days else f"{days} d {hours % 24} h"
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
+    """Return whether standard error is a terminal on which bars can be drawn."""
     # rich's own answer follows variables such as FORCE_COLOR, and bars in a log would fill it with control characters.
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 

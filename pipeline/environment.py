@@ -2,11 +2,14 @@
 
 import logging
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from dhkd.data.errors import DhkdError
 from dhkd.data.render import Renderer
 from dhkd.pipeline.launch import settle_launch
 from dhkd.stages.processes import Processes, resolve_precision
@@ -19,12 +22,21 @@ PACKAGES = ("dhkd", "torch", "torchvision", "accelerate", "numpy", "zarr", "pill
 @contextmanager
 def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
     """Set up the processes that run this command together, and end them with the context. `precision` may be "auto"."""
+    _require_proc()
     settle_launch()
     processes = Processes(resolve_precision(precision, cpu), cpu)
     try:
         yield processes
     finally:
         processes.end()
+
+
+def _require_proc() -> None:
+    if sys.platform == "linux" and not Path("/proc/cpuinfo").exists():
+        raise DhkdError(
+            "/proc: expected the system's folder of processes, in which torch reads the processor's kind, found none;"
+            " mount it (mount -t proc proc /proc)"
+        )
 
 
 def log_once(processes: Processes, line: str) -> None:

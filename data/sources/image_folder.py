@@ -12,6 +12,7 @@ import torch
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
+from dhkd.data.progress import progress
 from dhkd.data.sources.base import Place, Source
 from numpy.typing import NDArray
 
@@ -68,14 +69,16 @@ def images_below(split: str, folder: Path, classes_from: Path) -> PhotoSet:
         )
     paths: list[bytes] = []
     labels: list[int] = []
-    for name in names:
-        files = sorted(_images(os.path.join(os.fsencode(folder), name), name))
-        if not files:
-            raise DataError(
-                f"image-folder: {folder / os.fsdecode(name)}: expected images ({', '.join(SUFFIXES)}), found none"
-            )
-        paths += files
-        labels += [number_of[name]] * len(files)
+    with progress("listing the images of classes", len(names), bar=False) as advance:
+        for name in names:
+            files = sorted(_images(os.path.join(os.fsencode(folder), name), name))
+            if not files:
+                raise DataError(
+                    f"image-folder: {folder / os.fsdecode(name)}: expected images ({', '.join(SUFFIXES)}), found none"
+                )
+            paths += files
+            labels += [number_of[name]] * len(files)
+            advance(1)
     order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
     return PhotoSet(
         "image-folder",

@@ -19,6 +19,7 @@ from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.disk.locks import locked
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
+from dhkd.data.progress import progress
 from dhkd.data.sources.image_folder import SUFFIXES
 from dhkd.data.sources.shard_urls import ShardCopies, is_remote, reason_of
 from numpy.typing import NDArray
@@ -82,7 +83,11 @@ def index_path(urls: Sequence[str]) -> Path:
 
 def _read_index(urls: Sequence[str], copies: ShardCopies) -> ShardIndex:
     # Shards are read without child processes: if this process were killed, its children would go on and keep the lock.
-    shards = [_samples_of_shard(url, copies) for url in urls]
+    shards = []
+    with progress("reading the headers of shards", len(urls), bar=False) as advance:
+        for url in urls:
+            shards.append(_samples_of_shard(url, copies))
+            advance(1)
     names, offsets, sizes, labels = zip(*(sample for samples, _ in shards for sample in samples), strict=True)
     counts = [len(samples) for samples, _ in shards]
     return ShardIndex(

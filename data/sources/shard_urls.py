@@ -6,7 +6,6 @@ to read samples, because its pipelines only stream them in order, while this pro
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,9 @@ from typing import BinaryIO
 
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DataError
+from dhkd.data.progress import progress
+
+MEGABYTE = 10**6
 
 
 def expand(root: str, pattern: str) -> list[str]:
@@ -97,8 +99,11 @@ def _copy_name(url: str) -> str:
 def _download(url: str, out: BinaryIO) -> None:
     from webdataset.gopen import gopen
 
-    with gopen(url, "rb") as stream:
-        shutil.copyfileobj(stream, out, 1 << 20)
+    # In MB, because bytes are too many to read at a glance.
+    with gopen(url, "rb") as stream, progress(f"fetching {url}, MB", None, bar=False) as advance:
+        while content := stream.read(MEGABYTE):
+            out.write(content)
+            advance(1)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from dhkd.data.progress import progress
 from dhkd.data.render import Normalization, Renderer
 from dhkd.stages.processes import Processes
 from torch import Tensor
@@ -35,11 +36,14 @@ def evaluate(
     dealt = torch.split(torch.arange(len(labels_N)), batch_size)[processes.rank :: processes.world_size]
     hits = torch.zeros(2, dtype=torch.int64, device=processes.device)
     batches = renderer.render((torch.zeros_like(index_B), index_B) for index_B in dealt)
-    for index_B, pixels_BCHW in zip(dealt, batches, strict=True):
-        labels_B = labels_N[index_B].to(processes.device)
-        with processes.autocast():
-            logits_BK = logits_of(normalize(pixels_BCHW)).float()
-        is_label = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
-        hits += torch.stack([is_label[:, 0].sum(), is_label.sum()])
+    # Not a bar: networks of several students are evaluated at the same time.
+    with progress("evaluating", sum(map(len, dealt)), visible=processes.is_first, bar=False) as advance:
+        for index_B, pixels_BCHW in zip(dealt, batches, strict=True):
+            labels_B = labels_N[index_B].to(processes.device)
+            with processes.autocast():
+                logits_BK = logits_of(normalize(pixels_BCHW)).float()
+            is_label = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]
+            hits += torch.stack([is_label[:, 0].sum(), is_label.sum()])
+            advance(len(index_B))
     top1, top5 = processes.sum(hits).tolist()
     return Accuracy(100 * top1 / len(labels_N), 100 * top5 / len(labels_N))

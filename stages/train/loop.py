@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
-from dhkd.data.progress import progress
+from dhkd.data.progress import duration, progress
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.stream.batches import Stream
 from dhkd.stages.models.evaluate import Accuracy
@@ -265,7 +265,9 @@ def _restore(task: Task) -> Cursor:
 
 
 def _summary(metrics: Mapping[str, float], epochs: int) -> str:
+    epochs_left = epochs - int(metrics["epoch"])
+    left = f"  {duration(epochs_left * metrics['seconds'] / metrics['epoch'])} left" if epochs_left else ""
     return (
         f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}  train {metrics['train_top1']:.2f} %"
-        f"  test {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s"
+        f"  test {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s{left}"
     )
