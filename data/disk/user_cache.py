@@ -1,8 +1,10 @@
-"""The folder for files that can be made again."""
+"""The user's home folder, and the folder in it for files that can be made again."""
 
 import os
 import tempfile
 from pathlib import Path
+
+from dhkd.data.errors import ConfigError
 
 
 def user_cache_folder() -> Path:
@@ -28,3 +30,18 @@ def home_folder() -> Path:
     if folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
         return folder
     return Path(tempfile.mkdtemp(prefix="dhkd-home-"))  # another user made a folder of that name
+
+
+def expanded(text: str) -> str:
+    """Return a path with the home folder in place of a leading `~` or `~user`; a URL stays as it is.
+
+    Raises `ConfigError` if there is no such user.
+    """
+    if not text.startswith("~"):
+        return text
+    path = os.path.expanduser(text)
+    if path.startswith("~") and not os.path.lexists(text):
+        raise ConfigError(
+            f"{text}: expected a home folder for {text.partition('/')[0]}, found none; give the whole path"
+        )
+    return path

@@ -5,7 +5,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.disk.atomic import LONGEST_NAME, write_atomically
 from dhkd.data.disk.remedies import remedy
 from dhkd.data.errors import StorageError
 
@@ -27,17 +27,15 @@ def require_writable_file(file: Path, what: str = "--out") -> None:
 
 def _require(path: Path, what: str, folder: Path) -> None:
     choose = f"choose another {what}"
+    for part in path.parts:
+        if len(os.fsencode(part)) > LONGEST_NAME:
+            raise StorageError(
+                f"{what} {path}: expected names of at most {LONGEST_NAME} bytes, got {len(os.fsencode(part))}; {choose}"
+            )
     try:
-        longest = os.pathconf(_existing(folder), "PC_NAME_MAX")
-        for part in path.parts:
-            if len(os.fsencode(part)) > longest:
-                raise StorageError(
-                    f"{what} {path}: expected names of at most {longest} bytes, got {len(os.fsencode(part))}; {choose}"
-                )
-        kinds = _kind(folder), _kind(path)
-        if kinds[0] == "file":
+        if _kind(folder) == "file":
             raise StorageError(f"{what} {folder}: expected a folder, got a file; {choose}")
-        if path != folder and kinds[1] == "folder":
+        if path != folder and _kind(path) == "folder":
             raise StorageError(f"{what} {path}: expected a file, got a folder; {choose}")
         probe = _existing(folder) / f".dhkd-{secrets.token_hex(8)}.partial"
         write_atomically(probe, lambda stream: stream.write(PROBE))

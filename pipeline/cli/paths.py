@@ -8,23 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from dhkd.data.disk.user_cache import expanded
 from dhkd.data.disk.writable import require_writable_file, require_writable_folder
 from dhkd.data.errors import ConfigError
-
-
-def expanded(text: str) -> str:
-    """Return a path with the home folder in place of a leading `~` or `~user`; a URL stays as it is.
-
-    Raises `ConfigError` if there is no such user.
-    """
-    if not text.startswith("~"):
-        return text
-    path = os.path.expanduser(text)
-    if path.startswith("~") and not os.path.lexists(text):
-        raise ConfigError(
-            f"{text}: expected a home folder for {text.partition('/')[0]}, found none; give the whole path"
-        )
-    return path
 
 
 class _Expanded(click.ParamType):
