@@ -73,11 +73,11 @@ def index_path(urls: Sequence[str]) -> Path:
     """Return the path of the stored index; the file name is a hash of URLs and of local files' sizes and times."""
     digest = hashlib.sha256()
     for url in urls:
-        digest.update(url.encode() + b"\n")
+        digest.update(os.fsencode(url) + b"\n")
         if not is_remote(url):
             with contextlib.suppress(OSError):
                 status = os.stat(url)
-                digest.update(f"{os.path.abspath(url)} {status.st_size} {status.st_mtime_ns}\n".encode())
+                digest.update(os.fsencode(f"{os.path.abspath(url)} {status.st_size} {status.st_mtime_ns}\n"))
     return user_cache_folder() / "shard-indices" / f"{digest.hexdigest()[:32]}.npz"
 
 

@@ -30,6 +30,8 @@ class _Expanded(click.ParamType):
         if self._writes is not None:
             if not text:
                 self.fail("expected a path, got nothing", param, ctx)
+            if not text.isprintable() and os.fsencode(text).decode(errors="replace") != text:
+                raise ConfigError(f"{text!r}: expected a path in UTF-8, got other bytes; choose another one")
             if "://" not in text:
                 what = param.opts[0] if isinstance(param, click.Option) else "OUT"
                 require = require_writable_folder if self._writes == "folder" else require_writable_file
