@@ -33,6 +33,7 @@ from dhkd.benchmarks.setup import FULL, QUICK, Setup, Sizes, set_up
 from dhkd.benchmarks.stores import stores
 from dhkd.benchmarks.student_step import alignment, student_step
 from dhkd.benchmarks.together import together
+from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, unknown
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.environment import hardware, versions
@@ -107,7 +108,8 @@ def bench(points: Sequence[str], *, quick: bool, out: Path) -> tuple[dict[str, A
         figures=figures,
     )
     tree = result.as_json()
-    out.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(out, lambda stream: stream.write(text.encode()))
     return tree, _table(result, out)
 
 

@@ -22,6 +22,7 @@ from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
+from dhkd.pipeline.launch import processes_here
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -81,7 +82,7 @@ class DistillationSet(Dataset[Item]):
         self._renderer = renderer_of(images, recipe, _CPU, dataclasses.replace(data, workers=0))
         log.info(check_pixels(self._renderer, self.reader, seed=experiment.seed, allow_drift=allow_drift))
         self._normalize = normalization_of(settings, images)
-        copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        copies = processes_here()
         self._signals = signals_of(names, self.reader, settings, _CPU, copies)
         self._schedule, self._seed = SCHEDULES[settings.view_schedule], experiment.seed
         self._made_by = os.getpid()

@@ -13,6 +13,7 @@ from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cac
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
+from dhkd.data.progress import progress
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
@@ -25,7 +26,6 @@ from dhkd.pipeline.results import Converted, DamagedObject, Inspected, SignalBou
 from dhkd.stages.cache.convert import convert_blocks, converted
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.models.weights import weights_sha256
-from dhkd.stages.progress import progress_bar
 from torch import nn
 
 
@@ -122,7 +122,7 @@ def inspect(cache: str) -> Inspected:
 def _read_everything(cache: str, reader: LogitReader) -> Verified:
     """Read every object of the cache, and return the bytes read, the time taken and the damaged objects."""
     began, sizes, damages = time.perf_counter(), list[int](), list[Damage]()
-    with progress_bar("reading", reader.num_objects, visible=True) as advance:
+    with progress("reading", reader.num_objects, visible=True) as advance:
         for size_or_damage in reader.damages():
             if isinstance(size_or_damage, Damage):
                 damages.append(size_or_damage)

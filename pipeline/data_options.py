@@ -3,8 +3,10 @@
 This is a separate module, because the command line needs it before anything heavy is imported.
 """
 
-import os
 from dataclasses import dataclass
+
+from dhkd.pipeline.launch import processes_here
+from dhkd.pipeline.limits import available_cores
 
 
 @dataclass(frozen=True)
@@ -27,4 +29,4 @@ class DataOptions:
         """The number of processes that decode photographs for this compute process."""
         if self.workers is not None:
             return self.workers
-        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return max(1, available_cores() // processes_here())

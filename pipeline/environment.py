@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 from dhkd import configs, data, pipeline, stages
+from dhkd.data.errors import DhkdError
 from dhkd.data.render import Renderer
+from dhkd.pipeline.launch import settle_launch
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.processes import Processes, resolve_precision, watched
 
@@ -26,13 +29,16 @@ def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
 
     Raises `ProcessError` if the processes resolve different precisions, and if another process is lost.
     """
+    _require_proc()
+    settle_launch()
     resolved, reason = resolve_precision(precision, cpu)
     with watched() as watch:
         processes = Processes(resolved, cpu, watch)
         try:
             if reason is not None:
                 log_once(processes, f"precision: {resolved}, because {reason}")
-            require_agreement(processes, {"precision": resolved, "device": processes.device.type, **_program()})
+            program = _program() if processes.world_size > 1 else {}
+            require_agreement(processes, {"precision": resolved, "device": processes.device.type, **program})
             yield processes
             processes.part()
         finally:
@@ -48,6 +54,14 @@ def _program() -> dict[str, Any]:
         for file in sorted(folder.rglob("*.py")):
             digest.update(f"{folder.name}/{file.relative_to(folder)}\n".encode() + file.read_bytes())
     return {"versions": versions(), "dhkd's code": digest.hexdigest()}
+
+
+def _require_proc() -> None:
+    if sys.platform == "linux" and not Path("/proc/cpuinfo").exists():
+        raise DhkdError(
+            "/proc: expected the system's folder of processes, in which torch reads the processor's kind, found none;"
+            " mount it (mount -t proc proc /proc)"
+        )
 
 
 def log_once(processes: Processes, line: str) -> None:

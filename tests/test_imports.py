@@ -15,10 +15,9 @@ FOLDERS = ("pipeline", "stages", "data", "configs")
 MAY_IMPORT = {
     "pipeline": ("pipeline", "stages", "data", "configs"),
     "stages/models": ("stages.models", "stages.processes", "data"),
-    "stages/cache": ("stages.cache", "stages.models", "stages.processes", "stages.progress", "data"),
+    "stages/cache": ("stages.cache", "stages.models", "stages.processes", "data"),
     "stages/train": (
-        *("stages.train", "stages.models", "stages.processes", "stages.agreement", "stages.progress"),
-        *("stages.trackers", "data"),
+        *("stages.train", "stages.models", "stages.processes", "stages.agreement", "stages.trackers", "data"),
     ),
     "stages/report": ("stages.report", "data"),
     "stages": ("stages.processes", "stages.watch", "data"),  # the files beside those folders
@@ -61,7 +60,7 @@ HOMES = {
         "data/cache/index.py",
         "data/cache/manifest.py",
     },
-    "rich": {"stages/progress.py", "pipeline/cli/tables/plain.py"},
+    "rich": {"data/progress.py", "pipeline/cli/tables/plain.py"},
 }
 
 

@@ -4,23 +4,31 @@ A worker takes keys (view, index) and returns their pixels. The pixels depend on
 workers doesn't matter. A file that can't be decoded raises an error that names the file. If some such files are
 allowed, they are listed, and black images replace them in caching and in training, so that the keys of cache and data
 set still match.
+
+Workers hand pixels over in shared memory (/dev/shm) as long as it has space; containers often have only 64 MB of it.
+Otherwise they send pixels through pipes, which costs one more copy in each process.
 """
 
 import contextlib
 import logging
+import resource
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
 from dhkd.data.images.decoding import FRAMES, Photo
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 if TYPE_CHECKING:
@@ -28,11 +36,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dhkd")
 
+T = TypeVar("T")
+
 # Images that a worker decodes at a time: few enough that all workers get a part of a batch, and enough that the
 # exchange between processes stays cheap.
 CHUNK = 64
 LOOKAHEAD = 8192  # number of samples whose files are fetched ahead of time
 CHUNKS_AHEAD = 3  # rendered ahead by each worker; a chunk of images of 224×224 pixels takes 9.6 MB of shared memory
+
+# Each chunk in shared memory is an open file. With fewer than this many, chunks go through pipes.
+ENOUGH_OPEN_FILES = 1024
+
+# The keys of a chunk as arrays: tensors would reach a worker through shared memory, and never if that is full.
+ChunkKeys = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Photos(Protocol):
@@ -88,16 +104,16 @@ class PhotoRenderer:
 
     def _render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         chunks_of_batches: deque[int] = deque()  # the number of chunks of each batch that is being rendered
-        loader = DataLoader(
-            _Photos(self.images.files, self.recipe),
-            sampler=self._chunks(batches, chunks_of_batches),
-            batch_size=None,
-            num_workers=self._workers,
-            prefetch_factor=CHUNKS_AHEAD if self._workers else None,
-            multiprocessing_context="fork" if self._workers else None,  # workers inherit the files and import nothing
-            pin_memory=self.device.type == "cuda",
-        )
-        rendered = iter(loader)
+        chunks_of_keys = self._chunks(batches, chunks_of_batches)
+        try:
+            rendered = self._started(chunks_of_keys, self._workers)
+        except OSError as error:  # no semaphores without space in /dev/shm, or no more processes
+            log.warning(
+                "%s: no worker processes can be started (%s), so this process decodes the images, which is slower",
+                self.images.name,
+                error.strerror or error,
+            )
+            rendered = self._started(chunks_of_keys, 0)
         try:
             chunks: list[Tensor] = []
             for chunk in rendered:
@@ -113,9 +129,27 @@ class PhotoRenderer:
             with contextlib.suppress(RuntimeError):
                 if isinstance(rendered, _MultiProcessingDataLoaderIter):
                     rendered._shutdown_workers()
-            del rendered, loader
+            del rendered
 
-    def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[Keys]:
+    def _started(self, chunks_of_keys: Iterator[ChunkKeys], workers: int) -> "Iterator[_Chunk | DhkdError]":
+        """Start `workers` processes that render the chunks. Raises `OSError`, before any chunk, if that fails."""
+        if workers:
+            _require_semaphores(workers)
+        enough_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= ENOUGH_OPEN_FILES
+        return iter(
+            DataLoader(
+                _Photos(self.images.files, self.recipe, in_shared_memory=enough_files),
+                sampler=chunks_of_keys,
+                batch_size=None,
+                collate_fn=_as_it_is,
+                num_workers=workers,
+                prefetch_factor=CHUNKS_AHEAD if workers else None,
+                multiprocessing_context="fork" if workers else None,  # workers inherit the files and import nothing
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[ChunkKeys]:
         """Split batches into chunks, the work items of the workers; `counts` collects each batch's number of chunks."""
         for view_B, index_B in self._expected(batches):
             bounds = [0]
@@ -125,7 +159,7 @@ class PhotoRenderer:
                     bounds.append(row)
             counts.append(len(bounds) - 1)
             for start, stop in pairwise(bounds):
-                yield view_B[start:stop], index_B[start:stop]
+                yield view_B[start:stop].numpy(), index_B[start:stop].numpy()
 
     def _expected(self, batches: Iterable[Keys]) -> Iterator[Keys]:
         """Yield each batch once its files are fetched; files are fetched while earlier batches are rendered."""
@@ -161,11 +195,28 @@ class PhotoRenderer:
                 allowed = f"; {self._allow_bad} such files are allowed" if self._allow_bad else ""
                 raise DataError(f"{line}{allowed}; replace it, or let a black image stand in with --allow-bad N")
             log.warning("%s; a black image stands in", line)
-        return chunk.pixels_BHWC.to(self.device, non_blocking=True)
+        return torch.as_tensor(chunk.pixels_BHWC).to(self.device, non_blocking=True)
+
+
+def _require_semaphores(workers: int) -> None:
+    """Raise `OSError` if there is no space for the semaphores of so many workers.
+
+    A DataLoader that fails on them prints a traceback when it is deleted.
+    """
+    context = get_context("fork")
+    queues = [context.Queue() for _ in range(workers + 1)]
+    context.Event()
+    for queue in queues:
+        queue.close()
+
+
+def _as_it_is(chunk: T) -> T:
+    """Return a chunk unchanged; a DataLoader would turn arrays into tensors."""
+    return chunk
 
 
 class _Chunk(NamedTuple):
-    pixels_BHWC: Tensor
+    pixels_BHWC: Tensor | NDArray[np.uint8]
     unreadable: list[tuple[int, str]]
     stack: int | None  # the index of an image with several frames
 
@@ -173,15 +224,36 @@ class _Chunk(NamedTuple):
 class _Photos(Dataset["_Chunk | DhkdError"]):
     """A data set that renders a chunk of keys on request; every worker has a copy of it."""
 
-    def __init__(self, files: Photos, recipe: Recipe) -> None:
+    def __init__(self, files: Photos, recipe: Recipe, *, in_shared_memory: bool) -> None:
         self._files, self._recipe = files, recipe
+        self._in_shared_memory = in_shared_memory
+        self._tried = False
 
-    def __getitem__(self, keys: Keys) -> "_Chunk | DhkdError":
+    def __getitem__(self, keys: ChunkKeys) -> "_Chunk | DhkdError":
         # An error is returned as a value: if it were raised, its message would contain the worker's traceback.
         try:
-            return self._render(*keys)
+            chunk = self._render(torch.from_numpy(keys[0]), torch.from_numpy(keys[1]))
         except DhkdError as error:
             return error
+        return chunk if get_worker_info() is None else chunk._replace(pixels_BHWC=self._sendable(chunk.pixels_BHWC))
+
+    def _sendable(self, pixels_BHWC: Any) -> Tensor | NDArray[np.uint8]:
+        """Move a tensor into shared memory, or return it as an array, which goes through a pipe, if that fails.
+
+        A worker that sends a tensor finds out too late that it can't, and the main process would wait forever.
+        """
+        if self._in_shared_memory:
+            try:
+                pixels_BHWC.share_memory_()
+                if not self._tried:  # sending needs a socket in the folder of temporary files, too
+                    ForkingPickler.dumps(pixels_BHWC)
+                    self._tried = True
+                return pixels_BHWC
+            except (RuntimeError, OSError) as error:
+                # A chunk that doesn't fit into the space may be followed by one that does.
+                self._in_shared_memory = self._tried
+                log.debug("pixels go through a pipe (%s)", error)
+        return pixels_BHWC.numpy()
 
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
         shape = self._recipe.shape

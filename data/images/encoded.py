@@ -11,6 +11,7 @@ from dhkd.data.images.decoding import USUAL, Photo, Reading, decode
 from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer, Photos
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.images.levels import FULL, Levels
+from dhkd.data.progress import progress
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from torch import Tensor
@@ -76,8 +77,10 @@ class PhotoSet:
         batches = torch.split(torch.arange(len(self)), CHUNK)
         pixels_NCHW = torch.empty((len(self), 3, *recipe.shape), dtype=torch.uint8)
         keys = ((torch.zeros_like(index_B), index_B) for index_B in batches)
-        for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
-            pixels_NCHW[index_B] = pixels_BCHW
+        with progress("decoding", len(self), bar=False) as advance:
+            for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
+                pixels_NCHW[index_B] = pixels_BCHW
+                advance(len(index_B))
         return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std)
 
     def _first_shape(self, allow_bad: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from dhkd.data.cache.manifest import differences
-from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.disk.atomic import append_durably, write_atomically
 from dhkd.data.errors import RunExists, RunMismatch
 from dhkd.data.runs.config import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.lock import RunLock
@@ -99,11 +99,7 @@ class RunFolder:
     def append_metrics(self, metrics: Mapping[str, Any]) -> int:
         """Add a line to metrics.jsonl and return the file's new length in bytes."""
         self.require_lock()
-        with (self.path / METRICS).open("ab") as stream:
-            stream.write(json.dumps(metrics).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-            return stream.tell()
+        return append_durably(self.path / METRICS, json.dumps(metrics).encode() + b"\n")
 
     def cut_metrics(self, length: int) -> None:
         """Cut metrics.jsonl back to `length` bytes, its length when the latest checkpoint was saved."""

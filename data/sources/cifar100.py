@@ -7,6 +7,8 @@ names (the file `meta`) are not needed and not read.
 import contextlib
 import hashlib
 import http.client
+import io
+import logging
 import pickle
 import sys
 import tarfile
@@ -17,7 +19,10 @@ import torch
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
 from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.progress import on_terminal
 from dhkd.data.sources.base import Place, Size, Source
+
+log = logging.getLogger("dhkd")
 
 FOLDER = "cifar-100-python"
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
@@ -57,9 +62,11 @@ def load(split: str, place: Place) -> ImageSet:
 def _download(root: Path) -> None:
     from torchvision.datasets import CIFAR100
 
+    log.info("cifar100: downloading 169 MB to %s", root)
     try:
-        # torchvision may print to standard output, where only a command's result belongs.
-        with contextlib.redirect_stdout(sys.stderr):
+        # torchvision prints to standard output, where only a command's result belongs, and draws a bar.
+        shown = sys.stderr if on_terminal() else io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             CIFAR100(str(root), download=True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(

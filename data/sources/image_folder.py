@@ -18,6 +18,7 @@ from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
+from dhkd.data.progress import progress
 from dhkd.data.sources.base import OF_FILES, Place, Source
 from dhkd.data.sources.class_folders import ClassFolders, alike_in_case, require_classes, summary
 from dhkd.data.sources.class_order import in_order, note_on_numbers
@@ -80,10 +81,12 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
     _require_known(folder, names, classes_from, number_of)
     paths: list[bytes] = []
     labels: list[int] = []
-    for name in names:
-        files = listing.images(name)
-        paths += files
-        labels += [number_of[name]] * len(files)
+    with progress("listing the images of classes", len(names), bar=False) as advance:
+        for name in names:
+            files = listing.images(name)
+            paths += files
+            labels += [number_of[name]] * len(files)
+            advance(1)
     _tell(listing, names, classes, place)
     order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
     return PhotoSet(

@@ -17,6 +17,7 @@ from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.disk.locks import locked
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
+from dhkd.data.progress import progress
 from dhkd.data.sources.shard_labels import LabelForm
 from dhkd.data.sources.shard_members import Sample, damaged, samples_in
 from dhkd.data.sources.shard_urls import ShardCopies, is_remote
@@ -76,18 +77,22 @@ def index_path(urls: Sequence[str], form: LabelForm = USUAL_LABELS) -> Path:
     """
     digest = hashlib.sha256(form.identity.encode())
     for url in urls:
-        digest.update(url.encode() + b"\n")
+        digest.update(os.fsencode(url) + b"\n")
         if not is_remote(url):
             with contextlib.suppress(OSError):
                 status = os.stat(url)
                 times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
-                digest.update(f"{os.path.abspath(url)} {status.st_size} {times}\n".encode())
+                digest.update(os.fsencode(f"{os.path.abspath(url)} {status.st_size} {times}\n"))
     return user_cache_folder() / "shard-indices" / f"{digest.hexdigest()[:32]}.npz"
 
 
 def _read_index(urls: Sequence[str], copies: ShardCopies, form: LabelForm) -> ShardIndex:
     # Shards are read without child processes: if this process were killed, its children would go on and keep the lock.
-    shards = [_samples_of_shard(url, copies, form) for url in urls]
+    shards = []
+    with progress("reading the headers of shards", len(urls), bar=False) as advance:
+        for url in urls:
+            shards.append(_samples_of_shard(url, copies, form))
+            advance(1)
     samples = [sample for of_shard, _ in shards for sample in of_shard]
     if not samples:
         raise DataError(

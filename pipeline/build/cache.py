@@ -6,7 +6,6 @@ of consecutive rows of one view.
 
 from collections.abc import Mapping
 
-import psutil
 import torch
 from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.configs.schema import Experiment
@@ -24,6 +23,7 @@ from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.limits import available_memory
 from dhkd.pipeline.results import CacheSummary
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.weights import weights_sha256
@@ -263,7 +263,7 @@ def signals_of(
     if student.view_schedule == "cycle":
         return StreamedSignals(reader, names, device)
     needed = copies * reader.stored_bytes([name for signals in names.values() for name in signals])
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > 0.9 * free:
         raise ConfigError(
             f"student.view_schedule {student.view_schedule} keeps the whole cache in memory: expected at most"

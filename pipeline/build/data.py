@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.data.cache.manifest import DatasetIdentity
+from dhkd.data.disk.user_cache import expanded
 from dhkd.data.errors import ConfigError, DataError, one_of
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.options import with_options
@@ -30,11 +31,11 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
     """
     data = experiment.data
     place = Place(
-        root=options.root,
+        root=expanded(options.root) if options.root is not None else None,
         download=options.download,
         keep_bytes=options.fetched_gb * 10**9,
-        train=data.train,
-        test=data.test,
+        train=expanded(data.train) if data.train is not None else None,
+        test=expanded(data.test) if data.test is not None else None,
         num_classes=data.num_classes,
         classes=data.classes,
         label=data.label,

@@ -1,19 +1,28 @@
 """The command line: a file for each group of commands, and one line for each command in `COMMANDS`.
 
 Nothing heavier than click is imported until a command runs, so that `--help` is fast. Results go to standard output,
-logs and progress to standard error; the exit code is 0, 1 (failed) or 2 (wrong usage).
+logs and progress to standard error; the exit code is 0, 1 (failed), 2 (wrong usage), or 128 plus the number of the
+signal that stopped the command (130 for Ctrl-C, 143 for SIGTERM).
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import traceback
 
 import click
+from dhkd.data.disk.remedies import os_error_line
 from dhkd.data.errors import DhkdError, error_line
 from dhkd.data.shown import shown
 from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
 from dhkd.pipeline.cli.groups import Group
+from dhkd.pipeline.cli.stopping import Stopped, signals_as_exceptions
+from dhkd.pipeline.cli.streams import flushed_streams, open_closed_streams
+from dhkd.pipeline.cli.surroundings import prepare
 
+CONTINUE = "run the same command again to continue (training needs --resume)"
 LONGEST_LINE = 10_000  # characters of an error; a stranger's file may hold names of any length
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
@@ -53,28 +62,54 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line. An error that a user can cause gives a one-line message and an exit code, no traceback."""
+    if "_DHKD_COMPLETE" in os.environ:
+        cli(prog_name="dhkd")  # completes words in a shell, and ends
+    open_closed_streams()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Shown("%(message)s"))
     logging.getLogger("dhkd").setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log that can't be written doesn't end the work
     debug = "--debug" in sys.argv
     if _joint() and not debug:
         # If a connection breaks, torch's C++ libraries would print their stack; the error line says what happened.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    code, unprinted = _run(debug)
+    code = flushed_streams(code, unprinted)
+    if code:
+        sys.exit(code)
+
+
+def _run(debug: bool) -> tuple[int, OSError | None]:
+    """Run the command that `sys.argv` states, and print its error if it fails.
+
+    Returns the exit code, and the error of standard output if it could not take the result.
+    """
     try:
-        cli(prog_name="dhkd", standalone_mode=False)
+        with signals_as_exceptions():
+            prepare()
+            # Not `cli()`, which ends without a word if any connection breaks, as if standard output were closed.
+            with cli.make_context("dhkd", sys.argv[1:]) as context:
+                cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code, None
     except click.ClickException as error:
         error.message = shown(error.message)
-        error.show()
+        with contextlib.suppress(OSError):  # standard error may be closed or full
+            error.show()
         _tell_others(error.format_message())
-        sys.exit(error.exit_code)
+        return error.exit_code, None
     except DhkdError as error:
-        _fail(str(error), error.exit_code, debug)
+        return _failed(str(error), error.exit_code, debug)
     except OSError as error:
-        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        _fail(f"{name or 'operating system'}: {error.strerror or error}", 1, debug)
+        if _is_of_printing(error):
+            return 0, error
+        return _failed(os_error_line(error), 1, debug)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to continue (training needs --resume)", 1, debug)
+        return _failed(f"interrupted; {CONTINUE}", 128 + signal.SIGINT, debug)
+    except Stopped as stopped:
+        return _failed(f"stopped by {stopped}; {CONTINUE}", 128 + stopped.number, debug)
+    return 0, None
 
 
 class _Shown(logging.Formatter):
@@ -84,13 +119,18 @@ class _Shown(logging.Formatter):
         return shown(super().format(record))
 
 
-def _fail(line: str, code: int, debug: bool) -> None:
+def _is_of_printing(error: OSError) -> bool:
+    return any(frame.name == "echo" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _failed(line: str, code: int, debug: bool) -> tuple[int, None]:
     if debug:
         logging.getLogger("dhkd").exception("traceback of the error below")
     line = error_line(shown(line))
-    click.echo(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…", err=True)
+    with contextlib.suppress(OSError):
+        click.echo(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…", err=True)
     _tell_others(line)
-    sys.exit(code)
+    return code, None
 
 
 def _joint() -> bool:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from dhkd.pipeline.cli.options import PATH, json_option
+from dhkd.data.disk.writable import require_writable_file
+from dhkd.pipeline.cli.options import json_option
 from dhkd.pipeline.cli.output import emit, print_text
+from dhkd.pipeline.cli.paths import OUT_FILE, PATH
 
 
 @click.command()
@@ -21,7 +23,7 @@ from dhkd.pipeline.cli.output import emit, print_text
 )
 @click.option(
     "--out",
-    type=PATH,
+    type=OUT_FILE,
     help="JSON file for the figures [default: runs/bench.json, or runs/bench-quick.json with --quick].",
 )
 @click.option(
@@ -40,7 +42,9 @@ def bench(quick: bool, only: Sequence[str], out: Path | None, compare: tuple[Pat
     from dhkd.benchmarks.run import POINTS
     from dhkd.benchmarks.run import bench as measure
 
-    out = out or Path("runs") / ("bench-quick.json" if quick else "bench.json")
+    if out is None:
+        out = Path("runs") / ("bench-quick.json" if quick else "bench.json")
+        require_writable_file(out)
     points = [point.strip() for points in only for point in points.split(",")]
     result, table = measure(points or POINTS, quick=quick, out=out)
     return emit(result, as_json, lambda: table)

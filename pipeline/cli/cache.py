@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 from dhkd.pipeline.cli.options import (
-    PATH,
     TEACHER_HELP,
     ExperimentOptions,
     Part,
@@ -19,6 +18,7 @@ from dhkd.pipeline.cli.options import (
     precision_option,
 )
 from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.paths import LOCATION, OUT_LOCATION, PATH, require_apart
 from dhkd.pipeline.cli.recorded import OF_THE_MACHINE, recorded_command
 from dhkd.pipeline.data_options import DataOptions
 
@@ -52,6 +52,7 @@ class CachingOptions:
 @click.option("--teacher", type=PATH, required=True, help=TEACHER_HELP)
 @click.option(
     "--out",
+    type=OUT_LOCATION,
     required=True,
     help="Location of the cache: a folder, or a URL (s3://, gs://, az://). An existing cache is resumed or extended.",
 )
@@ -87,6 +88,7 @@ def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: 
     machine, for example among GPUs, use 'torchrun' or 'accelerate launch'. To split it among machines, run the same
     command on each, or assign fixed shares with --part.
     """
+    require_apart(caching.out, **{"--teacher": caching.teacher, "--data-root": data.root})
     loaded = experiment.load()
     from dhkd.pipeline import caching as work
 
@@ -115,7 +117,7 @@ def _line_of_caching(out: str, result: "CachedTeacher") -> str:
 
 
 @click.command()
-@click.argument("cache")
+@click.argument("cache", type=LOCATION)
 @json_option
 def inspect(cache: str, as_json: bool) -> None:
     """Describe a cache: contents, completeness, size, precision."""
@@ -136,7 +138,7 @@ class VerifyOptions:
 
 
 @click.command()
-@click.argument("cache")
+@click.argument("cache", type=LOCATION)
 @experiment_options(
     preset=click.option(
         "--preset", help="Preset that the cache was made with; a sample of its images is rendered again and compared."
@@ -213,8 +215,8 @@ class CodecOptions:
 
 
 @click.command()
-@click.argument("cache")
-@click.argument("out")
+@click.argument("cache", type=LOCATION)
+@click.argument("out", type=OUT_LOCATION)
 @gathered("codec", CodecOptions)
 @click.option("--store", help="Storage format of OUT: zarr or webdataset [default: that of CACHE].")
 @click.option(
@@ -233,6 +235,7 @@ def convert(cache: str, out: str, store: str | None, codec: CodecOptions, allow_
 
     CACHE is not changed. If interrupted, run the same command again: it resumes.
     """
+    require_apart(out, CACHE=cache)
     wanted = codec.parse()
     from dhkd.pipeline import cache_tools
 

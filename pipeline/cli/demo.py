@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import click
-from dhkd.pipeline.cli.options import PATH, cpu_option, json_option
+from dhkd.data.disk.writable import require_writable_folder
+from dhkd.pipeline.cli.options import cpu_option, json_option
 from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.paths import OUT_FOLDER
 
 
 @click.command()
-@click.option("--out", type=PATH, help="Output folder, new or empty [default: a new folder in runs/].")
+@click.option("--out", type=OUT_FOLDER, help="Output folder, new or empty [default: a new folder in runs/].")
 @cpu_option
 @click.option("--smoke", is_flag=True, help="Finish in seconds instead of minutes; the networks learn nothing.")
 @json_option
@@ -17,6 +19,7 @@ def demo(out: Path | None, cpu: bool, smoke: bool, as_json: bool) -> None:
 
     The data set comes with the program. The demo takes a few minutes on a CPU.
     """
+    require_writable_folder(out or Path("runs"))
     from dhkd.pipeline.cli.tables.demo import demo_table
     from dhkd.pipeline.demo import run_demo
 

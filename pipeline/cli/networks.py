@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 from dhkd.pipeline.cli.options import (
-    PATH,
     ExperimentOptions,
     cpu_option,
     data_options,
@@ -16,6 +15,7 @@ from dhkd.pipeline.cli.options import (
     precision_option,
 )
 from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.paths import OUT_FILE, PATH
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _line_of_evaluate(result: "Evaluated") -> str:
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--out", type=PATH, required=True, help="The .safetensors file to write; it must not exist yet.")
+@click.option("--out", type=OUT_FILE, required=True, help="The .safetensors file to write; it must not exist yet.")
 @json_option
 def export(run: Path, out: Path, as_json: bool) -> None:
     """Write a run's trained network to a safetensors file.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
+from dhkd.pipeline.cli.paths import LOCATION
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]  # a command's function; click calls it with the values of all options
 Decorator = Callable[[Function], Function]
 
-PATH = click.Path(path_type=Path)
-PRESET: Decorator = click.argument("preset")
+PRESET: Decorator = click.argument("preset", type=LOCATION)
 CACHE_HELP = "Location of the cache: a folder, or a URL (s3://, gs://, az://; https:// is read-only)."
 TEACHER_HELP = (
     "A run's folder, a weights file (.safetensors, .pth), FILE::KEY for one of several networks in a file, or"
@@ -170,6 +170,7 @@ _data_options = (
     click.option(
         "--data-root",
         "root",
+        type=LOCATION,
         help="Location of the data set: a folder (torchvision's layout, or train/ and val/ with one subfolder per"
         " class) or the URL of its shards.",
     ),
@@ -223,6 +224,7 @@ allow_drift_option = click.option(
 )
 training_cache_option = click.option(
     "--cache",
+    type=LOCATION,
     help=f"{CACHE_HELP} Not needed for methods that use no teacher, such as ce, or if the teacher runs in every step"
     " (teacher.live=true).",
 )

@@ -1,16 +1,11 @@
 """Printing a command's result, as text or as one JSON object, from the first of its processes only."""
 
 import json
-import os
 from collections.abc import Callable
 
 import click
 from dhkd.data.shown import redacted, shown
-
-
-def is_first_process() -> bool:
-    """Return whether this is the first process of its group, the only one that prints."""
-    return int(os.environ.get("RANK", "0")) == 0
+from dhkd.pipeline.launch import is_first_process
 
 
 def emit(result: object, as_json: bool, text: Callable[[], str]) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import click
 from dhkd.data.errors import ConfigError
 from dhkd.pipeline.cli.groups import Group
-from dhkd.pipeline.cli.options import PATH, json_option
+from dhkd.pipeline.cli.options import json_option
 from dhkd.pipeline.cli.output import emit, print_text
+from dhkd.pipeline.cli.paths import LOCATION, OUT_FILE
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
@@ -44,7 +45,7 @@ def _listed(name: str, experiment: "Experiment") -> "ListedPreset":
 
 
 @presets.command()
-@click.argument("name")
+@click.argument("name", type=LOCATION)
 def show(name: str) -> None:
     """Print a preset as YAML."""
     from dhkd.configs.load import preset_text
@@ -53,8 +54,8 @@ def show(name: str) -> None:
 
 
 @presets.command()
-@click.argument("name")
-@click.argument("file", type=PATH)
+@click.argument("name", type=LOCATION)
+@click.argument("file", type=OUT_FILE)
 def copy(name: str, file: Path) -> None:
     """Copy a preset to a new YAML file, to edit and use as PRESET."""
     from dhkd.configs.load import preset_text

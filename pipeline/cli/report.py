@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from dhkd.data.disk.writable import require_writable_folder
 from dhkd.pipeline.cli.groups import Group
 from dhkd.pipeline.cli.options import (
-    PATH,
     TEACHER_HELP,
     Decorator,
     FiniteRange,
@@ -19,6 +19,7 @@ from dhkd.pipeline.cli.options import (
     options,
 )
 from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.paths import OUT_FILE, OUT_FOLDER, PATH
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def report() -> None:
 @report.command("runs")
 @click.argument("folder", type=PATH)
 @baseline_option
-@click.option("--html", type=PATH, metavar="FILE", help="Also write the report as one self-contained HTML file.")
+@click.option("--html", type=OUT_FILE, metavar="FILE", help="Also write the report as one self-contained HTML file.")
 @json_option
 def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: bool) -> None:
     """Compare the finished runs in FOLDER.
@@ -66,6 +67,7 @@ def report_runs(folder: Path, baseline: str | None, html: Path | None, as_json: 
     from dhkd.pipeline.report.table import write_table
 
     runs = require_runs(folder)
+    require_writable_folder(folder, "FOLDER")
     compared = compare(runs, baseline)
     table = write_table(runs, folder)
     lines = [*report_comparison(runs, compared, folder / "report"), f"Every run: {table}"]
@@ -110,7 +112,7 @@ def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., "Analys
     """
     common = options(
         click.argument("folder", type=PATH),
-        click.option("--out", type=PATH, help="Folder for the table and the plots [default: FOLDER/report]."),
+        click.option("--out", type=OUT_FOLDER, help="Folder for the table and the plots [default: FOLDER/report]."),
         *further,
         json_option,
     )
@@ -122,7 +124,10 @@ def _analysis(name: str, *further: Decorator) -> Callable[[Callable[..., "Analys
             from dhkd.pipeline.cli.tables.runs import analysis_table
             from dhkd.pipeline.report.rows import analysis_json
 
-            analysis = function(read_runs(folder), out or folder / "report", **values)
+            runs = read_runs(folder)
+            if out is None:
+                require_writable_folder(folder / "report", "FOLDER")
+            analysis = function(runs, out or folder / "report", **values)
             emit(analysis_json(analysis), as_json, lambda: analysis_table(analysis))
 
         return report.command(name)(common(analyse))

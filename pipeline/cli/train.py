@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 from dhkd.data.errors import DhkdError
 from dhkd.pipeline.cli.options import (
-    PATH,
     ExperimentOptions,
     Part,
     RunOptions,
@@ -27,9 +26,11 @@ from dhkd.pipeline.cli.options import (
     track_option,
     training_cache_option,
 )
-from dhkd.pipeline.cli.output import emit, is_first_process
+from dhkd.pipeline.cli.output import emit
+from dhkd.pipeline.cli.paths import OUT_FOLDER, PATH, require_apart
 from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.launch import is_first_process, settle_launch
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
@@ -43,7 +44,7 @@ OF_STUDENT = {"precision": "student.precision={}", "compiled": "student.compile=
 @click.command("train-teacher")
 @experiment_options(OF_TEACHER)
 @gathered("run", RunOptions)
-@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--out", type=OUT_FOLDER, required=True, help="The run's folder.")
 @precision_option
 @compile_option
 @track_option
@@ -53,6 +54,7 @@ OF_STUDENT = {"precision": "student.precision={}", "compiled": "student.compile=
 @json_option
 def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOptions, as_json: bool) -> None:
     """Train the preset's teacher."""
+    _require_apart(run, data)
     loaded = experiment.load()
     from dhkd.pipeline import training
 
@@ -64,7 +66,7 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
 @experiment_options(OF_STUDENT)
 @gathered("run", RunOptions)
 @training_cache_option
-@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--out", type=OUT_FOLDER, required=True, help="The run's folder.")
 @click.option(
     "--teacher",
     type=PATH,
@@ -104,6 +106,7 @@ def train_student(
     methods' lists all names. If the cache lacks a teacher output that the method needs, add it with 'dhkd cache-teacher
     --signals', or run the teacher in every step with --set teacher.live=true.
     """
+    _require_apart(run, data)
     if grid:
         return _train_grid(experiment.load_grid(grid), run, together, data, as_json)
     if together is not None:
@@ -152,6 +155,10 @@ def _train_grid(
         raise DhkdError(f"{len(failed)} of {len(outcomes)} students ended early: {lines}")
 
 
+def _require_apart(run: RunOptions, data: DataOptions) -> None:
+    require_apart(run.out, **{"--cache": run.cache, "--teacher": run.teacher, "--data-root": data.root})
+
+
 def _line_of_run(out: Path, result: "TrainedRun") -> str:
     return (
         f"{out}: {result.architecture} after {result.epochs} epochs, top-1 {result.last_top1:.2f} %"
@@ -181,7 +188,9 @@ class SweepOptions:
 @gathered("run", RunOptions)
 @gathered("chosen", SweepOptions)
 @training_cache_option
-@click.option("--out", type=PATH, required=True, help="Output folder: one subfolder per run, and the results table.")
+@click.option(
+    "--out", type=OUT_FOLDER, required=True, help="Output folder: one subfolder per run, and the results table."
+)
 @click.option(
     "--grid",
     multiple=True,
@@ -216,9 +225,11 @@ def sweep(
     times, or once with 'torchrun' or 'accelerate launch', which give each process its own device. A failed run does not
     stop the others.
     """
+    _require_apart(run, data)
     if not chosen.whole_grid:
         raise click.UsageError("expected --grid or --seeds; a single student is train-student's")
     experiments = experiment.load_grid(chosen.whole_grid)
+    settle_launch()
     prints = is_first_process()
     _work_alone()
     from dhkd.data.runs.read import read_runs

@@ -6,6 +6,7 @@ from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.draws.philox import Domain, below, raw_rows
 from dhkd.data.errors import CacheMismatch
+from dhkd.data.progress import progress
 from dhkd.data.render import Renderer
 from dhkd.stages.models.teacher import Teacher
 from torch import Tensor
@@ -31,7 +32,11 @@ def compare_with_live(
     view_B, index_B = random_keys(seed, plan.num_views, plan.num_samples, num_rows)
     keys = zip(torch.split(view_B, LIVE_BATCH), torch.split(index_B, LIVE_BATCH), strict=True)
     own = teachers_own(name)
-    batches = [teacher.signals(pixels_BCHW, [own])[own].cpu() for pixels_BCHW in renderer.render(keys)]
+    batches: list[Tensor] = []
+    with progress("recomputing", num_rows, bar=False) as advance:
+        for pixels_BCHW in renderer.render(keys):
+            batches.append(teacher.signals(pixels_BCHW, [own])[own].cpu())
+            advance(len(pixels_BCHW))
     live_B = torch.cat(batches).numpy()
     difference_B, allowed_B = np.empty(num_rows), np.empty(num_rows)
     for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):

@@ -9,7 +9,7 @@ from dhkd.data.cache.manifest import Identity, Manifest, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.errors import ConfigError
-from dhkd.stages.progress import progress_bar
+from dhkd.data.progress import progress
 
 log = logging.getLogger("dhkd")
 
@@ -52,7 +52,7 @@ def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:
     fresh: set[Block] = set()
     while True:
         missing = writer.missing()
-        with progress_bar("converting", sum(map(len, missing)), visible=True) as advance:
+        with progress("converting", sum(map(len, missing)), visible=True) as advance:
             for block in missing:
                 for name in writer.manifest.names:
                     writer.put(block, name, _converted(reader, writer.manifest, block, name))

@@ -29,11 +29,11 @@ from dhkd.data.cache.blocks import WITNESS, Block, Plan
 from dhkd.data.cache.manifest import teachers_own
 from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.images.witness import witnesses
+from dhkd.data.progress import progress
 from dhkd.data.render import Keys, Renderer
 from dhkd.stages.cache.hand_over import HandOver
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
-from dhkd.stages.progress import progress_bar
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -149,7 +149,7 @@ def _compute(
     computed = np.zeros(2, dtype=np.int64)
     writes: list[Future[bool]] = []
     with (
-        progress_bar("caching", sum(len(b) for unit in units for b in unit), visible=processes.is_first) as advance,
+        progress("caching", sum(len(b) for unit in units for b in unit), visible=processes.is_first) as advance,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as thread,
         HandOver(processes.device) as hand_over,
     ):
@@ -244,7 +244,7 @@ def _check(writer: LogitWriter, fresh: set[Block], processes: Processes) -> set[
     Returns the blocks of the damaged objects that any process has found.
     """
     blocks = writer.plan.blocks()[processes.rank :: processes.world_size]
-    with progress_bar("checking", sum(map(len, blocks)), visible=processes.is_first) as advance:
+    with progress("checking", sum(map(len, blocks)), visible=processes.is_first) as advance:
         checked = writer.check(_advancing(blocks, advance), fresh)
     everything = processes.collect(checked)
     damages = [damage for part in everything for damage in part.damages]

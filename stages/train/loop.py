@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
+from dhkd.data.progress import duration, progress
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.metrics import EpochMetrics, read_metrics
 from dhkd.data.runs.names import METRICS
@@ -25,7 +26,6 @@ from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import fit_weights, weights_sha256
 from dhkd.stages.processes import Processes
-from dhkd.stages.progress import progress_bar
 from dhkd.stages.trackers import Trackers
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
@@ -130,7 +130,7 @@ def _train_epoch(
     errors = side_by_side.run({run: run.begin_epoch for run in runs})
     together = f" of {len(runs)} students" if len(runs) > 1 else ""
     samples = sum(run.task.stream.samples_per_epoch for run in runs)
-    with progress_bar(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
+    with progress(f"epoch {epoch + 1}{together}", samples, visible=processes.is_first) as advance:
         for step, batch_of in enumerate(batches_by_stream([run.task.stream for run in runs], epoch)):
             batches = {
                 run: batch_of[run.task.stream] for run in runs if run not in errors and run.task.stream in batch_of
@@ -320,7 +320,9 @@ def cursor_after(epochs: Sequence[EpochMetrics], metrics_bytes: int) -> Cursor:
 
 
 def _summary(metrics: Mapping[str, float], epochs: int) -> str:
+    epochs_left = epochs - int(metrics["epoch"])
+    left = f"  {duration(epochs_left * metrics['seconds'] / metrics['epoch'])} left" if epochs_left else ""
     return (
         f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}  train {metrics['train_top1']:.2f} %"
-        f"  test {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s"
+        f"  test {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s{left}"
     )

@@ -28,15 +28,23 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     [
         (ConfigError("a: expected 1,\n got 2"), 2, "error: a: expected 1, got 2"),
         (CacheMismatch("cache at c: other"), 1, "error: cache at c: other"),
-        (FileNotFoundError(2, "No such file or directory", "x/y"), 1, "error: x/y: No such file or directory"),
-        (FileNotFoundError(2, "No such file or directory", b"x/y"), 1, "error: x/y: No such file or directory"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x/y"),
+            1,
+            "error: x/y: No such file or directory; check the path",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory", b"x/y"),
+            1,
+            "error: x/y: No such file or directory; check the path",
+        ),
         (OSError("out of order"), 1, "error: operating system: out of order"),
         (
             KeyboardInterrupt(),
-            1,
+            130,
             "error: interrupted; run the same command again to continue (training needs --resume)",
         ),
-        (click.Abort(), 1, "error: interrupted; run the same command again to continue (training needs --resume)"),
+        (click.Abort(), 130, "error: interrupted; run the same command again to continue (training needs --resume)"),
     ],
     ids=repr,
 )

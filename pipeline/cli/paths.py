@@ -1,0 +1,61 @@
+"""Paths as users type them: `~` in front of them, and places to write, which are checked before a command begins.
+
+A shell expands `~` at the beginning of a word only, so not in --out=~/runs.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from dhkd.data.disk.user_cache import expanded
+from dhkd.data.disk.writable import require_writable_file, require_writable_folder
+from dhkd.data.errors import ConfigError
+
+
+class _Expanded(click.ParamType):
+    """The type of a path: a `Path`, or a `str` if it may be a URL as well; with `writes`, a place to write.
+
+    `writes` is "folder" or "file".
+    """
+
+    name = "path"
+
+    def __init__(self, kind: type[Path] | type[str], writes: str | None = None) -> None:
+        self._kind, self._writes = kind, writes
+
+    # Any: click hands over what the user typed, or a default of any type.
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = expanded(os.fspath(value))
+        if self._writes is not None:
+            if not text:
+                self.fail("expected a path, got nothing", param, ctx)
+            if not text.isprintable() and os.fsencode(text).decode(errors="replace") != text:
+                raise ConfigError(f"{text!r}: expected a path in UTF-8, got other bytes; choose another one")
+            if "://" not in text:
+                what = param.opts[0] if isinstance(param, click.Option) else "OUT"
+                require = require_writable_folder if self._writes == "folder" else require_writable_file
+                require(Path(text), what)
+        return self._kind(text)
+
+
+PATH = _Expanded(Path)
+LOCATION = _Expanded(str)  # a path or a URL
+OUT_FOLDER, OUT_FILE = _Expanded(Path, "folder"), _Expanded(Path, "file")
+OUT_LOCATION = _Expanded(str, "folder")
+
+
+def require_apart(out: Path | str, **inputs: Path | str | None) -> None:
+    """Raise `ConfigError` if `out` is one of the places from which the command reads, named as the options."""
+    for name, place in inputs.items():
+        if place is not None and _same(str(out), str(place)):
+            raise ConfigError(
+                f"--out {out}: expected another place than that of {name}, which would be written into;"
+                f" choose another --out"
+            )
+
+
+def _same(one: str, other: str) -> bool:
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.realpath(one) == os.path.realpath(other)
