@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dhkd.configs.schema import Experiment
 from dhkd.data.errors import RunMismatch, RunTaken
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock, held
@@ -40,14 +41,20 @@ def locker(locks: ExitStack, taken: Mapping[Path, RunLock]) -> Lock:
     return lock
 
 
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that define a run of the experiment, as plain values for config.yaml."""
+    return experiment.model_dump(mode="json", exclude={"smoke", "record"})
+
+
 def claimed(
-    out: Path, config: Mapping[str, Any], processes: Processes, *, resume: bool, lock: Lock
+    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool, lock: Lock
 ) -> tuple[RunFolder, TrainedRun | None]:
-    """Claim the folder `out` for the run that `config` describes, in plain values, as config.yaml holds it.
+    """Claim the folder `out` for a run of the experiment; `facts` are further plain values for config.yaml.
 
     Also returns the result if the run is finished already. Raises what `RunFolder` raises, `RunTaken` if another
     process trains in the folder, and `RunMismatch` if the result is not that of the settings and metrics beside it.
     """
+    config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
     run = RunFolder(out, config, resume=resume)
     result = _finished(run, processes)  # a finished run needs no lock, so it may lie on a disk that can only be read
     # Every process takes part in `lock`, even if only some see a result that another program is writing.

@@ -27,10 +27,11 @@ from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
 from dhkd.pipeline.build.training import objective_of
+from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.table import write_table
 from dhkd.pipeline.results import Swept, TrainedRun
-from dhkd.pipeline.training import Outcomes, settings_of, train_students
+from dhkd.pipeline.training import Outcomes, train_students
 
 log = logging.getLogger("dhkd")
 

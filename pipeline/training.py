@@ -19,7 +19,6 @@ from dhkd.data.runs.config import begun_views
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
-from dhkd.pipeline.build.cache import summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
 from dhkd.pipeline.build.data import (
     dataset_identity,
@@ -31,7 +30,7 @@ from dhkd.pipeline.build.data import (
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
-from dhkd.pipeline.claims import Lock, claimed, locker
+from dhkd.pipeline.claims import claimed, locker, settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
@@ -85,7 +84,7 @@ def train_teacher(
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         require_agreement(processes, _told(out, experiment, resume=resume, track=trackers))
         facts = {"command": "train-teacher", **listed_classes(experiment, data)}
-        run, result = _claim(out, experiment, facts, processes, resume, locker(locks, {}))
+        run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
@@ -193,11 +192,6 @@ def _as_outcome(error: Exception) -> DhkdError:
     return outcome
 
 
-def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings that define a run of the experiment, as plain values for config.yaml."""
-    return experiment.model_dump(mode="json", exclude={"smoke", "record"})
-
-
 def _told(out: Path, experiment: Experiment, *, resume: bool, track: Sequence[str]) -> dict[str, Any]:
     """Return what all processes must have been told, as plain values: settings and options of the command."""
     return {**settings_of(experiment), "options": {"out": str(out), "resume": resume, "track": list(track)}}
@@ -224,7 +218,7 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         )
         lock, classes = locker(locks, options.locks), listed_classes(first, options.data)
         claims = {
-            out: _claim(out, student.experiment, student.facts() | classes, processes, options.resume, lock)
+            out: claimed(out, student.experiment, student.facts() | classes, processes, options.resume, lock)
             for out, student in students.items()
         }
         outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}
@@ -276,35 +270,13 @@ def _train_side_by_side(
         if isinstance(figures, DhkdError):
             outcomes[out] = figures
         else:
-            distillation = _distillation(students[out], source, together=len(tasks))
+            distillation = students[out].distillation(source, together=len(tasks))
             setting = students[out].setting
             try:
                 outcomes[out] = _finish("student", tasks[out], figures, setting, accuracy_of, distillation)
             except DhkdError as error:
                 outcomes[out] = error
     return outcomes
-
-
-def _distillation(student: PreparedStudent, source: Source, *, together: int) -> Distillation:
-    cache = None
-    if source.reader is not None:
-        assert student.digest is not None
-        teacher, sha256 = teacher_in(source.reader.manifest, student.names)
-        cache = replace(
-            summary_of(source.reader.location, source.reader.manifest),
-            digest=student.digest,
-            teacher=teacher,
-            teacher_sha256=sha256,
-        )
-    return Distillation(objective=student.experiment.objective, cache=cache, live=list(student.live), together=together)
-
-
-def _claim(
-    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool, lock: Lock
-) -> tuple[RunFolder, TrainedRun | None]:
-    """Claim the folder `out` for a run of the experiment; `facts` are further plain values for config.yaml."""
-    config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
-    return claimed(out, config, processes, resume=resume, lock=lock)
 
 
 def _task(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
-from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of
+from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of, summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_cache, require_live, require_rows
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, trained_network
 from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.results import Distillation
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Precision, resolve_precision
@@ -71,6 +72,20 @@ class PreparedStudent:
             # Left out for first definitions, so that runs of those methods from before there were others go on.
             **({"definitions": dict(definitions)} if definitions else {}),
         }
+
+    def distillation(self, source: Source, *, together: int) -> Distillation:
+        """Return what the run's result says of the distillation; `together` students were trained side by side."""
+        cache = None
+        if source.reader is not None:
+            assert self.digest is not None
+            teacher, sha256 = teacher_in(source.reader.manifest, self.names)
+            cache = replace(
+                summary_of(source.reader.location, source.reader.manifest),
+                digest=self.digest,
+                teacher=teacher,
+                teacher_sha256=sha256,
+            )
+        return Distillation(objective=self.experiment.objective, cache=cache, live=list(self.live), together=together)
 
 
 def source_of(

@@ -10,6 +10,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError, DhkdError, NonFiniteLoss, RunMismatch, TrackerError
 from dhkd.data.runs.folder import CONFIG, RESULT
 from dhkd.data.runs.read import FAILED
+from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import TrainedRun
 from dhkd.pipeline.sweep import (
@@ -21,7 +22,7 @@ from dhkd.pipeline.sweep import (
     sweep,
     train_or_record,
 )
-from dhkd.pipeline.training import Outcomes, settings_of
+from dhkd.pipeline.training import Outcomes
 
 from tests.pipeline.conftest import experiment_of
 from tests.pipeline.test_results import STUDENT

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dhkd.configs.load import load_experiment
 from dhkd.data.runs.folder import RunFolder
-from dhkd.pipeline.training import settings_of
+from dhkd.pipeline.claims import settings_of
 
 OBJECTIVES = ("ce", "kd", "binary-kl", "binary-kl-norm", "dhkd")
 DIGEST = "d1" * 32
