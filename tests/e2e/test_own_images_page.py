@@ -44,7 +44,14 @@ def test_a_preset_of_ones_own_runs(name: str, tmp_path: Path, monkeypatch: pytes
     assert [shlex.split(line)[1] for line in commands] == ["train-teacher", "cache-teacher", "train-student"]
     for line in commands:
         words = [name if word == "cifar10.yaml" else word for word in shlex.split(line)[1:]]
-        short = ["teacher.epochs=1", "student.epochs=1", "teacher.batch_size=18", "student.batch_size=18"]
+        short = [
+            "teacher.epochs=1",
+            "student.epochs=1",
+            "teacher.milestones=[]",
+            "student.milestones=[]",
+            "teacher.batch_size=18",
+            "student.batch_size=18",
+        ]
         short += ["cache.views=2", "cache.codec=float32"]
         done(*words, "--cpu", "--precision", "float32", *(word for setting in short for word in ("--set", setting)))
     assert Path("runs/student/student.safetensors").is_file()

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from dhkd.data.errors import ConfigError
+from dhkd.data.runs.read import Run
 from dhkd.data.runs.result import RunCache
 from dhkd.pipeline.report.comparison import Cost, compare, comparison_json
 from dhkd.pipeline.report.panels import accuracy_values
@@ -196,3 +197,32 @@ def test_json_has_every_field_in_order() -> None:
         ("warnings", []),
         ("cost", {"teacher_forwards_cached": 0, "teacher_forwards_live": 0, "seconds": 4.0}),
     ]
+
+
+def test_runs_that_saw_other_views_are_other_rows_and_named() -> None:
+    """As after an extension of the cache in the middle of a sweep; a run without a cache is compared with all."""
+
+    def seen(seed: int, views: int, top1: float, objective: str) -> Run:
+        return run_of(seed, top1, objective=objective, run={"views": views, "cache": "d1" * 32}, name=f"{views}-{top1}")
+
+    runs = [seen(0, 4, 50.0, "ce"), seen(0, 4, 53.0, "kd"), seen(1, 4, 54.0, "kd"), seen(0, 9, 60.0, "kd")]
+    compared = compare(runs)
+    assert compared.axes == ["views", "objective"]
+    rows = {(row.values["objective"], row.values["views"]): row for row in compared.rows}
+    assert [len(rows[key].seeds) for key in (("ce", 4), ("kd", 4), ("kd", 9))] == [1, 2, 1]
+    assert rows["kd", 4].difference is not None
+    assert rows["kd", 4].difference.mean == 3.0
+    assert rows["kd", 9].difference is None, "no run of cross-entropy saw as many"
+    says = "runs saw 4, 9 views of their cache: each is compared with runs that saw as many, or no cache"
+    assert compared.warnings == [says]
+
+
+def test_the_same_run_twice_is_named() -> None:
+    twice = [run_of(0, 50.0, name="a"), run_of(0, 60.0, name="b")]
+    assert compare(twice).warnings == ["several runs of one kind and seed (all, seed 0): the last of each counts"]
+
+
+def test_a_cache_that_grew_costs_what_it_is_now() -> None:
+    grown = [RunCache("a", views=views, samples=100) for views in (9, 4)]
+    runs = [run_of(seed, result=result_of(50.0, cache=cache, epochs=1)) for seed, cache in enumerate(grown)]
+    assert compare(runs).cost.teacher_forwards_cached == 900

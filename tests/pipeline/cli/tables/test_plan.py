@@ -60,11 +60,11 @@ def test_measured_rates_name_their_conditions() -> None:
 
 
 def test_the_table_says_if_nothing_is_saved() -> None:
-    few = table_of(CIFAR, "student.epochs=60", students=2, rates=Rates(ratio=1.0))
+    few = table_of(CIFAR, "student.epochs=60", "student.milestones=[]", students=2, rates=Rates(ratio=1.0))
     assert "from student number 3 on (S > V/E = 162/60 = 2.7): never for as few as 2" in few
     assert "saves nothing: here one alone costs 102 epochs of forwards more than the live teacher" in few
-    assert ": it pays for 3\n" in table_of(CIFAR, "student.epochs=60", students=3)
-    equal = table_of(CIFAR, "student.epochs=162")
+    assert ": it pays for 3\n" in table_of(CIFAR, "student.epochs=60", "student.milestones=[]", students=3)
+    equal = table_of(CIFAR, "student.epochs=162", "student.milestones=[]")
     assert equal.endswith("(V ≥ E) saves nothing: so it is here")
     assert "from student number 2 on" in equal
 
