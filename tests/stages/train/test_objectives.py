@@ -85,7 +85,7 @@ def test_all_objectives_and_their_defaults() -> None:
         "ofd": {"ce_weight": 1.0, "ofd_weight": 1e-3, "teacher_batch_norm": "train"},
         "reviewkd": {"ce_weight": 1.0, "review_weight": 5.0, "warmup_epochs": 20},
         "simkd": {"ce_weight": 0.0, "map_weight": 1.0},
-        "cat-kd": {"ce_weight": 1.0, "cam_weight": 15.0, "grid": 2, "normalize": False},
+        "cat-kd": {"ce_weight": 1.0, "cam_weight": None, "grid": 2, "normalize": False},
     }
 
 
