@@ -26,8 +26,11 @@ from datetime import timedelta
 from itertools import count
 
 import psutil
-import torch
 from dhkd.data.errors import ProcessError, error_line
+from torch._C._distributed_c10d import (
+    Store,
+    TCPStore,
+)  # torch.distributed doesn't declare its own names to type checkers
 
 log = logging.getLogger("dhkd")
 
@@ -162,7 +165,7 @@ class Watch:
                 time.sleep(BEAT_SECONDS)  # in which this process may end, as the first one did
                 self._lost = self._lost or Lost(0, DIED)
 
-    def _connected_store(self) -> torch.distributed.Store | None:
+    def _connected_store(self) -> Store | None:
         while not self._stopped.is_set():
             store = _client(self._address)
             if store is not None:
@@ -172,7 +175,7 @@ class Watch:
             self._stopped.wait(BEAT_SECONDS / 4)
         return None
 
-    def _exchange(self, store: torch.distributed.Store) -> None:
+    def _exchange(self, store: Store) -> None:
         """Store this process's counts, and read the others'."""
         keys = self._keys
         if store.add(f"{keys}beats/{self.rank}", 1) == 1:
@@ -272,7 +275,7 @@ def _keys(number: int) -> str:
     return f"dhkd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{number}/"
 
 
-def _first_lost(store: torch.distributed.Store, keys: str, lost: Lost | None) -> Lost | None:
+def _first_lost(store: Store, keys: str, lost: Lost | None) -> Lost | None:
     """Store `lost` unless another process was lost before, and return the one that was lost first."""
     key = f"{keys}lost"
     if lost is not None:
@@ -280,17 +283,17 @@ def _first_lost(store: torch.distributed.Store, keys: str, lost: Lost | None) ->
     return Lost(**json.loads(store.get(key))) if store.check([key]) else None
 
 
-def _client(address: tuple[str, int]) -> torch.distributed.Store | None:
+def _client(address: tuple[str, int]) -> Store | None:
     """Connect to the store, or return None if nothing listens there; torch itself would wait and complain."""
     try:
         socket.create_connection(address, timeout=BEAT_SECONDS).close()
-        return torch.distributed.TCPStore(*address, timeout=timedelta(seconds=GRACE_SECONDS), wait_for_workers=False)
+        return TCPStore(*address, timeout=timedelta(seconds=GRACE_SECONDS), wait_for_workers=False)
     except (OSError, RuntimeError):
         return None
 
 
-def _opened(address: tuple[str, int]) -> torch.distributed.Store:
-    return torch.distributed.TCPStore(*address, is_master=True, wait_for_workers=False)
+def _opened(address: tuple[str, int]) -> Store:
+    return TCPStore(*address, is_master=True, wait_for_workers=False)
 
 
 def _place() -> str:

@@ -11,6 +11,7 @@ from tests.extending.examples import example
 from tests.samples import make_images
 
 WORDS = ["--set", "data=numpy-files", "--set", "teacher=resnet8", "--set", "teacher.epochs=1", "--cpu"]
+WORDS += ["--set", "teacher.batch_size=20"]  # of 60 images
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_a_result_that_was_edited_is_not_taken_for_one(tmp_path: Path) -> None:
 
 
 def test_a_teachers_run(tmp_path: Path) -> None:
-    experiment = experiment_of()
+    experiment = experiment_of("teacher.batch_size=10")
     result = train_teacher(experiment, tmp_path, data=DATA, track=["none"], cpu=True)
     assert (result.role, result.architecture, result.distillation) == ("teacher", "resnet8", None)
     assert (tmp_path / "result.json").read_text() == json.dumps(plain(result), indent=2) + "\n"

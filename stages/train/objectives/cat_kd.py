@@ -15,6 +15,8 @@ from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_at_least, require_weights
 from torch import Tensor, nn
 
+PUBLISHED_WEIGHT, PUBLISHED_CLASSES = 15.0, 100  # for resnet32x4 → resnet8x4 on CIFAR-100
+
 
 def cam_loss(student_BKHW: Tensor, teacher_BKHW: Tensor, *, normalize: bool) -> Tensor:
     """Compute the mean squared difference of class activation maps.
@@ -32,13 +34,18 @@ class CATKD(Objective):
     """ce_weight · CE + cam_weight · the mean squared difference of class activation maps, pooled to `grid` × `grid`.
 
     The published values of cam_weight, grid and normalize differ between teacher–student pairs; the defaults are the
-    values for resnet32x4 → resnet8x4. The authors classify by a 1×1 convolution without bias before the pooling. That
-    equals a linear classifier whose bias stays 0 and whose weights start as a convolution's. With `bias`, the
-    classifier keeps its bias and its own start.
+    values for resnet32x4 → resnet8x4, which were found for 100 classes. The loss is a mean over classes; so the fewer
+    there are, the harder it pulls at each class's map, and with ten classes the published weight diverges. Therefore,
+    if cam_weight is None, the term `cam` is multiplied by classes / 100 where there are fewer than 100, and weighs 15.
+    A cam_weight that is given is used as it is.
+
+    The authors classify by a 1×1 convolution without bias before the pooling. That equals a linear classifier whose
+    bias stays 0 and whose weights start as a convolution's. With `bias`, the classifier keeps its bias and its own
+    start.
     """
 
     ce_weight: float = 1.0
-    cam_weight: float = 15.0
+    cam_weight: float | None = None
     grid: int = 2
     normalize: bool = False
     bias: bool = False
@@ -46,7 +53,7 @@ class CATKD(Objective):
     of_logits = False
 
     def __post_init__(self) -> None:
-        require_weights("cat-kd", ce_weight=self.ce_weight, cam_weight=self.cam_weight)
+        require_weights("cat-kd", ce_weight=self.ce_weight, cam_weight=self._weight)
         require_at_least("cat-kd", 1, grid=self.grid)
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
@@ -74,11 +81,15 @@ class CATKD(Objective):
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `cam`."""
         name = cam_name(self.grid)
-        return {
-            "ce": losses.cross_entropy(student.task, labels),
-            "cam": cam_loss(student.features[name], teacher[name], normalize=self.normalize),
-        }
+        loss = cam_loss(student.features[name], teacher[name], normalize=self.normalize)
+        if self.cam_weight is None:
+            loss = loss * min(1.0, student.task.shape[1] / PUBLISHED_CLASSES)
+        return {"ce": losses.cross_entropy(student.task, labels), "cam": loss}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""
-        return {"ce": self.ce_weight, "cam": self.cam_weight}
+        return {"ce": self.ce_weight, "cam": self._weight}
+
+    @property
+    def _weight(self) -> float:
+        return PUBLISHED_WEIGHT if self.cam_weight is None else self.cam_weight

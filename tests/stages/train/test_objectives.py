@@ -92,7 +92,7 @@ def test_all_objectives_and_their_defaults() -> None:
             "student_before_activation": False,
         },
         "simkd": {"ce_weight": 0.0, "map_weight": 1.0},
-        "cat-kd": {"ce_weight": 1.0, "cam_weight": 15.0, "grid": 2, "normalize": False, "bias": False},
+        "cat-kd": {"ce_weight": 1.0, "cam_weight": None, "grid": 2, "normalize": False, "bias": False},
     }
 
 
