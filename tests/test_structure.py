@@ -25,7 +25,6 @@ EDGES = {
     "configs/schema.py": "records and options of objectives are free in form",
     "data/cache/manifest.py": "a manifest is JSON, of which differences are listed whatever the fields",
     "data/runs/flat.py": "settings are YAML, nested as the run's version nested them",
-    "data/runs/folder.py": "a run's files hold YAML, JSON and torch's own values",
     "data/runs/result.py": "results are JSON, checked here",
     "pipeline/results.py": "results become JSON here, and are read back from it",
     "stages/report/charts.py": "charts are plotly's JSON",
