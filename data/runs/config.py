@@ -1,6 +1,7 @@
 """Reading config.yaml: the settings of one run, fast, since reports read those of hundreds of runs."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
 
 # libyaml reads a file ten times as fast as Python does. PyYAML has it unless it was built without.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-DEEPEST = 100  # mappings and lists in one another; libyaml's recursion has no limit, and would end the process
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# It has no limit to its recursion, so mappings and lists within one another could end the process. Hence it gets only
+# files that can't be deep: with few brackets, and without a long run of what begins nested blocks.
+MOST_BRACKETS = 100
+LONG_RUN = re.compile(rb"[-?: \t]{100}")
 
 
 def read_config(path: Path) -> dict[str, Any] | None:  # Any: YAML
@@ -23,8 +27,7 @@ def read_config(path: Path) -> dict[str, Any] | None:  # Any: YAML
     file = path / CONFIG
     try:
         content = file.read_bytes()
-        _require_shallow(content)
-        config = yaml.load(content, Loader=LOADER)
+        config = yaml.load(content, Loader=yaml.SafeLoader if _may_be_deep(content) else FAST)
         if not isinstance(config, dict):
             raise ValueError(f"got a {type(config).__name__}")
     except (FileNotFoundError, NotADirectoryError):
@@ -58,9 +61,5 @@ def require_no_remains(path: Path) -> None:
         )
 
 
-def _require_shallow(content: bytes) -> None:
-    depth = 0
-    for event in yaml.parse(content, Loader=LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"more than {DEEPEST} levels")
+def _may_be_deep(content: bytes) -> bool:
+    return content.count(b"[") + content.count(b"{") > MOST_BRACKETS or LONG_RUN.search(content) is not None

@@ -1,7 +1,6 @@
 """Build the results page of `dhkd report DIR --html` and `dhkd serve DIR` from runs and their saved analyses."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -122,7 +121,7 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Cell]:
 def _part(run: Run) -> RunPart:
     """Collect the details of a run, which open when the run's name is clicked: epochs, result and settings."""
     columns = list(run.metrics[0].values) if run.metrics else []
-    epochs = [[epoch.values.get(column, math.nan) for column in columns] for epoch in run.metrics]
+    epochs = [epoch.values for epoch in run.metrics]
     curves = {label: line.y for panel in run_panels(run) for label, line in panel.lines.items()}
     facts: list[Fact] = []
     if run.result is not None:

@@ -62,7 +62,7 @@ def other_kind(path: Path) -> str | None:
 
 def _kind_of_json(path: Path) -> str:
     try:
-        tree = json.loads(path.read_bytes()) if path.stat().st_size <= LONGEST_HEADER else None
+        tree = json.loads(path.read_bytes() if path.stat().st_size <= LONGEST_HEADER else b"")
         files = sorted(set(tree["weight_map"].values()))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return "a JSON file; name the file of weights"
@@ -91,7 +91,7 @@ def _kind_of_zip(path: Path) -> str | None:
 
 
 def _kind_of_tar(path: Path) -> str | None:
-    names = []
+    names: list[str] = []
     try:
         with tarfile.open(path) as archive:
             while len(names) <= NAMES_LISTED and (member := archive.next()) is not None:

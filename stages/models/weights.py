@@ -135,13 +135,17 @@ def _content(path: Path) -> object:
 def _tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
     """Yield the address and the tensor of every named tensor in nested mappings and lists; each of these once."""
     seen: set[int] = set()
-    pending: list[tuple[str, object]] = [("", content)]
+    pending = [("", content)]
     while pending:
         address, value = pending.pop()
         if id(value) in seen:
             continue  # a file can hold a mapping twice, or in itself
         seen.add(id(value))
-        entries = list(dict.items(value)) if isinstance(value, dict) else list(enumerate(value))
+        entries: list[tuple[object, object]] = []
+        if isinstance(value, dict):
+            entries = list(dict.items(value))
+        elif isinstance(value, list | tuple):
+            entries = list(enumerate(value))
         for key, entry in reversed(entries):
             if isinstance(entry, dict | list | tuple):
                 pending.append((f"{address}{key}.", entry))

@@ -72,7 +72,7 @@ def matrix_charts(matrices: Matrices) -> list[Figure]:
     """Draw a figure for each matrix, with a colour scale that is symmetric about 0."""
     limit = matrices.limit
     colours = {"colorscale": "RdBu", "reversescale": True, "zmin": -limit, "zmax": limit}
-    figures = []
+    figures: list[Figure] = []
     for name, matrix in matrices.by_name.items():
         rows = [[_finite(round(value, 3)) for value in row] for row in matrix.tolist()]
         layout = _titled(name, {"l": 30, "r": 10, "t": TOP, "b": 30})
@@ -86,7 +86,7 @@ def point_charts(points: Points) -> list[Figure]:
     """Draw a figure for each name's points, coloured by label."""
     labels = points.labels_N.tolist()
     marker = {"color": labels, "colorscale": "Rainbow", "size": 4}
-    figures = []
+    figures: list[Figure] = []
     for name, points_N2 in points.by_name.items():
         x, y = ([_finite(round(value, 2)) for value in points_N2[:, axis].tolist()] for axis in (0, 1))
         drawn = {"type": "scatter", "x": x, "y": y, "mode": "markers", "marker": marker, "text": [*map(str, labels)]}

@@ -51,11 +51,11 @@ class Chart:
 class RunPart:
     """The details of a run, which open when the run's name is clicked.
 
-    `epochs` has a row of numbers for each epoch, `curves` maps the label of each of the run's charts to its values.
+    `epochs` has the numbers of each epoch by column, `curves` maps the label of each of the run's charts to its values.
     """
 
     columns: Sequence[str]
-    epochs: Sequence[Sequence[float]]
+    epochs: Sequence[Mapping[str, float]]
     settings: Sequence[Fact]
     curves: Mapping[str, Sequence[float]]
 
@@ -140,7 +140,7 @@ def _plain(part: RunPart, every: int, shared: Sequence[Fact]) -> Mapping[str, ob
     common = set(shared)
     return {
         "columns": part.columns,
-        "epochs": [[rounded(value, 4) for value in epoch] for epoch in epochs],
+        "epochs": [[rounded(epoch.get(column, math.nan), 4) for column in part.columns] for epoch in epochs],
         "settings": [fact for fact in part.settings if fact not in common],
         "curves": {label: [rounded(value, 5) for value in values] for label, values in part.curves.items()},
     }

@@ -153,6 +153,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> list[str]:
     """Write the figure to `path` with .png and .svg appended, and return the file names; dots in `path` stay."""
+    # Both files have one layout, which takes matplotlib as long as drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     for file in files:
         kind = file.suffix[1:]

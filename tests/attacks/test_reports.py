@@ -266,3 +266,11 @@ def test_a_changed_run_is_on_the_next_page(tmp_path: Path) -> None:
     (changed,) = read_runs(tmp_path)
     assert len(changed.metrics) == 3
     assert b"1 unfinished" in pages.page()
+
+
+def test_the_documentation_has_a_home_page() -> None:
+    root = Path(__file__).parents[2]
+    pages = yaml.safe_load((root / "mkdocs.yml").read_text())["nav"]
+    assert next(iter(pages[0].values())) == "index.md"
+    linked = (root / "docs" / "index.md").read_text()
+    assert [page for entry in pages[1:] for page in entry.values() if f"({page})" not in linked] == []

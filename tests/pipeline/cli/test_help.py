@@ -32,7 +32,7 @@ def help_of(path: str, columns: int) -> str:
     return outcome.output
 
 
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("columns", [78, 80, 100])  # a terminal of 80 columns leaves 78
 @pytest.mark.parametrize("group", GROUPS)
 def test_summaries_are_whole(group: str, columns: int) -> None:
     """None is cut, and each takes one line: the first sentence of its command's help."""
@@ -45,6 +45,17 @@ def test_summaries_are_whole(group: str, columns: int) -> None:
     assert sorted(listed) == sorted(
         f"  {name.ljust(max(map(len, summaries)))}  {summary}." for name, summary in summaries.items()
     )
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_narrow_terminal_wraps_summaries(group: str, columns: int) -> None:
+    text = help_of(group, columns)
+    listed = "".join(text.partition("Commands:\n")[2].split())
+    command = ALL[group]
+    assert isinstance(command, click.Group)
+    for one in command.commands.values():
+        assert "".join((one.help or "").partition("\n")[0].split()) in listed
 
 
 @pytest.mark.parametrize("path", ALL)
