@@ -163,8 +163,9 @@ def _alternatives(inside: str) -> Iterator[str]:
             parts.append("")
         else:
             parts[-1] += letter
-    if len(parts) == 1:
-        raise ValueError(f"{{{inside}}} neither counts nor lists")
+    if len(parts) == 1:  # braces as they are
+        yield from (f"{{{name}}}" for name in _braces(inside))
+        return
     for part in parts:
         yield from _braces(part)
 

@@ -4,6 +4,7 @@ Nothing heavier than click is imported until a command runs, so that `--help` is
 logs and progress to standard error; the exit code is 0, 1 (failed) or 2 (wrong usage).
 """
 
+import io
 import logging
 import os
 import sys
@@ -67,8 +68,9 @@ def main() -> None:
     try:
         cli(prog_name="dhkd", standalone_mode=False)
     except click.ClickException as error:
-        error.message = shown(error.message)
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        click.echo(shown(usage.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
     except DhkdError as error:
         _fail(str(error), error.exit_code, debug)
