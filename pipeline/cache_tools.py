@@ -9,7 +9,8 @@ from dhkd.configs.schema import Codec, Experiment
 from dhkd.data.cache.codecs import Bounds
 from dhkd.data.cache.find import find
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
-from dhkd.data.cache.reader import Damage, LogitReader, missing_blocks, open_cache
+from dhkd.data.cache.missing import missing_blocks
+from dhkd.data.cache.reader import Damage, LogitReader, open_cache
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
-from dhkd.data.cache.find import StoredCache, find
+from dhkd.data.cache.find import find
 from dhkd.data.cache.index import LARGEST_INDEX, Bound, Index
 from dhkd.data.cache.layouts import layout_of
-from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
+from dhkd.data.cache.missing import progress_of
 from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import is_url, storage_of
@@ -321,36 +321,5 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
             f"cache at {storage.location}: expected a dhkd cache, found none; make it with 'dhkd cache-teacher'"
         )
     if existing.index is None:
-        raise CacheIncomplete(f"cache at {storage.location}: {_progress(storage, existing)}; {AGAIN}")
+        raise CacheIncomplete(f"cache at {storage.location}: {progress_of(storage, existing)}; {AGAIN}")
     return LogitReader(storage, existing.index, Nearby(storage, copies) if copies and is_url(location) else None)
-
-
-def _progress(storage: Storage, unfinished: StoredCache) -> str:
-    """Describe how much of an unfinished cache exists."""
-    sizes = storage.sizes()
-    if sizes is None:
-        return "it was never finished"
-    manifest = unfinished.manifest
-    missing = _missing(layout_of(unfinished.store, manifest), manifest.plan, manifest.names, sizes)
-    total = manifest.plan.num_views * manifest.plan.blocks_per_view
-    if not missing:
-        return f"it was never finished, though all {total} blocks are there"
-    return f"{total - len(missing)} of {total} blocks are there, the first missing is {missing[0]}"
-
-
-def missing_blocks(storage: Storage, store: str, manifest: Manifest, names: Sequence[str]) -> list[Block]:
-    """Return the blocks for which an object of the arrays `names` is absent or has the wrong size.
-
-    The storage must be able to list its objects.
-    """
-    sizes = storage.sizes()
-    assert sizes is not None
-    return _missing(layout_of(store, manifest), manifest.plan, names, sizes)
-
-
-def _missing(layout: Layout, plan: Plan, names: Sequence[str], sizes: Mapping[str, int]) -> list[Block]:
-    return [
-        block
-        for block in plan.blocks()
-        if any(sizes.get(key) != size for name in names for key, size in layout.objects(name, block).items())
-    ]

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.reader import LogitReader, missing_blocks, open_cache
+from dhkd.data.cache.missing import missing_blocks
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
