@@ -117,11 +117,12 @@ class LogitWriter:
 
         An object is damaged if it is missing, contradicts its own checksum or differs from the index. The blocks in
         `written` may be newer than the index and are not compared with it. Raises `CacheDamaged` if a damaged object
-        belongs to another teacher's signal, which this writer can't replace.
+        belongs to another teacher's signal, which this writer can't replace; its own damaged objects are then removed.
         """
         objects: Entries = {}
         bounds: dict[str, Bound] = {}
         damages: list[Damage] = []
+        others: list[Damage] = []  # of other teachers' signals
 
         def read_back(array: tuple[Block, str]) -> tuple[str, _ReadBack, Bound | None]:
             block, name = array
@@ -131,15 +132,19 @@ class LogitWriter:
 
         arrays = ((block, name) for block in blocks for name in self.manifest.names)
         for name, stored, bound in each(read_back, arrays, self._storage.streams):
-            if stored.damages and name in self.manifest.signals and name not in self.signals:
-                raise CacheDamaged(
-                    f"cache at {self.location}: {stored.damages[0]}; run 'dhkd cache-teacher' with the teacher of"
-                    f" {name}"
-                )
+            if name in self.manifest.signals and name not in self.signals:
+                others += stored.damages
+            else:
+                damages += stored.damages
             objects |= stored.entries
-            damages += stored.damages
             if bound is not None:
                 bounds[name] = bound.or_worse(bounds.get(name, bound))
+        if others:
+            # Otherwise, where two teachers' objects are damaged, each run would wait for the other's repair.
+            self.discard(damages)
+            raise CacheDamaged(
+                f"cache at {self.location}: {others[0]}; run 'dhkd cache-teacher' with the teacher of {others[0].name}"
+            )
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:

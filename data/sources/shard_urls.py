@@ -170,9 +170,7 @@ def _alternatives(inside: str) -> int:
     if counted:
         first, last, step = int(counted[1]), int(counted[2]), int(counted[3] or 1) or 1
         return abs(last - first) // step + 1
-    if "," not in inside:
-        raise ValueError(f"{{{inside}}} neither counts nor lists")
-    return inside.count(",") + 1
+    return inside.count(",") + 1  # without a comma, the braces stay as they are
 
 
 def _below(root: str, name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from dhkd.configs.schema import Codec as CodecSettings
 from dhkd.configs.schema import Experiment
 from dhkd.configs.schema import Student as StudentSettings
-from dhkd.data.cache.blocks import Plan
+from dhkd.data.cache.blocks import MOST_BLOCKS, Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
 from dhkd.data.cache.manifest import Identity, Manifest, SignalIdentity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader, open_cache
@@ -139,7 +139,13 @@ def stored_row_bytes(experiment: Experiment, signal: str, setting: Setting) -> i
 
 def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: int) -> Plan:
     block_bytes = int(experiment.cache.block_mb * 2**20)
-    return Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
+    plan = Plan.balanced(num_views, len(images), largest_row(experiment, setting), block_bytes)
+    if plan.num_blocks > MOST_BLOCKS:
+        raise ConfigError(
+            f"cache.block_mb: expected at most {MOST_BLOCKS:,} blocks, got {plan.num_blocks:,}; set a larger"
+            f" cache.block_mb, or fewer cache.views"
+        )
+    return plan
 
 
 def reader_of(location: str, options: DataOptions) -> LogitReader:

@@ -6,6 +6,7 @@ signal that stopped the command (130 for Ctrl-C, 143 for SIGTERM).
 """
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -94,9 +95,10 @@ def _run(debug: bool) -> tuple[int, OSError | None]:
     except click.exceptions.Exit as end:
         return end.exit_code, None
     except click.ClickException as error:
-        error.message = shown(error.message)
+        usage = io.StringIO()
+        error.show(usage)
         with contextlib.suppress(OSError):  # standard error may be closed or full
-            error.show()
+            click.echo(shown(usage.getvalue()), nl=False, err=True)
         _tell_others(error.format_message())
         return error.exit_code, None
     except DhkdError as error:

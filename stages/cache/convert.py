@@ -1,6 +1,7 @@
 """Copying a cache to another store, with another codec, or to another place."""
 
 import logging
+from collections.abc import Mapping
 
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block
@@ -37,7 +38,7 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
             )
         signals[name] = signal.model_copy(update={"codec": codec})
         provenance[name] = {
-            **provenance[name],
+            **_recorded(provenance.get(name)),
             "codec_before": signal.codec.kind,
             "error_before": reader.bound(name).error,
         }
@@ -45,6 +46,11 @@ def converted(reader: LogitReader, codec: Codec | None, *, allow_loss: bool) -> 
     return Manifest.model_validate(
         {**manifest.to_json(), "identity": identity.model_dump(mode="json"), "provenance": provenance}
     )
+
+
+def _recorded(provenance: object) -> Mapping[str, object]:
+    """Return a signal's provenance, or nothing if it isn't the JSON object that dhkd records."""
+    return provenance if isinstance(provenance, Mapping) else {}
 
 
 def convert_blocks(reader: LogitReader, writer: LogitWriter) -> int:

@@ -175,18 +175,22 @@ class CacheMachine(RuleBasedStateMachine):
     def repair(self) -> None:
         """Run the same commands again, as every message says; afterwards everything is good."""
         views = max(self.asked.values())
-        for _ in range(3):
-            try:
-                complete = [run_teacher(Folder(self.path), self.store, views, teacher) for teacher in self.asked]
-                if complete[-1]:
-                    break
-            except (CacheDamaged, CacheMismatch) as error:
-                self._follow(str(error))
+        for _ in range(4):
+            complete = [self._repaired_by(teacher, views) for teacher in self.asked]
+            if all(complete):
+                break
         reader = open_cache(self.path)
         assert not [result for result in reader.damages() if isinstance(result, Damage)]
         assert not wrong_reads(reader)
         assert set(reader.manifest.signals) == set(self.asked)
         assert reader.plan.num_views == views
+
+    def _repaired_by(self, teacher: str, views: int) -> bool:
+        try:
+            return run_teacher(Folder(self.path), self.store, views, teacher)
+        except (CacheDamaged, CacheMismatch) as error:
+            self._follow(str(error))
+            return False
 
     def _follow(self, message: str) -> None:
         """Do what an error asks for."""
