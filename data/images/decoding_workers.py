@@ -242,7 +242,7 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
         """
         if self._in_shared_memory:
             try:
-                pixels_BHWC.share_memory_()
+                pixels_BHWC.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
                 if not self._tried:  # sending needs a socket in the folder of temporary files, too
                     ForkingPickler.dumps(pixels_BHWC)
                     self._tried = True
