@@ -147,7 +147,7 @@ def _translate(variables: MutableMapping[str, str]) -> None:
                 world_size,
             )
             return
-        variables |= {_TORCH.world_size: world_size, _TORCH.rank: rank}
+        variables.update({_TORCH.world_size: world_size, _TORCH.rank: rank})
         if variables.get(names.local_rank, "").isdecimal():
             variables[_TORCH.local_rank] = variables[names.local_rank]
         return

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -235,16 +235,19 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             chunk = self._render(torch.from_numpy(keys[0]), torch.from_numpy(keys[1]))
         except DhkdError as error:
             return error
-        return chunk if get_worker_info() is None else chunk._replace(pixels_BHWC=self._sendable(chunk.pixels_BHWC))
+        if get_worker_info() is None:
+            return chunk
+        assert isinstance(chunk.pixels_BHWC, Tensor)
+        return chunk._replace(pixels_BHWC=self._sendable(chunk.pixels_BHWC))
 
-    def _sendable(self, pixels_BHWC: Any) -> Tensor | NDArray[np.uint8]:
+    def _sendable(self, pixels_BHWC: Tensor) -> Tensor | NDArray[np.uint8]:
         """Move a tensor into shared memory, or return it as an array, which goes through a pipe, if that fails.
 
         A worker that sends a tensor finds out too late that it can't, and the main process would wait forever.
         """
         if self._in_shared_memory:
             try:
-                pixels_BHWC.share_memory_()
+                pixels_BHWC.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
                 if not self._tried:  # sending needs a socket in the folder of temporary files, too
                     ForkingPickler.dumps(pixels_BHWC)
                     self._tried = True
@@ -253,7 +256,8 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
                 # A chunk that doesn't fit into the space may be followed by one that does.
                 self._in_shared_memory = self._tried
                 log.debug("pixels go through a pipe (%s)", error)
-        return pixels_BHWC.numpy()
+        array: NDArray[np.uint8] = pixels_BHWC.numpy()
+        return array
 
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
         shape = self._recipe.shape

@@ -13,7 +13,7 @@ from dhkd.data.disk.writable import require_writable_file, require_writable_fold
 from dhkd.data.errors import ConfigError
 
 
-class _Expanded(click.ParamType):
+class _Expanded(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
     """The type of a path: a `Path`, or a `str` if it may be a URL as well; with `writes`, a place to write.
 
     `writes` is "folder" or "file".
