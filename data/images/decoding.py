@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 Photo = Image.Image  # a decoded image, RGB
 
 Image.init()  # loads all decoders now, so that forked workers import nothing
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` refuses what this would warn of
 
 # The endings of image files. The list is fixed, so that a folder holds the same samples on every machine, whatever
 # Pillow was built with.
@@ -58,15 +59,13 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
         raise DataError("an empty file")
     _set_limits(reading)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Photo = Image.open(io.BytesIO(content), formats=_FORMATS)
-            if image.width * image.height > reading.max_pixels:
-                raise Image.DecompressionBombError
-            frames = getattr(image, "n_frames", 1) if image.format in STACKS else 1
-            tiles = getattr(image, "tile", None)
-            source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
-            image.load()
+        image: Photo = Image.open(io.BytesIO(content), formats=_FORMATS)
+        if image.width * image.height > reading.max_pixels:
+            raise Image.DecompressionBombError
+        frames = getattr(image, "n_frames", 1) if image.format in STACKS else 1
+        tiles = getattr(image, "tile", None)
+        source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
+        image.load()
         require_full_colours(image, source, reading.levels)
         if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
             image = Image.fromarray(eight_bits(image, reading.levels))
@@ -77,7 +76,7 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
         return photo
     except PIL.UnidentifiedImageError as error:
         raise DataError(f"no image in a known format ({len(content):,} bytes)") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise DataError(
             f"an image above the limit of {reading.max_pixels / 1e6:g} megapixels; if you trust the file, raise the"
             f" limit with data.max_megapixels"

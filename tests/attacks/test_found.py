@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import DhkdError
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.images.in_memory import ImageSet
@@ -19,6 +21,7 @@ from dhkd.data.sources import SOURCES, load_source
 from dhkd.data.sources.base import Place, Source
 from PIL import Image
 
+from tests.e2e.command_line import assert_one_line, dhkd, done
 from tests.samples import encoded
 
 pytestmark = pytest.mark.timeout(60)  # a pipe that nobody writes to would block for ever
@@ -799,3 +802,39 @@ def test_a_test_split_of_one_sample_is_enough(monkeypatch: pytest.MonkeyPatch) -
     one = ImageSet("arrays", "test", IMAGES[:1], torch.tensor([1]), 2, GREY, GREY)
     monkeypatch.setitem(SOURCES, "arrays", Source(lambda split, place: one))
     assert len(load_source("arrays", "test")) == 1
+
+
+# from end to end
+
+PRESET = """
+description: four colours
+data: {source: image-folder}
+views: {kind: crop-flip, padding: 1, flip: true}
+teacher: {architecture: resnet8, epochs: 3, batch_size: 16, lr: 0.05, lr_schedule: constant}
+cache: {views: 1}
+student: {architecture: resnet8, epochs: 1, batch_size: 16, lr: 0.05}
+"""
+
+
+@pytest.mark.timeout(240)
+def test_a_teacher_with_another_order_of_classes_is_not_cached(tmp_path: Path) -> None:
+    colours = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220), "grey": (120, 120, 120)}
+    for split, count in (("train", 40), ("val", 6)):
+        for name, colour in colours.items():
+            for number in range(count):
+                content = encoded(Image.new("RGB", (8, 8), tuple(level + number % 7 for level in colour)), "PNG")
+                put(tmp_path, f"{split}/{name}/{number}.png", content=content)
+    put(tmp_path, "order.txt", content=b"red\ngreen\nblue\ngrey\n")
+    preset, out = tmp_path / "preset.yaml", tmp_path / "teacher"
+    preset.write_text(PRESET)
+    words = ["--data-root", tmp_path, "--cpu", "--workers", "0"]
+    trained = done("train-teacher", preset, *words, "--set", "data.classes=order.txt", "--out", out, "--json").result
+    assert trained["last_top1"] == 100
+    assert yaml.safe_load((out / "config.yaml").read_bytes())["run"]["classes"] == list(colours)
+    refused = dhkd("cache-teacher", preset, *words, "--teacher", out, "--out", tmp_path / "never.zarr")
+    assert_one_line(refused, 1, ["teacher: its classes are in another order than the data's", "set data.classes"])
+    assert not (tmp_path / "never.zarr").exists()
+    cached = ["--set", "data.classes=order.txt", "--teacher", out, "--out", tmp_path / "good.zarr"]
+    done("cache-teacher", preset, *words, *cached)
+    provenance = open_cache(str(tmp_path / "good.zarr")).manifest.provenance
+    assert provenance["logits"]["data"] == {"classes": list(colours)}
