@@ -45,6 +45,10 @@ class WebError(OSError):
         self.reason, self.status, self.may_pass = shown(reason), status, may_pass
 
 
+class TooLarge(WebError):
+    """A file that is larger than it may be."""
+
+
 def fetch(url: str, out: BinaryIO, largest: int, patience: Patience = PATIENT) -> None:
     """Write the file at `url` into `out`, which is emptied before each attempt.
 
@@ -85,7 +89,7 @@ def _repeated(attempt: Callable[[], None], url: str, patience: Patience) -> None
             wait = next(waits, None)
             if wait is None or not error.may_pass or time.monotonic() - start > patience.total_s:
                 times = f", asked {attempts} times" if attempts > 1 else ""
-                raise WebError(error.reason + times, error.status, may_pass=error.may_pass) from error
+                raise type(error)(error.reason + times, error.status, may_pass=error.may_pass) from error
             if wait >= _LOGGED_S:
                 log.warning("%s: %s; asking again in %.0f s", shown(url), error.reason, wait)
             time.sleep(wait)
@@ -97,7 +101,7 @@ def _transfer(url: str, out: BinaryIO, largest: int, patience: Patience) -> None
     with _answer("GET", url, patience) as (response, connection):
         announced, received = response.length, 0
         if announced is not None and announced > largest:
-            raise WebError(f"it announces {announced:,} bytes, expected at most {largest:,}")
+            raise TooLarge(f"it announces {announced:,} bytes, expected at most {largest:,}")
         while received != announced:
             with _in_time(connection, patience):
                 piece = response.read1(PIECE if announced is None else min(PIECE, announced - received))
@@ -105,7 +109,7 @@ def _transfer(url: str, out: BinaryIO, largest: int, patience: Patience) -> None
                 break
             received += len(piece)
             if received > largest:
-                raise WebError(f"it sends more than {largest:,} bytes")
+                raise TooLarge(f"it sends more than {largest:,} bytes")
             if time.monotonic() - began > patience.stall_s + received / SLOWEST:
                 raise WebError(f"only {received:,} bytes came in {time.monotonic() - began:.0f} s", may_pass=True)
             out.write(piece)

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from dhkd.configs.load import load_experiment
+from dhkd.data.cache import codecs
+from dhkd.data.cache.blocks import WITNESS
 from dhkd.data.cache.manifest import canonical
+from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, DataError, DhkdError
 from dhkd.data.shown import printable, printable_line, redacted, shown
 from dhkd.data.sources.shard_urls import expand
 from google_crc32c import value as crc32c
 
+from tests.caches import complete, manifest_of, writer_at
 from tests.e2e.command_line import assert_one_line, dhkd
 from tests.golden.rows import STORES
 
@@ -518,3 +522,19 @@ def test_values_of_a_cache_stay_plain_numbers(cache: Path) -> None:
     sealed(cache, lambda body: None)
     assert dhkd("verify", cache).code == 0
     assert np.isfinite(json.loads((cache / "index.json").read_bytes())["index"]["bounds"]["logits"]["error"])
+
+
+@pytest.mark.parametrize("class_", [-1, 3, 127])
+def test_top_k_of_a_class_that_there_is_not(tmp_path: Path, class_: int) -> None:
+    """It would be an index outside a tensor, in the middle of training."""
+    codec = {"kind": "top-k", "k": 1, "temperature": 4.0}
+    writer = writer_at(tmp_path / "c", manifest_of(3, 300, 1, 3, codec))
+    block = writer.plan.block(0, 0)
+    parts = codecs.encode(writer.manifest.signals["logits"].codec, "logits", block, np.zeros((3, 300), np.float32))
+    classes = np.full_like(parts["class"], 300 + class_ if class_ >= 0 else class_)
+    writer.put(block, "logits", {**parts, "class": classes})
+    writer.put(block, WITNESS, {"": np.zeros(3, np.uint32)})
+    complete(writer)
+    with pytest.raises(DhkdError, match=r"classes expected 0 to 299, got"):
+        open_cache(tmp_path / "c").read_view(0)
+    assert_one_line(dhkd("verify", tmp_path / "c"), 1, ["classes expected 0 to 299"])

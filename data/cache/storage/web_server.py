@@ -5,9 +5,9 @@ from urllib.parse import quote
 
 from dhkd.data.cache.storage.base import LARGEST_OBJECT
 from dhkd.data.cache.storage.urls import require_plain, where_is
-from dhkd.data.errors import StorageError
+from dhkd.data.errors import ObjectRefused, StorageError
 from dhkd.data.patience import Patience
-from dhkd.data.web import PATIENT, WebError, fetch, size_at
+from dhkd.data.web import PATIENT, TooLarge, WebError, fetch, size_at
 
 ABSENT = (404, 410)
 NO_ACCESS = (401, 403)
@@ -29,11 +29,17 @@ class WebServer:
     def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
         """Return the object's bytes; raises `FileNotFoundError` if there is no such object.
 
-        Raises `StorageError` if the server fails, or sends or announces more than `largest` bytes.
+        Raises `ObjectRefused` if the server sends or announces more than `largest` bytes, and `StorageError` if it
+        fails.
         """
         content = BytesIO()
         try:
             fetch(self._url(key), content, largest, self.patience)
+        except TooLarge as error:
+            where = where_is(self.location, key)
+            raise ObjectRefused(
+                f"{where}: expected at most {largest:,} bytes, got more ({error.reason}); copy it again"
+            ) from error
         except WebError as error:
             raise self._explained(key, error) from error
         return content.getvalue()
