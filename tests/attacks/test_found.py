@@ -452,7 +452,7 @@ REFUSED_SHARDS: dict[str, tuple[list[Member], dict[str, object], str]] = {
     "shards elsewhere": (
         members(),
         {"train": "../data/train/*.tar"},
-        "expected a place below --data-root, got one tha",
+        "expected a place below --data-root, got a URL, a command or a path",
     ),
     "a line break in a name": ([*members(), ("a\nb.png", PIXEL)], {}, r"'a\\nb\.png': a name with a line break"),
     "a label of 20 MB": (
@@ -709,7 +709,7 @@ REFUSED_PICTURES: dict[str, tuple[str, Callable[[], bytes], dict[str, object], s
     ),
     "a bomb": (
         "1.png",
-        lambda: encoded(Image.new("1", (30_000, 30_000)), "PNG"),
+        lambda: encoded(Image.new("1", (15_000, 15_000)), "PNG"),
         {},
         r"above the limit of 178\.957 megapixels; .*data\.max_megapixels",
     ),

@@ -158,7 +158,7 @@ def test_a_failure_that_passes_is_tried_again() -> None:
         (answers(b"HTTP/1.1 302 To\r\nLocation: /again\r\n\r\n"), "redirects more than 5 times", 6),
         (answers(b"HTTP/1.1 302 To\r\n\r\n"), "redirects more than 5 times", 6),
     ],
-    ids=str,
+    ids=lambda value: "answer" if callable(value) else str(value),  # equal in all processes of the tests
 )  # fmt: skip
 def test_a_server_that_misbehaves_is_named_and_left(script: Script, reason: str, attempts: int) -> None:
     with serving(script) as (url, requests), pytest.raises(WebError) as caught:
