@@ -194,22 +194,18 @@ class Training(Section):
 
     @field_validator("milestones")
     @classmethod
-    def _in_the_run(cls, value: tuple[int, ...], others: ValidationInfo) -> tuple[int, ...]:
-        # Settings that are impossible themselves are missing here, and reported on their own.
-        epochs = others.data.get("epochs", math.inf)
-        rising = all(first < second for first, second in pairwise(value))
-        if not (rising and all(0 <= milestone < epochs for milestone in value)):
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        # Those after the last epoch are allowed: a short run of a long preset has only the beginning of its schedule.
+        if any(first >= second for first, second in pairwise((-1, *value))):
             raise PydanticCustomError(
-                "milestones",
-                "expected rising numbers from 0 to below epochs ({epochs}), at whose start the rate falls; set"
-                " milestones together with epochs",
-                {"epochs": epochs},
+                "milestones", "expected rising numbers, from 0, at the start of whose epochs the rate falls"
             )
         return value
 
     @field_validator("warmup_epochs")
     @classmethod
     def _not_longer_than_the_run(cls, value: float, others: ValidationInfo) -> float:
+        # Epochs that are impossible themselves are missing here, and reported on their own.
         epochs = others.data.get("epochs", math.inf)
         if value > epochs:
             raise PydanticCustomError(

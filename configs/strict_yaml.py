@@ -69,14 +69,22 @@ def _measure(node: yaml.Node, depth: int, sizes: dict[int, int]) -> int:
     return size
 
 
+def _require_single_keys(node: yaml.MappingNode) -> None:
+    """Raise `ValueError` if a key occurs twice; a merged mapping (<<) still gives way to the keys beside it."""
+    line_of: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+            continue
+        line, name = key.start_mark.line + 1, (key.tag, key.value)
+        if name in line_of:
+            lines = f"lines {line_of[name]} and {line}" if line_of[name] != line else f"line {line}"
+            raise ValueError(f"expected each key once, got {key.value[:50]!r} twice, in {lines}; keep one of them")
+        line_of[name] = line
+
+
 def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        keys = [
-            key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")
-        ]
-        repeated = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-        if repeated is not None:
-            raise ValueError(f"the key {repeated[:50]!r} is there twice")
+        _require_single_keys(node)
         return [part for pair in node.value for part in pair]
     if isinstance(node, yaml.SequenceNode):
         return list(node.value)

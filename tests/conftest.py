@@ -5,6 +5,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from dhkd.stages.processes import Processes
 
 from tests.samples import make_images
 
+# Shells start background jobs with Ctrl-C ignored, and tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

@@ -19,6 +19,7 @@ WIDE = [
     *SMALL,
     *("--set", "teacher=wrn_16_1", "--set", "student=wrn_16_1", "--set", "student.epochs=1"),
     *("--set", "data.limit=60", "--set", "data.test_limit=20", "--set", "cache.views=1"),
+    *("--set", "teacher.batch_size=30", "--set", "student.batch_size=30"),
 ]
 FEW = ["--set", "objectives.crd.negatives=20"]
 

@@ -168,8 +168,8 @@ CACHE = (
         "rename-before-flush",
         "A file gets its name before its bytes have reached the disk.",
         {
-            "            stream.flush()\n            os.fsync(stream.fileno())\n        if replace:": (
-                "            stream.flush()\n        if replace:"
+            "                _flush(stream)\n            if replace:": (
+                "                stream.flush()\n            if replace:"
             )
         },
         {"test_atomic.py": "reach_the_disk"},
@@ -178,8 +178,8 @@ CACHE = (
         "litter-of-failed-writes",
         "A write that fails leaves its partial file.",
         {
-            "    except BaseException:\n        partial.unlink(missing_ok=True)\n        raise": (
-                "    except BaseException:\n        raise"
+            "                partial.unlink(missing_ok=True)\n            raise": (
+                "                pass\n            raise"
             )
         },
         {"test_atomic.py": "litter or full_disk or exception"},
@@ -225,7 +225,7 @@ CACHE = (
     Fault(
         "another-block-in-its-place",
         "An intact block in the place of another one passes.",
-        {"return None if actual == checksum else": "return None if actual >= 0 else"},
+        {"        if actual != checksum:\n": "        if actual < 0:\n"},
         {"test_store.py": "copied"},
     ),
     Fault(
@@ -448,7 +448,7 @@ AROUND = (
     Fault(
         "one-degree-of-freedom-more",
         "Intervals over seeds are too narrow.",
-        {"stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)": "stats.t.ppf((1 + CONFIDENCE) / 2, len(values))"},
+        {"stdtrit(freedom, (1": "stdtrit(freedom + 1, (1"},
         {"test_statistics.py": ""},
     ),
     Fault(
@@ -488,7 +488,7 @@ AROUND = (
     Fault(
         "every-error-is-a-failure",
         "Wrong settings end with code 1 instead of 2.",
-        {"_fail(str(error), error.exit_code, debug)": "_fail(str(error), 1, debug)"},
+        {"_failed(str(error), error.exit_code, debug)": "_failed(str(error), 1, debug)"},
         {"test_bad_input.py": "refuses and epochs or nearest_preset"},
     ),
     Fault(

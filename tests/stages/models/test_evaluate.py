@@ -26,7 +26,7 @@ class OneProcess:
     device = torch.device("cpu")
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.is_first = rank, world_size, rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -210,7 +210,7 @@ def test_a_published_teacher_loads_unchanged_and_is_as_good_as_published(
     network = build_network("resnet56", 100)
     fit_weights(network, state, str(real_teacher))
     for name, tensor in network.state_dict().items():
-        assert name.endswith("num_batches_tracked") or torch.equal(tensor, state[name]), name
+        assert name.endswith("num_batches_tracked") or torch.equal(tensor, state[f"model.{name}"]), name
     images = cifar100.load("test", Place(str(real_data))).first(1000)
     normalize = Normalization(images.mean, images.std)
     renderer = ResidentRenderer(images, AsTheyAre(), processes.device)

@@ -85,7 +85,7 @@ def test_a_finished_cache_of_unknown_origin() -> None:
     rows = rows_of(cache_table(replace(CACHE, complete=True, blocks_done=36, provenance={})))
     assert rows["state"] == "complete, 36 of 36 blocks"
     assert rows["made on"] == rows["command"] == "unknown"
-    assert rows["teacher"].endswith("test top-1 nan %")
+    assert rows["teacher"].endswith("test top-1 unknown")
 
 
 def test_a_cache_that_is_being_extended() -> None:
