@@ -18,6 +18,8 @@ DIGEST = "d1" * 32
 VERSIONS = {"python": "3.11.14", "torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.3.5", "dhkd": "0.1.0"}
 CACHE = {"location": "caches/c.zarr", "digest": DIGEST, "views": 162, "samples": 50_000, "row_bytes": 200}
 
+TOP5_ABOVE = 20  # points between the two accuracies of every epoch
+
 
 def write_runs(folder: Path, runs: int = 500, epochs: int = 240, seeds: int = 5) -> None:
     """Write finished runs of several objectives, learning rates and seeds below `folder`."""
@@ -37,7 +39,8 @@ def write_run(folder: Path, objective: str, rate: str, seed: int, epochs: int) -
     )
     run.begin()
     top1 = [add_epoch(run, epoch, epochs, f"{objective} {rate} {seed}") for epoch in range(1, epochs + 1)]
-    figures = {"last_top1": top1[-1], "best_top1": max(top1), "last_top5": 91.0, "best_top5": 91.5, "epochs": epochs}
+    figures = {"last_top1": top1[-1], "best_top1": max(top1), "epochs": epochs}
+    figures |= {name.replace("1", "5"): value + TOP5_ABOVE for name, value in figures.items() if name != "epochs"}
     of_machine = {"hardware": "a CPU of two cores", "processes": 1, "versions": VERSIONS, "precision": "float32"}
     run.write_result(
         {"role": "student", "architecture": "resnet20", "parameters": 278_324, **figures, "seconds": 12.5 * epochs}
@@ -55,7 +58,7 @@ def add_epoch(run: RunFolder, epoch: int, epochs: int, name: str) -> float:
     terms = {"binary_kl": 1.5 * math.exp(-progress) + noise(0, 0.01), "conflict": noise(0.5, 0.05)}
     rates = {"train_top1": top1 + noise(2, 0.3), "lr": 0.05 * (1 - progress), "samples_per_second": noise(4000, 50)}
     run.append_metrics(
-        {"epoch": epoch, **losses, **terms, **rates, "top1": top1, "top5": top1 + 20, "seconds": 12.5 * epoch}
+        {"epoch": epoch, **losses, **terms, **rates, "top1": top1, "top5": top1 + TOP5_ABOVE, "seconds": 12.5 * epoch}
     )
     return top1
 
