@@ -1,4 +1,4 @@
-"""JSON as strangers may write it, decoded without surprises.
+"""JSON as strangers may write it, decoded without surprises, and in one fixed form for hashing.
 
 The standard library's decoder accepts NaN and infinities, turns 1e999 into infinity, and takes the last of several
 equal keys. Here all of these are errors.
@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 MOST_DIGITS = 400  # of a number; the largest float has 309
+
+
+def canonical(tree: object) -> bytes:
+    """Encode a tree of plain values as JSON in one fixed form, for hashing; raises `ValueError` for NaN or infinity."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decode(content: bytes) -> object:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from dhkd.data.cache.blocks import MOST_BLOCKS, WITNESS, Part, Plan
 from dhkd.data.cache.codecs import AnyCodec
 from dhkd.data.errors import CacheDamaged, CacheMismatch
+from dhkd.data.strict_json import canonical
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 FORMAT_VERSION = 2
@@ -243,11 +244,6 @@ def teachers_own(name: str) -> str:
 def array_name(name: str, part: str) -> str:
     """Return the name of the array that holds a part of a signal: NAME_PART, or NAME if the part's name is empty."""
     return f"{name}_{part}" if part else name
-
-
-def canonical(tree: object) -> bytes:
-    """Encode a tree of plain values as JSON in one fixed form, for hashing; raises `ValueError` for NaN or infinity."""
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def differences(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dhkd.data.cache.manifest import canonical
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
+from dhkd.data.strict_json import canonical
 
 # libyaml reads a file ten times as fast as Python does. PyYAML has it unless it was built without.
 FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

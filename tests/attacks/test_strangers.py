@@ -12,11 +12,11 @@ import pytest
 from dhkd.configs.load import load_experiment
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS
-from dhkd.data.cache.manifest import canonical
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.errors import ConfigError, DataError, DhkdError
 from dhkd.data.shown import printable, printable_line, redacted, shown
 from dhkd.data.sources.shard_urls import expand
+from dhkd.data.strict_json import canonical
 from google_crc32c import value as crc32c
 
 from tests.caches import complete, manifest_of, writer_at

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from dhkd.data.cache.index import Index
-from dhkd.data.cache.manifest import canonical
 from dhkd.data.cache.reader import Damage, open_cache
 from dhkd.data.errors import DhkdError
+from dhkd.data.strict_json import canonical
 from google_crc32c import value as crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
