@@ -107,7 +107,7 @@ def test_side_by_side_each_is_a_run_of_its_own(cache: Path, tmp_path: Path) -> N
         assert not list(folder.rglob("events.out.tfevents*")), "TensorBoard was not asked for"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_run_is_gone_on_with_as_the_same(cache: Path, tmp_path: Path) -> None:
     words = [word if word != "student.epochs=2" else "student.epochs=12" for word in SMALL]
     words = ["train-student", "digits", *words, "--cache", cache, "--out", tmp_path / "run", "--track", "mlflow"]
