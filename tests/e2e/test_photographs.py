@@ -187,12 +187,9 @@ def damaged(root: Path, tmp_path: Path) -> tuple[Path, Path]:
     return copy, victim
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_real_photographs_go_through_both_stages(thorough: bool, photographs: Path, tmp_path: Path) -> None:
+@pytest.mark.soak  # the same on small generated photographs is in the other tests of this file
+def test_real_photographs_go_through_both_stages(photographs: Path, tmp_path: Path) -> None:
     """imagenet-sample: four views, folder and shards, 0 to 2 workers, 1 and 2 processes, every schedule."""
-    writers = (("folder", 0, 1), ("shards", 2, 1), *([("folder", 1, 1), ("shards", 1, 2)] if thorough else []))
-    schedules = ("cycle", "block", "independent") if thorough else ("block",)
     for split in ("train", "val"):
         (tmp_path / split).symlink_to(photographs)
     write_shards(tmp_path, "%06d.tar", "train", "train-shards")
@@ -205,7 +202,7 @@ def test_real_photographs_go_through_both_stages(thorough: bool, photographs: Pa
     done("train-teacher", *words, "--out", teacher)
 
     caches = {}
-    for source, workers, processes in writers:
+    for source, workers, processes in (("folder", 0, 1), ("folder", 1, 1), ("shards", 2, 1), ("shards", 1, 2)):
         out = tmp_path / f"{source}-{workers}-{processes}.zarr"
         command = ["cache-teacher", *sources[source], "--teacher", teacher, "--workers", workers, "--out", out]
         outcome = done(*command) if processes == 1 else in_processes(processes, *command)
@@ -215,7 +212,7 @@ def test_real_photographs_go_through_both_stages(thorough: bool, photographs: Pa
     assert len(one) == 2 * 4 * 5
     assert all(other == one for other in others)
 
-    for schedule in schedules:
+    for schedule in ("cycle", "block", "independent"):
         students = {
             source: done(
                 "train-student", *sources[source], *SCHEDULES[schedule], "--workers", workers,
