@@ -293,7 +293,9 @@ def test_a_command_that_hangs_ends_all_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["cache-teacher", "train-student", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["train-student", *(pytest.param(word, marks=pytest.mark.soak) for word in ("cache-teacher", "sweep"))]
+)
 def test_sigterm_of_long_work_is_one_line_and_the_rest_follows(
     command: str,
     teacher: Path,  # noqa: F811

@@ -94,7 +94,7 @@ def test_two_commands_that_differ(pair: list[subprocess.Popen[str]], tmp_path: P
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_process_that_never_begins_tells_the_other(
     rank: int, pair: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_killed_process_ends_the_other_within_a_minute(pair: list[subprocess.P
     assert "process 1 of 2 died" in error_of(pair[0], 60)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_process_that_stands_still_is_named(rank: int, pair: list[subprocess.Popen[str]]) -> None:
     """The script says so after three seconds, a command after a minute."""
     port = free_port()

@@ -344,7 +344,18 @@ def test_an_edited_manifest_changes_nothing_and_is_noticed(place: Place) -> None
         assert place.contents() == before
 
 
-@pytest.mark.slow
+# A bucket takes about a second for each of some thirty rewritten caches.
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("zarr", "webdataset", "webdataset over HTTP"),
+        *(
+            pytest.param(place, marks=pytest.mark.soak)
+            for place in ("zarr over S3", "zarr over HTTP", "webdataset over S3")
+        ),
+    ],
+    indirect=True,
+)
 def test_damaged_metadata_is_noticed_and_written_again(place: Place) -> None:
     manifest = manifest_of("int8")
     write_all(place.writer(manifest))

@@ -267,7 +267,7 @@ def test_the_example_with_lightning_learns(tmp_path: Path) -> None:
     pytest.importorskip("pytorch_lightning", reason="the example needs pytorch-lightning")
     script = ROOT / "examples" / "lightning_distill.py"
     assert len(script.read_text().splitlines()) <= 40
-    settings = ["data.limit=600", "cache.views=3", "teacher=resnet8", "teacher.epochs=3"]
+    settings = ["data.limit=400", "cache.views=3", "teacher=resnet8", "teacher.epochs=3"]
     words = [
         "digits",
         *(word for setting in settings for word in ("--set", setting)),
@@ -278,7 +278,7 @@ def test_the_example_with_lightning_learns(tmp_path: Path) -> None:
     done("train-teacher", *words, "--out", tmp_path / "teacher")
     done("cache-teacher", *words, "--teacher", tmp_path / "teacher", "--out", tmp_path / "c.zarr")
     run = subprocess.run(
-        [sys.executable, "-P", str(script), str(tmp_path / "c.zarr"), "data.limit=600", "teacher=resnet8"],
+        [sys.executable, "-P", str(script), str(tmp_path / "c.zarr"), "data.limit=400", "teacher=resnet8"],
         cwd=tmp_path, timeout=240, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]

@@ -15,6 +15,8 @@ import pytest
 import torch
 import webdataset
 from dhkd.data.cache.reader import open_cache
+from dhkd.data.cache.storage.bucket import Bucket
+from dhkd.data.patience import Patience
 from dhkd.pipeline.api import DistillationSet
 
 from tests import servers
@@ -157,13 +159,13 @@ def written_by(wholes: dict[str, Path], teacher: Path, tmp_path_factory: pytest.
     return caches
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # two processes that write zarr are in CI, in test_processes.py
 def test_any_number_of_processes_writes_the_same_cache(written_by: dict[Any, Path], wholes: dict[str, Path]) -> None:
     for (store, _), cache in written_by.items():
         assert files_of(cache) == files_of(wholes[store])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("readers", [1, 2])  # four are in the test below
 def test_any_number_of_processes_reads_the_same_from_both_stores(
     readers: int, written_by: dict[Any, Path], tmp_path: Path
@@ -179,7 +181,7 @@ def test_any_number_of_processes_reads_the_same_from_both_stores(
     assert len(hashes) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # two are in CI, in test_processes.py
 def test_four_training_processes_take_the_steps_of_one(written_by: dict[Any, Path], tmp_path: Path) -> None:
     """Batch norm is frozen; shares are of 7 and 8 rows."""
     script = Path(joint_training.__file__)
@@ -431,7 +433,7 @@ def test_objectives_that_the_largest_logits_serve(top_k: Path, tmp_path: Path) -
     done(*training(top_k, tmp_path / "ce", "objective=ce"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kill_9_of_convert_then_the_same_command(teacher: Path, tmp_path: Path) -> None:
     many, out = tmp_path / "many", tmp_path / "tar"
     done("cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", many)
@@ -564,18 +566,28 @@ def prefixes(server: servers.Counted) -> set[str]:
     return {path.rpartition("c/index.json")[0] for path in asked if "/c/index.json" in f"/{path}"}
 
 
-@pytest.mark.slow
-def test_a_wrong_endpoint_is_reported_soon(teacher: Path, tmp_path: Path) -> None:
-    nowhere = {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": servers.REGION,
-    }
+NOWHERE = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": servers.REGION,
+}
+
+
+def test_a_wrong_endpoint_is_reported(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three attempts; how long all of them take is in the soak."""
+    for name, value in NOWHERE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Bucket.__init__, "__defaults__", (Patience(retries=2),))
+    assert_one_line(dhkd(*caching(teacher, "s3://bucket/c")), 1, ["can't be reached", "AWS_ENDPOINT_URL"])
+
+
+@pytest.mark.soak
+def test_a_wrong_endpoint_is_reported_soon(teacher: Path) -> None:
     began = time.monotonic()
     run = subprocess.run(
         [*COMMAND, *map(str, caching(teacher, "s3://bucket/c"))],
-        env={**ENVIRONMENT, **nowhere}, capture_output=True, text=True, timeout=200, check=False,
+        env={**ENVIRONMENT, **NOWHERE}, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert_one_line(Outcome(run.returncode, run.stdout, run.stderr), 1, ["can't be reached", "AWS_ENDPOINT_URL"])
     assert time.monotonic() - began < 120

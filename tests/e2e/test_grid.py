@@ -66,7 +66,7 @@ def test_text_that_is_no_grid(grid: list[str], says: str) -> None:
     assert says in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_and_resumed_each_student_is_as_it_is_alone(cache: Path, tmp_path: Path) -> None:
     """Four students at once on two threads, and each alone on one thread."""
     together, alone, epochs = tmp_path / "together", tmp_path / "alone", 8

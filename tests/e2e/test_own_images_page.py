@@ -34,8 +34,8 @@ def test_a_preset_of_ones_own_runs(name: str, tmp_path: Path, monkeypatch: pytes
     (text,) = [block for block in blocks("yaml") if block.startswith(f"# {name}")]
     Path(name).write_text(text)
     rng = np.random.default_rng(0)
-    for number in range(48):
-        split, inside = ("train", between) if number < 36 else (test, "")
+    for number in range(24):
+        split, inside = ("train", between) if number < 18 else (test, "")
         file = Path(f"images/{split}/class{number % 3}/{inside}{number}.{suffix}")
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file)
@@ -49,8 +49,8 @@ def test_a_preset_of_ones_own_runs(name: str, tmp_path: Path, monkeypatch: pytes
             "student.epochs=1",
             "teacher.milestones=[]",
             "student.milestones=[]",
-            "teacher.batch_size=18",
-            "student.batch_size=18",
+            "teacher.batch_size=9",
+            "student.batch_size=9",
         ]
         short += ["cache.views=2", "cache.codec=float32"]
         done(*words, "--cpu", "--precision", "float32", *(word for setting in short for word in ("--set", setting)))

@@ -90,6 +90,13 @@ def shown(browser: Any, address: str, **options: Any) -> Iterator[Any]:
     assert all(url.startswith(origin) and (url.endswith(("/", "/version")) or url == address) for url in asked), asked
 
 
+@pytest.fixture(scope="module")
+def page(browser: Any, written: Path) -> Iterator[Any]:
+    """The page from its file, opened once: tests leave filters, lines and opened runs as they found them."""
+    with shown(browser, written.as_uri()) as page:
+        yield page
+
+
 def column(page: Any, table: str, number: int) -> list[str]:
     texts: list[str] = page.eval_on_selector_all(
         f"#{table} tbody tr:not([hidden])", f"rows => rows.map(row => row.cells[{number}].textContent.trim())"
@@ -97,52 +104,49 @@ def column(page: Any, table: str, number: int) -> list[str]:
     return texts
 
 
-def test_a_click_or_a_key_sorts(browser: Any, written: Path) -> None:
-    with shown(browser, written.as_uri()) as page:
-        page.click("#runs thead button:has-text('top-1')")
-        number = page.locator("#runs thead th").all_inner_texts().index("top-1 %")
-        up = [float(text) for text in column(page, "runs", number) if text]
-        assert up == sorted(up)
-        assert len(set(up)) > 1
-        assert column(page, "runs", number)[-1] == "", "a failed run has no accuracy and comes last"
-        assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "ascending"
-        page.focus(f"#runs thead button >> nth={number}")
-        page.keyboard.press("Enter")
-        assert [float(text) for text in column(page, "runs", number) if text] == up[::-1]
-        assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "descending"
-        page.focus("#runs thead button >> nth=0")
-        page.keyboard.press("Space")
-        assert page.locator("#runs thead th[aria-sort]").count() == 1
+def test_a_click_or_a_key_sorts(page: Any) -> None:
+    page.click("#runs thead button:has-text('top-1')")
+    number = page.locator("#runs thead th").all_inner_texts().index("top-1 %")
+    up = [float(text) for text in column(page, "runs", number) if text]
+    assert up == sorted(up)
+    assert len(set(up)) > 1
+    assert column(page, "runs", number)[-1] == "", "a failed run has no accuracy and comes last"
+    assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "ascending"
+    page.focus(f"#runs thead button >> nth={number}")
+    page.keyboard.press("Enter")
+    assert [float(text) for text in column(page, "runs", number) if text] == up[::-1]
+    assert page.get_attribute(f"#runs thead th >> nth={number}", "aria-sort") == "descending"
+    page.focus("#runs thead button >> nth=0")
+    page.keyboard.press("Space")
+    assert page.locator("#runs thead th[aria-sort]").count() == 1
 
 
-def test_a_filter_leaves_rows_with_every_word(browser: Any, written: Path) -> None:
-    with shown(browser, written.as_uri()) as page:
-        everything = len(column(page, "runs", 0))
-        page.get_by_label("Filter").nth(1).fill("binary-kl seed=1")
-        assert column(page, "runs", 0) == ["objective=binary-kl,seed=1"]
-        assert page.inner_text("#runs-count") == f"1 of {everything}"
-        page.get_by_label("Filter").nth(1).fill("nothing like it")
-        assert column(page, "runs", 0) == []
-        page.get_by_label("Filter").nth(1).fill("")
-        assert len(column(page, "runs", 0)) == everything
+def test_a_filter_leaves_rows_with_every_word(page: Any) -> None:
+    everything = len(column(page, "runs", 0))
+    page.get_by_label("Filter").nth(1).fill("binary-kl seed=1")
+    assert column(page, "runs", 0) == ["objective=binary-kl,seed=1"]
+    assert page.inner_text("#runs-count") == f"1 of {everything}"
+    page.get_by_label("Filter").nth(1).fill("nothing like it")
+    assert column(page, "runs", 0) == []
+    page.get_by_label("Filter").nth(1).fill("")
+    assert len(column(page, "runs", 0)) == everything
 
 
-def test_a_run_opens_and_closes(browser: Any, swept: Path, written: Path) -> None:
+def test_a_run_opens_and_closes(page: Any, swept: Path) -> None:
     result = json.loads((swept / "objective=binary-kl,seed=0" / "result.json").read_text())
-    with shown(browser, written.as_uri()) as page:
-        page.get_by_role("button", name="objective=binary-kl,seed=0").focus()
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#run-chart .main-svg")
-        assert page.inner_text("#run-name") == "objective=binary-kl,seed=0"
-        settings = page.inner_text("#run-settings")
-        assert result["sha256"] in settings
-        assert "experiment.student.lr" in settings
-        assert page.locator("#run-epochs tr").count() == 2
-        page.keyboard.press("Escape")
-        assert not page.is_visible("#run")
+    page.get_by_role("button", name="objective=binary-kl,seed=0").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#run-chart .main-svg")
+    assert page.inner_text("#run-name") == "objective=binary-kl,seed=0"
+    settings = page.inner_text("#run-settings")
+    assert result["sha256"] in settings
+    assert "experiment.student.lr" in settings
+    assert page.locator("#run-epochs tr").count() == 2
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#run")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.soak)])
 def test_a_screen_reader_can_read_the_page(browser: Any, written: Path, scheme: str) -> None:
     """By axe's rules, for the page and for an opened run: names, roles, contrast, access by keyboard."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
@@ -155,13 +159,13 @@ def test_a_screen_reader_can_read_the_page(browser: Any, written: Path, scheme: 
             assert report.violations_count == 0, report.generate_report()
 
 
-def test_names_are_text(browser: Any, written: Path) -> None:
-    with shown(browser, written.as_uri()) as page:
-        assert page.inner_text("h1") == "a & <i>sweep"
-        assert STRANGE in column(page, "runs", 0)
-        page.click(f".open >> text={STRANGE}")
-        assert page.inner_text("#run-name") == STRANGE
-        assert page.locator("main b, dialog b, h1 i").count() == 0
+def test_names_are_text(page: Any) -> None:
+    assert page.inner_text("h1") == "a & <i>sweep"
+    assert STRANGE in column(page, "runs", 0)
+    page.click(f".open >> text={STRANGE}")
+    assert page.inner_text("#run-name") == STRANGE
+    assert page.locator("main b, dialog b, h1 i").count() == 0
+    page.keyboard.press("Escape")
 
 
 def ground(page: Any) -> int:
@@ -196,52 +200,49 @@ def test_a_phone_scrolls_tables_not_the_page(browser: Any, written: Path) -> Non
         assert page.evaluate("Math.max(...[...document.querySelectorAll('.wide')].map(box => box.scrollWidth))") > 360
 
 
-def test_every_analysis_is_shown_and_described_in_words(browser: Any, written: Path) -> None:
-    with shown(browser, written.as_uri()) as page:
-        headings = page.locator("main h2").all_inner_texts()
-        for heading in (
-            "Over training",
-            "How many views",
-            "Where the losses",
-            "Correlation of",
-            "Features in",
-            "Neural",
-        ):
-            assert any(text.startswith(heading) for text in headings), heading
-        charts = page.locator("main .chart")
-        assert charts.count() > len(headings)
-        assert all(charts.nth(number).locator(".main-svg").count() for number in range(charts.count()))
-        alternatives = page.eval_on_selector_all("main .panels", "all => all.map(one => one.ariaLabel)")
-        assert all(len(text) > 20 for text in alternatives)
-        assert "ends at" in alternatives[1]
+def test_every_analysis_is_shown_and_described_in_words(page: Any) -> None:
+    headings = page.locator("main h2").all_inner_texts()
+    for heading in (
+        "Over training",
+        "How many views",
+        "Where the losses",
+        "Correlation of",
+        "Features in",
+        "Neural",
+    ):
+        assert any(text.startswith(heading) for text in headings), heading
+    charts = page.locator("main .chart")
+    assert charts.count() > len(headings)
+    assert all(charts.nth(number).locator(".main-svg").count() for number in range(charts.count()))
+    alternatives = page.eval_on_selector_all("main .panels", "all => all.map(one => one.ariaLabel)")
+    assert all(len(text) > 20 for text in alternatives)
+    assert "ends at" in alternatives[1]
 
 
-def test_accuracies_are_those_of_the_runs(browser: Any, swept: Path, written: Path) -> None:
+def test_accuracies_are_those_of_the_runs(page: Any, swept: Path) -> None:
     """A row for each kind of run, with its seeds' accuracies and their mean."""
     tops = [
         json.loads((swept / f"objective=binary-kl,seed={seed}" / "result.json").read_text())["last_top1"]
         for seed in (0, 1)
     ]
-    with shown(browser, written.as_uri()) as page:
-        traces = page.evaluate("document.querySelector('#accuracy .chart').data.map(one => [one.name, one.x])")
-        means = dict(traces)
-        assert means["binary-kl, a seed"] == pytest.approx(tops, rel=1e-4), "charts have five digits"
-        assert means["binary-kl"] == pytest.approx([sum(tops) / 2])
+    traces = page.evaluate("document.querySelector('#accuracy .chart').data.map(one => [one.name, one.x])")
+    means = dict(traces)
+    assert means["binary-kl, a seed"] == pytest.approx(tops, rel=1e-4), "charts have five digits"
+    assert means["binary-kl"] == pytest.approx([sum(tops) / 2], rel=1e-4)
 
 
-def test_a_kind_of_run_has_one_colour_in_every_chart(browser: Any, written: Path) -> None:
+def test_a_kind_of_run_has_one_colour_in_every_chart(page: Any) -> None:
     script = (
         "all => all.flatMap(one => one.data.filter(of => of.name).map(of => [of.name, (of.line || of.marker).color]))"
     )
-    with shown(browser, written.as_uri()) as page:
-        for name in ("ce", "binary-kl"):
-            colours = {
-                colour
-                for chart in ("accuracy", "over-training", "where-the-losses-conflict", "neural-collapse")
-                for named, colour in page.eval_on_selector_all(f"#{chart} .chart", script)
-                if named == name
-            }
-            assert len(colours) == 1, name
+    for name in ("ce", "binary-kl"):
+        colours = {
+            colour
+            for chart in ("accuracy", "over-training", "where-the-losses-conflict", "neural-collapse")
+            for named, colour in page.eval_on_selector_all(f"#{chart} .chart", script)
+            if named == name
+        }
+        assert len(colours) == 1, name
 
 
 def visible(page: Any) -> list[list[str]]:
@@ -253,20 +254,18 @@ def visible(page: Any) -> list[list[str]]:
     return panels
 
 
-def test_the_legend_hides_a_line_in_every_panel(browser: Any, written: Path) -> None:
-    with shown(browser, written.as_uri()) as page:
-        assert visible(page) == [["binary-kl", "ce"]] * 3
-        button = page.get_by_role("group", name="Lines of Over training").get_by_role("button", name="ce", exact=True)
-        button.focus()
-        page.keyboard.press("Enter")
-        assert (button.get_attribute("aria-pressed"), visible(page)) == ("false", [["binary-kl"]] * 3)
-        page.keyboard.press("Enter")
-        assert (button.get_attribute("aria-pressed"), visible(page)) == ("true", [["binary-kl", "ce"]] * 3)
+def test_the_legend_hides_a_line_in_every_panel(page: Any) -> None:
+    assert visible(page) == [["binary-kl", "ce"]] * 3
+    button = page.get_by_role("group", name="Lines of Over training").get_by_role("button", name="ce", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    assert (button.get_attribute("aria-pressed"), visible(page)) == ("false", [["binary-kl"]] * 3)
+    page.keyboard.press("Enter")
+    assert (button.get_attribute("aria-pressed"), visible(page)) == ("true", [["binary-kl", "ce"]] * 3)
 
 
-def test_a_failed_run_is_among_the_warnings(browser: Any, written: Path) -> None:
-    with shown(browser, written.as_uri()) as page:
-        assert "student.lr=1e30 failed: loss term" in page.inner_text(".warnings")
+def test_a_failed_run_is_among_the_warnings(page: Any) -> None:
+    assert "student.lr=1e30 failed: loss term" in page.inner_text(".warnings")
 
 
 def test_runs_of_two_caches_carry_a_warning(browser: Any, swept: Path, tmp_path: Path) -> None:

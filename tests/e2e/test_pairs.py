@@ -20,9 +20,9 @@ from dhkd.stages.train.objectives import OBJECTIVES, combined_objective
 PAIRS = (
     "cifar100/vgg13-MobileNetV2",
     "cifar100/wrn_40_2-ShuffleV1",
-    "cifar100/resnet32x4-ShuffleV2",
-    "cifar100/ResNet50-MobileNetV2",
-    "imagenet/resnet34-resnet18",
+    pytest.param("cifar100/resnet32x4-ShuffleV2", marks=pytest.mark.soak),
+    pytest.param("cifar100/ResNet50-MobileNetV2", marks=pytest.mark.soak),
+    pytest.param("imagenet/resnet34-resnet18", marks=pytest.mark.soak),
 )
 CLASSES = 7
 

@@ -119,7 +119,7 @@ def test_workers_leave_no_trace_in_a_cache(
     assert chunks_of(tmp_path / "c.zarr") == chunks_of(caches[source])
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # in CI with images in memory, in test_processes.py
 def test_processes_leave_no_trace_in_a_cache(
     preset: Path, sources: dict[str, list[str]], teacher: Path, caches: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_student_is_the_same_from_either_source_and_any_workers(
     assert student("folder", 2) == one
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # in CI with images in memory, in test_processes.py
 def test_two_processes_take_one_processs_steps(
     preset: Path, sources: dict[str, list[str]], caches: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -187,7 +187,7 @@ def damaged(root: Path, tmp_path: Path) -> tuple[Path, Path]:
     return copy, victim
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # the same on small generated photographs is in the other tests of this file
 def test_real_photographs_go_through_both_stages(photographs: Path, tmp_path: Path) -> None:
     """imagenet-sample: four views, folder and shards, 0 to 2 workers, 1 and 2 processes, every schedule."""
     for split in ("train", "val"):
@@ -270,7 +270,7 @@ def test_pixels_that_drifted_are_refused_and_can_be_accepted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_caching_goes_on_after_an_end_in_the_middle(
     how: signal.Signals,
     preset: Path,
@@ -302,7 +302,7 @@ def test_caching_goes_on_after_an_end_in_the_middle(
     again = done(*words, "--json")
     assert again.result["blocks_written"] > 0
     whole = tmp_path / "whole.zarr"
-    done(*[whole if word == out else word for word in words])
+    done(*[whole if word == out else word for word in words], "--workers", "0")
     assert chunks_of(out) == chunks_of(whole)
 
 

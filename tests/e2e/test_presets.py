@@ -79,12 +79,12 @@ def test_the_list_shows_pairs_with_sizes_and_accuracies() -> None:
     assert rows["demo"]["description"] in text
 
 
-# One of each data set is quick enough for every run of the tests; all of them run in `make test-all`.
+# One of each data set is quick enough for every run of the tests; all of them run in `make soak`.
 QUICK = ("cifar100/resnet56-resnet20", "imagenet/resnet34-resnet18")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PAIRS]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.soak) for name in PAIRS]
 )
 def test_smoke_runs_both_stages(name: str, photographs: Path, tmp_path: Path) -> None:
     words = [name, "--smoke", "--cpu", "--precision", "float32", "--json"]

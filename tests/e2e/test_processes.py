@@ -43,7 +43,7 @@ def test_two_processes_write_the_cache_of_one(whole: Path, teacher: Path, tmp_pa
     assert files_of(tmp_path / "c.zarr") == files_of(whole)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.zarr"
     words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out, "--json"]
@@ -94,7 +94,7 @@ def training(cache: Path, out: Path, objective: str) -> list[object]:
     return ["train-student", "digits", *settings, "--cache", cache, "--out", out]
 
 
-@pytest.mark.parametrize("objective", ["dhkd", pytest.param("crd + reviewkd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", ["dhkd", pytest.param("crd + reviewkd", marks=pytest.mark.soak)])
 def test_kill_9_of_training_then_resume(objective: str, cache: Path, teacher: Path, tmp_path: Path) -> None:
     """The final weights are the same, bit for bit.
 
@@ -136,9 +136,9 @@ CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dis
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The weights of every case, trained by one process and by two."""
     folder = tmp_path_factory.mktemp("joint")
-    for number in (1, 2):
-        outcome = in_processes(number, cache, folder / str(number), *CASES, script=Path(joint_training.__file__))
-        assert outcome.code == 0, outcome.err[-3000:]
+    joint_training.main(cache, folder / "1", list(CASES))
+    outcome = in_processes(2, cache, folder / "2", *CASES, script=Path(joint_training.__file__))
+    assert outcome.code == 0, outcome.err[-3000:]
     return {number: folder / str(number) for number in (1, 2)}
 
 

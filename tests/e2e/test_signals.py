@@ -93,7 +93,7 @@ def test_class_activation_maps_agree_with_the_logits(of_signals: Path, teacher: 
         assert abs(cam.mean(axis=(2, 3)) + bias - logits).max() < 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # in CI for logits, in test_processes.py
 def test_two_processes_write_the_same_signals(teacher: Path, of_signals: Path, tmp_path: Path) -> None:
     words = caching(teacher, tmp_path / "c.zarr")
     outcome = in_processes(2, *words, *OF_SIGNALS)

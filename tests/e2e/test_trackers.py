@@ -5,6 +5,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_side_by_side_each_is_a_run_of_its_own(cache: Path, tmp_path: Path) -> N
         assert not list(folder.rglob("events.out.tfevents*")), "TensorBoard was not asked for"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_run_is_gone_on_with_as_the_same(cache: Path, tmp_path: Path) -> None:
     words = [word if word != "student.epochs=2" else "student.epochs=12" for word in SMALL]
     words = ["train-student", "digits", *words, "--cache", cache, "--out", tmp_path / "run", "--track", "mlflow"]
@@ -146,24 +147,26 @@ def test_a_tracker_that_says_no_takes_nothing(cache: Path, tmp_path: Path, monke
     assert not list(tmp_path.rglob("failed.txt")), "a run that was begun was blamed for it"
 
 
-@pytest.mark.slow
 def test_a_tracker_that_breaks_is_left_behind(cache: Path, tmp_path: Path) -> None:
-    words = [word if word != "student.epochs=2" else "student.epochs=400" for word in SMALL]
-    process = spawn("train-student", "digits", *words, "--cache", cache, "--out", tmp_path / "run", "--track", "mlflow")
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if line.startswith("epoch 2/"):
-            (tmp_path / "mlflow.db").unlink()
-            (tmp_path / "mlflow.db").mkdir()
-        if line.startswith("epoch 30/"):
-            process.send_signal(signal.SIGINT)
-            break
-    said += process.stderr.read()
-    process.wait()
-    assert said.count("the run goes on without it") == 1, said
-    assert len(epochs_of(tmp_path / "run")) >= 29
+    run, epochs = tmp_path / "run", 40
+    words = [word if word != "student.epochs=2" else f"student.epochs={epochs}" for word in SMALL]
+    at_breaking = []
+
+    def break_it() -> None:
+        metrics, deadline = run / "metrics.jsonl", time.monotonic() + 60
+        while not (metrics.exists() and len(epochs_of(run)) >= 2) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        (tmp_path / "mlflow.db").unlink()
+        (tmp_path / "mlflow.db").mkdir()
+        at_breaking.append(len(epochs_of(run)))
+
+    thread = threading.Thread(target=break_it)
+    thread.start()
+    outcome = done("train-student", "digits", *words, "--cache", cache, "--out", run, "--track", "mlflow")
+    thread.join()
+    assert at_breaking[0] < epochs, "it broke too late"
+    assert outcome.err.count("the run goes on without it") == 1, outcome.err
+    assert len(epochs_of(run)) == epochs
 
 
 def test_a_run_that_fails_is_told_as_failed(cache: Path, tmp_path: Path) -> None:

@@ -36,7 +36,10 @@ def close(one: Tensor, other: Tensor, start: Tensor, share: float) -> bool:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_learns_the_same(processes: Processes, tmp_path: Path) -> None:
+def test_a_compiled_network_learns_the_same(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # a pool of processes would import torch again
     world = World(tmp_path, processes)
     plain = task_of(world, tmp_path / "plain", objective="dhkd", lr=0.005, epochs=1)
     compiled = task_of(world, tmp_path / "compiled", objective="dhkd", lr=0.005, epochs=1, compiled="max")
