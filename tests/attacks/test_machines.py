@@ -305,7 +305,7 @@ def test_sigterm_of_long_work_is_one_line_and_the_rest_follows(
     out = tmp_path / "out"
     words, begun, again = {
         "cache-teacher": ([*MANY_BLOCKS, "--teacher", teacher], "witness/c/*/*", []),
-        "train-student": ([*SMALL, "--cache", cache, "--set", "student.epochs=60"], "checkpoint", ["--resume"]),
+        "train-student": ([*SMALL, "--cache", cache, "--set", "student.epochs=30"], "checkpoint", ["--resume"]),
         "sweep": (
             [*SMALL, "--cache", cache, "--set", "student.epochs=40", "--grid", "objective=ce,kd"],
             "*/checkpoint",

@@ -82,6 +82,7 @@ def test_a_difference_is_named_in_each_process(case: str, said: dict[int, dict[s
     assert "\n" not in first
 
 
+@pytest.mark.soak  # in CI as cases of the agreement
 def test_two_commands_that_differ(pair: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     port = free_port()
     for rank, words in enumerate(([], ["--set", "student.lr=0.001"])):

@@ -27,7 +27,7 @@ def test_every_preset_of_the_page_is_tested_here() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ["cifar10.yaml", pytest.param("tiny-imagenet.yaml", marks=pytest.mark.soak)])
 def test_a_preset_of_ones_own_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size, test, between, suffix = EXAMPLES[name]
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,8 @@ def test_two_processes_write_the_cache_of_one(whole: Path, teacher: Path, tmp_pa
     assert files_of(tmp_path / "c.zarr") == files_of(whole)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.soak  # in CI: random kills of stage one, and a kill of caching photographs
+@pytest.mark.parametrize("processes", [1, 2])
 def test_kill_9_of_caching_then_the_same_command(processes: int, whole: Path, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.zarr"
     words = ["cache-teacher", "digits", *MANY_BLOCKS, "--teacher", teacher, "--out", out, "--json"]
@@ -157,6 +158,7 @@ def test_two_training_processes_take_the_steps_of_one(case: str, trained: dict[i
     assert one["top1"] > 5
 
 
+@pytest.mark.soak  # in CI two processes cache through the command line, and train through a script
 def test_two_processes_train_through_the_command_line(cache: Path, tmp_path: Path) -> None:
     words = ["train-student", "digits", *SMALL, "--cache", cache, "--out", tmp_path / "run", "--json"]
     outcome = in_processes(2, *words)

@@ -164,8 +164,8 @@ def test_a_run_that_another_worker_trains_is_left_to_it(cache: Path, tmp_path: P
     assert len(done(*words_for(cache, tmp_path, *FEW, "--json")).result["finished"]) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("started", ["by hand", pytest.param("by torchrun", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("started", ["by hand", "by torchrun"])
 def test_workers_share_the_runs_out(started: str, cache: Path, tmp_path: Path) -> None:
     """Each run is trained once by two workers."""
     words = words_for(cache, tmp_path, *FEW)

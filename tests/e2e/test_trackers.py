@@ -148,7 +148,7 @@ def test_a_tracker_that_says_no_takes_nothing(cache: Path, tmp_path: Path, monke
 
 
 def test_a_tracker_that_breaks_is_left_behind(cache: Path, tmp_path: Path) -> None:
-    run, epochs = tmp_path / "run", 40
+    run, epochs = tmp_path / "run", 20
     words = [word if word != "student.epochs=2" else f"student.epochs={epochs}" for word in SMALL]
     at_breaking = []
 
