@@ -1,13 +1,20 @@
 """Random sequences of writers, deaths, damage, repair, conversion and readers; the soak runs many more."""
 
-from hypothesis import HealthCheck, settings
+import subprocess
+import sys
+from pathlib import Path
 
 from tests.data.cache.stateful import TEACHERS, CacheMachine
 
-TestCache = CacheMachine.TestCase
-TestCache.settings = settings(
-    max_examples=30, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
-)
+
+def test_readers_are_right_or_refuse_whatever_happens() -> None:
+    # In a new process, since zarr's event loop must not be one that other tests have forked from.
+    words = ["-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("few_sequences.py"))]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", *words], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "1 passed" in done.stdout
 
 
 def test_damage_of_two_teachers_is_repaired_by_their_commands() -> None:
