@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from dhkd.configs.schema import Views
@@ -286,6 +288,8 @@ def test_a_command_that_hangs_ends_all_the_same() -> None:
     )
     assert blocked.stdout is not None
     assert blocked.stdout.readline() == "blocked\n"
+    while psutil.Process(blocked.pid).status() != psutil.STATUS_SLEEPING:  # it prints shortly before it waits
+        time.sleep(0.05)
     blocked.terminate()
     _, err = blocked.communicate(timeout=30)
     assert blocked.returncode == 143
