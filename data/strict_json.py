@@ -6,6 +6,7 @@ equal keys. Here all of these are errors.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -52,7 +53,7 @@ def _int(text: str) -> int:
 def _without_repeats(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     tree = dict(pairs)
     if len(tree) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        counts = Counter(key for key, _ in pairs)
+        repeated = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"the key {repeated[:50]!r} is there twice")
     return tree

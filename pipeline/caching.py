@@ -72,7 +72,7 @@ def cache_teacher(
         plan = plan_of(experiment, images, recipe, setting)
         require_agreement(
             processes,
-            {
+            lambda: {
                 "cache": experiment.cache.model_dump(mode="json"),
                 "identity": identity.model_dump(mode="json"),
                 "options": {"out": out, "name": name, "part": part, "allow_bad": data.allow_bad},

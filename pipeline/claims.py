@@ -64,7 +64,7 @@ def claimed(
     result = _finished(run, processes)  # another process may have finished the run before this one got the lock
     # Processes whose machines share no disk would see different runs. This also keeps the first process from writing
     # into the folder before the others have checked it.
-    require_agreement(processes, {"run folder": {"finished": result is not None}})
+    require_agreement(processes, lambda: {"run folder": {"finished": result is not None}})
     return run, result
 
 

@@ -37,8 +37,7 @@ def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
         try:
             if reason is not None:
                 log_once(processes, f"precision: {resolved}, because {reason}")
-            program = _program() if processes.world_size > 1 else {}
-            require_agreement(processes, {"precision": resolved, "device": processes.device.type, **program})
+            require_agreement(processes, lambda: {"precision": resolved, "device": processes.device.type, **_program()})
             yield processes
             processes.part()
         finally:

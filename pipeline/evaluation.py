@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.render import Normalization, Renderer
-from dhkd.pipeline.build.data import dataset_identity, normalization_of, test_renderer_of
+from dhkd.pipeline.build.data import normalization_of, plain_identity, test_renderer_of
 from dhkd.pipeline.build.networks import architecture_of, trained_network
 from dhkd.pipeline.chance import chance_fault, order_fault
 from dhkd.pipeline.data_options import DataOptions
@@ -47,8 +47,7 @@ def evaluate_network(
         architecture = architecture_of(weights, role, settings.architecture)
         trained = trained_network(architecture, test.images.num_classes, weights, role)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
-        facts = {"data": dataset_identity(test.images).model_dump(mode="json"), "weights": weights_sha256(network)}
-        require_agreement(processes, facts)
+        require_agreement(processes, lambda: {"data": plain_identity(test.images), "weights": weights_sha256(network)})
         accuracy_of = Evaluator(test, normalization_of(settings, test.images, trained.mean_std), processes)
         with torch.inference_mode():
             accuracy = accuracy_of(network)

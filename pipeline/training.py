@@ -21,9 +21,9 @@ from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
 from dhkd.pipeline.build.data import (
-    dataset_identity,
     listed_classes,
     normalization_of,
+    plain_identity,
     renderer_of,
     test_renderer_of,
 )
@@ -82,7 +82,7 @@ def train_teacher(
     trackers = installed_trackers(track)
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
-        require_agreement(processes, _told(out, experiment, resume=resume, track=trackers))
+        require_agreement(processes, lambda: _told(out, experiment, resume=resume, track=trackers))
         facts = {"command": "train-teacher", **listed_classes(experiment, data)}
         run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
@@ -96,10 +96,8 @@ def train_teacher(
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
         test = test_renderer_of(experiment, processes.device, data, source.images)
         require_same_classes(source.images, test.images)
-        both = {
-            images.split: dataset_identity(images).model_dump(mode="json") for images in (source.images, test.images)
-        }
-        require_agreement(processes, {"data": both})
+        both = (source.images, test.images)
+        require_agreement(processes, lambda: {"data": {images.split: plain_identity(images) for images in both}})
         accuracy_of = Evaluator(test, normalize, processes)
         task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
         return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
@@ -204,7 +202,7 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
     with processes_for(first.student.precision, cpu=options.cpu) as processes, ExitStack() as locks:
         require_alike(list(experiments.values()), processes)
         out, told = next(iter(experiments)), {"cache": cache is not None, "allow_drift": options.allow_drift}
-        require_agreement(processes, {**told, **_told(out, first, resume=options.resume, track=options.track)})
+        require_agreement(processes, lambda: told | _told(out, first, resume=options.resume, track=options.track))
         source = source_of(first, cache, options.teacher, options.data, cpu=options.cpu)
         views = {out: begun_views(out) if options.resume else None for out in experiments}
         students = {out: prepared_student(experiment, source, views[out]) for out, experiment in experiments.items()}
@@ -212,10 +210,8 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
             source.reader.require_present()
         for student in students.values():
             require_batches("student", student.experiment.student, source.images, processes)
-        facts = next(iter(students.values())).facts()
-        require_agreement(
-            processes, {"data": dataset_identity(source.images).model_dump(mode="json"), "student": facts}
-        )
+        student = students[out]
+        require_agreement(processes, lambda: {"data": plain_identity(source.images), "student": student.facts()})
         lock, classes = locker(locks, options.locks), listed_classes(first, options.data)
         claims = {
             out: claimed(out, student.experiment, student.facts() | classes, processes, options.resume, lock)
@@ -245,7 +241,7 @@ def _train_side_by_side(
     renderer = renderer_of(source.images, source.recipe, processes.device, options.data)
     test = test_renderer_of(experiment, processes.device, options.data, source.images)
     require_same_classes(source.images, test.images)
-    require_agreement(processes, {"test data": dataset_identity(test.images).model_dump(mode="json")})
+    require_agreement(processes, lambda: {"test data": plain_identity(test.images)})
     normalize = normalization_of(experiment.student, source.images)
     accuracy_of = Evaluator(test, normalize, processes)
     if source.reader is not None:

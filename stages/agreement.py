@@ -5,7 +5,7 @@ Otherwise, processes with different settings, data or versions would average gra
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dhkd.data.errors import ProcessError
@@ -16,14 +16,15 @@ ABSENT = "missing"
 
 
 # Any: settings are nested plain values, as YAML and JSON store them.
-def require_agreement(processes: Processes, facts: Mapping[str, Any]) -> None:
+def require_agreement(processes: Processes, facts: Callable[[], Mapping[str, Any]]) -> None:
     """Raise `ProcessError`, in every process, unless `facts` (nested plain values) are equal in all processes.
 
-    Only digests are exchanged if they are equal. The error names what differs, and the processes with each value.
+    A process that runs alone doesn't compute them. Only digests are exchanged if they are equal. The error names what
+    differs, and the processes with each value.
     """
     if processes.world_size == 1:
         return
-    own = dict(_flat("", facts))
+    own = dict(_flat("", facts()))
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     if len(set(processes.collect(digest))) == 1:
         return

@@ -11,7 +11,7 @@ from tests.golden.cases import Case
 from tests.golden.record_losses import ALONE, LOSSES, TWO, Terms, losses_of, losses_of_two_processes, machine, prepare
 
 GOLDEN = json.loads(LOSSES.read_text())
-# Other processors and versions of torch add numbers in another order. The resulting difference grows with every step.
+# Other processors and versions of torch add numbers in another order. The difference grows with every step.
 TOLERANCE = 1e-6 if GOLDEN["machine"] == machine() else 1e-2
 
 

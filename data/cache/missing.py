@@ -17,9 +17,15 @@ def progress_of(storage: Storage, unfinished: StoredCache) -> str:
         return "it was never finished"
     manifest = unfinished.manifest
     missing = _missing(layout_of(unfinished.store, manifest), manifest.plan, manifest.names, sizes)
-    total = manifest.plan.num_views * manifest.plan.blocks_per_view
     if not missing:
+        total = manifest.plan.num_views * manifest.plan.blocks_per_view
         return f"it was never finished, though all {total} blocks are there"
+    return how_many_exist(manifest.plan, missing)
+
+
+def how_many_exist(plan: Plan, missing: Sequence[Block]) -> str:
+    """Say how many of a plan's blocks exist, and which is the first of the `missing` ones, of which there are some."""
+    total = plan.num_views * plan.blocks_per_view
     return f"{total - len(missing)} of {total} blocks are there, the first missing is {missing[0]}"
 
 

@@ -13,7 +13,7 @@ from dhkd.data.cache.find import find
 from dhkd.data.cache.index import LARGEST_INDEX, Bound, Index
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.missing import progress_of
+from dhkd.data.cache.missing import how_many_exist, progress_of
 from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.cache.storage.nearby import Nearby
 from dhkd.data.cache.storage.places import is_url, storage_of
@@ -152,10 +152,8 @@ class LogitReader:
             )
         ]
         if missing:
-            total = self.plan.num_views * self.plan.blocks_per_view
             raise CacheIncomplete(
-                f"cache at {self.location}: {total - len(missing)} of {total} blocks are there, the first missing is"
-                f" {missing[0]}; {AGAIN}: it writes just those"
+                f"cache at {self.location}: {how_many_exist(self.plan, missing)}; {AGAIN}: it writes just those"
             )
 
     def damages(self) -> Iterator[Damage | int]:
@@ -290,7 +288,7 @@ class LogitReader:
 
 
 def _describes_another_array(content: bytes, expected: bytes) -> bool:
-    """Return whether an array's metadata contradict the manifest; the number of views may differ, since it grows.
+    """Return whether an array's metadata contradicts the manifest. The number of views may differ, because it grows.
 
     dhkd reads arrays by the manifest, and other programs by this metadata. Libraries may write it with more or fewer
     fields.

@@ -143,6 +143,11 @@ def dataset_identity(images: Images) -> DatasetIdentity:
     )
 
 
+def plain_identity(images: Images) -> dict[str, Any]:
+    """Return the identity of the data set as plain values, for processes to compare."""
+    return dataset_identity(images).model_dump(mode="json")
+
+
 def _decoding(options: DataOptions) -> Decoding:
     return Decoding(workers=options.num_workers, allow_bad=options.allow_bad)
 

@@ -88,7 +88,7 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
 
 
 def split_key(path: Path) -> tuple[Path, str]:
-    """Split FILE::KEY into the file and the key, which is "" for a plain path; an existing path is a plain one."""
+    """Split FILE::KEY into the file and the key. The key is "" without ::, and if a file has the whole name."""
     file, separator, key = str(path).partition("::")
     return (Path(file), key) if separator and not path.exists() else (path, "")
 

@@ -115,7 +115,7 @@ def _run(debug: bool) -> tuple[int, OSError | None]:
 
 
 class _Shown(logging.Formatter):
-    """Lines that a terminal and a log may get, whoever wrote what they quote."""
+    """Formats log lines without secrets and without characters that act on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))

@@ -191,7 +191,7 @@ class Shapes:
 
     @property
     def bare_sums(self) -> bool:
-        """Whether the network's stages end in plain sums, as those of wide ResNets do."""
+        """Whether the network's stages end in a sum without an activation, as in wide ResNets."""
         return self._network.bare_sums
 
     @property

@@ -178,7 +178,8 @@ class _Run:
         self.cursor = _restore(task)
         # A run's folder that is not shared by all machines would give each process another checkpoint.
         require_agreement(
-            processes, {"checkpoint": {"epochs": self.cursor.epochs_done, "weights": weights_sha256(task.student)}}
+            processes,
+            lambda: {"checkpoint": {"epochs": self.cursor.epochs_done, "weights": weights_sha256(task.student)}},
         )
         # The trackers begin first, so that the files of the run are unchanged if a tracker can't begin.
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
@@ -272,7 +273,7 @@ def _restore(task: Task) -> Cursor:
         return Cursor()
     try:
         cursor = Cursor(**checkpoint["cursor"])
-        _require_agreement(cursor, run)
+        _require_metrics_of(cursor, run)
         fit_weights(student, checkpoint["student"], f"checkpoint in {run.path}")
         task.optimizer.load_state_dict(checkpoint["optimizer"])
     except WeightsError as error:
@@ -284,7 +285,7 @@ def _restore(task: Task) -> Cursor:
     return cursor
 
 
-def _require_agreement(cursor: Cursor, run: RunFolder) -> None:
+def _require_metrics_of(cursor: Cursor, run: RunFolder) -> None:
     """Raise `RunMismatch` unless a checkpoint's cursor is the one that the run had after the metrics before it."""
     by_metrics = cursor_after(run.epochs_until(cursor.metrics_bytes), cursor.metrics_bytes)
     differing = [

@@ -124,7 +124,7 @@ def test_a_killed_process_ends_the_other_within_a_minute(pair: list[subprocess.P
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_process_that_stands_still_is_named(rank: int, pair: list[subprocess.Popen[str]]) -> None:
-    """The script says so after three seconds, a command after a minute."""
+    """The script warns after three seconds; a command warns after a minute."""
     port = free_port()
     pair.extend(started(n, port, [*SCRIPT, "watch"]) for n in (0, 1))
     for process in pair:

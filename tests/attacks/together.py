@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command line sets it, before torch is imported
+
 
 import torch
 from dhkd.data.errors import ProcessError
@@ -52,7 +54,7 @@ def agree(processes: Processes) -> dict[str, str | None]:
     said: dict[str, str | None] = {}
     for name, (other, _) in CASES.items():
         try:
-            require_agreement(processes, told(other, processes.rank))
+            require_agreement(processes, partial(told, other, processes.rank))
             said[name] = None
         except ProcessError as error:
             said[name] = str(error)

@@ -27,7 +27,7 @@ def answers(content: bytes, *, then: Script = lambda connection: None) -> Script
 
 
 def drips(content: bytes, each: bytes) -> Script:
-    """Send a byte, or a line, every 50 ms, for ever."""
+    """Send one byte or one line every 50 ms, without an end."""
 
     def script(connection: socket.socket) -> None:
         connection.sendall(content)

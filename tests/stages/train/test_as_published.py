@@ -50,7 +50,7 @@ def setting_of(student: str, teacher: str, pixels: int = PIXELS, objective: Obje
 
 
 def terms_of(name: str, options: Mapping[str, object], student: str, teacher: str) -> dict[str, Tensor]:
-    """The terms for the two networks as they are; an adapter begins as it does for seed 0."""
+    """Compute the terms for the two networks. Adapters start with the weights that seed 0 draws."""
     objective = build_objective(name, options)
     setting = setting_of(student, teacher)
     trained = student_of(objective, setting).double().eval()
