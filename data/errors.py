@@ -90,6 +90,10 @@ class NonFiniteLoss(DhkdError, ArithmeticError):
     """A loss or a teacher's logit is not finite."""
 
 
+class OwnCodeError(DhkdError, RuntimeError):
+    """Code that a user wrote raised an exception, or returned something else than expected."""
+
+
 def error_line(text: str) -> str:
     """Return the line that the command line prints for an error; it names the process if there are several."""
     rank = os.environ.get("RANK")

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.shapes import check_shapes
 
 check_shapes()
 
+from dhkd.data import own_code, own_files
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.stages.processes import Processes
 
@@ -53,6 +55,23 @@ def no_workers_of_the_last_test() -> Iterator[None]:
     if multiprocessing.active_children():
         for rendered in [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]:
             rendered._shutdown_workers()
+
+
+@pytest.fixture
+def no_own_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Let nothing be imported or offered yet, in an empty current folder, which is returned."""
+    modules, finders = dict(sys.modules), list(sys.meta_path)
+    monkeypatch.setattr(own_code, "_known", own_code._Known())
+    monkeypatch.setattr(own_files, "_later", own_files._Folders())
+    monkeypatch.delenv(own_code.VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in sys.modules.keys() - modules.keys():
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
+    sys.meta_path[:] = finders
+    os.environ.pop(own_code.VARIABLE, None)
 
 
 @pytest.fixture

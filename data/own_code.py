@@ -1,0 +1,361 @@
+"""Code of one's own, by name: networks, losses, data and recipes that are not part of the package.
+
+A preset may name a function or class as `my_nets.py:Net` or `package.module:Net`. Presets, caches and runs come from
+other people, too, so a name alone never runs code: a file or module is loaded only if the command line says --import,
+or the environment says DHKD_IMPORT. Packages that somebody installed may offer names by entry points of the group
+`dhkd`, and a Python program by `offer`.
+
+Runs and caches record what they used (`Origin`), so that code that has changed since is noticed.
+"""
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any, TypeVar
+
+from dhkd.data.errors import ConfigError, DhkdError, OwnCodeError, unknown
+from dhkd.data.own_files import LoadedFile, load_file
+
+T = TypeVar("T")
+Own = Callable[..., Any]  # a function or class that a user wrote; the caller knows what it should return
+
+GROUP = "dhkd"  # of entry points: my_net = my_package.nets:MyNet
+VARIABLE = "DHKD_IMPORT"
+SUFFIX = ".py"
+LONGEST_REASON = 300  # characters of an exception that a message shows
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the code of a name comes from: its module or file, and the SHA-256 of the file that ran.
+
+    `beside` has the hashes of the files beside it that it imports. `sha256` is None for code without a file, such as
+    that of a compiled module.
+    """
+
+    name: str
+    module: str
+    sha256: str | None
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, object]:
+        """Return plain values for a run's settings or a cache's provenance; fields that say nothing are left out."""
+        plain: dict[str, object] = {"module": self.module, "sha256": self.sha256}
+        return plain | ({"beside": dict(self.beside)} if self.beside else {})
+
+
+@dataclass
+class _Known:
+    """What this process may use: loaded files by their real path, imported modules, and objects offered by name."""
+
+    files: dict[Path, LoadedFile] = field(default_factory=dict)
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+    offered: dict[str, object] = field(default_factory=dict)
+
+
+_known = _Known()
+
+
+# Loading
+
+
+def imported(names: Iterable[str] = (), variables: MutableMapping[str, str] = os.environ) -> None:
+    """Load the modules and files that the command line names, and those in the variable DHKD_IMPORT.
+
+    A file ends in .py or has a slash; its path is relative to the current folder. What is loaded already is not loaded
+    again. DHKD_IMPORT then names all of them, for the processes that this one starts. Raises `ConfigError` for what
+    doesn't exist, and `OwnCodeError` if the code raises an exception.
+    """
+    loaded = []
+    for name in [*_listed(variables.get(VARIABLE, "")), *names]:
+        if _is_file(name):
+            loaded.append(str(_load_file(name)))
+        else:
+            _load_module(name)
+            loaded.append(name)
+    if loaded:
+        variables[VARIABLE] = "".join(f"{name}\n" for name in dict.fromkeys(loaded))
+
+
+def _listed(text: str) -> list[str]:
+    """Split the variable's value at commas and colons, or at line breaks alone if it has any."""
+    lines = text.split("\n") if "\n" in text else text.replace(",", os.pathsep).split(os.pathsep)
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(SUFFIX) or "/" in name or name.startswith("~")
+
+
+def _load_file(name: str) -> Path:
+    path = _real(name)
+    if path in _known.files:
+        return path
+    if path.suffix != SUFFIX or not path.is_file():
+        found = "a folder" if path.is_dir() else "another kind of file" if path.exists() else "nothing"
+        raise ConfigError(f"--import {name}: expected a Python file (.py) or an installed module, found {found}")
+    with _loading(name, path):
+        _known.files[path] = load_file(path)
+    return path
+
+
+def _load_module(name: str) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"--import {name}: expected a file that ends in .py, or a module such as package.module")
+    if name in _known.modules:
+        return
+    here, before = os.getcwd(), list(sys.path)
+    sys.path.append(here)  # last, so that nothing here hides an installed package
+    try:
+        with _loading(name, None):
+            _known.modules[name] = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--import {name}: no module {error.name!r} is installed or lies in {here}") from error
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _loading(name: str, path: Path | None) -> Iterator[None]:
+    """Turn what code raises while it is loaded into one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if path is None and error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise _failed(f"--import {name}", error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(f"--import {name}", error) from error
+
+
+# Finding
+
+
+def offer(name: str, thing: object) -> str:
+    """Give a Python object a name that settings may use, and return the name; an earlier object of this name is gone.
+
+    Raises `ConfigError` for a name that settings can't hold.
+    """
+    if not name or set(name) & set("+* \t\n"):
+        raise ConfigError(f"name {name!r}: expected some characters, without spaces, + and *")
+    _known.offered[name] = thing
+    return name
+
+
+def find(kind: str, name: str, table: Mapping[str, T], instances: tuple[type, ...] = ()) -> T | Own:
+    """Return what `name` stands for: an entry of `table`, an object that was offered, or own code that was loaded.
+
+    `kind` says in messages what is looked for. What isn't in the table has to be callable, or one of `instances`.
+    Raises `ConfigError`, with a one-line message, if there is no such name, if its code was not loaded, and if it is
+    something else.
+    """
+    if name in table:
+        if name in _known.offered:
+            raise ConfigError(f"{kind} {name!r}: expected another name than that of a built-in {kind}")
+        return table[name]
+    if name in _known.offered:
+        thing = _known.offered[name]
+    elif (entry := _entries().get(name)) is not None:
+        thing = _of_entry(kind, entry)
+    elif is_reference(name):
+        thing = _of_reference(kind, name)
+    elif name.endswith(SUFFIX):
+        raise ConfigError(f"{kind} {name}: expected FILE.py:NAME, got no name of a function or class in it")
+    else:
+        raise ConfigError(unknown(kind, name, [*table, *_known.offered, *_entries()]))
+    if not (callable(thing) or isinstance(thing, instances)):
+        raise ConfigError(f"{kind} {name}: expected a function or a class, got a {type(thing).__name__}")
+    return thing  # type: ignore[return-value]  # callable, or one of what the caller asked for
+
+
+def is_reference(name: str) -> bool:
+    """Return whether a name has the form FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    place, colon, attribute = name.rpartition(":")
+    is_module = all(part.isidentifier() for part in place.split("."))
+    return bool(colon) and attribute.isidentifier() and (_is_file(place) or is_module)
+
+
+def origin_of(name: str) -> Origin | None:
+    """Return where the code of `name` comes from; None for a name that is neither offered nor of the form of own code.
+
+    Raises `ConfigError` for own code that was not loaded.
+    """
+    if name in _known.offered:
+        return _origin_of_object(name, _known.offered[name])
+    if (entry := _entries().get(name)) is not None:
+        _of_entry("name", entry)
+        return _origin_of_module(name, sys.modules[entry.module])
+    if not is_reference(name):
+        return None
+    place = name.rpartition(":")[0]
+    if not _is_file(place):
+        return _origin_of_module(name, _loaded_module("name", name, place))
+    loaded = _loaded_file("name", name, place)
+    return Origin(name, place, loaded.sha256, loaded.beside)
+
+
+def _of_reference(kind: str, name: str) -> object:
+    place, _, attribute = name.rpartition(":")
+    if attribute.startswith("_"):
+        raise ConfigError(f"{kind} {name}: expected a public name, which doesn't begin with an underscore")
+    if _is_file(place):
+        loaded = _loaded_file(kind, name, place)
+        module, homes = loaded.module, {PurePath(file).parts[0].removesuffix(SUFFIX) for file in loaded.beside}
+    else:
+        module = _loaded_module(kind, name, place)
+        homes = {module.__package__.partition(".")[0]} if module.__package__ else set()
+    public = [key for key in vars(module) if _is_offered_by(module, key, homes)]
+    if attribute not in vars(module):
+        raise ConfigError(f"{kind} {name}: {unknown(f'name in {place}', attribute, public)}")
+    if attribute not in public:
+        raise ConfigError(
+            f"{kind} {name}: expected a name that {place} defines, got one that it imports; define it there, or list it"
+            f" in its __all__"
+        )
+    return vars(module)[attribute]
+
+
+def _is_offered_by(module: ModuleType, name: str, homes: Collection[str]) -> bool:
+    """Return whether a module offers `name` as its own; `homes` are packages whose code counts as its own.
+
+    A preset chooses the arguments, too, so it must not reach functions that the module merely imports.
+    """
+    thing = vars(module)[name]
+    if name.startswith("_") or isinstance(thing, ModuleType):
+        return False
+    if name in getattr(module, "__all__", ()) or not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        return True
+    home = getattr(thing, "__module__", None) or ""
+    return home == module.__name__ or home.partition(".")[0] in homes
+
+
+def _loaded_file(kind: str, name: str, place: str) -> LoadedFile:
+    """Return the loaded file that `place` names: the one at this path, or else the only one whose path ends like it.
+
+    A run names files as its command did, and may be looked at from another folder or machine.
+    """
+    path = _real(place)
+    if path in _known.files:
+        return _known.files[path]
+    parts = tuple(part for part in PurePath(place).parts if part not in ("/", ".", "..", "~"))
+    ending = parts[-1:] if PurePath(place).is_absolute() else parts
+    matches = [] if path.exists() else [file for file in _known.files if file.parts[-len(ending) :] == ending]
+    if len(matches) == 1:
+        return _known.files[matches[0]]
+    if matches:
+        raise ConfigError(f"{kind} {name}: expected one imported file {place}, got {' and '.join(map(str, matches))}")
+    raise ConfigError(_not_loaded(kind, name, place))
+
+
+def _loaded_module(kind: str, name: str, place: str) -> ModuleType:
+    """Return the module `place`, if it is one that was imported, or if one that was imported has loaded it as its own.
+
+    Nothing is loaded here.
+    """
+    if any(f"{place}.".startswith(f"{module}.") for module in _known.modules) and place in sys.modules:
+        return sys.modules[place]
+    raise ConfigError(_not_loaded(kind, name, place))
+
+
+def _not_loaded(kind: str, name: str, place: str) -> str:
+    return f"{kind} {name} names code in {place}, which is run only if you say so: add --import {place}"
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    """Return the names that installed packages offer."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _of_entry(kind: str, entry: EntryPoint) -> object:
+    where = f"{kind} {entry.name} ({entry.value}, offered by {entry.dist.name if entry.dist else 'a package'})"
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:
+        raise _failed(where, error) from error
+
+
+def _real(name: str) -> Path:
+    try:
+        return Path(name).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, a NUL
+        raise ConfigError(f"file {name}: expected a path ({error})") from error
+
+
+def _origin_of_module(name: str, module: ModuleType) -> Origin:
+    return Origin(name, module.__name__, _hash_of(getattr(module, "__file__", None)))
+
+
+def _origin_of_object(name: str, thing: object) -> Origin:
+    """Return the origin of an object; one from a notebook is identified by its text."""
+    described = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
+    module = getattr(described, "__module__", None) or "__main__"
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        try:
+            return Origin(name, module, hashlib.sha256(inspect.getsource(described).encode()).hexdigest())
+        except (OSError, TypeError):
+            return Origin(name, module, None)
+    return Origin(name, module, _hash_of(file))
+
+
+def _hash_of(file: str | None) -> str | None:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    except OSError:
+        return None
+
+
+# Running
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn an exception of own code into an `OwnCodeError` that begins with `what`.
+
+    Errors of the program itself pass, and those of memory that is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise _failed(what, error) from error
+
+
+def _failed(what: str, error: BaseException) -> Exception:
+    """Return the error for an exception of own code; errors of the program itself stay as they are."""
+    if isinstance(error, DhkdError):
+        return error
+    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    if isinstance(error, SystemExit):
+        reason = "it ends the process; put what a script does under if __name__ == '__main__'"
+    place = _place_of(error)
+    kind = type(error).__name__
+    return OwnCodeError(f"{what}: {kind}{f': {reason}' if reason else ''}{place}; --debug shows the traceback")
+
+
+def _place_of(error: BaseException) -> str:
+    """Return file and line of the code in which an exception was raised, as far as it is known."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text says it
+    frame, place = error.__traceback__, ""
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if not file.startswith(("<frozen", *_NOT_OWN)):
+            place = f" ({Path(file).name}, line {frame.tb_lineno})"
+        frame = frame.tb_next
+    return place
+
+
+# Where the files of Python, of installed packages and of this program are.
+_NOT_OWN = tuple({str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix, str(Path(os.__file__).parent)})

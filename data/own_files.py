@@ -1,0 +1,162 @@
+"""Loads a Python file that isn't installed, with the modules beside it, as a script would be run.
+
+The file becomes a module under a name of its own, so that files of the same name in different folders, or with the name
+of an installed module, don't get in each other's way. Its folder is searched first for the modules that it imports,
+except for those of the standard library, which libraries need as they are.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+LARGEST_SOURCE = 2**24  # bytes of a file with code; what is larger holds no code
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """A file that was loaded: its module, the SHA-256 of the bytes that ran, and those of files beside it by name."""
+
+    path: Path
+    module: ModuleType
+    sha256: str
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_file(path: Path) -> LoadedFile:
+    """Run the file at the absolute `path` as a module.
+
+    What runs are the bytes whose hash is returned, never a compiled copy of older ones. Raises whatever the code
+    raises, `SyntaxError` for what is no Python, and `OSError` if the file can't be read.
+    """
+    content = _read(path)
+    code = compile(content, str(path), "exec", dont_inherit=True)
+    neighbours = _neighbours(path, content)
+    name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    spec = ModuleSpec(name, None, origin=str(path))
+    spec.has_location = True  # sets __file__
+    module = importlib.util.module_from_spec(spec)
+    with _beside(path.parent, neighbours):
+        sys.modules[name] = module  # dataclasses and pickle look their module up
+        try:
+            exec(code, module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    hashes = {str(file.relative_to(path.parent)): hashlib.sha256(_read(file)).hexdigest() for file in neighbours}
+    return LoadedFile(path, module, hashlib.sha256(content).hexdigest(), hashes)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(LARGEST_SOURCE + 1)
+    if len(content) > LARGEST_SOURCE:
+        raise SyntaxError(f"expected at most {LARGEST_SOURCE:,} bytes of Python, got more")
+    return content
+
+
+def _neighbours(path: Path, content: bytes) -> list[Path]:
+    """Return the files below the folder of `path` that it imports, directly or through each other, sorted."""
+    found: dict[Path, None] = {}
+    pending = [(path, content)]
+    while pending:
+        importer, text = pending.pop()
+        for name in _imported_names(ast.parse(text), importer, path.parent):
+            for file in _files_of(name, path.parent):
+                if file not in found and file != path:
+                    found[file] = None
+                    pending.append((file, _read(file)))
+    return sorted(found)
+
+
+def _imported_names(tree: ast.Module, importer: Path, root: Path) -> Iterator[str]:
+    """Yield the dotted names that a file may import, wherever in it; some may be attributes instead of modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = importer.parent.relative_to(root).parts
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names)
+
+
+def _files_of(name: str, root: Path) -> Iterator[Path]:
+    """Yield the files below `root` that run when the module with this dotted name is imported."""
+    parts = name.split(".")
+    if parts[0] in sys.stdlib_module_names:
+        return
+    for count in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:count])
+        files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+        yield from (file for file in files[: 1 if files[0].is_file() else 2] if file.is_file())
+
+
+class _Folders(MetaPathFinder):
+    """Finds modules in these folders, unless the standard library has a module of that name."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if path is not None or name.partition(".")[0] in sys.stdlib_module_names:
+            return None
+        specs = {folder: PathFinder.find_spec(name, [str(folder)]) for folder in self.folders}
+        found = {folder: spec for folder, spec in specs.items() if spec is not None}
+        # A folder without __init__.py must not hide an installed package of its name.
+        if not found or (_is_bare_folder(found) and PathFinder.find_spec(name) is not None):
+            return None
+        if len(found) > 1:
+            places = " and ".join(map(str, found))
+            raise ImportError(f"{name!r} is in {places}; import it at the top of the file that needs it", name=name)
+        return next(iter(found.values()))
+
+
+def _is_bare_folder(found: Mapping[Path, ModuleSpec]) -> bool:
+    return all(spec.loader is None for spec in found.values())
+
+
+_later = _Folders()  # for what functions of loaded files import when they are called
+
+
+@contextmanager
+def _beside(folder: Path, neighbours: Sequence[Path]) -> Iterator[None]:
+    """Search `folder` first, and let modules that were loaded from elsewhere not stand for these `neighbours`."""
+    names = {file.relative_to(folder).parts[0].removesuffix(".py") for file in neighbours}
+    hidden = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] in names and not _is_in(module, [folder])
+    }
+    for name in hidden:
+        del sys.modules[name]
+    finder = _Folders()
+    finder.folders = [folder]
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        taken_twice = {name.partition(".")[0] for name in hidden}
+        for name in [name for name in sys.modules if name.partition(".")[0] in taken_twice]:
+            del sys.modules[name]
+        # Of two folders' modules of one name, neither may be taken for the other by a later import.
+        sys.modules.update({name: module for name, module in hidden.items() if not _is_in(module, _later.folders)})
+        if folder not in _later.folders:
+            _later.folders.append(folder)
+        if _later not in sys.meta_path:
+            sys.meta_path.append(_later)
+
+
+def _is_in(module: ModuleType, folders: Sequence[Path]) -> bool:
+    file = getattr(module, "__file__", None)
+    places = [Path(place).resolve() for place in ([file] if file else getattr(module, "__path__", []))]
+    return any(place.is_relative_to(folder) for place in places for folder in folders)
