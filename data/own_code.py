@@ -22,8 +22,11 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, TypeVar
 
-from dhkd.data.errors import ConfigError, DhkdError, OwnCodeError, unknown
+from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.own_failures import failed, running
 from dhkd.data.own_files import LoadedFile, load_file
+
+__all__ = ["VARIABLE", "Origin", "Own", "find", "imported", "is_reference", "offer", "origin_of", "running"]
 
 T = TypeVar("T")
 Own = Callable[..., Any]  # a function or class that a user wrote; the caller knows what it should return
@@ -31,7 +34,6 @@ Own = Callable[..., Any]  # a function or class that a user wrote; the caller kn
 GROUP = "dhkd"  # of entry points: my_net = my_package.nets:MyNet
 VARIABLE = "DHKD_IMPORT"
 SUFFIX = ".py"
-LONGEST_REASON = 300  # characters of an exception that a message shows
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,9 @@ def _loading(name: str, path: Path | None) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if path is None and error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise
-        raise _failed(f"--import {name}", error) from error
+        raise failed(f"--import {name}", error) from error
     except (Exception, SystemExit) as error:
-        raise _failed(f"--import {name}", error) from error
+        raise failed(f"--import {name}", error) from error
 
 
 # Finding
@@ -281,7 +283,7 @@ def _of_entry(kind: str, entry: EntryPoint) -> object:
     try:
         return entry.load()
     except (Exception, SystemExit) as error:
-        raise _failed(where, error) from error
+        raise failed(where, error) from error
 
 
 def _real(name: str) -> Path:
@@ -313,49 +315,3 @@ def _hash_of(file: str | None) -> str | None:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
     except OSError:
         return None
-
-
-# Running
-
-
-@contextmanager
-def running(what: str) -> Iterator[None]:
-    """Turn an exception of own code into an `OwnCodeError` that begins with `what`.
-
-    Errors of the program itself pass, and those of memory that is full.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            raise
-        raise _failed(what, error) from error
-
-
-def _failed(what: str, error: BaseException) -> Exception:
-    """Return the error for an exception of own code; errors of the program itself stay as they are."""
-    if isinstance(error, DhkdError):
-        return error
-    reason = " ".join(str(error).split())[:LONGEST_REASON]
-    if isinstance(error, SystemExit):
-        reason = "it ends the process; put what a script does under if __name__ == '__main__'"
-    place = _place_of(error)
-    kind = type(error).__name__
-    return OwnCodeError(f"{what}: {kind}{f': {reason}' if reason else ''}{place}; --debug shows the traceback")
-
-
-def _place_of(error: BaseException) -> str:
-    """Return file and line of the code in which an exception was raised, as far as it is known."""
-    if isinstance(error, SyntaxError):
-        return ""  # its text says it
-    frame, place = error.__traceback__, ""
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if not file.startswith(("<frozen", *_NOT_OWN)):
-            place = f" ({Path(file).name}, line {frame.tb_lineno})"
-        frame = frame.tb_next
-    return place
-
-
-# Where the files of Python, of installed packages and of this program are.
-_NOT_OWN = tuple({str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix, str(Path(os.__file__).parent)})

@@ -1,0 +1,53 @@
+"""Exceptions of code that a user wrote, as one line that names the code, the exception and its place."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dhkd.data.errors import DhkdError, OwnCodeError
+
+LONGEST_REASON = 300  # characters of an exception that a message shows
+
+# Where the files of Python, of installed packages and of this program are.
+_NOT_OWN = tuple({str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix, str(Path(os.__file__).parent)})
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn an exception of own code into an `OwnCodeError` that begins with `what`.
+
+    Errors of the program itself pass, and those of memory that is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise failed(what, error) from error
+
+
+def failed(what: str, error: BaseException) -> Exception:
+    """Return the error for an exception of own code; errors of the program itself stay as they are."""
+    if isinstance(error, DhkdError):
+        return error
+    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    if isinstance(error, SystemExit):
+        reason = "it ends the process; put what a script does under if __name__ == '__main__'"
+    place = _place_of(error)
+    kind = type(error).__name__
+    return OwnCodeError(f"{what}: {kind}{f': {reason}' if reason else ''}{place}; --debug shows the traceback")
+
+
+def _place_of(error: BaseException) -> str:
+    """Return file and line of the code in which an exception was raised, as far as it is known."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text says it
+    frame, place = error.__traceback__, ""
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if not file.startswith(("<frozen", *_NOT_OWN)):
+            place = f" ({Path(file).name}, line {frame.tb_lineno})"
+        frame = frame.tb_next
+    return place
