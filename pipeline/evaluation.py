@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.render import Normalization, Renderer
+from dhkd.pipeline.build.code import code_of_data, code_of_network, require_code_of_run
 from dhkd.pipeline.build.data import normalization_of, plain_identity, test_renderer_of
 from dhkd.pipeline.build.networks import architecture_of, trained_network
 from dhkd.pipeline.chance import chance_fault, order_fault
@@ -45,9 +46,15 @@ def evaluate_network(
     with processes_for(settings.precision, cpu=cpu) as processes:
         test = test_renderer_of(experiment, processes.device, data)
         architecture = architecture_of(weights, role, settings.architecture)
+        code = {**code_of_network(architecture), **code_of_data(experiment)}
+        if weights.is_dir():
+            require_code_of_run(weights, code)
         trained = trained_network(architecture, test.images.num_classes, weights, role)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
-        require_agreement(processes, lambda: {"data": plain_identity(test.images), "weights": weights_sha256(network)})
+        require_agreement(
+            processes,
+            lambda: {"data": plain_identity(test.images), "weights": weights_sha256(network), "code": dict(code)},
+        )
         accuracy_of = Evaluator(test, normalization_of(settings, test.images, trained.mean_std), processes)
         with torch.inference_mode():
             accuracy = accuracy_of(network)

@@ -20,6 +20,7 @@ from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
+from dhkd.pipeline.build.code import code_facts, code_metadata, code_of_teacher
 from dhkd.pipeline.build.data import (
     listed_classes,
     normalization_of,
@@ -82,8 +83,9 @@ def train_teacher(
     trackers = installed_trackers(track)
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
-        require_agreement(processes, lambda: _told(out, experiment, resume=resume, track=trackers))
-        facts = {"command": "train-teacher", **listed_classes(experiment, data)}
+        code = code_facts(code_of_teacher(experiment))
+        require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
+        facts = {"command": "train-teacher", **listed_classes(experiment, data), **code}
         run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
             return result
@@ -335,6 +337,7 @@ def _finish(
             "num_classes": str(accuracy_of.renderer.images.num_classes),
             "mean": json.dumps(accuracy_of.normalize.mean),
             "std": json.dumps(accuracy_of.normalize.std),
+            **code_metadata(architecture),
         }
         save_weights(task.run.path / f"{role}.safetensors", network, metadata)
         task.run.write_result(plain(result))

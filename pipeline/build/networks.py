@@ -9,6 +9,7 @@ from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import Triple
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
+from dhkd.pipeline.build.code import require_code_of_weights
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import packaged_weights
@@ -82,6 +83,7 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
     else:
         path, key = split_key(path)
         file = weights_file(path, role)
+        require_code_of_weights(file, _metadata(file), architecture)
         state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
     origin = fit_weights(network, state, origin)
     return Trained(network.eval(), origin, mean_std)
