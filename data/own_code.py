@@ -175,22 +175,22 @@ def is_reference(name: str) -> bool:
     return bool(colon) and attribute.isidentifier() and (_is_file(place) or is_module)
 
 
-def origin_of(name: str) -> Origin | None:
+def origin_of(name: str, kind: str = "setting") -> Origin | None:
     """Return where the code of `name` comes from; None for a name that is neither offered nor of the form of own code.
 
-    Raises `ConfigError` for own code that was not loaded.
+    `kind` says in messages what the name stands for. Raises `ConfigError` for own code that was not loaded.
     """
     if name in _known.offered:
         return origin_of_object(name, _known.offered[name])
     if (entry := _entries().get(name)) is not None:
-        _of_entry("setting", entry)
+        _of_entry(kind, entry)
         return origin_of_module(name, sys.modules[entry.module])
     if not is_reference(name):
         return None
     place = name.rpartition(":")[0]
     if not _is_file(place):
-        return origin_of_module(name, _loaded_module("setting", name, place))
-    loaded = _loaded_file("setting", name, place)
+        return origin_of_module(name, _loaded_module(kind, name, place))
+    loaded = _loaded_file(kind, name, place)
     return Origin(name, place, loaded.sha256, loaded.beside)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.render import Normalization, Renderer
-from dhkd.pipeline.build.code import code_of_data, code_of_network, require_code_of_run
+from dhkd.pipeline.build.code import code_facts, code_of_data, code_of_network, require_code_of_run
 from dhkd.pipeline.build.data import normalization_of, plain_identity, test_renderer_of
 from dhkd.pipeline.build.networks import architecture_of, trained_network
 from dhkd.pipeline.chance import chance_fault, order_fault
@@ -51,10 +51,8 @@ def evaluate_network(
             require_code_of_run(weights, code)
         trained = trained_network(architecture, test.images.num_classes, weights, role)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
-        require_agreement(
-            processes,
-            lambda: {"data": plain_identity(test.images), "weights": weights_sha256(network), "code": dict(code)},
-        )
+        told = {"weights": weights_sha256(network), **code_facts(code)}
+        require_agreement(processes, lambda: {"data": plain_identity(test.images), **told})
         accuracy_of = Evaluator(test, normalization_of(settings, test.images, trained.mean_std), processes)
         with torch.inference_mode():
             accuracy = accuracy_of(network)

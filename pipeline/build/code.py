@@ -24,13 +24,14 @@ Code = Mapping[str, Mapping[str, object]]
 
 def code_of_data(experiment: Experiment) -> Code:
     """Return the record of the own code that makes the images: source and recipe."""
-    names = {experiment.data.source} - SOURCES.keys() | {experiment.views.kind} - RECIPES.keys()
-    return _record(sorted(names))
+    source, kind = experiment.data.source, experiment.views.kind
+    code_of_source = {} if source in SOURCES else _record([source], "data source")
+    return {**code_of_source, **({} if kind in RECIPES else _record([kind], "views.kind"))}
 
 
 def code_of_network(architecture: str) -> Code:
     """Return the record of the own code that makes a network."""
-    return _record(own_networks(architecture))
+    return _record(own_networks(architecture), "network")
 
 
 def code_of_teacher(experiment: Experiment) -> Code:
@@ -44,7 +45,7 @@ def code_of_student(experiment: Experiment, architecture: str, *, live: bool) ->
     The code of the teacher's network counts only if it runs in every step.
     """
     teacher = code_of_network(experiment.teacher.architecture) if live else {}
-    objective = _record(own_objectives(experiment.objective))
+    objective = _record(own_objectives(experiment.objective), "objective")
     return {**code_of_network(architecture), **teacher, **objective, **code_of_data(experiment)}
 
 
@@ -67,7 +68,8 @@ def require_code_of_run(run: Path, names: Iterable[str] | None = None) -> None:
     If `names` are given, only these are compared. Raises `ConfigError` for code that was not loaded.
     """
     recorded = _recorded(run)
-    require_unchanged(f"run at {run}", recorded, _record([*(recorded if names is None else names)]), RunMismatch)
+    compared = recorded if names is None else [name for name in names if name in recorded]
+    require_unchanged(f"run at {run}", recorded, _record(compared, f"run at {run}:"), RunMismatch)
 
 
 def kept_code(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,5 +107,5 @@ def _recorded(run: Path) -> Mapping[str, Any]:
     return code if isinstance(code, Mapping) else {}
 
 
-def _record(names: Iterable[str]) -> Code:
-    return {name: origin.plain() for name in names if (origin := origin_of(name)) is not None}
+def _record(names: Iterable[str], kind: str) -> Code:
+    return {name: origin.plain() for name in names if (origin := origin_of(name, kind)) is not None}

@@ -73,9 +73,7 @@ class PreparedStudent:
             "live": live if self.live_sha256 else None,
             # Left out for first definitions, so that runs of those methods from before there were others go on.
             **({"definitions": dict(definitions)} if definitions else {}),
-            **code_facts(
-                code_of_student(self.experiment, self.setting.student.architecture, live=bool(self.live_sha256))
-            ),
+            **code_facts(code),
         }
 
     def distillation(self, source: Source, *, together: int) -> Distillation:
