@@ -269,6 +269,11 @@ def trained(text: str, *words: str) -> Any:
     return dhkd("train-student", "digits", *base, "--out", "bad", "--import", "bad.py", *words)
 
 
+FORWARD = """
+class Net(nn.Module):
+    def __init__(self, num_classes): super().__init__(); self.fc = nn.Linear(3, num_classes)
+    def forward(self, x): {}
+"""
 NETWORKS = {
     "def Net(num_classes): return 1 / 0": "network bad.py:Net: ZeroDivisionError: division by zero (bad.py, line 4)",
     "def Net(num_classes): pass": "network bad.py:Net: expected that it returns a torch.nn.Module, got a None",
@@ -276,12 +281,9 @@ NETWORKS = {
     "def Net(num_classes, width): return None": "network bad.py:Net: width: expected a value, got none",
     "Net = nn.Linear(2, 2)": "got a network that exists already",
     "Net = 3": "network bad.py:Net: expected a function or a class, got a int",
-    "class Net(nn.Linear):\n def __init__(self, num_classes): super().__init__(3, num_classes)\n"
-    " def forward(self, x): raise KeyError('no such thing')": "KeyError: 'no such thing' (bad.py, line 6)",
-    "class Net(nn.Linear):\n def __init__(self, num_classes): super().__init__(3, num_classes)\n"
-    " def forward(self, x): return super().forward(x.mean((2, 3)))[:, :4]": "Net",
-    "class Net(nn.Linear):\n def __init__(self, num_classes): super().__init__(3, num_classes)\n"
-    " def forward(self, x): return super().forward(x.mean((2, 3))) * float('nan')": "loss term ce is not finite",
+    FORWARD.format("raise KeyError('no such thing')"): "KeyError: 'no such thing' (bad.py, line 7)",
+    FORWARD.format("return self.fc(x.mean((2, 3)))[:, :4]"): "bad.py:Net",
+    FORWARD.format("return self.fc(x.mean((2, 3))) * float('nan')"): "loss term ce is not finite at epoch 1, step 1",
 }
 
 
