@@ -97,7 +97,7 @@ BelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(_below_root)]
 
 
 class Data(Section):
-    """The data set. From `train` to `max_metadata_mb`, the keys are only for image-folder and webdataset."""
+    """The data set. Each source takes some of the keys from `train` to `options`, and refuses the others."""
 
     main_field = "source"
     source: str
@@ -120,6 +120,7 @@ class Data(Section):
     )
     max_megapixels: float | None = _later("largest image that is decoded; null: 179", gt=0, le=10**6)
     max_metadata_mb: float | None = _later("largest text or profile of a PNG that is read; null: 16", gt=0, le=10**4)
+    options: Free | None = _later("what only this source takes, such as the columns of image and label; see docs/data.md")
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
 

@@ -49,6 +49,10 @@ class Images(Protocol):
         """The number of classes, K."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers; empty if the source records none."""
+
+    @property
     def mean(self) -> Triple:
         """Each channel's mean pixel value, as a fraction of full scale."""
 

@@ -38,7 +38,8 @@ class PhotoSet:
     """One split of a data set of encoded images, with `labels_N` int64 (N,).
 
     `mean` and `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and
-    white with which images of more than 8 bits are read; None stands for those of 16 bits.
+    white with which images of more than 8 bits are read; None stands for those of 16 bits. `class_names` are in the
+    order of their numbers; empty if the source doesn't record them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PhotoSet:
     mean: Triple = MEAN
     std: Triple = STD
     levels: Levels | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -81,7 +83,8 @@ class PhotoSet:
             for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
                 pixels_NCHW[index_B] = pixels_BCHW
                 advance(len(index_B))
-        return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std)
+        names = self.class_names
+        return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std, names)
 
     def _first_shape(self, allow_bad: int) -> tuple[int, int]:
         """Return height and width of the first image, or of the first readable image if `allow_bad` is above 0."""

@@ -13,12 +13,15 @@ from dhkd.data.render import Keys
 from torch import Tensor
 
 
+HASHED_AT_ONCE = 1024  # images
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """One split of a data set, with all pixels in memory.
 
     `images_NCHW` is uint8 (N, 3, H, W), `labels_N` int64 (N,) in [0, num_classes); `mean` and `std` are given for each
-    channel, 0 to 1, where full scale is 1.
+    channel, 0 to 1, where full scale is 1. `class_names` are in the order of their numbers; empty if there are none.
     """
 
     name: str
@@ -28,6 +31,7 @@ class ImageSet:
     num_classes: int
     mean: Triple
     std: Triple
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `DataError` for tensors of another dtype or shape; a source may come from outside of this program."""
@@ -61,7 +65,8 @@ class ImageSet:
         """Return the SHA-256 (hexadecimal) of shape, labels and pixels: equal fingerprints mean equal sets."""
         digest = hashlib.sha256(repr(tuple(self.images_NCHW.shape)).encode())
         digest.update(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
-        digest.update(self.images_NCHW.contiguous().numpy().data)
+        for part_BCHW in torch.split(self.images_NCHW, HASHED_AT_ONCE):  # contiguous copies of all might not fit
+            digest.update(part_BCHW.contiguous().numpy().data)
         return digest.hexdigest()
 
     def first(self, num_samples: int) -> "ImageSet":

@@ -1,6 +1,6 @@
 """The interface of sources: named data sets from which splits are loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
@@ -24,8 +24,9 @@ class Place:
 
     `root` is a folder or, for shards, a URL; if it is None, the source's usual place is used. If `download` is true,
     missing files are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of
-    disk. `train` and `test` name the splits below the root, as folders of class folders or as shard patterns. The other
-    fields are settings of the preset's section `data`; for each field that is None, the source's default applies.
+    disk. `train` and `test` name the splits, as folders of class folders, patterns of shards, files or a library's own
+    names. `options` are those that only this source has; it checks them itself. The other fields are settings of the
+    preset's section `data`; for each field that is None, the source's default applies.
     """
 
     root: str | None = None
@@ -41,6 +42,7 @@ class Place:
     levels: Levels | None = None
     max_megapixels: float | None = None
     max_metadata_mb: float | None = None
+    options: Mapping[str, object] | None = None
 
     @property
     def reading(self) -> Reading:
@@ -57,11 +59,13 @@ class Place:
 
 
 # The settings that say how classes and pixels are read, which the provenance of a cache records where they are set.
-READING = ("classes", "label", "first_label", "follow_links", "levels", "max_megapixels", "max_metadata_mb")
+READING = ("classes", "label", "first_label", "follow_links", "levels", "max_megapixels", "max_metadata_mb", "options")
 # The fields of `Place` that come from the preset's section `data`; a source names those that it takes.
 SETTINGS = ("train", "test", "num_classes", *READING)
 # What every source of encoded files takes.
 OF_FILES = ("train", "test", "classes", "levels", "max_megapixels", "max_metadata_mb")
+# What every source takes whose labels are a list of numbers or names.
+OF_LABELS = ("num_classes", "classes", "first_label")
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,11 @@ class Source:
     load: Callable[[str, Place], Images]
     size: Size | None = None
     takes: tuple[str, ...] = ()
+
+
+def no_test_split(name: str, found: str) -> ConfigError:
+    """Return the error for a data set that has no test split; `found` says which splits it has."""
+    return ConfigError(
+        f"{name}: expected a test split, found {found}; name it with data.test, or hold out a part of the training split"
+        f" with data.val_fraction"
+    )

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from dhkd.data.disk.regular import open_regular
-from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
@@ -22,11 +21,10 @@ from dhkd.data.progress import progress
 from dhkd.data.sources.base import OF_FILES, Place, Source
 from dhkd.data.sources.class_folders import ClassFolders, alike_in_case, require_classes, summary
 from dhkd.data.sources.class_order import in_order, note_on_numbers
+from dhkd.data.sources.mixed_order import permutation
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
-
-SEED = 0  # of the permutation; constant, so that a folder has the same order for everyone
 
 
 class FolderFiles(EncodedFiles):
@@ -88,7 +86,7 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
             labels += [number_of[name]] * len(files)
             advance(1)
     _tell(listing, names, classes, place)
-    order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
+    order = permutation(len(paths))
     return PhotoSet(
         "image-folder",
         split,

@@ -44,6 +44,7 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
         levels=data.levels,
         max_megapixels=data.max_megapixels,
         max_metadata_mb=data.max_metadata_mb,
+        options=data.options,
     )
     limit = data.limit if split == "train" else data.test_limit
     images = load_source(data.source, split, place, limit=limit, mean=data.mean, std=data.std)
