@@ -120,7 +120,9 @@ class Data(Section):
     )
     max_megapixels: float | None = _later("largest image that is decoded; null: 179", gt=0, le=10**6)
     max_metadata_mb: float | None = _later("largest text or profile of a PNG that is read; null: 16", gt=0, le=10**4)
-    options: Free | None = _later("what only this source takes, such as the columns of image and label; see docs/data.md")
+    options: Free | None = _later(
+        "what only this source takes, such as the columns of image and label; see docs/data.md"
+    )
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
 

@@ -12,7 +12,6 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
 from torch import Tensor
 
-
 HASHED_AT_ONCE = 1024  # images
 
 

@@ -2,13 +2,16 @@
 
 from dhkd.data.errors import ConfigError, DataError, one_of, unknown
 from dhkd.data.images.base import Images, Triple
-from dhkd.data.sources import cifar100, digits, glyphs, image_folder, tar_shards
+from dhkd.data.sources import arrays, cifar100, csv_lists, digits, glyphs, huggingface, image_folder, tar_shards
 from dhkd.data.sources.base import SETTINGS, Place, Source
 
 SOURCES: dict[str, Source] = {
+    "arrays": arrays.SOURCE,
     "cifar100": cifar100.SOURCE,
+    "csv": csv_lists.SOURCE,
     "digits": digits.SOURCE,
     "glyphs": glyphs.SOURCE,
+    "huggingface": huggingface.SOURCE,
     "image-folder": image_folder.SOURCE,
     "webdataset": tar_shards.SOURCE,
 }

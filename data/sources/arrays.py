@@ -6,6 +6,7 @@ where {split} stands for train or test. Otherwise the arrays are found by their 
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ from dhkd.data.sources.base import OF_LABELS, Place, Source, no_test_split
 from dhkd.data.sources.class_labels import Numbering, as_labels, as_named, numbering_of
 from dhkd.data.sources.mixed_order import mixed_order
 from dhkd.data.sources.npy_files import ArrayFile, arrays_in, require_memory
-from dhkd.data.sources.pixel_layout import as_nchw, layout_of, require_uint8
+from dhkd.data.sources.pixel_layout import as_nchw, layout_of, require_uint8, tensor_of
 from numpy.typing import NDArray
+from torch import Tensor
 
 log = logging.getLogger("dhkd")
 
 # What files and arrays of a split are called; the first one that exists is taken.
 CALLED = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+NAMED = {"train": re.compile("train"), "test": re.compile("test"), "val": re.compile(r"validation|\bval|_val(_|\b)")}
 IMAGES, LABELS = ("images", "x", "data"), ("labels", "y", "targets")
 
 
@@ -61,7 +64,9 @@ def load(split: str, place: Place) -> ImageSet:
     pair = _pair("train", place, options)
     numbering, labels = numbering_of(pair.where, _labels(pair), place)
     if split != "train":
-        pair = _pair(split, place, options)
+        train, pair = pair, _pair(split, place, options)
+        if pair == train:
+            raise no_test_split("arrays", f"the training split's {pair.images.name} and {pair.labels.name} alone")
         labels = as_named(pair.where, _labels(pair), place)
     label_N = numbering.numbers(pair.where, labels, _row)
     images_NCHW = _images(pair, len(label_N), options)
@@ -69,24 +74,13 @@ def load(split: str, place: Place) -> ImageSet:
 
 
 def set_of_arrays(
-    name: str, split: str, where: str, images_NCHW: NDArray[np.uint8], label_N: torch.Tensor, numbering: Numbering
+    name: str, split: str, where: str, images_NCHW: Tensor, label_N: Tensor, numbering: Numbering
 ) -> ImageSet:
     """Return the set of images uint8 (N, 3, H, W); those of a split that is sorted by label get a seeded order."""
     order = mixed_order(where, split, label_N.numpy())
     if order is not None:
-        images_NCHW, label_N = images_NCHW[order], label_N[torch.from_numpy(order)]
-    if not images_NCHW.flags.writeable:  # torch would warn; nothing writes to it
-        images_NCHW = _writeable(images_NCHW)
-    tensor = torch.from_numpy(images_NCHW)
-    return ImageSet(name, split, tensor, label_N, numbering.num_classes, MEAN, STD, numbering.names)
-
-
-def _writeable(images_NCHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the same memory marked as writeable if it is ours, or else a copy."""
-    if images_NCHW.base is None or images_NCHW.strides[1] != 0:
-        return images_NCHW.copy()
-    view = np.lib.stride_tricks.as_strided(images_NCHW[:, :1], images_NCHW.shape, images_NCHW.strides)
-    return view if view.flags.writeable else images_NCHW.copy()
+        images_NCHW, label_N = images_NCHW[torch.from_numpy(order)], label_N[torch.from_numpy(order)]
+    return ImageSet(name, split, images_NCHW, label_N, numbering.num_classes, MEAN, STD, numbering.names)
 
 
 def _pair(split: str, place: Place, options: Options) -> Pair:
@@ -125,6 +119,8 @@ def _files(split: str, root: Path, options: Options) -> list[Path]:
             if all(path.exists() for path in pair):
                 return pair
     there = sorted(path.name for path in root.glob("*.np[yz]")) if root.is_dir() else []
+    if len(there) == 1 and there[0].endswith(".npz"):  # one archive for both splits
+        return [root / there[0]]
     if split == "test" and there:
         raise no_test_split("arrays", some_of(there, 6))
     expected = "train.npz, or train-images.npy and train-labels.npy" if split == "train" else "test.npz, …"
@@ -137,36 +133,26 @@ def _files(split: str, root: Path, options: Options) -> list[Path]:
 def _chosen(
     kind: str, named: str | None, split: str, candidates: Sequence[ArrayFile], found: Sequence[ArrayFile]
 ) -> ArrayFile:
-    """Return the array of a kind: the one of this name, or the only one, or the only one that names the split."""
+    """Return the array of a kind: the one of this name, or else the only one that names the split or no other."""
     if named is not None:
         wanted = named.replace("{split}", split)
         for array in found:
-            if array.name == wanted or array.name == Path(wanted).name:
+            if wanted in (array.name, f"{array.name}.npy") or Path(wanted).name == array.name:
                 return array
-        raise ConfigError(
-            f"data.options of arrays: {kind}: expected one of {some_of([array.name for array in found], 10)}, got"
-            f" {wanted!r}"
-        )
-    of_split = [array for array in candidates if any(called in array.name.lower() for called in CALLED[split])]
-    others = "test" if split == "train" else "train"
-    without = [array for array in candidates if not any(called in array.name.lower() for called in CALLED[others])]
-    for part in (candidates, of_split[:1] if split == "test" and _one_each(of_split) else of_split, without):
-        if len(part) == 1 and (part is not candidates or _not_of(others, part[0])):
-            return part[0]
+        listed = some_of([array.name for array in found], 10)
+        raise ConfigError(f"data.options of arrays: {kind}: expected one of {listed}, got {wanted!r}")
+    others = [pattern for other, pattern in NAMED.items() if (other == "train") != (split == "train")]
+    mine = [array for array in candidates if not any(pattern.search(array.name.lower()) for pattern in others)]
+    wanted_names = [pattern for other, pattern in NAMED.items() if (other == "train") == (split == "train")]
+    for pattern in (*wanted_names, re.compile("")):
+        matching = [array for array in mine if pattern.search(array.name.lower())]
+        if len(matching) == 1:
+            return matching[0]
     listed = ", ".join(f"{array.name} {array.shape} {array.dtype}" for array in found[:10])
     raise DataError(
-        f"arrays: {found[0].path.name}: expected one array of {kind} for {split}, found {len(candidates)} among"
-        f" {listed}; name it with data.options.{kind}"
+        f"arrays: {found[0].path.name}: expected one array of {kind} for {split}, found {len(mine)} among {listed};"
+        f" name it with data.options.{kind}"
     )
-
-
-def _one_each(arrays: Sequence[ArrayFile]) -> bool:
-    """Return whether one of the arrays is of test, so that those of a validation split aren't meant."""
-    return sum("test" in array.name.lower() for array in arrays) == 1
-
-
-def _not_of(other: str, array: ArrayFile) -> bool:
-    return not any(called in array.name.lower() for called in CALLED[other])
 
 
 def _may_be_images(array: ArrayFile) -> bool:
@@ -187,7 +173,7 @@ def _labels(pair: Pair) -> NDArray[np.int64] | NDArray[np.object_]:
     return as_labels(pair.where, pair.labels.load(), _row)
 
 
-def _images(pair: Pair, num_labels: int, options: Options) -> NDArray[np.uint8]:
+def _images(pair: Pair, num_labels: int, options: Options) -> Tensor:
     """Return the images as uint8 (N, 3, H, W), and say which layout was taken."""
     array, where = pair.images, f"arrays: {pair.images.path.name}"
     if array.shape[:1] != (num_labels,):
@@ -205,7 +191,7 @@ def _images(pair: Pair, num_labels: int, options: Options) -> NDArray[np.uint8]:
     level = logging.WARNING if layout.doubtful else logging.INFO
     doubt = "; if they are single images, store them as (N, H, W, C)" if layout.doubtful else ""
     log.log(level, "%s: images %s of shape %s taken as (%s)%s", where, array.name, array.shape, layout.axes, doubt)
-    return as_nchw(images, layout)  # type: ignore[arg-type]  # uint8, as required above
+    return as_nchw(tensor_of(images), layout)  # type: ignore[arg-type]  # uint8, as required above
 
 
 def _row(index: int) -> str:

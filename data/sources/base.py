@@ -85,6 +85,6 @@ class Source:
 def no_test_split(name: str, found: str) -> ConfigError:
     """Return the error for a data set that has no test split; `found` says which splits it has."""
     return ConfigError(
-        f"{name}: expected a test split, found {found}; name it with data.test, or hold out a part of the training split"
-        f" with data.val_fraction"
+        f"{name}: expected a test split, found {found}; name it with data.test, or hold out a part of the training"
+        f" split with data.val_fraction"
     )
