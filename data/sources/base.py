@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.levels import Levels
+
+
+# Of which splits labels are used: of neither, or of the test split alone.
+Labelled = Literal["none", "test"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Place:
     missing files are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of
     disk. `train` and `test` name the splits below the root, as folders of class folders or as shard patterns. The other
     fields are settings of the preset's section `data`; for each field that is None, the source's default applies.
+    `network_classes` is the number of the networks' classes, if it is known, for images without labels.
     """
 
     root: str | None = None
@@ -41,6 +47,8 @@ class Place:
     levels: Levels | None = None
     max_megapixels: float | None = None
     max_metadata_mb: float | None = None
+    labels: Labelled | None = None
+    network_classes: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -70,9 +78,11 @@ class Source:
 
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
     `size` describes the training split; it is None if the size isn't known before files are read. `takes` names the
-    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`.
+    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`. `labelled` says whether its images
+    have labels.
     """
 
     load: Callable[[str, Place], Images]
     size: Size | None = None
     takes: tuple[str, ...] = ()
+    labelled: bool = True

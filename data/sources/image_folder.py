@@ -56,14 +56,14 @@ def load(split: str, place: Place) -> PhotoSet:
     """Load a split from below the root of `place`: the folder train or val, unless `place` names other folders."""
     if place.root is None:
         raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
-    if place.num_classes is not None:
+    if place.num_classes is not None and place.labels is None:
         raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
-    train = _below(place.root, place.train or "train", "train")
-    folder = train if split == "train" else _below(place.root, place.test or "val", "test")
-    return images_below(split, folder, train, place)
+    train = below(place.root, place.train or "train", "train")
+    folder = train if split == "train" else below(place.root, place.test or "val", "test")
+    return imagesbelow(split, folder, train, place)
 
 
-def images_below(split: str, folder: Path, classes_from: Path, place: Place | None = None) -> PhotoSet:
+def imagesbelow(split: str, folder: Path, classes_from: Path, place: Place | None = None) -> PhotoSet:
     """Load the images below `folder`. The sub-folders of `classes_from` determine the class numbers.
 
     If `place` is None, the data root is `classes_from`, and every setting has its default. Raises `DataError` for a
@@ -99,7 +99,7 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
     )
 
 
-def _below(root: str, name: str, split: str) -> Path:
+def below(root: str, name: str, split: str) -> Path:
     """Return the folder `name` below `root`. Raises `ConfigError` if the name leads elsewhere."""
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise ConfigError(f"data.{split}: expected a folder below --data-root, got {name}; name its root there")
