@@ -9,7 +9,6 @@ from dhkd.data.images.base import Images
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.levels import Levels
 
-
 # Of which splits labels are used: of neither, or of the test split alone.
 Labelled = Literal["none", "test"]
 
