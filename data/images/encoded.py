@@ -39,8 +39,9 @@ class EncodedFiles(ABC):
 class PhotoSet:
     """One split of a data set of encoded images, with `labels_N` int64 (N,), or None for images without labels.
 
-    Images without labels need `num_samples`. Pixels are rendered in `channels`, 3 for colours or 1 for grey. `mean` and `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and
-    white with which images of more than 8 bits are read; None stands for those of 16 bits.
+    Images without labels need `num_samples`. Pixels are rendered in `channels`, 3 for colours or 1 for grey. `mean` and
+    `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and white with
+    which images of more than 8 bits are read; None stands for those of 16 bits.
     """
 
     name: str

@@ -33,9 +33,9 @@ def load_source(
     If `place` is None, the files are expected at the source's usual place. `mean` and `std` (full scale is 1) replace
     the source's values unless they are None. `held_out` is a fraction and a seed: this part of the training split takes
     the place of the test split, and the training split is the rest, of which `limit` counts. Images have 1 or 3
-    `channels`; colours become grey by the weights of ITU-R 601. Raises `ConfigError` for an unknown name or split, for a `limit` out of
-    range and for settings that the source doesn't take, and `DataError` for missing or damaged files and for a split
-    that nothing can be learnt from.
+    `channels`; colours become grey by the weights of ITU-R 601. Raises `ConfigError` for an unknown name or split, for
+    a `limit` out of range and for settings that the source doesn't take, and `DataError` for missing or damaged files
+    and for a split that nothing can be learnt from.
     """
     place = place or Place()
     source = one_of("data source", name, SOURCES)

@@ -77,8 +77,8 @@ class Source:
 
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
     `size` describes the training split; it is None if the size isn't known before files are read. `takes` names the
-    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`. `labelled` says whether its images
-    have labels.
+    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`. `labelled` says whether its
+    images have labels.
     """
 
     load: Callable[[str, Place], Images]

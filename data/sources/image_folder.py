@@ -60,10 +60,10 @@ def load(split: str, place: Place) -> PhotoSet:
         raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
     train = below(place.root, place.train or "train", "train")
     folder = train if split == "train" else below(place.root, place.test or "val", "test")
-    return imagesbelow(split, folder, train, place)
+    return images_below(split, folder, train, place)
 
 
-def imagesbelow(split: str, folder: Path, classes_from: Path, place: Place | None = None) -> PhotoSet:
+def images_below(split: str, folder: Path, classes_from: Path, place: Place | None = None) -> PhotoSet:
     """Load the images below `folder`. The sub-folders of `classes_from` determine the class numbers.
 
     If `place` is None, the data root is `classes_from`, and every setting has its default. Raises `DataError` for a
