@@ -2,6 +2,7 @@
 
 from dhkd.data.errors import ConfigError, DataError, one_of, unknown
 from dhkd.data.images.base import Images, PerChannel
+from dhkd.data.images.channels import in_channels
 from dhkd.data.images.held_out import parted
 from dhkd.data.sources import cifar100, digits, folder, glyphs, image_folder, tar_shards
 from dhkd.data.sources.base import SETTINGS, Place, Source
@@ -53,6 +54,7 @@ def load_source(
         raise ConfigError(f"data.{key}: expected 1 to {len(images)}, the size of {name}, got {limit}")
     if limit is not None:
         images = images.first(limit)
+    mean, std = (values and in_channels(values, channels) for values in (mean, std))
     return images.with_channels(channels).normalized_with(mean, std)
 
 

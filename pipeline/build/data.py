@@ -11,6 +11,7 @@ from dhkd.data.cache.manifest import DatasetIdentity
 from dhkd.data.disk.user_cache import expanded
 from dhkd.data.errors import ConfigError, DataError, one_of
 from dhkd.data.images.base import Decoding, Images
+from dhkd.data.images.channels import in_channels
 from dhkd.data.options import with_options
 from dhkd.data.recipes import RECIPES
 from dhkd.data.recipes.base import ENDLESS, Recipe
@@ -133,10 +134,22 @@ def _require_alike(train: Images, test: Images) -> None:
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """Build a network's normalisation from the preset, or else from `trained_with`, or else from the data set."""
-    preset = training if isinstance(training, Teacher) else None
-    mean, std = trained_with or (images.mean, images.std)
+    """Build a network's normalisation from the preset, or else from `trained_with`, or else from the data set.
+
+    Raises `ConfigError` for a preset's mean or std of another number of channels than the network's input.
+    """
+    preset, channels = training if isinstance(training, Teacher) else None, channels_of(training, images)
+    for name in ("mean", "std"):
+        values = preset and getattr(preset, name)
+        if values and len(values) != channels:
+            raise ConfigError(f"teacher.{name}: expected one number for each of {channels} channels, got {len(values)}")
+    mean, std = (in_channels(values, channels) for values in trained_with or (images.mean, images.std))
     return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)
+
+
+def channels_of(training: Training, images: Images) -> int:
+    """Return the number of channels of a network's input: the preset's, or else that of the images."""
+    return training.channels or images.channels
 
 
 def num_views_of(experiment: Experiment, recipe: Recipe) -> int:
