@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.levels import Levels
+
+# Of which splits labels are used: of neither, or of the test split alone.
+Labelled = Literal["none", "test"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Place:
     disk. `train` and `test` name the splits, as folders of class folders, patterns of shards, files or a library's own
     names. `options` are those that only this source has; it checks them itself. The other fields are settings of the
     preset's section `data`; for each field that is None, the source's default applies.
+    `network_classes` is the number of the networks' classes, if it is known, for images without labels.
     """
 
     root: str | None = None
@@ -43,6 +48,8 @@ class Place:
     max_megapixels: float | None = None
     max_metadata_mb: float | None = None
     options: Mapping[str, object] | None = None
+    labels: Labelled | None = None
+    network_classes: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -74,12 +81,14 @@ class Source:
 
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
     `size` describes the training split; it is None if the size isn't known before files are read. `takes` names the
-    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`.
+    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`. `labelled` says whether its
+    images have labels.
     """
 
     load: Callable[[str, Place], Images]
     size: Size | None = None
     takes: tuple[str, ...] = ()
+    labelled: bool = True
 
 
 def no_test_split(name: str, found: str) -> ConfigError:

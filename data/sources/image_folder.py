@@ -54,10 +54,10 @@ def load(split: str, place: Place) -> PhotoSet:
     """Load a split from below the root of `place`: the folder train or val, unless `place` names other folders."""
     if place.root is None:
         raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
-    if place.num_classes is not None:
+    if place.num_classes is not None and place.labels is None:
         raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
-    train = _below(place.root, place.train or "train", "train")
-    folder = train if split == "train" else _below(place.root, place.test or "val", "test")
+    train = below(place.root, place.train or "train", "train")
+    folder = train if split == "train" else below(place.root, place.test or "val", "test")
     return images_below(split, folder, train, place)
 
 
@@ -97,7 +97,7 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
     )
 
 
-def _below(root: str, name: str, split: str) -> Path:
+def below(root: str, name: str, split: str) -> Path:
     """Return the folder `name` below `root`. Raises `ConfigError` if the name leads elsewhere."""
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise ConfigError(f"data.{split}: expected a folder below --data-root, got {name}; name its root there")

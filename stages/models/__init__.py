@@ -11,7 +11,7 @@ from dhkd.data.errors import ConfigError, one_of
 from dhkd.stages.models.foreign import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
-from dhkd.stages.models.network import Network, count_parameters
+from dhkd.stages.models.network import Network, count_parameters, with_input_channels
 from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
 from dhkd.stages.models.resnet50 import ResNet50
@@ -52,8 +52,15 @@ LIBRARIES: dict[str, Callable[[str, int], Network]] = {
 }
 
 
-def build_network(name: str, num_classes: int) -> Network:
-    """Build the network `name`, initialised from torch's global generator. Raises `ConfigError` for an unknown name."""
+def build_network(name: str, num_classes: int, channels: int = 3) -> Network:
+    """Build the network `name` for images of `channels` channels, initialised from torch's global generator.
+
+    Raises `ConfigError` for an unknown name, and for a network that can't be changed to so many channels.
+    """
+    return with_input_channels(_built(name, num_classes), channels, name)
+
+
+def _built(name: str, num_classes: int) -> Network:
     library, colon, name_there = name.partition(":")
     if colon:
         return one_of("library of networks", library, LIBRARIES)(name_there, num_classes)
