@@ -26,15 +26,26 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A test set, and the normalisation of the networks that are evaluated on it."""
+    """A test set, and the normalisation of the networks that are evaluated on it.
+
+    `classes_N`, int64, takes the place of labels if the test images have none.
+    """
 
     renderer: Renderer
     normalize: Normalization
     processes: Processes
+    classes_N: Tensor | None = None
 
     def __call__(self, network: nn.Module) -> Accuracy:
         """Return the accuracy of a network, which must be in eval mode and on the device."""
-        return evaluate(network, self.renderer, self.normalize, batch_size=EVALUATION_BATCH, processes=self.processes)
+        return evaluate(
+            network,
+            self.renderer,
+            self.normalize,
+            batch_size=EVALUATION_BATCH,
+            processes=self.processes,
+            classes_N=self.classes_N,
+        )
 
 
 def evaluate_network(
