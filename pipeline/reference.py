@@ -5,7 +5,6 @@ teacher's classes come from the teacher's network if it is at hand, or else from
 in the provenance of its signals, together with the fingerprint of the test images.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,14 +16,12 @@ from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.images.held_out import VAL
-from dhkd.data.render import Renderer
+from dhkd.data.runs.measured import USUAL
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS
-from dhkd.pipeline.build.data import normalization_of
+from dhkd.pipeline.build.checks import labels_of
 from dhkd.pipeline.build.networks import Trained
-from dhkd.pipeline.evaluation import EVALUATION_BATCH, Evaluator
-from dhkd.stages.models.evaluate import top_classes
-from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.processes import Precision, Processes
+from dhkd.pipeline.evaluation import Evaluator, classes_of_teacher
+from dhkd.stages.processes import Precision
 from torch import Tensor
 
 TEST_CLASSES, TEST_DATA = "teacher_test_classes", "test_data"  # keys of a signal's provenance
@@ -33,31 +30,24 @@ TEST_CLASSES, TEST_DATA = "teacher_test_classes", "test_data"  # keys of a signa
 def with_reference(
     accuracy_of: Evaluator,
     experiment: Experiment,
+    train: Images,
     reader: LogitReader | None,
     teacher: Trained | None,
     precision: Precision,
 ) -> Evaluator:
-    """Return an evaluator that compares with labels or, for test images without labels, with the teacher's classes.
+    """Return an evaluator that compares with labels or, for images without labels, with the teacher's classes.
 
-    Raises `ConfigError` if these are not known either.
+    `train` are the training images. Raises `ConfigError` if these are not known either.
     """
     test = accuracy_of.renderer
-    if test.images.labels_N is not None:
+    if measured(experiment, train).endswith("accuracy"):
+        labels_of(test.images)
         return accuracy_of
     if teacher is not None:
         classes_N = classes_of_teacher(experiment, teacher, test, accuracy_of.processes, precision)
     else:
         classes_N = _recorded(experiment, reader, test.images)
     return replace(accuracy_of, classes_N=classes_N)
-
-
-def classes_of_teacher(
-    experiment: Experiment, teacher: Trained, test: Renderer, processes: Processes, precision: Precision | None = None
-) -> Tensor:
-    """Return the teacher's most probable class of every test image, int64 (N,) on the CPU."""
-    normalize = normalization_of(experiment.teacher, test.images, teacher.mean_std)
-    live = Teacher(copy.deepcopy(teacher.network), normalize, processes, precision)
-    return top_classes(live.logits, test, _as_it_is, batch_size=EVALUATION_BATCH, processes=processes)
 
 
 def recorded_classes(classes_N: Tensor, images: Images) -> dict[str, Any]:  # JSON, for a signal's provenance
@@ -92,12 +82,17 @@ def _are_classes(classes: Any, num_samples: int, num_classes: int) -> bool:  # J
     return all(type(value) is int and 0 <= value < num_classes for value in classes)
 
 
-def measured(accuracy_of: Evaluator) -> str:
-    """Return what an evaluator measures: test accuracy, val accuracy, test agreement or val agreement."""
-    part = VAL if accuracy_of.renderer.images.split == VAL else "test"
-    return f"{part} {'accuracy' if accuracy_of.classes_N is None else 'agreement'}"
+def measured(experiment: Experiment, images: Images) -> str:
+    """Return what runs of the experiment measure: test accuracy, val accuracy, test agreement or val agreement.
+
+    `images` are the training images.
+    """
+    part = "test" if experiment.data.val_fraction is None else VAL
+    labelled = experiment.data.labels == "test" or images.labels_N is not None
+    return f"{part} {'accuracy' if labelled else 'agreement'}"
 
 
-def _as_it_is(pixels_BCHW: Tensor) -> Tensor:
-    """Return pixels unchanged, because a `Teacher` normalises them itself."""
-    return pixels_BCHW
+def measured_fact(experiment: Experiment, images: Images) -> dict[str, str]:
+    """Return what a run's config.yaml says of its figures; nothing for accuracy on the test split."""
+    name = measured(experiment, images)
+    return {} if name == USUAL else {"measured": name}

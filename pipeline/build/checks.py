@@ -25,7 +25,7 @@ from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
-from torch import nn
+from torch import Tensor, nn
 
 LARGEST_BLOCK_BYTES = 2**30  # a process holds two blocks: it computes one, as float32, while it writes another
 
@@ -83,8 +83,18 @@ def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
                 )
 
 
+def labels_of(images: Images) -> Tensor:
+    """Return the labels, int64 (N,). Raises `ConfigError` for images without labels."""
+    if images.labels_N is None:
+        raise ConfigError(
+            f"{images.name}: expected {images.split} images with labels, got images without; name labelled images, or"
+            f" hold out a part of the training images with data.val_fraction"
+        )
+    return images.labels_N
+
+
 def require_labels(experiment: Experiment, objective: Objective, images: Images) -> None:
-    """Raise `ConfigError` if the objective needs labels and the images have none, with what to set if that is enough."""
+    """Raise `ConfigError` if the objective needs labels and the images have none; it says which settings would do."""
     if images.labels_N is not None or not objective.needs_labels:
         return
     parts = [part.rpartition("*")[2].strip() for part in experiment.objective.split("+")]

@@ -55,7 +55,7 @@ def evaluate(
 def top_classes(
     logits_of: Callable[[Tensor], Tensor],
     renderer: Renderer,
-    normalize: Normalization,
+    normalize: Callable[[Tensor], Tensor],
     *,
     batch_size: int,
     processes: Processes,
@@ -70,7 +70,7 @@ def top_classes(
 def _predicted(
     logits_of: Callable[[Tensor], Tensor],
     renderer: Renderer,
-    normalize: Normalization,
+    normalize: Callable[[Tensor], Tensor],
     batch_size: int,
     processes: Processes,
 ) -> Iterator[tuple[Tensor, Tensor]]:
