@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.file_kinds import is_safetensors
-from dhkd.stages.models.foreign import packaged_weights
+from dhkd.stages.models.foreign import INNER, packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[PerChannel, PerChannel]
@@ -86,6 +87,26 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str, 
         network = build_network(architecture, num_classes, channels or (len(mean_std[0]) if mean_std else 3))
     origin = fit_weights(network, state, origin)
     return Trained(network.eval(), origin, mean_std)
+
+
+def classes_in(architecture: str, path: Path, role: str) -> int | None:
+    """Return the number of classes of the weights at `path`, as `trained_network` takes it; None if it is unknown.
+
+    The metadata says it or, in other files, the number of outputs of the classifier.
+    """
+    if _is_packaged(path):
+        state, _ = packaged_weights(architecture, str(path).partition(":")[2] or None)
+    else:
+        path, key = split_key(path)
+        file = weights_file(path, role)
+        recorded = _metadata(file).get("num_classes", "") if file.is_file() else ""
+        if recorded.isdecimal():
+            return int(recorded)
+        state = read_weights(file, key)
+    with torch.device("meta"):
+        head = build_network(architecture, 2).head_name.removeprefix(INNER)
+    outputs = {len(tensor) for name, tensor in state.items() if f".{name}".endswith(f".{head}.weight") and tensor.ndim}
+    return outputs.pop() if len(outputs) == 1 else None
 
 
 def split_key(path: Path) -> tuple[Path, str]:

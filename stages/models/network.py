@@ -214,7 +214,7 @@ def with_input_channels(network: Network, channels: int, name: str) -> Network:
     first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
     for module in network.modules():
         if hasattr(module, "transform_input"):  # torchvision's Inception would convert three colours
-            module.transform_input = False
+            module.transform_input = False  # type: ignore[assignment]  # a plain attribute
     return network
 
 

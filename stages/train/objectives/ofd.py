@@ -138,7 +138,7 @@ class OFD(Objective):
             _, _, height, width = imitation.shape
             target = resized(teacher[self._signal(int(stage))], (height, width))
             total = total + partial_l2(imitation, target, margin_BC[0]) / 2 ** (len(margins) - position - 1)
-        return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
+        return {"ce": losses.task_loss(student.task, labels), "ofd": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""
