@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.sources.base import OF_FILES, Place, Source
 from dhkd.data.sources.class_folders import ClassFolders, summary
-from dhkd.data.sources.image_folder import SEED, FolderFiles, below, images_below
+from dhkd.data.sources.image_folder import FolderFiles, below, images_below
+from dhkd.data.sources.mixed_order import permutation
 
 log = logging.getLogger("dhkd")
 
@@ -55,7 +55,7 @@ def _images_in(folder: Path, split: str, place: Place) -> PhotoSet:
     listing = ClassFolders(folder, Path(place.root or folder), follow=bool(place.follow_links), source="folder")
     paths = listing.everything()
     _tell(listing, paths)
-    order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
+    order = permutation(len(paths))
     files = FolderFiles(folder, np.array(paths, dtype=np.bytes_)[order], place.reading)
     return PhotoSet("folder", split, files, None, place.network_classes, levels=place.levels, num_samples=len(paths))
 

@@ -45,7 +45,7 @@ class ArrayFile:
             if self.member is None:
                 return cast("NDArray[np.generic]", np.load(self.path, mmap_mode="c", allow_pickle=False))
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                values = npy.read_array(stream, allow_pickle=False, max_header_size=HEADER)  # type: ignore[no-untyped-call]
+                values = npy.read_array(stream, allow_pickle=False, max_header_size=HEADER)
                 stream.read()  # to the end, where the checksum is compared
                 return cast("NDArray[np.generic]", values)
 
@@ -84,7 +84,7 @@ def require_memory(arrays: list[ArrayFile]) -> None:
 def _announced(path: Path, member: str | None, stream: BinaryIO, size: int) -> ArrayFile:
     """Read an array's header, and compare what it announces with the bytes that there are."""
     where = str(path) if member is None else f"{path}, {member}"
-    version = npy.read_magic(stream)  # type: ignore[no-untyped-call]
+    version = npy.read_magic(stream)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read_header is None:
         raise DataError(f"{where}: expected version 1 or 2 of NumPy's format, got {version}; save it again")
