@@ -28,6 +28,7 @@ class PictureSet(Dataset[tuple[Tensor, int]]):
         from torchvision import transforms  # importing it takes as long as torch, and some processes don't need it
 
         self._images_NHWC = images.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        assert images.labels_N is not None
         self._labels = images.labels_N.tolist()
         self._transform = transforms.Compose(
             [

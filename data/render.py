@@ -10,20 +10,29 @@ from typing import Protocol
 import numpy as np
 import torch
 from dhkd.data.images.base import Images
+from dhkd.data.images.channels import grey_of
 from torch import Tensor
 
 Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
 
 
 class Normalization:
-    """Turns pixels, 0 to 255, into a network's input: (pixel / 255 - mean) / std, with each channel's mean and std."""
+    """Turns pixels, 0 to 255, into a network's input: (pixel / 255 - mean) / std, with each channel's mean and std.
+
+    The input has as many channels as `mean` has numbers. Grey pixels are repeated for a network of colours, and colours
+    become grey for a network of one channel.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(mean), tuple(std)
         self._constants: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
-        """Convert pixels, uint8 (B, C, H, W), to float32 of the same shape, channels last in memory."""
+        """Convert pixels, uint8 (B, C, H, W), to float32 of the network's channels, channels last in memory."""
+        if pixels_BCHW.shape[1] != len(self.mean):
+            pixels_BCHW = (
+                grey_of(pixels_BCHW) if len(self.mean) == 1 else pixels_BCHW.expand(-1, len(self.mean), -1, -1)
+            )
         batch, channels, height, width = pixels_BCHW.shape
         scale, shift = self._rows(pixels_BCHW.device, width)
         rows = pixels_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)

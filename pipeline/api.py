@@ -18,7 +18,7 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.pipeline.build.cache import LOGITS, cached_names, of_views, reader_of, signals_of
-from dhkd.pipeline.build.checks import require_cache
+from dhkd.pipeline.build.checks import labels_of, require_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
@@ -67,8 +67,9 @@ class DistillationSet(Dataset[Item]):
     ) -> None:
         experiment, data = load_experiment(str(preset), overrides), data or DataOptions()
         settings = experiment.student.model_copy(update={"window": None})
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
         self.reader = of_views(reader_of(str(cache), data), settings)
+        images = images_of(experiment, "train", data, lambda: self.reader.manifest.num_classes)
+        recipe, self._labels_N = recipe_of(experiment.views), labels_of(images)
         needs = {LOGITS: temperature}
         names, lacking = cached_names(needs, self.reader, settings.teacher, "pass its temperature")
         if lacking:
@@ -114,7 +115,7 @@ class DistillationSet(Dataset[Item]):
             self._prepare(self._epoch.value)
         view_B = self._view_N[index_B]
         (pixels_BCHW,) = self._renderer.render([(view_B, index_B)])
-        labels_B = self._renderer.images.labels_N[index_B]
+        labels_B = self._labels_N[index_B]
         logits_BK = self._signals.gather(view_B, index_B)["logits"]
         return list(zip(self._normalize(pixels_BCHW), labels_B.tolist(), logits_BK, strict=True))
 

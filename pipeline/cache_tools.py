@@ -18,7 +18,7 @@ from dhkd.data.progress import progress
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.code import code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
+from dhkd.pipeline.build.data import channels_of, images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.caching import REBUILD, compare_signals
 from dhkd.pipeline.data_options import DataOptions
@@ -53,11 +53,13 @@ def verify(
         return verified
     names = _signals_of_teacher(reader.manifest, experiment.student.teacher)
     with processes_for(reader.manifest.signals[names[0]].precision, cpu=cpu) as processes:
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+        images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
+        settings, recipe = experiment.teacher, recipe_of(experiment.views)
         require_cache(experiment, reader, images, recipe, names, None)
         trained = None
         if teacher is not None:
-            trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            channels = channels_of(settings, images)
+            trained = trained_network(settings.architecture, images.num_classes, teacher, "teacher", channels)
             require_code_of_cache(reader.manifest, cache, names, code_of_teacher(experiment))
             _require_weights(trained.network, reader.manifest, names, cache)
         renderer = renderer_of(images, recipe, processes.device, data)
@@ -66,7 +68,7 @@ def verify(
         verified = replace(verified, rows_rendered=rendered)
         if trained is None:
             return verified
-        live = Teacher(trained.network, normalization_of(experiment.teacher, images, trained.mean_std), processes)
+        live = Teacher(trained.network, normalization_of(settings, images, trained.mean_std), processes)
         compared = compare_signals(live, renderer, reader, names, experiment.seed, rows)
         return replace(verified, rows_recomputed=rows, live=compared)
 

@@ -16,21 +16,32 @@ from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import one_of
+from dhkd.data.images.held_out import VAL
 from dhkd.data.render import Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import images_of, normalization_of, reading_of, recipe_of, renderer_of, test_renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.data import (
+    channels_of,
+    images_of,
+    normalization_of,
+    reading_of,
+    recipe_of,
+    renderer_of,
+    test_renderer_of,
+)
+from dhkd.pipeline.build.networks import classes_in, trained_network
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.chance import require_better_than_chance
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import hardware_name, log_once, processes_for, unreadable_files, versions
-from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.evaluation import EVALUATION_BATCH, Evaluator
+from dhkd.pipeline.reference import recorded_classes
 from dhkd.pipeline.results import CachedTeacher, LiveDifferences
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.write import Written, write_blocks
+from dhkd.stages.models.evaluate import top_classes
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
@@ -61,9 +72,11 @@ def cache_teacher(
     """
     one_of("store", experiment.cache.store, LAYOUTS)  # refuses an unknown store before any costly step
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
-        normalize = normalization_of(experiment.teacher, images, trained.mean_std)
+        settings, recipe = experiment.teacher, recipe_of(experiment.views)
+        images = images_of(experiment, "train", data, lambda: classes_in(settings.architecture, teacher, "teacher"))
+        channels = channels_of(settings, images)
+        trained = trained_network(settings.architecture, images.num_classes, teacher, "teacher", channels)
+        normalize = normalization_of(settings, images, trained.mean_std)
         renderer = renderer_of(images, recipe, processes.device, data)
         live = Teacher(trained.network, normalize, processes)
         setting = setting_of(experiment, experiment.student, images, build_objective("ce", {}))
@@ -145,17 +158,31 @@ def _provenance(
 
     The provenance has no times, hosts or process counts, because the bytes of a cache must not depend on these.
     """
-    accuracy = accuracy_of(network)
-    log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
-    require_better_than_chance(experiment, accuracy, accuracy_of.renderer.images)
     return {
         **({"data": reading} if reading else {}),
         "command": command,
-        "teacher_test_top1": accuracy.top1,
-        "teacher_test_top5": accuracy.top5,
+        **_teacher_on_test(experiment, network, accuracy_of),
         "hardware": hardware_name(accuracy_of.processes.device),
         "versions": versions(),
     }
+
+
+def _teacher_on_test(experiment: Experiment, network: Network, accuracy_of: Evaluator) -> dict[str, Any]:
+    """Return, as JSON for the manifest, the teacher's accuracy or, for test images without labels, its classes.
+
+    Raises `DataError` for a teacher that does no better than guessing.
+    """
+    test, processes = accuracy_of.renderer, accuracy_of.processes
+    part = test.images.split
+    if test.images.labels_N is None:
+        log_once(processes, f"the {part} images have no labels, so the teacher's accuracy is not known")
+        classes_N = top_classes(network, test, accuracy_of.normalize, batch_size=EVALUATION_BATCH, processes=processes)
+        return recorded_classes(classes_N, test.images)
+    accuracy = accuracy_of(network)
+    log_once(processes, f"the teacher's {part} accuracy is {accuracy.top1:.2f} %")
+    require_better_than_chance(experiment, accuracy, test.images)
+    measured_on = {"teacher_measured_on": part} if part == VAL else {}
+    return {"teacher_test_top1": accuracy.top1, "teacher_test_top5": accuracy.top5, **measured_on}
 
 
 def _result(
@@ -176,7 +203,7 @@ def _result(
         rows_written=written.rows,
         seconds=round(written.seconds, 2),
         rows_per_second=round(written.rows / written.seconds, 1) if written.rows else None,
-        teacher_top1=manifest.provenance[signals[0]]["teacher_test_top1"],
+        teacher_top1=manifest.provenance[signals[0]].get("teacher_test_top1"),
         unreadable_files=files,
         processes=processes.world_size,
         versions=versions(),

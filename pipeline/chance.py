@@ -56,7 +56,7 @@ def order_fault(accuracy: Accuracy, images: Images) -> str | None:
     They do if most samples would be right with the classes renumbered, and if chance is no explanation: the odds are
     Chernoff's bound on so many hits of a guess, times the number of ways to renumber.
     """
-    if accuracy.top_N is None:
+    if accuracy.top_N is None or images.labels_N is None:
         return None
     total, num_classes = len(images), images.num_classes
     pairs, counts = torch.unique(images.labels_N * num_classes + accuracy.top_N, return_counts=True)

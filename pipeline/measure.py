@@ -99,9 +99,10 @@ def _teacher_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = experiment.cache.batch_size
     processes = Processes(resolve_precision(experiment.cache.precision, cpu)[0], cpu)
     try:
-        network = build_network(experiment.teacher.architecture, num_classes).eval().requires_grad_(False)
+        channels = experiment.teacher.channels or experiment.data.channels or 3
+        network = build_network(experiment.teacher.architecture, num_classes, channels).eval().requires_grad_(False)
         network.to(processes.device).to(memory_format=torch.channels_last)
-        images_BCHW = _noise(rows, pixels, processes.device)
+        images_BCHW = _noise(rows, channels, pixels, processes.device)
 
         @torch.inference_mode()
         def forward() -> None:
@@ -119,10 +120,11 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = settings.batch_size
     processes = Processes(resolve_precision(settings.precision, cpu)[0], cpu)
     try:
-        student = student_of(build_objective("ce", {}), setting_without_data(experiment, num_classes))
+        setting = setting_without_data(experiment, num_classes)
+        student = student_of(build_objective("ce", {}), setting)
         model, optimizer = processes.prepare(student, optimizer_of(settings, student))
         parameters = list(model.parameters())
-        images_BCHW = _noise(rows, pixels, processes.device)
+        images_BCHW = _noise(rows, setting.student.channels, pixels, processes.device)
         labels = Labels(torch.arange(rows, device=processes.device) % num_classes)
 
         def step() -> None:
@@ -137,8 +139,8 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
         processes.end()
 
 
-def _noise(rows: int, pixels: int, device: torch.device) -> torch.Tensor:
-    images_BCHW = torch.rand(rows, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
+def _noise(rows: int, channels: int, pixels: int, device: torch.device) -> torch.Tensor:
+    images_BCHW = torch.rand(rows, channels, pixels, pixels, generator=torch.Generator().manual_seed(0))
     return images_BCHW.to(device).to(memory_format=torch.channels_last)
 
 

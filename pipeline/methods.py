@@ -47,7 +47,9 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
     """
     data = data_size_of(experiment, samples, classes)
     with torch.device("meta"):
-        teacher = build_network(experiment.teacher.architecture, data.classes).eval()
+        teacher = build_network(
+            experiment.teacher.architecture, data.classes, experiment.teacher.channels or experiment.data.channels or 3
+        ).eval()
     setting = replace(setting_without_data(experiment, data.classes), teacher_network=teacher)
     return [
         _method(name, build_objective(name, experiment.objectives.get(name, {})), experiment, setting, data.samples)
@@ -67,7 +69,9 @@ def _method(name: str, objective: Objective, experiment: Experiment, plain: Sett
         row += row_bytes(codec.parts(setting.teacher.row(signal)))
     with torch.device("meta"):
         student = student_of(objective, setting)
-        preset_parameters = count_parameters(build_network(plain.student.architecture, plain.student.num_classes))
+        preset_parameters = count_parameters(
+            build_network(plain.student.architecture, plain.student.num_classes, plain.student.channels)
+        )
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return Method(
         method=name,

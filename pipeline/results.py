@@ -44,7 +44,7 @@ class LiveDifferences:
 class CachedTeacher:
     """What `cache-teacher` did. Accuracies are in percent; `live` is None until the cache is complete.
 
-    `rows_per_second` is None if no row was written.
+    `rows_per_second` is None if no row was written, and `teacher_top1` if the test images have no labels.
     """
 
     cache: CacheSummary
@@ -55,7 +55,7 @@ class CachedTeacher:
     rows_written: int
     seconds: float
     rows_per_second: float | None
-    teacher_top1: float
+    teacher_top1: float | None
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     processes: int
     versions: Mapping[str, str]
@@ -79,8 +79,10 @@ class Distillation:
 class TrainedRun:
     """The result of a finished run, as result.json holds it.
 
-    Accuracies are in percent. `seconds` is the sum over all parts of an interrupted run. A teacher's run has no
-    `distillation`. `settings_sha256` is the hash of the settings in config.yaml with which the run was trained.
+    Accuracies are in percent. `measured` says what they are, if it isn't accuracy on the test split: "val accuracy" on
+    a held-out part, or "test agreement" or "val agreement" with the teacher. `seconds` is the sum over all parts of an
+    interrupted run. A teacher's run has no `distillation`. `settings_sha256` is the hash of the settings in config.yaml
+    with which the run was trained.
     """
 
     role: str
@@ -95,6 +97,7 @@ class TrainedRun:
     samples_per_second: float
     seed: int
     distillation: Distillation | None = field(default=None, metadata=INLINE)
+    measured: str | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     sha256: str
     settings_sha256: str | None = field(default=None, metadata=OMIT_NONE)
@@ -126,7 +129,10 @@ class TrainedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Test accuracy, in percent, of a network; `weights` says where its weights come from."""
+    """Test accuracy, in percent, of a network; `weights` says where its weights come from.
+
+    `measured` says what it is instead, as in `TrainedRun`.
+    """
 
     architecture: str
     weights: str
@@ -134,6 +140,7 @@ class Evaluated:
     top1: float
     top5: float
     samples: int
+    measured: str | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     precision: str
     versions: Mapping[str, str]

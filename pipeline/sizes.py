@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment
@@ -85,6 +84,9 @@ def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
     logits.
     """
     pixels = pixels_of(experiment) or USUAL_PIXELS
-    shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))
-    student, teacher = shapes_of(experiment.student.architecture), shapes_of(experiment.teacher.architecture)
+    channels = experiment.data.channels or 3
+    student, teacher = (
+        Shapes(network.architecture, num_classes, (pixels, pixels), network.channels or channels)
+        for network in (experiment.student, experiment.teacher)
+    )
     return Setting(student, teacher, torch.arange(num_classes), experiment.seed)

@@ -18,8 +18,15 @@ from dhkd.data.errors import DhkdError
 from dhkd.data.runs.config import begun_views
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
+from dhkd.data.runs.measured import USUAL
 from dhkd.data.stream.batches import Stream
-from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
+from dhkd.pipeline.build.checks import (
+    require_alike,
+    require_batches,
+    require_labels,
+    require_own_draws,
+    require_same_classes,
+)
 from dhkd.pipeline.build.code import code_facts, code_metadata, code_of_teacher
 from dhkd.pipeline.build.data import (
     listed_classes,
@@ -36,6 +43,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.reference import measured, measured_fact, with_reference
 from dhkd.pipeline.results import Distillation, TrainedRun, plain
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.models import count_parameters
@@ -85,15 +93,17 @@ def train_teacher(
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         code = code_facts(code_of_teacher(experiment))
         require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
-        facts = {"command": "train-teacher", **listed_classes(experiment, data), **code}
+        part = {} if experiment.data.val_fraction is None else {"measured": "val accuracy"}
+        facts = {"command": "train-teacher", **listed_classes(experiment, data), **part, **code}
         run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
+        objective = build_objective("ce", {})
+        require_labels(experiment.model_copy(update={"objective": "ce"}), objective, source.images)
         require_batches("teacher", settings, source.images, processes)
         renderer = renderer_of(source.images, source.recipe, processes.device, data)
         normalize = normalization_of(settings, source.images)
-        objective = build_objective("ce", {})
         setting = setting_of(experiment, settings, source.images, objective)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
         test = test_renderer_of(experiment, processes.device, data, source.images)
@@ -101,7 +111,8 @@ def train_teacher(
         both = (source.images, test.images)
         require_agreement(processes, lambda: {"data": {images.split: plain_identity(images) for images in both}})
         accuracy_of = Evaluator(test, normalize, processes)
-        task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
+        name = measured(experiment, source.images)
+        task = _task(settings, objective, setting, stream, accuracy_of, run, trackers, name)
         return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
 
 
@@ -214,9 +225,10 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
             require_batches("student", student.experiment.student, source.images, processes)
         student = students[out]
         require_agreement(processes, lambda: {"data": plain_identity(source.images), "student": student.facts()})
-        lock, classes = locker(locks, options.locks), listed_classes(first, options.data)
+        lock, of_data = locker(locks, options.locks), listed_classes(first, options.data)
+        of_data |= measured_fact(first, source.images)
         claims = {
-            out: claimed(out, student.experiment, student.facts() | classes, processes, options.resume, lock)
+            out: claimed(out, student.experiment, student.facts() | of_data, processes, options.resume, lock)
             for out, student in students.items()
         }
         outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}
@@ -245,7 +257,11 @@ def _train_side_by_side(
     require_same_classes(source.images, test.images)
     require_agreement(processes, lambda: {"test data": plain_identity(test.images)})
     normalize = normalization_of(experiment.student, source.images)
-    accuracy_of = Evaluator(test, normalize, processes)
+    evaluator, precision = Evaluator(test, normalize, processes), source.teacher_precision
+    accuracies = {
+        out: with_reference(evaluator, student.experiment, source.images, source.reader, source.teacher, precision)
+        for out, student in students.items()
+    }
     if source.reader is not None:
         drift = check_pixels(renderer, source.reader, seed=experiment.seed, allow_drift=options.allow_drift)
         log_once(processes, drift)
@@ -256,9 +272,10 @@ def _train_side_by_side(
             student.objective,
             student.setting,
             streams[out],
-            accuracy_of,
+            accuracies[out],
             runs[out],
             options.track,
+            measured(student.experiment, source.images),
         )
         for out, student in students.items()
     }
@@ -271,7 +288,7 @@ def _train_side_by_side(
             distillation = students[out].distillation(source, together=len(tasks))
             setting = students[out].setting
             try:
-                outcomes[out] = _finish("student", tasks[out], figures, setting, accuracy_of, distillation)
+                outcomes[out] = _finish("student", tasks[out], figures, setting, accuracies[out], distillation)
             except DhkdError as error:
                 outcomes[out] = error
     return outcomes
@@ -285,6 +302,7 @@ def _task(
     accuracy_of: Evaluator,
     run: RunFolder,
     trackers: Sequence[str],
+    name: str,
 ) -> Task:
     student = student_of(objective, setting)
     return Task(
@@ -301,6 +319,7 @@ def _task(
         compiled=settings.compile,
         keep_every=settings.keep_every,
         trackers=trackers,
+        measured=name,
     )
 
 
@@ -322,6 +341,7 @@ def _finish(
         **asdict(figures),
         seed=setting.seed,
         distillation=distillation,
+        measured=task.measured if task.measured != USUAL else None,
         unreadable_files=unreadable_files(task.stream.renderer, processes),
         sha256=weights_sha256(network),
         settings_sha256=task.run.settings_sha256,

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from dhkd.data.images.decoding import Photo
+from dhkd.data.images.decoding import Photo, pixels_of
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +24,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
-    """Compute from the photo the pixels that `cut` describes, uint8 (H, W, 3).
+    """Compute from the photo the pixels that `cut` describes, uint8 (H, W, C).
 
     H and W are the height and width of `cut.window`.
     """
@@ -37,4 +37,4 @@ def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
         photo = photo.crop(cut.window)
     if cut.mirrored:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(photo)
+    return pixels_of(photo)

@@ -16,7 +16,7 @@ from dhkd.data.images.levels import eight_bits, require_full_colours
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-Photo = Image.Image  # a decoded image, RGB
+Photo = Image.Image  # a decoded image, RGB or, where a preset asks for grey images, L
 
 Image.init()  # loads all decoders now, so that forked workers import nothing
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` refuses what this would warn of
@@ -100,6 +100,18 @@ def _set_limits(reading: Reading) -> None:
     PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, reading.max_metadata)
 
 
+def in_mode(photo: Photo, channels: int) -> Photo:
+    """Return a decoded image in 3 channels, or converted to 1, as in `channels.grey_of`; its `info` stays."""
+    return photo.convert("L") if channels == 1 else photo
+
+
 def photo_of(pixels_CHW: NDArray[np.uint8]) -> Photo:
-    """Convert an image in memory, uint8 (3, H, W), to a `Photo`, the type of decoded images."""
-    return Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0)))
+    """Convert an image in memory, uint8 (C, H, W) with C = 1 or 3, to a `Photo`, the type of decoded images."""
+    return Image.fromarray(
+        np.ascontiguousarray(pixels_CHW[0] if len(pixels_CHW) == 1 else pixels_CHW.transpose(1, 2, 0))
+    )
+
+
+def pixels_of(photo: Photo) -> NDArray[np.uint8]:
+    """Return the pixels of a `Photo`, uint8 (H, W, C)."""
+    return np.atleast_3d(np.asarray(photo))

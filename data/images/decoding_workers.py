@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
-from dhkd.data.images.decoding import FRAMES, Photo
-from dhkd.data.recipes.base import Recipe
+from dhkd.data.images.decoding import FRAMES, Photo, in_mode
+from dhkd.data.recipes.base import Recipe, rendered
 from dhkd.data.render import Keys
 from numpy.typing import NDArray
 from torch import Tensor
@@ -138,7 +138,7 @@ class PhotoRenderer:
         enough_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= ENOUGH_OPEN_FILES
         return iter(
             DataLoader(
-                _Photos(self.images.files, self.recipe, in_shared_memory=enough_files),
+                _Photos(self.images.files, self.recipe, self.images.channels, in_shared_memory=enough_files),
                 sampler=chunks_of_keys,
                 batch_size=None,
                 collate_fn=_as_it_is,
@@ -224,8 +224,8 @@ class _Chunk(NamedTuple):
 class _Photos(Dataset["_Chunk | DhkdError"]):
     """A data set that renders a chunk of keys on request; every worker has a copy of it."""
 
-    def __init__(self, files: Photos, recipe: Recipe, *, in_shared_memory: bool) -> None:
-        self._files, self._recipe = files, recipe
+    def __init__(self, files: Photos, recipe: Recipe, channels: int, *, in_shared_memory: bool) -> None:
+        self._files, self._recipe, self._channels = files, recipe, channels
         self._in_shared_memory = in_shared_memory
         self._tried = False
 
@@ -262,7 +262,7 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
         shape = self._recipe.shape
         assert shape is not None
-        pixels_BHWC = torch.zeros((len(index_B), *shape, 3), dtype=torch.uint8)
+        pixels_BHWC = torch.zeros((len(index_B), *shape, self._channels), dtype=torch.uint8)
         rows, draws_BD = pixels_BHWC.numpy(), self._recipe.draws(view_B, index_B)
         unreadable: list[tuple[int, str]] = []
         stack = None
@@ -272,7 +272,7 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             index = int(index_B[start])
             try:
                 photo = self._files.photo(index)
-                rows[start:stop] = self._recipe.pixels(photo, draws_BD[start:stop])
+                rows[start:stop] = rendered(self._recipe, in_mode(photo, self._channels), draws_BD[start:stop])
                 stack = index if photo.info.get(FRAMES, 1) > 1 else stack
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error

@@ -97,7 +97,7 @@ class RandomResizedCrop(Recipe):
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, 3)."""
+        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
         return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
 
     def at_test(self) -> CenterCrop:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.cuts import Cut, cut_of
-from dhkd.data.images.decoding import Photo
+from dhkd.data.images.decoding import Photo, pixels_of
 from dhkd.data.recipes.base import Recipe, Render
 from numpy.typing import NDArray
 from torch import Tensor
@@ -54,7 +54,7 @@ class AsTheyAre(Unaugmented):
                 f"expected {width}×{height} pixels, as the first image has, got {photo.width}×{photo.height};"
                 f" use views.kind=random-resized-crop for images of several sizes"
             )
-        return np.repeat(np.asarray(photo)[None], len(draws_BD), axis=0)
+        return np.repeat(pixels_of(photo)[None], len(draws_BD), axis=0)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather."""

@@ -18,6 +18,7 @@ VIEWS_KEY = "run.views"
 LIVE_KEY = "run.live"
 CODE = "code"  # of users, by name; also in a cache's provenance and in weights' metadata
 CODE_KEY = "run.code"
+MEASURED_KEY = "run.measured"
 SEED_KEY = "experiment.seed"
 OBJECTIVE_KEY = "experiment.objective"
 OBJECTIVE_OPTIONS_KEY = "experiment.objectives"

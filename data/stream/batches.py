@@ -67,7 +67,13 @@ class Stream:
         self._schedule = one_of("schedule", schedule, SCHEDULES)
         self._shares, self._rank = shares(self.num_samples, batch_size, world_size), rank
         self._normalize, self._signals, self._live = normalize, signals, live
-        self._labels_N = renderer.images.labels_N.to(renderer.device)
+        labels_N = renderer.images.labels_N
+        self._labels_N = None if labels_N is None else labels_N.to(renderer.device)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self._labels_N is not None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,17 +117,17 @@ class Stream:
 
     def _join(self, epoch: int, keys: Keys, gather_keys: Keys, pixels_BCHW: Tensor, global_size: int) -> Batch:
         """Build the batch of these keys; `gather_keys` are equal, but on the device if `repeatable`."""
-        labels_B = self._labels_N[gather_keys[1].to(self._labels_N.device)]
+        labels_N, index_B = self._labels_N, gather_keys[1]
+        labels = Labels() if labels_N is None else Labels(labels_N[index_B.to(labels_N.device)])
         signals = self._signals.gather(*gather_keys)
         if self._live is not None:
             signals |= self._live(pixels_BCHW)
-        view_B, index_B = keys
         return Batch(
             epoch=epoch,
-            view_B=view_B,
-            index_B=index_B,
+            view_B=keys[0],
+            index_B=keys[1],
             images_BCHW=self._normalize(pixels_BCHW),
-            labels=Labels(labels_B),
+            labels=labels,
             teacher=signals,
             global_size=global_size,
         )

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from dhkd.data.errors import WeightsError
-from dhkd.data.images.base import Triple
+from dhkd.data.images.base import PerChannel
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
 from dhkd.pipeline.build.code import require_code_of_weights
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.file_kinds import is_safetensors
-from dhkd.stages.models.foreign import packaged_weights
+from dhkd.stages.models.foreign import INNER, packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
-MeanStd = tuple[Triple, Triple]
+MeanStd = tuple[PerChannel, PerChannel]
 
 NAMES_LISTED = 5
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
@@ -68,25 +69,46 @@ def architecture_of(path: Path, role: str, architecture: str) -> str:
     return recorded if recorded.startswith(f"simkd:{architecture}+") else architecture
 
 
-def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
+def trained_network(architecture: str, num_classes: int, path: Path, role: str, channels: int | None = None) -> Trained:
     """Build the network `architecture` with the weights at `path`, a run folder or a weights file.
 
     The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
-    several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it.
+    several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it. `channels` is
+    the number of channels of the network's input; None stands for that of the normalisation which the file records.
     """
-    network = build_network(architecture, num_classes)
     if _is_packaged(path):
-        tag = str(path).partition(":")[2]
+        network, tag = build_network(architecture, num_classes, channels or 3), str(path).partition(":")[2]
         state, colours = packaged_weights(architecture, tag or None)
-        mean_std = colours and (_triple(colours[0]), _triple(colours[1]))
+        mean_std = colours and (_per_channel(colours[0]), _per_channel(colours[1]))
         origin = f"{path} of {architecture}"
     else:
         path, key = split_key(path)
         file = weights_file(path, role)
         require_code_of_weights(file, _metadata(file), architecture)
         state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
+        network = build_network(architecture, num_classes, channels or (len(mean_std[0]) if mean_std else 3))
     origin = fit_weights(network, state, origin)
     return Trained(network.eval(), origin, mean_std)
+
+
+def classes_in(architecture: str, path: Path, role: str) -> int | None:
+    """Return the number of classes of the weights at `path`, as `trained_network` takes it; None if it is unknown.
+
+    The metadata says it or, in other files, the number of outputs of the classifier.
+    """
+    if _is_packaged(path):
+        state, _ = packaged_weights(architecture, str(path).partition(":")[2] or None)
+    else:
+        path, key = split_key(path)
+        file = weights_file(path, role)
+        recorded = _metadata(file).get("num_classes", "") if file.is_file() else ""
+        if recorded.isdecimal():
+            return int(recorded)
+        state = read_weights(file, key)
+    with torch.device("meta"):
+        head = build_network(architecture, 2).head_name.removeprefix(INNER)
+    outputs = {len(tensor) for name, tensor in state.items() if f".{name}".endswith(f".{head}.weight") and tensor.ndim}
+    return outputs.pop() if len(outputs) == 1 else None
 
 
 def split_key(path: Path) -> tuple[Path, str]:
@@ -106,9 +128,9 @@ def _mean_std(file: Path) -> MeanStd | None:
     if "mean" not in metadata or "std" not in metadata:
         return None
     try:
-        return _triple(json.loads(metadata["mean"])), _triple(json.loads(metadata["std"]))
+        return _per_channel(json.loads(metadata["mean"])), _per_channel(json.loads(metadata["std"]))
     except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"weights {file}: expected a mean and a std of three colours in its metadata") from error
+        raise WeightsError(f"weights {file}: expected a mean and a std of each channel in its metadata") from error
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -116,6 +138,8 @@ def _metadata(file: Path) -> dict[str, str]:
     return read_metadata(file) if is_safetensors(file) else {}
 
 
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = map(float, values)
-    return red, green, blue
+def _per_channel(values: Sequence[float]) -> PerChannel:
+    numbers = tuple(map(float, values))
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"expected 1 or 3 numbers, got {len(numbers)}")
+    return numbers

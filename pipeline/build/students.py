@@ -13,10 +13,10 @@ from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of, summary_of, teacher_in
-from dhkd.pipeline.build.checks import require_cache, require_live, require_rows
+from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_rows
 from dhkd.pipeline.build.code import code_facts, code_of_student
-from dhkd.pipeline.build.data import images_of, recipe_of
-from dhkd.pipeline.build.networks import Trained, trained_network
+from dhkd.pipeline.build.data import channels_of, images_of, recipe_of
+from dhkd.pipeline.build.networks import Trained, classes_in, trained_network
 from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import Distillation
@@ -98,13 +98,22 @@ def source_of(
 
     `cache` is a path or URL, `teacher` a run folder or a weights file. If `cpu` is true, a GPU is ignored.
     """
-    images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
     reader = reader_of(cache, data) if cache is not None else None
+    settings, recipe = experiment.teacher, recipe_of(experiment.views)
+    images = images_of(experiment, "train", data, lambda: _classes(reader, settings.architecture, teacher))
     trained = None
     if teacher is not None:
-        trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+        channels = channels_of(settings, images)
+        trained = trained_network(settings.architecture, images.num_classes, teacher, "teacher", channels)
     precision, _ = resolve_precision(experiment.cache.precision, cpu)
     return Source(images, recipe, reader, trained, precision)
+
+
+def _classes(reader: LogitReader | None, architecture: str, teacher: Path | None) -> int | None:
+    """Return the teacher's number of classes, from the cache or else from the weights; None without either."""
+    if reader is not None:
+        return reader.manifest.num_classes
+    return classes_in(architecture, teacher, "teacher") if teacher is not None else None
 
 
 def prepared_student(experiment: Experiment, source: Source, begun_views: int | None = None) -> PreparedStudent:
@@ -114,6 +123,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     cache has more by now. If it is None, the run is new. Raises an error that names what is missing or does not fit.
     """
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
+    require_labels(experiment, objective, source.images)
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(
             f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
@@ -132,7 +142,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
         stored = [name for signals in names.values() for name in signals]
         require_cache(experiment, reader, source.images, source.recipe, stored, source.network)
         require_rows(reader, names, setting)
-    require_live(experiment, setting, live, reader, source.recipe)
+    require_live(experiment, setting, live, reader, source.images, source.recipe)
     if live and source.network is None:
         raise ConfigError(
             f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"

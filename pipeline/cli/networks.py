@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from dhkd.data.runs.measured import top1_name
 from dhkd.pipeline.cli.options import (
     ExperimentOptions,
     cpu_option,
@@ -40,10 +41,10 @@ class EvaluateOptions:
         teacher, student, run = self.teacher, self.student, Path(preset)
         if teacher is None and student is None and run.is_dir():
             teacher, student = (run, None) if (run / "teacher.safetensors").is_file() else (None, run)
-        weights = teacher or student
-        if weights is None or (teacher and student):
+        weights = student or teacher
+        if weights is None:
             raise click.UsageError("expected one of --teacher and --student, or a run's folder as PRESET")
-        return weights, "teacher" if teacher else "student"
+        return weights, "student" if student else "teacher"
 
 
 @click.command()
@@ -58,21 +59,24 @@ class EvaluateOptions:
 def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: DataOptions, as_json: bool) -> None:
     """Measure the test accuracy of a run or of a weights file.
 
-    To evaluate the network of a run, give the run's folder as PRESET, without --teacher or --student.
+    To evaluate the network of a run, give the run's folder as PRESET, without --teacher or --student. With both
+    --student and --teacher, measure how often the student's top class is the teacher's, for which no labels are needed.
     """
     weights, role = evaluated.network(str(experiment.preset))
+    against = evaluated.teacher if role == "student" else None
     precision = evaluated.precision
     loaded = experiment.load(*([f"{role}.precision={precision}"] if precision is not None else []))
     from dhkd.pipeline.evaluation import evaluate_network
 
-    result = evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu)
+    result = evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu, against=against)
     emit(result, as_json, lambda: _line_of_evaluate(result))
 
 
 def _line_of_evaluate(result: "Evaluated") -> str:
+    held_out = (result.measured or "").startswith("val")
     return (
-        f"{result.weights}: {result.architecture}, top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
-        f" of {result.samples} test images ({result.precision})"
+        f"{result.weights}: {result.architecture}, {top1_name(result.measured)} {result.top1:.2f} %, top-5"
+        f" {result.top5:.2f} % of {result.samples} {'val' if held_out else 'test'} images ({result.precision})"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 from dhkd.data.errors import DhkdError
+from dhkd.data.runs.measured import top1_name
 from dhkd.pipeline.cli.options import (
     ExperimentOptions,
     Part,
@@ -161,8 +162,9 @@ def _require_apart(run: RunOptions, data: DataOptions) -> None:
 
 def _line_of_run(out: Path, result: "TrainedRun") -> str:
     return (
-        f"{out}: {result.architecture} after {result.epochs} epochs, top-1 {result.last_top1:.2f} %"
-        f" (best {result.best_top1:.2f}), top-5 {result.last_top5:.2f} %, {result.seconds:.1f} s"
+        f"{out}: {result.architecture} after {result.epochs} epochs, {top1_name(result.measured)}"
+        f" {result.last_top1:.2f} % (best {result.best_top1:.2f}), top-5 {result.last_top5:.2f} %,"
+        f" {result.seconds:.1f} s"
     )
 
 

@@ -1,6 +1,7 @@
 """What runs must have in common before one analysis shows them: the test images, and the teacher if it needs one."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from dhkd.data.errors import RunMismatch
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import LIVE_KEY, OBJECTIVE_KEY
 from dhkd.data.runs.read import Run
-from dhkd.pipeline.build.data import dataset_identity, normalization_of, recipe_of, test_renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.data import channels_of, dataset_identity, normalization_of, recipe_of, test_renderer_of
+from dhkd.pipeline.build.networks import classes_in, trained_network
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
 from dhkd.stages.models import Network
@@ -21,18 +22,24 @@ from dhkd.stages.models.weights import weights_sha256
 ONLY_FOR_TRAINING = {"data": ("limit", "train"), "views": ("seed",)}
 
 
-def test_sets_of(experiments: Mapping[str, Experiment], device: torch.device, data: DataOptions) -> dict[str, Renderer]:
+def test_sets_of(
+    experiments: Mapping[str, Experiment],
+    device: torch.device,
+    data: DataOptions,
+    folders: Mapping[str, Path],
+) -> dict[str, Renderer]:
     """Return the renderer of each run's test images; `experiments` maps the runs' names to their experiments.
 
-    Runs with the same settings share a renderer. Raises `RunMismatch` unless all runs have the same test images,
-    rendered in the same way.
+    Images without labels have as many classes as the run's network, in its folder in `folders`. Runs with the same
+    settings share a renderer. Raises `RunMismatch` unless all runs have the same test images, rendered in the same way.
     """
     by_settings: dict[str, Renderer] = {}
     renderers: dict[str, Renderer] = {}
     for name, experiment in experiments.items():
         settings = _of_test(experiment)
         if settings not in by_settings:
-            by_settings[settings] = test_renderer_of(experiment, device, data)
+            classes = partial(classes_in, experiment.student.architecture, folders[name], "student")
+            by_settings[settings] = test_renderer_of(experiment, device, data, classes=classes)
         renderers[name] = by_settings[settings]
     first, *others = experiments
     expected = dataset_identity(renderers[first].images).model_dump(mode="json")
@@ -69,8 +76,10 @@ def teacher_of(
     learners = [run for run in finished if run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER] or finished[:1]
     first = learners[0].name
     settings = experiments[first].teacher
-    trained = trained_network(settings.architecture, tests[first].images.num_classes, weights, "teacher")
-    normalize = normalization_of(settings, tests[first].images, trained.mean_std)
+    images = tests[first].images
+    channels = channels_of(settings, images)
+    trained = trained_network(settings.architecture, images.num_classes, weights, "teacher", channels)
+    normalize = normalization_of(settings, images, trained.mean_std)
     got = {"sha256": weights_sha256(trained.network)}
     for run in learners:
         settings = experiments[run.name].teacher

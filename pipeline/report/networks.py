@@ -11,13 +11,14 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.images.base import Images
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import CACHE_KEY
 from dhkd.data.runs.read import Run, kept_weights
 from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_of
-from dhkd.pipeline.build.checks import require_cache
+from dhkd.pipeline.build.checks import labels_of, require_cache
 from dhkd.pipeline.build.code import code_of_data, require_code_of_run
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
+from dhkd.pipeline.build.data import channels_of, images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
@@ -41,13 +42,21 @@ BATCH = 500
 class Outputs:
     """A network's outputs for test images, the images' labels, and the rows of the network's classifier.
 
-    Shapes are given for N images, K classes and features of width D.
+    If the images have no labels, `labels_N` raises `ConfigError`. Shapes are given for N images, K classes and features
+    of width D.
     """
 
     logits_NK: Float
     features_ND: Float
-    labels_N: NDArray[np.int64]
+    images: Images
+    index_N: Tensor
     classifier_KD: Float
+
+    @property
+    def labels_N(self) -> NDArray[np.int64]:  # noqa: N802 - a shape suffix
+        """The labels of the images, int64 (N,). Raises `ConfigError` if they have none."""
+        labels_N: NDArray[np.int64] = labels_of(self.images)[self.index_N].numpy()
+        return labels_N
 
 
 def outputs_of_runs(
@@ -63,7 +72,7 @@ def outputs_of_runs(
         experiments = {run.name: load_experiment(str(run.path)) for run in finished}
         for run in finished:
             require_code_of_run(run.path, code_of_data(experiments[run.name]))
-        tests = test_sets_of(experiments, processes.device, data)
+        tests = test_sets_of(experiments, processes.device, data, {run.name: run.path for run in finished})
         if teacher is not None:
             network, normalize = teacher_of(finished, experiments, tests, teacher)
             yield None, _outputs_of(network.to(processes.device), normalize, tests[finished[0].name], samples)
@@ -71,7 +80,8 @@ def outputs_of_runs(
             experiment, test = experiments[run.name], tests[run.name]
             # An objective may have built a different network than the settings name, so the result takes precedence.
             architecture = run.finished_result.architecture or experiment.student.architecture
-            network = trained_network(architecture, test.images.num_classes, run.path, "student").network
+            channels = channels_of(experiment.student, test.images)
+            network = trained_network(architecture, test.images.num_classes, run.path, "student", channels).network
             normalize = normalization_of(experiment.student, test.images)
             yield run, _outputs_of(network.to(processes.device), normalize, test, samples)
     finally:
@@ -84,8 +94,7 @@ def _outputs_of(network: Network, normalize: Normalization, test: Renderer, samp
     batches = [network.eval().outputs(normalize(pixels)) for pixels in test.render(_keys(index_N))]
     logits = torch.cat([outputs.logits for outputs in batches]).double().cpu().numpy()
     features = torch.cat([outputs.embedding for outputs in batches]).double().cpu().numpy()
-    labels = test.images.labels_N[index_N].numpy()
-    return Outputs(logits, features, labels, _classifier_of(network.head).double().cpu().numpy())
+    return Outputs(logits, features, test.images, index_N, _classifier_of(network.head).double().cpu().numpy())
 
 
 def forces_over_training(
@@ -144,7 +153,8 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
             f"cache at {reader.location}: expected {trained_from[:12]}, from which {run.name} was trained, got"
             f" {digest[:12]}; give that one"
         )
-    images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+    images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
+    recipe = recipe_of(experiment.views)
     names, lacking = cached_names({LOGITS: None}, reader, experiment.student.teacher, "give another cache")
     if lacking:
         raise CacheMismatch(
@@ -180,7 +190,7 @@ def _forces(
     force on the features is known from autograd, but the pull and push of this force are unknown.
     """
     student = subject.student
-    labels_N = subject.renderer.images.labels_N[index_N].to(teacher_NK.device)
+    labels_N = labels_of(subject.renderer.images)[index_N].to(teacher_NK.device)
     features_ND = _features(subject, index_N).requires_grad_()
     head, auxiliary = student.backbone.head, student.auxiliary
     logits_NK = head(features_ND)

@@ -14,7 +14,7 @@ from dhkd.data.own_code import Own, find
 from dhkd.stages.models.foreign import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
-from dhkd.stages.models.network import Network, count_parameters
+from dhkd.stages.models.network import Network, count_parameters, with_input_channels
 from dhkd.stages.models.own import own_network
 from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
@@ -56,8 +56,15 @@ LIBRARIES: dict[str, Callable[[str, int], Network]] = {
 }
 
 
-def build_network(name: str, num_classes: int) -> Network:
-    """Build the network `name`, initialised from torch's global generator. Raises `ConfigError` for an unknown name."""
+def build_network(name: str, num_classes: int, channels: int = 3) -> Network:
+    """Build the network `name` for images of `channels` channels, initialised from torch's global generator.
+
+    Raises `ConfigError` for an unknown name, and for a network that can't be changed to so many channels.
+    """
+    return with_input_channels(_built(name, num_classes), channels, name)
+
+
+def _built(name: str, num_classes: int) -> Network:
     library, colon, name_there = name.partition(":")
     if colon and library in LIBRARIES:
         return LIBRARIES[library](name_there, num_classes)

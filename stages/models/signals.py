@@ -176,13 +176,14 @@ def resized(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 class Shapes:
     """The shapes of a network's signals for one image, found on the meta device without computing any values."""
 
-    def __init__(self, architecture: str, num_classes: int, image: tuple[int, int]) -> None:
+    def __init__(self, architecture: str, num_classes: int, image: tuple[int, int], channels: int = 3) -> None:
         """Store what the shapes depend on; `image` is the height and width of the images."""
         self.architecture, self.num_classes, self._image = architecture, num_classes, image
+        self.channels = channels
 
     def of(self, architecture: str) -> "Shapes":
         """Return the shapes of another network's signals for the same images."""
-        return Shapes(architecture, self.num_classes, self._image)
+        return Shapes(architecture, self.num_classes, self._image, self.channels)
 
     def row(self, name: str) -> Shape:
         """Return the shape of the signal called `name`, for one sample."""
@@ -212,9 +213,9 @@ class Shapes:
     def _network(self) -> Network:
         # Some networks of timm, and of users, can't be built on the meta device.
         if self.architecture.startswith("timm:") or own_networks(self.architecture):
-            return build_network(self.architecture, self.num_classes).to("meta").eval()
+            return build_network(self.architecture, self.num_classes, self.channels).to("meta").eval()
         with torch.device("meta"):
-            return build_network(self.architecture, self.num_classes).eval()
+            return build_network(self.architecture, self.num_classes, self.channels).eval()
 
     @cached_property
     def _outputs(self) -> Outputs:
@@ -226,4 +227,4 @@ class Shapes:
 
     def _forward(self, *, maps: bool) -> Outputs:
         with torch.no_grad():
-            return self._network.outputs(torch.empty(1, 3, *self._image, device="meta"), maps=maps)
+            return self._network.outputs(torch.empty(1, self.channels, *self._image, device="meta"), maps=maps)

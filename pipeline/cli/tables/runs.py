@@ -14,7 +14,7 @@ def runs_table(compared: Comparison) -> str:
     published = any(row.published is not None for row in compared.rows)
     header = [
         *compared.axes,
-        *("seeds", "top-1 %", "best"),
+        *("seeds", f"{compared.top1} %", "best"),
         *([f"against {compared.baseline}"] if compared.baseline else []),
         *(["published"] if published else []),
         "seconds",

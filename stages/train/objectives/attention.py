@@ -53,7 +53,7 @@ class AttentionTransfer(Objective):
             for name, attention in student.features.items()
             if name.startswith(PREFIX)
         ]
-        return {"ce": losses.cross_entropy(student.task, labels), "at": sum(differences[1:], differences[0])}
+        return {"ce": losses.task_loss(student.task, labels), "at": sum(differences[1:], differences[0])}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""

@@ -86,7 +86,7 @@ class FitNet(Objective):
         names = map_name(self.hint_stage, out=True), map_name(self.hint_stage)
         hint = next(teacher[name] for name in names if name in teacher)
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "hint": F.mse_loss(losses.widened(student.features[HINT]), hint),
         }
 

@@ -12,7 +12,7 @@ import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.network import Network
+from dhkd.stages.models.network import Network, input_channels
 from dhkd.stages.models.signals import map_name, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -138,7 +138,7 @@ class OFD(Objective):
             _, _, height, width = imitation.shape
             target = resized(teacher[self._signal(int(stage))], (height, width))
             total = total + partial_l2(imitation, target, margin_BC[0]) / 2 ** (len(margins) - position - 1)
-        return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
+        return {"ce": losses.task_loss(student.task, labels), "ofd": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""
@@ -152,5 +152,6 @@ def _batch_norms(teacher: Network, stages: Sequence[int]) -> list[nn.BatchNorm2d
     weight = next(teacher.parameters())
     with torch.no_grad():
         # Any image will do, as long as it is large enough for all stages.
-        batch_norms = teacher.batch_norms(torch.zeros(1, 3, 64, 64, dtype=weight.dtype, device=weight.device))
+        image = torch.zeros(1, input_channels(teacher) or 3, 64, 64, dtype=weight.dtype, device=weight.device)
+        batch_norms = teacher.batch_norms(image)
     return [batch_norms[stage] for stage in stages]

@@ -165,7 +165,7 @@ class ReviewKD(Objective):
                     teacher[EMBEDDING][:, :, None, None] if stage is None else teacher[map_name(stage, before=True)]
                 )
                 total = total + hierarchical_context_loss(imitation, target)
-        return {"ce": losses.cross_entropy(student.task, labels), "review": total}
+        return {"ce": losses.task_loss(student.task, labels), "review": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return review_weight, multiplied by the warm-up factor, and the constant weight of cross-entropy."""
