@@ -13,18 +13,23 @@ T = TypeVar("T")
 def with_options(where: str, factory: Callable[..., T], options: Mapping[str, object]) -> T:
     """Call `factory` with these options; error messages begin with `where`.
 
+    A parameter without an annotation takes any value.
+
     Raises `ConfigError` for an unknown option, a missing option, or a value of the wrong type. An int is accepted as a
     float and a list as a tuple, but text is not accepted as a number. The factory itself checks ranges.
     """
-    parameters = inspect.signature(factory).parameters
+    parameters = inspect.signature(factory, eval_str=True).parameters
     checked: dict[str, object] = {}
     for option, value in options.items():
         if option not in parameters:
             if not parameters:
                 raise ConfigError(f"{where}: unknown option {option!r}: there are none")
             raise ConfigError(f"{where}: {unknown('option', option, parameters)}")
+        plain = tuple(value) if isinstance(value, list) else value
+        if parameters[option].annotation is inspect.Parameter.empty:
+            checked[option] = value
+            continue
         try:
-            plain = tuple(value) if isinstance(value, list) else value
             checked[option] = TypeAdapter(parameters[option].annotation).validate_python(plain, strict=True)
         except ValidationError as error:
             expected = error.errors()[0]["msg"].removeprefix("Input should be ")
