@@ -202,11 +202,12 @@ def _paths(table: Table, column: int, root: Path, *, follow: bool) -> list[bytes
     paths, missing = [], []
     for at, cell in enumerate(cells):
         path = below(at, cell, base)
-        try:
-            if not stat.S_ISREG(os.stat(root / path).st_mode):
-                raise DataError(f"{table.where}: {table.row(at)}: {path}: expected an image file, got another thing")
-        except (OSError, ValueError):
+        mode = _mode(root / path)
+        if mode is None:
             missing.append(at)
+        elif not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a named pipe or a device"
+            raise DataError(f"{table.where}: {table.row(at)}: {path}: expected an image file, got {kind}")
         paths.append(os.fsencode(path))
     if missing:
         at = missing[0]
@@ -215,6 +216,13 @@ def _paths(table: Table, column: int, root: Path, *, follow: bool) -> list[bytes
             f" {printable_line(cells[at], 100)} ({table.row(at)}); paths are relative to the data root or to the list"
         )
     return paths
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):  # ValueError for a NUL in the path
+        return None
 
 
 def _below(table: Table, root: Path, inside: str, follow: bool) -> Callable[[int, str, str], str]:

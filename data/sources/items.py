@@ -62,7 +62,13 @@ def item_of(name: str, dataset: Any, index: int) -> tuple[Photo, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         shape = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
         raise OwnCodeError(f"{where}: expected an image and a label, got {shape}")
-    return photo_of_item(where, item[0]), _plain(item[1])
+    label = _plain(item[1])
+    if isinstance(label, Tensor | np.ndarray):
+        raise OwnCodeError(
+            f"{where}: expected a class number as its label, got an array of shape {tuple(label.shape)}; if it is"
+            f" one-hot, give the position of the 1"
+        )
+    return photo_of_item(where, item[0]), label
 
 
 def photo_of_item(where: str, image: object) -> Photo:

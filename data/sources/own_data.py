@@ -117,7 +117,12 @@ def _made(name: str, function: Callable[..., Any], split: str, place: Place) -> 
     """Call the function with the split and the options."""
     options, where = dict(place.options or {}), f"data.options of {name}"
     with running(f"{name}({split!r})"):
-        parameters = inspect.signature(function).parameters
+        signature = inspect.signature(function)
+        try:
+            signature.bind_partial(split)
+        except TypeError:
+            raise OwnCodeError(f"{name}: expected a function of the split, got one without such an argument") from None
+        parameters = signature.parameters
         if "root" in options and place.root is not None:
             raise ConfigError(f"{where}: root: expected this option or --data-root, got both")
         if "root" in parameters and place.root is not None:
