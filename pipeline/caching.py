@@ -97,7 +97,7 @@ def cache_teacher(
         storage = storage_of(out)
         if _must_state_provenance(storage, wanted, out, processes, code_of_teacher(experiment)):
             test = test_renderer_of(experiment, processes.device, data, images)
-            accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data)
+            accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data, images)
             provenance = code | _provenance(experiment, trained.network, accuracy_of, reading, command)
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)

@@ -11,7 +11,7 @@ import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import DataError
 from dhkd.data.images.base import Images
-from dhkd.data.sources import SOURCES
+from dhkd.data.sources import source_of
 from dhkd.stages.models.evaluate import Accuracy
 
 log = logging.getLogger("dhkd")
@@ -31,7 +31,7 @@ def require_better_than_chance(experiment: Experiment, accuracy: Accuracy, image
     if fault is None:
         return
     line = f"teacher: {fault}; {_remedy(experiment)}"
-    fixed = "classes" not in SOURCES[experiment.data.source].takes and order_fault(accuracy, images) is None
+    fixed = "classes" not in source_of(experiment.data.source).takes and order_fault(accuracy, images) is None
     if experiment.teacher.allow_chance or fixed:
         log.warning("%s", line)
     else:
@@ -87,7 +87,7 @@ def _divergence(one: float, other: float) -> float:
 
 
 def _remedy(experiment: Experiment) -> str:
-    takes = SOURCES[experiment.data.source].takes
+    takes = source_of(experiment.data.source).takes
     if "first_label" in takes:
         return "correct data.first_label, or data.classes where labels are names, or the teacher's file"
     if "classes" in takes:

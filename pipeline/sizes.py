@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from dhkd.configs.schema import Experiment
-from dhkd.data.errors import ConfigError, one_of
-from dhkd.data.sources import SOURCES
+from dhkd.data.errors import ConfigError
+from dhkd.data.sources import source_of
 from dhkd.data.sources.base import Size
 from dhkd.pipeline.build.data import recipe_of
 from dhkd.stages.models.signals import Shapes
@@ -74,7 +74,7 @@ def pixels_of(experiment: Experiment) -> int | None:
 
 def _known_size(experiment: Experiment) -> Size | None:
     """Return the size of the training split, or None if the source has to read files to know it."""
-    return one_of("data source", experiment.data.source, SOURCES).size
+    return source_of(experiment.data.source).size
 
 
 def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:

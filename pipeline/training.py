@@ -99,6 +99,7 @@ def train_teacher(
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
+        run.class_names = source.images.class_names
         objective = build_objective("ce", {})
         require_labels(experiment.model_copy(update={"objective": "ce"}), objective, source.images)
         require_batches("teacher", settings, source.images, processes)
@@ -235,6 +236,8 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         unfinished = {out: student for out, student in students.items() if out not in outcomes}
         if unfinished:
             runs = {out: run for out, (run, _) in claims.items()}
+            for run in runs.values():
+                run.class_names = source.images.class_names
             outcomes |= _train_side_by_side(unfinished, runs, source, options, processes)
         if processes.world_size > 1:  # inside the context, which tells the other processes of an error
             for outcome in outcomes.values():

@@ -39,7 +39,8 @@ HOMES = {
     "scipy": {"stages/report/statistics.py"},
     "plotly": {"stages/report/charts.py", "stages/report/page.py"},
     "jinja2": {"stages/report/page.py"},
-    "torchvision": {"data/sources/cifar100.py", "stages/models/foreign.py"},
+    "torchvision": {"data/sources/cifar100.py", "data/sources/torchvision_sets.py", "stages/models/foreign.py"},
+    "datasets": {"data/sources/huggingface.py"},
     "timm": {"stages/models/foreign.py"},
     "obstore": {"data/cache/storage/bucket.py"},
     "google_crc32c": {

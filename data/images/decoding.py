@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL
 from dhkd.data.errors import DataError
-from dhkd.data.images.levels import eight_bits, require_full_colours
+from dhkd.data.images.levels import Levels, eight_bits, require_full_colours
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
@@ -67,11 +67,7 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
         source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
         image.load()
         require_full_colours(image, source, reading.levels)
-        if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
-            image = Image.fromarray(eight_bits(image, reading.levels))
-        if "transparency" in image.info and image.mode == "P":
-            image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency
-        photo = image if image.mode == "RGB" else image.convert("RGB")
+        photo = as_rgb(image, reading.levels)
         photo.info[FRAMES] = frames
         return photo
     except PIL.UnidentifiedImageError as error:
@@ -90,6 +86,15 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
                 f" file, raise the limit with data.max_metadata_mb"
             ) from error
         raise DataError(f"a damaged image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def as_rgb(image: Photo, levels: Levels | None = None) -> Photo:
+    """Convert an image to RGB. Raises `DataError` for values of more than 8 bits whose black and white aren't known."""
+    if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
+        image = Image.fromarray(eight_bits(image, levels))
+    if "transparency" in image.info and image.mode == "P":
+        image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _set_limits(reading: Reading) -> None:

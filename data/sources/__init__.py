@@ -1,11 +1,25 @@
 """Data sets by name. Each source is a file in this folder and a line in `SOURCES`; `base.py` has the interface."""
 
-from dhkd.data.errors import ConfigError, DataError, one_of, unknown
+from dhkd.data.errors import ConfigError, DataError, unknown
 from dhkd.data.images.base import Images, PerChannel
 from dhkd.data.images.channels import in_channels
 from dhkd.data.images.held_out import parted
-from dhkd.data.sources import arrays, cifar100, csv_lists, digits, folder, glyphs, huggingface, image_folder, tar_shards
+from dhkd.data.own_code import find
+from dhkd.data.sources import (
+    arrays,
+    cifar100,
+    csv_lists,
+    digits,
+    folder,
+    glyphs,
+    huggingface,
+    image_folder,
+    tar_shards,
+    torchvision_sets,
+)
 from dhkd.data.sources.base import SETTINGS, Place, Source
+from dhkd.data.sources.own_data import own_source
+from dhkd.data.sources.torchvision_sets import torchvision_source
 
 SOURCES: dict[str, Source] = {
     "arrays": arrays.SOURCE,
@@ -19,6 +33,25 @@ SOURCES: dict[str, Source] = {
     "webdataset": tar_shards.SOURCE,
 }
 SPLITS = ("train", "test")
+# Sources with a name of their own after the prefix, which is of no other code.
+_BY_PREFIX = {huggingface.PREFIX: huggingface.source_on_hub, torchvision_sets.PREFIX: torchvision_source}
+
+
+def source_of(name: str) -> Source:
+    """Return the source of this name: one of `SOURCES`, of a library, or of code of one's own.
+
+    Raises `ConfigError` for an unknown name, and for own code that wasn't imported.
+    """
+    for prefix, source_on in _BY_PREFIX.items():
+        if name.startswith(prefix):
+            return source_on(name)
+    found = find("data source", name, SOURCES, instances=(Source,))
+    return found if isinstance(found, Source) else own_source(name, found)
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name is that of own code, and of no source of the package or of a library."""
+    return name not in SOURCES and not name.startswith(tuple(_BY_PREFIX))
 
 
 def load_source(
@@ -42,7 +75,7 @@ def load_source(
     and for a split that nothing can be learnt from.
     """
     place = place or Place()
-    source = one_of("data source", name, SOURCES)
+    source = source_of(name)
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, SPLITS))
     for key in SETTINGS:

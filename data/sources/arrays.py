@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.encoded import MEAN, STD
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.options import with_options
 from dhkd.data.shown import some_of
+from dhkd.data.sources.assembled import set_of_arrays
 from dhkd.data.sources.base import OF_LABELS, Place, Source, no_test_split
-from dhkd.data.sources.class_labels import Numbering, as_labels, as_named, numbering_of
-from dhkd.data.sources.mixed_order import mixed_order
+from dhkd.data.sources.class_labels import as_labels, as_named, numbering_of
 from dhkd.data.sources.npy_files import ArrayFile, arrays_in, require_memory
 from dhkd.data.sources.pixel_layout import as_nchw, layout_of, require_uint8, tensor_of
 from numpy.typing import NDArray
@@ -71,16 +69,6 @@ def load(split: str, place: Place) -> ImageSet:
     label_N = numbering.numbers(pair.where, labels, _row)
     images_NCHW = _images(pair, len(label_N), options)
     return set_of_arrays("arrays", split, pair.where, images_NCHW, label_N, numbering)
-
-
-def set_of_arrays(
-    name: str, split: str, where: str, images_NCHW: Tensor, label_N: Tensor, numbering: Numbering
-) -> ImageSet:
-    """Return the set of images uint8 (N, 3, H, W); those of a split that is sorted by label get a seeded order."""
-    order = mixed_order(where, split, label_N.numpy())
-    if order is not None:
-        images_NCHW, label_N = images_NCHW[torch.from_numpy(order)], label_N[torch.from_numpy(order)]
-    return ImageSet(name, split, images_NCHW, label_N, numbering.num_classes, MEAN, STD, numbering.names)
 
 
 def _pair(split: str, place: Place, options: Options) -> Pair:

@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from dhkd.data.disk.regular import open_regular
 from dhkd.data.errors import ConfigError, DataError, unknown
 from dhkd.data.images.decoding import SUFFIXES
 from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.options import with_options
 from dhkd.data.shown import printable_line, some_of
+from dhkd.data.sources.assembled import set_of_files
 from dhkd.data.sources.base import OF_FILES, OF_LABELS, Place, Source, no_test_split
 from dhkd.data.sources.class_labels import Labels, as_labels, as_named, numbering_of
-from dhkd.data.sources.image_folder import FolderFiles
-from dhkd.data.sources.mixed_order import mixed_order
 
 log = logging.getLogger("dhkd")
 
@@ -75,14 +73,7 @@ def load(split: str, place: Place) -> PhotoSet:
     label_N = numbering.numbers(table.where, labels, table.row)
     paths = _paths(table, columns[0], Path(place.root), follow=bool(place.follow_links))
     _require_once(table, paths, label_N.tolist())
-    path_N = np.array(paths, dtype=np.bytes_)
-    order = mixed_order(table.where, split, label_N.numpy())
-    if order is not None:
-        path_N, label_N = path_N[order], label_N[order]
-    files = FolderFiles(Path(place.root), path_N, place.reading)
-    return PhotoSet(
-        "csv", split, files, label_N, numbering.num_classes, levels=place.levels, class_names=numbering.names
-    )
+    return set_of_files("csv", split, table.where, paths, label_N, numbering, place)
 
 
 def _table(split: str, place: Place, options: Options) -> Table:
@@ -90,7 +81,7 @@ def _table(split: str, place: Place, options: Options) -> Table:
     root, named = Path(place.root or "."), place.train if split == "train" else place.test
     file = root / named if named is not None else _found(split, root)
     try:
-        with open_regular(file) as stream:
+        with open_regular(str(file)) as stream:
             text = stream.read().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"csv: {file}: expected a list of images, got: {error.strerror}; check data.{split}") from error
@@ -211,11 +202,12 @@ def _paths(table: Table, column: int, root: Path, *, follow: bool) -> list[bytes
     paths, missing = [], []
     for at, cell in enumerate(cells):
         path = below(at, cell, base)
-        try:
-            if not stat.S_ISREG(os.stat(root / path).st_mode):
-                raise DataError(f"{table.where}: {table.row(at)}: {path}: expected an image file, got another thing")
-        except (OSError, ValueError):
+        mode = _mode(root / path)
+        if mode is None:
             missing.append(at)
+        elif not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a named pipe or a device"
+            raise DataError(f"{table.where}: {table.row(at)}: {path}: expected an image file, got {kind}")
         paths.append(os.fsencode(path))
     if missing:
         at = missing[0]
@@ -224,6 +216,13 @@ def _paths(table: Table, column: int, root: Path, *, follow: bool) -> list[bytes
             f" {printable_line(cells[at], 100)} ({table.row(at)}); paths are relative to the data root or to the list"
         )
     return paths
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):  # ValueError for a NUL in the path
+        return None
 
 
 def _below(table: Table, root: Path, inside: str, follow: bool) -> Callable[[int, str, str], str]:

@@ -18,9 +18,10 @@ from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.options import with_options
 from dhkd.data.shown import printable_line, some_of
 from dhkd.data.sources.arrow_images import ArrowImages
+from dhkd.data.sources.assembled import set_of_photos
 from dhkd.data.sources.base import OF_FILES, OF_LABELS, Place, Source, no_test_split
 from dhkd.data.sources.class_labels import Labels, as_labels, as_named, numbering_of
-from dhkd.data.sources.mixed_order import mixed_order
+from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
 
@@ -29,7 +30,7 @@ TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
 _SPLIT_OF_FILE = re.compile(r"(?:^|[/._-])(train|test|validation|valid|val|dev)(?=[/._-])")
 WITHHELD = -1  # the label of images whose classes the authors keep for themselves
 
-Splits = Mapping[str, Any]  # a `datasets.Dataset` for each split
+Splits = Mapping[str, Any]  # Any: a `datasets.Dataset` for each split; the library has no types
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,14 @@ def _load(split: str, place: Place, hub_name: str | None) -> PhotoSet:
         if table.class_names and train.class_names and list(table.class_names) != list(train.class_names):
             raise DataError(f"{table.where}: expected the classes of the training split, got others; correct them")
     label_N = numbering.numbers(table.where, labels, table.row)
-    order = mixed_order(table.where, split, label_N.numpy())
-    row_N = np.arange(len(label_N)) if order is None else order
-    if order is not None:
-        label_N = label_N[order]
-    inside = [_library_cache(), *([Path(place.root)] if place.root is not None else [])]
-    files = ArrowImages(table.where, table.dataset, table.image, row_N, inside, place.reading)
-    files.require_all()
-    return PhotoSet(
-        name, split, files, label_N, numbering.num_classes, levels=place.levels, class_names=numbering.names
-    )
+    inside, reading = [_library_cache(), *([Path(place.root)] if place.root is not None else [])], place.reading
+
+    def files(order: NDArray[np.int64]) -> ArrowImages:
+        images = ArrowImages(table.where, table.dataset, table.image, order, inside, reading)
+        images.require_all()
+        return images
+
+    return set_of_photos(name, split, table.where, files, label_N, numbering, place.levels)
 
 
 def _trained(train: _Table) -> Labels:

@@ -52,7 +52,7 @@ class ArrayFile:
 
 def arrays_in(path: Path) -> list[ArrayFile]:
     """Return the arrays in a .npy or .npz file. Raises `DataError` for anything else, and for what isn't read."""
-    with _refused(path), open_regular(path) as stream:
+    with _refused(path), open_regular(str(path)) as stream:
         if path.suffix.lower() == ".npy":
             size = path.stat().st_size
             return [_announced(path, None, stream, size)]

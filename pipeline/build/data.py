@@ -9,13 +9,13 @@ import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.data.cache.manifest import DatasetIdentity
 from dhkd.data.disk.user_cache import expanded
-from dhkd.data.errors import ConfigError, DataError, one_of
+from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.images.channels import in_channels
 from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.render import Normalization, Renderer
-from dhkd.data.sources import SOURCES, load_source
+from dhkd.data.sources import load_source, source_of
 from dhkd.data.sources.base import READING, Place
 from dhkd.data.sources.class_order import classes_listed, is_file
 from dhkd.data.sources.shard_urls import is_remote
@@ -70,20 +70,21 @@ def images_of(
 def _asked(classes: Callable[[], int | None] | None, experiment: Experiment, split: str) -> int | None:
     """Return the number of classes of the networks, if the images of this split have no labels and it is known."""
     data = experiment.data
-    labelled = one_of("data source", data.source, SOURCES).labelled if data.labels is None else False
+    labelled = source_of(data.source).labelled if data.labels is None else False
     return None if classes is None or labelled else classes()
 
 
-def reading_of(experiment: Experiment, options: DataOptions) -> dict[str, object]:
+def reading_of(experiment: Experiment, options: DataOptions, images: Images | None = None) -> dict[str, object]:
     """Return the settings by which classes and pixels are read, as plain values, as far as they are set.
 
-    A file that lists the classes is replaced by its list, because the file may change.
+    A file that lists the classes is replaced by its list, because the file may change. The names of the classes of
+    `images` are added, if it has any.
     """
     data = experiment.data
     settings = {key: value for key, value in data.model_dump(mode="json").items() if key in READING}
     if data.classes is not None and is_file(data.classes) and options.root is not None:
         settings["classes"] = classes_listed(data.classes, Path("." if is_remote(options.root) else options.root))
-    return settings
+    return settings | ({"class_names": list(images.class_names)} if images and images.class_names else {})
 
 
 def recipe_of(views: Views) -> Recipe:
