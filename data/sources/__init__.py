@@ -104,6 +104,7 @@ def _part(source: Source, split: str, place: Place, fraction: float, seed: int) 
     whole = source.load("train", place)
     if place.labels == "none":
         whole = whole.without_labels(place.network_classes)
+    _require_usable(whole.name, "train", whole)  # before labels decide on the parts
     left, val = parted(whole, fraction, seed)
     if place.labels == "test" and val.labels_N is None:
         raise ConfigError(
