@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import yaml
 from dhkd.data.errors import ConfigError
 
+_FOLDERS_OF_CODE = re.compile(r"[^\s=,+*]*/(?=[^\s=,+*/]*\.py:)")  # of my/nets.py:Net, which a name of files leaves out
+
 
 def combinations(grid: Sequence[str]) -> dict[str, list[str]]:
     """Return the overrides of every combination of a grid, by the combination's name.
@@ -33,7 +35,8 @@ def combinations(grid: Sequence[str]) -> dict[str, list[str]]:
     overrides_of: dict[str, list[str]] = {}
     for combination in itertools.product(*choices):
         overrides = [f"{key}={value}" for key, value in combination]
-        name = re.sub(r"[^\w.=+*,-]+", "_", ",".join(overrides))
+        short = [_FOLDERS_OF_CODE.sub("", override) for override in overrides]
+        name = re.sub(r"[^\w.=+*,-]+", "_", ",".join(short))
         if name in overrides_of:
             raise ConfigError(f"--grid: expected different values, got {name} twice")
         overrides_of[name] = overrides

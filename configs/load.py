@@ -118,7 +118,7 @@ def _walk(folder: Traversable, prefix: str) -> Iterable[str]:
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key. A string given for a section sets the section's main field and keeps its other fields."""
-    *sections, last = key.split(".")
+    *sections, last = _parts_of(key)
     model: type[BaseModel] | None = Experiment
     node = tree
     for name in sections:
@@ -136,6 +136,15 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         node[last] = {**(existing if isinstance(existing, dict) else {}), section.main_field: value}
     else:
         node[last] = value
+
+
+def _parts_of(key: str) -> list[str]:
+    """Split a dotted key. Below `objectives`, the name of own code has dots of its own: objectives.my.py:far.margin."""
+    first, _, rest = key.partition(".")
+    if first == "objectives" and ":" in rest:
+        name, dot, option = rest.rpartition(".")
+        return [first, name, option] if dot and ":" not in option else [first, rest]
+    return key.split(".")
 
 
 def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[BaseModel] | None:

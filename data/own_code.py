@@ -8,9 +8,9 @@ or the environment says DHKD_IMPORT. Packages that somebody installed may offer 
 Runs and caches record what they used (`Origin`), so that code that has changed since is noticed.
 """
 
-import hashlib
 import importlib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
@@ -22,11 +22,14 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, TypeVar
 
-from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.errors import ConfigError, OwnCodeError, unknown
 from dhkd.data.own_failures import failed, running
 from dhkd.data.own_files import LoadedFile, load_file
+from dhkd.data.own_origins import Origin, changes, origin_of_module, origin_of_object
 
 __all__ = ["VARIABLE", "Origin", "Own", "find", "imported", "is_reference", "offer", "origin_of", "running"]
+
+log = logging.getLogger("dhkd")
 
 T = TypeVar("T")
 Own = Callable[..., Any]  # a function or class that a user wrote; the caller knows what it should return
@@ -36,25 +39,6 @@ VARIABLE = "DHKD_IMPORT"
 SUFFIX = ".py"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the code of a name comes from: its module or file, and the SHA-256 of the file that ran.
-
-    `beside` has the hashes of the files beside it that it imports. `sha256` is None for code without a file, such as
-    that of a compiled module.
-    """
-
-    name: str
-    module: str
-    sha256: str | None
-    beside: Mapping[str, str] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, object]:
-        """Return plain values for a run's settings or a cache's provenance; fields that say nothing are left out."""
-        plain: dict[str, object] = {"module": self.module, "sha256": self.sha256}
-        return plain | ({"beside": dict(self.beside)} if self.beside else {})
-
-
 @dataclass
 class _Known:
     """What this process may use: loaded files by their real path, imported modules, and objects offered by name."""
@@ -62,6 +46,7 @@ class _Known:
     files: dict[Path, LoadedFile] = field(default_factory=dict)
     modules: dict[str, ModuleType] = field(default_factory=dict)
     offered: dict[str, object] = field(default_factory=dict)
+    allow_changed: bool = False  # whether code may differ from what a run or cache recorded
 
 
 _known = _Known()
@@ -70,13 +55,17 @@ _known = _Known()
 # Loading
 
 
-def imported(names: Iterable[str] = (), variables: MutableMapping[str, str] = os.environ) -> None:
+def imported(
+    names: Iterable[str] = (), variables: MutableMapping[str, str] = os.environ, *, allow_changed: bool = False
+) -> None:
     """Load the modules and files that the command line names, and those in the variable DHKD_IMPORT.
 
     A file ends in .py or has a slash; its path is relative to the current folder. What is loaded already is not loaded
-    again. DHKD_IMPORT then names all of them, for the processes that this one starts. Raises `ConfigError` for what
-    doesn't exist, and `OwnCodeError` if the code raises an exception.
+    again. DHKD_IMPORT then names all of them, for the processes that this one starts. With `allow_changed`, code may
+    have changed since a run or cache recorded it. Raises `ConfigError` for what doesn't exist, and `OwnCodeError` if
+    the code raises an exception.
     """
+    _known.allow_changed = allow_changed
     loaded = []
     for name in [*_listed(variables.get(VARIABLE, "")), *names]:
         if _is_file(name):
@@ -186,23 +175,59 @@ def is_reference(name: str) -> bool:
     return bool(colon) and attribute.isidentifier() and (_is_file(place) or is_module)
 
 
-def origin_of(name: str) -> Origin | None:
+def origin_of(name: str, kind: str = "setting") -> Origin | None:
     """Return where the code of `name` comes from; None for a name that is neither offered nor of the form of own code.
 
-    Raises `ConfigError` for own code that was not loaded.
+    `kind` says in messages what the name stands for. Raises `ConfigError` for own code that was not loaded.
     """
     if name in _known.offered:
-        return _origin_of_object(name, _known.offered[name])
+        return origin_of_object(name, _known.offered[name])
     if (entry := _entries().get(name)) is not None:
-        _of_entry("name", entry)
-        return _origin_of_module(name, sys.modules[entry.module])
+        _of_entry(kind, entry)
+        return origin_of_module(name, sys.modules[entry.module])
     if not is_reference(name):
         return None
     place = name.rpartition(":")[0]
     if not _is_file(place):
-        return _origin_of_module(name, _loaded_module("name", name, place))
-    loaded = _loaded_file("name", name, place)
+        return origin_of_module(name, _loaded_module(kind, name, place))
+    loaded = _loaded_file(kind, name, place)
     return Origin(name, place, loaded.sha256, loaded.beside)
+
+
+def explained(error: BaseException) -> OwnCodeError | None:
+    """Return the one-line error for an exception that own code raised or passed on; None for any other exception."""
+    frame, what = error.__traceback__, None
+    while frame is not None:
+        what = _own_place(frame.tb_frame.f_code.co_filename, frame.tb_frame.f_globals.get("__name__", "")) or what
+        frame = frame.tb_next
+    found = None if what is None else failed(what, error)
+    return found if isinstance(found, OwnCodeError) else None
+
+
+def _own_place(file: str, module: str) -> str | None:
+    """Return the name of the loaded file or module to which a frame belongs, or None if it belongs to none."""
+    packages = [*_known.modules, *(entry.module.partition(".")[0] for entry in _entries().values())]
+    if any(f"{module}.".startswith(f"{package}.") for package in packages):
+        return module
+    for path, loaded in _known.files.items():
+        if file in (str(path), *(str(path.parent / name) for name in loaded.beside)):
+            return Path(file).name
+    return None
+
+
+def require_unchanged(
+    where: str, recorded: object, current: Mapping[str, Mapping[str, object]], error: Callable[[str], Exception]
+) -> None:
+    """Raise `error` if code has changed since `where` recorded it, unless the user allows that.
+
+    The arguments are as in `changes`.
+    """
+    changed = changes(recorded, current)
+    if not changed:
+        return
+    if not _known.allow_changed:
+        raise error(f"{where}: {'; '.join(changed)}; put the code back, or allow the change with --allow-changed-code")
+    log.warning("%s: %s, as --allow-changed-code allows", where, "; ".join(changed))
 
 
 def _of_reference(kind: str, name: str) -> object:
@@ -291,27 +316,3 @@ def _real(name: str) -> Path:
         return Path(name).expanduser().resolve()
     except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, a NUL
         raise ConfigError(f"file {name}: expected a path ({error})") from error
-
-
-def _origin_of_module(name: str, module: ModuleType) -> Origin:
-    return Origin(name, module.__name__, _hash_of(getattr(module, "__file__", None)))
-
-
-def _origin_of_object(name: str, thing: object) -> Origin:
-    """Return the origin of an object; one from a notebook is identified by its text."""
-    described = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    module = getattr(described, "__module__", None) or "__main__"
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        try:
-            return Origin(name, module, hashlib.sha256(inspect.getsource(described).encode()).hexdigest())
-        except (OSError, TypeError):
-            return Origin(name, module, None)
-    return Origin(name, module, _hash_of(file))
-
-
-def _hash_of(file: str | None) -> str | None:
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
-    except OSError:
-        return None

@@ -17,6 +17,7 @@ from dhkd.data.errors import CacheIncomplete
 from dhkd.data.progress import progress
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
 from dhkd.pipeline.build.checks import require_cache
+from dhkd.pipeline.build.code import code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import channels_of, images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.caching import REBUILD, compare_signals
@@ -59,6 +60,7 @@ def verify(
         if teacher is not None:
             channels = channels_of(settings, images)
             trained = trained_network(settings.architecture, images.num_classes, teacher, "teacher", channels)
+            require_code_of_cache(reader.manifest, cache, names, code_of_teacher(experiment))
             _require_weights(trained.network, reader.manifest, names, cache)
         renderer = renderer_of(images, recipe, processes.device, data)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))

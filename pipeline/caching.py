@@ -20,6 +20,7 @@ from dhkd.data.images.held_out import VAL
 from dhkd.data.render import Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
+from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import (
     channels_of,
     images_of,
@@ -82,21 +83,22 @@ def cache_teacher(
         identity = cache_identity(
             experiment, images, recipe, setting, trained.network, normalize, processes.precision, name
         )
-        plan = plan_of(experiment, images, recipe, setting)
+        plan, code = plan_of(experiment, images, recipe, setting), code_facts(code_of_teacher(experiment))
         require_agreement(
             processes,
             lambda: {
                 "cache": experiment.cache.model_dump(mode="json"),
                 "identity": identity.model_dump(mode="json"),
+                **code,
                 "options": {"out": out, "name": name, "part": part, "allow_bad": data.allow_bad},
             },
         )
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
-        if _must_state_provenance(storage, wanted, out, processes):
+        if _must_state_provenance(storage, wanted, out, processes, code_of_teacher(experiment)):
             test = test_renderer_of(experiment, processes.device, data, images)
             accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data, images)
-            provenance = _provenance(experiment, trained.network, accuracy_of, reading, command)
+            provenance = code | _provenance(experiment, trained.network, accuracy_of, reading, command)
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
         signals = list(wanted.signals)
@@ -130,7 +132,7 @@ def compare_signals(
     return LiveDifferences(largest_difference_from_live=max(largest.values()), differences_from_live=largest)
 
 
-def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, processes: Processes) -> bool:
+def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, processes: Processes, code: Code) -> bool:
     """Return whether some of the `wanted` signals are new to the cache.
 
     Raises an error, before any costly step, if these signals can't be added to the cache.
@@ -138,6 +140,7 @@ def _must_state_provenance(storage: Storage, wanted: Manifest, location: str, pr
     existing = processes.broadcast(find(storage) if processes.is_first else None)
     if existing is None:
         return True
+    require_code_of_cache(existing.manifest, location, existing.manifest.signals, code)
     require_small_blocks(existing.manifest.extended_by(wanted, location), list(wanted.signals), location)
     return not set(wanted.signals) <= set(existing.manifest.signals)
 

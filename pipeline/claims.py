@@ -12,6 +12,7 @@ from dhkd.data.runs.lock import RunLock, held
 from dhkd.data.runs.metrics import read_metrics
 from dhkd.data.runs.names import METRICS, RESULT
 from dhkd.data.runs.result import read_result
+from dhkd.pipeline.build.code import kept_code
 from dhkd.pipeline.environment import log_once
 from dhkd.pipeline.results import TrainedRun
 from dhkd.stages.agreement import require_agreement
@@ -54,6 +55,7 @@ def claimed(
     Also returns the result if the run is finished already. Raises what `RunFolder` raises, `RunTaken` if another
     process trains in the folder, and `RunMismatch` if the result is not that of the settings and metrics beside it.
     """
+    facts = kept_code(out, facts) if resume else facts
     config = {"run": {**facts, "precision": processes.precision}, "experiment": settings_of(experiment)}
     run = RunFolder(out, config, resume=resume)
     result = _finished(run, processes)  # a finished run needs no lock, so it may lie on a disk that can only be read

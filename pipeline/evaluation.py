@@ -12,6 +12,7 @@ from dhkd.data.images.base import Images
 from dhkd.data.images.held_out import VAL
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.measured import USUAL
+from dhkd.pipeline.build.code import code_facts, code_of_data, code_of_network, require_code_of_run
 from dhkd.pipeline.build.data import channels_of, normalization_of, plain_identity, test_renderer_of
 from dhkd.pipeline.build.networks import Trained, architecture_of, classes_in, trained_network
 from dhkd.pipeline.chance import chance_fault, order_fault
@@ -70,6 +71,9 @@ def evaluate_network(
     settings = experiment.teacher if role == "teacher" else experiment.student
     with processes_for(settings.precision, cpu=cpu) as processes:
         architecture = architecture_of(weights, role, settings.architecture)
+        code = {**code_of_network(architecture), **code_of_data(experiment)}
+        if weights.is_dir():
+            require_code_of_run(weights, code)
         test = test_renderer_of(
             experiment, processes.device, data, classes=lambda: classes_in(settings.architecture, weights, role)
         )
@@ -81,7 +85,8 @@ def evaluate_network(
         channels = channels_of(settings, test.images)
         trained = trained_network(architecture, test.images.num_classes, weights, role, channels)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
-        require_agreement(processes, lambda: {"data": plain_identity(test.images), "weights": weights_sha256(network)})
+        told = {"weights": weights_sha256(network), **code_facts(code)}
+        require_agreement(processes, lambda: {"data": plain_identity(test.images), **told})
         classes_N = None if against is None else _classes_of_teacher(experiment, against, test, processes)
         normalize = normalization_of(settings, test.images, trained.mean_std)
         accuracy_of = Evaluator(test, normalize, processes, classes_N)

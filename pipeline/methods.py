@@ -13,7 +13,7 @@ from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.sizes import data_size_of, setting_without_data
 from dhkd.stages.models import build_network, count_parameters
 from dhkd.stages.models.signals import parse
-from dhkd.stages.train.objectives import OBJECTIVES, build_objective
+from dhkd.stages.train.objectives import OBJECTIVES, build_objective, own_objectives
 from dhkd.stages.train.objectives.contract import Objective, Setting
 
 
@@ -41,6 +41,8 @@ class Method:
 def list_methods(experiment: Experiment, *, samples: int | None = None, classes: int | None = None) -> list[Method]:
     """Describe every objective, with the preset's options and for the preset's teacher and student.
 
+    Own objectives are described if the preset names them.
+
     `samples` and `classes` are for sources whose size is unknown until they are read.
     """
     data = data_size_of(experiment, samples, classes)
@@ -51,7 +53,7 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
     setting = replace(setting_without_data(experiment, data.classes), teacher_network=teacher)
     return [
         _method(name, build_objective(name, experiment.objectives.get(name, {})), experiment, setting, data.samples)
-        for name in OBJECTIVES
+        for name in [*OBJECTIVES, *own_objectives(experiment.objective)]
     ]
 
 

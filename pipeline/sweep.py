@@ -27,6 +27,7 @@ from dhkd.data.runs.measured import top1_name
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
+from dhkd.pipeline.build.code import require_code_of_run
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.data_options import DataOptions
@@ -212,6 +213,7 @@ def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
     if existing is None:
         require_no_remains(run)
         return
+    require_code_of_run(run)
     changed = differences(existing.get("experiment") or {}, settings_of(experiment), exact=True)
     before = (existing.get("run") or {}).get("cache")
     if before != digest:

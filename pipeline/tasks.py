@@ -9,6 +9,7 @@ from dhkd.configs.schema import Training
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.measured import USUAL
 from dhkd.data.stream.batches import Stream
+from dhkd.pipeline.build.code import code_metadata
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
 from dhkd.pipeline.environment import hardware, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
@@ -86,6 +87,7 @@ def finished(
             "num_classes": str(accuracy_of.renderer.images.num_classes),
             "mean": json.dumps(accuracy_of.normalize.mean),
             "std": json.dumps(accuracy_of.normalize.std),
+            **code_metadata(architecture),
         }
         save_weights(task.run.path / f"{role}.safetensors", network, metadata)
         task.run.write_result(plain(result))

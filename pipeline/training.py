@@ -24,6 +24,7 @@ from dhkd.pipeline.build.checks import (
     require_own_draws,
     require_same_classes,
 )
+from dhkd.pipeline.build.code import code_facts, code_of_teacher
 from dhkd.pipeline.build.data import (
     listed_classes,
     normalization_of,
@@ -85,9 +86,10 @@ def train_teacher(
     trackers = installed_trackers(track)
     settings = experiment.teacher
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
-        require_agreement(processes, lambda: _told(out, experiment, resume=resume, track=trackers))
+        code = code_facts(code_of_teacher(experiment))
+        require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
         part = {} if experiment.data.val_fraction is None else {"measured": "val accuracy"}
-        facts = {"command": "train-teacher", **listed_classes(experiment, data), **part}
+        facts = {"command": "train-teacher", **listed_classes(experiment, data), **part, **code}
         run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
             return result

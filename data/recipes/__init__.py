@@ -1,5 +1,11 @@
 """Recipes draw views. Each recipe is a file in this folder and a line in `RECIPES`; `base.py` has the interface."""
 
+from collections.abc import Mapping
+from inspect import isclass
+
+from dhkd.data.errors import ConfigError
+from dhkd.data.options import with_options
+from dhkd.data.own_code import find, running
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
@@ -9,3 +15,21 @@ RECIPES: dict[str, type[Recipe]] = {
     "crop-flip": CropFlip,
     "random-resized-crop": RandomResizedCrop,
 }
+
+
+def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
+    """Build the recipe that `views.kind` names, with the other keys of `views` as its parameters.
+
+    Raises `ConfigError` for an unknown kind, for own code that is no subclass of `Recipe`, and for missing or unknown
+    parameters.
+    """
+    recipe = find("views.kind", kind, RECIPES)
+    if kind in RECIPES:
+        return with_options(f"views of kind {kind}", RECIPES[kind], parameters)
+    if isclass(recipe) and not issubclass(recipe, Recipe):
+        raise ConfigError(f"views.kind {kind}: expected a subclass of Recipe, got the class {recipe.__name__}")
+    with running(f"views.kind {kind}"):
+        made = with_options(f"views of kind {kind}", recipe, parameters)
+    if not isinstance(made, Recipe):
+        raise ConfigError(f"views.kind {kind}: expected a Recipe, got a {type(made).__name__}")
+    return made

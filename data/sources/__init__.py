@@ -49,6 +49,11 @@ def source_of(name: str) -> Source:
     return found if isinstance(found, Source) else own_source(name, found)
 
 
+def is_own(name: str) -> bool:
+    """Return whether a name is that of own code, and of no source of the package or of a library."""
+    return name not in SOURCES and not name.startswith(tuple(_BY_PREFIX))
+
+
 def load_source(
     name: str,
     split: str,

@@ -3,7 +3,7 @@
 Each check raises an error that says what does not fit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.batches import shares
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
+from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
@@ -51,7 +52,7 @@ def require_cache(
     reader: LogitReader,
     images: Images,
     recipe: Recipe,
-    names: Iterable[str],
+    names: Collection[str],
     teacher: nn.Module | None,
 ) -> None:
     """Raise `CacheMismatch` unless the cache fits the data set, the recipe, and for the signals `names` the teacher.
@@ -67,6 +68,8 @@ def require_cache(
     }
     remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
     require_identity(identity, reader.manifest, reader.location, remedy)
+    code = code_of_data(experiment) if teacher is None else code_of_teacher(experiment)
+    require_code_of_cache(reader.manifest, reader.location, names, code)
 
 
 def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:

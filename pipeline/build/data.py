@@ -9,11 +9,10 @@ import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.data.cache.manifest import DatasetIdentity
 from dhkd.data.disk.user_cache import expanded
-from dhkd.data.errors import ConfigError, DataError, one_of
+from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.images.channels import in_channels
-from dhkd.data.options import with_options
-from dhkd.data.recipes import RECIPES
+from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.sources import load_source, source_of
@@ -93,8 +92,7 @@ def recipe_of(views: Views) -> Recipe:
 
     Raises `ConfigError` for an unknown kind, and for missing or unknown parameters.
     """
-    recipe = one_of("views.kind", views.kind, RECIPES)
-    return with_options(f"views of kind {views.kind}", recipe, views.parameters)
+    return build_recipe(views.kind, views.parameters)
 
 
 def renderer_of(images: Images, recipe: Recipe, device: torch.device, options: DataOptions) -> Renderer:

@@ -10,6 +10,7 @@ from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
+from dhkd.pipeline.build.code import require_code_of_weights
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import INNER, packaged_weights
@@ -83,6 +84,7 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str, 
     else:
         path, key = split_key(path)
         file = weights_file(path, role)
+        require_code_of_weights(file, _metadata(file), architecture)
         state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
         network = build_network(architecture, num_classes, channels or (len(mean_std[0]) if mean_std else 3))
     origin = fit_weights(network, state, origin)

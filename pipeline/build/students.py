@@ -14,6 +14,7 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of, summary_of, teacher_in
 from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_rows
+from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import channels_of, images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, classes_in, trained_network
 from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
@@ -64,6 +65,7 @@ class PreparedStudent:
         """Return what defines the student's run besides its settings, as plain values for config.yaml."""
         definitions = self.objective.definitions(self.setting)
         live = {"signals": list(self.live), "sha256": self.live_sha256, "precision": self.live_precision}
+        code = code_of_student(self.experiment, self.setting.student.architecture, live=bool(self.live))
         return {
             "command": "train-student",
             "cache": self.digest,
@@ -71,6 +73,7 @@ class PreparedStudent:
             "live": live if self.live_sha256 else None,
             # Left out for first definitions, so that runs of those methods from before there were others go on.
             **({"definitions": dict(definitions)} if definitions else {}),
+            **code_facts(code),
         }
 
     def distillation(self, source: Source, *, together: int) -> Distillation:

@@ -14,6 +14,7 @@ import sys
 import traceback
 
 import click
+from dhkd.data import own_code
 from dhkd.data.disk.remedies import os_error_line
 from dhkd.data.errors import DhkdError, error_line
 from dhkd.data.shown import shown
@@ -106,11 +107,16 @@ def _run(debug: bool) -> tuple[int, OSError | None]:
     except OSError as error:
         if _is_of_printing(error):
             return 0, error
-        return _failed(os_error_line(error), 1, debug)
+        return _failed(str(own_code.explained(error) or os_error_line(error)), 1, debug)
     except (KeyboardInterrupt, click.Abort):
         return _failed(f"interrupted; {CONTINUE}", 128 + signal.SIGINT, debug)
     except Stopped as stopped:
         return _failed(f"stopped by {stopped}; {CONTINUE}", 128 + stopped.number, debug)
+    except Exception as error:
+        explained = own_code.explained(error)
+        if explained is None:
+            raise  # a bug in the program
+        return _failed(str(explained), explained.exit_code, debug)
     return 0, None
 
 

@@ -13,6 +13,7 @@ from dhkd.pipeline.cli.options import (
     experiment_options,
     gathered,
     json_option,
+    own_code_options,
     precision_option,
 )
 from dhkd.pipeline.cli.output import emit
@@ -82,6 +83,7 @@ def _line_of_evaluate(result: "Evaluated") -> str:
 @click.command()
 @click.argument("run", type=PATH)
 @click.option("--out", type=OUT_FILE, required=True, help="The .safetensors file to write; it must not exist yet.")
+@own_code_options
 @json_option
 def export(run: Path, out: Path, as_json: bool) -> None:
     """Write a run's trained network to a safetensors file.

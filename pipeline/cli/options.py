@@ -114,8 +114,21 @@ def gathered(argument: str, kind: Callable[..., Any]) -> Decorator:
     return decorate
 
 
+def own_code_options(function: Function) -> Function:
+    """Add --import and --allow-changed-code; the command's function runs after the code was loaded."""
+
+    @functools.wraps(function)
+    def with_own_code(*, imports: Sequence[str], allow_changed_code: bool, **parameters: Any) -> Any:
+        from dhkd.data.own_code import imported
+
+        imported(imports, allow_changed=allow_changed_code)
+        return function(**parameters)
+
+    return options(_import_option, _allow_changed_code_option)(with_own_code)
+
+
 def experiment_options(short_for: Mapping[str, str] | None = None, *, preset: Decorator = PRESET) -> Decorator:
-    """Add PRESET, --set and --smoke, gathered into the argument `experiment`.
+    """Add PRESET, --set and --smoke, gathered into the argument `experiment`, and the options for own code.
 
     `short_for` lists the command's options that are short for --set: it maps the name of each to a `key=value` template
     in which {} stands for the option's value, for example {"precision": "student.precision={}"}.
@@ -130,7 +143,7 @@ def experiment_options(short_for: Mapping[str, str] | None = None, *, preset: De
             experiment = ExperimentOptions(**{name: parameters.pop(name) for name in names}, settings=settings)
             return function(**parameters, experiment=experiment)
 
-        return options(preset, _set_option, _smoke_option)(with_experiment)
+        return options(preset, _set_option, _smoke_option, own_code_options)(with_experiment)
 
     return decorate
 
@@ -165,6 +178,19 @@ _set_option = click.option(
 )
 _smoke_option = click.option(
     "--smoke", is_flag=True, help="Use the preset's smoke-test settings, for a run of a few seconds."
+)
+_import_option = click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="FILE|MODULE",
+    help="Run this Python file or module, whose functions and classes settings may then name as FILE.py:NAME or"
+    " MODULE:NAME; repeatable. DHKD_IMPORT does the same.",
+)
+_allow_changed_code_option = click.option(
+    "--allow-changed-code",
+    is_flag=True,
+    help="Go on even if a file with code has changed since the run or cache that used it was made.",
 )
 _data_options = (
     click.option(

@@ -17,6 +17,7 @@ from dhkd.pipeline.cli.options import (
     data_options,
     json_option,
     options,
+    own_code_options,
 )
 from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.cli.paths import OUT_FILE, OUT_FOLDER, PATH
@@ -182,6 +183,7 @@ def report_collapse(runs: Any, out: Path) -> "Analysis":
         help="Temperature of BinaryKL.",
     ),
     data_options,
+    own_code_options,
     cpu_option,
 )
 def report_conflict(
@@ -197,7 +199,7 @@ def report_conflict(
     return analyses.report_conflict(runs, cache, out, samples=samples, temperature=temperature, data=data, cpu=cpu)
 
 
-@_analysis("correlation", _teacher_of_runs, data_options, cpu_option)
+@_analysis("correlation", _teacher_of_runs, data_options, own_code_options, cpu_option)
 def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, cpu: bool) -> "Analysis":
     """Compare how logits correlate in teacher and students.
 
@@ -208,7 +210,7 @@ def report_correlation(runs: Any, out: Path, teacher: Path, data: DataOptions, c
     return analyses.report_correlation(runs, teacher, out, data=data, cpu=cpu)
 
 
-@_analysis("tsne", _teacher_of_runs, _samples, data_options, cpu_option)
+@_analysis("tsne", _teacher_of_runs, _samples, data_options, own_code_options, cpu_option)
 def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOptions, cpu: bool) -> "Analysis":
     """Draw t-SNE maps of the penultimate features.
 
@@ -219,7 +221,7 @@ def report_tsne(runs: Any, out: Path, teacher: Path, samples: int, data: DataOpt
     return analyses.report_tsne(runs, teacher, out, samples=samples, data=data, cpu=cpu)
 
 
-@_analysis("etf", click.option("--teacher", type=PATH, help=TEACHER_HELP), data_options, cpu_option)
+@_analysis("etf", click.option("--teacher", type=PATH, help=TEACHER_HELP), data_options, own_code_options, cpu_option)
 def report_etf(runs: Any, out: Path, teacher: Path | None, data: DataOptions, cpu: bool) -> "Analysis":
     """Measure how far classes have collapsed to a simplex ETF.
 

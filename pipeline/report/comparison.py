@@ -4,7 +4,6 @@ A row also has the difference from the baseline, and the accuracy that the paper
 method. The *axes* of a comparison are the settings in which the runs differ, apart from the seed.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from dhkd.data.errors import ConfigError, unknown
 from dhkd.data.runs.measured import USUAL, common_top1_name
 from dhkd.data.runs.names import (
     CACHE_KEY,
+    CODE_KEY,
     MEASURED_KEY,
     OBJECTIVE_KEY,
     OBJECTIVE_OPTIONS_KEY,
@@ -208,7 +208,8 @@ def _is_baseline(candidate: Run, run: Run, axes: Mapping[str, str], key: str, va
 def _is_of_other_objectives(axis: str, objective: str) -> bool:
     """Return whether a setting is an option of other objectives, which has no effect on runs with `objective`."""
     _, _, option = axis.partition(f"{OBJECTIVE_OPTIONS_KEY}.")
-    return bool(option) and option.partition(".")[0] not in re.findall(r"[\w-]+", objective)
+    names = [part.rpartition("*")[2].strip() for part in objective.split("+")]
+    return bool(option) and not any(f"{option}.".startswith(f"{name}.") for name in names)
 
 
 def _row(name: str, kind: Sequence[Run], reference: Sequence[Run] | None, axes: Mapping[str, str]) -> ComparedRow:
@@ -233,7 +234,7 @@ def _last_top1_by_seed(kind: Sequence[Run]) -> dict[int, float]:
 
 
 def _shown(key: str, value: Any) -> Any:
-    return value[:12] if key == CACHE_KEY and value is not None else value
+    return value[:12] if isinstance(value, str) and (key == CACHE_KEY or key.startswith(f"{CODE_KEY}.")) else value
 
 
 @cache

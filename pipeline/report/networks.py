@@ -17,6 +17,7 @@ from dhkd.data.runs.names import CACHE_KEY
 from dhkd.data.runs.read import Run, kept_weights
 from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_of
 from dhkd.pipeline.build.checks import labels_of, require_cache
+from dhkd.pipeline.build.code import code_of_data, require_code_of_run
 from dhkd.pipeline.build.data import channels_of, images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.networks import trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
@@ -69,6 +70,8 @@ def outputs_of_runs(
     processes = Processes("float32", cpu)
     try:
         experiments = {run.name: load_experiment(str(run.path)) for run in finished}
+        for run in finished:
+            require_code_of_run(run.path, code_of_data(experiments[run.name]))
         tests = test_sets_of(experiments, processes.device, data, {run.name: run.path for run in finished})
         if teacher is not None:
             network, normalize = teacher_of(finished, experiments, tests, teacher)
@@ -143,6 +146,7 @@ class _Subject:
 
 def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Processes) -> _Subject:
     experiment = load_experiment(str(run.path))
+    require_code_of_run(run.path)
     trained_from, digest = run.settings.get(CACHE_KEY), digest_for(reader, experiment.student.teacher)
     if trained_from not in (None, digest):
         raise CacheMismatch(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.data.disk.csv_table import write_csv
-from dhkd.data.runs.names import CACHE_KEY, COMMAND_KEY, LIVE_KEY, SEED_KEY, STUDENT_KEY, TEACHER_KEY
+from dhkd.data.runs.names import CACHE_KEY, CODE_KEY, COMMAND_KEY, LIVE_KEY, SEED_KEY, STUDENT_KEY, TEACHER_KEY
 from dhkd.data.runs.read import Run
 from dhkd.data.runs.result import FIGURES
 
@@ -28,13 +28,17 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
     runs = [run for run in runs if SEED_KEY in run.settings]  # the settings of other runs could not be read
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [
-        key
-        for key in keys
-        if key not in NO_AXES and not key.startswith(LIVE_SIGNALS) and _differ([run.settings.get(key) for run in runs])
+        key for key in keys if key not in NO_AXES and not key.startswith(LIVE_SIGNALS) and _differ(_values(key, runs))
     ]
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
     taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
     return {name if taken.count(name) == 1 else key: key for key, name in short.items()}
+
+
+def _values(key: str, runs: Sequence[Run]) -> list[Any]:
+    """Return the values of a setting that count; runs that don't use a piece of own code don't differ in its hash."""
+    values = [run.settings.get(key) for run in runs]
+    return [value for value in values if value is not None] if key.startswith(f"{CODE_KEY}.") else values
 
 
 def write_table(runs: Sequence[Run], folder: Path) -> Path:

@@ -1,17 +1,21 @@
 """The networks by name. To add a family of networks, add one file to this folder and list its networks in `NETWORKS`.
 
 `torchvision:NAME` and `timm:NAME` are networks of those libraries. `simkd:STUDENT+TEACHER` is a student whose last
-feature map is projected and classified by the teacher's classifier.
+feature map is projected and classified by the teacher's classifier. `my_nets.py:NAME` and `package.module:NAME` are
+networks of one's own (`own.py`).
 """
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 
-from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.own_code import Own, find
 from dhkd.stages.models.foreign import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
 from dhkd.stages.models.network import Network, count_parameters, with_input_channels
+from dhkd.stages.models.own import own_network
 from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
 from dhkd.stages.models.resnet50 import ResNet50
@@ -20,7 +24,7 @@ from dhkd.stages.models.shufflenet_v2 import ShuffleNetV2
 from dhkd.stages.models.vgg import CONVOLUTIONS, VGG
 from dhkd.stages.models.wide_resnet import WideResNet
 
-__all__ = ["NETWORKS", "Network", "build_network", "count_parameters"]
+__all__ = ["NETWORKS", "Network", "build_network", "count_parameters", "own_networks"]
 
 # Each function takes the number of classes and returns a freshly initialised network.
 NETWORKS: dict[str, Callable[[int], Network]] = {
@@ -62,6 +66,27 @@ def build_network(name: str, num_classes: int, channels: int = 3) -> Network:
 
 def _built(name: str, num_classes: int) -> Network:
     library, colon, name_there = name.partition(":")
-    if colon:
-        return one_of("library of networks", library, LIBRARIES)(name_there, num_classes)
-    return one_of("network", name, NETWORKS)(num_classes)
+    if colon and library in LIBRARIES:
+        return LIBRARIES[library](name_there, num_classes)
+    if name in NETWORKS:
+        return NETWORKS[name](num_classes)
+    return own_network(name, _found(name), num_classes, {})
+
+
+def _found(name: str) -> Own:
+    try:
+        return find("network", name, NETWORKS)
+    except ConfigError:
+        library, colon, _ = name.partition(":")
+        if colon and get_close_matches(library, LIBRARIES, cutoff=0.5):
+            line = unknown("library of networks", library, LIBRARIES)
+            raise ConfigError(f"{line}; a module of that name needs --import {library}") from None
+        raise
+
+
+def own_networks(name: str) -> list[str]:
+    """Return the names of own code of which the network `name` consists; none if it is built in or of a library."""
+    library, colon, name_there = name.partition(":")
+    if colon and library == "simkd":
+        return [own for part in name_there.split("+") for own in own_networks(part)]
+    return [] if name in NETWORKS or (colon and library in LIBRARIES) else [name]

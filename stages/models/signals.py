@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
-from dhkd.stages.models import build_network
+from dhkd.stages.models import build_network, own_networks
 from dhkd.stages.models.network import Network, Outputs
 from torch import Tensor, nn
 
@@ -211,7 +211,8 @@ class Shapes:
 
     @cached_property
     def _network(self) -> Network:
-        if self.architecture.startswith("timm:"):  # some networks of timm can't be built on the meta device
+        # Some networks of timm, and of users, can't be built on the meta device.
+        if self.architecture.startswith("timm:") or own_networks(self.architecture):
             return build_network(self.architecture, self.num_classes, self.channels).to("meta").eval()
         with torch.device("meta"):
             return build_network(self.architecture, self.num_classes, self.channels).eval()

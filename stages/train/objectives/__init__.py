@@ -1,10 +1,14 @@
-"""The objectives by name. Adding a method takes one file in this folder and one line in `OBJECTIVES`."""
+"""The objectives by name. Adding a method takes one file in this folder and one line in `OBJECTIVES`.
+
+`my_loss.py:NAME` and `package.module:NAME` are objectives of one's own (`own.py`).
+"""
 
 import re
 from collections.abc import Callable, Mapping
 
-from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.errors import ConfigError
 from dhkd.data.options import with_options
+from dhkd.data.own_code import find
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.objectives.attention import AttentionTransfer
 from dhkd.stages.train.objectives.binary_kl import BinaryKL, BinaryKLNorm
@@ -19,6 +23,7 @@ from dhkd.stages.train.objectives.dkd import DKD
 from dhkd.stages.train.objectives.fitnet import FitNet
 from dhkd.stages.train.objectives.kd import KD, LogitMSE
 from dhkd.stages.train.objectives.ofd import OFD
+from dhkd.stages.train.objectives.own import own_objective
 from dhkd.stages.train.objectives.reviewkd import ReviewKD
 from dhkd.stages.train.objectives.rkd import RKD
 from dhkd.stages.train.objectives.simkd import SimKD
@@ -56,17 +61,27 @@ def combined_objective(
     message, for a text or options that are not valid.
     """
     for name in options:
-        one_of("objective", name, OBJECTIVES)
+        find("objective", name, OBJECTIVES, (Objective,))
+    parts = [(name, factor, build_objective(name, options.get(name, {}))) for name, factor in _parts(text)]
+    if len(parts) == 1 and parts[0][1] == 1 and alignment is None:
+        return parts[0][2]
+    return Combined(tuple(parts), alignment)
+
+
+def own_objectives(text: str) -> list[str]:
+    """Return the names of own code in the text of an objective. Raises `ConfigError` for a text that is not valid."""
+    return [name for name, _ in _parts(text) if name not in OBJECTIVES]
+
+
+def _parts(text: str) -> list[tuple[str, float]]:
+    """Return the name and the factor of each part of an objective."""
     parts = []
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())
         if not match:
             raise ConfigError(f"objective {text!r}: expected NAME, or NAME + FACTOR * NAME")
-        name = match["name"].strip()
-        parts.append((name, _factor(match["factor"], text), build_objective(name, options.get(name, {}))))
-    if len(parts) == 1 and parts[0][1] == 1 and alignment is None:
-        return parts[0][2]
-    return Combined(tuple(parts), alignment)
+        parts.append((match["name"].strip(), _factor(match["factor"], text)))
+    return parts
 
 
 def _factor(text: str | None, objective: str) -> float:
@@ -87,4 +102,6 @@ def build_objective(name: str, options: Mapping[str, object]) -> Objective:
     Raises `ConfigError`, with a one-line message, for an unknown name or option, for a value of the wrong type (an int
     is accepted as a float, but a string is never accepted as a number) and for a value out of range.
     """
-    return with_options(f"objective {name!r}", one_of("objective", name, OBJECTIVES), options)
+    if name in OBJECTIVES:
+        return with_options(f"objective {name!r}", OBJECTIVES[name], options)
+    return own_objective(name, find("objective", name, OBJECTIVES, (Objective,)), options)

@@ -25,10 +25,11 @@ class Adapters(nn.Module):
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(parts)
+        modules = {part.replace(".", "_"): module for part, module in parts.items()}  # torch's names have no dots
+        self.parts = nn.ModuleDict(modules)
         self.same_in_every_process = [
             f"parts.{part}.{name}"
-            for part, module in parts.items()
+            for part, module in modules.items()
             for name in getattr(module, "same_in_every_process", ())
         ]
 

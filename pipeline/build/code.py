@@ -1,0 +1,111 @@
+"""The code of users that an experiment names: what runs and caches record of it, and whether it is still the same.
+
+A record maps each name to what `Origin.plain` returns.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dhkd.configs.schema import Experiment
+from dhkd.data.cache.manifest import Manifest
+from dhkd.data.errors import CacheMismatch, RunMismatch, WeightsError
+from dhkd.data.own_code import origin_of, require_unchanged
+from dhkd.data.recipes import RECIPES
+from dhkd.data.runs.config import read_config
+from dhkd.data.runs.names import CODE
+from dhkd.data.sources import is_own
+from dhkd.stages.models import own_networks
+from dhkd.stages.train.objectives import own_objectives
+
+Code = Mapping[str, Mapping[str, object]]
+
+
+def code_of_data(experiment: Experiment) -> Code:
+    """Return the record of the own code that makes the images: source and recipe."""
+    source, kind = experiment.data.source, experiment.views.kind
+    code_of_source = _record([source], "data source") if is_own(source) else {}
+    return {**code_of_source, **({} if kind in RECIPES else _record([kind], "views.kind"))}
+
+
+def code_of_network(architecture: str) -> Code:
+    """Return the record of the own code that makes a network."""
+    return _record(own_networks(architecture), "network")
+
+
+def code_of_teacher(experiment: Experiment) -> Code:
+    """Return the record of the own code by which a teacher is trained or cached."""
+    return {**code_of_network(experiment.teacher.architecture), **code_of_data(experiment)}
+
+
+def code_of_student(experiment: Experiment, architecture: str, *, live: bool) -> Code:
+    """Return the record of the own code by which a student is trained; `architecture` is that of its network.
+
+    The code of the teacher's network counts only if it runs in every step.
+    """
+    teacher = code_of_network(experiment.teacher.architecture) if live else {}
+    objective = _record(own_objectives(experiment.objective), "objective")
+    return {**code_of_network(architecture), **teacher, **objective, **code_of_data(experiment)}
+
+
+def code_facts(code: Code) -> dict[str, Any]:
+    """Return the entry of a run's facts or a cache's provenance, as plain values; nothing if there is no own code."""
+    return {CODE: dict(code)} if code else {}
+
+
+def require_code_of_cache(manifest: Manifest, location: str, signals: Iterable[str], code: Code) -> None:
+    """Raise `CacheMismatch` if own code has changed since these signals were cached."""
+    for signal in signals:
+        provenance = manifest.provenance.get(signal)
+        recorded = provenance.get(CODE) if isinstance(provenance, Mapping) else None
+        require_unchanged(f"cache at {location}", recorded, code, CacheMismatch)
+
+
+def require_code_of_run(run: Path, names: Iterable[str] | None = None) -> None:
+    """Raise `RunMismatch` if own code has changed since the run in a folder began.
+
+    If `names` are given, only these are compared. Raises `ConfigError` for code that was not loaded.
+    """
+    recorded = _recorded(run)
+    compared = recorded if names is None else [name for name in names if name in recorded]
+    require_unchanged(f"run at {run}", recorded, _record(compared, f"run at {run}:"), RunMismatch)
+
+
+def kept_code(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a run that goes on in the folder `out`, or begins there, as plain values.
+
+    Raises `RunMismatch` if own code has changed since the run began. If the user allows that, the facts name the code
+    with which the run began.
+    """
+    recorded, code = _recorded(out), facts.get(CODE)
+    if not recorded or not isinstance(code, Mapping):
+        return dict(facts)
+    require_unchanged(f"run at {out}", recorded, code, RunMismatch)
+    return {**facts, CODE: {name: recorded.get(name, plain) for name, plain in code.items()}}
+
+
+def code_metadata(architecture: str) -> dict[str, str]:
+    """Return the metadata of a file of weights that names the own code of its network; nothing if there is none."""
+    code = code_of_network(architecture)
+    return {CODE: json.dumps(code, sort_keys=True)} if code else {}
+
+
+def require_code_of_weights(file: Path, metadata: Mapping[str, str], architecture: str) -> None:
+    """Raise `WeightsError` if the own code of a network has changed since a file of its weights was written."""
+    try:
+        recorded = json.loads(metadata.get(CODE, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"weights {file}: expected its code in JSON, got another text in its metadata") from error
+    require_unchanged(f"weights {file}", recorded, code_of_network(architecture), WeightsError)
+
+
+def _recorded(run: Path) -> Mapping[str, Any]:
+    """Return what the run in a folder recorded of its own code, as YAML has it; nothing if there is no such record."""
+    facts = (read_config(run) or {}).get("run")
+    code = facts.get(CODE) if isinstance(facts, Mapping) else None
+    return code if isinstance(code, Mapping) else {}
+
+
+def _record(names: Iterable[str], kind: str) -> Code:
+    return {name: origin.plain() for name in names if (origin := origin_of(name, kind)) is not None}
