@@ -1,6 +1,5 @@
 """Data without labels, test split or colours: odd fractions and folders, wrong objectives, and caches of others."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -363,10 +362,10 @@ def test_the_teacher_tells_how_many_classes_there_are(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def classes_of_photos(tmp_path: Path) -> Iterator[Path]:
+def classes_of_photos(tmp_path: Path) -> Path:
     for label in range(2):
         folder_of(tmp_path / "train", *(f"{label}/{n}.png" for n in range(8)))
-    yield tmp_path
+    return tmp_path
 
 
 def test_a_part_of_files_renders_names_and_counts_as_the_whole_does(classes_of_photos: Path) -> None:
@@ -452,10 +451,10 @@ def test_other_numbers_of_channels_are_refused(name: str) -> None:
 def test_a_teacher_of_other_channels_is_told(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"conv1\.weight expected 16×1×3×3, got 16×3×3×3"):
         cache_teacher(digits("data.channels=1"), teacher, str(tmp_path / "c.zarr"), data=HERE, cpu=True)
+    one = weights(tmp_path / "one.safetensors", channels=1)
+    three = digits("data.channels=1", "teacher.mean=[0.1, 0.2, 0.3]")
     with pytest.raises(ConfigError, match=r"teacher\.mean: expected one number for each of 1 channels, got 3"):
-        one = weights(tmp_path / "one.safetensors", channels=1)
-        sets = ["data.channels=1", "teacher.mean=[0.1, 0.2, 0.3]"]
-        cache_teacher(digits(*sets), one, str(tmp_path / "c.zarr"), data=HERE, cpu=True)
+        cache_teacher(three, one, str(tmp_path / "c.zarr"), data=HERE, cpu=True)
     assert not (tmp_path / "c.zarr").exists()
 
 
