@@ -5,21 +5,18 @@ what does not depend on them: images, test set and cache in memory. Students tha
 pairs (view, index) also share batches.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dhkd.configs.schema import Experiment, Training
+from dhkd.configs.schema import Experiment
 from dhkd.data.errors import DhkdError
 from dhkd.data.runs.config import begun_views
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
-from dhkd.data.runs.measured import USUAL
-from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.checks import (
     require_alike,
     require_batches,
@@ -27,7 +24,7 @@ from dhkd.pipeline.build.checks import (
     require_own_draws,
     require_same_classes,
 )
-from dhkd.pipeline.build.code import code_facts, code_metadata, code_of_teacher
+from dhkd.pipeline.build.code import code_facts, code_of_teacher
 from dhkd.pipeline.build.data import (
     listed_classes,
     normalization_of,
@@ -37,22 +34,20 @@ from dhkd.pipeline.build.data import (
 )
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
-from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
+from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.claims import claimed, locker, settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
-from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
+from dhkd.pipeline.environment import log_once, processes_for
 from dhkd.pipeline.evaluation import Evaluator
 from dhkd.pipeline.reference import measured, measured_fact, with_reference
-from dhkd.pipeline.results import Distillation, TrainedRun, plain
+from dhkd.pipeline.results import TrainedRun
+from dhkd.pipeline.tasks import finished, task_of
 from dhkd.stages.agreement import require_agreement
-from dhkd.stages.models import count_parameters
-from dhkd.stages.models.weights import save_weights, weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.trackers import installed_trackers
-from dhkd.stages.train.loop import Figures, Task, train, train_together
+from dhkd.stages.train.loop import train, train_together
 from dhkd.stages.train.objectives import build_objective
-from dhkd.stages.train.objectives.contract import Objective, Setting
 
 log = logging.getLogger("dhkd")
 
@@ -113,8 +108,8 @@ def train_teacher(
         require_agreement(processes, lambda: {"data": {images.split: plain_identity(images) for images in both}})
         accuracy_of = Evaluator(test, normalize, processes)
         name = measured(experiment, source.images)
-        task = _task(settings, objective, setting, stream, accuracy_of, run, trackers, name)
-        return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
+        task = task_of(settings, objective, setting, stream, accuracy_of, run, trackers, name)
+        return finished("teacher", task, train(task, processes), setting, accuracy_of, None)
 
 
 def train_student(
@@ -270,7 +265,7 @@ def _train_side_by_side(
         log_once(processes, drift)
     streams = student_streams(students, source, renderer, normalize, processes)
     tasks = {
-        out: _task(
+        out: task_of(
             student.experiment.student,
             student.objective,
             student.setting,
@@ -291,77 +286,7 @@ def _train_side_by_side(
             distillation = students[out].distillation(source, together=len(tasks))
             setting = students[out].setting
             try:
-                outcomes[out] = _finish("student", tasks[out], figures, setting, accuracies[out], distillation)
+                outcomes[out] = finished("student", tasks[out], figures, setting, accuracies[out], distillation)
             except DhkdError as error:
                 outcomes[out] = error
     return outcomes
-
-
-def _task(
-    settings: Training,
-    objective: Objective,
-    setting: Setting,
-    stream: Stream,
-    accuracy_of: Evaluator,
-    run: RunFolder,
-    trackers: Sequence[str],
-    name: str,
-) -> Task:
-    student = student_of(objective, setting)
-    return Task(
-        student,
-        optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
-        objective,
-        stream,
-        accuracy_of,
-        learning_rate_of(settings),
-        epochs=settings.epochs,
-        seed=setting.seed,
-        clip_norm=settings.clip_norm,
-        run=run,
-        compiled=settings.compile,
-        keep_every=settings.keep_every,
-        trackers=trackers,
-        measured=name,
-    )
-
-
-def _finish(
-    role: Literal["teacher", "student"],
-    task: Task,
-    figures: Figures,
-    setting: Setting,
-    accuracy_of: Evaluator,
-    distillation: Distillation | None,
-) -> TrainedRun:
-    """Write the weights and the result of a run that ended well into the run folder, and return the result."""
-    network, architecture = task.student.backbone, setting.student.architecture
-    processes = accuracy_of.processes
-    result = TrainedRun(
-        role=role,
-        architecture=architecture,
-        parameters=count_parameters(network),
-        **asdict(figures),
-        seed=setting.seed,
-        distillation=distillation,
-        measured=task.measured if task.measured != USUAL else None,
-        unreadable_files=unreadable_files(task.stream.renderer, processes),
-        sha256=weights_sha256(network),
-        settings_sha256=task.run.settings_sha256,
-        precision=processes.precision,
-        hardware=hardware(processes.device),
-        processes=processes.world_size,
-        versions=versions(),
-    )
-    if processes.is_first:
-        task.run.require_lock()
-        metadata = {
-            "architecture": architecture,
-            "num_classes": str(accuracy_of.renderer.images.num_classes),
-            "mean": json.dumps(accuracy_of.normalize.mean),
-            "std": json.dumps(accuracy_of.normalize.std),
-            **code_metadata(architecture),
-        }
-        save_weights(task.run.path / f"{role}.safetensors", network, metadata)
-        task.run.write_result(plain(result))
-    return result

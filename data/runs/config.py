@@ -82,7 +82,7 @@ def _in_parts(content: bytes) -> dict[str, Any] | None:  # Any: YAML
     """
     if len(content) > LONGEST_IN_PARTS or b"<<" in content or _may_be_deep(content):
         return None
-    config = {}
+    config: dict[str, Any] = {}
     before, *sections = HEADING_START.split(content)
     if before:
         return None
@@ -90,7 +90,7 @@ def _in_parts(content: bytes) -> dict[str, Any] | None:  # Any: YAML
         heading, *parts = PART_START.split(section)
         if not HEADING.fullmatch(heading) or not parts:
             return None
-        values = {}
+        values: dict[str, Any] = {}
         try:
             for part in parts:
                 values |= _part(part)

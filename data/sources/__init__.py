@@ -109,12 +109,13 @@ def _part(source: Source, split: str, place: Place, fraction: float, seed: int) 
     whole = source.load("train", place)
     if place.labels == "none":
         whole = whole.without_labels(place.network_classes)
-    left, val = parted(whole, fraction, seed)
-    if place.labels == "test" and val.labels_N is None:
+    _require_usable(whole.name, "train", whole)  # before labels decide on the parts
+    if place.labels == "test" and whole.labels_N is None:
         raise ConfigError(
-            f"data.labels: expected labels of the held-out images, {val.name} has none; leave it out, or name labelled"
-            f" images with data.test instead of data.val_fraction"
+            f"data.labels: expected labels of the held-out images, {whole.name} has none; leave it out, or name"
+            f" labelled images with data.test instead of data.val_fraction"
         )
+    left, val = parted(whole, fraction, seed)
     if split == "test":
         return val
     return left.without_labels(place.network_classes) if place.labels == "test" else left

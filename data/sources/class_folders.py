@@ -75,8 +75,8 @@ class ClassFolders:
         except OSError as error:
             where = error.filename if error.filename is not None else self.folder
             raise DataError(
-                f"{self._source}: expected a folder of images at {os.fsdecode(where)}, got: {error.strerror}; name it"
-                f" with --data-root DIR, or below that with data.train and data.test"
+                f"{self._source}: expected a folder of images at {Path(os.fsdecode(where))}, got: {error.strerror};"
+                f" name it with --data-root DIR, or below that with data.train and data.test"
             ) from error
         if not found:
             others = summary(self.skipped)

@@ -330,9 +330,9 @@ def test_a_folder_is_told_with_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_forged_metadata_is_refused(tmp_path: Path) -> None:
-    for metadata in ({"mean": "[1]", "std": "[2]"}, {"mean": "x", "std": "y"}, {"mean": "[[[", "std": "{}"}):
+    for metadata in ({"mean": "[1, 2]", "std": "[1, 2]"}, {"mean": "x", "std": "y"}, {"mean": "[[[", "std": "{}"}):
         save_weights(tmp_path / "w.safetensors", build_network("resnet8", CLASSES), metadata)
-        with pytest.raises(WeightsError, match="expected a mean and a std of three colours"):
+        with pytest.raises(WeightsError, match="expected a mean and a std of each channel"):
             trained_network("resnet8", CLASSES, tmp_path / "w.safetensors", "teacher")
 
 

@@ -1,0 +1,94 @@
+"""From a prepared run to a task of the training loop, and from the task's figures to the run's result."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+from dhkd.configs.schema import Training
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.measured import USUAL
+from dhkd.data.stream.batches import Stream
+from dhkd.pipeline.build.code import code_metadata
+from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
+from dhkd.pipeline.environment import hardware, unreadable_files, versions
+from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.results import Distillation, TrainedRun, plain
+from dhkd.stages.models import count_parameters
+from dhkd.stages.models.weights import save_weights, weights_sha256
+from dhkd.stages.train.loop import Figures, Task
+from dhkd.stages.train.objectives.contract import Objective, Setting
+
+
+def task_of(
+    settings: Training,
+    objective: Objective,
+    setting: Setting,
+    stream: Stream,
+    accuracy_of: Evaluator,
+    run: RunFolder,
+    trackers: Sequence[str],
+    name: str,
+) -> Task:
+    """Build what the loop trains: a freshly initialised student, and everything that its training needs.
+
+    `name` says what `accuracy_of` measures.
+    """
+    student = student_of(objective, setting)
+    return Task(
+        student,
+        optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
+        objective,
+        stream,
+        accuracy_of,
+        learning_rate_of(settings),
+        epochs=settings.epochs,
+        seed=setting.seed,
+        clip_norm=settings.clip_norm,
+        run=run,
+        compiled=settings.compile,
+        keep_every=settings.keep_every,
+        trackers=trackers,
+        measured=name,
+    )
+
+
+def finished(
+    role: Literal["teacher", "student"],
+    task: Task,
+    figures: Figures,
+    setting: Setting,
+    accuracy_of: Evaluator,
+    distillation: Distillation | None,
+) -> TrainedRun:
+    """Write the weights and the result of a run that ended well into the run folder, and return the result."""
+    network, architecture = task.student.backbone, setting.student.architecture
+    processes = accuracy_of.processes
+    result = TrainedRun(
+        role=role,
+        architecture=architecture,
+        parameters=count_parameters(network),
+        **asdict(figures),
+        seed=setting.seed,
+        distillation=distillation,
+        measured=task.measured if task.measured != USUAL else None,
+        unreadable_files=unreadable_files(task.stream.renderer, processes),
+        sha256=weights_sha256(network),
+        settings_sha256=task.run.settings_sha256,
+        precision=processes.precision,
+        hardware=hardware(processes.device),
+        processes=processes.world_size,
+        versions=versions(),
+    )
+    if processes.is_first:
+        task.run.require_lock()
+        metadata = {
+            "architecture": architecture,
+            "num_classes": str(accuracy_of.renderer.images.num_classes),
+            "mean": json.dumps(accuracy_of.normalize.mean),
+            "std": json.dumps(accuracy_of.normalize.std),
+            **code_metadata(architecture),
+        }
+        save_weights(task.run.path / f"{role}.safetensors", network, metadata)
+        task.run.write_result(plain(result))
+    return result
