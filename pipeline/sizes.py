@@ -26,7 +26,7 @@ class DataSize:
 
 
 def data_size_of(experiment: Experiment, samples: int | None = None, classes: int | None = None) -> DataSize:
-    """Return the size of the experiment's training split, limited by `data.limit`.
+    """Return the size of the experiment's training split without what is held out, limited by `data.limit`.
 
     `samples` and `classes` are for sources whose size is unknown until they are read; a number that is None is taken
     from the preset's record or from `data`. Raises `ConfigError` if the size remains unknown, and if `samples` or
@@ -38,7 +38,9 @@ def data_size_of(experiment: Experiment, samples: int | None = None, classes: in
         for option, given in (("--samples", samples), ("--classes", classes)):
             if given is not None:
                 raise ConfigError(f"{option}: {data.source} has its own; leave it out, or use --set data.limit=N")
-        return DataSize(data.source, _limited(data.limit, size.samples, data.source), size.classes, False)
+        return DataSize(
+            data.source, _limited(data.limit, size.samples, data.source, data.val_fraction), size.classes, False
+        )
     recorded = _recorded(experiment, "samples")
     total = samples or recorded or data.limit
     num_classes = classes or data.num_classes or _recorded(experiment, "classes")
@@ -46,11 +48,12 @@ def data_size_of(experiment: Experiment, samples: int | None = None, classes: in
         raise ConfigError(f"--samples: {data.source} doesn't tell how many samples it has before it is read; give N")
     if num_classes is None:
         raise ConfigError(f"--classes: {data.source} doesn't tell how many classes it has before it is read; give K")
-    used = _limited(data.limit, total, data.source)
+    used = _limited(data.limit, total, data.source, data.val_fraction)
     return DataSize(data.source, used, num_classes, from_record=samples is None and used == recorded)
 
 
-def _limited(limit: int | None, total: int, source: str) -> int:
+def _limited(limit: int | None, total: int, source: str, val_fraction: float | None) -> int:
+    total -= int((val_fraction or 0) * total + 0.5)
     if limit is not None and limit > total:
         raise ConfigError(f"data.limit: expected 1 to {total}, the size of {source}, got {limit}")
     return limit or total

@@ -57,13 +57,17 @@ class Difference(Spread):
 
 def spread(values: Sequence[float]) -> Spread:
     """Compute the spread of one or more values."""
-    return Spread(len(values), middle := fmean(values), *_deviation_and_half(values, middle))
+    mean = fmean(values)
+    return Spread(len(values), mean, *_deviation_and_half(values, mean))
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
     """Compute the spread of `values` − `baseline` over the seeds that both have, or return None if there are none."""
     paired = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
-    return Difference(len(paired), middle := fmean(paired), *_deviation_and_half(paired, middle)) if paired else None
+    if not paired:
+        return None
+    mean = fmean(paired)
+    return Difference(len(paired), mean, *_deviation_and_half(paired, mean))
 
 
 def _deviation_and_half(values: Sequence[float], mean: float) -> tuple[float | None, float | None]:

@@ -21,6 +21,7 @@ from dhkd.pipeline.build.checks import require_labels
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.caching import cache_teacher
+from dhkd.pipeline.cli.tables.runs import runs_table
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.evaluation import evaluate_network
 from dhkd.pipeline.report.comparison import compare
@@ -271,6 +272,8 @@ def test_runs_that_measure_different_things_are_told_apart() -> None:
     assert any("measure different things (test accuracy, val agreement)" in line for line in compared.warnings)
     one = compare([run(0, "val accuracy", 50, objective="kd"), run(0, "val accuracy", 60, objective="ce")])  # type: ignore[list-item]
     assert one.top1 == "val top-1"
+    assert "val top-1 %" in runs_table(one)
+    assert "val top-1 %" not in runs_table(compared)
     assert all(row.published is None for row in one.rows), "the paper's figures are of the test split"
     against = compare([run(0, "val accuracy", 50, objective="kd"), run(0, None, 60, objective="ce")])  # type: ignore[list-item]
     assert all(row.difference is None for row in against.rows)
