@@ -13,6 +13,13 @@ from typing import Any
 log = logging.getLogger("dhkd")
 
 
+class ShownAsText:
+    """A result that a notebook shows as `print` does."""
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": str(self)}
+
+
 class Line:
     """The line of output that is replaced."""
 

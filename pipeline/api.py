@@ -101,9 +101,9 @@ class DistillationSet(Dataset[Item]):
 
         With `signals`, such as ["logits", "embedding"], the third part of an item maps each of them to its values,
         float32; None stands for the logits alone, without a mapping. Items of the `split` "test" are (image, label),
-        where the image is not augmented. The label of an image without one is -1. `dataset`, `test` and `recipe` are as in `cache_teacher`; they are needed for
-        a cache of objects that belong to another process. `settings` has further settings by dotted key:
-        {"student.view_schedule": "cycle", "student.teacher": "big", "seed": 1}.
+        where the image is not augmented. The label of an image without one is -1. `dataset`, `test` and `recipe` are as
+        in `cache_teacher`; they are needed for a cache of objects that belong to another process. `settings` has
+        further settings by dotted key: {"student.view_schedule": "cycle", "student.teacher": "big", "seed": 1}.
 
         Raises `CacheMismatch` for a cache that doesn't record its data, and for other data than the cache's.
         """

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from dhkd.data.errors import RunMismatch
+from dhkd.data.notebook import ShownAsText
 from dhkd.data.runs.measured import top1_name
 
 # Metadata of a field, which `plain` reads.
@@ -16,13 +17,6 @@ INLINE = {"inline": True}  # the keys of the value replace the field's key, whic
 OMIT_NONE = {"omit_none": True}  # the key is left out if the value is None
 
 T = TypeVar("T")
-
-
-class _Shown:
-    """A result that a notebook shows as `print` does: in a line or two."""
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": str(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +43,7 @@ class LiveDifferences:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedTeacher(_Shown):
+class CachedTeacher(ShownAsText):
     """What `cache-teacher` did. Accuracies are in percent; `live` is None until the cache is complete.
 
     `rows_per_second` is None if no row was written, and `teacher_top1` if the test images have no labels.
@@ -95,7 +89,7 @@ class Distillation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedRun(_Shown):
+class TrainedRun(ShownAsText):
     """The result of a finished run, as result.json holds it.
 
     Accuracies are in percent. `measured` says what they are, if it isn't accuracy on the test split: "val accuracy" on
@@ -153,7 +147,7 @@ class TrainedRun(_Shown):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated(_Shown):
+class Evaluated(ShownAsText):
     """Test accuracy, in percent, of a network; `weights` says where its weights come from.
 
     `measured` says what it is instead, as in `TrainedRun`.

@@ -159,7 +159,7 @@ def _text_of(thing: Any) -> str:
     except (OSError, TypeError):
         text = repr(code.co_code)
     cells = zip(code.co_freevars, thing.__closure__ or (), strict=True)
-    used = [*code.co_consts, *thing.__defaults__ or (), *((name, cell.cell_contents) for name, cell in cells)]
+    used = [*code.co_consts, *(thing.__defaults__ or ()), *((name, cell.cell_contents) for name, cell in cells)]
     return f"{text} {[value for value in used if _is_plain(value)]}"
 
 
