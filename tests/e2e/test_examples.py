@@ -21,12 +21,12 @@ PROGRAMS = {
     "lightning_distill": ("pytorch_lightning", []),
     "timm_student": ("timm", []),
 }
-LONGER = {"data.limit=150": "data.limit=600", "teacher.epochs=1": "teacher.epochs=6"}
+LONGER = {"data.limit=150": "data.limit=450", "teacher.epochs=1": "teacher.epochs=5"}
 
 
 @pytest.fixture(scope="module")
 def digits_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 600 digits and a teacher that knows them."""
+    """A cache of 450 digits and a teacher that knows them."""
     folder = tmp_path_factory.mktemp("examples")
     words = [LONGER.get(word, word) for word in SMALL]
     done("train-teacher", "digits", *words, "--out", folder / "teacher")
@@ -58,6 +58,7 @@ def test_a_program_learns(
     assert accuracies(capsys.readouterr().out)[-1] > 0.25, "guessing gives 0.1"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_a_table(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient", reason="the notebook needs nbclient")
     nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbformat")
