@@ -50,7 +50,7 @@ class Line:
             if self._handle is None:
                 from IPython.display import display
 
-                self._handle = display(content, raw=True, display_id=True)
+                self._handle = display(content, raw=True, display_id=True)  # type: ignore[no-untyped-call]  # IPython's
             else:
                 self._handle.update(content, raw=True)
 

@@ -17,7 +17,7 @@ Split = Any
 Dataset = Split | Mapping[str, Split] | Callable[[str], Split] | str | Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal only to itself, since arrays can't be compared as a whole
 class OwnSplits:
     """The function of the split that stands for a training split and a test split given as objects."""
 
