@@ -97,6 +97,14 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
         raise ConfigError(f"{where}: {_explain_all(error)}") from error
 
 
+def parse_section(kind: type[Section], tree: object, where: str) -> dict[str, Any]:
+    """Check the plain values of one section, and return those that are set. Raises `ConfigError`, as above."""
+    try:
+        return kind.model_validate(tree).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain_all(error)}") from error
+
+
 def parse_codec(kind: str | None, k: int | None, temperature: float | None) -> Codec:
     """Build the codec from the options that are not None. Raises `ConfigError` if the options don't fit together."""
     given = {"kind": kind, "k": k, "temperature": temperature}

@@ -7,12 +7,12 @@ provenance records the settings.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dhkd.configs.load import parse_section
 from dhkd.configs.schema import Data, Experiment, Views
 from dhkd.data.cache.manifest import Manifest, signal_name
-from dhkd.data.errors import CacheMismatch
+from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.recipes import RECIPES
 from dhkd.data.sources import SOURCES
-from pydantic import ValidationError
 
 SETTINGS = "settings"  # the entry of a signal's provenance
 LIMITS = ("limit", "test_limit")
@@ -50,13 +50,14 @@ def recorded_settings(
     try:
         if "data" not in known:
             data = recorded.get("data") or _data_of(manifest, location)
-            tree["data"] = Data.model_validate(data).model_dump(exclude_unset=True)
+            tree["data"] = parse_section(Data, data, "data")
         if "views" not in known:
             views = recorded.get("views") or _views_of(manifest.identity.recipe)
-            tree["views"] = Views.model_validate(views).model_dump(exclude_unset=True)
-    except ValidationError as error:
+            tree["views"] = parse_section(Views, views, "views")
+    except ConfigError as error:
         raise CacheMismatch(
-            f"cache at {location}: expected the settings that it was made with, found damaged ones; name a preset"
+            f"cache at {location}: expected the settings that it was made with, found damaged ones ({error}); name a"
+            f" preset"
         ) from error
     return tree
 

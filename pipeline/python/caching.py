@@ -28,6 +28,7 @@ def cache_teacher(
     name: str | None = None,
     part: tuple[int, int] = (0, 1),
     cpu: bool = False,
+    allow_changed_code: bool = False,
     **cache: Unpack[CacheSettings],
 ) -> CachedTeacher:
     """Run a teacher once over every view of a training set, and cache its outputs at `out`, a path or URL.
@@ -48,7 +49,7 @@ def cache_teacher(
     of N.
 
     The same call again continues an interrupted cache, and repairs a damaged one. Another teacher, data set or recipe
-    is refused with `CacheMismatch`.
+    is refused with `CacheMismatch`, and so is a network's code that has changed, unless `allow_changed_code` is set.
     """
     out = place_to_write(out)
     tree, chosen = base_tree(preset), {}
@@ -64,7 +65,7 @@ def cache_teacher(
     elif preset is None:
         chosen["student"] = {"architecture": chosen.get("teacher.architecture"), "epochs": 1, "lr": 0.05}
     experiment = built(tree, {**chosen, **below("cache", cache), **(settings or {})})
-    with undisturbed(), weights_of(model, weights) as file:
+    with undisturbed(allow_changed_code=allow_changed_code), weights_of(model, weights) as file:
         if file is None:
             raise ConfigError(
                 "weights: expected a run's folder, a weights file or packaged, got none; or pass a trained network"

@@ -61,6 +61,8 @@ def settings_of_data(
         if unknown or (test is not None and "test" in dataset):
             raise ConfigError(f"dataset: expected the keys train and test, got {', '.join(map(str, dataset))}")
         dataset, test = dataset["train"], dataset.get("test", test)
+    elif dataset is None:
+        dataset = test  # so that it says which classes there are
     name = _name_of(dataset)
     return {"source": offer(name, OwnSplits(name, dataset, test))}, data
 

@@ -123,6 +123,7 @@ def evaluate(
     settings: Settings | None = None,
     data: DataOptions | None = None,
     cpu: bool = False,
+    allow_changed_code: bool = False,
 ) -> Evaluated:
     """Measure the accuracy of a network on a test split.
 
@@ -146,7 +147,7 @@ def evaluate(
     if model is not None:
         chosen[f"{role}.architecture"] = name_of_model(model, "teacher")
     experiment = built(tree, {**chosen, **(settings or {})})
-    with undisturbed(), weights_of(model, weights) as file:
+    with undisturbed(allow_changed_code=allow_changed_code), weights_of(model, weights) as file:
         if file is None:
             raise ConfigError("weights: expected a run's folder or a weights file, got none; or pass a trained network")
         return evaluation.evaluate_network(experiment, file, role, data=data, cpu=cpu)

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import torch
 from dhkd.data.notebook import shown_in_notebook
+from dhkd.data.own_code import changes_allowed
 from dhkd.stages.processes import apart_from_accelerate
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed(*, allow_changed_code: bool = False) -> Iterator[None]:
     """Let a call do its work with the settings that dhkd expects, and restore what it found when it ends."""
     variables, generator = dict(os.environ), random.getstate()
     threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
@@ -24,6 +25,7 @@ def undisturbed() -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         apart_from_accelerate(),
+        changes_allowed(allow_changed_code),
         shown_in_notebook(),
     ):
         try:

@@ -45,6 +45,7 @@ def train_teacher(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = True,
+    allow_changed_code: bool = False,
     **teacher: Unpack[TrainingSettings],
 ) -> TrainedRun:
     """Train a network with cross-entropy on freshly drawn views, in the folder `out`; its weights lie there afterwards.
@@ -62,7 +63,7 @@ def train_teacher(
         needed = {key: teacher[key] for key in ("epochs", "lr") if key in teacher}  # type: ignore[literal-required]
         tree["teacher"], tree["student"] = {}, {"architecture": chosen.get("teacher.architecture"), **needed}
     experiment = built(tree, {**chosen, **below("teacher", teacher), **_seeded(seed), **(settings or {})})
-    with undisturbed():
+    with undisturbed(allow_changed_code=allow_changed_code):
         return training.train_teacher(experiment, folder, data=data, track=track, cpu=cpu, resume=resume)
 
 
@@ -85,6 +86,7 @@ def train_student(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = True,
+    allow_changed_code: bool = False,
     **student: Unpack[StudentSettings],
 ) -> TrainedRun:
     """Train a student from a cache, in the folder `out`; its weights lie there afterwards.
@@ -102,13 +104,14 @@ def train_student(
     Settings come from the preset, then from these arguments, from the keywords of the section `student`, and from
     `settings`, by dotted key: {"objectives.kd.temperature": 2}. The same call again continues an interrupted run, or
     returns the result of a finished one; with `resume=False`, it is an error. A folder of a run with other settings, or
-    another network or cache, is refused with `RunMismatch`.
+    another network or cache, is refused with `RunMismatch`, and so is code that has changed, unless
+    `allow_changed_code` is set.
     """
     folder = Path(place_to_write(out))
     tree, chosen, data = _of_student(cache, dataset, test, recipe, teacher, preset, data)
     chosen |= _objects({MODEL: model, OBJECTIVE: objective})
     experiment = built(tree, {**chosen, **below("student", student), **_seeded(seed), **(settings or {})})
-    with undisturbed(), weights_of(teacher, teacher_weights) as file:
+    with undisturbed(allow_changed_code=allow_changed_code), weights_of(teacher, teacher_weights) as file:
         return training.train_student(
             experiment,
             _location(cache),
@@ -145,6 +148,7 @@ def sweep(
     allow_drift: bool = False,
     track: Sequence[str] = (),
     cpu: bool = False,
+    allow_changed_code: bool = False,
     **student: Unpack[StudentSettings],
 ) -> RunTable:
     """Train a student for every combination of a grid, each in a subfolder of `out`, and return the table of the runs.
@@ -165,7 +169,7 @@ def sweep(
     if seeds is not None:
         choices["seed"] = list(range(seeds) if isinstance(seeds, int) else seeds)
     experiments = _combined(tree, chosen, choices)
-    with undisturbed(), weights_of(teacher, teacher_weights) as file:
+    with undisturbed(allow_changed_code=allow_changed_code), weights_of(teacher, teacher_weights) as file:
         train_all(
             experiments,
             _location(cache),
@@ -234,7 +238,7 @@ def _objects(values: Mapping[str, Any]) -> dict[str, object]:  # Any: what users
 def _combined(
     tree: Mapping[str, Any], chosen: Settings, choices: Mapping[str, Sequence[object]]
 ) -> dict[str, Experiment]:
-    """Return the experiment of every combination, by a name that can be a folder's."""
+    """Return the experiment of every combination, by a name that can be a folder's; `tree` is as YAML stores it."""
     for key, values in choices.items():
         if not values or isinstance(values, str):
             raise ConfigError(f"grid: {key}: expected a list of values, got none")

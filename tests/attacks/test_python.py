@@ -1,6 +1,7 @@
 """What people do to the Python interface: wrong and changed objects, interrupted and repeated calls, a busy process."""
 
 import functools
+import inspect
 import logging
 import os
 import random
@@ -252,6 +253,34 @@ def test_objects_of_another_process_are_asked_for(
     assert run.epochs == 1, "the teacher's object isn't needed"
 
 
+CELL = """
+from tests.own import Net
+
+def student(num_classes):
+    return Net(num_classes, width={width})
+"""
+
+
+def test_code_of_a_script_that_has_changed_is_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a script, only the object's own text counts; everything else in it changes with every experiment."""
+    monkeypatch.setattr(inspect, "getsource", lambda thing: texts[thing])
+    texts: dict[object, str] = {}
+
+    def student(width: int) -> Any:
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(CELL.format(width=width), names)
+        texts[names["student"]] = CELL.format(width=width)
+        return names["student"]
+
+    taught(student(2), cache, "kd", tmp_path / "s", epochs=1)
+    taught(student(2), cache, "kd", tmp_path / "s", epochs=1)
+    with pytest.raises(RunMismatch, match="code of __main__:student has changed"):
+        taught(student(3), cache, "kd", tmp_path / "s", epochs=1)
+    taught(student(3), cache, "kd", tmp_path / "s", epochs=1, allow_changed_code=True)
+
+
 # interruptions
 
 
@@ -332,7 +361,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a function without weights": ({"model": Net}, "weights: expected a run's folder"),
     "a network without values": ({"model": Net().to("meta")}, "teacher: expected a network that can be copied"),
     "a network with a lock": ({"model": Locked()}, "teacher: expected a network that can be copied, got a Locked"),
-    "an unknown name": ({"model": "resnet57", "weights": "x.pth"}, "resnet57"),
+    "weights that aren't there": ({"model": "resnet56", "weights": "x.pth"}, "weights x.pth: expected a file"),
     "a number as recipe": ({"recipe": 5}, "recipe: expected a name, a mapping or a Recipe, got a int"),
     "a recipe without its parameters": ({"recipe": "crop-flip"}, "padding: expected a value, got none"),
     "an unknown recipe": ({"recipe": "crop-flop"}, "crop-flop"),
