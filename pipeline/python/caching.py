@@ -52,7 +52,8 @@ def cache_teacher(
     is refused with `CacheMismatch`, and so is a network's code that has changed, unless `allow_changed_code` is set.
     """
     out = place_to_write(out)
-    tree, chosen = base_tree(preset), {}
+    tree = base_tree(preset)
+    chosen: dict[str, object] = {}
     data_settings, data = settings_of_data(dataset, test, data)
     if data_settings:
         chosen["data"] = data_settings

@@ -52,19 +52,17 @@ def settings_of_data(
         if test is not None:
             raise ConfigError(f"test: expected none beside the data set {dataset}, which has its own; leave it out")
         return _named(os.fspath(dataset), data)
-    if _is_function(dataset):
+    if callable(dataset) and not hasattr(dataset, "__getitem__"):  # a data set has items
         if test is not None:
             raise ConfigError("test: expected none beside a function, which gives both splits; leave it out")
         return {"source": offer(name_of_function(dataset), dataset)}, data
-    if isinstance(dataset, Mapping) and "train" in dataset:
-        unknown = sorted(set(dataset) - {"train", "test"})
-        if unknown or (test is not None and "test" in dataset):
+    train: Split = test if dataset is None else dataset  # a test split alone says which classes there are
+    if isinstance(dataset, Mapping):
+        if "train" not in dataset or set(dataset) - {"train", "test"} or (test is not None and "test" in dataset):
             raise ConfigError(f"dataset: expected the keys train and test, got {', '.join(map(str, dataset))}")
-        dataset, test = dataset["train"], dataset.get("test", test)
-    elif dataset is None:
-        dataset = test  # so that it says which classes there are
-    name = _name_of(dataset)
-    return {"source": offer(name, OwnSplits(name, dataset, test))}, data
+        train, test = dataset["train"], dataset.get("test", test)
+    name = _name_of(train)
+    return {"source": offer(name, OwnSplits(name, train, test))}, data
 
 
 def _named(name: str, data: DataOptions) -> tuple[dict[str, object], DataOptions]:
@@ -73,10 +71,6 @@ def _named(name: str, data: DataOptions) -> tuple[dict[str, object], DataOptions
     if data.root is not None:
         raise ConfigError(f"dataset {name}: expected no DataOptions.root beside a path; leave one of them out")
     return {"source": "image-folder"}, DataOptions(**{**vars(data), "root": name})
-
-
-def _is_function(dataset: object) -> bool:
-    return callable(dataset) and not hasattr(dataset, "__getitem__")
 
 
 def _name_of(dataset: object) -> str:

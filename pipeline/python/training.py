@@ -60,7 +60,7 @@ def train_teacher(
         chosen["teacher.architecture"] = name_of_model(model, "student")
     if preset is None:
         # The schema wants a student, which this call has no use for.
-        needed = {key: teacher[key] for key in ("epochs", "lr") if key in teacher}  # type: ignore[literal-required]
+        needed = {key: teacher[key] for key in ("epochs", "lr") if key in teacher}
         tree["teacher"], tree["student"] = {}, {"architecture": chosen.get("teacher.architecture"), **needed}
     experiment = built(tree, {**chosen, **below("teacher", teacher), **_seeded(seed), **(settings or {})})
     with undisturbed(allow_changed_code=allow_changed_code):
@@ -244,9 +244,9 @@ def _combined(
             raise ConfigError(f"grid: {key}: expected a list of values, got none")
     experiments: dict[str, Experiment] = {}
     for combination in itertools.product(*choices.values()):
-        values = dict(zip(choices, combination, strict=True))
-        objects = {key: values.pop(key) for key in (MODEL, OBJECTIVE) if key in values}
-        changed = {**_objects(objects), **values}
+        given = dict(zip(choices, combination, strict=True))
+        objects = {key: given.pop(key) for key in (MODEL, OBJECTIVE) if key in given}
+        changed = {**_objects(objects), **given}
         labels = [f"{key}={_label(value)}" for key, value in changed.items()]
         name = re.sub(r"[^\w.=+*@,-]+", "_", ",".join(labels)) or "run"
         if name in experiments:
