@@ -1,5 +1,6 @@
 """Finding and reading presets, and overriding their settings from the command line."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -51,6 +52,17 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
     smoke settings are applied before the overrides. Raises `ConfigError` with a one-line message, which suggests the
     nearest valid name for an unknown key.
     """
+    tree = preset_tree(name, smoke=smoke)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override}: expected key=value")
+        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
+    return parse_experiment(_without_secrets(tree), f"preset {name}")
+
+
+def preset_tree(name: str, *, smoke: bool = False) -> dict[str, Any]:
+    """Load a preset as nested plain values, with its smoke settings applied if `smoke` is set."""
     tree = _parse(preset_text(name), f"preset {name}")
     if not isinstance(tree, dict):
         raise ConfigError(f"preset {name}: expected a mapping of keys to values, got {type(tree).__name__}")
@@ -60,12 +72,18 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
             raise ConfigError(f"preset {name}: smoke expected a mapping of keys to values, got {settings!r}")
         for key, value in settings.items():
             _assign(tree, str(key), value)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {override}: expected key=value")
-        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
-    return parse_experiment(_without_secrets(tree), f"preset {name}")
+    return tree
+
+
+def experiment_with(tree: Mapping[str, Any], settings: Mapping[str, object], where: str) -> Experiment:
+    """Build the experiment of nested plain values and of settings by dotted key, `{"student.epochs": 5}`.
+
+    Raises `ConfigError` as `load_experiment` does; messages about the whole begin with `where`.
+    """
+    changed = copy.deepcopy(dict(tree))
+    for key, value in settings.items():
+        _assign(changed, key, value)
+    return parse_experiment(_without_secrets(changed), where)
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
@@ -75,6 +93,14 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
     """
     try:
         return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain_all(error)}") from error
+
+
+def parse_section(kind: type[Section], tree: object, where: str) -> dict[str, Any]:
+    """Check the plain values of one section, and return those that are set. Raises `ConfigError`, as above."""
+    try:
+        return kind.model_validate(tree).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain_all(error)}") from error
 

@@ -31,6 +31,7 @@ from dhkd.pipeline.build.data import (
     test_renderer_of,
 )
 from dhkd.pipeline.build.networks import classes_in, trained_network
+from dhkd.pipeline.build.recorded import SETTINGS, settings_to_record
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.chance import require_better_than_chance
 from dhkd.pipeline.data_options import DataOptions
@@ -158,8 +159,10 @@ def _provenance(
 
     The provenance has no times, hosts or process counts, because the bytes of a cache must not depend on these.
     """
+    settings = settings_to_record(experiment)
     return {
         **({"data": reading} if reading else {}),
+        **({SETTINGS: settings} if settings else {}),
         "command": command,
         **_teacher_on_test(experiment, network, accuracy_of),
         "hardware": hardware_name(accuracy_of.processes.device),

@@ -133,6 +133,12 @@ def _mean_std(file: Path) -> MeanStd | None:
         raise WeightsError(f"weights {file}: expected a mean and a std of each channel in its metadata") from error
 
 
+def recorded_metadata(path: Path) -> dict[str, str]:
+    """Return what `save_weights` recorded in a run's folder or a weights file; it is empty if nothing is recorded."""
+    file = weights_file(split_key(path)[0], "student")
+    return _metadata(file) if file.is_file() else {}
+
+
 def _metadata(file: Path) -> dict[str, str]:
     """Return the metadata that `save_weights` recorded in the file; it is empty for files in other formats."""
     return read_metadata(file) if is_safetensors(file) else {}

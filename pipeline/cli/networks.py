@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from dhkd.data.runs.measured import top1_name
 from dhkd.pipeline.cli.options import (
     ExperimentOptions,
     cpu_option,
@@ -21,7 +20,7 @@ from dhkd.pipeline.cli.paths import OUT_FILE, PATH
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
-    from dhkd.pipeline.results import Evaluated, Exported
+    from dhkd.pipeline.results import Exported
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,7 @@ def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: Da
     from dhkd.pipeline.evaluation import evaluate_network
 
     result = evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu, against=against)
-    emit(result, as_json, lambda: _line_of_evaluate(result))
-
-
-def _line_of_evaluate(result: "Evaluated") -> str:
-    held_out = (result.measured or "").startswith("val")
-    return (
-        f"{result.weights}: {result.architecture}, {top1_name(result.measured)} {result.top1:.2f} %, top-5"
-        f" {result.top5:.2f} % of {result.samples} {'val' if held_out else 'test'} images ({result.precision})"
-    )
+    emit(result, as_json, lambda: str(result))
 
 
 @click.command()
