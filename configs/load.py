@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from dhkd.configs.places import require_below_here
 from dhkd.configs.schema import Codec, Experiment, Section
 from dhkd.configs.strict_yaml import LARGEST_TEXT, decode
 from dhkd.data.errors import ConfigError, unknown  # configs imports only this and `shown` from `data`
@@ -60,12 +61,27 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
             raise ConfigError(f"preset {name}: smoke expected a mapping of keys to values, got {settings!r}")
         for key, value in settings.items():
             _assign(tree, str(key), value)
+    own_weights = _weights_in(tree)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {override}: expected key=value")
         _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
+    if _weights_in(tree) == own_weights:
+        require_below_here(own_weights, f"preset {name}")
     return parse_experiment(_without_secrets(tree), f"preset {name}")
+
+
+def _weights_in(tree: Mapping[str, Any]) -> object:
+    """Return the value of `student.weights` in nested values, which may be wrong in any way; None if there is none."""
+    student = tree.get("student")
+    return student.get("weights") if isinstance(student, dict) else None
+
+
+def experiment_of_run(path: Path) -> Experiment:
+    """Load the settings of the run at `path`, to show or compare what it was; nothing is read that they name."""
+    where = f"run {path}"
+    return parse_experiment(_parse(_experiment_of_run(path / RUN_CONFIG), where), where)
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:

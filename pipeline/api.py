@@ -78,7 +78,7 @@ class DistillationSet(Dataset[Item]):
                 f"cache at {self.reader.location}: expected the signal {wanted}, it holds"
                 f" {', '.join(self.reader.manifest.signals)}; choose with --set student.teacher=NAME"
             )
-        require_cache(experiment, self.reader, images, recipe, names["logits"], None)
+        require_cache(experiment, self.reader, images, recipe, names["logits"], None, data)
         self.reader.require_present()
         self._renderer = renderer_of(images, recipe, _CPU, dataclasses.replace(data, workers=0))
         log.info(check_pixels(self._renderer, self.reader, seed=experiment.seed, allow_drift=allow_drift))
