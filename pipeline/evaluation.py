@@ -95,11 +95,7 @@ def evaluate_network(
                 f"{test.images.name}: the {test.images.split} images have no labels: expected a teacher to compare the"
                 f" student with, got none; give both --student and --teacher"
             )
-        if of_teacher and experiment.teacher.classes is not None:
-            trained = trained_teacher(experiment, test.images, weights, data)
-        else:
-            channels = channels_of(settings, test.images)
-            trained = trained_network(architecture, test.images.num_classes, weights, role, channels)
+        trained = _trained(experiment, architecture, test.images, weights, role, data)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
         told = {"weights": trained.sha256, **code_facts(code)}
         require_agreement(processes, lambda: {"data": plain_identity(test.images), **told})
@@ -127,6 +123,15 @@ def evaluate_network(
             precision=processes.precision,
             versions=versions(),
         )
+
+
+def _trained(
+    experiment: Experiment, architecture: str, images: Images, weights: Path, role: str, data: DataOptions
+) -> Trained:
+    if role == ROLE and experiment.teacher.classes is not None:
+        return trained_teacher(experiment, images, weights, data)
+    settings = experiment.teacher if role == ROLE else experiment.student
+    return trained_network(architecture, images.num_classes, weights, role, channels_of(settings, images))
 
 
 def _classes_of_teacher(
