@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from dhkd.configs.places import require_below_here
 from dhkd.configs.schema import Codec, Experiment, Section
 from dhkd.configs.strict_yaml import LARGEST_TEXT, decode
 from dhkd.data.errors import ConfigError, unknown  # configs imports only this and `shown` from `data`
@@ -52,12 +53,14 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
     smoke settings are applied before the overrides. Raises `ConfigError` with a one-line message, which suggests the
     nearest valid name for an unknown key.
     """
-    tree = preset_tree(name, smoke=smoke)
+    preset = preset_tree(name, smoke=smoke)
+    tree = copy.deepcopy(preset)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {override}: expected key=value")
         _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
+    _require_own_weights(preset, tree, f"preset {name}")
     return parse_experiment(_without_secrets(tree), f"preset {name}")
 
 
@@ -83,7 +86,26 @@ def experiment_with(tree: Mapping[str, Any], settings: Mapping[str, object], whe
     changed = copy.deepcopy(dict(tree))
     for key, value in settings.items():
         _assign(changed, key, value)
+    _require_own_weights(tree, changed, where)
     return parse_experiment(_without_secrets(changed), where)
+
+
+def _require_own_weights(preset: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> None:
+    """Raise `ConfigError` if the preset, which may be a stranger's, chooses weights outside of the current folder."""
+    if _weights_in(changed) == _weights_in(preset):
+        require_below_here(_weights_in(preset), where)
+
+
+def _weights_in(tree: Mapping[str, Any]) -> object:
+    """Return the value of `student.weights` in nested values, which may be wrong in any way; None if there is none."""
+    student = tree.get("student")
+    return student.get("weights") if isinstance(student, dict) else None
+
+
+def experiment_of_run(path: Path) -> Experiment:
+    """Load the settings of the run at `path`, to show or compare what it was; nothing is read that they name."""
+    where = f"run {path}"
+    return parse_experiment(_parse(_experiment_of_run(path / RUN_CONFIG), where), where)
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:

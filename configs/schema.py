@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
+from dhkd.configs.places import BelowRoot, Outputs
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -90,19 +91,6 @@ def _later(description: str, **limits: Any) -> Any:
     So a run from before the setting existed has the same record as one without it, and can be resumed.
     """
     return Field(None, description=description, json_schema_extra={"recorded": "if set"}, **limits)
-
-
-def _below_root(place: str) -> str:
-    """Return the place unchanged if it lies below the data root; raises `ValueError` otherwise.
-
-    A preset may come from a stranger, who is not to choose which other files are read.
-    """
-    if place.startswith(("/", "pipe:")) or ".." in place.split("/") or "://" in place:
-        raise PydanticCustomError("below_root", "expected a place below --data-root, without '..', commands and URLs")
-    return place
-
-
-BelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(_below_root)]
 
 
 class Data(Section):
@@ -251,14 +239,36 @@ class Teacher(Training):
         None, description="channel means it was trained with; null: those of its weights, or else the data set's"
     )
     std: Spreads | None = Field(None, description="the same for the standard deviations")
+    size: int | None = _later(
+        "side of the pixels that it sees of each view, if it is another than the student's", ge=1, le=4096
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = _later("how pixels get that size; null: bilinear")
+    classes: Outputs | None = _later(
+        "the names of its outputs, in order: a list, a file below the data root with one in each line, or weights,"
+        " torchvision or timm, where these have the names; or for each class of the data its output's number, from 0"
+    )
     allow_chance: bool | None = _later("cache a teacher whose test accuracy is that of guessing; null: false")
     live: bool = Field(
         False, description="run it in every step for the signals that the cache lacks, or for all without a cache"
     )
 
+    @field_validator("interpolation")
+    @classmethod
+    def _of_a_size(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is not None and others.data.get("size") is None:
+            raise PydanticCustomError("interpolation", "expected teacher.size as well, the size that pixels get")
+        return value
+
 
 class Student(Training):
     """The network that learns from the cache."""
+
+    weights: str | None = _later(
+        "weights to begin with: a file, FILE::KEY, a run's folder, or packaged[:TAG]; a classifier of other classes is"
+        " replaced",
+        min_length=1,
+        max_length=4096,
+    )
 
     view_schedule: Literal["independent", "cycle", "block"] = Field(
         "independent",

@@ -140,6 +140,7 @@ class DistillationSet(Dataset[Item]):
 
         Unless they have to be `labelled`, images without labels have the label -1.
         """
+        self._data = data
         self._experiment = experiment.model_copy(
             update={"student": experiment.student.model_copy(update={"window": None})}
         )
@@ -169,7 +170,7 @@ class DistillationSet(Dataset[Item]):
                 f" {', '.join(self.reader.manifest.signals)}; choose with --set student.teacher=NAME"
             )
         stored = [name for signals in names.values() for name in signals]
-        require_cache(experiment, self.reader, self._renderer.images, self._recipe, stored, None)
+        require_cache(experiment, self.reader, self._renderer.images, self._recipe, stored, None, self._data)
         self.reader.require_present()
         log.info(check_pixels(self._renderer, self.reader, seed=experiment.seed, allow_drift=allow_drift))
         self._signals = signals_of(names, self.reader, settings, _CPU, processes_here())

@@ -21,17 +21,15 @@ from dhkd.data.render import Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import (
-    channels_of,
-    images_of,
-    normalization_of,
-    reading_of,
-    recipe_of,
-    renderer_of,
-    test_renderer_of,
-)
-from dhkd.pipeline.build.networks import classes_in, trained_network
+from dhkd.pipeline.build.data import images_of, reading_of, recipe_of, renderer_of
 from dhkd.pipeline.build.recorded import SETTINGS, settings_to_record
+from dhkd.pipeline.build.teacher import (
+    teacher_normalization,
+    teacher_recipe_of,
+    teacher_test_renderer,
+    teachers_classes,
+    trained_teacher,
+)
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.chance import require_better_than_chance
 from dhkd.pipeline.data_options import DataOptions
@@ -73,17 +71,14 @@ def cache_teacher(
     """
     one_of("store", experiment.cache.store, LAYOUTS)  # refuses an unknown store before any costly step
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
-        settings, recipe = experiment.teacher, recipe_of(experiment.views)
-        images = images_of(experiment, "train", data, lambda: classes_in(settings.architecture, teacher, "teacher"))
-        channels = channels_of(settings, images)
-        trained = trained_network(settings.architecture, images.num_classes, teacher, "teacher", channels)
-        normalize = normalization_of(settings, images, trained.mean_std)
+        images = images_of(experiment, "train", data, lambda: teachers_classes(experiment, teacher))
+        recipe = recipe_of(experiment.views)
+        trained = trained_teacher(experiment, images, teacher, data)
+        normalize = teacher_normalization(experiment, images, trained.mean_std)
         renderer = renderer_of(images, recipe, processes.device, data)
-        live = Teacher(trained.network, normalize, processes)
+        live = Teacher(trained.network, normalize, processes, recipe=teacher_recipe_of(experiment))
         setting = setting_of(experiment, experiment.student, images, build_objective("ce", {}))
-        identity = cache_identity(
-            experiment, images, recipe, setting, trained.network, normalize, processes.precision, name
-        )
+        identity = cache_identity(experiment, images, recipe, setting, trained, normalize, processes.precision, name)
         plan, code = plan_of(experiment, images, recipe, setting), code_facts(code_of_teacher(experiment))
         require_agreement(
             processes,
@@ -97,7 +92,7 @@ def cache_teacher(
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
         if _must_state_provenance(storage, wanted, out, processes, code_of_teacher(experiment)):
-            test = test_renderer_of(experiment, processes.device, data, images)
+            test = teacher_test_renderer(experiment, processes.device, data, images)
             accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data, images)
             provenance = code | _provenance(experiment, trained.network, accuracy_of, reading, command)
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})

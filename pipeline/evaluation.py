@@ -15,6 +15,13 @@ from dhkd.data.runs.measured import USUAL
 from dhkd.pipeline.build.code import code_facts, code_of_data, code_of_network, require_code_of_run
 from dhkd.pipeline.build.data import channels_of, normalization_of, plain_identity, test_renderer_of
 from dhkd.pipeline.build.networks import Trained, architecture_of, classes_in, trained_network
+from dhkd.pipeline.build.teacher import (
+    ROLE,
+    seen_by_teacher,
+    teacher_normalization,
+    teachers_classes,
+    trained_teacher,
+)
 from dhkd.pipeline.chance import chance_fault, order_fault
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import processes_for, unreadable_files, versions
@@ -22,7 +29,6 @@ from dhkd.pipeline.results import Evaluated
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.models.evaluate import Accuracy, evaluate, top_classes
 from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Precision, Processes
 from torch import Tensor, nn
 
@@ -70,25 +76,35 @@ def evaluate_network(
     """
     settings = experiment.teacher if role == "teacher" else experiment.student
     with processes_for(settings.precision, cpu=cpu) as processes:
-        architecture = architecture_of(weights, role, settings.architecture)
+        architecture, of_teacher = architecture_of(weights, role, settings.architecture), role == ROLE
         code = {**code_of_network(architecture), **code_of_data(experiment)}
         if weights.is_dir():
             require_code_of_run(weights, code)
         test = test_renderer_of(
-            experiment, processes.device, data, classes=lambda: classes_in(settings.architecture, weights, role)
+            experiment,
+            processes.device,
+            data,
+            classes=lambda: (
+                teachers_classes(experiment, weights)
+                if of_teacher
+                else classes_in(settings.architecture, weights, role)
+            ),
         )
         if test.images.labels_N is None and against is None:
             raise ConfigError(
                 f"{test.images.name}: the {test.images.split} images have no labels: expected a teacher to compare the"
                 f" student with, got none; give both --student and --teacher"
             )
-        channels = channels_of(settings, test.images)
-        trained = trained_network(architecture, test.images.num_classes, weights, role, channels)
+        trained = _trained(experiment, architecture, test.images, weights, role, data)
         network = trained.network.to(processes.device).to(memory_format=torch.channels_last)
-        told = {"weights": weights_sha256(network), **code_facts(code)}
+        told = {"weights": trained.sha256, **code_facts(code)}
         require_agreement(processes, lambda: {"data": plain_identity(test.images), **told})
-        classes_N = None if against is None else _classes_of_teacher(experiment, against, test, processes)
-        normalize = normalization_of(settings, test.images, trained.mean_std)
+        classes_N = None if against is None else _classes_of_teacher(experiment, against, test, data, processes)
+        if of_teacher:
+            test = seen_by_teacher(experiment, test, data)
+            normalize = teacher_normalization(experiment, test.images, trained.mean_std)
+        else:
+            normalize = normalization_of(settings, test.images, trained.mean_std)
         accuracy_of = Evaluator(test, normalize, processes, classes_N)
         with torch.inference_mode():
             accuracy = accuracy_of(network)
@@ -98,7 +114,7 @@ def evaluate_network(
         return Evaluated(
             architecture=architecture,
             weights=trained.origin,
-            sha256=weights_sha256(network),
+            sha256=trained.sha256,
             top1=accuracy.top1,
             top5=accuracy.top5,
             samples=len(test.images),
@@ -109,21 +125,36 @@ def evaluate_network(
         )
 
 
-def _classes_of_teacher(experiment: Experiment, weights: Path, test: Renderer, processes: Processes) -> Tensor:
-    settings = experiment.teacher
-    channels = channels_of(settings, test.images)
-    trained = trained_network(settings.architecture, test.images.num_classes, weights, "teacher", channels)
-    return classes_of_teacher(experiment, trained, test, processes)
+def _trained(
+    experiment: Experiment, architecture: str, images: Images, weights: Path, role: str, data: DataOptions
+) -> Trained:
+    if role == ROLE and experiment.teacher.classes is not None:
+        return trained_teacher(experiment, images, weights, data)
+    settings = experiment.teacher if role == ROLE else experiment.student
+    return trained_network(architecture, images.num_classes, weights, role, channels_of(settings, images))
+
+
+def _classes_of_teacher(
+    experiment: Experiment, weights: Path, test: Renderer, data: DataOptions, processes: Processes
+) -> Tensor:
+    trained = trained_teacher(experiment, test.images, weights, data)
+    return classes_of_teacher(experiment, trained, test, data, processes)
 
 
 def classes_of_teacher(
-    experiment: Experiment, teacher: Trained, test: Renderer, processes: Processes, precision: Precision | None = None
+    experiment: Experiment,
+    teacher: Trained,
+    test: Renderer,
+    data: DataOptions,
+    processes: Processes,
+    precision: Precision | None = None,
 ) -> Tensor:
     """Return the teacher's most probable class of every test image, int64 (N,) on the CPU."""
-    normalize = normalization_of(experiment.teacher, test.images, teacher.mean_std)
+    normalize = teacher_normalization(experiment, test.images, teacher.mean_std)
+    seen = seen_by_teacher(experiment, test, data)
     live = Teacher(copy.deepcopy(teacher.network), normalize, processes, precision)
     # Pixels go in unchanged, because a `Teacher` normalises them itself.
-    return top_classes(live.logits, test, lambda pixels: pixels, batch_size=EVALUATION_BATCH, processes=processes)
+    return top_classes(live.logits, seen, lambda pixels: pixels, batch_size=EVALUATION_BATCH, processes=processes)
 
 
 def _measured(images: Images, *, agreement: bool) -> str | None:

@@ -90,7 +90,7 @@ def measure_rates(experiment: Experiment, num_classes: int, cpu: bool) -> Rates:
             f"--measure: {experiment.data.source} doesn't tell how large its images are before it is read;"
             f" use --teacher-rate and --student-rate"
         )
-    teacher_rate, teacher_conditions = _teacher_rate(experiment, num_classes, pixels, cpu)
+    teacher_rate, teacher_conditions = _teacher_rate(experiment, num_classes, experiment.teacher.size or pixels, cpu)
     student_rate, student_conditions = _student_rate(experiment, num_classes, pixels, cpu)
     return Rates(teacher_rate, student_rate, measured=Measured(teacher_conditions, student_conditions)).completed()
 

@@ -20,6 +20,7 @@ from dhkd.data.runs.measured import USUAL
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS
 from dhkd.pipeline.build.checks import labels_of
 from dhkd.pipeline.build.networks import Trained
+from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.evaluation import Evaluator, classes_of_teacher
 from dhkd.stages.processes import Precision
 from torch import Tensor
@@ -34,6 +35,7 @@ def with_reference(
     reader: LogitReader | None,
     teacher: Trained | None,
     precision: Precision,
+    data: DataOptions,
 ) -> Evaluator:
     """Return an evaluator that compares with labels or, for images without labels, with the teacher's classes.
 
@@ -44,7 +46,7 @@ def with_reference(
         labels_of(test.images)
         return accuracy_of
     if teacher is not None:
-        classes_N = classes_of_teacher(experiment, teacher, test, accuracy_of.processes, precision)
+        classes_N = classes_of_teacher(experiment, teacher, test, data, accuracy_of.processes, precision)
     else:
         classes_N = _recorded(experiment, reader, test.images)
     return replace(accuracy_of, classes_N=classes_N)

@@ -87,9 +87,9 @@ def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
     logits.
     """
     pixels = pixels_of(experiment) or USUAL_PIXELS
-    channels = experiment.data.channels or 3
+    channels, size = experiment.data.channels or 3, experiment.teacher.size or pixels
     student, teacher = (
-        Shapes(network.architecture, num_classes, (pixels, pixels), network.channels or channels)
-        for network in (experiment.student, experiment.teacher)
+        Shapes(network.architecture, num_classes, (side, side), network.channels or channels)
+        for network, side in ((experiment.student, pixels), (experiment.teacher, size))
     )
     return Setting(student, teacher, torch.arange(num_classes), experiment.seed)

@@ -1,6 +1,5 @@
 """From a prepared run to a task of the training loop, and from the task's figures to the run's result."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
@@ -9,7 +8,9 @@ from dhkd.configs.schema import Training
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.measured import USUAL
 from dhkd.data.stream.batches import Stream
+from dhkd.pipeline.build.beginning import Beginning
 from dhkd.pipeline.build.code import code_metadata
+from dhkd.pipeline.build.networks import metadata_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
 from dhkd.pipeline.environment import hardware, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
@@ -29,12 +30,13 @@ def task_of(
     run: RunFolder,
     trackers: Sequence[str],
     name: str,
+    beginning: Beginning | None = None,
 ) -> Task:
     """Build what the loop trains: a freshly initialised student, and everything that its training needs.
 
-    `name` says what `accuracy_of` measures.
+    `name` says what `accuracy_of` measures. The student begins with random weights unless `beginning` is given.
     """
-    student = student_of(objective, setting)
+    student = student_of(objective, setting, beginning)
     return Task(
         student,
         optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
@@ -82,13 +84,7 @@ def finished(
     )
     if processes.is_first:
         task.run.require_lock()
-        metadata = {
-            "architecture": architecture,
-            "num_classes": str(accuracy_of.renderer.images.num_classes),
-            "mean": json.dumps(accuracy_of.normalize.mean),
-            "std": json.dumps(accuracy_of.normalize.std),
-            **code_metadata(architecture),
-        }
-        save_weights(task.run.path / f"{role}.safetensors", network, metadata)
+        metadata = metadata_of(architecture, accuracy_of.renderer.images, accuracy_of.normalize)
+        save_weights(task.run.path / f"{role}.safetensors", network, {**metadata, **code_metadata(architecture)})
         task.run.write_result(plain(result))
     return result

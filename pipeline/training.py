@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.configs.schema import Experiment
-from dhkd.data.errors import DhkdError
+from dhkd.data.errors import ConfigError, DhkdError
 from dhkd.data.runs.config import begun_views
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
@@ -34,6 +34,7 @@ from dhkd.pipeline.build.data import (
 )
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
+from dhkd.pipeline.build.teacher import teacher_normalization, teacher_renderer, teacher_test_renderer
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.claims import claimed, locker, settings_of
 from dhkd.pipeline.data_options import DataOptions
@@ -85,6 +86,10 @@ def train_teacher(
     """
     trackers = installed_trackers(track)
     settings = experiment.teacher
+    if settings.classes is not None:
+        raise ConfigError(
+            "teacher.classes: expected none, since a teacher is trained on the data set's own classes; leave it out"
+        )
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         code = code_facts(code_of_teacher(experiment))
         require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
@@ -98,11 +103,11 @@ def train_teacher(
         objective = build_objective("ce", {})
         require_labels(experiment.model_copy(update={"objective": "ce"}), objective, source.images)
         require_batches("teacher", settings, source.images, processes)
-        renderer = renderer_of(source.images, source.recipe, processes.device, data)
-        normalize = normalization_of(settings, source.images)
+        renderer = teacher_renderer(experiment, source.images, processes.device, data)
+        normalize = teacher_normalization(experiment, source.images)
         setting = setting_of(experiment, settings, source.images, objective)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
-        test = test_renderer_of(experiment, processes.device, data, source.images)
+        test = teacher_test_renderer(experiment, processes.device, data, source.images)
         require_same_classes(source.images, test.images)
         both = (source.images, test.images)
         require_agreement(processes, lambda: {"data": {images.split: plain_identity(images) for images in both}})
@@ -257,12 +262,16 @@ def _train_side_by_side(
     normalize = normalization_of(experiment.student, source.images)
     evaluator, precision = Evaluator(test, normalize, processes), source.teacher_precision
     accuracies = {
-        out: with_reference(evaluator, student.experiment, source.images, source.reader, source.teacher, precision)
+        out: with_reference(
+            evaluator, student.experiment, source.images, source.reader, source.teacher, precision, options.data
+        )
         for out, student in students.items()
     }
     if source.reader is not None:
         drift = check_pixels(renderer, source.reader, seed=experiment.seed, allow_drift=options.allow_drift)
         log_once(processes, drift)
+    for note in dict.fromkeys(student.beginning.note for student in students.values() if student.beginning):
+        log_once(processes, note)
     streams = student_streams(students, source, renderer, normalize, processes)
     tasks = {
         out: task_of(
@@ -274,6 +283,7 @@ def _train_side_by_side(
             runs[out],
             options.track,
             measured(student.experiment, source.images),
+            student.beginning,
         )
         for out, student in students.items()
     }

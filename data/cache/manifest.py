@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 FORMAT_VERSION = 2
 MAX_DEPTH = 20
 LONGEST_SHOWN = 200  # characters of a value that a message shows
+NOTHING = "nothing"  # the value that is expected of a field that must not be there
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.
@@ -255,7 +256,7 @@ def differences(
     """
     lines: list[str] = []
     for key, value in expected.items():
-        actual = got.get(key, "nothing")
+        actual = got.get(key, NOTHING)
         name = f"{prefix}{_short(key)}"
         if isinstance(value, Mapping) and isinstance(actual, Mapping):
             lines += differences(value, actual, f"{name}.", exact=exact)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import tee
 from types import MappingProxyType
 
 import torch
@@ -146,3 +147,10 @@ class ResidentRenderer:
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """Yield the pixels of each batch of keys (on any device), in order: uint8 (B, C, H, W) on `device`."""
         return (self.pixels(view_B, index_B) for view_B, index_B in batches)
+
+    def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each batch's pixels, and those that the recipe `other` makes of the same keys, or the same pixels."""
+        if other is None:
+            return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
+        pixels_by_other, (keys, same_keys) = other.resident(self.images.images_NCHW.to(self.device)), tee(batches)
+        return zip(self.render(keys), (pixels_by_other(*of_batch) for of_batch in same_keys), strict=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from dhkd.data.images.decoding import Photo, photo_of
+from dhkd.data.images.resizing import Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -59,6 +60,13 @@ class Recipe(ABC):
     @abstractmethod
     def at_test(self) -> "Recipe":
         """Return the recipe for test images, which are not augmented."""
+
+    def at_size(self, size: int, interpolation: Interpolation) -> "Recipe | None":
+        """Return the recipe that shows the same part of an image for every key, at `size` × `size` pixels.
+
+        It is None, as in this implementation, if the recipe doesn't resize images; then its pixels are to be resized.
+        """
+        return None
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders any keys of images in memory, uint8 (N, C, H, W), on the images' device.

@@ -94,6 +94,7 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
         torch.from_numpy(np.array(labels, dtype=np.int64)[order]),
         len(classes),
         levels=place.levels,
+        class_names=tuple(classes),
     )
 
 

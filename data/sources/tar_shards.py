@@ -65,7 +65,9 @@ def samples_of(
     if split == "train":
         _require_mixed(urls[0], label_N)
     files = ShardFiles(urls, index, copies, index_path(urls, form), place.reading)
-    return PhotoSet("webdataset", split, files, torch.from_numpy(label_N), num_classes, levels=place.levels)
+    return PhotoSet(
+        "webdataset", split, files, torch.from_numpy(label_N), num_classes, levels=place.levels, class_names=form.names
+    )
 
 
 def _names_of_classes(place: Place) -> tuple[str, ...]:

@@ -20,13 +20,15 @@ from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.networks import Trained
+from dhkd.pipeline.build.teacher import expected_record
+from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
-from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
-from torch import Tensor, nn
+from torch import Tensor
 
 LARGEST_BLOCK_BYTES = 2**30  # a process holds two blocks: it computes one, as float32, while it writes another
 
@@ -53,18 +55,19 @@ def require_cache(
     images: Images,
     recipe: Recipe,
     names: Collection[str],
-    teacher: nn.Module | None,
+    teacher: Trained | None,
+    data: DataOptions,
 ) -> None:
     """Raise `CacheMismatch` unless the cache fits the data set, the recipe, and for the signals `names` the teacher.
 
-    The recorded teacher must have the preset's architecture, the preset's normalisation if the preset sets one, and the
-    weights hash of `teacher`. If `teacher` is None, the hash must be the preset's if the preset sets one. Any
-    precision and any codec is accepted.
+    The recorded teacher must have the preset's architecture, size and classes, the preset's normalisation if the preset
+    sets one, and the weights hash of `teacher`. If `teacher` is None, the hash must be the preset's if the preset sets
+    one. Any precision and any codec is accepted.
     """
     identity = {  # JSON, as the manifest holds it
         "dataset": dataset_identity(images).model_dump(mode="json"),
         "recipe": recipe.identity,
-        "signals": {name: {"teacher": _expected_teacher(experiment, teacher)} for name in names},
+        "signals": {name: {"teacher": _expected_teacher(experiment, images, teacher, data)} for name in names},
     }
     remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
     require_identity(identity, reader.manifest, reader.location, remedy)
@@ -137,15 +140,18 @@ def require_same_classes(train: Images, test: Images) -> None:
         )
 
 
-def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict[str, Any]:
+def _expected_teacher(
+    experiment: Experiment, images: Images, teacher: Trained | None, data: DataOptions
+) -> dict[str, Any]:
     """Return what the manifest must say about the teacher, as JSON; a field that is left out may have any value."""
     settings = experiment.teacher
     expected: dict[str, Any] = {}
     if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures
         expected["architecture"] = settings.architecture
+        expected |= expected_record(experiment, images, teacher, data)
         expected |= {key: list(value) for key in ("mean", "std") if (value := getattr(settings, key)) is not None}
-    if network is not None:
-        expected["sha256"] = weights_sha256(network)
+    if teacher is not None:
+        expected["sha256"] = teacher.sha256
     elif settings.sha256 is not None:
         expected["sha256"] = settings.sha256
     return expected

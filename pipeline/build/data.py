@@ -107,18 +107,20 @@ def test_renderer_of(
     train: Images | None = None,  # noqa: PT028 - this is no test
     *,
     classes: Callable[[], int | None] | None = None,  # noqa: PT028
+    recipe: Recipe | None = None,  # noqa: PT028
 ) -> Renderer:
     """Load the test images and build their renderer, with the recipe for test images.
+
+    That belongs to the preset's recipe or, if it is given, to `recipe`.
 
     If `train` is given, raises `DataError` for a test split of another number of classes, and warns of test images of
     another size than the training images. Test images without labels have as many classes as `train` or as `classes`
     returns.
     """
-    recipe = recipe_of(experiment.views).at_test()
     images = images_of(experiment, "test", options, classes if train is None else lambda: train.num_classes)
     if train is not None:
         _require_alike(train, images)
-    return renderer_of(images, recipe, device, options)
+    return renderer_of(images, (recipe or recipe_of(experiment.views)).at_test(), device, options)
 
 
 def _require_alike(train: Images, test: Images) -> None:

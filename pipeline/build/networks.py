@@ -1,24 +1,29 @@
 """Builds networks from settings, and finds and loads their weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from dhkd.data.errors import WeightsError
-from dhkd.data.images.base import PerChannel
+from dhkd.data.images.base import Images, PerChannel
+from dhkd.data.render import Normalization
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
 from dhkd.pipeline.build.code import require_code_of_weights
 from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.class_names import names_of_packaged_weights
 from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import INNER, packaged_weights
-from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
+from dhkd.stages.models.weights import classes_of_weights, fit_weights, read_metadata, read_weights, weights_sha256
+from torch import Tensor
 
 MeanStd = tuple[PerChannel, PerChannel]
 
 NAMES_LISTED = 5
+CLASSES = "classes"  # the metadata that holds the names of a network's outputs
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
@@ -27,12 +32,20 @@ class Trained:
     """A network with weights, on the CPU and in eval mode.
 
     `origin` says where the weights come from; `mean_std` is the normalisation that the network was trained with, or
-    None if it is unknown.
+    None if it is unknown. Of a teacher of other classes than the data set's, `classes` holds the number of the output
+    of each class, `network` has only these outputs, and `whole` is the network as it was trained.
     """
 
     network: Network
     origin: str
     mean_std: MeanStd | None
+    classes: tuple[int, ...] | None = None
+    whole: Network | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the weights, as `weights_sha256` computes it, with all outputs."""
+        return weights_sha256(self.whole or self.network)
 
 
 def weights_file(path: Path, role: str) -> Path:
@@ -76,19 +89,63 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str, 
     several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it. `channels` is
     the number of channels of the network's input; None stands for that of the normalisation which the file records.
     """
+    return fitted(architecture, num_classes, weights_at(architecture, path, role), channels)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were read: tensors by name, and what is known of them.
+
+    `origin` and `mean_std` are as in `Trained`. `class_names` are the names of the outputs, in order, if they are
+    recorded.
+    """
+
+    state: Mapping[str, Tensor]
+    origin: str
+    mean_std: MeanStd | None
+    class_names: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels for which the weights are, as far as it is known."""
+        return len(self.mean_std[0]) if self.mean_std else 3
+
+
+def weights_at(architecture: str, path: Path, role: str) -> Weights:
+    """Read the weights at `path`, as `trained_network` takes it; the network `architecture` is to get them."""
     if _is_packaged(path):
-        network, tag = build_network(architecture, num_classes, channels or 3), str(path).partition(":")[2]
-        state, colours = packaged_weights(architecture, tag or None)
+        tag = str(path).partition(":")[2] or None
+        state, colours = packaged_weights(architecture, tag)
         mean_std = colours and (_per_channel(colours[0]), _per_channel(colours[1]))
-        origin = f"{path} of {architecture}"
-    else:
-        path, key = split_key(path)
-        file = weights_file(path, role)
-        require_code_of_weights(file, _metadata(file), architecture)
-        state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
-        network = build_network(architecture, num_classes, channels or (len(mean_std[0]) if mean_std else 3))
-    origin = fit_weights(network, state, origin)
-    return Trained(network.eval(), origin, mean_std)
+        names = names_of_packaged_weights(architecture, tag)
+        return Weights(state, f"{path} of {architecture}", mean_std, names)
+    path, key = split_key(path)
+    file = weights_file(path, role)
+    require_code_of_weights(file, _metadata(file), architecture)
+    state, mean_std = read_weights(file, key), _mean_std(file)
+    return Weights(state, f"{file}::{key}" if key else str(file), mean_std, _class_names(file))
+
+
+def fitted(
+    architecture: str, num_classes: int, weights: Weights, channels: int | None = None, *, head: bool = True
+) -> Trained:
+    """Build the network `architecture` with these weights, which may lack the classifier unless `head` is set.
+
+    `channels` is as in `trained_network`. Raises `WeightsError` if they don't fit.
+    """
+    network = build_network(architecture, num_classes, channels or weights.channels)
+    origin = fit_weights(network, weights.state, weights.origin, head=head)
+    return Trained(network.eval(), origin, weights.mean_std)
+
+
+def num_outputs(architecture: str, num_classes: int, weights: Weights, channels: int | None = None) -> int:
+    """Return the number of classes of the network `architecture` with these weights; 0 if they lack the classifier.
+
+    It is `num_classes` if the weights fit with that, or if they are of another network.
+    """
+    network = build_network(architecture, num_classes, channels or weights.channels)
+    found = classes_of_weights(network, weights.state, weights.origin)
+    return num_classes if found is None else found
 
 
 def classes_in(architecture: str, path: Path, role: str) -> int | None:
@@ -137,6 +194,33 @@ def recorded_metadata(path: Path) -> dict[str, str]:
     """Return what `save_weights` recorded in a run's folder or a weights file; it is empty if nothing is recorded."""
     file = weights_file(split_key(path)[0], "student")
     return _metadata(file) if file.is_file() else {}
+
+
+def metadata_of(architecture: str, images: Images, normalize: Normalization) -> dict[str, str]:
+    """Return the metadata of a file of weights: the network, the classes and the normalisation of its training."""
+    return {
+        "architecture": architecture,
+        "num_classes": str(images.num_classes),
+        **({CLASSES: json.dumps(images.class_names)} if images.class_names else {}),
+        "mean": json.dumps(normalize.mean),
+        "std": json.dumps(normalize.std),
+    }
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    """Return the names of the outputs that are recorded in a file of weights; none if they aren't."""
+    metadata = _metadata(file).get(CLASSES)
+    if metadata is None:
+        return ()
+    try:
+        names = json.loads(metadata)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WeightsError(
+            f"weights {file}: expected a list of names of its classes in its metadata, got something else"
+        )
+    return tuple(names)
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -11,12 +11,12 @@ from dhkd.data.errors import RunMismatch
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import LIVE_KEY, OBJECTIVE_KEY
 from dhkd.data.runs.read import Run
-from dhkd.pipeline.build.data import channels_of, dataset_identity, normalization_of, recipe_of, test_renderer_of
-from dhkd.pipeline.build.networks import classes_in, trained_network
+from dhkd.pipeline.build.data import dataset_identity, recipe_of, test_renderer_of
+from dhkd.pipeline.build.networks import classes_in
+from dhkd.pipeline.build.teacher import seen_by_teacher, teacher_normalization, trained_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
 from dhkd.stages.models import Network
-from dhkd.stages.models.weights import weights_sha256
 
 # Fields of the preset's sections that don't change the test images.
 ONLY_FOR_TRAINING = {"data": ("limit", "train"), "views": ("seed",)}
@@ -66,9 +66,15 @@ def _of_test(experiment: Experiment) -> str:
 
 
 def teacher_of(
-    finished: Sequence[Run], experiments: Mapping[str, Experiment], tests: Mapping[str, Renderer], weights: Path
-) -> tuple[Network, Normalization]:
-    """Load the teacher from `weights`, the one from which all these runs learned; also return its normalisation.
+    finished: Sequence[Run],
+    experiments: Mapping[str, Experiment],
+    tests: Mapping[str, Renderer],
+    weights: Path,
+    data: DataOptions,
+) -> tuple[Network, Normalization, Renderer]:
+    """Load the teacher from `weights`, the one from which all these runs learned.
+
+    Also return its normalisation, and the renderer of the test images as it sees them.
 
     Runs whose objective needs no teacher are compared with any. Raises `RunMismatch` if the runs learned from several
     teachers, or from another one.
@@ -76,18 +82,20 @@ def teacher_of(
     learners = [run for run in finished if run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER] or finished[:1]
     first = learners[0].name
     settings = experiments[first].teacher
-    images = tests[first].images
-    channels = channels_of(settings, images)
-    trained = trained_network(settings.architecture, images.num_classes, weights, "teacher", channels)
-    normalize = normalization_of(settings, images, trained.mean_std)
-    got = {"sha256": weights_sha256(trained.network)}
+    test = tests[first]
+    trained = trained_teacher(experiments[first], test.images, weights, data)
+    normalize = teacher_normalization(experiments[first], test.images, trained.mean_std)
+    got = {"sha256": trained.sha256}
     for run in learners:
-        settings = experiments[run.name].teacher
-        own = normalization_of(settings, tests[run.name].images, trained.mean_std)
+        own_settings = experiments[run.name].teacher
+        own = teacher_normalization(experiments[run.name], tests[run.name].images, trained.mean_std)
         changed = [
             f"{what} {one} and {other}"
             for what, one, other in (
-                ("architecture", experiments[first].teacher.architecture, settings.architecture),
+                ("architecture", settings.architecture, own_settings.architecture),
+                ("size", settings.size, own_settings.size),
+                ("interpolation", settings.interpolation, own_settings.interpolation),
+                ("classes", settings.classes, own_settings.classes),
                 ("mean", normalize.mean, own.mean),
                 ("std", normalize.std, own.std),
             )
@@ -103,7 +111,7 @@ def teacher_of(
             raise RunMismatch(
                 f"--teacher {weights}: {'; '.join(changed)}; give the teacher from which {run.name} learned"
             )
-    return trained.network, normalize
+    return trained.network, normalize, seen_by_teacher(experiments[first], test, data)
 
 
 def teacher_sha256(run: Run) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dhkd.configs.load import load_experiment
+from dhkd.configs.load import experiment_of_run
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader
@@ -69,13 +69,13 @@ def outputs_of_runs(
     """
     processes = Processes("float32", cpu)
     try:
-        experiments = {run.name: load_experiment(str(run.path)) for run in finished}
+        experiments = {run.name: experiment_of_run(run.path) for run in finished}
         for run in finished:
             require_code_of_run(run.path, code_of_data(experiments[run.name]))
         tests = test_sets_of(experiments, processes.device, data, {run.name: run.path for run in finished})
         if teacher is not None:
-            network, normalize = teacher_of(finished, experiments, tests, teacher)
-            yield None, _outputs_of(network.to(processes.device), normalize, tests[finished[0].name], samples)
+            network, normalize, test = teacher_of(finished, experiments, tests, teacher, data)
+            yield None, _outputs_of(network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment, test = experiments[run.name], tests[run.name]
             # An objective may have built a different network than the settings name, so the result takes precedence.
@@ -145,7 +145,7 @@ class _Subject:
 
 
 def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Processes) -> _Subject:
-    experiment = load_experiment(str(run.path))
+    experiment = experiment_of_run(run.path)
     require_code_of_run(run.path)
     trained_from, digest = run.settings.get(CACHE_KEY), digest_for(reader, experiment.student.teacher)
     if trained_from not in (None, digest):
@@ -161,7 +161,7 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
             f"cache at {reader.location}: expected the signal {signal_name(experiment.student.teacher, LOGITS)}, of the"
             f" teacher that {run.name} names, it holds {', '.join(reader.manifest.signals)}; give a cache of that one"
         )
-    require_cache(experiment, reader, images, recipe, names[LOGITS], None)
+    require_cache(experiment, reader, images, recipe, names[LOGITS], None, data)
     objective = objective_of(experiment)
     setting = setting_of(experiment, experiment.student, images, objective)
     student = student_of(objective, setting).to(processes.device)
