@@ -89,7 +89,18 @@ def _origin(teacher: Mapping[str, Any], provenance: Any) -> list[Row]:
     libraries = versions.items() if isinstance(versions, Mapping) else ()
     return [
         ("  teacher", f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}), {part} top-1 {accuracy}"),
+        *(("  code", f"{name} ({str(_hash(code))[:12]})") for name, code in _code(recorded).items()),
         ("  made with", ", ".join(f"{library} {version}" for library, version in libraries)),
         ("  made on", str(recorded.get("hardware", "unknown"))),
         ("  command", str(recorded.get("command", "unknown"))),
     ]
+
+
+def _code(recorded: Mapping[str, object]) -> Mapping[str, object]:
+    """Return what a signal's provenance says of own code, by name; a cache may hold anything there."""
+    code = recorded.get("code")
+    return code if isinstance(code, Mapping) else {}
+
+
+def _hash(code: object) -> object:
+    return code.get("sha256") if isinstance(code, Mapping) else None
