@@ -1,12 +1,12 @@
 """Builds networks from settings, and finds and loads their weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dhkd.data.errors import WeightsError
+from dhkd.data.errors import ConfigError, WeightsError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
@@ -14,7 +14,9 @@ from dhkd.pipeline.build.code import require_code_of_weights
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import INNER, packaged_weights
+from dhkd.stages.models.network import input_channels
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
+from torch import Tensor
 
 MeanStd = tuple[PerChannel, PerChannel]
 
@@ -87,8 +89,33 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str, 
         require_code_of_weights(file, _metadata(file), architecture)
         state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
         network = build_network(architecture, num_classes, channels or (len(mean_std[0]) if mean_std else 3))
-    origin = fit_weights(network, state, origin)
+    try:
+        origin = fit_weights(network, state, origin)
+    except WeightsError as error:
+        _require_channels(architecture, num_classes, state, origin, input_channels(network), role, error)
+        raise
     return Trained(network.eval(), origin, mean_std)
+
+
+def _require_channels(
+    architecture: str,
+    num_classes: int,
+    state: Mapping[str, Tensor],
+    origin: str,
+    channels: int | None,
+    role: str,
+    misfit: WeightsError,
+) -> None:
+    """Raise `WeightsError` if weights are a misfit only because they take images of another number of channels."""
+    other = 1 if channels == 3 else 3
+    try:
+        fit_weights(build_network(architecture, num_classes, other), state, origin)
+    except (WeightsError, ConfigError):
+        return
+    raise WeightsError(
+        f"weights {origin}: expected a network whose input has {channels} channels, got one of {other}; set"
+        f" {role}.channels={other}, and images of {channels} are converted for it"
+    ) from misfit
 
 
 def classes_in(architecture: str, path: Path, role: str) -> int | None:
