@@ -86,8 +86,8 @@ def _comparison(compared: Comparison) -> Table:
         ],
         [_compared_row(row, compared, published) for row in compared.rows],
         left=max(1, len(compared.axes)),
-        caption=f"{caption_of(compared.top1)} after the last epoch, and the best one; runs that differ only in their seed"
-        " are one row",
+        caption=f"{caption_of(compared.top1)} after the last epoch, and the best one; runs that differ only in their"
+        " seed are one row",
         note=NOTE,
     )
 
