@@ -28,8 +28,10 @@ from dhkd.pipeline.report.comparison import compare
 from dhkd.pipeline.results import CachedTeacher, TrainedRun
 from dhkd.pipeline.training import train_student, train_teacher
 from dhkd.stages.models import build_network
+from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.models.weights import save_weights
 from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.own import OwnLoss
 from PIL import Image
 
 from tests.runs import result_of, run_of
@@ -217,6 +219,20 @@ def test_a_loss_of_ones_own_that_asks_for_labels_is_told_that_there_are_none() -
     assert Labels().map(torch.clone).are_absent
     with pytest.raises(AssertionError):
         Labels().copy_(Labels(torch.zeros(2, dtype=torch.int64)))
+
+
+def test_a_function_of_ones_own_gets_no_labels_where_there_are_none() -> None:
+    given: list[object] = []
+
+    def mine(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        given.append(labels)
+        return (student_logits - teacher_logits).square().mean()
+
+    objective = OwnLoss("mine", mine)
+    assert not objective.needs_labels
+    logits = torch.zeros(2, 5, requires_grad=True)
+    objective.terms(StudentOutputs(logits, logits, {}), Labels(), {"logits": torch.ones(2, 5)})
+    assert given == [None]
 
 
 def test_a_student_of_unlabelled_images_is_measured_by_agreement(cached: CachedTeacher, tmp_path: Path) -> None:
