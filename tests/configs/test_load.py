@@ -253,7 +253,10 @@ def test_options_of_own_losses_have_dots_in_their_keys() -> None:
         ),
         (
             "data={source: digits, 'literal[a]': 3}",
-            ["data: unknown key 'literal[a]'", "limit, max_megapixels, max_metadata_mb, mean, num_classes, options, source"],
+            [
+                "data: unknown key 'literal[a]'",
+                "limit, max_megapixels, max_metadata_mb, mean, num_classes, options, source",
+            ],
         ),
         ("record.commands.0=dhkd demo", ["commands is a single value, not a section"]),
         ("student.=1", ["unknown key ''"]),
