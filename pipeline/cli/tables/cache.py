@@ -107,6 +107,7 @@ def _hash(code: object) -> object:
     return code.get("sha256") if isinstance(code, Mapping) else None
 
 
+# Any: an entry of a manifest.
 def _seen_and_read(teacher: Mapping[str, Any]) -> list[Row]:
     """Return a row on the size at which a teacher saw the views, and the outputs that were kept, if one is recorded."""
     size, classes = teacher.get("size"), teacher.get("classes")
