@@ -1,7 +1,7 @@
 """What data as people have it costs: arrays beside CIFAR-100's files, and the datasets library beside bare Pillow.
 
-The arrays and CIFAR-100's files hold the same random images, in their usual layouts: `.npy` files of (N, H, W, C), which
-are memory-mapped, and a pickle with its md5.
+The arrays and CIFAR-100's files hold the same random images, in their usual layouts: `.npy` files of (N, H, W, C),
+which are memory-mapped, and a pickle with its md5.
 """
 
 import hashlib
@@ -75,6 +75,7 @@ def _write(folder: Path, number: int) -> dict[str, str]:
     """Write random images in both layouts; return the md5 of CIFAR-100's file."""
     images = random_images(number, NUM_CLASSES)
     (folder / cifar100.FOLDER).mkdir(parents=True)
+    assert images.labels_N is not None
     pixels_NCHW, labels_N = images.images_NCHW.numpy(), images.labels_N.numpy()
     np.save(folder / "train-images.npy", np.ascontiguousarray(pixels_NCHW.transpose(0, 2, 3, 1)))
     np.save(folder / "train-labels.npy", labels_N)
