@@ -249,7 +249,8 @@ def test_a_network_without_a_classifier_is_refused() -> None:
     [
         (
             "torch:resnet18",
-            "unknown library of networks 'torch': did you mean 'torchvision'? valid are simkd, timm, torchvision",
+            "unknown library of networks 'torch': did you mean 'torchvision'? valid are simkd, timm, torchvision;"
+            " a module of that name needs --import torch",
         ),
         (
             "torchvision:resnet19",
