@@ -192,6 +192,7 @@ student: {architecture: resnet8, epochs: 1, batch_size: 64, lr: 0.05}
 OF_CACHE = ("two .npy files", "csv", "parquet", "torchvision", "a Dataset with targets")
 
 
+@pytest.mark.slow  # six commands
 def test_caches_of_one_data_set_are_the_same_bytes(
     tmp_path: Path, raw: Path, fashion: Fashion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
