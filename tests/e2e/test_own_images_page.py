@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from dhkd.configs.load import load_experiment
 from dhkd.configs.schema import Data
 from dhkd.data.errors import DataError
 from dhkd.data.own_code import imported
@@ -28,9 +29,12 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_every_preset_of_the_page_is_tested_here() -> None:
+def test_every_preset_of_the_page_is_tested_here(tmp_path: Path) -> None:
+    """That of photographs without labels is only read."""
     presets = [block for block in blocks("yaml") if not block.startswith("data:")]  # what a section `data` may be
-    assert [block.split(",")[0].removeprefix("# ") for block in presets] == list(EXAMPLES)
+    assert [block.split(",")[0].removeprefix("# ") for block in presets] == [*EXAMPLES, "photos.yaml"]
+    (tmp_path / "photos.yaml").write_text(presets[-1])
+    assert load_experiment(str(tmp_path / "photos.yaml")).data.source == "folder"
 
 
 def test_each_section_of_the_page_is_of_a_source_with_these_options(
