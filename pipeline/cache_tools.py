@@ -19,7 +19,7 @@ from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.code import code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.networks import chosen_network, trained_network
 from dhkd.pipeline.caching import REBUILD, compare_signals
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import WITNESS_BLOCKS, rerender
@@ -57,7 +57,7 @@ def verify(
         require_cache(experiment, reader, images, recipe, names, None)
         trained = None
         if teacher is not None:
-            trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+            trained = trained_network(chosen_network(experiment.teacher), images.num_classes, teacher, "teacher")
             require_code_of_cache(reader.manifest, cache, names, code_of_teacher(experiment))
             _require_weights(trained.network, reader.manifest, names, cache)
         renderer = renderer_of(images, recipe, processes.device, data)

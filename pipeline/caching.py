@@ -21,7 +21,7 @@ from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import images_of, normalization_of, reading_of, recipe_of, renderer_of, test_renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.networks import chosen_network, trained_network
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.chance import require_better_than_chance
 from dhkd.pipeline.data_options import DataOptions
@@ -62,7 +62,7 @@ def cache_teacher(
     one_of("store", experiment.cache.store, LAYOUTS)  # refuses an unknown store before any costly step
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
         images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+        trained = trained_network(chosen_network(experiment.teacher), images.num_classes, teacher, "teacher")
         normalize = normalization_of(experiment.teacher, images, trained.mean_std)
         renderer = renderer_of(images, recipe, processes.device, data)
         live = Teacher(trained.network, normalize, processes)

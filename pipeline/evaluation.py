@@ -9,7 +9,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline.build.code import code_facts, code_of_data, code_of_network, require_code_of_run
 from dhkd.pipeline.build.data import normalization_of, plain_identity, test_renderer_of
-from dhkd.pipeline.build.networks import architecture_of, trained_network
+from dhkd.pipeline.build.networks import architecture_of, chosen_network, trained_network
 from dhkd.pipeline.chance import chance_fault, order_fault
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import processes_for, unreadable_files, versions
@@ -45,8 +45,8 @@ def evaluate_network(
     settings = experiment.teacher if role == "teacher" else experiment.student
     with processes_for(settings.precision, cpu=cpu) as processes:
         test = test_renderer_of(experiment, processes.device, data)
-        architecture = architecture_of(weights, role, settings.architecture)
-        code = {**code_of_network(architecture), **code_of_data(experiment)}
+        architecture = architecture_of(weights, role, chosen_network(settings))
+        code = {**code_of_network(architecture.name), **code_of_data(experiment)}
         if weights.is_dir():
             require_code_of_run(weights, code)
         trained = trained_network(architecture, test.images.num_classes, weights, role)
@@ -60,7 +60,7 @@ def evaluate_network(
         if fault and processes.is_first:
             log.warning("%s: %s", role, fault)
         return Evaluated(
-            architecture=architecture,
+            architecture=architecture.name,
             weights=trained.origin,
             sha256=weights_sha256(network),
             top1=accuracy.top1,

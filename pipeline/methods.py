@@ -9,6 +9,7 @@ import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
 from dhkd.pipeline.build.cache import codec_of_signal
+from dhkd.pipeline.build.networks import chosen_network
 from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.sizes import data_size_of, setting_without_data
 from dhkd.stages.models import build_network, count_parameters
@@ -47,7 +48,7 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
     """
     data = data_size_of(experiment, samples, classes)
     with torch.device("meta"):
-        teacher = build_network(experiment.teacher.architecture, data.classes).eval()
+        teacher = build_network(chosen_network(experiment.teacher), data.classes).eval()
     setting = replace(setting_without_data(experiment, data.classes), teacher_network=teacher)
     return [
         _method(name, build_objective(name, experiment.objectives.get(name, {})), experiment, setting, data.samples)
@@ -67,7 +68,7 @@ def _method(name: str, objective: Objective, experiment: Experiment, plain: Sett
         row += row_bytes(codec.parts(setting.teacher.row(signal)))
     with torch.device("meta"):
         student = student_of(objective, setting)
-        preset_parameters = count_parameters(build_network(plain.student.architecture, plain.student.num_classes))
+        preset_parameters = count_parameters(build_network(plain.student.wanted, plain.student.num_classes))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return Method(
         method=name,

@@ -10,6 +10,7 @@ from dhkd.data.errors import ConfigError, one_of
 from dhkd.data.sources import SOURCES
 from dhkd.data.sources.base import Size
 from dhkd.pipeline.build.data import recipe_of
+from dhkd.pipeline.build.networks import chosen_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.train.objectives.contract import Setting
 
@@ -86,5 +87,5 @@ def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
     """
     pixels = pixels_of(experiment) or USUAL_PIXELS
     shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))
-    student, teacher = shapes_of(experiment.student.architecture), shapes_of(experiment.teacher.architecture)
+    student, teacher = shapes_of(chosen_network(experiment.student)), shapes_of(chosen_network(experiment.teacher))
     return Setting(student, teacher, torch.arange(num_classes), experiment.seed)

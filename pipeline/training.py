@@ -28,6 +28,7 @@ from dhkd.pipeline.build.data import (
     renderer_of,
     test_renderer_of,
 )
+from dhkd.pipeline.build.networks import architecture_metadata
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
@@ -313,11 +314,11 @@ def _finish(
     distillation: Distillation | None,
 ) -> TrainedRun:
     """Write the weights and the result of a run that ended well into the run folder, and return the result."""
-    network, architecture = task.student.backbone, setting.student.architecture
+    network, architecture = task.student.backbone, setting.student.wanted
     processes = accuracy_of.processes
     result = TrainedRun(
         role=role,
-        architecture=architecture,
+        architecture=architecture.name,
         parameters=count_parameters(network),
         **asdict(figures),
         seed=setting.seed,
@@ -333,7 +334,7 @@ def _finish(
     if processes.is_first:
         task.run.require_lock()
         metadata = {
-            "architecture": architecture,
+            **architecture_metadata(architecture),
             "num_classes": str(accuracy_of.renderer.images.num_classes),
             "mean": json.dumps(accuracy_of.normalize.mean),
             "std": json.dumps(accuracy_of.normalize.std),

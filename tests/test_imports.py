@@ -39,8 +39,8 @@ HOMES = {
     "scipy": {"stages/report/statistics.py"},
     "plotly": {"stages/report/charts.py", "stages/report/page.py"},
     "jinja2": {"stages/report/page.py"},
-    "torchvision": {"data/sources/cifar100.py", "stages/models/foreign.py"},
-    "timm": {"stages/models/foreign.py"},
+    "torchvision": {"data/sources/cifar100.py", "stages/models/libraries.py"},
+    "timm": {"stages/models/libraries.py"},
     "obstore": {"data/cache/storage/bucket.py"},
     "google_crc32c": {
         "data/cache/index.py",

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 FORMAT_VERSION = 2
 MAX_DEPTH = 20
 LONGEST_SHOWN = 200  # characters of a value that a message shows
+NOTHING = "nothing"  # what a message shows for a field that is absent
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.
@@ -251,11 +252,11 @@ def differences(
 ) -> list[str]:
     """List each field of `expected` that `got` lacks or has with another value, as 'field expected …, got …'.
 
-    With `exact`, fields that only `got` has are listed as well.
+    A value NOTHING stands for a field that `got` lacks. With `exact`, fields that only `got` has are listed as well.
     """
     lines: list[str] = []
     for key, value in expected.items():
-        actual = got.get(key, "nothing")
+        actual = got.get(key, NOTHING)
         name = f"{prefix}{_short(key)}"
         if isinstance(value, Mapping) and isinstance(actual, Mapping):
             lines += differences(value, actual, f"{name}.", exact=exact)

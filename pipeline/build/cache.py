@@ -22,6 +22,7 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.networks import chosen_network, teacher_facts
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.limits import available_memory
 from dhkd.pipeline.results import CacheSummary
@@ -96,7 +97,7 @@ def cache_identity(
     `name` is the teacher's name in a cache of several teachers; None leaves the teacher without a name.
     """
     teacher = {
-        "architecture": experiment.teacher.architecture,
+        **{key: value for key, value in teacher_facts(chosen_network(experiment.teacher)).items() if value is not None},
         "sha256": weights_sha256(network),
         "mean": list(normalize.mean),
         "std": list(normalize.std),

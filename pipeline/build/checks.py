@@ -9,7 +9,7 @@ from typing import Any
 
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.codecs import row_bytes
-from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
+from dhkd.data.cache.manifest import NOTHING, Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError, DataError
 from dhkd.data.images.base import Images
@@ -19,6 +19,7 @@ from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.networks import chosen_network, teacher_facts
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import weights_sha256
@@ -111,7 +112,7 @@ def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict
     settings = experiment.teacher
     expected: dict[str, Any] = {}
     if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures
-        expected["architecture"] = settings.architecture
+        expected |= {key: value or NOTHING for key, value in teacher_facts(chosen_network(settings)).items()}
         expected |= {key: list(value) for key in ("mean", "std") if (value := getattr(settings, key)) is not None}
     if network is not None:
         expected["sha256"] = weights_sha256(network)

@@ -5,19 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dhkd.configs.schema import Training
 from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import Triple
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
 from dhkd.pipeline.build.code import require_code_of_weights
 from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.architecture import PROJECTED, Architecture, as_architecture, from_record
 from dhkd.stages.models.file_kinds import is_safetensors
-from dhkd.stages.models.foreign import packaged_weights
+from dhkd.stages.models.libraries import packaged_weights
 from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
 
 MeanStd = tuple[Triple, Triple]
 
 NAMES_LISTED = 5
+NETWORK = "network"  # the metadata that holds what is set of a network besides its name
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
@@ -55,20 +58,57 @@ def weights_file(path: Path, role: str) -> Path:
     )
 
 
-def architecture_of(path: Path, role: str, architecture: str) -> str:
+def chosen_network(settings: Training) -> Architecture:
+    """Return the network that a section of a preset describes."""
+    maps = None if settings.maps is None else tuple(settings.maps)
+    return Architecture(settings.architecture, dict(settings.options or {}), settings.head, maps)
+
+
+def teacher_facts(architecture: Architecture) -> dict[str, str | None]:
+    """Return what a cache records of its teacher's network besides its weights; None for what is not set."""
+    options = json.dumps(dict(architecture.options), sort_keys=True) if architecture.options else None
+    return {"architecture": architecture.name, "options": options, "head": architecture.head}
+
+
+def architecture_of(path: Path, role: str, architecture: Architecture) -> Architecture:
     """Return the architecture of the weights.
 
-    That is the network that SimKD made of the preset's `architecture` if the weights file records one, or else
-    `architecture` itself.
+    That is what the weights file records if it is the network that SimKD made of the preset's `architecture`, or the
+    same network with other settings while the preset sets nothing; or else `architecture` itself.
     """
     if _is_packaged(path):
         return architecture
     file = weights_file(split_key(path)[0], role)
-    recorded = _metadata(file).get("architecture", "") if file.is_file() else ""
-    return recorded if recorded.startswith(f"simkd:{architecture}+") else architecture
+    recorded = recorded_architecture(file) if file.is_file() else None
+    if recorded is None:
+        return architecture
+    made_by_simkd = recorded.name.startswith(f"{PROJECTED}{architecture.name}+")
+    return (
+        recorded
+        if made_by_simkd or (recorded.name == architecture.name and not architecture.record())
+        else architecture
+    )
 
 
-def trained_network(architecture: str, num_classes: int, path: Path, role: str) -> Trained:
+def recorded_architecture(file: Path) -> Architecture | None:
+    """Return the architecture that is recorded in a file of weights that dhkd wrote; None for other files."""
+    metadata = _metadata(file)
+    if "architecture" not in metadata:
+        return None
+    try:
+        record = json.loads(metadata.get(NETWORK, "{}"))
+    except (ValueError, RecursionError):
+        record = metadata[NETWORK]  # which is refused
+    return from_record(metadata["architecture"], record, f"weights {file}")
+
+
+def architecture_metadata(architecture: Architecture) -> dict[str, str]:
+    """Return what `recorded_architecture` reads, for the metadata of a file of weights."""
+    record = architecture.record()
+    return {"architecture": architecture.name} | ({NETWORK: json.dumps(record, sort_keys=True)} if record else {})
+
+
+def trained_network(architecture: str | Architecture, num_classes: int, path: Path, role: str) -> Trained:
     """Build the network `architecture` with the weights at `path`, a run folder or a weights file.
 
     The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
@@ -77,7 +117,7 @@ def trained_network(architecture: str, num_classes: int, path: Path, role: str) 
     network = build_network(architecture, num_classes)
     if _is_packaged(path):
         tag = str(path).partition(":")[2]
-        state, colours = packaged_weights(architecture, tag or None)
+        state, colours = packaged_weights(as_architecture(architecture).name, tag or None)
         mean_std = colours and (_triple(colours[0]), _triple(colours[1]))
         origin = f"{path} of {architecture}"
     else:

@@ -16,7 +16,7 @@ from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader
 from dhkd.pipeline.build.checks import require_cache, require_live, require_rows
 from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import images_of, recipe_of
-from dhkd.pipeline.build.networks import Trained, trained_network
+from dhkd.pipeline.build.networks import Trained, chosen_network, trained_network
 from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import Distillation
@@ -102,7 +102,7 @@ def source_of(
     reader = reader_of(cache, data) if cache is not None else None
     trained = None
     if teacher is not None:
-        trained = trained_network(experiment.teacher.architecture, images.num_classes, teacher, "teacher")
+        trained = trained_network(chosen_network(experiment.teacher), images.num_classes, teacher, "teacher")
     precision, _ = resolve_precision(experiment.cache.precision, cpu)
     return Source(images, recipe, reader, trained, precision)
 

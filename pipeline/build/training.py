@@ -7,6 +7,7 @@ import torch
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.images.base import Images
 from dhkd.pipeline.build.data import recipe_of
+from dhkd.pipeline.build.networks import chosen_network
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
@@ -34,7 +35,7 @@ def setting_of(
     shape = recipe_of(experiment.views).shape or images.shape
     assert shape is not None, "images_of decodes all images where the recipe keeps their size"
     shapes_of = partial(Shapes, num_classes=images.num_classes, image=shape)
-    student_shapes, teacher_shapes = shapes_of(training.architecture), shapes_of(experiment.teacher.architecture)
+    student_shapes, teacher_shapes = shapes_of(chosen_network(training)), shapes_of(chosen_network(experiment.teacher))
     setting = Setting(student_shapes, teacher_shapes, images.labels_N, experiment.seed, teacher)
     return replace(setting, student=student_shapes.of(objective.architecture(setting)))
 
@@ -45,7 +46,7 @@ def student_of(objective: Objective, setting: Setting) -> Student:
     The experiment's seed determines the initial values.
     """
     torch.manual_seed(setting.seed)
-    backbone = build_network(setting.student.architecture, setting.student.num_classes)
+    backbone = build_network(setting.student.wanted, setting.student.num_classes)
     objective.start(backbone, setting)
     kind = objective.auxiliary
     head = auxiliary_head(kind, backbone, setting.student.num_classes) if kind else None

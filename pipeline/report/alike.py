@@ -11,7 +11,7 @@ from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import LIVE_KEY, OBJECTIVE_KEY
 from dhkd.data.runs.read import Run
 from dhkd.pipeline.build.data import dataset_identity, normalization_of, recipe_of, test_renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.networks import chosen_network, trained_network
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
 from dhkd.stages.models import Network
@@ -69,7 +69,7 @@ def teacher_of(
     learners = [run for run in finished if run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER] or finished[:1]
     first = learners[0].name
     settings = experiments[first].teacher
-    trained = trained_network(settings.architecture, tests[first].images.num_classes, weights, "teacher")
+    trained = trained_network(chosen_network(settings), tests[first].images.num_classes, weights, "teacher")
     normalize = normalization_of(settings, tests[first].images, trained.mean_std)
     got = {"sha256": weights_sha256(trained.network)}
     for run in learners:

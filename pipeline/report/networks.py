@@ -18,7 +18,7 @@ from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_o
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.code import code_of_data, require_code_of_run
 from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.networks import architecture_of, chosen_network, trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.alike import teacher_of, test_sets_of
@@ -69,8 +69,8 @@ def outputs_of_runs(
             yield None, _outputs_of(network.to(processes.device), normalize, tests[finished[0].name], samples)
         for run in finished:
             experiment, test = experiments[run.name], tests[run.name]
-            # An objective may have built a different network than the settings name, so the result takes precedence.
-            architecture = run.finished_result.architecture or experiment.student.architecture
+            # An objective may have built another network than the settings name; the weights record which.
+            architecture = architecture_of(run.path, "student", chosen_network(experiment.student))
             network = trained_network(architecture, test.images.num_classes, run.path, "student").network
             normalize = normalization_of(experiment.student, test.images)
             yield run, _outputs_of(network.to(processes.device), normalize, test, samples)

@@ -10,8 +10,10 @@ from difflib import get_close_matches
 from functools import partial
 
 from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.options import with_options
 from dhkd.data.own_code import Own, find
-from dhkd.stages.models.foreign import timm_network, torchvision_network
+from dhkd.stages.models.architecture import Architecture, as_architecture
+from dhkd.stages.models.libraries import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
 from dhkd.stages.models.network import Network, count_parameters
@@ -41,29 +43,28 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
 }
 
 
-def _projected(names: str, num_classes: int) -> Network:
-    student, plus, teacher = names.partition("+")
-    if not plus:
-        raise ConfigError(f"network simkd:{names}: expected simkd:STUDENT+TEACHER")
-    return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))
-
-
-# Each function takes the name after the colon and the number of classes, and returns a freshly initialised network.
-LIBRARIES: dict[str, Callable[[str, int], Network]] = {
+# Each function takes the name after the colon, the number of classes and the whole `Architecture`, and returns a
+# freshly initialised network.
+LIBRARIES: dict[str, Callable[[str, int, Architecture], Network]] = {
     "torchvision": torchvision_network,
     "timm": timm_network,
-    "simkd": _projected,
+    "simkd": lambda names, num_classes, wanted: _projected(wanted, num_classes),
 }
 
 
-def build_network(name: str, num_classes: int) -> Network:
-    """Build the network `name`, initialised from torch's global generator. Raises `ConfigError` for an unknown name."""
+def build_network(wanted: str | Architecture, num_classes: int) -> Network:
+    """Build a network, initialised from torch's global generator.
+
+    Raises `ConfigError` for an unknown name, and for options that the network doesn't take.
+    """
+    wanted = as_architecture(wanted)
+    name = wanted.name
     library, colon, name_there = name.partition(":")
     if colon and library in LIBRARIES:
-        return LIBRARIES[library](name_there, num_classes)
+        return LIBRARIES[library](name_there, num_classes, wanted)
     if name in NETWORKS:
-        return NETWORKS[name](num_classes)
-    return own_network(name, _found(name), num_classes, {})
+        return with_options(f"network {name}", partial(NETWORKS[name], num_classes), wanted.options)
+    return own_network(wanted, _found(name), num_classes)
 
 
 def _found(name: str) -> Own:
@@ -83,3 +84,10 @@ def own_networks(name: str) -> list[str]:
     if colon and library == "simkd":
         return [own for part in name_there.split("+") for own in own_networks(part)]
     return [] if name in NETWORKS or (colon and library in LIBRARIES) else [name]
+
+
+def _projected(wanted: Architecture, num_classes: int) -> Network:
+    if wanted.parts is None:
+        raise ConfigError(f"network {wanted.name}: expected simkd:STUDENT+TEACHER")
+    student, teacher = wanted.parts
+    return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))

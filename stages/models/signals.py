@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from dhkd.stages.models import build_network, own_networks
+from dhkd.stages.models.architecture import Architecture, as_architecture
 from dhkd.stages.models.network import Network, Outputs
 from torch import Tensor, nn
 
@@ -176,13 +177,18 @@ def resized(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 class Shapes:
     """The shapes of a network's signals for one image, found on the meta device without computing any values."""
 
-    def __init__(self, architecture: str, num_classes: int, image: tuple[int, int]) -> None:
+    def __init__(self, wanted: str | Architecture, num_classes: int, image: tuple[int, int]) -> None:
         """Store what the shapes depend on; `image` is the height and width of the images."""
-        self.architecture, self.num_classes, self._image = architecture, num_classes, image
+        self.wanted, self.num_classes, self.image = as_architecture(wanted), num_classes, image
 
-    def of(self, architecture: str) -> "Shapes":
+    def of(self, wanted: str | Architecture) -> "Shapes":
         """Return the shapes of another network's signals for the same images."""
-        return Shapes(architecture, self.num_classes, self._image)
+        return Shapes(wanted, self.num_classes, self.image)
+
+    @property
+    def architecture(self) -> str:
+        """The network's name."""
+        return self.wanted.name
 
     def row(self, name: str) -> Shape:
         """Return the shape of the signal called `name`, for one sample."""
@@ -212,9 +218,9 @@ class Shapes:
     def _network(self) -> Network:
         # Some networks of timm, and of users, can't be built on the meta device.
         if self.architecture.startswith("timm:") or own_networks(self.architecture):
-            return build_network(self.architecture, self.num_classes).to("meta").eval()
+            return build_network(self.wanted, self.num_classes).to("meta").eval()
         with torch.device("meta"):
-            return build_network(self.architecture, self.num_classes).eval()
+            return build_network(self.wanted, self.num_classes).eval()
 
     @cached_property
     def _outputs(self) -> Outputs:
@@ -226,4 +232,4 @@ class Shapes:
 
     def _forward(self, *, maps: bool) -> Outputs:
         with torch.no_grad():
-            return self._network.outputs(torch.empty(1, 3, *self._image, device="meta"), maps=maps)
+            return self._network.outputs(torch.empty(1, 3, *self.image, device="meta"), maps=maps)

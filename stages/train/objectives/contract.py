@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.labels import Labels
+from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
@@ -92,12 +93,9 @@ class Objective(ABC):
         """Return the names of the student's signals that the objective reads besides logits, named as in `needs`."""
         return ()
 
-    def architecture(self, setting: Setting) -> str:
-        """Return the name of the network to train, evaluate and export.
-
-        This is the preset's network or a network that contains it.
-        """
-        return setting.student.architecture
+    def architecture(self, setting: Setting) -> Architecture:
+        """Return the network to train, evaluate and export: the preset's network or one that contains it."""
+        return setting.student.wanted
 
     def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most copy nothing
         """Copy the teacher weights that the method reuses, if any, into the freshly initialised `network`."""

@@ -294,7 +294,7 @@ def test_simkds_network_is_the_students_trunk_a_projector_and_the_teachers_class
     objective, given = build_objective("simkd", {}), build_network(teacher, 5).double()
     shapes = [Shapes(name, 5, (16, 16)) for name in ("resnet8", teacher)]
     setting = Setting(*shapes, torch.arange(10) % 5, 0, given)
-    assert objective.architecture(setting) == f"simkd:resnet8+{teacher}"
+    assert objective.architecture(setting).name == f"simkd:resnet8+{teacher}"
     objective.start(network, setting)
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     images_BCHW = drawn(2, 3, 16, 16)
