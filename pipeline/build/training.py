@@ -49,7 +49,9 @@ def student_of(objective: Objective, setting: Setting) -> Student:
     backbone = build_network(setting.student.wanted, setting.student.num_classes)
     objective.start(backbone, setting)
     kind = objective.auxiliary
-    head = auxiliary_head(kind, backbone, setting.student.num_classes) if kind else None
+    head = None
+    if kind:
+        head = auxiliary_head(kind, backbone, setting.student.num_classes, setting.student.embedding_dim)
     student = Student(backbone, head, objective.reads(setting), objective.adapter(setting))
     return student.to(memory_format=torch.channels_last)
 

@@ -6,11 +6,12 @@ for the import.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from dhkd.data.errors import ConfigError, WeightsError, unknown
-from dhkd.stages.models.architecture import Architecture, options_refused
+from dhkd.stages.models.architecture import NO_CLASSIFIER, Architecture, options_refused
 from dhkd.stages.models.foreign import ForeignNetwork
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ LISTING = {
     "torchvision": "torchvision.models.list_models(module=torchvision.models)",
     "timm": "timm.list_models()",
 }
-STAGES = ("layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
+STAGES = ("relu", "layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets: the stem's map and the stages'
 # A preset may come from a stranger, so its options neither fetch nor read files.
 _WEIGHTS = "weights are named with --teacher"
 REFUSED = {
@@ -54,12 +55,16 @@ def torchvision_network(name: str, num_classes: int, wanted: Architecture) -> Fo
     inner = _built(
         wanted, lambda given: models.get_model(name, weights=None, num_classes=num_classes, **options | given)
     )
-    stage_relus: tuple[str, ...] = ()
-    if isinstance(inner, models.ResNet):
-        stage_relus = ("relu", *(f"{stage}.{len(inner.get_submodule(stage)) - 1}.relu" for stage in STAGES))
+    stages = STAGES if isinstance(inner, models.ResNet) else ()
     published_names = AUXILIARY.get(name, _older_densenet_names(inner.state_dict()) if "densenet" in name else {})
     return ForeignNetwork(
-        f"torchvision:{name}", inner, num_classes, stage_relus=stage_relus, published_names=published_names
+        f"torchvision:{name}",
+        inner,
+        num_classes,
+        wanted,
+        stages=stages,
+        of_library=True,
+        published_names=published_names,
     )
 
 
@@ -70,14 +75,19 @@ def timm_network(name: str, num_classes: int, wanted: Architecture) -> ForeignNe
     """
     timm = _timm(name)
     _check_name("timm", name, timm.list_models())
-    asked = wanted.options.get("num_classes", 0)
-    if asked != 0:
+    asked = wanted.options.get("num_classes")
+    if asked not in (None, 0):
         raise ConfigError(
             f"network {wanted.name}: options.num_classes: expected 0, for features without a classifier, got {asked!r};"
             " the number of classes comes from the data"
         )
     inner = _built(wanted, lambda given: timm.create_model(name, **({"num_classes": num_classes} | given)))
-    return ForeignNetwork(f"timm:{name}", inner, num_classes)
+    if asked is None:
+        return ForeignNetwork(f"timm:{name}", inner, num_classes, wanted, of_library=True)
+    without = replace(wanted, head=NO_CLASSIFIER)
+    names = getattr(inner, "pretrained_cfg", {}).get("classifier") or ()  # which weights files have, this network not
+    left_out = dict.fromkeys(f"{path}." for path in ([names] if isinstance(names, str) else names))
+    return ForeignNetwork(f"timm:{name}", inner, num_classes, without, of_library=True, published_names=left_out)
 
 
 def _built(wanted: Architecture, build: Callable[[dict[str, object]], nn.Module]) -> nn.Module:

@@ -19,7 +19,7 @@ the signal's name.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -108,6 +108,11 @@ def map_name(stage: int, *, before: bool = False, out: bool = False, batch: bool
     return f"map{stage}{'-before' * before}{'-out' * out}{'-batch' * batch}"
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort names of maps by their stages."""
+    return sorted(names, key=lambda name: parse(name).stage or 0)
+
+
 def needs_maps(names: Iterable[str]) -> bool:
     """Return whether these signals need a forward pass that keeps the stages' maps."""
     return any(parse(name).kind not in ("logits", "embedding") for name in names)
@@ -123,20 +128,19 @@ def signals_of_outputs(network: Network, outputs: Outputs, names: Iterable[str])
 
 
 def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> Tensor:
-    if signal.kind == "logits":
-        return outputs.logits
-    if signal.kind == "embedding":
-        return outputs.embedding
+    if signal.kind in ("logits", "embedding"):
+        return _required(outputs.logits if signal.kind == "logits" else outputs.embedding, name)
     if signal.kind == "cam":
         if outputs.final is None:
             raise ConfigError(f"signal {name}: the network doesn't tell which map it pools, so that it has none")
         assert signal.size is not None
-        return class_activation_maps(outputs.final, network.head, signal.size)
-    stage = len(outputs.maps) - 1 if signal.kind == "last_map" else signal.stage
+        return class_activation_maps(outputs.final, network.linear_head, signal.size)
+    first, last = network.first_stage, network.first_stage + len(outputs.maps) - 1
+    stage = last if signal.kind == "last_map" else signal.stage
     assert stage is not None
-    if not 0 <= stage < len(outputs.maps):
-        raise ConfigError(f"signal {name}: expected a stage from 0 to {len(outputs.maps) - 1}, got {stage}")
-    stage_map = outputs.maps[stage]
+    if not first <= stage <= last:
+        raise ConfigError(f"signal {name}: expected a stage from {first} to {last}, got {stage}")
+    stage_map = outputs.maps[stage - first]
     map_BCHW = stage_map.before if signal.before else stage_map.out if signal.out else stage_map.after
     if signal.kind == "attention":
         assert signal.size is not None
@@ -144,14 +148,24 @@ def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> T
     return map_BCHW
 
 
-def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, int]) -> Tensor:
+def _required(output: Tensor | None, name: str) -> Tensor:
+    if output is not None:
+        return output
+    if name == "logits":
+        raise ConfigError("signal logits: expected a network with a classifier, got one that gives features alone")
+    raise ConfigError(
+        f"signal {name}: expected to find the layer that classifies, whose input it is, found none or several; name it"
+        f" with student.head or teacher.head"
+    )
+
+
+def class_activation_maps(final_BDHW: Tensor, head: nn.Linear | nn.Conv2d, size: tuple[int, int]) -> Tensor:
     """Compute class activation maps (B, K, h, w): apply the classifier without its bias at every position.
 
     The maps are pooled to `size`, i.e. (h, w). If h divides H and w divides W, the maps' mean over positions is logits
     − bias. Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section
     3.1.
     """
-    assert isinstance(head, nn.Linear | nn.Conv2d)
     weight_KD = head.weight.flatten(1)
     # Pooling and classifier are both linear, so they can be swapped; pooling first leaves less to multiply.
     return torch.einsum("bdhw,kd->bkhw", resized(final_BDHW, size), weight_KD)
@@ -202,17 +216,44 @@ class Shapes:
 
     @property
     def embedding_dim(self) -> int:
-        """The width D of the embedding."""
-        return self._network.embedding_dim
+        """The width D of the embedding. Raises `ConfigError` if the network has none."""
+        (width,) = self.row("embedding")
+        return width
 
     @cached_property
-    def maps(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of the map of the stem and of every stage. Raises `ConfigError` for a network without maps."""
-        shapes = []
-        for stage_map in self._outputs.maps:
+    def maps(self) -> Mapping[int, tuple[int, int, int]]:
+        """(C, H, W) of each map, by the number of its stage; the stem's is 0, if it has one.
+
+        Raises `ConfigError` for a network without maps.
+        """
+        shapes = {}
+        for stage, stage_map in enumerate(self._outputs.maps, self._network.first_stage):
             _, channels, height, width = stage_map.after.shape
-            shapes.append((channels, height, width))
-        return tuple(shapes)
+            shapes[stage] = (channels, height, width)
+        return shapes
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The numbers of the stages that methods compare: those that were named, or all but the stem."""
+        return self._network.compared_stages or tuple(stage for stage in self.maps if stage > 0)
+
+    @property
+    def may_leave_out_stages(self) -> bool:
+        """Whether methods may compare the last stages alone, because nobody named them."""
+        return self._network.may_leave_out_stages
+
+    @property
+    def chooses_stages(self) -> bool:
+        """Whether settings or a library name the maps, so that the numbers of stages are only positions in a list."""
+        return bool(self._network.map_paths or self._network.compared_stages)
+
+    def map_path(self, name: str) -> str | None:
+        """Return the path of the module whose map the signal `name` is of; None where the stage's number says it."""
+        paths = self._network.map_paths
+        signal = parse(name)
+        if not paths or signal.kind in ("logits", "embedding"):
+            return None
+        return paths[-1] if signal.stage is None else paths[signal.stage - self._network.first_stage]
 
     @cached_property
     def _network(self) -> Network:
