@@ -161,7 +161,7 @@ class ForeignNetwork(Network):
         height, width = images_BCHW.shape[2:]
         return ConfigError(
             f"network {self.name} takes no images of {width}×{height} pixels ({' '.join(str(error).split())[:200]});"
-            " set views.size to what it takes, teacher.size for the teacher alone, or options.img_size where it has that"
+            " set views.size to what it takes, teacher.size for the teacher alone, or options.img_size if it has one"
         )
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:

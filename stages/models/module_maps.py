@@ -99,7 +99,7 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 
 
 def timm_maps(inner: nn.Module) -> tuple[str, ...]:
-    """Return at most four of the paths that timm's `feature_info` names: the last or, of equal blocks, evenly spaced."""
+    """Return at most four paths that timm's `feature_info` names: the last or, of equal blocks, evenly spaced."""
     info = getattr(inner, "feature_info", None)
     try:
         entries = [(str(entry["module"]), entry.get("reduction")) for entry in info or ()]
