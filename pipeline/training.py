@@ -338,7 +338,7 @@ def _finish(
             "num_classes": str(accuracy_of.renderer.images.num_classes),
             "mean": json.dumps(accuracy_of.normalize.mean),
             "std": json.dumps(accuracy_of.normalize.std),
-            **code_metadata(architecture),
+            **code_metadata(architecture.name),
         }
         save_weights(task.run.path / f"{role}.safetensors", network, metadata)
         task.run.write_result(plain(result))

@@ -123,7 +123,7 @@ def trained_network(architecture: str | Architecture, num_classes: int, path: Pa
     else:
         path, key = split_key(path)
         file = weights_file(path, role)
-        require_code_of_weights(file, _metadata(file), architecture)
+        require_code_of_weights(file, _metadata(file), as_architecture(architecture).name)
         state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
     origin = fit_weights(network, state, origin)
     return Trained(network.eval(), origin, mean_std)

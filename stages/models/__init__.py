@@ -16,7 +16,7 @@ from dhkd.stages.models.architecture import Architecture, as_architecture
 from dhkd.stages.models.libraries import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
-from dhkd.stages.models.network import Network, count_parameters
+from dhkd.stages.models.network import Network, as_wanted, count_parameters
 from dhkd.stages.models.own import own_network
 from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
@@ -63,7 +63,7 @@ def build_network(wanted: str | Architecture, num_classes: int) -> Network:
     if colon and library in LIBRARIES:
         return LIBRARIES[library](name_there, num_classes, wanted)
     if name in NETWORKS:
-        return with_options(f"network {name}", partial(NETWORKS[name], num_classes), wanted.options)
+        return as_wanted(with_options(f"network {name}", partial(NETWORKS[name], num_classes), wanted.options), wanted)
     return own_network(wanted, _found(name), num_classes)
 
 

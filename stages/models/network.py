@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
+from dhkd.stages.models.architecture import AUTO, Architecture
 from torch import Tensor, nn
 
 # Published students may also hold the auxiliary head of their training, under one of these names. It is left out,
@@ -221,6 +222,35 @@ def start_linear_small(layer: nn.Linear) -> None:
     """Draw a linear layer's weights from N(0, 0.01²) and set its bias to 0."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
+
+
+def as_wanted(network: Network, wanted: Architecture) -> Network:
+    """Change one of our networks to what `wanted` says of its classifier and its maps, and return it.
+
+    Raises `ConfigError` for another classifier or stage than it has.
+    """
+    if wanted.maps is not None:
+        network.compared_stages = _stages_named(wanted)
+    if wanted.head is not None and wanted.head != network.head_name:
+        raise ConfigError(
+            f"network {wanted.name}: head: expected {network.head_name}, got {wanted.head!r}; leave it out"
+        )
+    return network
+
+
+def _stages_named(wanted: Architecture) -> tuple[int, ...] | None:
+    """Return the stages that stem, stage1, stage2, … name; None for auto."""
+    if wanted.maps == AUTO:
+        return None
+    stages = []
+    for name in wanted.maps or ():
+        number = "0" if name == "stem" else name.removeprefix("stage")
+        if not (number.isascii() and number.isdigit() and len(number) < 3 and name in ("stem", f"stage{number}")):
+            raise ConfigError(f"network {wanted.name}: maps: expected stem, stage1, stage2, …, got {name!r}")
+        stages.append(int(number))
+    if sorted(set(stages)) != stages:
+        raise ConfigError(f"network {wanted.name}: maps: expected rising stages, got {', '.join(wanted.maps or ())}")
+    return tuple(stages)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -7,7 +7,7 @@ from dhkd.data.options import checked_options, parameters_of
 from dhkd.data.own_code import Own, running
 from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.foreign import ForeignNetwork
-from dhkd.stages.models.network import Network
+from dhkd.stages.models.network import Network, as_wanted
 from torch import nn
 
 
@@ -30,7 +30,7 @@ def own_network(wanted: Architecture, make: Own, num_classes: int) -> Network:
     with running(f"network {name}"):
         module = make(num_classes, **checked)
     if isinstance(module, Network):
-        return module
+        return as_wanted(module, wanted)
     if not isinstance(module, nn.Module):
         raise ConfigError(f"network {name}: expected that it returns a torch.nn.Module, got a {type(module).__name__}")
-    return ForeignNetwork(name, module, num_classes)
+    return ForeignNetwork(name, module, num_classes, wanted)

@@ -30,6 +30,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.stages.models import build_network, own_networks
 from dhkd.stages.models.architecture import Architecture, as_architecture
 from dhkd.stages.models.network import Network, Outputs
+from dhkd.stages.models.sound import require_sound
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
@@ -206,6 +207,8 @@ class Shapes:
 
     def row(self, name: str) -> Shape:
         """Return the shape of the signal called `name`, for one sample."""
+        if parse(name).kind == "cam":
+            self.require_pooled(f"signal {name}")
         outputs = self._outputs if needs_maps([name]) else self._without_maps
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
 
@@ -257,11 +260,17 @@ class Shapes:
 
     @cached_property
     def _network(self) -> Network:
-        # Some networks of timm, and of users, can't be built on the meta device.
-        if self.architecture.startswith("timm:") or own_networks(self.architecture):
+        if own_networks(self.architecture):  # own code may make tensors on the CPU, or look at values
+            network = build_network(self.wanted, self.num_classes).eval()
+            require_sound(network, self._image_tensor())
+            return network
+        if "timm:" in self.architecture:  # some networks of timm can't be built on the meta device
             return build_network(self.wanted, self.num_classes).to("meta").eval()
         with torch.device("meta"):
             return build_network(self.wanted, self.num_classes).eval()
+
+    def _image_tensor(self) -> Tensor:
+        return torch.rand(2, 3, *self.image, generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def _outputs(self) -> Outputs:
@@ -272,5 +281,36 @@ class Shapes:
         return self._forward(maps=False)
 
     def _forward(self, *, maps: bool) -> Outputs:
+        network, images_BCHW = self._network, self._image_tensor()
+        if not own_networks(self.architecture):
+            images_BCHW = images_BCHW.to("meta")
         with torch.no_grad():
-            return self._network.outputs(torch.empty(1, 3, *self.image, device="meta"), maps=maps)
+            return network.outputs(images_BCHW, maps=maps)
+
+    def require_pooled(self, purpose: str) -> None:
+        """Raise `ConfigError`, which begins with `purpose`, unless the mean of a map is what a linear layer classifies.
+
+        It is found by a forward pass of two images.
+        """
+        network = self._network
+        if network.pools_last_map:
+            return
+        try:
+            head = network.linear_head
+        except ConfigError as error:
+            raise ConfigError(f"{purpose}: network {self.architecture}: {error}") from error
+        if not self._pools_final:
+            widths = ", ".join(f"{channels}×{height}×{width}" for channels, height, width in self.maps.values())
+            raise ConfigError(
+                f"{purpose}: expected that {self.architecture} classifies the mean over positions of one of its maps"
+                f" ({widths}), got a classifier of {head.weight.shape[1]} other features; choose another network, or"
+                f" name the map before its pooling last in maps"
+            )
+
+    @cached_property
+    def _pools_final(self) -> bool:
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            outputs = build_network(self.wanted, self.num_classes).eval().outputs(self._image_tensor(), maps=True)
+        if outputs.final is None or outputs.embedding is None:
+            return False
+        return torch.allclose(outputs.final.mean(dim=(2, 3)), outputs.embedding, rtol=1e-3, atol=1e-5)

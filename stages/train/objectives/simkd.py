@@ -48,6 +48,7 @@ class SimKD(Objective):
 
     def architecture(self, setting: Setting) -> Architecture:
         """Return the network that consists of student, projector and the teacher's classifier."""
+        setting.teacher.require_pooled("objective 'simkd'")
         return projected(setting.student.wanted, setting.teacher.wanted)
 
     def start(self, network: Network, setting: Setting) -> None:
