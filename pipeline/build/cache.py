@@ -104,7 +104,7 @@ def cache_identity(
     }
     signals = {
         signal_name(name, signal): SignalIdentity(
-            teacher=teacher,
+            teacher=teacher | _map_of(setting, signal),
             precision=precision,
             codec=codec_of_signal(experiment.cache.codec, signal, images.num_classes),
             row=setting.teacher.row(signal),
@@ -112,6 +112,12 @@ def cache_identity(
         for signal in asked_signals(experiment, setting)
     }
     return Identity(dataset=dataset_identity(images), recipe=recipe.identity, signals=signals)
+
+
+def _map_of(setting: Setting, signal: str) -> dict[str, str]:
+    """Return the path of the module whose map a signal is of, where the signal's name doesn't say it."""
+    path = setting.teacher.map_path(signal)
+    return {} if path is None else {"map": path}
 
 
 def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:

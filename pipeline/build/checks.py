@@ -72,11 +72,21 @@ def require_cache(
 
 
 def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
-    """Raise `CacheMismatch` unless the cache's rows have the shapes that the objective expects of the teacher."""
+    """Raise `CacheMismatch` unless the cache's rows have the shapes that the objective expects of the teacher.
+
+    Rows of maps must also be of the modules that the experiment's teacher has as its maps.
+    """
     for need, stored in names.items():
+        path = setting.teacher.map_path(need) or NOTHING
         expected = (setting.student.num_classes,) if need == LOGITS else setting.teacher.row(need)
         for name in stored:
             row = tuple(reader.manifest.signals[name].row)
+            recorded = str(reader.manifest.signals[name].teacher.get("map", NOTHING))
+            if recorded != path:
+                raise CacheMismatch(
+                    f"cache at {reader.location}: signal {name}: expected the map of {path}, got that of {recorded};"
+                    f" set teacher.maps as the cache has it, or make another with 'dhkd cache-teacher'"
+                )
             if row != expected:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name}: expected rows of shape {expected} for"

@@ -252,11 +252,16 @@ class Shapes:
 
     def map_path(self, name: str) -> str | None:
         """Return the path of the module whose map the signal `name` is of; None where the stage's number says it."""
-        paths = self._network.map_paths
         signal = parse(name)
-        if not paths or signal.kind in ("logits", "embedding"):
+        if signal.kind in ("logits", "embedding") or not self._network.map_paths:
             return None
-        return paths[-1] if signal.stage is None else paths[signal.stage - self._network.first_stage]
+        paths = dict(enumerate(self._network.map_paths, self._network.first_stage))
+        return paths.get(max(paths) if signal.stage is None else signal.stage)
+
+    @property
+    def device(self) -> str:
+        """The device on which the network can be built: meta, if it needs no values, or else the CPU."""
+        return "cpu" if "timm:" in self.architecture or own_networks(self.architecture) else "meta"
 
     @cached_property
     def _network(self) -> Network:
@@ -264,10 +269,8 @@ class Shapes:
             network = build_network(self.wanted, self.num_classes).eval()
             require_sound(network, self._image_tensor())
             return network
-        if "timm:" in self.architecture:  # some networks of timm can't be built on the meta device
+        with torch.device(self.device):  # some networks of timm can't be built on the meta device
             return build_network(self.wanted, self.num_classes).to("meta").eval()
-        with torch.device("meta"):
-            return build_network(self.wanted, self.num_classes).eval()
 
     def _image_tensor(self) -> Tensor:
         return torch.rand(2, 3, *self.image, generator=torch.Generator().manual_seed(0))

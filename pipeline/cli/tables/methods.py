@@ -13,6 +13,9 @@ def methods_table(methods: Sequence[Method]) -> str:
     """Return a table with a row for each method, which shows what the method needs."""
     rows = []
     for method in methods:
+        if method.stands_against is not None:
+            rows.append((method.method, *[""] * 5, method.stands_against))
+            continue
         weights = f"; takes the teacher's {method.takes_of_teacher}" if method.takes_of_teacher else ""
         rows.append(
             (
@@ -22,9 +25,10 @@ def methods_table(methods: Sequence[Method]) -> str:
                 f"{method.view_bytes / 1e6:,.1f}" if method.signals else "",
                 f"{method.extra_parameters:,}",
                 SOURCE_OF_SIGNALS[method.cacheable] + weights,
+                "runs",
             )
         )
-    header = ["method", "signals", "bytes a row", "MB a view", "extra parameters", "from"]
+    header = ["method", "signals", "bytes a row", "MB a view", "extra parameters", "from", "this pair"]
     return plain_table(header, rows, left=2)
 
 
