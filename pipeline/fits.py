@@ -45,6 +45,9 @@ def misfit(objective: Objective, plain: Setting, *, backward: bool = False) -> s
 def _trial(objective: Objective, plain: Setting, *, backward: bool) -> str | None:
     setting = setting_for(objective, plain)
     needs = list(objective.needs(setting))
+    for shapes, names in ((setting.student, objective.reads(setting)), (setting.teacher, needs)):
+        for name in names:
+            shapes.row(name)
     student = student_of(objective, setting).train()
     of_teacher = _signals(setting, needs)
     labels = Labels(torch.arange(ROWS))

@@ -23,11 +23,11 @@ class Method:
     """What a method needs from the teacher, and what the method adds to the student.
 
     The fields are the keys of `dhkd methods --json`. `stands_against` says in one line why the method doesn't run for
-    the preset's two networks, and is None if it does; the signals and numbers are then empty. `row_bytes` and `view_bytes` are the size of all signals, for one
-    sample and for one view. `cacheable` is None if the method needs no signal. `takes_of_teacher` is the part of the
-    teacher's network that the method reuses, or None. `extra_parameters` counts the parameters that are trained besides
-    the student's. `exported_parameters` counts the parameters that the exported network has besides the student's (only
-    SimKD has such parameters).
+    the preset's two networks, with empty signals and numbers, and is None if it does. `row_bytes` and `view_bytes` are
+    the size of all signals, for one sample and for one view. `cacheable` is None if the method needs no signal.
+    `takes_of_teacher` is the part of the teacher's network that the method reuses, or None. `extra_parameters` counts
+    the parameters that are trained besides the student's. `exported_parameters` counts the parameters that the exported
+    network has besides the student's (only SimKD has such parameters).
     """
 
     method: str

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment, Training
+from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.pipeline.build.data import recipe_of
 from dhkd.pipeline.build.networks import chosen_network
@@ -52,6 +53,8 @@ def student_of(objective: Objective, setting: Setting) -> Student:
     head = None
     if kind:
         head = auxiliary_head(kind, backbone, setting.student.num_classes, setting.student.embedding_dim)
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise ConfigError(f"student: network {setting.student.architecture}: expected parameters to train, found none")
     student = Student(backbone, head, objective.reads(setting), objective.adapter(setting))
     return student.to(memory_format=torch.channels_last)
 

@@ -24,6 +24,7 @@ class ModuleMaps:
         self.paths = tuple(paths)
         self._name, self._inner, self._modules = name, inner, [_module(name, inner, path) for path in paths]
         self._channels_last = _is_channels_last(inner)
+        self._sizes: dict[tuple[str, int, int], tuple[int, ...]] = {}  # by path and size of the images
         if len(set(self.paths)) < len(self.paths):
             raise ConfigError(f"network {name}: maps: expected each path once, got {', '.join(paths)}")
 
@@ -69,6 +70,12 @@ class ModuleMaps:
                     f"network {self._name}: maps: {path} does not run in its forward; name another module"
                 )
             after = self._as_map(path, outputs[module], height, width)
+            size = self._sizes.setdefault((path, height, width), tuple(after.shape[1:]))
+            if after.shape[1:] != size:
+                raise ConfigError(
+                    f"network {self._name}: maps: expected of {path} the size {size} that it had for other images of"
+                    f" {height}×{width} pixels, got {tuple(after.shape[1:])}; name another module"
+                )
             unactivated = self._as_map(path, before[module], height, width) if module in before else after
             maps.append(StageMap(unactivated, after, after))
 

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from dhkd.data.shown import printable_line
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.methods import Method
 
+LONGEST_REASON = 500  # characters
 SOURCE_OF_SIGNALS = {None: "no teacher", True: "cache or live", False: "live only"}
 
 
@@ -14,7 +16,7 @@ def methods_table(methods: Sequence[Method]) -> str:
     rows = []
     for method in methods:
         if method.stands_against is not None:
-            rows.append((method.method, *[""] * 5, method.stands_against))
+            rows.append((method.method, *[""] * 5, "no"))
             continue
         weights = f"; takes the teacher's {method.takes_of_teacher}" if method.takes_of_teacher else ""
         rows.append(
@@ -29,7 +31,12 @@ def methods_table(methods: Sequence[Method]) -> str:
             )
         )
     header = ["method", "signals", "bytes a row", "MB a view", "extra parameters", "from", "this pair"]
-    return plain_table(header, rows, left=2)
+    against = [
+        f"{method.method} doesn't run: {printable_line(method.stands_against, LONGEST_REASON)}"
+        for method in methods
+        if method.stands_against is not None
+    ]
+    return "\n".join([plain_table(header, rows, left=2), *against])
 
 
 def signals_in_short(names: Sequence[str]) -> str:

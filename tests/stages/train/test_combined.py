@@ -1,6 +1,7 @@
 """What the loop may expect of every objective, for any networks, and of several objectives at once."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -119,12 +120,13 @@ def test_networks_of_unequally_many_stages_are_refused(name: str, teacher: str, 
     method = next(one for one in ("at", "ofd", "reviewkd") if one in name.split())
     message = (
         f"objective {method!r} compares stage with stage: expected equally many, got {counts[student]} of {student}"
-        f" and {counts[teacher]} of {teacher}"
+        f" and {counts[teacher]} of {teacher}; choose with student.maps or teacher.maps"
     )
     for ask in (objective.needs, objective.reads):
         with pytest.raises(ConfigError) as raised:
             ask(setting_of(objective, teacher, student, 32))
-        assert str(raised.value) == message
+        without_sizes = re.sub(r" \([\d×, ]+\)", "", str(raised.value))
+        assert without_sizes == message
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_networks_of_unequally_many_stages_are_refused(name: str, teacher: str, 
     [
         ("fitnet", {"hint_stage": 4}, "resnet8", "resnet14", "expected a stage from 0 to 3, got 4"),
         ("fitnet", {"hint_stage": 4}, "vgg8", "resnet14", "expected a stage from 0 to 3, got 4"),
-        ("fitnet", {}, "torchvision:mobilenet_v3_small", "resnet8", "gives no stage maps"),
+        ("fitnet", {}, "torchvision:mobilenet_v3_small", "resnet8", "gives no maps"),
         ("simkd", {}, "MobileNetV2", "resnet8", "expected a teacher whose last stage is pooled and classified"),
         ("cat-kd", {}, "torchvision:mobilenet_v3_small", "resnet8", "only torchvision's ResNets do"),
     ],
