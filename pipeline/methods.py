@@ -3,6 +3,7 @@
 No data is read, and networks have no trained weights. `dhkd bench` measures what a step of each method costs.
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +73,10 @@ def _method(name: str, objective: Objective, experiment: Experiment, plain: Sett
     for signal in signals:
         codec = codec_of_signal(experiment.cache.codec, signal, setting.teacher.num_classes)
         row += row_bytes(codec.parts(setting.teacher.row(signal)))
-    with torch.device(setting.student.device), torch.random.fork_rng(devices=()):
+    device = setting.student.device
+    if setting.teacher_network is not None:
+        setting = replace(setting, teacher_network=copy.deepcopy(setting.teacher_network).to(device))
+    with torch.device(device), torch.random.fork_rng(devices=()):
         student = student_of(objective, setting)
         preset_parameters = count_parameters(build_network(plain.student.wanted, plain.student.num_classes))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)

@@ -25,7 +25,7 @@ class Architecture:
     """
 
     name: str
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)  # a dict has no hash
     head: str | None = None
     maps: tuple[str, ...] | None = None
     parts: "tuple[Architecture, Architecture] | None" = None

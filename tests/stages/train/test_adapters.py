@@ -246,7 +246,7 @@ def test_the_regressor_and_the_hint_are_the_published_ones(
 def test_connectors_and_their_weights_are_those_of_the_overhaul(training: bool) -> None:
     student, teacher = [(9, 9, 9), (2, 4, 4), (3, 4, 4), (4, 4, 4)], [(9, 9, 9), (3, 8, 8), (4, 4, 4), (5, 2, 2)]
     margins = [-torch.linspace(0.1, 1, shape[0]).double() for shape in teacher[1:]]
-    connectors = used(Connectors([1, 2, 3], student, teacher, margins)).train(training)
+    connectors = used(Connectors([1, 2, 3], (2, 3, 4), (3, 4, 5), margins)).train(training)
     with torch.no_grad():
         for stage, margin in enumerate(margins, 1):
             connectors.get_buffer(f"margin{stage}").copy_(margin)
