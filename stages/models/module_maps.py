@@ -13,7 +13,7 @@ from dhkd.stages.models.forward_results import described
 from dhkd.stages.models.network import StageMap
 from torch import Tensor, nn
 
-MOST_PREFIX_TOKENS = 32  # class, distillation and register tokens
+MOST_PREFIX_TOKENS = 9  # a class token, a distillation token and registers
 USUAL_MAPS = 4  # as many as ResNets have stages after the stem
 
 
