@@ -33,10 +33,11 @@ test-all: setup
 soak: setup
 	$(PYTEST) -m soak $(ARGS)
 
-# There is no root package, so mypy gets a folder in which the root folders have their import names.
+# The root package and the root folders stand apart, so mypy gets a folder in which all of them have their import names.
 check: setup
 	mkdir -p .types/dhkd
 	for folder in pipeline stages data configs benchmarks; do ln -sfn ../../$$folder .types/dhkd/$$folder; done
+	for file in __init__.py py.typed; do ln -sfn ../../pipeline/package/$$file .types/dhkd/$$file; done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	MYPYPATH=.types $(BIN)/mypy -p dhkd

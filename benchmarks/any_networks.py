@@ -39,8 +39,8 @@ SHORT = {VIT.name: "vit_tiny", POOLED_TWICE.name: "mobilenetv3_small", CNN.name:
 
 def setting_of(teacher: Architecture, student: Architecture) -> Setting:
     """Return the setting of a pair, with a teacher that has the weights it begins with."""
-    shapes = [Shapes(one, CLASSES, (PIXELS, PIXELS)) for one in (student, teacher)]
-    plain = Setting(*shapes, torch.arange(4 * CLASSES) % CLASSES, 0)
+    of_student, of_teacher = (Shapes(one, CLASSES, (PIXELS, PIXELS)) for one in (student, teacher))
+    plain = Setting(of_student, of_teacher, torch.arange(4 * CLASSES) % CLASSES, 0)
     return replace(plain, teacher_network=trial_teacher(plain))
 
 

@@ -15,6 +15,7 @@ from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.images.encoded import PhotoSet
+from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys, Normalization
 from dhkd.data.sources.image_folder import FolderFiles
 from dhkd.data.stream.batches import Stream
@@ -45,6 +46,10 @@ class SheetRenderer:
         """Yield batches of images of 8 × 8 pixels."""
         for view_B, index_B in batches:
             yield ((view_B + index_B) % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+    def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the pixels of each batch twice, whatever the other recipe is."""
+        return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
 
 
 def large_cache(setup: "Setup") -> list[Figure]:

@@ -28,6 +28,7 @@ class PictureSet(Dataset[tuple[Tensor, int]]):
         from torchvision import transforms  # importing it takes as long as torch, and some processes don't need it
 
         self._images_NHWC = images.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        assert images.labels_N is not None
         self._labels = images.labels_N.tolist()
         self._transform = transforms.Compose(
             [
@@ -70,6 +71,7 @@ def online(
         for batch in loader:
             images_BCHW, labels_B = (tensor.to(device) for tensor in batch)
             outputs = network.outputs(images_BCHW)
+            assert outputs.logits is not None, "our networks classify"
             kept = losses.cross_entropy(outputs.logits, Labels(labels_B))
             against = None
             if live is not None:

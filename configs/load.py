@@ -1,5 +1,6 @@
 """Finding and reading presets, and overriding their settings from the command line."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from dhkd.configs.places import require_below_here
 from dhkd.configs.schema import Codec, Experiment, Section
 from dhkd.configs.strict_yaml import LARGEST_TEXT, decode
 from dhkd.data.errors import ConfigError, unknown  # configs imports only this and `shown` from `data`
@@ -51,6 +53,19 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
     smoke settings are applied before the overrides. Raises `ConfigError` with a one-line message, which suggests the
     nearest valid name for an unknown key.
     """
+    preset = preset_tree(name, smoke=smoke)
+    tree = copy.deepcopy(preset)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override}: expected key=value")
+        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
+    _require_own_weights(preset, tree, f"preset {name}")
+    return parse_experiment(_without_secrets(tree), f"preset {name}")
+
+
+def preset_tree(name: str, *, smoke: bool = False) -> dict[str, Any]:
+    """Load a preset as nested plain values, with its smoke settings applied if `smoke` is set."""
     tree = _parse(preset_text(name), f"preset {name}")
     if not isinstance(tree, dict):
         raise ConfigError(f"preset {name}: expected a mapping of keys to values, got {type(tree).__name__}")
@@ -60,12 +75,37 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
             raise ConfigError(f"preset {name}: smoke expected a mapping of keys to values, got {settings!r}")
         for key, value in settings.items():
             _assign(tree, str(key), value)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {override}: expected key=value")
-        _assign(tree, key.strip(), _parse(text, f"--set {override}: the value is not YAML"))
-    return parse_experiment(_without_secrets(tree), f"preset {name}")
+    return tree
+
+
+def experiment_with(tree: Mapping[str, Any], settings: Mapping[str, object], where: str) -> Experiment:
+    """Build the experiment of nested plain values and of settings by dotted key, `{"student.epochs": 5}`.
+
+    Raises `ConfigError` as `load_experiment` does; messages about the whole begin with `where`.
+    """
+    changed = copy.deepcopy(dict(tree))
+    for key, value in settings.items():
+        _assign(changed, key, value)
+    _require_own_weights(tree, changed, where)
+    return parse_experiment(_without_secrets(changed), where)
+
+
+def _require_own_weights(preset: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> None:
+    """Raise `ConfigError` if the preset, which may be a stranger's, chooses weights outside of the current folder."""
+    if _weights_in(changed) == _weights_in(preset):
+        require_below_here(_weights_in(preset), where)
+
+
+def _weights_in(tree: Mapping[str, Any]) -> object:
+    """Return the value of `student.weights` in nested values, which may be wrong in any way; None if there is none."""
+    student = tree.get("student")
+    return student.get("weights") if isinstance(student, dict) else None
+
+
+def experiment_of_run(path: Path) -> Experiment:
+    """Load the settings of the run at `path`, to show or compare what it was; nothing is read that they name."""
+    where = f"run {path}"
+    return parse_experiment(_parse(_experiment_of_run(path / RUN_CONFIG), where), where)
 
 
 def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
@@ -75,6 +115,14 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
     """
     try:
         return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain_all(error)}") from error
+
+
+def parse_section(kind: type[Section], tree: object, where: str) -> dict[str, Any]:
+    """Check the plain values of one section, and return those that are set. Raises `ConfigError`, as above."""
+    try:
+        return kind.model_validate(tree).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain_all(error)}") from error
 

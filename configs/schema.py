@@ -1,7 +1,8 @@
 """The schema of a preset, as frozen, validated models.
 
 A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. The
-schema does not check the names of sources, networks and objectives; pipeline.build looks them up.
+schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The
+module is long because it holds every setting that there is, each with its limits and its description.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
+from dhkd.configs.places import BelowRoot, Outputs
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -54,8 +56,16 @@ class Section(BaseModel):
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(ge=1e-3, le=1)]  # one grey level is 0.004
-Means = tuple[Share, Share, Share]
-Spreads = tuple[Spread, Spread, Spread]
+
+
+def _per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) not in (1, 3):
+        raise PydanticCustomError("per_channel", "expected 3 numbers, or 1 for grey images")
+    return values
+
+
+Means = Annotated[tuple[Share, ...], AfterValidator(_per_channel)]
+Spreads = Annotated[tuple[Spread, ...], AfterValidator(_per_channel)]
 
 
 def _finite(value: Any) -> Any:
@@ -83,21 +93,8 @@ def _later(description: str, **limits: Any) -> Any:
     return Field(None, description=description, json_schema_extra={"recorded": "if set"}, **limits)
 
 
-def _below_root(place: str) -> str:
-    """Return the place unchanged if it lies below the data root; raises `ValueError` otherwise.
-
-    A preset may come from a stranger, who is not to choose which other files are read.
-    """
-    if place.startswith(("/", "pipe:")) or ".." in place.split("/") or "://" in place:
-        raise PydanticCustomError("below_root", "expected a place below --data-root, without '..', commands and URLs")
-    return place
-
-
-BelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(_below_root)]
-
-
 class Data(Section):
-    """The data set. From `train` to `max_metadata_mb`, the keys are only for image-folder and webdataset."""
+    """The data set. Each source takes some of the keys from `train` to `options`, and refuses the others."""
 
     main_field = "source"
     source: str
@@ -120,8 +117,25 @@ class Data(Section):
     )
     max_megapixels: float | None = _later("largest image that is decoded; null: 179", gt=0, le=10**6)
     max_metadata_mb: float | None = _later("largest text or profile of a PNG that is read; null: 16", gt=0, le=10**4)
+    options: Free | None = _later(
+        "what only this source takes, such as the columns of image and label; see docs/data.md"
+    )
+    labels: Literal["none", "test"] | None = _later(
+        "none: use no labels; test: only those of the test images; null: all that the source has"
+    )
+    val_fraction: float | None = _later(
+        "share of each class of the training split to hold out and test on, in place of the test split", gt=0, lt=1
+    )
+    val_seed: int | None = _later("of the choice of held-out samples; null: 0", ge=0, le=MAX_SEED)
+    channels: Literal[1, 3] | None = _later("1: grey images; null: 3, and grey images are repeated in 3 channels")
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
+
+    @model_validator(mode="after")
+    def _seed_of_a_part(self) -> "Data":
+        if self.val_seed is not None and self.val_fraction is None:
+            raise ValueError("val_seed: expected val_fraction beside it, got none; set both")
+        return self
 
 
 class Views(Section):
@@ -182,6 +196,7 @@ class Training(Section):
     warmup_epochs: float = Field(0, ge=0)
     clip_norm: float | None = Field(None, ge=1e-6, le=1e6)
     precision: Precision = "auto"
+    channels: Literal[1, 3] | None = _later("of the network's input; null: those of the images, which are converted")
     compile: Literal["off", "reduce-overhead", "max"] = Field(
         "off", description="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network"
     )
@@ -235,14 +250,36 @@ class Teacher(Training):
         None, description="channel means it was trained with; null: those of its weights, or else the data set's"
     )
     std: Spreads | None = Field(None, description="the same for the standard deviations")
+    size: int | None = _later(
+        "side of the pixels that it sees of each view, if it is another than the student's", ge=1, le=4096
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = _later("how pixels get that size; null: bilinear")
+    classes: Outputs | None = _later(
+        "the names of its outputs, in order: a list, a file below the data root with one in each line, or weights,"
+        " torchvision or timm, where these have the names; or for each class of the data its output's number, from 0"
+    )
     allow_chance: bool | None = _later("cache a teacher whose test accuracy is that of guessing; null: false")
     live: bool = Field(
         False, description="run it in every step for the signals that the cache lacks, or for all without a cache"
     )
 
+    @field_validator("interpolation")
+    @classmethod
+    def _of_a_size(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is not None and others.data.get("size") is None:
+            raise PydanticCustomError("interpolation", "expected teacher.size as well, the size that pixels get")
+        return value
+
 
 class Student(Training):
     """The network that learns from the cache."""
+
+    weights: str | None = _later(
+        "weights to begin with: a file, FILE::KEY, a run's folder, or packaged[:TAG]; a classifier of other classes is"
+        " replaced",
+        min_length=1,
+        max_length=4096,
+    )
 
     view_schedule: Literal["independent", "cycle", "block"] = Field(
         "independent",

@@ -16,6 +16,8 @@ _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def with_options(where: str, factory: Callable[..., T], options: Mapping[str, object]) -> T:
     """Call `factory` with these options; error messages begin with `where`.
 
+    A parameter without an annotation takes any value.
+
     Raises `ConfigError` for an unknown option, a missing option, or a value of the wrong type. An int is accepted as a
     float and a list as a tuple, but text is not accepted as a number. The factory itself checks ranges.
     """
@@ -43,7 +45,7 @@ def checked_options(
     for option, value in options.items():
         plain = tuple(value) if isinstance(value, list) else value
         if option not in named and takes_any:
-            checked[option] = plain
+            checked[option] = value
         elif option not in named:
             if not named:
                 raise ConfigError(f"{where}: unknown option {option!r}: there are none")
@@ -58,7 +60,7 @@ def checked_options(
 
 def _of_type(where: str, annotation: Any, plain: object, value: object) -> object:
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
-        return plain
+        return value
     try:
         return TypeAdapter(annotation).validate_python(plain, strict=True)
     except ValidationError as error:

@@ -27,7 +27,18 @@ from dhkd.data.own_failures import failed, running
 from dhkd.data.own_files import LoadedFile, load_file
 from dhkd.data.own_origins import Origin, changes, origin_of_module, origin_of_object
 
-__all__ = ["VARIABLE", "Origin", "Own", "find", "imported", "is_reference", "offer", "origin_of", "running"]
+__all__ = [
+    "VARIABLE",
+    "Origin",
+    "Own",
+    "changes_allowed",
+    "find",
+    "imported",
+    "is_reference",
+    "offer",
+    "origin_of",
+    "running",
+]
 
 log = logging.getLogger("dhkd")
 
@@ -126,6 +137,16 @@ def _loading(name: str, path: Path | None) -> Iterator[None]:
         raise failed(f"--import {name}", error) from error
     except (Exception, SystemExit) as error:
         raise failed(f"--import {name}", error) from error
+
+
+@contextmanager
+def changes_allowed(allowed: bool) -> Iterator[None]:
+    """Say, while the context lasts, whether code may have changed since a run or cache recorded it."""
+    before, _known.allow_changed = _known.allow_changed, allowed
+    try:
+        yield
+    finally:
+        _known.allow_changed = before
 
 
 # Finding

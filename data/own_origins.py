@@ -36,11 +36,16 @@ def origin_of_module(name: str, module: ModuleType) -> Origin:
 
 
 def origin_of_object(name: str, thing: object) -> Origin:
-    """Return the origin of an object; one from a notebook is identified by its text."""
+    """Return the origin of an object; one of a notebook or script is identified by its own text.
+
+    The rest of a script changes with every experiment. Objects of this program are recorded by its version.
+    """
     described = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
     module = getattr(described, "__module__", None) or "__main__"
     file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
+    if module.partition(".")[0] == __name__.partition(".")[0]:
+        return Origin(name, module, None)
+    if file is None or module == "__main__":
         try:
             return Origin(name, module, hashlib.sha256(inspect.getsource(described).encode()).hexdigest())
         except (OSError, TypeError):

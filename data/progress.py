@@ -1,6 +1,6 @@
-"""How far long work is: a bar on a terminal, and a line every minute in a log, with rate and remaining time.
+"""How far long work is: a bar on a terminal, a line every minute in a log, a line that is replaced in a notebook.
 
-Both go to standard error, so that standard output contains only results.
+Bars and log go to standard error, so that standard output contains only results.
 """
 
 import logging
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dhkd.data import notebook
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ from rich.text import Text
 log = logging.getLogger("dhkd")
 
 LINE_SECONDS = 60.0  # between two lines where there is no terminal
+NOTEBOOK_SECONDS = 0.5  # between two changes of a notebook's line
 
 Advance = Callable[[int], None]
 
@@ -42,11 +44,15 @@ def progress(
 ) -> Iterator[Advance]:
     """Show the progress of work over `total` things; the yielded callable advances it by a number of things.
 
-    On a terminal, a bar is drawn, unless `bar` is false: only one bar can be drawn at a time. Elsewhere, a line is
-    logged every `line_seconds` by `clock` (None: `LINE_SECONDS`). `total` is None if it is unknown. Nothing is shown
+    On a terminal, a bar is drawn, unless `bar` is false: only one bar can be drawn at a time. In a notebook, a call of
+    the Python interface has one line, which is replaced. Elsewhere, a line is logged every `line_seconds` by `clock`
+    (None: `LINE_SECONDS`). `total` is None if it is unknown. Nothing is shown
     unless `visible` is true. Threads may share the callable.
     """
-    if not visible or (on_terminal() and not bar):
+    line = notebook.line()
+    if line is not None:
+        yield _Lines(description, total, NOTEBOOK_SECONDS, clock, line.work).advance
+    elif not visible or (on_terminal() and not bar):
         yield lambda amount: None
     elif on_terminal():
         with _bar() as drawn:
@@ -76,8 +82,15 @@ def on_terminal() -> bool:
 class _Lines:
     """Progress as lines of a log. A line is due at most once in `every` seconds, whenever the work advances."""
 
-    def __init__(self, description: str, total: int | None, every: float, clock: Callable[[], float]) -> None:
-        self._description, self._total, self._every, self._clock = description, total, every, clock
+    def __init__(
+        self,
+        description: str,
+        total: int | None,
+        every: float,
+        clock: Callable[[], float],
+        show: Callable[[str], None] = log.info,
+    ) -> None:
+        self._description, self._total, self._every, self._clock, self._show = description, total, every, clock, show
         self._done = self._done_before = 0
         self._before = clock()  # when the last line was logged
         self._lock = threading.Lock()
@@ -94,7 +107,7 @@ class _Lines:
             rate = (self._done - self._done_before) / passed if passed > 0 else 0.0
             self._before, self._done_before = now, self._done
             line = self._line(rate)
-        log.info("%s", line)
+        self._show(line)
 
     def _line(self, rate: float) -> str:
         rate_text = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"

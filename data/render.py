@@ -10,20 +10,38 @@ from typing import Protocol
 import numpy as np
 import torch
 from dhkd.data.images.base import Images
+from dhkd.data.images.channels import grey_of
+from dhkd.data.images.resizing import Resizing
+from dhkd.data.recipes.base import Recipe
 from torch import Tensor
 
 Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
 
 
 class Normalization:
-    """Turns pixels, 0 to 255, into a network's input: (pixel / 255 - mean) / std, with each channel's mean and std."""
+    """Turns pixels, 0 to 255, into a network's input: (pixel / 255 - mean) / std, with each channel's mean and std.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = tuple(mean), tuple(std)
+    The input has as many channels as `mean` has numbers. Grey pixels are repeated for a network of colours, and colours
+    become grey for a network of one channel.
+
+    If `resizing` is not None, the pixels are resized first.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], resizing: Resizing | None = None) -> None:
+        self.mean, self.std, self.resizing = tuple(mean), tuple(std), resizing
         self._constants: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
-        """Convert pixels, uint8 (B, C, H, W), to float32 of the same shape, channels last in memory."""
+        """Convert pixels, uint8 (B, C, H, W), to float32 of the network's channels, channels last in memory.
+
+        Height and width stay the same, unless `resizing` changes them.
+        """
+        if pixels_BCHW.shape[1] != len(self.mean):
+            pixels_BCHW = (
+                grey_of(pixels_BCHW) if len(self.mean) == 1 else pixels_BCHW.expand(-1, len(self.mean), -1, -1)
+            )
+        if self.resizing is not None:
+            pixels_BCHW = self.resizing(pixels_BCHW)
         batch, channels, height, width = pixels_BCHW.shape
         scale, shift = self._rows(pixels_BCHW.device, width)
         rows = pixels_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
@@ -66,4 +84,10 @@ class Renderer(Protocol):
         """Yield the pixels of each batch of keys, in order: uint8 (B, C, H, W) on the device.
 
         The renderer may read several batches of keys before it yields the first pixels.
+        """
+
+    def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield for each batch its pixels as `render` does, and those that the recipe `other` makes of the same keys.
+
+        Every image is decoded once for both. If `other` is None, both are the same tensor.
         """

@@ -1,10 +1,9 @@
-"""Distil with PyTorch Lightning from a cache of the preset 'digits': lightning_distill.py CACHE [KEY=VALUE …]."""
+"""Distil with PyTorch Lightning from a cache: lightning_distill.py CACHE."""
 
 import sys
 
+import dhkd
 import torch.nn.functional as F
-from dhkd.pipeline.api import DistillationSet
-from dhkd.stages.models import build_network
 from pytorch_lightning import LightningModule, Trainer
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -13,7 +12,8 @@ from torch.utils.data import DataLoader
 class Distillation(LightningModule):
     def __init__(self, samples, temperature):
         super().__init__()
-        self.student, self.samples, self.temperature = build_network("resnet8", 10), samples, temperature
+        self.samples, self.temperature = samples, temperature
+        self.student = dhkd.build_network("resnet8", samples.num_classes)
 
     def configure_optimizers(self):
         return SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -24,9 +24,7 @@ class Distillation(LightningModule):
     def training_step(self, batch, _):
         images, labels, teacher = batch
         logits = self.student(images)
-        p, q = (F.log_softmax(values / self.temperature, dim=1) for values in (teacher, logits))
-        kd = self.temperature**2 * F.kl_div(q, p, log_target=True, reduction="batchmean")
-        loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * kd
+        loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * dhkd.losses.kd(logits, teacher, self.temperature)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         self.log_dict({"loss": loss, "accuracy": accuracy}, on_step=False, on_epoch=True)
         return loss
@@ -36,5 +34,5 @@ class Distillation(LightningModule):
         self.print(f"epoch {self.current_epoch}: loss {loss:.3f}, accuracy {accuracy:.3f}")
 
 
-samples = DistillationSet("digits", sys.argv[1], overrides=sys.argv[2:], temperature=4.0)
+samples = dhkd.DistillationSet.from_cache(sys.argv[1], temperature=4.0)
 Trainer(max_epochs=8, logger=False).fit(Distillation(samples, 4.0), DataLoader(samples, batch_size=64, shuffle=True))

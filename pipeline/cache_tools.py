@@ -18,8 +18,8 @@ from dhkd.data.progress import progress
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.code import code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
-from dhkd.pipeline.build.networks import chosen_network, trained_network
+from dhkd.pipeline.build.data import images_of, recipe_of, renderer_of
+from dhkd.pipeline.build.teacher import teacher_normalization, teacher_recipe_of, trained_teacher
 from dhkd.pipeline.caching import REBUILD, compare_signals
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import WITNESS_BLOCKS, rerender
@@ -27,8 +27,6 @@ from dhkd.pipeline.environment import processes_for
 from dhkd.pipeline.results import Converted, DamagedObject, Inspected, SignalBounds, Verified
 from dhkd.stages.cache.convert import convert_blocks, converted
 from dhkd.stages.models.teacher import Teacher
-from dhkd.stages.models.weights import weights_sha256
-from torch import nn
 
 
 def verify(
@@ -53,20 +51,22 @@ def verify(
         return verified
     names = _signals_of_teacher(reader.manifest, experiment.student.teacher)
     with processes_for(reader.manifest.signals[names[0]].precision, cpu=cpu) as processes:
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        require_cache(experiment, reader, images, recipe, names, None)
+        images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
+        recipe = recipe_of(experiment.views)
+        require_cache(experiment, reader, images, recipe, names, None, data)
         trained = None
         if teacher is not None:
-            trained = trained_network(chosen_network(experiment.teacher), images.num_classes, teacher, "teacher")
+            trained = trained_teacher(experiment, images, teacher, data)
             require_code_of_cache(reader.manifest, cache, names, code_of_teacher(experiment))
-            _require_weights(trained.network, reader.manifest, names, cache)
+            _require_weights(trained.sha256, reader.manifest, names, cache)
         renderer = renderer_of(images, recipe, processes.device, data)
         per_block = max(1, -(-rows // WITNESS_BLOCKS))
         rendered = rerender(renderer, reader, seed=experiment.seed, rows_per_block=per_block)
         verified = replace(verified, rows_rendered=rendered)
         if trained is None:
             return verified
-        live = Teacher(trained.network, normalization_of(experiment.teacher, images, trained.mean_std), processes)
+        normalize = teacher_normalization(experiment, images, trained.mean_std)
+        live = Teacher(trained.network, normalize, processes, recipe=teacher_recipe_of(experiment))
         compared = compare_signals(live, renderer, reader, names, experiment.seed, rows)
         return replace(verified, rows_recomputed=rows, live=compared)
 
@@ -155,9 +155,8 @@ def _signals_of_teacher(manifest: Manifest, teacher: str | None) -> list[str]:
     return names or [next(iter(manifest.signals))]
 
 
-def _require_weights(network: nn.Module, manifest: Manifest, names: Sequence[str], cache: str) -> None:
-    """Raise `CacheMismatch` unless the signals `names` come from a teacher with these weights."""
-    sha256 = weights_sha256(network)
+def _require_weights(sha256: str, manifest: Manifest, names: Sequence[str], cache: str) -> None:
+    """Raise `CacheMismatch` unless the signals `names` come from a teacher whose weights have this hash."""
     expected = {"signals": {name: {"teacher": {"sha256": sha256}} for name in names}}
     require_identity(expected, manifest, f"{cache}: weights differ", REBUILD)
 

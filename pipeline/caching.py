@@ -16,21 +16,31 @@ from dhkd.data.cache.storage.base import Storage
 from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import one_of
+from dhkd.data.images.held_out import VAL
 from dhkd.data.render import Renderer
 from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import images_of, normalization_of, reading_of, recipe_of, renderer_of, test_renderer_of
-from dhkd.pipeline.build.networks import chosen_network, trained_network
+from dhkd.pipeline.build.data import images_of, reading_of, recipe_of, renderer_of
+from dhkd.pipeline.build.recorded import SETTINGS, settings_to_record
+from dhkd.pipeline.build.teacher import (
+    teacher_normalization,
+    teacher_recipe_of,
+    teacher_test_renderer,
+    teachers_classes,
+    trained_teacher,
+)
 from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.chance import require_better_than_chance
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import hardware_name, log_once, processes_for, unreadable_files, versions
-from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.evaluation import EVALUATION_BATCH, Evaluator
+from dhkd.pipeline.reference import recorded_classes
 from dhkd.pipeline.results import CachedTeacher, LiveDifferences
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.cache.compare import compare_with_live
 from dhkd.stages.cache.write import Written, write_blocks
+from dhkd.stages.models.evaluate import top_classes
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
@@ -61,15 +71,14 @@ def cache_teacher(
     """
     one_of("store", experiment.cache.store, LAYOUTS)  # refuses an unknown store before any costly step
     with processes_for(experiment.cache.precision, cpu=cpu) as processes:
-        images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
-        trained = trained_network(chosen_network(experiment.teacher), images.num_classes, teacher, "teacher")
-        normalize = normalization_of(experiment.teacher, images, trained.mean_std)
+        images = images_of(experiment, "train", data, lambda: teachers_classes(experiment, teacher))
+        recipe = recipe_of(experiment.views)
+        trained = trained_teacher(experiment, images, teacher, data)
+        normalize = teacher_normalization(experiment, images, trained.mean_std)
         renderer = renderer_of(images, recipe, processes.device, data)
-        live = Teacher(trained.network, normalize, processes)
+        live = Teacher(trained.network, normalize, processes, recipe=teacher_recipe_of(experiment))
         setting = setting_of(experiment, experiment.student, images, build_objective("ce", {}))
-        identity = cache_identity(
-            experiment, images, recipe, setting, trained.network, normalize, processes.precision, name
-        )
+        identity = cache_identity(experiment, images, recipe, setting, trained, normalize, processes.precision, name)
         plan, code = plan_of(experiment, images, recipe, setting), code_facts(code_of_teacher(experiment))
         require_agreement(
             processes,
@@ -83,8 +92,8 @@ def cache_teacher(
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
         if _must_state_provenance(storage, wanted, out, processes, code_of_teacher(experiment)):
-            test = test_renderer_of(experiment, processes.device, data, images)
-            accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data)
+            test = teacher_test_renderer(experiment, processes.device, data, images)
+            accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data, images)
             provenance = code | _provenance(experiment, trained.network, accuracy_of, reading, command)
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
@@ -145,17 +154,33 @@ def _provenance(
 
     The provenance has no times, hosts or process counts, because the bytes of a cache must not depend on these.
     """
-    accuracy = accuracy_of(network)
-    log_once(accuracy_of.processes, f"the teacher's test accuracy is {accuracy.top1:.2f} %")
-    require_better_than_chance(experiment, accuracy, accuracy_of.renderer.images)
+    settings = settings_to_record(experiment)
     return {
         **({"data": reading} if reading else {}),
+        **({SETTINGS: settings} if settings else {}),
         "command": command,
-        "teacher_test_top1": accuracy.top1,
-        "teacher_test_top5": accuracy.top5,
+        **_teacher_on_test(experiment, network, accuracy_of),
         "hardware": hardware_name(accuracy_of.processes.device),
         "versions": versions(),
     }
+
+
+def _teacher_on_test(experiment: Experiment, network: Network, accuracy_of: Evaluator) -> dict[str, Any]:
+    """Return, as JSON for the manifest, the teacher's accuracy or, for test images without labels, its classes.
+
+    Raises `DataError` for a teacher that does no better than guessing.
+    """
+    test, processes = accuracy_of.renderer, accuracy_of.processes
+    part = test.images.split
+    if test.images.labels_N is None:
+        log_once(processes, f"the {part} images have no labels, so the teacher's accuracy is not known")
+        classes_N = top_classes(network, test, accuracy_of.normalize, batch_size=EVALUATION_BATCH, processes=processes)
+        return recorded_classes(classes_N, test.images)
+    accuracy = accuracy_of(network)
+    log_once(processes, f"the teacher's {part} accuracy is {accuracy.top1:.2f} %")
+    require_better_than_chance(experiment, accuracy, test.images)
+    measured_on = {"teacher_measured_on": part} if part == VAL else {}
+    return {"teacher_test_top1": accuracy.top1, "teacher_test_top5": accuracy.top5, **measured_on}
 
 
 def _result(
@@ -176,7 +201,7 @@ def _result(
         rows_written=written.rows,
         seconds=round(written.seconds, 2),
         rows_per_second=round(written.rows / written.seconds, 1) if written.rows else None,
-        teacher_top1=manifest.provenance[signals[0]]["teacher_test_top1"],
+        teacher_top1=manifest.provenance[signals[0]].get("teacher_test_top1"),
         unreadable_files=files,
         processes=processes.world_size,
         versions=versions(),

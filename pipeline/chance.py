@@ -11,7 +11,7 @@ import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import DataError
 from dhkd.data.images.base import Images
-from dhkd.data.sources import SOURCES
+from dhkd.data.sources import source_of
 from dhkd.stages.models.evaluate import Accuracy
 
 log = logging.getLogger("dhkd")
@@ -31,7 +31,7 @@ def require_better_than_chance(experiment: Experiment, accuracy: Accuracy, image
     if fault is None:
         return
     line = f"teacher: {fault}; {_remedy(experiment)}"
-    fixed = "classes" not in SOURCES[experiment.data.source].takes and order_fault(accuracy, images) is None
+    fixed = "classes" not in source_of(experiment.data.source).takes and order_fault(accuracy, images) is None
     if experiment.teacher.allow_chance or fixed:
         log.warning("%s", line)
     else:
@@ -56,7 +56,7 @@ def order_fault(accuracy: Accuracy, images: Images) -> str | None:
     They do if most samples would be right with the classes renumbered, and if chance is no explanation: the odds are
     Chernoff's bound on so many hits of a guess, times the number of ways to renumber.
     """
-    if accuracy.top_N is None:
+    if accuracy.top_N is None or images.labels_N is None:
         return None
     total, num_classes = len(images), images.num_classes
     pairs, counts = torch.unique(images.labels_N * num_classes + accuracy.top_N, return_counts=True)
@@ -87,7 +87,7 @@ def _divergence(one: float, other: float) -> float:
 
 
 def _remedy(experiment: Experiment) -> str:
-    takes = SOURCES[experiment.data.source].takes
+    takes = source_of(experiment.data.source).takes
     if "first_label" in takes:
         return "correct data.first_label, or data.classes where labels are names, or the teacher's file"
     if "classes" in takes:

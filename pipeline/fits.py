@@ -24,7 +24,7 @@ def trial_teacher(setting: Setting) -> Network:
     """Build the setting's teacher, in eval mode, with the weights it begins with."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        return build_network(setting.teacher.wanted, setting.teacher.num_classes).eval()
+        return build_network(setting.teacher.wanted, setting.teacher.num_classes, setting.teacher.channels).eval()
 
 
 def misfit(objective: Objective, plain: Setting, *, backward: bool = False) -> str | None:
@@ -57,7 +57,7 @@ def _trial(objective: Objective, plain: Setting, *, backward: bool) -> str | Non
         outputs = student(images_BCHW, batch)
         terms = objective.terms(outputs, labels, of_teacher)
         if backward:
-            torch.stack(list(terms.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(terms.values())).sum())
     broken = [name for name, term in terms.items() if not bool(torch.isfinite(term))]
     if broken:
         raise ConfigError(f"expected finite losses, got none for {', '.join(broken)}")
@@ -77,4 +77,4 @@ def _signals(setting: Setting, names: list[str]) -> dict[str, Tensor]:
 
 
 def _images(shapes: Shapes) -> Tensor:
-    return torch.rand(ROWS, 3, *shapes.image, generator=torch.Generator().manual_seed(0))
+    return torch.rand(ROWS, shapes.channels, *shapes.image, generator=torch.Generator().manual_seed(0))

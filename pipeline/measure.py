@@ -91,7 +91,7 @@ def measure_rates(experiment: Experiment, num_classes: int, cpu: bool) -> Rates:
             f"--measure: {experiment.data.source} doesn't tell how large its images are before it is read;"
             f" use --teacher-rate and --student-rate"
         )
-    teacher_rate, teacher_conditions = _teacher_rate(experiment, num_classes, pixels, cpu)
+    teacher_rate, teacher_conditions = _teacher_rate(experiment, num_classes, experiment.teacher.size or pixels, cpu)
     student_rate, student_conditions = _student_rate(experiment, num_classes, pixels, cpu)
     return Rates(teacher_rate, student_rate, measured=Measured(teacher_conditions, student_conditions)).completed()
 
@@ -100,9 +100,10 @@ def _teacher_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = experiment.cache.batch_size
     processes = Processes(resolve_precision(experiment.cache.precision, cpu)[0], cpu)
     try:
-        network = build_network(chosen_network(experiment.teacher), num_classes).eval().requires_grad_(False)
+        channels = experiment.teacher.channels or experiment.data.channels or 3
+        network = build_network(chosen_network(experiment.teacher), num_classes, channels).eval().requires_grad_(False)
         network.to(processes.device).to(memory_format=torch.channels_last)
-        images_BCHW = _noise(rows, pixels, processes.device)
+        images_BCHW = _noise(rows, channels, pixels, processes.device)
 
         @torch.inference_mode()
         def forward() -> None:
@@ -120,10 +121,11 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     rows = settings.batch_size
     processes = Processes(resolve_precision(settings.precision, cpu)[0], cpu)
     try:
-        student = student_of(build_objective("ce", {}), setting_without_data(experiment, num_classes))
+        setting = setting_without_data(experiment, num_classes)
+        student = student_of(build_objective("ce", {}), setting)
         model, optimizer = processes.prepare(student, optimizer_of(settings, student))
         parameters = list(model.parameters())
-        images_BCHW = _noise(rows, pixels, processes.device)
+        images_BCHW = _noise(rows, setting.student.channels, pixels, processes.device)
         labels = Labels(torch.arange(rows, device=processes.device) % num_classes)
 
         def step() -> None:
@@ -138,8 +140,8 @@ def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
         processes.end()
 
 
-def _noise(rows: int, pixels: int, device: torch.device) -> torch.Tensor:
-    images_BCHW = torch.rand(rows, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
+def _noise(rows: int, channels: int, pixels: int, device: torch.device) -> torch.Tensor:
+    images_BCHW = torch.rand(rows, channels, pixels, pixels, generator=torch.Generator().manual_seed(0))
     return images_BCHW.to(device).to(memory_format=torch.channels_last)
 
 

@@ -78,7 +78,9 @@ def _method(name: str, objective: Objective, experiment: Experiment, plain: Sett
         setting = replace(setting, teacher_network=copy.deepcopy(setting.teacher_network).to(device))
     with torch.device(device), torch.random.fork_rng(devices=()):
         student = student_of(objective, setting)
-        preset_parameters = count_parameters(build_network(plain.student.wanted, plain.student.num_classes))
+        preset_parameters = count_parameters(
+            build_network(plain.student.wanted, plain.student.num_classes, plain.student.channels)
+        )
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return Method(
         method=name,

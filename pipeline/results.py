@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from dhkd.data.errors import RunMismatch
+from dhkd.data.notebook import ShownAsText
+from dhkd.data.runs.measured import top1_name
 
 # Metadata of a field, which `plain` reads.
 INLINE = {"inline": True}  # the keys of the value replace the field's key, which is left out if the value is None
@@ -41,10 +43,10 @@ class LiveDifferences:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedTeacher:
+class CachedTeacher(ShownAsText):
     """What `cache-teacher` did. Accuracies are in percent; `live` is None until the cache is complete.
 
-    `rows_per_second` is None if no row was written.
+    `rows_per_second` is None if no row was written, and `teacher_top1` if the test images have no labels.
     """
 
     cache: CacheSummary
@@ -55,11 +57,22 @@ class CachedTeacher:
     rows_written: int
     seconds: float
     rows_per_second: float | None
-    teacher_top1: float
+    teacher_top1: float | None
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     processes: int
     versions: Mapping[str, str]
     live: LiveDifferences | None = field(default=None, metadata=INLINE)
+
+    def __str__(self) -> str:
+        rate = f", {self.rows_per_second:,.0f} rows/s" if self.rows_per_second else ""
+        written = f"{self.blocks_written} blocks written in {self.seconds:.1f} s{rate}"
+        if self.live is None:
+            left = self.blocks_left_to_others
+            return f"{self.cache.path}: not complete yet, {left} blocks are left to others; {written}"
+        return (
+            f"{self.cache.path}: complete, {self.cache.views} views of {self.cache.samples} samples; {written};"
+            f" largest difference from a live forward {self.live.largest_difference_from_live:.2g}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +89,13 @@ class Distillation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedRun:
+class TrainedRun(ShownAsText):
     """The result of a finished run, as result.json holds it.
 
-    Accuracies are in percent. `seconds` is the sum over all parts of an interrupted run. A teacher's run has no
-    `distillation`. `settings_sha256` is the hash of the settings in config.yaml with which the run was trained.
+    Accuracies are in percent. `measured` says what they are, if it isn't accuracy on the test split: "val accuracy" on
+    a held-out part, or "test agreement" or "val agreement" with the teacher. `seconds` is the sum over all parts of an
+    interrupted run. A teacher's run has no `distillation`. `settings_sha256` is the hash of the settings in config.yaml
+    with which the run was trained.
     """
 
     role: str
@@ -95,6 +110,7 @@ class TrainedRun:
     samples_per_second: float
     seed: int
     distillation: Distillation | None = field(default=None, metadata=INLINE)
+    measured: str | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     sha256: str
     settings_sha256: str | None = field(default=None, metadata=OMIT_NONE)
@@ -102,6 +118,12 @@ class TrainedRun:
     hardware: str
     processes: int
     versions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.architecture} after {self.epochs} epochs, {top1_name(self.measured)} {self.last_top1:.2f} %"
+            f" (best {self.best_top1:.2f}), top-5 {self.last_top5:.2f} %, {self.seconds:.1f} s"
+        )
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], where: str) -> "TrainedRun":
@@ -125,8 +147,11 @@ class TrainedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """Test accuracy, in percent, of a network; `weights` says where its weights come from."""
+class Evaluated(ShownAsText):
+    """Test accuracy, in percent, of a network; `weights` says where its weights come from.
+
+    `measured` says what it is instead, as in `TrainedRun`.
+    """
 
     architecture: str
     weights: str
@@ -134,9 +159,17 @@ class Evaluated:
     top1: float
     top5: float
     samples: int
+    measured: str | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     precision: str
     versions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        split = "val" if (self.measured or "").startswith("val") else "test"
+        return (
+            f"{self.weights}: {self.architecture}, {top1_name(self.measured)} {self.top1:.2f} %, top-5"
+            f" {self.top5:.2f} % of {self.samples} {split} images ({self.precision})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment
-from dhkd.data.errors import ConfigError, one_of
-from dhkd.data.sources import SOURCES
+from dhkd.data.errors import ConfigError
+from dhkd.data.sources import source_of
 from dhkd.data.sources.base import Size
 from dhkd.pipeline.build.data import recipe_of
 from dhkd.pipeline.build.networks import chosen_network
@@ -28,7 +27,7 @@ class DataSize:
 
 
 def data_size_of(experiment: Experiment, samples: int | None = None, classes: int | None = None) -> DataSize:
-    """Return the size of the experiment's training split, limited by `data.limit`.
+    """Return the size of the experiment's training split without what is held out, limited by `data.limit`.
 
     `samples` and `classes` are for sources whose size is unknown until they are read; a number that is None is taken
     from the preset's record or from `data`. Raises `ConfigError` if the size remains unknown, and if `samples` or
@@ -40,7 +39,9 @@ def data_size_of(experiment: Experiment, samples: int | None = None, classes: in
         for option, given in (("--samples", samples), ("--classes", classes)):
             if given is not None:
                 raise ConfigError(f"{option}: {data.source} has its own; leave it out, or use --set data.limit=N")
-        return DataSize(data.source, _limited(data.limit, size.samples, data.source), size.classes, False)
+        return DataSize(
+            data.source, _limited(data.limit, size.samples, data.source, data.val_fraction), size.classes, False
+        )
     recorded = _recorded(experiment, "samples")
     total = samples or recorded or data.limit
     num_classes = classes or data.num_classes or _recorded(experiment, "classes")
@@ -48,11 +49,12 @@ def data_size_of(experiment: Experiment, samples: int | None = None, classes: in
         raise ConfigError(f"--samples: {data.source} doesn't tell how many samples it has before it is read; give N")
     if num_classes is None:
         raise ConfigError(f"--classes: {data.source} doesn't tell how many classes it has before it is read; give K")
-    used = _limited(data.limit, total, data.source)
+    used = _limited(data.limit, total, data.source, data.val_fraction)
     return DataSize(data.source, used, num_classes, from_record=samples is None and used == recorded)
 
 
-def _limited(limit: int | None, total: int, source: str) -> int:
+def _limited(limit: int | None, total: int, source: str, val_fraction: float | None) -> int:
+    total -= int((val_fraction or 0) * total + 0.5)
     if limit is not None and limit > total:
         raise ConfigError(f"data.limit: expected 1 to {total}, the size of {source}, got {limit}")
     return limit or total
@@ -76,7 +78,7 @@ def pixels_of(experiment: Experiment) -> int | None:
 
 def _known_size(experiment: Experiment) -> Size | None:
     """Return the size of the training split, or None if the source has to read files to know it."""
-    return one_of("data source", experiment.data.source, SOURCES).size
+    return source_of(experiment.data.source).size
 
 
 def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
@@ -86,6 +88,9 @@ def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
     logits.
     """
     pixels = pixels_of(experiment) or USUAL_PIXELS
-    shapes_of = partial(Shapes, num_classes=num_classes, image=(pixels, pixels))
-    student, teacher = shapes_of(chosen_network(experiment.student)), shapes_of(chosen_network(experiment.teacher))
+    channels, size = experiment.data.channels or 3, experiment.teacher.size or pixels
+    student, teacher = (
+        Shapes(chosen_network(network), num_classes, (side, side), network.channels or channels)
+        for network, side in ((experiment.student, pixels), (experiment.teacher, size))
+    )
     return Setting(student, teacher, torch.arange(num_classes), experiment.seed)

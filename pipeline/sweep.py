@@ -23,6 +23,7 @@ from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, RunTaken, TrackerError
 from dhkd.data.runs.config import read_config, require_no_remains
 from dhkd.data.runs.lock import RunLock, held
+from dhkd.data.runs.measured import top1_name
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
@@ -162,7 +163,7 @@ def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str,
     refused = {}
     for run, outcome in outcomes.items():
         if not isinstance(outcome, Exception):
-            log.info("%s: trained, top-1 %.2f %%", run.name, outcome.last_top1)
+            log.info("%s: trained, %s %.2f %%", run.name, top1_name(outcome.measured), outcome.last_top1)
             continue
         line = str(outcome) if isinstance(outcome, DhkdError) else f"{type(outcome).__name__}: {outcome}"
         log.error("%s: %s", run.name, line)

@@ -5,22 +5,26 @@ what does not depend on them: images, test set and cache in memory. Students tha
 pairs (view, index) also share batches.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dhkd.configs.schema import Experiment, Training
-from dhkd.data.errors import DhkdError
+from dhkd.configs.schema import Experiment
+from dhkd.data.errors import ConfigError, DhkdError
 from dhkd.data.runs.config import begun_views
 from dhkd.data.runs.folder import RunFolder
 from dhkd.data.runs.lock import RunLock
-from dhkd.data.stream.batches import Stream
-from dhkd.pipeline.build.checks import require_alike, require_batches, require_own_draws, require_same_classes
-from dhkd.pipeline.build.code import code_facts, code_metadata, code_of_teacher
+from dhkd.pipeline.build.checks import (
+    require_alike,
+    require_batches,
+    require_labels,
+    require_own_draws,
+    require_same_classes,
+)
+from dhkd.pipeline.build.code import code_facts, code_of_teacher
 from dhkd.pipeline.build.data import (
     listed_classes,
     normalization_of,
@@ -28,24 +32,23 @@ from dhkd.pipeline.build.data import (
     renderer_of,
     test_renderer_of,
 )
-from dhkd.pipeline.build.networks import architecture_metadata
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
-from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, setting_of, student_of
+from dhkd.pipeline.build.teacher import teacher_normalization, teacher_renderer, teacher_test_renderer
+from dhkd.pipeline.build.training import setting_of
 from dhkd.pipeline.claims import claimed, locker, settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
-from dhkd.pipeline.environment import hardware, log_once, processes_for, unreadable_files, versions
+from dhkd.pipeline.environment import log_once, processes_for
 from dhkd.pipeline.evaluation import Evaluator
-from dhkd.pipeline.results import Distillation, TrainedRun, plain
+from dhkd.pipeline.reference import measured, measured_fact, with_reference
+from dhkd.pipeline.results import TrainedRun
+from dhkd.pipeline.tasks import finished, task_of
 from dhkd.stages.agreement import require_agreement
-from dhkd.stages.models import count_parameters
-from dhkd.stages.models.weights import save_weights, weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.trackers import installed_trackers
-from dhkd.stages.train.loop import Figures, Task, train, train_together
+from dhkd.stages.train.loop import train, train_together
 from dhkd.stages.train.objectives import build_objective
-from dhkd.stages.train.objectives.contract import Objective, Setting
 
 log = logging.getLogger("dhkd")
 
@@ -83,27 +86,35 @@ def train_teacher(
     """
     trackers = installed_trackers(track)
     settings = experiment.teacher
+    if settings.classes is not None:
+        raise ConfigError(
+            "teacher.classes: expected none, since a teacher is trained on the data set's own classes; leave it out"
+        )
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         code = code_facts(code_of_teacher(experiment))
         require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
-        facts = {"command": "train-teacher", **listed_classes(experiment, data), **code}
+        part = {} if experiment.data.val_fraction is None else {"measured": "val accuracy"}
+        facts = {"command": "train-teacher", **listed_classes(experiment, data), **part, **code}
         run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
-        require_batches("teacher", settings, source.images, processes)
-        renderer = renderer_of(source.images, source.recipe, processes.device, data)
-        normalize = normalization_of(settings, source.images)
+        run.class_names = source.images.class_names
         objective = build_objective("ce", {})
+        require_labels(experiment.model_copy(update={"objective": "ce"}), objective, source.images)
+        require_batches("teacher", settings, source.images, processes)
+        renderer = teacher_renderer(experiment, source.images, processes.device, data)
+        normalize = teacher_normalization(experiment, source.images)
         setting = setting_of(experiment, settings, source.images, objective)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
-        test = test_renderer_of(experiment, processes.device, data, source.images)
+        test = teacher_test_renderer(experiment, processes.device, data, source.images)
         require_same_classes(source.images, test.images)
         both = (source.images, test.images)
         require_agreement(processes, lambda: {"data": {images.split: plain_identity(images) for images in both}})
         accuracy_of = Evaluator(test, normalize, processes)
-        task = _task(settings, objective, setting, stream, accuracy_of, run, trackers)
-        return _finish("teacher", task, train(task, processes), setting, accuracy_of, None)
+        name = measured(experiment, source.images)
+        task = task_of(settings, objective, setting, stream, accuracy_of, run, trackers, name)
+        return finished("teacher", task, train(task, processes), setting, accuracy_of, None)
 
 
 def train_student(
@@ -215,15 +226,18 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
             require_batches("student", student.experiment.student, source.images, processes)
         student = students[out]
         require_agreement(processes, lambda: {"data": plain_identity(source.images), "student": student.facts()})
-        lock, classes = locker(locks, options.locks), listed_classes(first, options.data)
+        lock, of_data = locker(locks, options.locks), listed_classes(first, options.data)
+        of_data |= measured_fact(first, source.images)
         claims = {
-            out: claimed(out, student.experiment, student.facts() | classes, processes, options.resume, lock)
+            out: claimed(out, student.experiment, student.facts() | of_data, processes, options.resume, lock)
             for out, student in students.items()
         }
         outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}
         unfinished = {out: student for out, student in students.items() if out not in outcomes}
         if unfinished:
             runs = {out: run for out, (run, _) in claims.items()}
+            for run in runs.values():
+                run.class_names = source.images.class_names
             outcomes |= _train_side_by_side(unfinished, runs, source, options, processes)
         if processes.world_size > 1:  # inside the context, which tells the other processes of an error
             for outcome in outcomes.values():
@@ -246,20 +260,30 @@ def _train_side_by_side(
     require_same_classes(source.images, test.images)
     require_agreement(processes, lambda: {"test data": plain_identity(test.images)})
     normalize = normalization_of(experiment.student, source.images)
-    accuracy_of = Evaluator(test, normalize, processes)
+    evaluator, precision = Evaluator(test, normalize, processes), source.teacher_precision
+    accuracies = {
+        out: with_reference(
+            evaluator, student.experiment, source.images, source.reader, source.teacher, precision, options.data
+        )
+        for out, student in students.items()
+    }
     if source.reader is not None:
         drift = check_pixels(renderer, source.reader, seed=experiment.seed, allow_drift=options.allow_drift)
         log_once(processes, drift)
+    for note in dict.fromkeys(student.beginning.note for student in students.values() if student.beginning):
+        log_once(processes, note)
     streams = student_streams(students, source, renderer, normalize, processes)
     tasks = {
-        out: _task(
+        out: task_of(
             student.experiment.student,
             student.objective,
             student.setting,
             streams[out],
-            accuracy_of,
+            accuracies[out],
             runs[out],
             options.track,
+            measured(student.experiment, source.images),
+            student.beginning,
         )
         for out, student in students.items()
     }
@@ -272,74 +296,7 @@ def _train_side_by_side(
             distillation = students[out].distillation(source, together=len(tasks))
             setting = students[out].setting
             try:
-                outcomes[out] = _finish("student", tasks[out], figures, setting, accuracy_of, distillation)
+                outcomes[out] = finished("student", tasks[out], figures, setting, accuracies[out], distillation)
             except DhkdError as error:
                 outcomes[out] = error
     return outcomes
-
-
-def _task(
-    settings: Training,
-    objective: Objective,
-    setting: Setting,
-    stream: Stream,
-    accuracy_of: Evaluator,
-    run: RunFolder,
-    trackers: Sequence[str],
-) -> Task:
-    student = student_of(objective, setting)
-    return Task(
-        student,
-        optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
-        objective,
-        stream,
-        accuracy_of,
-        learning_rate_of(settings),
-        epochs=settings.epochs,
-        seed=setting.seed,
-        clip_norm=settings.clip_norm,
-        run=run,
-        compiled=settings.compile,
-        keep_every=settings.keep_every,
-        trackers=trackers,
-    )
-
-
-def _finish(
-    role: Literal["teacher", "student"],
-    task: Task,
-    figures: Figures,
-    setting: Setting,
-    accuracy_of: Evaluator,
-    distillation: Distillation | None,
-) -> TrainedRun:
-    """Write the weights and the result of a run that ended well into the run folder, and return the result."""
-    network, architecture = task.student.backbone, setting.student.wanted
-    processes = accuracy_of.processes
-    result = TrainedRun(
-        role=role,
-        architecture=architecture.name,
-        parameters=count_parameters(network),
-        **asdict(figures),
-        seed=setting.seed,
-        distillation=distillation,
-        unreadable_files=unreadable_files(task.stream.renderer, processes),
-        sha256=weights_sha256(network),
-        settings_sha256=task.run.settings_sha256,
-        precision=processes.precision,
-        hardware=hardware(processes.device),
-        processes=processes.world_size,
-        versions=versions(),
-    )
-    if processes.is_first:
-        task.run.require_lock()
-        metadata = {
-            **architecture_metadata(architecture),
-            "num_classes": str(accuracy_of.renderer.images.num_classes),
-            "mean": json.dumps(accuracy_of.normalize.mean),
-            "std": json.dumps(accuracy_of.normalize.std),
-            **code_metadata(architecture.name),
-        }
-        save_weights(task.run.path / f"{role}.safetensors", network, metadata)
-        task.run.write_result(plain(result))
-    return result

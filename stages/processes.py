@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.stages.watch import Watch
@@ -56,6 +56,25 @@ def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[Precision, str]:  # 
     if capabilities.get("amx_bf16"):
         return "bf16", "this CPU has AMX, which computes bf16 faster"
     return "float32", "this CPU has no AMX, without which bf16 is slower"
+
+
+@contextmanager
+def apart_from_accelerate() -> Iterator[None]:
+    """Keep what Accelerate shares within this process as it was, for a program that uses Accelerate itself.
+
+    Every `Accelerator` of a process shares precision and device with the first one. Inside the context, it is as if
+    there were none yet.
+    """
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, values in zip(shared, before, strict=True):
+            state.clear()
+            state.update(values)
 
 
 @contextmanager

@@ -39,8 +39,14 @@ HOMES = {
     "scipy": {"stages/report/statistics.py"},
     "plotly": {"stages/report/charts.py", "stages/report/page.py"},
     "jinja2": {"stages/report/page.py"},
-    "torchvision": {"data/sources/cifar100.py", "stages/models/libraries.py"},
-    "timm": {"stages/models/libraries.py"},
+    "torchvision": {
+        "data/sources/cifar100.py",
+        "data/sources/torchvision_sets.py",
+        "stages/models/class_names.py",
+        "stages/models/libraries.py",
+    },
+    "datasets": {"data/sources/huggingface.py"},
+    "timm": {"stages/models/class_names.py", "stages/models/libraries.py"},
     "obstore": {"data/cache/storage/bucket.py"},
     "google_crc32c": {
         "data/cache/index.py",
@@ -52,6 +58,7 @@ HOMES = {
     "pydantic": {
         "data/options.py",
         "configs/schema.py",
+        "configs/places.py",
         "configs/load.py",
         "data/cache/codecs/__init__.py",
         "data/cache/codecs/floats.py",

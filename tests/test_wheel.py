@@ -12,6 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pipeline", "stages", "data", "configs", "benchmarks")
 
+LIGHT = """
+import sys
+import dhkd
+print(dhkd.__file__)
+heavy = {"torch", "numpy", "pydantic", "yaml", "zarr", "accelerate", "rich", "click", "importlib.metadata"}
+print(heavy & set(sys.modules))
+print(dhkd.__version__)
+print(dhkd.DhkdError.__name__, "torch" in sys.modules)
+"""
+
 LIST = """
 import dhkd.configs.load as load
 print(load.__file__)
@@ -42,8 +52,23 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_module_and_preset_is_in_the_wheel(unpacked: Path) -> None:
     kinds = ("py", "yaml", "html", "css", "js")
     wanted = [file for folder in FOLDERS for kind in kinds for file in (ROOT / folder).rglob(f"*.{kind}")]
-    lacking = [str(f.relative_to(ROOT)) for f in wanted if not (unpacked / "dhkd" / f.relative_to(ROOT)).is_file()]
-    assert lacking == []
+    root = ROOT / "pipeline" / "package"  # the package dhkd itself
+    places = {f: f.relative_to(root if f.is_relative_to(root) else ROOT) for f in wanted}
+    assert [str(f) for f, place in places.items() if not (unpacked / "dhkd" / place).is_file()] == []
+    assert (unpacked / "dhkd" / "py.typed").is_file()
+
+
+def test_importing_the_package_is_light(unpacked: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LIGHT], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    file, heavy, version, error = done.stdout.splitlines()
+    assert Path(file) == unpacked / "dhkd" / "__init__.py"
+    assert heavy == "set()"
+    assert version[0].isdigit()
+    assert error == "DhkdError False"
 
 
 def test_presets_load_from_the_wheel(unpacked: Path, tmp_path: Path) -> None:

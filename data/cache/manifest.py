@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 FORMAT_VERSION = 2
 MAX_DEPTH = 20
 LONGEST_SHOWN = 200  # characters of a value that a message shows
-NOTHING = "nothing"  # what a message shows for a field that is absent
+NOTHING = "nothing"  # the value that is expected of a field that must not be there
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 # The kinds of things in a folder that are neither files nor folders, by the format bits of their mode.
@@ -14,7 +15,7 @@ ODD_KINDS = {
 }
 
 
-def open_regular(path: str | bytes) -> BinaryIO:
+def open_regular(path: str | bytes | Path) -> BinaryIO:
     """Open an ordinary file for reading. Raises `OSError` for anything else, at once."""
     stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     kind = ODD_KINDS.get(stat.S_IFMT(os.fstat(stream.fileno()).st_mode))

@@ -25,6 +25,7 @@ class Domain(IntEnum):
     BLOCK_VIEW = 7
     FILE_ORDER = 8
     NEGATIVES = 9
+    HELD_OUT = 10
 
 
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:

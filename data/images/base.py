@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dhkd.data.recipes.base import Recipe
     from dhkd.data.render import Renderer
 
-Triple = tuple[float, float, float]  # one number for each channel
+PerChannel = tuple[float, ...]  # one number for each channel, of which there are 1 or 3
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,30 @@ class Images(Protocol):
 
     @property
     def split(self) -> str:
-        """ "train" or "test"."""
+        """ "train", "test" or, for a part that was held out of the training split, "val"."""
 
     @property
-    def labels_N(self) -> Tensor:  # noqa: N802 - a shape suffix
-        """int64 (N,), each in [0, num_classes)."""
+    def labels_N(self) -> Tensor | None:  # noqa: N802 - a shape suffix
+        """int64 (N,), each in [0, num_classes); None for images without labels."""
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, K."""
+        """The number of classes, K: of the labels or, for images without labels, of the networks."""
 
     @property
-    def mean(self) -> Triple:
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers; empty if the source records none."""
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, or 3 for colours."""
+
+    @property
+    def mean(self) -> PerChannel:
         """Each channel's mean pixel value, as a fraction of full scale."""
 
     @property
-    def std(self) -> Triple:
+    def std(self) -> PerChannel:
         """Each channel's standard deviation, as a fraction of full scale."""
 
     @property
@@ -66,10 +74,25 @@ class Images(Protocol):
     def fingerprint(self) -> str:
         """Return a SHA-256 (hexadecimal); sets with equal fingerprints are the same data set in the same order."""
 
+    def subset(self, index_N: Tensor) -> "Images":
+        """Return these samples of the set as a set of their own: int64 (N,), rising numbers of samples."""
+
     def first(self, num_samples: int) -> "Images":
         """Return the first `num_samples` samples of the set, in order."""
 
-    def normalized_with(self, mean: Triple | None, std: Triple | None) -> "Images":
+    def named(self, split: str) -> "Images":
+        """Return the same images under another name of their split."""
+
+    def without_labels(self, num_classes: int | None) -> "Images":
+        """Return the same images without labels; if `num_classes` is None, their number of classes stays."""
+
+    def with_channels(self, channels: int) -> "Images":
+        """Return the same images in 1 or 3 channels.
+
+        Colours become grey as `decoding.grey` converts them, and grey is repeated three times.
+        """
+
+    def normalized_with(self, mean: PerChannel | None, std: PerChannel | None) -> "Images":
         """Return the same images with `mean` and `std` for a network's input; if one is None, its old value stays."""
 
     def in_memory(self, decoding: Decoding) -> "Images":

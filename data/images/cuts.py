@@ -3,9 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-from dhkd.data.images.decoding import Photo
+from dhkd.data.images.decoding import Photo, pixels_of
+from dhkd.data.images.resizing import Interpolation
 from numpy.typing import NDArray
 from PIL import Image
+
+PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
 
@@ -23,8 +26,8 @@ class Cut(NamedTuple):
     mirrored: bool
 
 
-def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
-    """Compute from the photo the pixels that `cut` describes, uint8 (H, W, 3).
+def cut_of(photo: Photo, cut: Cut, interpolation: Interpolation = "bilinear") -> NDArray[np.uint8]:
+    """Compute from the photo the pixels that `cut` describes, uint8 (H, W, C).
 
     H and W are the height and width of `cut.window`.
     """
@@ -32,9 +35,9 @@ def cut_of(photo: Photo, cut: Cut) -> NDArray[np.uint8]:
         # Cropped first, because resizing with a box blends pixels from outside the box into its borders.
         photo = photo.crop(cut.box)
     if photo.size != cut.size:
-        photo = photo.resize(cut.size, Image.Resampling.BILINEAR)
+        photo = photo.resize(cut.size, PILLOWS[interpolation])
     if cut.window != (0, 0, *cut.size):
         photo = photo.crop(cut.window)
     if cut.mirrored:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(photo)
+    return pixels_of(photo)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import PIL
 from dhkd.data.errors import DataError
-from dhkd.data.images.levels import eight_bits, require_full_colours
+from dhkd.data.images.levels import Levels, eight_bits, require_full_colours
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-Photo = Image.Image  # a decoded image, RGB
+Photo = Image.Image  # a decoded image, RGB or, where a preset asks for grey images, L
 
 Image.init()  # loads all decoders now, so that forked workers import nothing
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` refuses what this would warn of
@@ -67,11 +67,7 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
         source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
         image.load()
         require_full_colours(image, source, reading.levels)
-        if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
-            image = Image.fromarray(eight_bits(image, reading.levels))
-        if "transparency" in image.info and image.mode == "P":
-            image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency
-        photo = image if image.mode == "RGB" else image.convert("RGB")
+        photo = as_rgb(image, reading.levels)
         photo.info[FRAMES] = frames
         return photo
     except PIL.UnidentifiedImageError as error:
@@ -92,6 +88,15 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
         raise DataError(f"a damaged image ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
+def as_rgb(image: Photo, levels: Levels | None = None) -> Photo:
+    """Convert an image to RGB. Raises `DataError` for values of more than 8 bits whose black and white aren't known."""
+    if image.mode.startswith("I") or image.mode == "F":  # `convert` would turn every level above 255 into white
+        image = Image.fromarray(eight_bits(image, levels))
+    if "transparency" in image.info and image.mode == "P":
+        image = image.convert("RGBA")  # otherwise Pillow warns about dropping transparency
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def _set_limits(reading: Reading) -> None:
     # Pillow's limits belong to the process. Its limit on pixels is only raised here; `decode` checks the lower one.
     if Image.MAX_IMAGE_PIXELS is not None:
@@ -100,6 +105,18 @@ def _set_limits(reading: Reading) -> None:
     PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, reading.max_metadata)
 
 
+def in_mode(photo: Photo, channels: int) -> Photo:
+    """Return a decoded image in 3 channels, or converted to 1, as in `channels.grey_of`; its `info` stays."""
+    return photo.convert("L") if channels == 1 else photo
+
+
 def photo_of(pixels_CHW: NDArray[np.uint8]) -> Photo:
-    """Convert an image in memory, uint8 (3, H, W), to a `Photo`, the type of decoded images."""
-    return Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0)))
+    """Convert an image in memory, uint8 (C, H, W) with C = 1 or 3, to a `Photo`, the type of decoded images."""
+    return Image.fromarray(
+        np.ascontiguousarray(pixels_CHW[0] if len(pixels_CHW) == 1 else pixels_CHW.transpose(1, 2, 0))
+    )
+
+
+def pixels_of(photo: Photo) -> NDArray[np.uint8]:
+    """Return the pixels of a `Photo`, uint8 (H, W, C)."""
+    return np.atleast_3d(np.asarray(photo))

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import resource
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
-from dhkd.data.images.decoding import FRAMES, Photo
-from dhkd.data.recipes.base import Recipe
+from dhkd.data.images.decoding import FRAMES, Photo, in_mode
+from dhkd.data.recipes.base import Recipe, rendered
 from dhkd.data.render import Keys
 from numpy.typing import NDArray
 from torch import Tensor
@@ -92,8 +92,18 @@ class PhotoRenderer:
         Consecutive views of an image share one decoding. Raises `DataError` if more than `allow_bad` files can't be
         decoded, or if a worker dies.
         """
+        return (pixels_BCHW for (pixels_BCHW,) in self._rendered(batches, [self.recipe]))
+
+    def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each batch's pixels, and those that the recipe `other` makes of the same keys, or the same pixels."""
+        if other is None:
+            return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
+        return ((one, two) for one, two in self._rendered(batches, [self.recipe, other]))
+
+    def _rendered(self, batches: Iterable[Keys], recipes: Sequence[Recipe]) -> Iterator[list[Tensor]]:
+        """Yield each batch's pixels by every recipe; errors are as in `render`."""
         try:
-            yield from self._render(batches)
+            yield from self._decoded(batches, recipes)
         except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
@@ -102,27 +112,29 @@ class PhotoRenderer:
                 f" ({' '.join(str(error).split())[:200]}); use fewer with --workers, or 0"
             ) from error
 
-    def _render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
+    def _decoded(self, batches: Iterable[Keys], recipes: Sequence[Recipe]) -> Iterator[list[Tensor]]:
         chunks_of_batches: deque[int] = deque()  # the number of chunks of each batch that is being rendered
         chunks_of_keys = self._chunks(batches, chunks_of_batches)
         try:
-            rendered = self._started(chunks_of_keys, self._workers)
+            rendered = self._started(chunks_of_keys, recipes, self._workers)
         except OSError as error:  # no semaphores without space in /dev/shm, or no more processes
             log.warning(
                 "%s: no worker processes can be started (%s), so this process decodes the images, which is slower",
                 self.images.name,
                 error.strerror or error,
             )
-            rendered = self._started(chunks_of_keys, 0)
+            rendered = self._started(chunks_of_keys, recipes, 0)
         try:
-            chunks: list[Tensor] = []
+            chunks: list[list[Tensor]] = []
             for chunk in rendered:
                 chunks.append(self._accept(chunk))
                 if len(chunks) == chunks_of_batches[0]:
                     chunks_of_batches.popleft()
-                    pixels_BHWC = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+                    by_recipe = [
+                        parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*chunks, strict=True)
+                    ]
                     chunks.clear()
-                    yield pixels_BHWC.permute(0, 3, 1, 2)
+                    yield [pixels_BHWC.permute(0, 3, 1, 2) for pixels_BHWC in by_recipe]
         finally:
             # Shut the workers down now, because an error's traceback would keep the iterator alive. As long as torch
             # watches a dead worker, it raises an error in the main thread whenever any child process ends.
@@ -131,14 +143,16 @@ class PhotoRenderer:
                     rendered._shutdown_workers()
             del rendered
 
-    def _started(self, chunks_of_keys: Iterator[ChunkKeys], workers: int) -> "Iterator[_Chunk | DhkdError]":
+    def _started(
+        self, chunks_of_keys: Iterator[ChunkKeys], recipes: Sequence[Recipe], workers: int
+    ) -> "Iterator[_Chunk | DhkdError]":
         """Start `workers` processes that render the chunks. Raises `OSError`, before any chunk, if that fails."""
         if workers:
             _require_semaphores(workers)
         enough_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= ENOUGH_OPEN_FILES
         return iter(
             DataLoader(
-                _Photos(self.images.files, self.recipe, in_shared_memory=enough_files),
+                _Photos(self.images.files, recipes, self.images.channels, in_shared_memory=enough_files),
                 sampler=chunks_of_keys,
                 batch_size=None,
                 collate_fn=_as_it_is,
@@ -178,7 +192,7 @@ class PhotoRenderer:
                 ready.result()
                 yield keys
 
-    def _accept(self, chunk: "_Chunk | DhkdError") -> Tensor:
+    def _accept(self, chunk: "_Chunk | DhkdError") -> list[Tensor]:
         if isinstance(chunk, DhkdError):
             raise chunk
         if chunk.stack is not None and not self._told_of_frames:
@@ -195,7 +209,7 @@ class PhotoRenderer:
                 allowed = f"; {self._allow_bad} such files are allowed" if self._allow_bad else ""
                 raise DataError(f"{line}{allowed}; replace it, or let a black image stand in with --allow-bad N")
             log.warning("%s; a black image stands in", line)
-        return torch.as_tensor(chunk.pixels_BHWC).to(self.device, non_blocking=True)
+        return [torch.as_tensor(pixels_BHWC).to(self.device, non_blocking=True) for pixels_BHWC in chunk.by_recipe]
 
 
 def _require_semaphores(workers: int) -> None:
@@ -216,7 +230,7 @@ def _as_it_is(chunk: T) -> T:
 
 
 class _Chunk(NamedTuple):
-    pixels_BHWC: Tensor | NDArray[np.uint8]
+    by_recipe: Sequence[Tensor | NDArray[np.uint8]]  # (B, H, W, C) each
     unreadable: list[tuple[int, str]]
     stack: int | None  # the index of an image with several frames
 
@@ -224,8 +238,8 @@ class _Chunk(NamedTuple):
 class _Photos(Dataset["_Chunk | DhkdError"]):
     """A data set that renders a chunk of keys on request; every worker has a copy of it."""
 
-    def __init__(self, files: Photos, recipe: Recipe, *, in_shared_memory: bool) -> None:
-        self._files, self._recipe = files, recipe
+    def __init__(self, files: Photos, recipes: Sequence[Recipe], channels: int, *, in_shared_memory: bool) -> None:
+        self._files, self._recipes, self._channels = files, recipes, channels
         self._in_shared_memory = in_shared_memory
         self._tried = False
 
@@ -237,8 +251,7 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             return error
         if get_worker_info() is None:
             return chunk
-        assert isinstance(chunk.pixels_BHWC, Tensor)
-        return chunk._replace(pixels_BHWC=self._sendable(chunk.pixels_BHWC))
+        return chunk._replace(by_recipe=[self._sendable(torch.as_tensor(pixels)) for pixels in chunk.by_recipe])
 
     def _sendable(self, pixels_BHWC: Tensor) -> Tensor | NDArray[np.uint8]:
         """Move a tensor into shared memory, or return it as an array, which goes through a pipe, if that fails.
@@ -260,10 +273,8 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
         return array
 
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
-        shape = self._recipe.shape
-        assert shape is not None
-        pixels_BHWC = torch.zeros((len(index_B), *shape, 3), dtype=torch.uint8)
-        rows, draws_BD = pixels_BHWC.numpy(), self._recipe.draws(view_B, index_B)
+        by_recipe = [_black(len(index_B), recipe, self._channels) for recipe in self._recipes]
+        draws = [recipe.draws(view_B, index_B) for recipe in self._recipes]
         unreadable: list[tuple[int, str]] = []
         stack = None
         # Consecutive keys with one index are views of one image and share one decoding.
@@ -272,7 +283,9 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             index = int(index_B[start])
             try:
                 photo = self._files.photo(index)
-                rows[start:stop] = self._recipe.pixels(photo, draws_BD[start:stop])
+                for recipe, pixels_BHWC, draws_BD in zip(self._recipes, by_recipe, draws, strict=True):
+                    rows = pixels_BHWC.numpy()[start:stop]
+                    rows[:] = rendered(recipe, in_mode(photo, self._channels), draws_BD[start:stop])
                 stack = index if photo.info.get(FRAMES, 1) > 1 else stack
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
@@ -282,4 +295,10 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
                 unreadable.append((index, str(error)))
             except OSError as error:
                 unreadable.append((index, error.strerror or str(error)))
-        return _Chunk(pixels_BHWC, unreadable, stack)
+        return _Chunk(by_recipe, unreadable, stack)
+
+
+def _black(rows: int, recipe: Recipe, channels: int) -> Tensor:
+    """Return black pixels for so many rows, uint8 (rows, H, W, C)."""
+    assert recipe.shape is not None
+    return torch.zeros((rows, *recipe.shape, channels), dtype=torch.uint8)

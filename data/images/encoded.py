@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from dhkd.data.errors import DataChanged, DataError
-from dhkd.data.images.base import Decoding, Triple
+from dhkd.data.images.base import Decoding, PerChannel
+from dhkd.data.images.channels import in_channels
+from dhkd.data.images.chosen import Chosen
 from dhkd.data.images.decoding import USUAL, Photo, Reading, decode
 from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer, Photos
-from dhkd.data.images.in_memory import ImageSet
+from dhkd.data.images.in_memory import ImageSet, label_bytes
 from dhkd.data.images.levels import FULL, Levels
 from dhkd.data.progress import progress
 from dhkd.data.recipes.base import Recipe
@@ -35,34 +37,61 @@ class EncodedFiles(ABC):
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """One split of a data set of encoded images, with `labels_N` int64 (N,).
+    """One split of a data set of encoded images, with `labels_N` int64 (N,), or None for images without labels.
 
-    `mean` and `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and
-    white with which images of more than 8 bits are read; None stands for those of 16 bits.
+    Images without labels need `num_samples`. Pixels are rendered in `channels`, 3 for colours or 1 for grey. `mean` and
+    `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and white with
+    which images of more than 8 bits are read; None stands for those of 16 bits. `class_names` are in the order of their
+    numbers; empty if the source doesn't record them.
     """
 
     name: str
     split: str
     files: Photos
-    labels_N: Tensor
+    labels_N: Tensor | None
     num_classes: int
-    mean: Triple = MEAN
-    std: Triple = STD
+    mean: PerChannel = MEAN
+    std: PerChannel = STD
     levels: Levels | None = None
+    class_names: tuple[str, ...] = ()
+    channels: int = 3
+    num_samples: int | None = None
 
     def __len__(self) -> int:
-        return len(self.labels_N)
+        if self.labels_N is not None:
+            return len(self.labels_N)
+        assert self.num_samples is not None
+        return self.num_samples
 
     @property
     def shape(self) -> None:
         """None, because sizes aren't known before the images are decoded."""
         return None
 
+    def subset(self, index_N: Tensor) -> "PhotoSet":
+        """Return these samples of the set as a set of their own: int64 (N,), rising numbers of samples."""
+        labels_N = None if self.labels_N is None else self.labels_N[index_N]
+        return replace(self, files=Chosen(self.files, index_N), labels_N=labels_N, num_samples=len(index_N))
+
     def first(self, num_samples: int) -> "PhotoSet":
         """Return the first `num_samples` samples of the set, in order."""
-        return replace(self, labels_N=self.labels_N[:num_samples])
+        labels_N = None if self.labels_N is None else self.labels_N[:num_samples]
+        return replace(self, labels_N=labels_N, num_samples=min(num_samples, len(self)))
 
-    def normalized_with(self, mean: Triple | None, std: Triple | None) -> "PhotoSet":
+    def named(self, split: str) -> "PhotoSet":
+        """Return the same images under another name of their split."""
+        return replace(self, split=split)
+
+    def without_labels(self, num_classes: int | None) -> "PhotoSet":
+        """Return the same images without labels; if `num_classes` is None, their number of classes stays."""
+        return replace(self, labels_N=None, num_samples=len(self), num_classes=num_classes or self.num_classes)
+
+    def with_channels(self, channels: int) -> "PhotoSet":
+        """Return the same images, rendered in 1 or 3 channels."""
+        mean, std = in_channels(self.mean, channels), in_channels(self.std, channels)
+        return replace(self, channels=channels, mean=mean, std=std)
+
+    def normalized_with(self, mean: PerChannel | None, std: PerChannel | None) -> "PhotoSet":
         """Return the same images with `mean` and `std` for a network's input; if one is None, its old value stays."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
@@ -75,13 +104,14 @@ class PhotoSet:
         assert recipe.shape is not None
         renderer = self.renderer(recipe, torch.device("cpu"), decoding)
         batches = torch.split(torch.arange(len(self)), CHUNK)
-        pixels_NCHW = torch.empty((len(self), 3, *recipe.shape), dtype=torch.uint8)
+        pixels_NCHW = torch.empty((len(self), self.channels, *recipe.shape), dtype=torch.uint8)
         keys = ((torch.zeros_like(index_B), index_B) for index_B in batches)
         with progress("decoding", len(self), bar=False) as advance:
             for index_B, pixels_BCHW in zip(batches, renderer.render(keys), strict=True):
                 pixels_NCHW[index_B] = pixels_BCHW
                 advance(len(index_B))
-        return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std)
+        names = self.class_names
+        return ImageSet(self.name, self.split, pixels_NCHW, self.labels_N, self.num_classes, self.mean, self.std, names)
 
     def _first_shape(self, allow_bad: int) -> tuple[int, int]:
         """Return height and width of the first image, or of the first readable image if `allow_bad` is above 0."""
@@ -101,12 +131,14 @@ class PhotoSet:
         return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of labels, file names in order, and levels other than those of 16 bits.
+        """Return the SHA-256 (hexadecimal) of labels, file names in order, and levels and channels that are not usual.
 
         Pixels are not covered: their changes show in a cache's witnesses, the checksums of each row's rendered pixels.
         """
-        digest = hashlib.sha256(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
+        digest = hashlib.sha256(label_bytes(self.labels_N))
         digest.update(self.files.names(len(self)))
         if self.levels not in (None, FULL):
             digest.update(f"\nlevels {self.levels!r}".encode())
+        if self.channels != 3:
+            digest.update(f"\nchannels {self.channels}".encode())
         return digest.hexdigest()

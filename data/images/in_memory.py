@@ -3,31 +3,37 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import tee
 from types import MappingProxyType
 
 import torch
 from dhkd.data.errors import DataError
-from dhkd.data.images.base import Decoding, Triple
+from dhkd.data.images.base import Decoding, PerChannel
+from dhkd.data.images.channels import grey_of, in_channels
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
 from torch import Tensor
+
+HASHED_AT_ONCE = 1024  # images
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """One split of a data set, with all pixels in memory.
 
-    `images_NCHW` is uint8 (N, 3, H, W), `labels_N` int64 (N,) in [0, num_classes); `mean` and `std` are given for each
-    channel, 0 to 1, where full scale is 1.
+    `images_NCHW` is uint8 (N, C, H, W) with C = 1 or 3, `labels_N` int64 (N,) in [0, num_classes), or None for images
+    without labels; `mean` and `std` are given for each channel, 0 to 1, where full scale is 1. `class_names` are in the
+    order of their numbers; empty if there are none.
     """
 
     name: str
     split: str
     images_NCHW: Tensor
-    labels_N: Tensor
+    labels_N: Tensor | None
     num_classes: int
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `DataError` for tensors of another dtype or shape; a source may come from outside of this program."""
@@ -37,11 +43,13 @@ class ImageSet:
             raise DataError(
                 f"{where}: images expected uint8, 0 to 255, got {_described(images_NCHW)}; scale and convert them"
             )
-        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != 3:
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] not in (1, 3):
             raise DataError(
-                f"{where}: images expected of shape (N, 3, H, W), got {tuple(images_NCHW.shape)}; reorder the axes, and"
-                f" repeat a single channel three times"
+                f"{where}: images expected of shape (N, C, H, W) with 1 or 3 channels, got {tuple(images_NCHW.shape)};"
+                f" reorder the axes"
             )
+        if labels_N is None:
+            return
         if labels_N.dtype != torch.int64 or labels_N.shape != images_NCHW.shape[:1]:
             raise DataError(
                 f"{where}: labels expected int64, one for each of {len(images_NCHW)} images, got {labels_N.dtype} of"
@@ -49,7 +57,12 @@ class ImageSet:
             )
 
     def __len__(self) -> int:
-        return len(self.labels_N)
+        return len(self.images_NCHW)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, or 3 for colours."""
+        return self.images_NCHW.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,15 +73,38 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Return the SHA-256 (hexadecimal) of shape, labels and pixels: equal fingerprints mean equal sets."""
         digest = hashlib.sha256(repr(tuple(self.images_NCHW.shape)).encode())
-        digest.update(self.labels_N.contiguous().numpy().astype("<i8", copy=False).data)
-        digest.update(self.images_NCHW.contiguous().numpy().data)
+        digest.update(label_bytes(self.labels_N))
+        for part_BCHW in torch.split(self.images_NCHW, HASHED_AT_ONCE):  # contiguous copies of all might not fit
+            digest.update(part_BCHW.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def first(self, num_samples: int) -> "ImageSet":
-        """Return the first `num_samples` samples of the set, in order."""
-        return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=self.labels_N[:num_samples])
+    def subset(self, index_N: Tensor) -> "ImageSet":
+        """Return a copy of these samples: int64 (N,), rising numbers of samples."""
+        labels_N = None if self.labels_N is None else self.labels_N[index_N]
+        return replace(self, images_NCHW=self.images_NCHW[index_N], labels_N=labels_N)
 
-    def normalized_with(self, mean: Triple | None, std: Triple | None) -> "ImageSet":
+    def first(self, num_samples: int) -> "ImageSet":
+        """Return the first `num_samples` samples of the set, in order, without a copy of their pixels."""
+        labels_N = None if self.labels_N is None else self.labels_N[:num_samples]
+        return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=labels_N)
+
+    def named(self, split: str) -> "ImageSet":
+        """Return the same images under another name of their split."""
+        return replace(self, split=split)
+
+    def without_labels(self, num_classes: int | None) -> "ImageSet":
+        """Return the same images without labels; if `num_classes` is None, their number of classes stays."""
+        return replace(self, labels_N=None, num_classes=num_classes or self.num_classes)
+
+    def with_channels(self, channels: int) -> "ImageSet":
+        """Return the same images in 1 or 3 channels; colours become grey, and grey is repeated three times."""
+        if channels == self.channels:
+            return self
+        images_NCHW = grey_of(self.images_NCHW) if channels == 1 else self.images_NCHW.repeat(1, channels, 1, 1)
+        mean, std = in_channels(self.mean, channels), in_channels(self.std, channels)
+        return replace(self, images_NCHW=images_NCHW, mean=mean, std=std)
+
+    def normalized_with(self, mean: PerChannel | None, std: PerChannel | None) -> "ImageSet":
         """Return the same images with `mean` and `std` for a network's input; if one is None, its old value stays."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
@@ -79,6 +115,11 @@ class ImageSet:
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
         """Return a renderer that renders any key (view, index) of this set with `recipe`, without decoding."""
         return ResidentRenderer(self, recipe, device)
+
+
+def label_bytes(labels_N: Tensor | None) -> bytes:
+    """Return labels as bytes for a fingerprint; images without labels differ from images of any labels."""
+    return b"no labels" if labels_N is None else labels_N.contiguous().numpy().astype("<i8", copy=False).tobytes()
 
 
 def _described(images: Tensor) -> str:
@@ -104,5 +145,12 @@ class ResidentRenderer:
         self.pixels = recipe.resident(images.images_NCHW.to(device))
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
-        """Yield the pixels of each batch of keys (on any device), in order: uint8 (B, 3, H, W) on `device`."""
+        """Yield the pixels of each batch of keys (on any device), in order: uint8 (B, C, H, W) on `device`."""
         return (self.pixels(view_B, index_B) for view_B, index_B in batches)
+
+    def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each batch's pixels, and those that the recipe `other` makes of the same keys, or the same pixels."""
+        if other is None:
+            return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
+        pixels_by_other, (keys, same_keys) = other.resident(self.images.images_NCHW.to(self.device)), tee(batches)
+        return zip(self.render(keys), (pixels_by_other(*of_batch) for of_batch in same_keys), strict=True)

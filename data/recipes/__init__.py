@@ -26,10 +26,15 @@ def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
     recipe = find("views.kind", kind, RECIPES)
     if kind in RECIPES:
         return with_options(f"views of kind {kind}", RECIPES[kind], parameters)
-    if isclass(recipe) and not issubclass(recipe, Recipe):
+    if isclass(recipe) and not _is_recipe(recipe):
         raise ConfigError(f"views.kind {kind}: expected a subclass of Recipe, got the class {recipe.__name__}")
     with running(f"views.kind {kind}"):
-        made = with_options(f"views of kind {kind}", recipe, parameters)
-    if not isinstance(made, Recipe):
+        made: Recipe = with_options(f"views of kind {kind}", recipe, parameters)
+    if not _is_recipe(made):
         raise ConfigError(f"views.kind {kind}: expected a Recipe, got a {type(made).__name__}")
     return made
+
+
+def _is_recipe(thing: object) -> bool:
+    """Return whether a class or an object has what recipes have."""
+    return all(hasattr(thing, name) for name in ("identity", "num_views", "shape", "draws", "pixels", "at_test"))

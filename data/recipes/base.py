@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from dhkd.data.images.decoding import Photo, photo_of
+from dhkd.data.images.resizing import Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
 # The number of views to draw from if a recipe has no limit.
 ENDLESS = 1 << 31
 
-# Takes keys view_B and index_B, int64 on any device; returns pixels uint8 (B, 3, H, W), channels last in memory.
+# Takes keys view_B and index_B, int64 on any device; returns pixels uint8 (B, C, H, W), channels last in memory.
 Render = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,14 +52,24 @@ class Recipe(ABC):
 
     @abstractmethod
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Render one decoded RGB image with each row of draws: uint8 (B, H, W, 3)."""
+        """Render one decoded image with each row of draws: uint8 (B, H, W, C), C = 3 for RGB and 1 for grey images.
+
+        The axis of one channel may be left out.
+        """
 
     @abstractmethod
     def at_test(self) -> "Recipe":
         """Return the recipe for test images, which are not augmented."""
 
+    def at_size(self, size: int, interpolation: Interpolation) -> "Recipe | None":
+        """Return the recipe that shows the same part of an image for every key, at `size` × `size` pixels.
+
+        It is None, as in this implementation, if the recipe doesn't resize images; then its pixels are to be resized.
+        """
+        return None
+
     def resident(self, images_NCHW: Tensor) -> Render:
-        """Return a function that renders any keys of images in memory, uint8 (N, 3, H, W), on the images' device.
+        """Return a function that renders any keys of images in memory, uint8 (N, C, H, W), on the images' device.
 
         This implementation renders one image at a time; a recipe that can render a whole batch at once overrides it.
         """
@@ -66,7 +77,13 @@ class Recipe(ABC):
 
         def render(view_B: Tensor, index_B: Tensor) -> Tensor:
             draws_BD = self.draws(view_B.cpu(), index_B.cpu())
-            rows = [self.pixels(photo_of(photos[i]), draws_BD[b : b + 1])[0] for b, i in enumerate(index_B.tolist())]
+            rows = [rendered(self, photo_of(photos[i]), draws_BD[b : b + 1])[0] for b, i in enumerate(index_B.tolist())]
             return torch.from_numpy(np.stack(rows)).to(images_NCHW.device).permute(0, 3, 1, 2)
 
         return render
+
+
+def rendered(recipe: Recipe, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+    """Render one image with each row of draws: uint8 (B, H, W, C), also if the recipe left out one channel's axis."""
+    pixels = recipe.pixels(photo, draws_BD)
+    return pixels[..., None] if pixels.ndim == 3 else pixels

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
-from dhkd.data.images.decoding import Photo
+from dhkd.data.images.decoding import Photo, pixels_of
 from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from numpy.typing import NDArray
@@ -114,8 +114,8 @@ class CropFlip(Recipe):
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Crop one image with each row of draws: uint8 (B, H, W, 3); pixels are copied without arithmetic."""
-        image_1CHW = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+        """Crop one image with each row of draws: uint8 (B, H, W, C); pixels are copied without arithmetic."""
+        image_1CHW = torch.from_numpy(pixels_of(photo).copy()).permute(2, 0, 1)[None]
         row_B = torch.zeros(len(draws_BD), dtype=torch.int64)
         return self.gather(self.windows(image_1CHW), row_B, draws_BD).permute(0, 2, 3, 1).numpy()
 

@@ -5,7 +5,7 @@ of the photograph is resized. All arithmetic is on integers, so the cut is the s
 cut depend on the decoder and on Pillow's resizing, so both are part of the recipe's identity.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from functools import cached_property
 from math import isqrt
@@ -17,6 +17,7 @@ from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.cuts import Box, Cut, cut_of
 from dhkd.data.images.decoding import Photo
+from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import CenterCrop
 from numpy.typing import NDArray
@@ -97,12 +98,19 @@ class RandomResizedCrop(Recipe):
         return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, 3)."""
+        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
         return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
 
     def at_test(self) -> CenterCrop:
         """Return the recipe for test images, which are resized and cropped at the centre."""
         return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
+
+    def at_size(self, size: int, interpolation: Interpolation) -> "AtAnotherSize":
+        """Return the recipe that resizes the same boxes to another size; `test_resize` changes in proportion."""
+        test_resize = None if self.test_resize is None else round(self.test_resize * size / self.size)
+        return AtAnotherSize(
+            size, self.flip, self.seed, self.scale, self.ratio, test_resize, interpolation=interpolation
+        )
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:
         """Compute from the draws of one key which part of a photograph of `height` × `width` pixels is resized."""
@@ -152,6 +160,22 @@ class RandomResizedCrop(Recipe):
             low, high = (Decimal(ratio).ln() for ratio in self.ratio)
             steps = ((2 * step + 1) * (high - low) / (2 * RATIOS) for step in range(RATIOS))
             return [int(((low + step).exp() * (1 << FRACTION)).to_integral_value()) for step in steps]
+
+
+@dataclass(frozen=True)
+class AtAnotherSize(RandomResizedCrop):
+    """The boxes and flips of a `RandomResizedCrop` of another size: what a network of a larger input sees of a view."""
+
+    interpolation: Interpolation = "bilinear"
+
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, 3)."""
+        cuts = [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()]
+        return np.stack([cut_of(photo, cut, self.interpolation) for cut in cuts])
+
+    def at_test(self) -> CenterCrop:
+        """Return the recipe for test images of this size."""
+        return replace(super().at_test(), interpolation=self.interpolation)
 
 
 def _rounded_root(number: int) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.cuts import Cut, cut_of
-from dhkd.data.images.decoding import Photo
+from dhkd.data.images.decoding import Photo, pixels_of
+from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render
 from numpy.typing import NDArray
 from torch import Tensor
@@ -54,7 +55,7 @@ class AsTheyAre(Unaugmented):
                 f"expected {width}×{height} pixels, as the first image has, got {photo.width}×{photo.height};"
                 f" use views.kind=random-resized-crop for images of several sizes"
             )
-        return np.repeat(np.asarray(photo)[None], len(draws_BD), axis=0)
+        return np.repeat(pixels_of(photo)[None], len(draws_BD), axis=0)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather."""
@@ -67,6 +68,7 @@ class CenterCrop(Unaugmented):
 
     size: int
     resize: int
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.resize:
@@ -79,7 +81,7 @@ class CenterCrop(Unaugmented):
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Return the central square of the resized image, once for each row of draws."""
-        square = cut_of(photo, self.cut(photo.height, photo.width))
+        square = cut_of(photo, self.cut(photo.height, photo.width), self.interpolation)
         return np.repeat(square[None], len(draws_BD), axis=0)
 
     def cut(self, height: int, width: int) -> Cut:

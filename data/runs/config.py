@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # files that can't be deep: with few brackets, and without a long run of what begins nested blocks.
 MOST_BRACKETS = 100
 LONG_RUN = re.compile(rb"[-?: \t]{100}")
+# Runs of one sweep differ in a few lines, so a part of a file that was read before is not parsed again. A heading is a
+# key in the first column; each of its parts begins with a key that is indented by two spaces.
+HEADING, HEADING_START, PART_START = (
+    re.compile(rb"\w+:\n"),
+    re.compile(rb"^(?=\S)", re.M),
+    re.compile(rb"^(?=  \w)", re.M),
+)
+LONGEST_IN_PARTS = 2**15  # bytes of a file; longer ones are no files of ours
+MOST_PARTS = 4096  # that are kept
 
 
 def read_config(path: Path) -> dict[str, Any] | None:  # Any: YAML
@@ -27,7 +37,9 @@ def read_config(path: Path) -> dict[str, Any] | None:  # Any: YAML
     file = path / CONFIG
     try:
         content = file.read_bytes()
-        config = yaml.load(content, Loader=yaml.SafeLoader if _may_be_deep(content) else FAST)
+        config = _in_parts(content)
+        if config is None:
+            config = yaml.load(content, Loader=yaml.SafeLoader if _may_be_deep(content) else FAST)
         if not isinstance(config, dict):
             raise ValueError(f"got a {type(config).__name__}")
     except (FileNotFoundError, NotADirectoryError):
@@ -59,6 +71,38 @@ def require_no_remains(path: Path) -> None:
             f"run at {path}: expected its settings in {CONFIG} beside {', '.join(remains)}, found none; put the file"
             f" back or choose another --out"
         )
+
+
+def _in_parts(content: bytes) -> dict[str, Any] | None:  # Any: YAML
+    """Read settings part by part; return None for YAML whose parts can't be told apart so, or that is damaged.
+
+    A part that is read alone means what it means in its place: quotes, brackets and aliases that reach beyond it are
+    errors there, and files with merged mappings (<<), whose order matters, are left out. Runs share the values of equal
+    parts.
+    """
+    if len(content) > LONGEST_IN_PARTS or b"<<" in content or _may_be_deep(content):
+        return None
+    config: dict[str, Any] = {}
+    before, *sections = HEADING_START.split(content)
+    if before:
+        return None
+    for section in sections:
+        heading, *parts = PART_START.split(section)
+        if not HEADING.fullmatch(heading) or not parts:
+            return None
+        values: dict[str, Any] = {}
+        try:
+            for part in parts:
+                values |= _part(part)
+            config |= dict.fromkeys(_part(heading), values)
+        except (yaml.YAMLError, ValueError, TypeError):  # a TypeError where a part is no mapping
+            return None
+    return config
+
+
+@lru_cache(MOST_PARTS)
+def _part(content: bytes) -> Any:  # Any: YAML
+    return yaml.load(content, Loader=FAST)
 
 
 def _may_be_deep(content: bytes) -> bool:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from dhkd.data.errors import RunExists, RunMismatch
 from dhkd.data.runs.config import read_config, require_no_remains, settings_sha256
 from dhkd.data.runs.lock import RunLock
 from dhkd.data.runs.metrics import EpochMetrics, metrics_in
-from dhkd.data.runs.names import CHECKPOINT, CONFIG, METRICS, RESULT, WEIGHTS
+from dhkd.data.runs.names import CHECKPOINT, CLASSES, CONFIG, METRICS, RESULT, WEIGHTS
+from dhkd.data.shown import printable_line
 from safetensors.torch import save
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class RunFolder:
         """
         self.path = path
         self.config = dict(config)
+        self.class_names: Sequence[str] = ()  # in the order of their numbers; set before the run begins
         self._lock = lock
         if path.exists() and not path.is_dir():
             raise RunExists(f"output folder {path}: expected a folder, got a file; choose another --out")
@@ -70,8 +72,14 @@ class RunFolder:
         return settings_sha256(self.config)
 
     def begin(self) -> None:
-        """Write the settings, which marks the folder as taken. Only the first compute process may call this."""
+        """Write the settings, which marks the folder as taken. Only the first compute process may call this.
+
+        Names of classes are written before, as `data.classes` reads them.
+        """
         self.require_lock()
+        if self.class_names:
+            lines = "".join(f"{printable_line(name)}\n" for name in self.class_names).encode()
+            write_atomically(self.path / CLASSES, lambda stream: stream.write(lines))
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode()
         write_atomically(self.path / CONFIG, lambda stream: stream.write(text))
 

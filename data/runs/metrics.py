@@ -8,6 +8,7 @@ from typing import Any
 
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.names import METRICS
+from pydantic_core import from_json
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def metrics_in(content: bytes, where: Path) -> list[EpochMetrics]:
 
 
 def _all(lines: list[bytes]) -> list[EpochMetrics]:
-    """Read lines that are sound all at once, which takes half the time."""
-    trees = json.loads(b"[" + b",".join(lines) + b"]")
+    """Read lines that are sound all at once, with pydantic's parser: reports read a hundred thousand of them."""
+    trees = from_json(b"[" + b",".join(lines) + b"]", cache_strings="keys")
     if len(trees) != len(lines) or not all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
         raise ValueError("a line is damaged")
     return [_epoch(values) for values in trees]

@@ -1,12 +1,16 @@
 """The interface of sources: named data sets from which splits are loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.levels import Levels
+
+# Of which splits labels are used: of neither, or of the test split alone.
+Labelled = Literal["none", "test"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,10 @@ class Place:
 
     `root` is a folder or, for shards, a URL; if it is None, the source's usual place is used. If `download` is true,
     missing files are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of
-    disk. `train` and `test` name the splits below the root, as folders of class folders or as shard patterns. The other
-    fields are settings of the preset's section `data`; for each field that is None, the source's default applies.
+    disk. `train` and `test` name the splits, as folders of class folders, patterns of shards, files or a library's own
+    names. `options` are those that only this source has; it checks them itself. The other fields are settings of the
+    preset's section `data`; for each field that is None, the source's default applies.
+    `network_classes` is the number of the networks' classes, if it is known, for images without labels.
     """
 
     root: str | None = None
@@ -41,6 +47,9 @@ class Place:
     levels: Levels | None = None
     max_megapixels: float | None = None
     max_metadata_mb: float | None = None
+    options: Mapping[str, object] | None = None
+    labels: Labelled | None = None
+    network_classes: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -57,11 +66,13 @@ class Place:
 
 
 # The settings that say how classes and pixels are read, which the provenance of a cache records where they are set.
-READING = ("classes", "label", "first_label", "follow_links", "levels", "max_megapixels", "max_metadata_mb")
+READING = ("classes", "label", "first_label", "follow_links", "levels", "max_megapixels", "max_metadata_mb", "options")
 # The fields of `Place` that come from the preset's section `data`; a source names those that it takes.
 SETTINGS = ("train", "test", "num_classes", *READING)
 # What every source of encoded files takes.
 OF_FILES = ("train", "test", "classes", "levels", "max_megapixels", "max_metadata_mb")
+# What every source takes whose labels are a list of numbers or names.
+OF_LABELS = ("num_classes", "classes", "first_label")
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,19 @@ class Source:
 
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
     `size` describes the training split; it is None if the size isn't known before files are read. `takes` names the
-    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`.
+    fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`. `labelled` says whether its
+    images have labels.
     """
 
     load: Callable[[str, Place], Images]
     size: Size | None = None
     takes: tuple[str, ...] = ()
+    labelled: bool = True
+
+
+def no_test_split(name: str, found: str) -> ConfigError:
+    """Return the error for a data set that has no test split; `found` says which splits it has."""
+    return ConfigError(
+        f"{name}: expected a test split, found {found}; name it with data.test, or hold out a part of the training"
+        f" split with data.val_fraction"
+    )

@@ -1,7 +1,7 @@
 """CIFAR-100 in torchvision's layout on disk: ROOT/cifar-100-python/{train,test}.
 
-The files are pickles, so their md5 is checked before they are unpickled: a forged pickle could run code. The class
-names (the file `meta`) are not needed and not read.
+The files are pickles, so their md5 is checked before they are unpickled: a forged pickle could run code. The names of
+the classes are known, so the file `meta` is not read.
 """
 
 import contextlib
@@ -26,6 +26,18 @@ log = logging.getLogger("dhkd")
 
 FOLDER = "cifar-100-python"
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+
+# The names of the fine classes, in the order of their numbers.
+_NAMES = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard "
+    "lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear "
+    "pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark "
+    "shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone "
+    "television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+CLASSES = tuple(_NAMES.split())
 
 # The published checkpoints were trained with these values, which differ slightly from the statistics of the data.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -56,7 +68,7 @@ def load(split: str, place: Place) -> ImageSet:
     batch = pickle.loads(content, encoding="latin1")
     pixels_NCHW = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
     labels_N = torch.tensor(batch["fine_labels"], dtype=torch.int64)
-    return ImageSet("cifar100", split, torch.from_numpy(pixels_NCHW), labels_N, 100, MEAN, STD)
+    return ImageSet("cifar100", split, torch.from_numpy(pixels_NCHW), labels_N, len(CLASSES), MEAN, STD, CLASSES)
 
 
 def _download(root: Path) -> None:

@@ -24,12 +24,13 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testi
 class ClassFolders:
     """Lists the class folders in `folder` and their images; `skipped` counts what was left out, by ending.
 
-    `root` is the data root. Raises `DataError` for a folder that can't be listed, and for a link that is broken, leads
-    into a folder that holds it, or leads out of both `folder` and `root` although `follow` is false.
+    `root` is the data root; messages begin with `source`. Raises `DataError` for a folder that can't be listed, and for
+    a link that is broken, leads into a folder that holds it, or leads out of both `folder` and `root` although `follow`
+    is false.
     """
 
-    def __init__(self, folder: Path, root: Path, *, follow: bool = False) -> None:
-        self.folder, self.skipped = folder, Counter[str]()
+    def __init__(self, folder: Path, root: Path, *, follow: bool = False, source: str = "image-folder") -> None:
+        self.folder, self.skipped, self._source = folder, Counter[str](), source
         self._inside = None if follow else [os.path.realpath(os.fsencode(path)) for path in (folder, root)]
 
     def names(self) -> list[bytes]:
@@ -64,6 +65,27 @@ class ClassFolders:
             )
         return found
 
+    def everything(self) -> list[bytes]:
+        """Return the sorted images at any depth in the folder, as paths inside it, whatever its folders mean."""
+        found: list[bytes] = []
+        try:
+            waiting = [b""]
+            while waiting:
+                waiting += self._look_into(waiting.pop(), found)
+        except OSError as error:
+            where = error.filename if error.filename is not None else self.folder
+            raise DataError(
+                f"{self._source}: expected a folder of images at {Path(os.fsdecode(where))}, got: {error.strerror};"
+                f" name it with --data-root DIR, or below that with data.train and data.test"
+            ) from error
+        if not found:
+            others = summary(self.skipped)
+            raise DataError(
+                f"{self._source}: {self.folder}: expected images ({', '.join(SUFFIXES)}), found"
+                f" none{f' but {others}' if others else ''}; name their folder with --data-root"
+            )
+        return sorted(found)
+
     def _look_into(self, prefix: bytes, found: list[bytes]) -> list[bytes]:
         """Add the images in one folder to `found`, and return the folders in it, all as paths below `self.folder`."""
         folders = []
@@ -71,7 +93,7 @@ class ClassFolders:
             for entry in entries:
                 if self._left_out(entry):
                     continue
-                path = prefix + b"/" + entry.name
+                path = os.path.join(prefix, entry.name)
                 if self._is_folder(entry):
                     folders.append(path)
                 elif not _is_image(entry.name):
@@ -80,7 +102,7 @@ class ClassFolders:
                     found.append(path)
                 else:
                     raise DataError(
-                        f"image-folder: {os.fsdecode(entry.path)}: expected an image file, got a named pipe or a"
+                        f"{self._source}: {os.fsdecode(entry.path)}: expected an image file, got a named pipe or a"
                         f" device; remove it"
                     )
         return folders
@@ -97,10 +119,10 @@ class ClassFolders:
         Raises `DataError` for a link that isn't followed, and for a name that would break a list of names.
         """
         if b"\n" in entry.name:
-            raise DataError(f"image-folder: {os.fsdecode(entry.path)!r}: a name with a line break; rename it")
+            raise DataError(f"{self._source}: {os.fsdecode(entry.path)!r}: a name with a line break; rename it")
         if not entry.is_symlink():
             return entry.is_dir()
-        where = f"image-folder: {os.fsdecode(entry.path)}: a link"
+        where = f"{self._source}: {os.fsdecode(entry.path)}: a link"
         target = os.path.realpath(entry.path)
         if not os.path.exists(target):
             raise DataError(f"{where} to {os.fsdecode(target)}, which doesn't exist; restore it or remove the link")

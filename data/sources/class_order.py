@@ -9,8 +9,8 @@ from dhkd.data.errors import ConfigError, DataError
 BY_NAME, BY_NUMBER = "name", "number"
 
 
-def in_order(names: Sequence[str], order: str | None, root: Path) -> list[str]:
-    """Return the sorted `names` of all classes in the order of their numbers.
+def in_order(names: Sequence[str], order: str | None, root: Path, kind: str = "class folder") -> list[str]:
+    """Return the sorted `names` of all classes in the order of their numbers; messages call one of them a `kind`.
 
     `order` is "name", "number" or a file below `root` that lists the names, one to a line; None stands for "name".
     Raises `ConfigError` if "number" is asked for names that are no numbers, and `DataError` if the file lists others.
@@ -21,22 +21,22 @@ def in_order(names: Sequence[str], order: str | None, root: Path) -> list[str]:
         odd = [name for name in names if not (name.isascii() and name.isdigit())]
         if odd:
             raise ConfigError(
-                f"data.classes: expected class folders whose names are numbers, got {odd[0]!r}; set data.classes=name,"
+                f"data.classes: expected {kind}s whose names are numbers, got {odd[0]!r}; set data.classes=name,"
                 f" or name a file that lists the classes"
             )
         by_number = sorted(names, key=int)
         twice = [(one, two) for one, two in pairwise(by_number) if int(one) == int(two)]
         if twice:
             raise ConfigError(
-                f"data.classes: the class folders {twice[0][0]} and {twice[0][1]} are the same number; rename one"
+                f"data.classes: the {kind}s {twice[0][0]} and {twice[0][1]} are the same number; rename one"
             )
         return by_number
     listed = classes_listed(order, root)
     lacking, unknown = sorted(set(names) - set(listed)), sorted(set(listed) - set(names))
     if lacking or unknown:
-        problem = f"class folder {lacking[0]!r}, which it lacks" if lacking else f"no class folder {unknown[0]!r}"
+        problem = f"{kind} {lacking[0]!r}, which it lacks" if lacking else f"no {kind} {unknown[0]!r}"
         raise DataError(
-            f"data.classes: {order}: expected a list of exactly the {len(names)} class folders, found {problem};"
+            f"data.classes: {order}: expected a list of exactly the {len(names)} {kind}s, found {problem};"
             f" correct the list"
         )
     return listed
@@ -70,14 +70,14 @@ def is_file(order: str | None) -> bool:
     return order not in (None, BY_NAME, BY_NUMBER)
 
 
-def note_on_numbers(names: Sequence[str], order: str | None) -> str | None:
+def note_on_numbers(names: Sequence[str], order: str | None, kind: str = "class folder") -> str | None:
     """Return a warning if names that are numbers are ordered as text because `order` is None, or else None."""
     if order is not None or not all(name.isascii() and name.isdigit() for name in names):
         return None
     if sorted(names, key=int) == list(names):
         return None
     return (
-        f"the class folders are numbers, and are numbered in the order of text ({', '.join(names[:4])}, …); if a"
+        f"the {kind}s are numbers, and are numbered in the order of text ({', '.join(names[:4])}, …); if a"
         f" teacher was trained in the order of numbers, set data.classes=number (data.classes=name says that the order"
         f" is right)"
     )

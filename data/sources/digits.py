@@ -22,7 +22,7 @@ def load(split: str, place: Place) -> ImageSet:
     grey_NHW = torch.from_numpy(((levels_NHW * 255 + LEVELS // 2) // LEVELS).astype(np.uint8))
     pixels_NCHW = grey_NHW[:, None].repeat(1, 3, 1, 1)
     labels_N = torch.from_numpy(digits.target[part].astype(np.int64))
-    return ImageSet("digits", split, pixels_NCHW, labels_N, 10, MEAN, STD)
+    return ImageSet("digits", split, pixels_NCHW, labels_N, 10, MEAN, STD, tuple("0123456789"))
 
 
 SOURCE = Source(load, Size(NUM_TRAIN, 10, 8))

@@ -55,7 +55,8 @@ def load(split: str, place: Place) -> ImageSet:
         pixels = {name: draw(name, 0, num_images(name)) for name in PER_CLASS}
         _store(path, pixels)
     labels_N = torch.from_numpy(labels(0, num_images(split)))
-    return ImageSet("glyphs", split, torch.from_numpy(pixels[split]), labels_N, len(CHARACTERS), MEAN, STD)
+    names = tuple(CHARACTERS)
+    return ImageSet("glyphs", split, torch.from_numpy(pixels[split]), labels_N, len(CHARACTERS), MEAN, STD, names)
 
 
 def num_images(split: str) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from dhkd.data.disk.regular import open_regular
-from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.encoded import EncodedFiles, PhotoSet
@@ -22,11 +21,10 @@ from dhkd.data.progress import progress
 from dhkd.data.sources.base import OF_FILES, Place, Source
 from dhkd.data.sources.class_folders import ClassFolders, alike_in_case, require_classes, summary
 from dhkd.data.sources.class_order import in_order, note_on_numbers
+from dhkd.data.sources.mixed_order import permutation
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
-
-SEED = 0  # of the permutation; constant, so that a folder has the same order for everyone
 
 
 class FolderFiles(EncodedFiles):
@@ -56,10 +54,10 @@ def load(split: str, place: Place) -> PhotoSet:
     """Load a split from below the root of `place`: the folder train or val, unless `place` names other folders."""
     if place.root is None:
         raise ConfigError("image-folder: expected the place of its files; name it with --data-root")
-    if place.num_classes is not None:
+    if place.num_classes is not None and place.labels is None:
         raise ConfigError("data.num_classes: image-folder counts its class folders; leave it out")
-    train = _below(place.root, place.train or "train", "train")
-    folder = train if split == "train" else _below(place.root, place.test or "val", "test")
+    train = below(place.root, place.train or "train", "train")
+    folder = train if split == "train" else below(place.root, place.test or "val", "test")
     return images_below(split, folder, train, place)
 
 
@@ -88,7 +86,7 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
             labels += [number_of[name]] * len(files)
             advance(1)
     _tell(listing, names, classes, place)
-    order = permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, len(paths))[:, 0])
+    order = permutation(len(paths))
     return PhotoSet(
         "image-folder",
         split,
@@ -96,10 +94,11 @@ def images_below(split: str, folder: Path, classes_from: Path, place: Place | No
         torch.from_numpy(np.array(labels, dtype=np.int64)[order]),
         len(classes),
         levels=place.levels,
+        class_names=tuple(classes),
     )
 
 
-def _below(root: str, name: str, split: str) -> Path:
+def below(root: str, name: str, split: str) -> Path:
     """Return the folder `name` below `root`. Raises `ConfigError` if the name leads elsewhere."""
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise ConfigError(f"data.{split}: expected a folder below --data-root, got {name}; name its root there")

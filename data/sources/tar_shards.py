@@ -22,6 +22,7 @@ from dhkd.data.images.encoded import EncodedFiles, PhotoSet
 from dhkd.data.shown import redacted
 from dhkd.data.sources.base import OF_FILES, Place, Source
 from dhkd.data.sources.class_order import BY_NAME, BY_NUMBER, classes_listed
+from dhkd.data.sources.mixed_order import sorted_runs
 from dhkd.data.sources.shard_index import USUAL_LABELS, ShardIndex, index_of, index_path
 from dhkd.data.sources.shard_labels import LabelForm
 from dhkd.data.sources.shard_members import Span, crc_of
@@ -29,10 +30,6 @@ from dhkd.data.sources.shard_urls import ShardCopies, expand, is_remote
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
-
-RUN = 256  # consecutive samples that should hold mixed classes
-# A run must hold at least this fraction of the classes that a shuffled run would hold, not counting one class in both.
-LEAST_MIXED = 0.5
 
 
 def load(split: str, place: Place) -> PhotoSet:
@@ -68,7 +65,9 @@ def samples_of(
     if split == "train":
         _require_mixed(urls[0], label_N)
     files = ShardFiles(urls, index, copies, index_path(urls, form), place.reading)
-    return PhotoSet("webdataset", split, files, torch.from_numpy(label_N), num_classes, levels=place.levels)
+    return PhotoSet(
+        "webdataset", split, files, torch.from_numpy(label_N), num_classes, levels=place.levels, class_names=form.names
+    )
 
 
 def _names_of_classes(place: Place) -> tuple[str, ...]:
@@ -175,18 +174,11 @@ class ShardFiles(EncodedFiles):
 
 def _require_mixed(url: str, label_N: NDArray[np.int64]) -> None:
     """Raise `DataError` if consecutive samples hold far fewer classes than shuffled samples would."""
-    run = min(RUN, max(2, len(label_N) // 4))
-    runs = label_N[: len(label_N) // run * run].reshape(-1, run)
-    if len(runs) < 2:
-        return
-    distinct = float(np.mean([len(np.unique(labels)) for labels in runs]))
-    share_K = np.bincount(label_N) / len(label_N)
-    shuffled = float((1 - (1 - share_K) ** run).sum())
-    if distinct - 1 < LEAST_MIXED * (shuffled - 1):
+    runs = sorted_runs(label_N)
+    if runs is not None:
         raise DataError(
-            f"webdataset: {url} …: samples are sorted by label: {run} consecutive ones hold {distinct:.1f} classes on"
-            f" average, shuffled ones would hold {shuffled:.1f}, and training needs mixed blocks; shuffle the list of"
-            f" samples before packing it into shards"
+            f"webdataset: {url} …: samples are sorted by label: {runs}, and training needs mixed blocks; shuffle the"
+            f" list of samples before packing it into shards"
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dhkd.data.draws.orders import order_of_epoch, windowed_order
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import ConfigError, one_of
+from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys, Normalization, Renderer
 from dhkd.data.stream.labels import Labels
 from dhkd.data.stream.signals import Signals
@@ -44,7 +45,8 @@ class Stream:
     Without `window`, an epoch's order is a full shuffle. With `window`, blocks of `block_rows` samples are shuffled,
     and then the samples within each window of about `window` samples. If `block_rows` is None, all samples make one
     block. `schedule`, a name in `SCHEDULES`, decides which view of a sample an epoch shows. `live` computes signals
-    from pixels, in addition to those in `signals`; if it is None, only the signals in `signals` are used.
+    from pixels, in addition to those in `signals`; if it is None, only the signals in `signals` are used. The pixels
+    are those that `live_recipe` makes of the keys, or the student's if it is None.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Stream:
         block_rows: int | None = None,
         window: int | None = None,
         live: Live | None = None,
+        live_recipe: Recipe | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -66,8 +69,14 @@ class Stream:
         self._seed, self._window, self._block_rows = seed, window, block_rows or self.num_samples
         self._schedule = one_of("schedule", schedule, SCHEDULES)
         self._shares, self._rank = shares(self.num_samples, batch_size, world_size), rank
-        self._normalize, self._signals, self._live = normalize, signals, live
-        self._labels_N = renderer.images.labels_N.to(renderer.device)
+        self._normalize, self._signals, self._live, self._live_recipe = normalize, signals, live, live_recipe
+        labels_N = renderer.images.labels_N
+        self._labels_N = None if labels_N is None else labels_N.to(renderer.device)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self._labels_N is not None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,25 +112,29 @@ class Stream:
         if self.repeatable:  # one copy of all keys, because a copy for each batch would wait for work queued on the GPU
             views, indices = view_N.to(self.renderer.device), index_N.to(self.renderer.device)
             keys_for_gather = [(views[rows], indices[rows]) for rows in own_rows]
-        rendered = self.renderer.render(keys_for_gather)
-        for own_keys, gather_keys, bounds, pixels_BCHW in zip(
-            keys, keys_for_gather, self._shares, rendered, strict=True
-        ):
-            yield self._join(epoch, own_keys, gather_keys, pixels_BCHW, bounds[-1] - bounds[0])
+        rendered = self.renderer.render_twice(keys_for_gather, self._live_recipe)
+        for own_keys, gather_keys, bounds, pixels in zip(keys, keys_for_gather, self._shares, rendered, strict=True):
+            yield self._join(epoch, own_keys, gather_keys, pixels, bounds[-1] - bounds[0])
 
-    def _join(self, epoch: int, keys: Keys, gather_keys: Keys, pixels_BCHW: Tensor, global_size: int) -> Batch:
-        """Build the batch of these keys; `gather_keys` are equal, but on the device if `repeatable`."""
-        labels_B = self._labels_N[gather_keys[1].to(self._labels_N.device)]
+    def _join(
+        self, epoch: int, keys: Keys, gather_keys: Keys, pixels: tuple[Tensor, Tensor], global_size: int
+    ) -> Batch:
+        """Build the batch of these keys; `gather_keys` are equal, but on the device if `repeatable`.
+
+        `pixels` are the student's and the live teacher's.
+        """
+        pixels_BCHW, teachers_pixels_BCHW = pixels
+        labels_N, index_B = self._labels_N, gather_keys[1]
+        labels = Labels() if labels_N is None else Labels(labels_N[index_B.to(labels_N.device)])
         signals = self._signals.gather(*gather_keys)
         if self._live is not None:
-            signals |= self._live(pixels_BCHW)
-        view_B, index_B = keys
+            signals |= self._live(teachers_pixels_BCHW)
         return Batch(
             epoch=epoch,
-            view_B=view_B,
-            index_B=index_B,
+            view_B=keys[0],
+            index_B=keys[1],
             images_BCHW=self._normalize(pixels_BCHW),
-            labels=Labels(labels_B),
+            labels=labels,
             teacher=signals,
             global_size=global_size,
         )

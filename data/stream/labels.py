@@ -1,4 +1,4 @@
-"""The labels of a batch: one class for each image or, if images were mixed, two classes and the share of the first."""
+"""The labels of a batch: one class for each image, two classes and a share if images were mixed, or no labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,20 +12,37 @@ from torch import Tensor
 class Labels:
     """Classes `first_B`, int64. Mixed images also have `second_B`, int64, and `weight_B`, the first class's share.
 
-    `weight_B` is in 0 to 1; if only some images of a batch are mixed, the others have weight 1.
+    If `first_B` is None, the images have no labels; a loss that asks for them raises `ConfigError`. `weight_B` is in 0
+    to 1; if only some images of a batch are mixed, the others have weight 1.
     """
 
-    first_B: Tensor
+    first_B: Tensor | None = None
     second_B: Tensor | None = None
     weight_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert (self.second_B is None) == (self.weight_B is None)
-        assert self.second_B is None or self.second_B.shape == self.first_B.shape
-        assert self.weight_B is None or self.weight_B.shape == self.first_B.shape
+        if self.second_B is not None and self.weight_B is not None:
+            assert self.first_B is not None
+            assert self.second_B.shape == self.weight_B.shape == self.first_B.shape
 
     def __len__(self) -> int:
-        return len(self.first_B)
+        return len(self.classes_B)
+
+    @property
+    def are_absent(self) -> bool:
+        """Whether the images have no labels."""
+        return self.first_B is None
+
+    @property
+    def classes_B(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """The first class of each row, int64 (B,). Raises `ConfigError` for images without labels."""
+        if self.first_B is None:
+            raise ConfigError(
+                "objective: expected images with labels, which its loss compares with, got images without; choose an"
+                " objective without labels, such as mse with ce_weight 0"
+            )
+        return self.first_B
 
     @property
     def are_mixed(self) -> bool:
@@ -36,12 +53,13 @@ class Labels:
         """Return new labels, with `change` applied to each tensor, for example to move, clone or gather it."""
         second_B = None if self.second_B is None else change(self.second_B)
         weight_B = None if self.weight_B is None else change(self.weight_B)
-        return Labels(change(self.first_B), second_B, weight_B)
+        return Labels(None if self.first_B is None else change(self.first_B), second_B, weight_B)
 
     def copy_(self, source: "Labels") -> None:
-        """Overwrite these tensors in place with those of `source`. Both or neither must be mixed."""
-        assert self.are_mixed == source.are_mixed
-        self.first_B.copy_(source.first_B)
+        """Overwrite these tensors in place with those of `source`, which must be labels of the same kind."""
+        assert (self.are_mixed, self.are_absent) == (source.are_mixed, source.are_absent)
+        if self.first_B is not None and source.first_B is not None:
+            self.first_B.copy_(source.first_B)
         if self.second_B is not None and source.second_B is not None:
             self.second_B.copy_(source.second_B)
         if self.weight_B is not None and source.weight_B is not None:
@@ -50,8 +68,8 @@ class Labels:
     def hit_by(self, predicted_B: Tensor) -> Tensor:
         """Return whether each prediction is right, bool (B,). Of two classes, the class with more weight counts."""
         if self.second_B is None or self.weight_B is None:
-            return predicted_B == self.first_B
-        return predicted_B == torch.where(self.weight_B >= 0.5, self.first_B, self.second_B)
+            return predicted_B == self.classes_B
+        return predicted_B == torch.where(self.weight_B >= 0.5, self.classes_B, self.second_B)
 
     def require_one_class(self, objective: str) -> None:
         """Raise `ConfigError` if labels are mixed, because `objective` is not defined for an image of two classes."""
@@ -64,4 +82,4 @@ class Labels:
     def one_class_each(self, objective: str) -> Tensor:
         """Return the class of each row, int64 (B,). Raises `ConfigError`, naming `objective`, for mixed labels."""
         self.require_one_class(objective)
-        return self.first_B
+        return self.classes_B

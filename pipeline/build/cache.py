@@ -22,16 +22,15 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
-from dhkd.pipeline.build.networks import chosen_network, teacher_facts
+from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
+from dhkd.pipeline.build.teacher import teacher_record
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.limits import available_memory
 from dhkd.pipeline.results import CacheSummary
 from dhkd.stages.models.signals import parse
-from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Precision
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Setting
-from torch import nn
 
 LOGITS = "logits"
 
@@ -87,7 +86,7 @@ def cache_identity(
     images: Images,
     recipe: Recipe,
     setting: Setting,
-    network: nn.Module,
+    trained: Trained,
     normalize: Normalization,
     precision: Precision,
     name: str | None,
@@ -98,9 +97,10 @@ def cache_identity(
     """
     teacher = {
         **{key: value for key, value in teacher_facts(chosen_network(experiment.teacher)).items() if value is not None},
-        "sha256": weights_sha256(network),
+        "sha256": trained.sha256,
         "mean": list(normalize.mean),
         "std": list(normalize.std),
+        **teacher_record(experiment, trained.classes),
     }
     signals = {
         signal_name(name, signal): SignalIdentity(

@@ -4,6 +4,7 @@ Each check raises an error that says what does not fit.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,21 @@ from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
-from dhkd.pipeline.build.networks import chosen_network, teacher_facts
+from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
+from dhkd.pipeline.build.teacher import expected_record
+from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
-from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Processes
-from dhkd.stages.train.objectives.contract import Setting
-from torch import nn
+from dhkd.stages.train.objectives import combined_objective
+from dhkd.stages.train.objectives.contract import Objective, Setting
+from torch import Tensor
 
 LARGEST_BLOCK_BYTES = 2**30  # a process holds two blocks: it computes one, as float32, while it writes another
 
 # What students that train side by side must have in common: sections of the preset, and fields of its student section.
 SHARED = ("data", "views", "teacher", "cache")
-SHARED_OF_STUDENT = ("precision",)
+SHARED_OF_STUDENT = ("precision", "channels")
 
 
 def require_small_blocks(manifest: Manifest, signals: Sequence[str], location: str) -> None:
@@ -52,18 +55,19 @@ def require_cache(
     images: Images,
     recipe: Recipe,
     names: Collection[str],
-    teacher: nn.Module | None,
+    teacher: Trained | None,
+    data: DataOptions,
 ) -> None:
     """Raise `CacheMismatch` unless the cache fits the data set, the recipe, and for the signals `names` the teacher.
 
-    The recorded teacher must have the preset's architecture, the preset's normalisation if the preset sets one, and the
-    weights hash of `teacher`. If `teacher` is None, the hash must be the preset's if the preset sets one. Any
-    precision and any codec is accepted.
+    The recorded teacher must have the preset's architecture, size and classes, the preset's normalisation if the preset
+    sets one, and the weights hash of `teacher`. If `teacher` is None, the hash must be the preset's if the preset sets
+    one. Any precision and any codec is accepted.
     """
     identity = {  # JSON, as the manifest holds it
         "dataset": dataset_identity(images).model_dump(mode="json"),
         "recipe": recipe.identity,
-        "signals": {name: {"teacher": _expected_teacher(experiment, teacher)} for name in names},
+        "signals": {name: {"teacher": _expected_teacher(experiment, images, teacher, data)} for name in names},
     }
     remedy = "use the preset and settings that it was made with, or make another with 'dhkd cache-teacher'"
     require_identity(identity, reader.manifest, reader.location, remedy)
@@ -95,6 +99,35 @@ def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
                 )
 
 
+def labels_of(images: Images) -> Tensor:
+    """Return the labels, int64 (N,). Raises `ConfigError` for images without labels."""
+    if images.labels_N is None:
+        raise ConfigError(
+            f"{images.name}: expected {images.split} images with labels, got images without; name labelled images, or"
+            f" hold out a part of the training images with data.val_fraction"
+        )
+    return images.labels_N
+
+
+def require_labels(experiment: Experiment, objective: Objective, images: Images) -> None:
+    """Raise `ConfigError` if the objective needs labels and the images have none; it says which settings would do."""
+    if images.labels_N is not None or not objective.needs_labels:
+        return
+    parts = [part.rpartition("*")[2].strip() for part in experiment.objective.split("+")]
+    options = {part: {**experiment.objectives.get(part, {}), "ce_weight": 0.0} for part in parts}
+    remedy = "choose an objective without labels, such as mse, kd, binary-kl or rkd, each with ce_weight=0"
+    with suppress(ConfigError):
+        without = combined_objective(experiment.objective, {**experiment.objectives, **options})
+        if not without.needs_labels:
+            remedy = " ".join(f"--set objectives.{part}.ce_weight=0" for part in parts)
+            remedy = f"train without it: {remedy}{' --set alignment=null' if experiment.alignment else ''}"
+    terms = ", ".join(objective.needs_labels)
+    raise ConfigError(
+        f"objective {experiment.objective!r}: expected images with labels, for {terms}, got {images.name} without;"
+        f" {remedy}"
+    )
+
+
 def require_batches(section: str, training: Training, images: Images, processes: Processes) -> None:
     """Raise `ConfigError` unless the training set fills a batch, and a batch gives every process two rows.
 
@@ -117,22 +150,30 @@ def require_same_classes(train: Images, test: Images) -> None:
         )
 
 
-def _expected_teacher(experiment: Experiment, network: nn.Module | None) -> dict[str, Any]:
+def _expected_teacher(
+    experiment: Experiment, images: Images, teacher: Trained | None, data: DataOptions
+) -> dict[str, Any]:
     """Return what the manifest must say about the teacher, as JSON; a field that is left out may have any value."""
     settings = experiment.teacher
     expected: dict[str, Any] = {}
     if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures
         expected |= {key: value or NOTHING for key, value in teacher_facts(chosen_network(settings)).items()}
+        expected |= expected_record(experiment, images, teacher, data)
         expected |= {key: list(value) for key in ("mean", "std") if (value := getattr(settings, key)) is not None}
-    if network is not None:
-        expected["sha256"] = weights_sha256(network)
+    if teacher is not None:
+        expected["sha256"] = teacher.sha256
     elif settings.sha256 is not None:
         expected["sha256"] = settings.sha256
     return expected
 
 
 def require_live(
-    experiment: Experiment, setting: Setting, lacking: Sequence[str], reader: LogitReader | None, recipe: Recipe
+    experiment: Experiment,
+    setting: Setting,
+    lacking: Sequence[str],
+    reader: LogitReader | None,
+    images: Images,
+    recipe: Recipe,
 ) -> None:
     """Raise an error if signals are `lacking`, unless the experiment runs the teacher in every step.
 
@@ -141,7 +182,7 @@ def require_live(
     """
     if not lacking or experiment.teacher.live:
         return
-    remedy = _ways_to_get(lacking, experiment, setting, reader, recipe)
+    remedy = _ways_to_get(lacking, experiment, setting, reader, recipe, len(images))
     if reader is None:
         raise ConfigError(
             f"--cache: objective {experiment.objective!r} needs the signal {', '.join(lacking)}, no cache was given;"
@@ -158,10 +199,14 @@ def require_live(
 
 
 def _ways_to_get(
-    lacking: Sequence[str], experiment: Experiment, setting: Setting, reader: LogitReader | None, recipe: Recipe
+    lacking: Sequence[str],
+    experiment: Experiment,
+    setting: Setting,
+    reader: LogitReader | None,
+    recipe: Recipe,
+    num_samples: int,
 ) -> str:
     """Describe how to get signals that the cache lacks: cache them, if that is possible, or run the teacher live."""
-    num_samples = len(setting.labels_N)
     live = (
         f"run the teacher in every step with --set teacher.live=true and --teacher FILE"
         f" ({num_samples * experiment.student.epochs:,} forwards for each student)"

@@ -15,7 +15,7 @@ from dhkd.data.own_code import origin_of, require_unchanged
 from dhkd.data.recipes import RECIPES
 from dhkd.data.runs.config import read_config
 from dhkd.data.runs.names import CODE
-from dhkd.data.sources import SOURCES
+from dhkd.data.sources import is_own
 from dhkd.stages.models import own_networks
 from dhkd.stages.train.objectives import own_objectives
 
@@ -25,7 +25,7 @@ Code = Mapping[str, Mapping[str, object]]
 def code_of_data(experiment: Experiment) -> Code:
     """Return the record of the own code that makes the images: source and recipe."""
     source, kind = experiment.data.source, experiment.views.kind
-    code_of_source = {} if source in SOURCES else _record([source], "data source")
+    code_of_source = _record([source], "data source") if is_own(source) else {}
     return {**code_of_source, **({} if kind in RECIPES else _record([kind], "views.kind"))}
 
 

@@ -1,6 +1,7 @@
 """Builds images, recipes, renderers and normalisation from settings."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from dhkd.data.cache.manifest import DatasetIdentity
 from dhkd.data.disk.user_cache import expanded
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.base import Decoding, Images
+from dhkd.data.images.channels import in_channels
 from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.render import Normalization, Renderer
-from dhkd.data.sources import load_source
+from dhkd.data.sources import load_source, source_of
 from dhkd.data.sources.base import READING, Place
 from dhkd.data.sources.class_order import classes_listed, is_file
 from dhkd.data.sources.shard_urls import is_remote
@@ -23,10 +25,13 @@ from dhkd.pipeline.data_options import DataOptions
 log = logging.getLogger("dhkd")
 
 
-def images_of(experiment: Experiment, split: str, options: DataOptions) -> Images:
+def images_of(
+    experiment: Experiment, split: str, options: DataOptions, classes: Callable[[], int | None] | None = None
+) -> Images:
     """Load the split "train" or "test" of the experiment's data.
 
-    If the recipe does not change the size of images, all images are decoded into memory.
+    If the recipe does not change the size of images, all images are decoded into memory. Images without labels have
+    `data.num_classes` classes or, if that isn't set, as many as `classes` returns.
     """
     data = experiment.data
     place = Place(
@@ -43,22 +48,43 @@ def images_of(experiment: Experiment, split: str, options: DataOptions) -> Image
         levels=data.levels,
         max_megapixels=data.max_megapixels,
         max_metadata_mb=data.max_metadata_mb,
+        options=data.options,
+        labels=data.labels,
+        network_classes=data.num_classes or _asked(classes, experiment, split),
     )
+    held_out = None if data.val_fraction is None else (data.val_fraction, data.val_seed or 0)
     limit = data.limit if split == "train" else data.test_limit
-    images = load_source(data.source, split, place, limit=limit, mean=data.mean, std=data.std)
+    images = load_source(
+        data.source,
+        split,
+        place,
+        limit=limit,
+        mean=data.mean,
+        std=data.std,
+        held_out=held_out,
+        channels=data.channels or 3,
+    )
     return images.in_memory(_decoding(options)) if recipe_of(experiment.views).shape is None else images
 
 
-def reading_of(experiment: Experiment, options: DataOptions) -> dict[str, object]:
+def _asked(classes: Callable[[], int | None] | None, experiment: Experiment, split: str) -> int | None:
+    """Return the number of classes of the networks, if the images of this split have no labels and it is known."""
+    data = experiment.data
+    labelled = source_of(data.source).labelled if data.labels is None else False
+    return None if classes is None or labelled else classes()
+
+
+def reading_of(experiment: Experiment, options: DataOptions, images: Images | None = None) -> dict[str, object]:
     """Return the settings by which classes and pixels are read, as plain values, as far as they are set.
 
-    A file that lists the classes is replaced by its list, because the file may change.
+    A file that lists the classes is replaced by its list, because the file may change. The names of the classes of
+    `images` are added, if it has any.
     """
     data = experiment.data
     settings = {key: value for key, value in data.model_dump(mode="json").items() if key in READING}
     if data.classes is not None and is_file(data.classes) and options.root is not None:
         settings["classes"] = classes_listed(data.classes, Path("." if is_remote(options.root) else options.root))
-    return settings
+    return settings | ({"class_names": list(images.class_names)} if images and images.class_names else {})
 
 
 def recipe_of(views: Views) -> Recipe:
@@ -79,17 +105,22 @@ def test_renderer_of(
     device: torch.device,
     options: DataOptions,
     train: Images | None = None,  # noqa: PT028 - this is no test
+    *,
+    classes: Callable[[], int | None] | None = None,  # noqa: PT028
+    recipe: Recipe | None = None,  # noqa: PT028
 ) -> Renderer:
     """Load the test images and build their renderer, with the recipe for test images.
 
+    That belongs to the preset's recipe or, if it is given, to `recipe`.
+
     If `train` is given, raises `DataError` for a test split of another number of classes, and warns of test images of
-    another size than the training images.
+    another size than the training images. Test images without labels have as many classes as `train` or as `classes`
+    returns.
     """
-    recipe = recipe_of(experiment.views).at_test()
-    images = images_of(experiment, "test", options)
+    images = images_of(experiment, "test", options, classes if train is None else lambda: train.num_classes)
     if train is not None:
         _require_alike(train, images)
-    return renderer_of(images, recipe, device, options)
+    return renderer_of(images, (recipe or recipe_of(experiment.views)).at_test(), device, options)
 
 
 def _require_alike(train: Images, test: Images) -> None:
@@ -108,10 +139,22 @@ def _require_alike(train: Images, test: Images) -> None:
 
 
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """Build a network's normalisation from the preset, or else from `trained_with`, or else from the data set."""
-    preset = training if isinstance(training, Teacher) else None
-    mean, std = trained_with or (images.mean, images.std)
+    """Build a network's normalisation from the preset, or else from `trained_with`, or else from the data set.
+
+    Raises `ConfigError` for a preset's mean or std of another number of channels than the network's input.
+    """
+    preset, channels = training if isinstance(training, Teacher) else None, channels_of(training, images)
+    for name in ("mean", "std"):
+        values = preset and getattr(preset, name)
+        if values and len(values) != channels:
+            raise ConfigError(f"teacher.{name}: expected one number for each of {channels} channels, got {len(values)}")
+    mean, std = (in_channels(values, channels) for values in trained_with or (images.mean, images.std))
     return Normalization((preset and preset.mean) or mean, (preset and preset.std) or std)
+
+
+def channels_of(training: Training, images: Images) -> int:
+    """Return the number of channels of a network's input: the preset's, or else that of the images."""
+    return training.channels or images.channels
 
 
 def num_views_of(experiment: Experiment, recipe: Recipe) -> int:

@@ -1,26 +1,33 @@
 """Builds networks from settings, and finds and loads their weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from dhkd.configs.schema import Training
 from dhkd.data.errors import WeightsError
-from dhkd.data.images.base import Triple
+from dhkd.data.images.base import Images, PerChannel
+from dhkd.data.render import Normalization
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
 from dhkd.pipeline.build.code import require_code_of_weights
-from dhkd.stages.models import Network, build_network
-from dhkd.stages.models.architecture import PROJECTED, Architecture, as_architecture, from_record
+from dhkd.stages.models import Network, build_network, own_networks
+from dhkd.stages.models.architecture import PROJECTED, Architecture, Named, from_record, name_of
+from dhkd.stages.models.class_names import names_of_packaged_weights
 from dhkd.stages.models.file_kinds import is_safetensors
+from dhkd.stages.models.foreign import INNER
 from dhkd.stages.models.libraries import packaged_weights
-from dhkd.stages.models.weights import fit_weights, read_metadata, read_weights
+from dhkd.stages.models.weights import classes_of_weights, fit_weights, read_metadata, read_weights, weights_sha256
+from torch import Tensor
 
-MeanStd = tuple[Triple, Triple]
+MeanStd = tuple[PerChannel, PerChannel]
 
 NAMES_LISTED = 5
 NETWORK = "network"  # the metadata that holds what is set of a network besides its name
+CLASSES = "classes"  # the metadata that holds the names of a network's outputs
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
@@ -29,12 +36,20 @@ class Trained:
     """A network with weights, on the CPU and in eval mode.
 
     `origin` says where the weights come from; `mean_std` is the normalisation that the network was trained with, or
-    None if it is unknown.
+    None if it is unknown. Of a teacher of other classes than the data set's, `classes` holds the number of the output
+    of each class, `network` has only these outputs, and `whole` is the network as it was trained.
     """
 
     network: Network
     origin: str
     mean_std: MeanStd | None
+    classes: tuple[int, ...] | None = None
+    whole: Network | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the weights, as `weights_sha256` computes it, with all outputs."""
+        return weights_sha256(self.whole or self.network)
 
 
 def weights_file(path: Path, role: str) -> Path:
@@ -92,14 +107,18 @@ def architecture_of(path: Path, role: str, architecture: Architecture) -> Archit
 
 def recorded_architecture(file: Path) -> Architecture | None:
     """Return the architecture that is recorded in a file of weights that dhkd wrote; None for other files."""
-    metadata = _metadata(file)
+    return architecture_in(_metadata(file), f"weights {file}")
+
+
+def architecture_in(metadata: Mapping[str, str], where: str) -> Architecture | None:
+    """Return the architecture in the metadata of a file of weights; None if there is none. `where` begins messages."""
     if "architecture" not in metadata:
         return None
     try:
         record = json.loads(metadata.get(NETWORK, "{}"))
     except (ValueError, RecursionError):
         record = metadata[NETWORK]  # which is refused
-    return from_record(metadata["architecture"], record, f"weights {file}")
+    return from_record(metadata["architecture"], record, where)
 
 
 def architecture_metadata(architecture: Architecture) -> dict[str, str]:
@@ -108,25 +127,93 @@ def architecture_metadata(architecture: Architecture) -> dict[str, str]:
     return {"architecture": architecture.name} | ({NETWORK: json.dumps(record, sort_keys=True)} if record else {})
 
 
-def trained_network(architecture: str | Architecture, num_classes: int, path: Path, role: str) -> Trained:
+def trained_network(
+    architecture: Named, num_classes: int, path: Path, role: str, channels: int | None = None
+) -> Trained:
     """Build the network `architecture` with the weights at `path`, a run folder or a weights file.
 
     The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
-    several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it.
+    several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it. `channels` is
+    the number of channels of the network's input; None stands for that of the normalisation which the file records.
     """
-    network = build_network(architecture, num_classes)
+    return fitted(architecture, num_classes, weights_at(architecture, path, role), channels)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were read: tensors by name, and what is known of them.
+
+    `origin` and `mean_std` are as in `Trained`. `class_names` are the names of the outputs, in order, if they are
+    recorded.
+    """
+
+    state: Mapping[str, Tensor]
+    origin: str
+    mean_std: MeanStd | None
+    class_names: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels for which the weights are, as far as it is known."""
+        return len(self.mean_std[0]) if self.mean_std else 3
+
+
+def weights_at(architecture: Named, path: Path, role: str) -> Weights:
+    """Read the weights at `path`, as `trained_network` takes it; the network `architecture` is to get them."""
     if _is_packaged(path):
-        tag = str(path).partition(":")[2]
-        state, colours = packaged_weights(as_architecture(architecture).name, tag or None)
-        mean_std = colours and (_triple(colours[0]), _triple(colours[1]))
-        origin = f"{path} of {architecture}"
+        tag = str(path).partition(":")[2] or None
+        state, colours = packaged_weights(name_of(architecture), tag)
+        mean_std = colours and (_per_channel(colours[0]), _per_channel(colours[1]))
+        names = names_of_packaged_weights(name_of(architecture), tag)
+        return Weights(state, f"{path} of {architecture}", mean_std, names)
+    path, key = split_key(path)
+    file = weights_file(path, role)
+    require_code_of_weights(file, _metadata(file), name_of(architecture))
+    state, mean_std = read_weights(file, key), _mean_std(file)
+    return Weights(state, f"{file}::{key}" if key else str(file), mean_std, _class_names(file))
+
+
+def fitted(
+    architecture: Named, num_classes: int, weights: Weights, channels: int | None = None, *, head: bool = True
+) -> Trained:
+    """Build the network `architecture` with these weights, which may lack the classifier unless `head` is set.
+
+    `channels` is as in `trained_network`. Raises `WeightsError` if they don't fit.
+    """
+    network = build_network(architecture, num_classes, channels or weights.channels)
+    origin = fit_weights(network, weights.state, weights.origin, head=head)
+    return Trained(network.eval(), origin, weights.mean_std)
+
+
+def num_outputs(architecture: Named, num_classes: int, weights: Weights, channels: int | None = None) -> int:
+    """Return the number of classes of the network `architecture` with these weights; 0 if they lack the classifier.
+
+    It is `num_classes` if the weights fit with that, or if they are of another network.
+    """
+    network = build_network(architecture, num_classes, channels or weights.channels)
+    found = classes_of_weights(network, weights.state, weights.origin)
+    return num_classes if found is None else found
+
+
+def classes_in(architecture: Named, path: Path, role: str) -> int | None:
+    """Return the number of classes of the weights at `path`, as `trained_network` takes it; None if it is unknown.
+
+    The metadata says it or, in other files, the number of outputs of the classifier.
+    """
+    if _is_packaged(path):
+        state, _ = packaged_weights(name_of(architecture), str(path).partition(":")[2] or None)
     else:
         path, key = split_key(path)
         file = weights_file(path, role)
-        require_code_of_weights(file, _metadata(file), as_architecture(architecture).name)
-        state, mean_std, origin = read_weights(file, key), _mean_std(file), f"{file}::{key}" if key else str(file)
-    origin = fit_weights(network, state, origin)
-    return Trained(network.eval(), origin, mean_std)
+        recorded = _metadata(file).get("num_classes", "") if file.is_file() else ""
+        if recorded.isdecimal():
+            return int(recorded)
+        state = read_weights(file, key)
+    device = "cpu" if "timm:" in name_of(architecture) or own_networks(name_of(architecture)) else "meta"
+    with torch.random.fork_rng(devices=()), torch.device(device):
+        head = (build_network(architecture, 2).head_name or "").removeprefix(INNER)
+    outputs = {len(tensor) for name, tensor in state.items() if f".{name}".endswith(f".{head}.weight") and tensor.ndim}
+    return outputs.pop() if len(outputs) == 1 else None
 
 
 def split_key(path: Path) -> tuple[Path, str]:
@@ -146,9 +233,42 @@ def _mean_std(file: Path) -> MeanStd | None:
     if "mean" not in metadata or "std" not in metadata:
         return None
     try:
-        return _triple(json.loads(metadata["mean"])), _triple(json.loads(metadata["std"]))
+        return _per_channel(json.loads(metadata["mean"])), _per_channel(json.loads(metadata["std"]))
     except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"weights {file}: expected a mean and a std of three colours in its metadata") from error
+        raise WeightsError(f"weights {file}: expected a mean and a std of each channel in its metadata") from error
+
+
+def recorded_metadata(path: Path) -> dict[str, str]:
+    """Return what `save_weights` recorded in a run's folder or a weights file; it is empty if nothing is recorded."""
+    file = weights_file(split_key(path)[0], "student")
+    return _metadata(file) if file.is_file() else {}
+
+
+def metadata_of(architecture: Architecture, images: Images, normalize: Normalization) -> dict[str, str]:
+    """Return the metadata of a file of weights: the network, the classes and the normalisation of its training."""
+    return {
+        **architecture_metadata(architecture),
+        "num_classes": str(images.num_classes),
+        **({CLASSES: json.dumps(images.class_names)} if images.class_names else {}),
+        "mean": json.dumps(normalize.mean),
+        "std": json.dumps(normalize.std),
+    }
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    """Return the names of the outputs that are recorded in a file of weights; none if they aren't."""
+    metadata = _metadata(file).get(CLASSES)
+    if metadata is None:
+        return ()
+    try:
+        names = json.loads(metadata)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WeightsError(
+            f"weights {file}: expected a list of names of its classes in its metadata, got something else"
+        )
+    return tuple(names)
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -156,6 +276,8 @@ def _metadata(file: Path) -> dict[str, str]:
     return read_metadata(file) if is_safetensors(file) else {}
 
 
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = map(float, values)
-    return red, green, blue
+def _per_channel(values: Sequence[float]) -> PerChannel:
+    numbers = tuple(map(float, values))
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"expected 1 or 3 numbers, got {len(numbers)}")
+    return numbers

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from dhkd.configs.schema import Experiment, Training
-from dhkd.data.recipes.base import ENDLESS
+from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.stream.batches import Live, Stream
 from dhkd.data.stream.signals import NoSignals, Signals
 from dhkd.pipeline.build.cache import block_rows_of, signals_of
-from dhkd.pipeline.build.data import normalization_of
 from dhkd.pipeline.build.students import PreparedStudent, Source
+from dhkd.pipeline.build.teacher import teacher_normalization, teacher_recipe_of
 from dhkd.pipeline.environment import log_once
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes
@@ -82,6 +82,7 @@ def student_streams(
             schedule=settings.view_schedule,
             block_rows=block_rows,
             live=partial(teacher.signals, names=live) if teacher and live else None,
+            live_recipe=teacher.recipe if teacher and live else None,
             processes=processes,
         )
         streams |= dict.fromkeys(outs, stream)
@@ -140,9 +141,11 @@ def _live_teacher(students: Sequence[PreparedStudent], source: Source, processes
         return None
     precision = source.teacher_precision
     log_once(processes, f"the teacher runs in every step, in {precision} (cache.precision), for {', '.join(live)}")
-    normalize = normalization_of(students[0].experiment.teacher, source.images, source.teacher.mean_std)
+    experiment = students[0].experiment
+    normalize = teacher_normalization(experiment, source.images, source.teacher.mean_std)
+    recipe = teacher_recipe_of(experiment)
     # A copy, because the network itself stays unchanged on the CPU for objectives that reuse a part of it.
-    return Teacher(copy.deepcopy(source.teacher.network), normalize, processes, precision)
+    return Teacher(copy.deepcopy(source.teacher.network), normalize, processes, precision, recipe)
 
 
 def _stream(
@@ -155,6 +158,7 @@ def _stream(
     schedule: str,
     block_rows: int,
     live: Live | None,
+    live_recipe: Recipe | None = None,
     processes: Processes,
 ) -> Stream:
     stream = Stream(
@@ -167,6 +171,7 @@ def _stream(
         block_rows=block_rows,
         window=experiment.student.window,  # also for the teacher, which reads the same data
         live=live,
+        live_recipe=live_recipe,
         rank=processes.rank,
         world_size=processes.world_size,
     )

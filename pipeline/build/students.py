@@ -12,16 +12,17 @@ from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
+from dhkd.pipeline.build.beginning import Beginning, beginning_of
 from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of, summary_of, teacher_in
-from dhkd.pipeline.build.checks import require_cache, require_live, require_rows
+from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_rows
 from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import images_of, recipe_of
-from dhkd.pipeline.build.networks import Trained, chosen_network, trained_network
+from dhkd.pipeline.build.networks import Trained
+from dhkd.pipeline.build.teacher import teachers_classes, trained_teacher
 from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import Distillation
 from dhkd.stages.models.network import Network
-from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Precision, resolve_precision
 from dhkd.stages.train.objectives.contract import Objective, Setting
 
@@ -37,6 +38,7 @@ class Source:
     reader: LogitReader | None
     teacher: Trained | None
     teacher_precision: Precision  # in which the teacher's cache would be made
+    data: DataOptions
 
     @property
     def network(self) -> Network | None:
@@ -60,6 +62,7 @@ class PreparedStudent:
     num_views: int | None  # how many of the cache's views the student sees; None without a cache
     live_sha256: str | None  # hash of the weights of the live teacher; None if no teacher runs
     live_precision: Precision  # in which the live teacher computes
+    beginning: Beginning | None  # the weights that the student begins with; None for random ones
 
     def facts(self) -> dict[str, Any]:
         """Return what defines the student's run besides its settings, as plain values for config.yaml."""
@@ -71,6 +74,8 @@ class PreparedStudent:
             "cache": self.digest,
             "views": self.num_views,
             "live": live if self.live_sha256 else None,
+            # Left out where nothing is set, so that runs from before the setting existed go on.
+            **({"student_weights": self.beginning.sha256} if self.beginning else {}),
             # Left out for first definitions, so that runs of those methods from before there were others go on.
             **({"definitions": dict(definitions)} if definitions else {}),
             **code_facts(code),
@@ -98,13 +103,21 @@ def source_of(
 
     `cache` is a path or URL, `teacher` a run folder or a weights file. If `cpu` is true, a GPU is ignored.
     """
-    images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
     reader = reader_of(cache, data) if cache is not None else None
+    recipe = recipe_of(experiment.views)
+    images = images_of(experiment, "train", data, lambda: _classes(reader, experiment, teacher))
     trained = None
     if teacher is not None:
-        trained = trained_network(chosen_network(experiment.teacher), images.num_classes, teacher, "teacher")
+        trained = trained_teacher(experiment, images, teacher, data)
     precision, _ = resolve_precision(experiment.cache.precision, cpu)
-    return Source(images, recipe, reader, trained, precision)
+    return Source(images, recipe, reader, trained, precision, data)
+
+
+def _classes(reader: LogitReader | None, experiment: Experiment, teacher: Path | None) -> int | None:
+    """Return the teacher's number of classes, from the cache or else from the weights; None without either."""
+    if reader is not None:
+        return reader.manifest.num_classes
+    return teachers_classes(experiment, teacher) if teacher is not None else None
 
 
 def prepared_student(experiment: Experiment, source: Source, begun_views: int | None = None) -> PreparedStudent:
@@ -114,6 +127,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     cache has more by now. If it is None, the run is new. Raises an error that names what is missing or does not fit.
     """
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
+    require_labels(experiment, objective, source.images)
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(
             f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
@@ -130,9 +144,9 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     if reader is not None:
         names, live = cached_names(needs, reader, settings.teacher, "choose another objective")
         stored = [name for signals in names.values() for name in signals]
-        require_cache(experiment, reader, source.images, source.recipe, stored, source.network)
+        require_cache(experiment, reader, source.images, source.recipe, stored, source.teacher, source.data)
         require_rows(reader, names, setting)
-    require_live(experiment, setting, live, reader, source.recipe)
+    require_live(experiment, setting, live, reader, source.images, source.recipe)
     if live and source.network is None:
         raise ConfigError(
             f"--teacher: the teacher is to run in every step, for {', '.join(live)}; expected its weights, got none"
@@ -145,8 +159,9 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
         live=live,
         digest=digest_for(reader, settings.teacher) if reader else None,
         num_views=_num_views(reader, settings, begun_views) if reader else None,
-        live_sha256=weights_sha256(source.network) if live and source.network else None,
+        live_sha256=source.teacher.sha256 if live and source.teacher else None,
         live_precision=source.teacher_precision,
+        beginning=beginning_of(experiment, source.images),
     )
 
 

@@ -1,13 +1,13 @@
 """Builds the parts of a training step from settings: objective, student, optimizer, learning rate."""
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
-from dhkd.pipeline.build.data import recipe_of
+from dhkd.pipeline.build.beginning import Beginning
+from dhkd.pipeline.build.data import channels_of, recipe_of
 from dhkd.pipeline.build.networks import chosen_network
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes
@@ -35,19 +35,35 @@ def setting_of(
     """
     shape = recipe_of(experiment.views).shape or images.shape
     assert shape is not None, "images_of decodes all images where the recipe keeps their size"
-    shapes_of = partial(Shapes, num_classes=images.num_classes, image=shape)
-    student_shapes, teacher_shapes = shapes_of(chosen_network(training)), shapes_of(chosen_network(experiment.teacher))
+    size = experiment.teacher.size
+    student_shapes, teacher_shapes = (
+        Shapes(
+            chosen_network(network),
+            images.num_classes,
+            (size, size) if size is not None and network is experiment.teacher else shape,
+            channels_of(network, images),
+        )
+        for network in (training, experiment.teacher)
+    )
     setting = Setting(student_shapes, teacher_shapes, images.labels_N, experiment.seed, teacher)
-    return replace(setting, student=student_shapes.of(objective.architecture(setting)))
+    architecture = objective.architecture(setting)
+    if architecture.name != training.architecture and size is not None and (size, size) != shape:
+        raise ConfigError(
+            f"objective {experiment.objective!r} trains {architecture}, which compares maps of one image size: expected"
+            f" no teacher.size but the student's, got {size}; choose another objective, or leave teacher.size out"
+        )
+    return replace(setting, student=student_shapes.of(architecture))
 
 
-def student_of(objective: Objective, setting: Setting) -> Student:
+def student_of(objective: Objective, setting: Setting, beginning: Beginning | None = None) -> Student:
     """Build a freshly initialised student with the objective's extra head and adapter, in channels-last memory format.
 
-    The experiment's seed determines the initial values.
+    The experiment's seed determines the initial values, and then `beginning` those that it holds.
     """
     torch.manual_seed(setting.seed)
-    backbone = build_network(setting.student.wanted, setting.student.num_classes)
+    backbone = build_network(setting.student.wanted, setting.student.num_classes, setting.student.channels)
+    if beginning is not None:
+        beginning.into(backbone)
     objective.start(backbone, setting)
     kind = objective.auxiliary
     head = None

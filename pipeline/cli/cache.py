@@ -24,7 +24,7 @@ from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Codec
-    from dhkd.pipeline.results import CachedTeacher, Converted, Verified
+    from dhkd.pipeline.results import Converted, Verified
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,7 @@ def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: 
         command=recorded_command(click.get_current_context(), without=OF_THE_MACHINE),
         cpu=caching.cpu,
     )
-    emit(result, as_json, lambda: _line_of_caching(caching.out, result))
-
-
-def _line_of_caching(out: str, result: "CachedTeacher") -> str:
-    rate = f", {result.rows_per_second:,.0f} rows/s" if result.rows_per_second else ""
-    written = f"{result.blocks_written} blocks written in {result.seconds:.1f} s{rate}"
-    if result.live is None:
-        return f"{out}: not complete yet, {result.blocks_left_to_others} blocks are left to others; {written}"
-    return (
-        f"{out}: complete, {result.cache.views} views of {result.cache.samples} samples; {written};"
-        f" largest difference from a live forward {result.live.largest_difference_from_live:.2g}"
-    )
+    emit(result, as_json, lambda: str(result))
 
 
 @click.command()

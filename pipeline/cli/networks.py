@@ -20,7 +20,7 @@ from dhkd.pipeline.cli.paths import OUT_FILE, PATH
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
-    from dhkd.pipeline.results import Evaluated, Exported
+    from dhkd.pipeline.results import Exported
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class EvaluateOptions:
         teacher, student, run = self.teacher, self.student, Path(preset)
         if teacher is None and student is None and run.is_dir():
             teacher, student = (run, None) if (run / "teacher.safetensors").is_file() else (None, run)
-        weights = teacher or student
-        if weights is None or (teacher and student):
+        weights = student or teacher
+        if weights is None:
             raise click.UsageError("expected one of --teacher and --student, or a run's folder as PRESET")
-        return weights, "teacher" if teacher else "student"
+        return weights, "student" if student else "teacher"
 
 
 @click.command()
@@ -58,22 +58,17 @@ class EvaluateOptions:
 def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: DataOptions, as_json: bool) -> None:
     """Measure the test accuracy of a run or of a weights file.
 
-    To evaluate the network of a run, give the run's folder as PRESET, without --teacher or --student.
+    To evaluate the network of a run, give the run's folder as PRESET, without --teacher or --student. With both
+    --student and --teacher, measure how often the student's top class is the teacher's, for which no labels are needed.
     """
     weights, role = evaluated.network(str(experiment.preset))
+    against = evaluated.teacher if role == "student" else None
     precision = evaluated.precision
     loaded = experiment.load(*([f"{role}.precision={precision}"] if precision is not None else []))
     from dhkd.pipeline.evaluation import evaluate_network
 
-    result = evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu)
-    emit(result, as_json, lambda: _line_of_evaluate(result))
-
-
-def _line_of_evaluate(result: "Evaluated") -> str:
-    return (
-        f"{result.weights}: {result.architecture}, top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
-        f" of {result.samples} test images ({result.precision})"
-    )
+    result = evaluate_network(loaded, weights, role, data=data, cpu=evaluated.cpu, against=against)
+    emit(result, as_json, lambda: str(result))
 
 
 @click.command()

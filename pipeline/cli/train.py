@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -35,7 +34,7 @@ from dhkd.pipeline.launch import is_first_process, settle_launch
 if TYPE_CHECKING:
     from dhkd.configs.schema import Experiment
     from dhkd.pipeline.report.comparison import Comparison
-    from dhkd.pipeline.results import Swept, TrainedRun
+    from dhkd.pipeline.results import Swept
 
 OF_TEACHER = {"precision": "teacher.precision={}", "compiled": "teacher.compile={}"}
 OF_STUDENT = {"precision": "student.precision={}", "compiled": "student.compile={}"}
@@ -59,7 +58,7 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
     from dhkd.pipeline import training
 
     result = training.train_teacher(loaded, run.out, data=data, track=run.track, cpu=run.cpu, resume=run.resume)
-    emit(result, as_json, lambda: _line_of_run(run.out, result))
+    emit(result, as_json, lambda: f"{run.out}: {result}")
 
 
 @click.command("train-student")
@@ -125,7 +124,7 @@ def train_student(
         cpu=run.cpu,
         resume=run.resume,
     )
-    return emit(result, as_json, lambda: _line_of_run(run.out, result))
+    return emit(result, as_json, lambda: f"{run.out}: {result}")
 
 
 def _train_grid(
@@ -149,7 +148,7 @@ def _train_grid(
     finished = {out: result for out, result in outcomes.items() if not isinstance(result, DhkdError)}
     if finished or as_json:
         result = {"runs": {str(out): figures for out, figures in finished.items()}, "failed": failed}
-        emit(result, as_json, lambda: "\n".join(_line_of_run(out, figures) for out, figures in finished.items()))
+        emit(result, as_json, lambda: "\n".join(f"{out}: {figures}" for out, figures in finished.items()))
     if failed:
         lines = "; ".join(f"{out}: {error}" for out, error in failed.items())
         raise DhkdError(f"{len(failed)} of {len(outcomes)} students ended early: {lines}")
@@ -157,13 +156,6 @@ def _train_grid(
 
 def _require_apart(run: RunOptions, data: DataOptions) -> None:
     require_apart(run.out, **{"--cache": run.cache, "--teacher": run.teacher, "--data-root": data.root})
-
-
-def _line_of_run(out: Path, result: "TrainedRun") -> str:
-    return (
-        f"{out}: {result.architecture} after {result.epochs} epochs, top-1 {result.last_top1:.2f} %"
-        f" (best {result.best_top1:.2f}), top-5 {result.last_top5:.2f} %, {result.seconds:.1f} s"
-    )
 
 
 @dataclass(frozen=True)

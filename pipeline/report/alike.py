@@ -1,6 +1,7 @@
 """What runs must have in common before one analysis shows them: the test images, and the teacher if it needs one."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,29 +11,35 @@ from dhkd.data.errors import RunMismatch
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import LIVE_KEY, OBJECTIVE_KEY
 from dhkd.data.runs.read import Run
-from dhkd.pipeline.build.data import dataset_identity, normalization_of, recipe_of, test_renderer_of
-from dhkd.pipeline.build.networks import chosen_network, trained_network
+from dhkd.pipeline.build.data import dataset_identity, recipe_of, test_renderer_of
+from dhkd.pipeline.build.networks import chosen_network, classes_in
+from dhkd.pipeline.build.teacher import seen_by_teacher, teacher_normalization, trained_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
 from dhkd.stages.models import Network
-from dhkd.stages.models.weights import weights_sha256
 
 # Fields of the preset's sections that don't change the test images.
 ONLY_FOR_TRAINING = {"data": ("limit", "train"), "views": ("seed",)}
 
 
-def test_sets_of(experiments: Mapping[str, Experiment], device: torch.device, data: DataOptions) -> dict[str, Renderer]:
+def test_sets_of(
+    experiments: Mapping[str, Experiment],
+    device: torch.device,
+    data: DataOptions,
+    folders: Mapping[str, Path],
+) -> dict[str, Renderer]:
     """Return the renderer of each run's test images; `experiments` maps the runs' names to their experiments.
 
-    Runs with the same settings share a renderer. Raises `RunMismatch` unless all runs have the same test images,
-    rendered in the same way.
+    Images without labels have as many classes as the run's network, in its folder in `folders`. Runs with the same
+    settings share a renderer. Raises `RunMismatch` unless all runs have the same test images, rendered in the same way.
     """
     by_settings: dict[str, Renderer] = {}
     renderers: dict[str, Renderer] = {}
     for name, experiment in experiments.items():
         settings = _of_test(experiment)
         if settings not in by_settings:
-            by_settings[settings] = test_renderer_of(experiment, device, data)
+            classes = partial(classes_in, chosen_network(experiment.student), folders[name], "student")
+            by_settings[settings] = test_renderer_of(experiment, device, data, classes=classes)
         renderers[name] = by_settings[settings]
     first, *others = experiments
     expected = dataset_identity(renderers[first].images).model_dump(mode="json")
@@ -59,9 +66,15 @@ def _of_test(experiment: Experiment) -> str:
 
 
 def teacher_of(
-    finished: Sequence[Run], experiments: Mapping[str, Experiment], tests: Mapping[str, Renderer], weights: Path
-) -> tuple[Network, Normalization]:
-    """Load the teacher from `weights`, the one from which all these runs learned; also return its normalisation.
+    finished: Sequence[Run],
+    experiments: Mapping[str, Experiment],
+    tests: Mapping[str, Renderer],
+    weights: Path,
+    data: DataOptions,
+) -> tuple[Network, Normalization, Renderer]:
+    """Load the teacher from `weights`, the one from which all these runs learned.
+
+    Also return its normalisation, and the renderer of the test images as it sees them.
 
     Runs whose objective needs no teacher are compared with any. Raises `RunMismatch` if the runs learned from several
     teachers, or from another one.
@@ -69,16 +82,20 @@ def teacher_of(
     learners = [run for run in finished if run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER] or finished[:1]
     first = learners[0].name
     settings = experiments[first].teacher
-    trained = trained_network(chosen_network(settings), tests[first].images.num_classes, weights, "teacher")
-    normalize = normalization_of(settings, tests[first].images, trained.mean_std)
-    got = {"sha256": weights_sha256(trained.network)}
+    test = tests[first]
+    trained = trained_teacher(experiments[first], test.images, weights, data)
+    normalize = teacher_normalization(experiments[first], test.images, trained.mean_std)
+    got = {"sha256": trained.sha256}
     for run in learners:
-        settings = experiments[run.name].teacher
-        own = normalization_of(settings, tests[run.name].images, trained.mean_std)
+        own_settings = experiments[run.name].teacher
+        own = teacher_normalization(experiments[run.name], tests[run.name].images, trained.mean_std)
         changed = [
             f"{what} {one} and {other}"
             for what, one, other in (
-                ("architecture", experiments[first].teacher.architecture, settings.architecture),
+                ("architecture", settings.architecture, own_settings.architecture),
+                ("size", settings.size, own_settings.size),
+                ("interpolation", settings.interpolation, own_settings.interpolation),
+                ("classes", settings.classes, own_settings.classes),
                 ("mean", normalize.mean, own.mean),
                 ("std", normalize.std, own.std),
             )
@@ -94,7 +111,7 @@ def teacher_of(
             raise RunMismatch(
                 f"--teacher {weights}: {'; '.join(changed)}; give the teacher from which {run.name} learned"
             )
-    return trained.network, normalize
+    return trained.network, normalize, seen_by_teacher(experiments[first], test, data)
 
 
 def teacher_sha256(run: Run) -> str | None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from dhkd.configs.load import load_experiment, preset_names
 from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.runs.measured import USUAL, common_top1_name
 from dhkd.data.runs.names import (
     CACHE_KEY,
     CODE_KEY,
+    MEASURED_KEY,
     OBJECTIVE_KEY,
     OBJECTIVE_OPTIONS_KEY,
     SOURCE_KEY,
@@ -75,7 +77,7 @@ class Comparison:
     """The comparison of finished runs. `axes` are short names of settings that differ, `baseline` is "AXIS=VALUE".
 
     `baseline` is None if there is no baseline. `warnings` name the runs that are left out, and differences between runs
-    that may distort the comparison.
+    that may distort the comparison. `top1` is the name of the top-1 figures, as in `top1_name`.
     """
 
     axes: Sequence[str]
@@ -83,11 +85,14 @@ class Comparison:
     rows: Sequence[ComparedRow]
     warnings: Sequence[str]
     cost: Cost
+    top1: str = "top-1"
 
 
 def comparison_json(compared: Comparison) -> dict[str, Any]:
     """Convert the comparison to the JSON object that `dhkd report DIR --json` prints."""
     plain = asdict(compared)
+    if compared.top1 == "top-1":
+        del plain["top1"]
     for row, plain_row in zip(compared.rows, plain["rows"], strict=True):
         if row.difference is not None:
             plain_row["difference"]["verdict"] = row.difference.verdict
@@ -118,7 +123,8 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
             reference = next((runs for runs in candidates if _is_baseline(runs[0], kind[0], axes, key, value)), None)
         rows.append(_row(name, kind, reference, axes))
     named = None if key is None else f"{next(short for short, axis in axes.items() if axis == key)}={value}"
-    return Comparison(list(axes), named, rows, _warnings(runs, finished), _cost(finished))
+    top1 = common_top1_name([run.settings for run in finished])
+    return Comparison(list(axes), named, rows, _warnings(runs, finished), _cost(finished), top1)
 
 
 def kinds_of(runs: Sequence[Run], axes: Mapping[str, str], first: Any = None) -> dict[str, list[Run]]:
@@ -142,7 +148,12 @@ def kind_by_run(runs: Sequence[Run]) -> Mapping[str, str]:
 
 
 def published_of(run: Run) -> float | None:
-    """Return the paper's top-1 accuracy in percent for the run's networks and method, or None if it is unknown."""
+    """Return the paper's top-1 accuracy in percent for the run's networks and method, or None if it is unknown.
+
+    It is accuracy on the test split, so a run that measures something else has none.
+    """
+    if run.settings.get(MEASURED_KEY, USUAL) != USUAL:
+        return None
     pair = tuple(run.settings.get(key) for key in (SOURCE_KEY, TEACHER_KEY, STUDENT_KEY))
     objective = str(run.settings.get(OBJECTIVE_KEY))
     top1 = _published().get(pair, {}).get("student" if objective == "ce" else objective)
@@ -253,6 +264,9 @@ def _warnings(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
         lines.append(
             f"runs saw {numbers} views of their cache: each is compared with runs that saw as many, or no cache"
         )
+    measures = sorted({run.settings.get(MEASURED_KEY, USUAL) for run in finished})
+    if len(measures) > 1:
+        lines.append(f"runs measure different things ({', '.join(measures)}), which can't be compared with each other")
     twice = [name for name, count in Counter(_identities(finished)).items() if count > 1]
     if twice:
         lines.append(f"several runs of one kind and seed ({'; '.join(twice)}): the last of each counts")

@@ -6,24 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dhkd.configs.load import load_experiment
+from dhkd.configs.load import experiment_of_run
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import signal_name
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.images.base import Images
 from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import CACHE_KEY
 from dhkd.data.runs.read import Run, kept_weights
 from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_of
-from dhkd.pipeline.build.checks import require_cache
+from dhkd.pipeline.build.checks import labels_of, require_cache
 from dhkd.pipeline.build.code import code_of_data, require_code_of_run
-from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, renderer_of
+from dhkd.pipeline.build.data import channels_of, images_of, normalization_of, recipe_of, renderer_of
 from dhkd.pipeline.build.networks import architecture_of, chosen_network, trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.alike import teacher_of, test_sets_of
 from dhkd.pipeline.report.rows import ConflictRow
 from dhkd.stages.models import Network
+from dhkd.stages.models.signals import signals_of_outputs
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import read_weights
 from dhkd.stages.processes import Processes
@@ -41,13 +43,21 @@ BATCH = 500
 class Outputs:
     """A network's outputs for test images, the images' labels, and the rows of the network's classifier.
 
-    Shapes are given for N images, K classes and features of width D.
+    If the images have no labels, `labels_N` raises `ConfigError`. Shapes are given for N images, K classes and features
+    of width D.
     """
 
     logits_NK: Float
     features_ND: Float
-    labels_N: NDArray[np.int64]
+    images: Images
+    index_N: Tensor
     classifier_KD: Float
+
+    @property
+    def labels_N(self) -> NDArray[np.int64]:  # noqa: N802 - a shape suffix
+        """The labels of the images, int64 (N,). Raises `ConfigError` if they have none."""
+        labels_N: NDArray[np.int64] = labels_of(self.images)[self.index_N].numpy()
+        return labels_N
 
 
 def outputs_of_runs(
@@ -60,18 +70,19 @@ def outputs_of_runs(
     """
     processes = Processes("float32", cpu)
     try:
-        experiments = {run.name: load_experiment(str(run.path)) for run in finished}
+        experiments = {run.name: experiment_of_run(run.path) for run in finished}
         for run in finished:
             require_code_of_run(run.path, code_of_data(experiments[run.name]))
-        tests = test_sets_of(experiments, processes.device, data)
+        tests = test_sets_of(experiments, processes.device, data, {run.name: run.path for run in finished})
         if teacher is not None:
-            network, normalize = teacher_of(finished, experiments, tests, teacher)
-            yield None, _outputs_of(network.to(processes.device), normalize, tests[finished[0].name], samples)
+            network, normalize, test = teacher_of(finished, experiments, tests, teacher, data)
+            yield None, _outputs_of(network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment, test = experiments[run.name], tests[run.name]
             # An objective may have built another network than the settings name; the weights record which.
             architecture = architecture_of(run.path, "student", chosen_network(experiment.student))
-            network = trained_network(architecture, test.images.num_classes, run.path, "student").network
+            channels = channels_of(experiment.student, test.images)
+            network = trained_network(architecture, test.images.num_classes, run.path, "student", channels).network
             normalize = normalization_of(experiment.student, test.images)
             yield run, _outputs_of(network.to(processes.device), normalize, test, samples)
     finally:
@@ -82,10 +93,11 @@ def outputs_of_runs(
 def _outputs_of(network: Network, normalize: Normalization, test: Renderer, samples: int | None) -> Outputs:
     index_N = torch.arange(min(samples or len(test.images), len(test.images)))
     batches = [network.eval().outputs(normalize(pixels)) for pixels in test.render(_keys(index_N))]
-    logits = torch.cat([outputs.logits for outputs in batches]).double().cpu().numpy()
-    features = torch.cat([outputs.embedding for outputs in batches]).double().cpu().numpy()
-    labels = test.images.labels_N[index_N].numpy()
-    return Outputs(logits, features, labels, _classifier_of(network.head).double().cpu().numpy())
+    signals = [signals_of_outputs(network, outputs, ("logits", "embedding")) for outputs in batches]
+    logits, features = (
+        torch.cat([signal[name] for signal in signals]).double().cpu().numpy() for name in ("logits", "embedding")
+    )
+    return Outputs(logits, features, test.images, index_N, _classifier_of(network.head).double().cpu().numpy())
 
 
 def forces_over_training(
@@ -136,7 +148,7 @@ class _Subject:
 
 
 def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Processes) -> _Subject:
-    experiment = load_experiment(str(run.path))
+    experiment = experiment_of_run(run.path)
     require_code_of_run(run.path)
     trained_from, digest = run.settings.get(CACHE_KEY), digest_for(reader, experiment.student.teacher)
     if trained_from not in (None, digest):
@@ -144,14 +156,15 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
             f"cache at {reader.location}: expected {trained_from[:12]}, from which {run.name} was trained, got"
             f" {digest[:12]}; give that one"
         )
-    images, recipe = images_of(experiment, "train", data), recipe_of(experiment.views)
+    images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
+    recipe = recipe_of(experiment.views)
     names, lacking = cached_names({LOGITS: None}, reader, experiment.student.teacher, "give another cache")
     if lacking:
         raise CacheMismatch(
             f"cache at {reader.location}: expected the signal {signal_name(experiment.student.teacher, LOGITS)}, of the"
             f" teacher that {run.name} names, it holds {', '.join(reader.manifest.signals)}; give a cache of that one"
         )
-    require_cache(experiment, reader, images, recipe, names[LOGITS], None)
+    require_cache(experiment, reader, images, recipe, names[LOGITS], None, data)
     objective = objective_of(experiment)
     setting = setting_of(experiment, experiment.student, images, objective)
     student = student_of(objective, setting).to(processes.device)
@@ -180,7 +193,7 @@ def _forces(
     force on the features is known from autograd, but the pull and push of this force are unknown.
     """
     student = subject.student
-    labels_N = subject.renderer.images.labels_N[index_N].to(teacher_NK.device)
+    labels_N = labels_of(subject.renderer.images)[index_N].to(teacher_NK.device)
     features_ND = _features(subject, index_N).requires_grad_()
     head, auxiliary = student.backbone.head, student.auxiliary
     logits_NK = head(features_ND)
@@ -209,8 +222,9 @@ def _forces(
 def _features(subject: _Subject, index_N: Tensor) -> Tensor:
     """Compute the features of these samples, (N, D)."""
     batches = subject.renderer.render(_keys(index_N))
-    outputs = [subject.student.backbone.outputs(subject.normalize(pixels)) for pixels in batches]
-    return torch.cat([batch.embedding.float() for batch in outputs])
+    backbone = subject.student.backbone
+    outputs = [backbone.outputs(subject.normalize(pixels)) for pixels in batches]
+    return torch.cat([signals_of_outputs(backbone, one, ["embedding"])["embedding"].float() for one in outputs])
 
 
 def _total(force_ND: Tensor) -> forces.Forces:

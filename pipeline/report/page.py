@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any, get_args
 
 from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.runs.measured import common_top1_name
 from dhkd.data.runs.names import EPOCHS_KEY
 from dhkd.data.runs.read import Run, State, SweepRecord, finished_of, read_sweep_record
 from dhkd.data.shown import printable_line
@@ -78,16 +79,21 @@ def _comparison(compared: Comparison) -> Table:
     return Table(
         [
             *(compared.axes or ["runs"]),
-            *("seeds", "top-1 %", "best %"),
+            *("seeds", f"{compared.top1} %", "best %"),
             *([f"against {compared.baseline}"] if compared.baseline else []),
             *(["published %"] if published else []),
             "seconds",
         ],
         [_compared_row(row, compared, published) for row in compared.rows],
         left=max(1, len(compared.axes)),
-        caption="Test accuracy after the last epoch, and the best one; runs that differ only in their seed are one row",
+        caption=f"{_caption(compared.top1)} after the last epoch, and the best one; runs that differ only in their seed"
+        " are one row",
         note=NOTE,
     )
+
+
+def _caption(top1: str) -> str:
+    return "Test accuracy" if top1 == "top-1" else f"{top1[0].upper()}{top1[1:]}"
 
 
 def _compared_row(row: ComparedRow, compared: Comparison, published: bool) -> list[Cell]:
@@ -103,7 +109,8 @@ def _compared_row(row: ComparedRow, compared: Comparison, published: bool) -> li
 
 def _runs(runs: Sequence[Run]) -> Table:
     axes = axes_of(runs)
-    columns = ["run", *axes, "state", "top-1 %", "best %", "top-5 %", "epochs", "seconds"]
+    top1 = common_top1_name([run.settings for run in runs])
+    columns = ["run", *axes, "state", f"{top1} %", "best %", "top-5 %", "epochs", "seconds"]
     return Table(columns, [_run_row(run, list(axes.values())) for run in runs], left=2 + len(axes))
 
 

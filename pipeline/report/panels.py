@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
+from dhkd.data.runs.measured import common_top1_name, label_of
 from dhkd.data.runs.read import Run
 from dhkd.pipeline.report.comparison import Comparison, kinds_of
 from dhkd.pipeline.report.rows import ConflictRow, EpochRow, EtfRow, ViewsRow
@@ -39,7 +40,7 @@ def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
         for row in compared.rows
         if row.published is not None and low - near <= row.published <= high + near
     }
-    return Values(of_seeds, "test top-1 (%)", published, "published" if published else "", PERCENT)
+    return Values(of_seeds, label_of(compared.top1), published, "published" if published else "", PERCENT)
 
 
 def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
@@ -68,7 +69,7 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
                 lines[curve][kind] = line_of(points)
     panels = [
         Panel(lines[curve], "epoch", label, log_y=curve == "loss", limits=LIMITS.get(curve, POSITIVE))
-        for curve, label in CURVES.items()
+        for curve, label in (CURVES | _top1_label(trained)).items()
         if lines[curve]
     ]
     return rows, panels
@@ -79,7 +80,7 @@ def run_panels(run: Run) -> list[Panel]:
     epochs = list(range(1, len(run.metrics) + 1))
     return [
         Panel({label: Line(epochs, [epoch.values[name] for epoch in run.metrics])}, "epoch", label)
-        for name, label in (("top1", "test top-1 (%)"), ("loss", "training loss"))
+        for name, label in (("top1", label_of(common_top1_name([run.settings]))), ("loss", "training loss"))
         if all(name in epoch.values for epoch in run.metrics)
     ]
 
@@ -116,6 +117,12 @@ def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
         )
         for measure in fields(NeuralCollapse)
     ]
+
+
+def _top1_label(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the label of the curve of top-1 figures if they aren't accuracy on the test split."""
+    name = common_top1_name([run.settings for run in runs])
+    return {} if name == "top-1" else {"top1": label_of(name)}
 
 
 def _spreads_by_epoch(runs: Sequence[Run]) -> dict[int, dict[str, Spread]]:

@@ -28,17 +28,17 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
     runs = [run for run in runs if SEED_KEY in run.settings]  # the settings of other runs could not be read
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [
-        key for key in keys if key not in NO_AXES and not key.startswith(LIVE_SIGNALS) and len(_values(key, runs)) > 1
+        key for key in keys if key not in NO_AXES and not key.startswith(LIVE_SIGNALS) and _differ(_values(key, runs))
     ]
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
     taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
     return {name if taken.count(name) == 1 else key: key for key, name in short.items()}
 
 
-def _values(key: str, runs: Sequence[Run]) -> set[object]:
-    """Return the different values of a setting; runs that don't use a piece of own code don't differ in its hash."""
-    values = {_comparable(run.settings.get(key)) for run in runs}
-    return values - {_comparable(None)} if key.startswith(f"{CODE_KEY}.") else values
+def _values(key: str, runs: Sequence[Run]) -> list[Any]:
+    """Return the values of a setting that count; runs that don't use a piece of own code don't differ in its hash."""
+    values = [run.settings.get(key) for run in runs]
+    return [value for value in values if value is not None] if key.startswith(f"{CODE_KEY}.") else values
 
 
 def write_table(runs: Sequence[Run], folder: Path) -> Path:
@@ -56,6 +56,11 @@ def _line(run: Run, keys: Sequence[str]) -> list[Any]:
     sha256 = "" if run.result is None else run.result.sha256
     cache = run.settings.get(CACHE_KEY) or ""
     return [run.name, *settings, run.settings.get(SEED_KEY, ""), run.state, *figures, cache, sha256]
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    # Runs with equal parts of settings share their values, and identity is compared a hundred times as fast.
+    return any(value is not values[0] for value in values) and len({_comparable(value) for value in values}) > 1
 
 
 def _comparable(value: Any) -> object:

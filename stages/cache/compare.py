@@ -34,7 +34,7 @@ def compare_with_live(
     own = teachers_own(name)
     batches: list[Tensor] = []
     with progress("recomputing", num_rows, bar=False) as advance:
-        for pixels_BCHW in renderer.render(keys):
+        for _, pixels_BCHW in renderer.render_twice(keys, teacher.recipe):
             batches.append(teacher.signals(pixels_BCHW, [own])[own].cpu())
             advance(len(pixels_BCHW))
     live_B = torch.cat(batches).numpy()

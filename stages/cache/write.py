@@ -163,7 +163,7 @@ def _compute(
                     rendering.append(lacking)
                     yield from _keys(lacking, batch_size)
 
-        pixels = renderer.render(keys_of_units())
+        pixels = renderer.render_twice(keys_of_units(), teacher.recipe)
         for first in pixels:
             unit = rendering.popleft()
             rows, collected = _launch(
@@ -192,23 +192,24 @@ def _launch(
     unit: Unit,
     teacher: Teacher,
     names: list[str],
-    pixels: Iterator[Tensor],
+    pixels: Iterator[tuple[Tensor, Tensor]],
     batch_size: int,
     advance: Callable[[int], None],
     hand_over: HandOver,
 ) -> tuple[list[Rows], Future[None]]:
     """Launch the teacher on a unit's batches, to compute the signals `names`.
 
+    `pixels` yields what the student sees, of which the witness is taken, and what the teacher sees.
     Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). The arrays are complete when the
     returned future is done.
     """
     own_names = {name: teachers_own(name) for name in names}
     rows: list[Rows] = [{} for _ in unit]
     for start, stop in unit[0].batches(batch_size):
-        pixels_of_views = next(pixels)
+        pixels_of_views, teachers_pixels = next(pixels)
         for number, (block, arrays) in enumerate(zip(unit, rows, strict=True)):
             pixels_BCHW = pixels_of_views[number :: len(unit)]
-            signals = teacher.signals(pixels_BCHW, own_names.values())
+            signals = teacher.signals(teachers_pixels[number :: len(unit)], own_names.values())
             batch = {name: signals[own] for name, own in own_names.items()}
             collect = partial(_collect, arrays, block, start, stop, advance)
             collected = hand_over.give({**batch, WITNESS: pixels_BCHW.contiguous()}, collect)

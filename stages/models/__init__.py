@@ -12,11 +12,11 @@ from functools import partial
 from dhkd.data.errors import ConfigError, unknown
 from dhkd.data.options import with_options
 from dhkd.data.own_code import Own, find
-from dhkd.stages.models.architecture import Architecture, as_architecture
+from dhkd.stages.models.architecture import Architecture, Named, as_architecture
 from dhkd.stages.models.libraries import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
-from dhkd.stages.models.network import Network, as_wanted, count_parameters
+from dhkd.stages.models.network import Network, as_wanted, count_parameters, with_input_channels
 from dhkd.stages.models.own import own_network
 from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
@@ -52,12 +52,17 @@ LIBRARIES: dict[str, Callable[[str, int, Architecture], Network]] = {
 }
 
 
-def build_network(wanted: str | Architecture, num_classes: int) -> Network:
-    """Build a network, initialised from torch's global generator.
+def build_network(wanted: Named, num_classes: int, channels: int = 3) -> Network:
+    """Build a network for images of `channels` channels, initialised from torch's global generator.
 
-    Raises `ConfigError` for an unknown name, and for options that the network doesn't take.
+    Raises `ConfigError` for an unknown name, for options that the network doesn't take, and for a network that can't be
+    changed to so many channels.
     """
     wanted = as_architecture(wanted)
+    return with_input_channels(_built(wanted, num_classes), channels, wanted.name)
+
+
+def _built(wanted: Architecture, num_classes: int) -> Network:
     name = wanted.name
     library, colon, name_there = name.partition(":")
     if colon and library in LIBRARIES:

@@ -27,19 +27,33 @@ Difference = tuple[str, Tensor | None, Tensor | None]  # a name, the network's t
 
 @dataclass(eq=False)  # not frozen: whoever raises an error adds to it
 class Misfit(Exception):
-    """No address has the network's weights: how the closest one differs from its `number` tensors."""
+    """No address has the network's weights: how the closest one differs from its `number` tensors.
+
+    `tensors` are those of the closest address.
+    """
 
     differing: Sequence[Difference]
     number: int
+    tensors: Mapping[str, Tensor]
 
     def other_classes(self, head: str | None) -> tuple[int, int] | None:
         """Return the network's and the file's number of classes if they are all that differs, else None."""
         shapes = [(a.shape, b.shape) for _, a, b in self.differing if a is not None and b is not None]
-        # A library's network has a longer path to its classifier than its weights' names say.
-        in_head = all(f".{head}".endswith("." + name.rpartition(".")[0]) for name, _, _ in self.differing)
-        if not in_head or len(shapes) < len(self.differing) or not all(a and b and a[1:] == b[1:] for a, b in shapes):
+        if (
+            not self._in_head(head)
+            or len(shapes) < len(self.differing)
+            or not all(a and b and a[1:] == b[1:] for a, b in shapes)
+        ):
             return None
         return shapes[0][0][0], shapes[0][1][0]
+
+    def lacks_only(self, head: str | None) -> bool:
+        """Return whether a classifier, at the path `head`, is all that the file lacks."""
+        return self._in_head(head) and all(found is None for _, _, found in self.differing)
+
+    def _in_head(self, head: str | None) -> bool:
+        # A library's network has a longer path to its classifier than its weights' names say.
+        return all(f".{head}".endswith("." + name.rpartition(".")[0]) for name, _, _ in self.differing)
 
 
 @dataclass(frozen=True)
@@ -73,8 +87,8 @@ def choose(places: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Te
     differing = {address: _differing(expected, below) for address, below in places.items()}
     fitting = [address for address, differences in differing.items() if not differences]
     if not fitting:
-        closest = min(differing.values(), key=len, default=[])
-        raise Misfit(closest, len(expected))
+        closest = min(differing, key=lambda address: len(differing[address]), default="")
+        raise Misfit(differing.get(closest, []), len(expected), places.get(closest, {}))
     different = [
         address
         for number, address in enumerate(fitting)

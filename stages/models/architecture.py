@@ -43,7 +43,7 @@ class Architecture:
         return {key: value for key, value in entries.items() if value is not None}
 
 
-def as_architecture(named: "str | Architecture") -> Architecture:
+def as_architecture(named: "Named") -> Architecture:
     """Return the architecture of this name, if it is not one already; simkd:STUDENT+TEACHER has two parts."""
     architecture = named if isinstance(named, Architecture) else Architecture(named)
     if architecture.parts is None and architecture.name.startswith(PROJECTED):
@@ -51,6 +51,14 @@ def as_architecture(named: "str | Architecture") -> Architecture:
         if plus:
             return replace(architecture, parts=(Architecture(student), Architecture(teacher)))
     return architecture
+
+
+Named = str | Architecture  # a network by its name alone, or with all that is set of it
+
+
+def name_of(named: Named) -> str:
+    """Return a network's name."""
+    return named if isinstance(named, str) else named.name
 
 
 def projected(student: Architecture, teacher: Architecture) -> Architecture:

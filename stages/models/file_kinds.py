@@ -3,7 +3,6 @@
 People download the wrong thing, or name the file beside the right one; the error then says what they got.
 """
 
-import json
 import tarfile
 import zipfile
 import zlib
@@ -53,21 +52,11 @@ def other_kind(path: Path) -> str | None:
     if text.startswith(b"<"):
         return "a page of HTML or XML; download the file itself, not the page that shows it"
     if text.startswith(b"{"):
-        return _kind_of_json(path)
+        return "a JSON file; name the file of weights"
     # A model of ONNX is a protocol buffer that begins with its version, a number of one byte.
     if start[:1] == b"\x08" and start[1:2] < b"\x20" and (path.suffix == ".onnx" or start[2:3] in b"\x12\x1a\x22\x3a"):
         return "a program in the ONNX format; name the weights from which it was exported"
     return _kind_of_zip(path) or _kind_of_tar(path) or _kind_of_compressed(start) or _kind_of_text(text)
-
-
-def _kind_of_json(path: Path) -> str:
-    try:
-        tree = json.loads(path.read_bytes() if path.stat().st_size <= LONGEST_HEADER else b"")
-        files = sorted(set(tree["weight_map"].values()))
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return "a JSON file; name the file of weights"
-    shards = some_of([str(file) for file in files], NAMES_LISTED)
-    return f"an index of weights in {len(files)} files ({shards}); join them into one .safetensors file and name that"
 
 
 def _kind_of_zip(path: Path) -> str | None:

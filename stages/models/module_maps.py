@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+import torch
 from dhkd.data.errors import ConfigError
 from dhkd.stages.models.forward_results import described
 from dhkd.stages.models.network import StageMap
@@ -88,7 +89,7 @@ class ModuleMaps:
             if grid is not None:
                 rows, columns = grid
                 patches = tensor[:, tensor.shape[1] - rows * columns :]
-                return patches.transpose(1, 2).unflatten(2, grid)
+                return torch.unflatten(patches.transpose(1, 2), 2, grid)
         raise ConfigError(
             f"network {self._name}: maps: expected of {path} a map (B, C, H, W) or tokens (B, N, D) of the image's"
             f" proportions, got {described(output)}; name another module"
@@ -131,7 +132,7 @@ def candidates(inner: nn.Module) -> str:
 
 
 def _module(name: str, inner: nn.Module, path: str) -> nn.Module:
-    modules = dict(inner.named_modules())
+    modules: dict[str, nn.Module] = dict(inner.named_modules())
     modules.pop("", None)
     if path not in modules:
         near = get_close_matches(path, modules, n=3, cutoff=0.5) or list(modules)[:3]

@@ -253,6 +253,34 @@ def _stages_named(wanted: Architecture) -> tuple[int, ...] | None:
     return tuple(stages)
 
 
+def input_channels(network: nn.Module) -> int | None:
+    """Return the number of channels that the first convolution takes; None for a network without convolutions."""
+    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+
+
+def with_input_channels(network: Network, channels: int, name: str) -> Network:
+    """Change the first convolution from three input channels to one, and return the network, which `name` names.
+
+    The kernel is the sum over the three channels. So the network computes of grey images what it computed of the same
+    images repeated in three channels. Raises `ConfigError` for a network whose first convolution takes other images.
+    """
+    if channels == 3 or input_channels(network) == channels:
+        return network
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if channels != 1 or first is None or first.in_channels != 3 or first.groups != 1:
+        found = "no convolution" if first is None else f"one of {first.in_channels} channels"
+        raise ConfigError(
+            f"network {name}: expected a first convolution of 3 channels, to change it to {channels}, found {found};"
+            f" choose another network, or give its input 3 channels with teacher.channels or student.channels"
+        )
+    first.in_channels = channels
+    first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+    for module in network.modules():
+        if hasattr(module, "transform_input"):  # torchvision's Inception would convert three colours
+            module.transform_input = False  # type: ignore[assignment]  # a plain attribute
+    return network
+
+
 def count_parameters(module: nn.Module) -> int:
     """Count a module's parameters, including frozen ones."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from dhkd.stages.models import build_network, own_networks
-from dhkd.stages.models.architecture import Architecture, as_architecture
+from dhkd.stages.models.architecture import Named, as_architecture
 from dhkd.stages.models.network import Network, Outputs
 from dhkd.stages.models.sound import require_sound
 from torch import Tensor, nn
@@ -192,13 +192,14 @@ def resized(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 class Shapes:
     """The shapes of a network's signals for one image, found on the meta device without computing any values."""
 
-    def __init__(self, wanted: str | Architecture, num_classes: int, image: tuple[int, int]) -> None:
+    def __init__(self, wanted: Named, num_classes: int, image: tuple[int, int], channels: int = 3) -> None:
         """Store what the shapes depend on; `image` is the height and width of the images."""
         self.wanted, self.num_classes, self.image = as_architecture(wanted), num_classes, image
+        self.channels = channels
 
-    def of(self, wanted: str | Architecture) -> "Shapes":
+    def of(self, wanted: Named) -> "Shapes":
         """Return the shapes of another network's signals for the same images."""
-        return Shapes(wanted, self.num_classes, self.image)
+        return Shapes(wanted, self.num_classes, self.image, self.channels)
 
     @property
     def architecture(self) -> str:
@@ -266,14 +267,14 @@ class Shapes:
     @cached_property
     def _network(self) -> Network:
         if own_networks(self.architecture):  # own code may make tensors on the CPU, or look at values
-            network = build_network(self.wanted, self.num_classes).eval()
+            network = build_network(self.wanted, self.num_classes, self.channels).eval()
             require_sound(network, self._image_tensor())
             return network
         with torch.device(self.device):  # some networks of timm can't be built on the meta device
-            return build_network(self.wanted, self.num_classes).to("meta").eval()
+            return build_network(self.wanted, self.num_classes, self.channels).to("meta").eval()
 
     def _image_tensor(self) -> Tensor:
-        return torch.rand(2, 3, *self.image, generator=torch.Generator().manual_seed(0))
+        return torch.rand(2, self.channels, *self.image, generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def _outputs(self) -> Outputs:
@@ -313,7 +314,11 @@ class Shapes:
     @cached_property
     def _pools_final(self) -> bool:
         with torch.random.fork_rng(devices=()), torch.no_grad():
-            outputs = build_network(self.wanted, self.num_classes).eval().outputs(self._image_tensor(), maps=True)
+            outputs = (
+                build_network(self.wanted, self.num_classes, self.channels)
+                .eval()
+                .outputs(self._image_tensor(), maps=True)
+            )
         if outputs.final is None or outputs.embedding is None:
             return False
         return torch.allclose(outputs.final.mean(dim=(2, 3)), outputs.embedding, rtol=1e-3, atol=1e-5)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import needs_maps, parse, signals_of_outputs
@@ -15,12 +16,19 @@ class Teacher:
     """A trained network whose weights never change, with the normalisation of the network's input.
 
     It computes in `precision`, or in that of the processes if `precision` is None. The two differ where a teacher runs
-    beside a student: its signals must be those that its cache would hold.
+    beside a student: its signals must be those that its cache would hold. It sees pixels that `recipe` makes, or those
+    that the student sees if `recipe` is None.
     """
 
     def __init__(
-        self, network: Network, normalize: Normalization, processes: Processes, precision: Precision | None = None
+        self,
+        network: Network,
+        normalize: Normalization,
+        processes: Processes,
+        precision: Precision | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
+        self.recipe = recipe
         self._network = network.eval().requires_grad_(False)
         self._network.to(processes.device).to(memory_format=torch.channels_last)
         self._normalize, self._processes, self._precision = normalize, processes, precision

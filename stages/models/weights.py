@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -12,9 +13,10 @@ import torch
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import WeightsError
 from dhkd.data.shown import printable_line, some_of
-from dhkd.stages.models.addresses import IGNORED, Misfit, choose, placed
+from dhkd.stages.models.addresses import IGNORED, Address, Misfit, choose, placed
 from dhkd.stages.models.file_kinds import is_safetensors, other_kind
 from dhkd.stages.models.network import Network
+from dhkd.stages.models.sharded import joined, weight_map_of
 from dhkd.stages.models.unpickling import load_torch_file
 from torch import Tensor, nn
 
@@ -49,13 +51,14 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     return below if key else tensors
 
 
-def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
+def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str, *, head: bool = True) -> str:
     """Load into `network` the weights in `state`, completely or not at all; return where they come from.
 
     `origin` names the file in errors. The weights are all tensors below one address: a prefix, such as `state_dict.` or
     `module.`, which every name of the network may have in `state`. If several addresses fit, the averaged weights of a
     pair are taken, and the log and the returned origin say so. If `network` is a `Network`, its `published_names` are
-    first used to translate the names. Raises `WeightsError` if no address or more than one fits, if a tensor is complex
+    first used to translate the names. Unless `head` is set, the weights may lack the classifier of a `Network`, which
+    then stays as it is. Raises `WeightsError` if no address or more than one fits, if a tensor is complex
     or not dense, or if a value is not finite.
     """
     expected = network.state_dict()
@@ -63,7 +66,9 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     try:
         address = choose(placed(state, expected, published), expected, origin)
     except Misfit as misfit:
-        raise WeightsError(_misfit(network, misfit, state, origin)) from None
+        if head or not isinstance(network, Network) or not misfit.lacks_only(network.head_name):
+            raise WeightsError(_misfit(network, misfit, state, origin)) from None
+        address = Address(origin, misfit.tensors)
     origin = address.origin
     if address.instead_of:
         others = " or ".join(address.instead_of)
@@ -73,6 +78,22 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         expected[name] = _usable(address.tensors[name], expected[name], f"weights {origin}: {printable_line(name)}")
     network.load_state_dict(expected)
     return origin
+
+
+def classes_of_weights(network: Network, state: Mapping[str, Tensor], origin: str) -> int | None:
+    """Return the number of classes of the weights in `state`, which need not be that of `network`.
+
+    It is 0 if they lack the classifier, and None if they fit `network` or are of another network altogether.
+    """
+    expected = network.state_dict()
+    try:
+        choose(placed(state, expected, network.published_names), expected, origin)
+    except Misfit as misfit:
+        if misfit.lacks_only(network.head_name):
+            return 0
+        classes = misfit.other_classes(network.head_name)
+        return classes[1] if classes is not None else None
+    return None
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -116,8 +137,8 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _content(path: Path) -> object:
-    """Read a file of weights: a mapping of tensors, or whatever `torch.save` wrote."""
+def _content(path: Path, *, is_part: bool = False) -> object:
+    """Read a file of weights, or the files that an index names: a mapping of tensors, or what `torch.save` wrote."""
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "none"
         if found == "a folder":
@@ -127,11 +148,16 @@ def _content(path: Path) -> object:
     try:
         if is_safetensors(path):
             return safetensors.torch.load_file(path)
-        kind = other_kind(path)
+        weight_map = None if is_part else weight_map_of(path)  # an index may name itself
+        kind = None if weight_map is not None else other_kind(path)
+    except WeightsError:
+        raise
     except OSError as error:
         raise WeightsError(f"weights {path}: expected a readable file, got an error ({error.strerror})") from error
     except Exception as error:  # a damaged header can make the library raise anything
         raise WeightsError(f"weights {path}: the file is damaged or no file of weights ({_line(error)})") from error
+    if weight_map is not None:
+        return joined(path, weight_map, partial(_content, is_part=True))
     if kind is not None:
         raise WeightsError(f"weights {path}: expected a file of weights, got {kind}")
     return load_torch_file(path)

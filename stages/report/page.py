@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from dhkd.stages.report.charts import Figure, LegendEntry, line_charts, rounded
+from dhkd.stages.report.charts import Figure, LegendEntry, all_rounded, line_charts
 from dhkd.stages.report.figures import Line, Panel
 
 Fact = tuple[str, str]  # a name and its value
@@ -140,7 +140,7 @@ def _plain(part: RunPart, every: int, shared: Sequence[Fact]) -> Mapping[str, ob
     common = set(shared)
     return {
         "columns": part.columns,
-        "epochs": [[rounded(epoch.get(column, math.nan), 4) for column in part.columns] for epoch in epochs],
+        "epochs": [all_rounded([epoch.get(column, math.nan) for column in part.columns], 4) for epoch in epochs],
         "settings": [fact for fact in part.settings if fact not in common],
-        "curves": {label: [rounded(value, 5) for value in values] for label, values in part.curves.items()},
+        "curves": {label: all_rounded(values) for label, values in part.curves.items()},
     }

@@ -155,7 +155,7 @@ def _save(figure: "Figure", path: Path) -> list[str]:
     """Write the figure to `path` with .png and .svg appended, and return the file names; dots in `path` stay."""
     # Both files have one layout, which takes matplotlib as long as drawing.
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" would leave an empty engine, for which each file is drawn twice
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     for file in files:
         kind = file.suffix[1:]

@@ -57,20 +57,23 @@ class Difference(Spread):
 
 def spread(values: Sequence[float]) -> Spread:
     """Compute the spread of one or more values."""
-    return Spread(len(values), fmean(values), *_deviation_and_half(values))
+    mean = fmean(values)
+    return Spread(len(values), mean, *_deviation_and_half(values, mean))
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
     """Compute the spread of `values` − `baseline` over the seeds that both have, or return None if there are none."""
     paired = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
-    return Difference(len(paired), fmean(paired), *_deviation_and_half(paired)) if paired else None
+    if not paired:
+        return None
+    mean = fmean(paired)
+    return Difference(len(paired), mean, *_deviation_and_half(paired, mean))
 
 
-def _deviation_and_half(values: Sequence[float]) -> tuple[float | None, float | None]:
+def _deviation_and_half(values: Sequence[float], mean: float) -> tuple[float | None, float | None]:
     if len(values) < 2:
         return None, None
     # `statistics.stdev` computes in fractions, which is exact, and slow for the curves of hundreds of runs.
-    mean = fmean(values)
     squares = math.fsum((value - mean) ** 2 for value in values) if min(values) < max(values) else 0.0
     deviation = math.sqrt(squares / (len(values) - 1))
     return deviation, _quantile(len(values) - 1) * deviation / len(values) ** 0.5

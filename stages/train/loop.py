@@ -41,11 +41,12 @@ class Task:
     """A student to train, in place, for `epochs` epochs in total.
 
     If `run` holds a checkpoint, training resumes from this checkpoint. Tasks may share a `stream`. `evaluate` takes the
-    student's backbone, in eval mode, and returns the backbone's test accuracy. The host checks every `look_every` steps
-    whether losses are finite; if `look_every` is None, a number that suits the device is used. If `keep_every` is
-    given, the student's weights are saved in the run's folder before the first epoch, after every `keep_every` epochs
-    and after the last epoch; if it is None, no such weights are saved. If `clip_norm` is None, gradients are not
-    clipped. The metrics of each epoch also go to the services named in `trackers`, such as TensorBoard.
+    student's backbone, in eval mode, and returns the backbone's test accuracy, or what `measured` names. The host
+    checks every `look_every` steps whether losses are finite; if `look_every` is None, a number that suits the device
+    is used. If `keep_every` is given, the student's weights are saved in the run's folder before the first epoch, after
+    every `keep_every` epochs and after the last epoch; if it is None, no such weights are saved. If `clip_norm` is
+    None, gradients are not clipped. The metrics of each epoch also go to the services named in `trackers`, such as
+    TensorBoard.
     """
 
     student: Student
@@ -62,6 +63,7 @@ class Task:
     compiled: Compile = "off"
     keep_every: int | None = None
     trackers: Sequence[str] = ()
+    measured: str = "test accuracy"
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,11 @@ class _Run:
         if not self._processes.is_first:
             return
         task, metrics = self.task, self._metrics
-        log.info("%s%s", "" if self._alone else f"{task.run.path.name}: ", _summary(metrics, task.epochs))
+        log.info(
+            "%s%s",
+            "" if self._alone else f"{task.run.path.name}: ",
+            _summary(metrics, task.epochs, task.measured.removesuffix(" accuracy")),
+        )
         self._trackers.log(metrics, self.cursor.epochs_done)
         self.cursor.metrics_bytes = task.run.append_metrics(metrics)
         self._keep_weights()
@@ -320,10 +326,11 @@ def cursor_after(epochs: Sequence[EpochMetrics], metrics_bytes: int) -> Cursor:
     )
 
 
-def _summary(metrics: Mapping[str, float], epochs: int) -> str:
+def _summary(metrics: Mapping[str, float], epochs: int, measured: str) -> str:
     epochs_left = epochs - int(metrics["epoch"])
     left = f"  {duration(epochs_left * metrics['seconds'] / metrics['epoch'])} left" if epochs_left else ""
+    train = f"  train {metrics['train_top1']:.2f} %" if "train_top1" in metrics else ""
     return (
-        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}  train {metrics['train_top1']:.2f} %"
-        f"  test {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s{left}"
+        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}{train}"
+        f"  {measured} {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s{left}"
     )

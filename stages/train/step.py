@@ -159,9 +159,9 @@ class TrainingStep:
         """Return the epoch's metrics; `seconds` is the duration of the epoch's training steps.
 
         The metrics are the means of the loss and of every term over all rows, the training accuracy in percent, the
-        learning rate and the throughput. With an alignment, they include the number of steps whose gradients
-        conflicted; under fp16, the number of skipped steps. Raises `NonFiniteLoss` if a loss of the epoch or a weight
-        after it was not finite.
+        learning rate and the throughput; images without labels have no terms of labels and no training accuracy. With
+        an alignment, they include the number of steps whose gradients conflicted; under fp16, the number of skipped
+        steps. Raises `NonFiniteLoss` if a loss of the epoch or a weight after it was not finite.
         """
         self._require_finite()
         steps = self._stream.steps_per_epoch
@@ -173,11 +173,12 @@ class TrainingStep:
         if int(self._processes.sum(broken_tensors(self._student))):
             largest = max(means, key=lambda name: self._weights[name] * means[name])
             raise non_finite_weights(self._student, largest, self._epoch, steps - 1, self._processes.precision)
+        labelled = self._stream.labelled
         metrics = {
             "learning_rate": rate,
             "loss": sum(self._weights[name] * mean for name, mean in means.items()),
-            **means,
-            "train_top1": 100 * totals["hits"] / rows,
+            **{name: mean for name, mean in means.items() if labelled or name not in self._objective.of_labels},
+            **({"train_top1": 100 * totals["hits"] / rows} if labelled else {}),
             "train_seconds": seconds,
             "samples_per_second": rows / seconds,
         }
@@ -193,7 +194,8 @@ class TrainingStep:
         A last entry, for conflicts between gradients, is 0; the caller sets it if this step's gradients conflict.
         """
         rows = len(batch.index_B)
-        hits = batch.labels.hit_by(outputs.task.argmax(dim=1)).sum()
+        top_B = outputs.task.argmax(dim=1)
+        hits = torch.zeros_like(top_B).sum() if batch.labels.are_absent else batch.labels.hit_by(top_B).sum()
         values = [*(terms[name].detach() * rows for name in self._weights), hits, torch.full_like(hits, rows)]
         sums = self._processes.sum(torch.stack([value.double() for value in values]))
         return torch.cat([sums, sums.new_zeros(1)])

@@ -226,7 +226,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "an ONNX file": (b"\x08\x07\x12\x07pytorch\x1a\x051.0.0:\x10", "in the ONNX format"),
     "an HDF5 file": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
     "an npz file": (arrays(), "NumPy's arrays kernel, bias"),
-    "an index of shards": (json.dumps(INDEX).encode(), "an index of weights in 2 files (model-00001-of-00002.safet"),
+    "an index of shards": (json.dumps(INDEX).encode(), "2 are missing (model-00001-of-00002.safetensors, model-0"),
     "other JSON": (b'{"lr": 0.1}', "a JSON file"),
     "YAML": (b"student:\n  lr: 0.1\n", "a text that begins with 'student:'"),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(20), "compressed with gzip"),
@@ -330,9 +330,9 @@ def test_a_folder_is_told_with_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_forged_metadata_is_refused(tmp_path: Path) -> None:
-    for metadata in ({"mean": "[1]", "std": "[2]"}, {"mean": "x", "std": "y"}, {"mean": "[[[", "std": "{}"}):
+    for metadata in ({"mean": "[1, 2]", "std": "[1, 2]"}, {"mean": "x", "std": "y"}, {"mean": "[[[", "std": "{}"}):
         save_weights(tmp_path / "w.safetensors", build_network("resnet8", CLASSES), metadata)
-        with pytest.raises(WeightsError, match="expected a mean and a std of three colours"):
+        with pytest.raises(WeightsError, match="expected a mean and a std of each channel"):
             trained_network("resnet8", CLASSES, tmp_path / "w.safetensors", "teacher")
 
 

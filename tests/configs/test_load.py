@@ -228,6 +228,14 @@ def test_options_of_objectives_and_records_are_free() -> None:
     assert experiment.record["commands"] == load_experiment("digits").record["commands"]
 
 
+def test_options_of_own_losses_have_dots_in_their_keys() -> None:
+    for name in ("my_loss.py:far", "../a.b/my_loss.py:far", "package.losses:far"):
+        experiment = load_experiment("digits", [f"objectives.{name}.margin=2", f"objectives.{name}.power=3"])
+        assert dict(experiment.objectives[name]) == {"margin": 2, "power": 3}
+        whole = load_experiment("digits", [f"objectives.{name}={{margin: 4}}"])
+        assert dict(whole.objectives[name]) == {"margin": 4}
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

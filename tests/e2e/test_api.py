@@ -1,10 +1,7 @@
 """The cache in your own training loop: every item equals what `train-student` gives its student."""
 
 import pickle
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from dhkd.pipeline.build.data import images_of, normalization_of, recipe_of, ren
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests import servers
-from tests.e2e.command_line import ENVIRONMENT, done
+from tests.e2e.command_line import done
 from tests.samples import encoded, make_photo
 
 ROOT = Path(__file__).parents[2]
@@ -260,29 +257,3 @@ def test_logits_alone(cache: Path) -> None:
     assert (reader.plan.num_views, reader.plan.num_samples) == (3, 150)
     np.testing.assert_array_equal(reader.read(2, [149, 0]), reader.read_view(2)[[149, 0]])
     assert reader.manifest.signals["logits"].codec.kind == "float16"
-
-
-@pytest.mark.slow
-def test_the_example_with_lightning_learns(tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_lightning", reason="the example needs pytorch-lightning")
-    script = ROOT / "examples" / "lightning_distill.py"
-    assert len(script.read_text().splitlines()) <= 40
-    settings = ["data.limit=400", "cache.views=3", "teacher=resnet8", "teacher.epochs=3"]
-    words = [
-        "digits",
-        *(word for setting in settings for word in ("--set", setting)),
-        "--cpu",
-        "--precision",
-        "float32",
-    ]
-    done("train-teacher", *words, "--out", tmp_path / "teacher")
-    done("cache-teacher", *words, "--teacher", tmp_path / "teacher", "--out", tmp_path / "c.zarr")
-    run = subprocess.run(
-        [sys.executable, "-P", str(script), str(tmp_path / "c.zarr"), "data.limit=400", "teacher=resnet8"],
-        cwd=tmp_path, timeout=240, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    epochs = re.findall(r"epoch (\d): loss ([\d.]+), accuracy ([\d.]+)", run.stdout)
-    assert [int(epoch) for epoch, _, _ in epochs] == list(range(8))
-    assert float(epochs[-1][1]) < 0.5 * float(epochs[0][1])
-    assert float(epochs[-1][2]) > 0.4, "chance is 0.1"

@@ -37,6 +37,25 @@ def result_of(run: Path) -> dict[str, Any]:
     return result
 
 
+def test_names_of_own_code_stay_short_and_safe() -> None:
+    grid = [
+        "student.architecture=my_nets.py:A,/home/someone/nets/my_nets.py:B",
+        "objective=kd + 2 * ../x-1/loss.py:far",
+    ]
+    assert combinations(grid) == {
+        "student.architecture=my_nets.py_A,objective=kd_+_2_*_loss.py_far": [
+            "student.architecture=my_nets.py:A",
+            "objective=kd + 2 * ../x-1/loss.py:far",
+        ],
+        "student.architecture=my_nets.py_B,objective=kd_+_2_*_loss.py_far": [
+            "student.architecture=/home/someone/nets/my_nets.py:B",
+            "objective=kd + 2 * ../x-1/loss.py:far",
+        ],
+    }
+    with pytest.raises(ConfigError, match="expected different values"):
+        combinations(["student.architecture=a/nets.py:A,b/nets.py:A"])
+
+
 def test_a_grid_becomes_named_combinations() -> None:
     assert combinations(["objective=ce,dhkd + 0.5 * kd", "student.milestones=[1,2],[3]"]) == {
         "objective=ce,student.milestones=_1,_2_": ["objective=ce", "student.milestones=[1, 2]"],

@@ -85,9 +85,10 @@ def _origin(teacher: Mapping[str, Any], provenance: Any) -> list[Row]:
     recorded = provenance if isinstance(provenance, Mapping) else {}
     top1, versions = recorded.get("teacher_test_top1"), recorded.get("versions")
     accuracy = f"{top1:.2f} %" if isinstance(top1, int | float) else "unknown"
+    part = "val" if recorded.get("teacher_measured_on") == "val" else "test"
     libraries = versions.items() if isinstance(versions, Mapping) else ()
     return [
-        ("  teacher", f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}), test top-1 {accuracy}"),
+        ("  teacher", f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}), {part} top-1 {accuracy}"),
         ("  made with", ", ".join(f"{library} {version}" for library, version in libraries)),
         ("  made on", str(recorded.get("hardware", "unknown"))),
         ("  command", str(recorded.get("command", "unknown"))),

@@ -23,7 +23,14 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, header
     # Wide enough for every row, and treated as a file rather than a terminal, even if FORCE_COLOR is set.
     width = sum(2 * max(map(len, column)) + 2 for column in zip(columns, *rows, strict=True))
     console = Console(
-        file=stream, width=width, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
+        file=stream,
+        width=width,
+        force_terminal=False,
+        force_jupyter=False,
+        color_system=None,
+        highlight=False,
+        markup=False,
+        emoji=False,
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

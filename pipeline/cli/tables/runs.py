@@ -11,16 +11,38 @@ from dhkd.stages.report.text import difference_text, spread_text
 
 def runs_table(compared: Comparison) -> str:
     """Return the table of a comparison, followed by the savings of the cache and the warnings."""
-    published = any(row.published is not None for row in compared.rows)
-    header = [
+    rows = [run_cells(row, compared) for row in compared.rows]
+    return "\n".join([plain_table(run_columns(compared), rows, left=len(compared.axes)), *run_notes(compared)])
+
+
+def run_columns(compared: Comparison) -> list[str]:
+    """Return the titles of the columns."""
+    return [
         *compared.axes,
-        *("seeds", "top-1 %", "best"),
+        *("seeds", f"{compared.top1} %", "best"),
         *([f"against {compared.baseline}"] if compared.baseline else []),
-        *(["published"] if published else []),
+        *(["published"] if _has_published(compared) else []),
         "seconds",
     ]
-    rows = [_cells(row, compared, published) for row in compared.rows]
-    lines = [plain_table(header, rows, left=len(compared.axes))]
+
+
+def run_cells(row: ComparedRow, compared: Comparison) -> list[str]:
+    """Return the texts of a row."""
+    published = f"{row.published:.2f}" if row.published is not None else ""
+    return [
+        *("–" if row.values[axis] is None else str(row.values[axis]) for axis in compared.axes),
+        str(len(row.seeds)),
+        spread_text(row.last_top1),
+        spread_text(row.best_top1),
+        *([difference_text(row.difference)] if compared.baseline else []),
+        *([published] if _has_published(compared) else []),
+        f"{row.seconds:,.1f}",
+    ]
+
+
+def run_notes(compared: Comparison) -> list[str]:
+    """Return the lines below the table: what its numbers mean, the savings of the cache, and the warnings."""
+    lines = []
     if any(row.last_top1.half is not None for row in compared.rows):
         lines.append("mean ± half of the 95 % interval over seeds (standard deviation)")
     cost = compared.cost
@@ -29,7 +51,7 @@ def runs_table(compared: Comparison) -> str:
             f"teacher: {cost.teacher_forwards_cached:,} forwards into the cache;"
             f" live, these runs would have made {cost.teacher_forwards_live:,}"
         )
-    return "\n".join([*lines, *(f"beware: {line}" for line in compared.warnings)])
+    return [*lines, *(f"beware: {line}" for line in compared.warnings)]
 
 
 def analysis_table(analysis: Analysis) -> str:
@@ -39,16 +61,8 @@ def analysis_table(analysis: Analysis) -> str:
     return "\n".join([plain_table(header, rows, left=1), *analysis.files])
 
 
-def _cells(row: ComparedRow, compared: Comparison, published: bool) -> list[str]:
-    return [
-        *("–" if row.values[axis] is None else str(row.values[axis]) for axis in compared.axes),
-        str(len(row.seeds)),
-        spread_text(row.last_top1),
-        spread_text(row.best_top1),
-        *([difference_text(row.difference)] if compared.baseline else []),
-        *([f"{row.published:.2f}" if row.published is not None else ""] if published else []),
-        f"{row.seconds:,.1f}",
-    ]
+def _has_published(compared: Comparison) -> bool:
+    return any(row.published is not None for row in compared.rows)
 
 
 def _cell(value: Any) -> str:

@@ -49,7 +49,7 @@ class AttentionTransfer(Objective):
         """Compute the terms `ce` and `at`."""
         pairs = zip(_by_stage(student.features), _by_stage(teacher), strict=True)
         differences = [F.mse_loss(losses.widened(of_student), of_teacher) for of_student, of_teacher in pairs]
-        return {"ce": losses.cross_entropy(student.task, labels), "at": sum(differences[1:], differences[0])}
+        return {"ce": losses.task_loss(student.task, labels), "at": sum(differences[1:], differences[0])}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""

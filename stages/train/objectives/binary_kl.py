@@ -44,7 +44,7 @@ class BinaryKL(Objective):
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and the logit-level loss, which is named as in `LOGIT_LOSSES`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             self.loss: LOGIT_LOSSES[self.loss](student.task, teacher["logits"], self.temperature),
         }
 

@@ -84,7 +84,7 @@ class CATKD(Objective):
         loss = cam_loss(student.features[name], teacher[name], normalize=self.normalize)
         if self.cam_weight is None:
             loss = loss * min(1.0, student.task.shape[1] / PUBLISHED_CLASSES)
-        return {"ce": losses.cross_entropy(student.task, labels), "cam": loss}
+        return {"ce": losses.task_loss(student.task, labels), "cam": loss}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""

@@ -10,11 +10,10 @@ from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
-from dhkd.stages.train.objectives.contract import Objective, Setting
+from dhkd.stages.train.objectives.contract import LATE, Objective, Setting
 from torch import Tensor, nn
 
 CE = "ce"
-LATE = 10**6  # an epoch by which every warm-up has ended
 
 Part = tuple[str, float, Objective]  # name, factor, objective
 
@@ -94,6 +93,17 @@ class Combined(Objective):
     def capturable(self) -> bool:  # type: ignore[override]
         """Whether the steps of all parts can be captured as CUDA graphs."""
         return all(part.capturable for _, _, part in self.parts)
+
+    @property
+    def of_labels(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The terms of all parts that are computed from labels, each name once."""
+        return tuple(dict.fromkeys(term for _, _, part in self.parts for term in part.of_labels))
+
+    @property
+    def needs_labels(self) -> Sequence[str]:
+        """The terms for which images need labels; of `ce`, the combination's weight counts."""
+        of_parts = (term for _, _, part in self.parts for term in part.needs_labels if term != CE)
+        return list(dict.fromkeys([*super().needs_labels, *of_parts]))
 
     @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]

@@ -25,18 +25,21 @@ from torch import Tensor, nn
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 MAX_WEIGHT = 1e6
 
+LATE = 10**6  # an epoch by which every warm-up has ended
+
 
 @dataclass(frozen=True)
 class Setting:
     """What an objective works with: the shapes of both networks, the labels of the training set, the experiment's seed.
 
-    `student` has the shapes of the network that `Objective.architecture` names. `labels_N` is int64. `teacher_network`
+    `student` has the shapes of the network that `Objective.architecture` names. `labels_N` is int64, or None for images
+    without labels, for which only objectives without `needs_labels` are built. `teacher_network`
     is the teacher in eval mode on the CPU; it is None if no teacher weights were given.
     """
 
     student: Shapes
     teacher: Shapes
-    labels_N: Tensor
+    labels_N: Tensor | None
     seed: int
     teacher_network: Network | None = None
 
@@ -92,6 +95,8 @@ class Objective(ABC):
     # The share of the target that the term `ce` spreads over all classes. A combination has one cross-entropy, so it
     # has to know whether the terms `ce` of two parts are the same.
     label_smoothing: float = 0.0
+    # The terms that are computed from labels. One whose weight is 0 is not computed for images without labels.
+    of_labels: tuple[str, ...] = ("ce",)
     # The part of the teacher's network that the objective needs besides signals. If it is None,
     # the objective needs no teacher weights.
     takes_of_teacher: str | None = None
@@ -105,6 +110,14 @@ class Objective(ABC):
     def alignment(self) -> Alignment | None:
         """The terms whose gradient the other terms must not oppose, or None if all gradients are simply summed."""
         return None
+
+    @property
+    def needs_labels(self) -> Sequence[str]:
+        """The terms for which images need labels: those of `of_labels` that ever have a weight or are aligned."""
+        aligned = self.alignment
+        named = [] if aligned is None else [*aligned.kept, *(aligned.against or ())]
+        weights = [self.weights(epoch) for epoch in (0, LATE)]
+        return [term for term in self.of_labels if term in named or any(epoch.get(term) for epoch in weights)]
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Return the names of the teacher's signals that the terms read; if there are none, no teacher is needed.

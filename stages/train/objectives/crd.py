@@ -197,6 +197,7 @@ class CRD(Objective):
     replacement: bool = False
 
     of_logits = False
+    of_labels = ("ce", "student-contrast", "teacher-contrast")
     capturable = False  # negatives are drawn on the host
 
     def __post_init__(self) -> None:
@@ -205,6 +206,11 @@ class CRD(Objective):
         require_at_least("crd", 1, dim=self.dim, negatives=self.negatives)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"objective 'crd': momentum: expected at least 0 and below 1, got {self.momentum!r}")
+
+    @property
+    def needs_labels(self) -> Sequence[str]:
+        """All terms, because negatives are samples of other classes."""
+        return self.of_labels
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's pooled feature."""
@@ -220,6 +226,7 @@ class CRD(Objective):
 
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the projections and the memory."""
+        assert setting.labels_N is not None
         negatives = Negatives(setting.labels_N, self.negatives, setting.seed, replacement=self.replacement)
         widths = setting.student.embedding_dim, setting.teacher.embedding_dim
         return Contrast(*widths, self.dim, negatives, len(setting.labels_N), self.temperature, self.momentum)

@@ -4,7 +4,7 @@ Yang, Zong, Huang, Feng, An, "Dual-Head Knowledge Distillation: Enhancing Logits
 KDD 2025, arXiv 2411.08937. The auxiliary head is built in `stages/models/`, the alignment in `gradients.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
@@ -54,6 +54,11 @@ class DHKD(Objective):
         """The alignment that protects cross-entropy from the logit-level loss, or None if `align` is false."""
         return Alignment(kept=("ce",), against=(self.loss,)) if self.align else None
 
+    @property
+    def needs_labels(self) -> Sequence[str]:
+        """The term `ce`, from which alone the task head learns."""
+        return self.of_labels
+
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's raw logits."""
         return {"logits": None}
@@ -67,7 +72,7 @@ class DHKD(Objective):
         prepared = losses.standardized if self.standardize else losses.widened
         loss = LOGIT_LOSSES[self.loss]
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             self.loss: loss(prepared(student.distill), prepared(teacher["logits"]), self.temperature),
         }
 

@@ -66,7 +66,7 @@ class DIST(Objective):
             F.softmax(losses.widened(logits) / self.temperature, dim=1) for logits in (student.task, teacher["logits"])
         )
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "inter": self.temperature**2 * correlation_distance(student_BK, teacher_BK),
             "intra": self.temperature**2 * correlation_distance(student_BK.T, teacher_BK.T),
         }

@@ -3,7 +3,7 @@
 Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -71,10 +71,17 @@ class DKD(Objective):
     warmup_epochs: int = 20
     standardize: bool = False
 
+    of_labels = ("ce", "tckd", "nckd")
+
     def __post_init__(self) -> None:
         require_temperature("dkd", self.temperature)
         require_weights("dkd", ce_weight=self.ce_weight, alpha=self.alpha, beta=self.beta)
         require_at_least("dkd", 0, warmup_epochs=self.warmup_epochs)
+
+    @property
+    def needs_labels(self) -> Sequence[str]:
+        """All terms: without labels, the target class is unknown."""
+        return self.of_labels
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's probabilities, or its raw logits if they are to be standardised."""

@@ -86,7 +86,7 @@ class FitNet(Objective):
         """Compute the terms `ce` and `hint`."""
         hint = next(value for name, value in teacher.items() if _is_hint(name))
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "hint": F.mse_loss(losses.widened(student.features[HINT]), hint),
         }
 

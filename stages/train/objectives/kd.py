@@ -41,7 +41,7 @@ class KD(Objective):
         """Compute the terms `ce` and `kd`."""
         prepared = losses.standardized if self.standardize else losses.widened
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "kd": losses.kd(prepared(student.task), prepared(teacher["logits"]), self.temperature),
         }
 
@@ -67,7 +67,7 @@ class LogitMSE(Objective):
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `mse`."""
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "mse": losses.logit_mse(student.task, teacher["logits"]),
         }
 

@@ -29,6 +29,15 @@ def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
     return smoothed_cross_entropy(logits_BK, labels, 0.0)
 
 
+def task_loss(logits_BK: Tensor, labels: Labels) -> Tensor:
+    """Compute the term `ce`: cross-entropy with the labels or, for images without labels, 0 with a gradient of 0.
+
+    The training loop refuses, before it begins, a weight of this term above 0 for images without labels
+    (`Objective.of_labels`). The 0 depends on the logits, because DDP expects a gradient for every parameter.
+    """
+    return 0 * widened(logits_BK).sum() if labels.are_absent else cross_entropy(logits_BK, labels)
+
+
 def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) -> Tensor:
     """Compute cross-entropy with the targets (1 − ε) · one-hot + ε/K, ε = `smoothing` in [0, 1]; mean over the batch.
 
@@ -37,10 +46,10 @@ def smoothed_cross_entropy(logits_BK: Tensor, labels: Labels, smoothing: float) 
     """
     logits_BK = widened(logits_BK)
     if labels.second_B is None or labels.weight_B is None:
-        return F.cross_entropy(logits_BK, labels.first_B, label_smoothing=smoothing)
+        return F.cross_entropy(logits_BK, labels.classes_B, label_smoothing=smoothing)
     first_B, second_B = (
         F.cross_entropy(logits_BK, classes_B, label_smoothing=smoothing, reduction="none")
-        for classes_B in (labels.first_B, labels.second_B)
+        for classes_B in (labels.classes_B, labels.second_B)
     )
     return (labels.weight_B * first_B + (1 - labels.weight_B) * second_B).mean()
 

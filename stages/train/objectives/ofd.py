@@ -12,7 +12,7 @@ import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.network import Network
+from dhkd.stages.models.network import Network, input_channels
 from dhkd.stages.models.signals import in_order, map_name, parse, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
@@ -148,7 +148,7 @@ class OFD(Objective):
             _, _, height, width = imitation.shape
             target = resized(teacher[name], (height, width))
             total = total + partial_l2(imitation, target, margin_BC[0]) / 2 ** (len(margins) - position - 1)
-        return {"ce": losses.cross_entropy(student.task, labels), "ofd": total}
+        return {"ce": losses.task_loss(student.task, labels), "ofd": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the same weights in every epoch."""
@@ -161,5 +161,6 @@ class OFD(Objective):
 def _batch_norms(teacher: Network, stages: Sequence[int], image: tuple[int, int]) -> list[nn.BatchNorm2d]:
     weight = next(teacher.parameters())
     with torch.no_grad():
-        batch_norms = teacher.batch_norms(torch.zeros(1, 3, *image, dtype=weight.dtype, device=weight.device))
+        zeros = torch.zeros(1, input_channels(teacher) or 3, *image, dtype=weight.dtype, device=weight.device)
+        batch_norms = teacher.batch_norms(zeros)
     return [batch_norms[stage - teacher.first_stage] for stage in stages]

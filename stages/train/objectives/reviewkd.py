@@ -164,7 +164,7 @@ class ReviewKD(Objective):
         total = total + hierarchical_context_loss(student.features[PREFIX + EMBEDDING], pooled)
         for name, target in zip(reversed(maps), reversed(targets), strict=True):
             total = total + hierarchical_context_loss(student.features[PREFIX + name], teacher[target])
-        return {"ce": losses.cross_entropy(student.task, labels), "review": total}
+        return {"ce": losses.task_loss(student.task, labels), "review": total}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return review_weight, multiplied by the warm-up factor, and the constant weight of cross-entropy."""

@@ -86,7 +86,7 @@ class RKD(Objective):
         """Compute the terms `ce`, `distance` and `angle`."""
         embeddings = student.features["embedding"], teacher["embedding"]
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "distance": distance_loss(*embeddings),
             "angle": angle_loss(*embeddings),
         }

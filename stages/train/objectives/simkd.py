@@ -61,7 +61,7 @@ class SimKD(Objective):
         projected = losses.widened(student.features[MAP])
         _, _, height, width = projected.shape
         return {
-            "ce": losses.cross_entropy(student.task, labels),
+            "ce": losses.task_loss(student.task, labels),
             "map": F.mse_loss(projected, resized(teacher[MAP], (height, width))),
         }
 

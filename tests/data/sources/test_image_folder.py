@@ -9,7 +9,7 @@ import pytest
 import torch
 from dhkd.data.draws.orders import order_of_epoch
 from dhkd.data.errors import ConfigError, DataError
-from dhkd.data.images.base import Triple
+from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding_workers import PhotoRenderer
 from dhkd.data.images.encoded import MEAN, STD, PhotoSet
 from dhkd.data.recipes.random_resized_crop import CenterCrop
@@ -37,8 +37,8 @@ def load(
     split: str = "train",
     *,
     limit: int | None = None,
-    mean: Triple | None = None,
-    std: Triple | None = None,
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
     **place: object,
 ) -> PhotoSet:
     where = Place(root=str(root), **place)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from dhkd.pipeline.build.checks import (
     require_small_blocks,
 )
 from dhkd.pipeline.build.data import images_of, recipe_of
+from dhkd.pipeline.build.networks import Trained
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import build_network
@@ -46,7 +47,8 @@ def checked(reader: LogitReader, *overrides: str, names: Sequence[str] = ("logit
     if seed is not None:
         torch.manual_seed(seed)
         network = build_network("resnet8", 10)
-    require_cache(experiment, reader, digits(experiment), recipe_of(experiment.views), names, network)
+    trained = None if network is None else Trained(network, "", None)
+    require_cache(experiment, reader, digits(experiment), recipe_of(experiment.views), names, trained, DataOptions())
 
 
 def test_a_cache_that_fits(reader: LogitReader) -> None:

@@ -103,6 +103,29 @@ def test_options_of_other_objectives_are_no_difference_to_the_baseline() -> None
     assert all(row.difference is None for row in compare(runs, "objective=kd").rows)
 
 
+def test_own_losses_and_their_options_have_a_baseline() -> None:
+    runs = [
+        run_of(0, 60.0),
+        run_of(0, 61.0, objective="kd + 2 * nets/my.py:far", **{"objectives__nets/my__py:far__margin": 2}),
+        run_of(0, 62.0, objective="kd + 2 * nets/my.py:far", **{"objectives__nets/my__py:far__margin": 3}),
+    ]
+    differences = [row.difference for row in compare(runs).rows]
+    assert differences[0] is None
+    assert [one.mean for one in differences[1:] if one is not None] == pytest.approx([1.0, 2.0])
+
+
+def test_code_is_an_axis_only_where_one_name_had_two_contents() -> None:
+    def run(seed: int, top1: float, objective: str, **hashes: str) -> Run:
+        code = {f"code.{name}.py:far.{key}": value for name, value in hashes.items() for key in ("sha256", "module")}
+        return run_of(seed, top1, objective=objective, run=code)
+
+    alike = [run(0, 60.0, "kd"), run(0, 61.0, "a.py:far", a="1" * 64), run(0, 62.0, "b.py:far", b="2" * 64)]
+    assert compare(alike).axes == ["objective"]
+    changed = [run(0, 61.0, "a.py:far", a="1" * 64), run(1, 62.0, "a.py:far", a="2" * 64)]
+    rows = compare(changed).rows
+    assert [row.values["run.code.a.py:far.sha256"] for row in rows] == ["1" * 12, "2" * 12]
+
+
 def test_a_run_without_a_cache_is_compared_with_runs_of_any() -> None:
     runs = [
         run_of(0, 50.0, objective="ce", run={"cache": None, "views": None}),

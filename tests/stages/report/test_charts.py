@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dhkd.stages.report.charts import legend_of, line_charts, matrix_charts, point_charts, value_charts
+from dhkd.stages.report.charts import (
+    all_rounded,
+    legend_of,
+    line_charts,
+    matrix_charts,
+    point_charts,
+    rounded,
+    value_charts,
+)
 from dhkd.stages.report.figures import Line, Matrices, Panel, Points, Values
 from dhkd.stages.report.statistics import spread
 
@@ -140,3 +148,12 @@ def test_points_are_coloured_by_label() -> None:
     assert (trace["x"], trace["y"]) == ([0.0, 2.0], [1.24, 3.0])
     assert (trace["marker"]["color"], trace["text"]) == ([7, 8], ["7", "8"])
     assert figure["layout"]["title"]["text"] == "teacher"
+
+
+@pytest.mark.parametrize("digits", [4, 5])
+def test_many_values_are_rounded_as_each_is(digits: int, rng: np.random.Generator) -> None:
+    values = [*(rng.normal(size=200) * 10.0 ** rng.integers(-12, 12, 200)).tolist(), 0.0, -0.0, 1.0, 7, 1e300, 5e-324]
+    assert all_rounded(values, digits) == [rounded(value, digits) for value in values]
+    values += [float("nan"), float("inf")]
+    assert all_rounded(values, digits)[-2:] == [None, None]
+    assert all_rounded([], digits) == []

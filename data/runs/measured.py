@@ -1,0 +1,27 @@
+"""What a run's top-1 and top-5 figures are: accuracy or agreement with the teacher, on test images or a held-out part.
+
+A run's settings name it only if it isn't accuracy on the test split, which is the rule.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dhkd.data.runs.names import MEASURED_KEY
+
+USUAL = "test accuracy"  # the others are "val accuracy", "test agreement" and "val agreement"
+
+
+def top1_name(measured: str | None) -> str:
+    """Return how texts and tables call the top-1 figure: top-1, val top-1, test agreement or val agreement."""
+    return "top-1" if measured in (None, USUAL) else str(measured).replace("accuracy", "top-1")
+
+
+def common_top1_name(settings: Sequence[Mapping[str, Any]]) -> str:  # Any: settings are YAML
+    """Return the name of the top-1 figure of runs with these settings: top-1 if it isn't the same for all."""
+    names = {top1_name(of_run.get(MEASURED_KEY)) for of_run in settings}
+    return names.pop() if len(names) == 1 else "top-1"
+
+
+def label_of(name: str) -> str:
+    """Return the label of a figure's axis from the name of its top-1 figures."""
+    return f"{'test top-1' if name == 'top-1' else name} (%)"

@@ -1,0 +1,89 @@
+"""What a cache says about the settings that it was made with, for work that is given nothing but the cache.
+
+The identity of a built-in source in memory, and of a built-in recipe, says all. Of other sources and recipes, the
+provenance records the settings.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dhkd.configs.load import parse_section
+from dhkd.configs.schema import Data, Experiment, Views
+from dhkd.data.cache.manifest import Manifest, signal_name
+from dhkd.data.errors import CacheMismatch, ConfigError
+from dhkd.data.recipes import RECIPES
+from dhkd.data.sources import SOURCES
+
+SETTINGS = "settings"  # the entry of a signal's provenance
+LIMITS = ("limit", "test_limit")
+
+
+# Any: settings are plain values, as JSON stores them.
+def settings_to_record(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that a cache's identity doesn't say, as plain values; nothing if it says all."""
+    data = experiment.data.model_dump(mode="json", exclude_none=True)
+    source = SOURCES.get(experiment.data.source)
+    known = source is not None and source.size is not None and data.keys() <= {"source", *LIMITS}
+    recorded: dict[str, Any] = {}
+    if not known:
+        recorded["data"] = data
+    if experiment.views.kind not in RECIPES:
+        recorded["views"] = {"kind": experiment.views.kind, **experiment.views.parameters}
+    return recorded
+
+
+# Any: the same.
+def recorded_settings(
+    manifest: Manifest, location: str, teacher: str | None = None, *, known: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the sections data, views and teacher of the experiment that made the cache, as plain values.
+
+    `teacher` is a teacher's name in the cache. Sections that are `known` already are left out. Raises `CacheMismatch`
+    if the cache doesn't record its data.
+    """
+    signals, recorded = manifest.signals, _recorded(manifest, teacher)
+    of_teacher = signals.get(signal_name(teacher, "logits")) or next(iter(signals.values()))
+    tree: dict[str, Any] = {
+        # How it was trained is not recorded, and no student needs it.
+        "teacher": {"architecture": of_teacher.teacher.get("architecture"), "epochs": 1, "lr": 0.05}
+    }
+    try:
+        if "data" not in known:
+            data = recorded.get("data") or _data_of(manifest, location)
+            tree["data"] = parse_section(Data, data, "data")
+        if "views" not in known:
+            views = recorded.get("views") or _views_of(manifest.identity.recipe)
+            tree["views"] = parse_section(Views, views, "views")
+    except ConfigError as error:
+        raise CacheMismatch(
+            f"cache at {location}: expected the settings that it was made with, found damaged ones ({error}); name a"
+            f" preset"
+        ) from error
+    return tree
+
+
+def _recorded(manifest: Manifest, teacher: str | None) -> Mapping[str, Any]:  # Any: JSON of the cache's writer
+    """Return the recorded settings: those beside the teacher's logits, or beside any signal."""
+    for name in (signal_name(teacher, "logits"), *manifest.signals):
+        provenance = manifest.provenance.get(name)
+        recorded = provenance.get(SETTINGS) if isinstance(provenance, Mapping) else None
+        if isinstance(recorded, Mapping):
+            return recorded
+    return {}
+
+
+def _data_of(manifest: Manifest, location: str) -> dict[str, object]:
+    dataset = manifest.identity.dataset
+    source = SOURCES.get(dataset.name)
+    if source is None or source.size is None:
+        raise CacheMismatch(
+            f"cache at {location}: expected a record of its data set {dataset.name}, found none, because an earlier"
+            f" version made it or the command line's preset did; name the preset or the data set"
+        )
+    return {"source": dataset.name} | (
+        {} if dataset.num_samples == source.size.samples else {"limit": dataset.num_samples}
+    )
+
+
+def _views_of(recipe: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON, as a recipe describes itself
+    return {key: value for key, value in recipe.items() if key == "kind" or key in Views.model_fields}

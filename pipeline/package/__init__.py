@@ -1,0 +1,93 @@
+"""Knowledge distillation from a teacher that runs once: the Python interface.
+
+    import dhkd
+
+    dhkd.cache_teacher(teacher, (images, labels), "crop-flip", "cats.zarr", test=(test_images, test_labels))
+    dhkd.train_student(SmallNet, "cats.zarr", "dhkd", "runs/small", epochs=30, lr=0.05)
+    print(dhkd.report("runs"))
+
+A name is loaded when it is first used, so that `import dhkd` takes no time and imports no torch. Every error that a
+user can cause is a `DhkdError` with a message of one line.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dhkd.data.cache.reader import LogitReader as LogitReader
+    from dhkd.data.cache.reader import open_cache as open_cache
+    from dhkd.data.errors import DhkdError as DhkdError
+    from dhkd.data.own_code import offer as offer
+    from dhkd.data.recipes.base import Recipe as Recipe
+    from dhkd.pipeline.api import DistillationSet as DistillationSet
+    from dhkd.pipeline.data_options import DataOptions as DataOptions
+    from dhkd.pipeline.python.caching import cache_teacher as cache_teacher
+    from dhkd.pipeline.python.loops import auxiliary_head as auxiliary_head
+    from dhkd.pipeline.python.loops import build_network as build_network
+    from dhkd.pipeline.python.runs import RunTable as RunTable
+    from dhkd.pipeline.python.runs import evaluate as evaluate
+    from dhkd.pipeline.python.runs import load_network as load_network
+    from dhkd.pipeline.python.runs import report as report
+    from dhkd.pipeline.python.training import sweep as sweep
+    from dhkd.pipeline.python.training import train_student as train_student
+    from dhkd.pipeline.python.training import train_teacher as train_teacher
+    from dhkd.pipeline.results import CachedTeacher as CachedTeacher
+    from dhkd.pipeline.results import Evaluated as Evaluated
+    from dhkd.pipeline.results import TrainedRun as TrainedRun
+    from dhkd.stages.models.network import Network as Network
+    from dhkd.stages.train.gradients import Alignment as Alignment
+    from dhkd.stages.train.gradients import backward as backward
+    from dhkd.stages.train.objectives import losses as losses
+    from dhkd.stages.train.objectives.contract import Objective as Objective
+
+    __version__: str
+
+# The module of each name. It repeats the imports above, which only type checkers follow; a test compares the two.
+_MODULES = {
+    "Alignment": "stages.train.gradients",
+    "CachedTeacher": "pipeline.results",
+    "DataOptions": "pipeline.data_options",
+    "DhkdError": "data.errors",
+    "DistillationSet": "pipeline.api",
+    "Evaluated": "pipeline.results",
+    "LogitReader": "data.cache.reader",
+    "Network": "stages.models.network",
+    "Objective": "stages.train.objectives.contract",
+    "Recipe": "data.recipes.base",
+    "RunTable": "pipeline.python.runs",
+    "TrainedRun": "pipeline.results",
+    "auxiliary_head": "pipeline.python.loops",
+    "backward": "stages.train.gradients",
+    "build_network": "pipeline.python.loops",
+    "cache_teacher": "pipeline.python.caching",
+    "evaluate": "pipeline.python.runs",
+    "load_network": "pipeline.python.runs",
+    "losses": "stages.train.objectives",
+    "offer": "data.own_code",
+    "open_cache": "data.cache.reader",
+    "report": "pipeline.python.runs",
+    "sweep": "pipeline.python.training",
+    "train_student": "pipeline.python.training",
+    "train_teacher": "pipeline.python.training",
+}
+
+__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 - all of these are texts
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("dhkd")
+    elif name in _MODULES:
+        from importlib import import_module
+
+        module = import_module(f"dhkd.{_MODULES[name]}")
+        value = getattr(module, name, None) or import_module(f"{module.__name__}.{name}")
+    else:
+        raise AttributeError(f"module 'dhkd' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

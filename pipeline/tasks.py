@@ -1,0 +1,90 @@
+"""From a prepared run to a task of the training loop, and from the task's figures to the run's result."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+from dhkd.configs.schema import Training
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.measured import USUAL
+from dhkd.data.stream.batches import Stream
+from dhkd.pipeline.build.beginning import Beginning
+from dhkd.pipeline.build.code import code_metadata
+from dhkd.pipeline.build.networks import metadata_of
+from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
+from dhkd.pipeline.environment import hardware, unreadable_files, versions
+from dhkd.pipeline.evaluation import Evaluator
+from dhkd.pipeline.results import Distillation, TrainedRun, plain
+from dhkd.stages.models import count_parameters
+from dhkd.stages.models.weights import save_weights, weights_sha256
+from dhkd.stages.train.loop import Figures, Task
+from dhkd.stages.train.objectives.contract import Objective, Setting
+
+
+def task_of(
+    settings: Training,
+    objective: Objective,
+    setting: Setting,
+    stream: Stream,
+    accuracy_of: Evaluator,
+    run: RunFolder,
+    trackers: Sequence[str],
+    name: str,
+    beginning: Beginning | None = None,
+) -> Task:
+    """Build what the loop trains: a freshly initialised student, and everything that its training needs.
+
+    `name` says what `accuracy_of` measures. The student begins with random weights unless `beginning` is given.
+    """
+    student = student_of(objective, setting, beginning)
+    return Task(
+        student,
+        optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
+        objective,
+        stream,
+        accuracy_of,
+        learning_rate_of(settings),
+        epochs=settings.epochs,
+        seed=setting.seed,
+        clip_norm=settings.clip_norm,
+        run=run,
+        compiled=settings.compile,
+        keep_every=settings.keep_every,
+        trackers=trackers,
+        measured=name,
+    )
+
+
+def finished(
+    role: Literal["teacher", "student"],
+    task: Task,
+    figures: Figures,
+    setting: Setting,
+    accuracy_of: Evaluator,
+    distillation: Distillation | None,
+) -> TrainedRun:
+    """Write the weights and the result of a run that ended well into the run folder, and return the result."""
+    network, architecture = task.student.backbone, setting.student.wanted
+    processes = accuracy_of.processes
+    result = TrainedRun(
+        role=role,
+        architecture=architecture.name,
+        parameters=count_parameters(network),
+        **asdict(figures),
+        seed=setting.seed,
+        distillation=distillation,
+        measured=task.measured if task.measured != USUAL else None,
+        unreadable_files=unreadable_files(task.stream.renderer, processes),
+        sha256=weights_sha256(network),
+        settings_sha256=task.run.settings_sha256,
+        precision=processes.precision,
+        hardware=hardware(processes.device),
+        processes=processes.world_size,
+        versions=versions(),
+    )
+    if processes.is_first:
+        task.run.require_lock()
+        metadata = metadata_of(architecture, accuracy_of.renderer.images, accuracy_of.normalize)
+        save_weights(task.run.path / f"{role}.safetensors", network, {**metadata, **code_metadata(architecture.name)})
+        task.run.write_result(plain(result))
+    return result
