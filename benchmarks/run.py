@@ -25,6 +25,7 @@ from dhkd.benchmarks.gpu import gpu
 from dhkd.benchmarks.large_cache import large_cache
 from dhkd.benchmarks.memory import memory
 from dhkd.benchmarks.method_steps import method_steps
+from dhkd.benchmarks.own_data import own_data
 from dhkd.benchmarks.pairs import pairs
 from dhkd.benchmarks.photographs import decoding
 from dhkd.benchmarks.profiled import profiled
@@ -54,6 +55,7 @@ ON_THE_CPU: dict[str, Callable[[Setup], list[Figure]]] = {
     "memory": memory,
     "stores": stores,
     "photographs": decoding,
+    "own-data": own_data,
     "large": large_cache,
     "methods": method_steps,
 }

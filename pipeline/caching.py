@@ -18,7 +18,7 @@ from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import one_of
 from dhkd.data.images.held_out import VAL
 from dhkd.data.render import Renderer
-from dhkd.pipeline.build.cache import cache_identity, plan_of, summary_of
+from dhkd.pipeline.build.cache import cache_identity, gives_logits, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import images_of, reading_of, recipe_of, renderer_of
@@ -94,7 +94,9 @@ def cache_teacher(
         if _must_state_provenance(storage, wanted, out, processes, code_of_teacher(experiment)):
             test = teacher_test_renderer(experiment, processes.device, data, images)
             accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data, images)
-            provenance = code | _provenance(experiment, trained.network, accuracy_of, reading, command)
+            provenance = code | _provenance(
+                experiment, trained.network, accuracy_of, reading, command, has_classifier=gives_logits(setting.teacher)
+            )
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})
         manifest = processes.broadcast(begin(storage, experiment.cache.store, wanted) if processes.is_first else None)
         signals = list(wanted.signals)
@@ -147,6 +149,8 @@ def _provenance(
     accuracy_of: Evaluator,
     reading: Mapping[str, object],
     command: str,
+    *,
+    has_classifier: bool,
 ) -> dict[str, Any]:
     """Return the provenance of the teacher's signals, i.e. how they were computed, as JSON for the manifest.
 
@@ -159,19 +163,24 @@ def _provenance(
         **({"data": reading} if reading else {}),
         **({SETTINGS: settings} if settings else {}),
         "command": command,
-        **_teacher_on_test(experiment, network, accuracy_of),
+        **_teacher_on_test(experiment, network, accuracy_of, has_classifier=has_classifier),
         "hardware": hardware_name(accuracy_of.processes.device),
         "versions": versions(),
     }
 
 
-def _teacher_on_test(experiment: Experiment, network: Network, accuracy_of: Evaluator) -> dict[str, Any]:
+def _teacher_on_test(
+    experiment: Experiment, network: Network, accuracy_of: Evaluator, *, has_classifier: bool
+) -> dict[str, Any]:
     """Return, as JSON for the manifest, the teacher's accuracy or, for test images without labels, its classes.
 
     Raises `DataError` for a teacher that does no better than guessing.
     """
     test, processes = accuracy_of.renderer, accuracy_of.processes
     part = test.images.split
+    if not has_classifier:
+        log_once(processes, "the teacher has no classifier, so its accuracy is not checked")
+        return {}
     if test.images.labels_N is None:
         log_once(processes, f"the {part} images have no labels, so the teacher's accuracy is not known")
         classes_N = top_classes(network, test, accuracy_of.normalize, batch_size=EVALUATION_BATCH, processes=processes)

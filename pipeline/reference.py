@@ -19,10 +19,8 @@ from dhkd.data.images.held_out import VAL
 from dhkd.data.runs.measured import USUAL
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS
 from dhkd.pipeline.build.checks import labels_of
-from dhkd.pipeline.build.networks import Trained
-from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.build.students import Source
 from dhkd.pipeline.evaluation import Evaluator, classes_of_teacher
-from dhkd.stages.processes import Precision
 from torch import Tensor
 
 TEST_CLASSES, TEST_DATA = "teacher_test_classes", "test_data"  # keys of a signal's provenance
@@ -31,24 +29,21 @@ TEST_CLASSES, TEST_DATA = "teacher_test_classes", "test_data"  # keys of a signa
 def with_reference(
     accuracy_of: Evaluator,
     experiment: Experiment,
-    train: Images,
-    reader: LogitReader | None,
-    teacher: Trained | None,
-    precision: Precision,
-    data: DataOptions,
+    source: Source,
 ) -> Evaluator:
     """Return an evaluator that compares with labels or, for images without labels, with the teacher's classes.
 
-    `train` are the training images. Raises `ConfigError` if these are not known either.
+    `source` has the training images, the cache and the teacher. Raises `ConfigError` if these are not known either.
     """
     test = accuracy_of.renderer
-    if measured(experiment, train).endswith("accuracy"):
+    if measured(experiment, source.images).endswith("accuracy"):
         labels_of(test.images)
         return accuracy_of
-    if teacher is not None:
-        classes_N = classes_of_teacher(experiment, teacher, test, data, accuracy_of.processes, precision)
+    if source.teacher is not None:
+        precision = source.teacher_precision
+        classes_N = classes_of_teacher(experiment, source.teacher, test, source.data, accuracy_of.processes, precision)
     else:
-        classes_N = _recorded(experiment, reader, test.images)
+        classes_N = _recorded(experiment, source.reader, test.images)
     return replace(accuracy_of, classes_N=classes_N)
 
 

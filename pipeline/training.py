@@ -260,13 +260,12 @@ def _train_side_by_side(
     require_same_classes(source.images, test.images)
     require_agreement(processes, lambda: {"test data": plain_identity(test.images)})
     normalize = normalization_of(experiment.student, source.images)
-    evaluator, precision = Evaluator(test, normalize, processes), source.teacher_precision
-    accuracies = {
-        out: with_reference(
-            evaluator, student.experiment, source.images, source.reader, source.teacher, precision, options.data
-        )
-        for out, student in students.items()
+    of_teacher = {student.experiment.student.teacher: student.experiment for student in students.values()}
+    evaluators = {
+        name: with_reference(Evaluator(test, normalize, processes), experiment, source)
+        for name, experiment in of_teacher.items()
     }
+    accuracies = {out: evaluators[student.experiment.student.teacher] for out, student in students.items()}
     if source.reader is not None:
         drift = check_pixels(renderer, source.reader, seed=experiment.seed, allow_drift=options.allow_drift)
         log_once(processes, drift)

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as joint commands set it before torch is imported, for those in forks
 import torch
+
+del os.environ["TORCH_CPP_LOG_LEVEL"]
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.shapes import check_shapes

@@ -1,8 +1,8 @@
 """Shape checks while tests run: an array argument whose name ends in a shape must have this shape.
 
 `student_BK` must have two axes, `margin_C` one, and `scale_B1` two, the second of length 1. Axes with the same letter
-must have the same length in all arguments of a call. The package itself does without jaxtyping, a development
-dependency: an import hook adds the checks to its modules.
+must have the same length in all arguments of a call. An import hook adds the checks to the package's modules. They are
+made for every step of every training run in the tests, hence without jaxtyping, which takes ten times as long.
 """
 
 import functools
@@ -14,11 +14,11 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
-import jaxtyping
 import numpy as np
 from torch import Tensor
 
 CHECKED = ("dhkd.data", "dhkd.stages.train", "dhkd.stages.report", "dhkd.stages.models.signals")
+ARRAYS = (Tensor, np.ndarray)
 SHAPE = re.compile(r"_([A-Z0-9]+)$")
 
 
@@ -32,23 +32,33 @@ def check_shapes() -> None:
 def checked(function: Callable[..., object]) -> Callable[..., object]:
     """Wrap a function so that its arrays' shapes are checked; if no argument name has a shape, return it unchanged."""
     signature = inspect.signature(function)
-    shapes = {name: " ".join(match[1]) for name in signature.parameters if (match := SHAPE.search(name))}
+    shapes = {name: match[1] for name in signature.parameters if (match := SHAPE.search(name))}
     if not shapes:
         return function
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    assert inspect.Parameter.VAR_POSITIONAL not in kinds, f"{function.__qualname__} takes any number of arguments"
+    names = list(signature.parameters)
 
     @functools.wraps(function)
     def call(*arguments: object, **options: object) -> object:
-        given = signature.bind(*arguments, **options).arguments
-        arrays = {name: value for name, value in given.items() if isinstance(value, Tensor | np.ndarray)}
-        with jaxtyping.jaxtyped("context"):
-            for name, array in arrays.items():
-                if name in shapes:
-                    kind = jaxtyping.Shaped[Tensor if isinstance(array, Tensor) else np.ndarray, shapes[name]]
-                    sizes = {argument: tuple(value.shape) for argument, value in arrays.items()}
-                    assert isinstance(array, kind), f"{function.__qualname__}: {name} doesn't fit among {sizes}"
+        given = dict(zip(names, arguments, strict=False)) | options  # too many arguments fail in the call itself
+        arrays = {name: value for name, value in given.items() if isinstance(value, ARRAYS)}
+        lengths: dict[str, int] = {}
+        for name, axes in shapes.items():
+            if name in arrays and not fits(arrays[name].shape, axes, lengths):
+                sizes = {argument: tuple(value.shape) for argument, value in arrays.items()}
+                raise AssertionError(f"{function.__qualname__}: {name} doesn't fit among {sizes}")
         return function(*arguments, **options)
 
     return call
+
+
+def fits(shape: Sequence[int], axes: str, lengths: dict[str, int]) -> bool:
+    """Whether an array has these axes, with the lengths that are known; adds those that were not."""
+    return len(shape) == len(axes) and all(
+        length == (int(axis) if axis.isdigit() else lengths.setdefault(axis, length))
+        for axis, length in zip(axes, shape, strict=True)
+    )
 
 
 class _Finder(MetaPathFinder):

@@ -84,7 +84,8 @@ class PhotoSet:
 
     def without_labels(self, num_classes: int | None) -> "PhotoSet":
         """Return the same images without labels; if `num_classes` is None, their number of classes stays."""
-        return replace(self, labels_N=None, num_samples=len(self), num_classes=num_classes or self.num_classes)
+        num_classes = num_classes or self.num_classes
+        return replace(self, labels_N=None, num_samples=len(self), num_classes=num_classes, class_names=())
 
     def with_channels(self, channels: int) -> "PhotoSet":
         """Return the same images, rendered in 1 or 3 channels."""

@@ -94,7 +94,7 @@ class ImageSet:
 
     def without_labels(self, num_classes: int | None) -> "ImageSet":
         """Return the same images without labels; if `num_classes` is None, their number of classes stays."""
-        return replace(self, labels_N=None, num_classes=num_classes or self.num_classes)
+        return replace(self, labels_N=None, num_classes=num_classes or self.num_classes, class_names=())
 
     def with_channels(self, channels: int) -> "ImageSet":
         """Return the same images in 1 or 3 channels; colours become grey, and grey is repeated three times."""

@@ -22,6 +22,11 @@ def common_top1_name(settings: Sequence[Mapping[str, Any]]) -> str:  # Any: sett
     return names.pop() if len(names) == 1 else "top-1"
 
 
+def caption_of(name: str) -> str:
+    """Return the name of top-1 figures as the beginning of a sentence."""
+    return "Test accuracy" if name == "top-1" else f"{name[0].upper()}{name[1:]}"
+
+
 def label_of(name: str) -> str:
     """Return the label of a figure's axis from the name of its top-1 figures."""
     return f"{'test top-1' if name == 'top-1' else name} (%)"

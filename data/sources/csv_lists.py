@@ -184,7 +184,7 @@ def _column(table: Table, kind: str, wanted: str | int | None, candidates: Seque
 
 
 def _is_path(cell: str) -> bool:
-    return cell.strip().lower().endswith(SUFFIXES)
+    return os.path.splitext(cell.strip())[1].lower() in SUFFIXES
 
 
 def _labels(table: Table, column: int) -> Labels:

@@ -107,7 +107,9 @@ def _refused(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{path}: expected a .npy or .npz file, got: {error.strerror or error}") from error
+        raise DataError(
+            f"{path}: expected a .npy or .npz file, got: {error.strerror or error}; check --data-root"
+        ) from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: expected a .npy or .npz file, got a damaged or foreign one ({reason})") from error

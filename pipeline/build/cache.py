@@ -27,12 +27,12 @@ from dhkd.pipeline.build.teacher import teacher_record
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.limits import available_memory
 from dhkd.pipeline.results import CacheSummary
-from dhkd.stages.models.signals import parse
+from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.processes import Precision
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Setting
 
-LOGITS = "logits"
+LOGITS, EMBEDDING = "logits", "embedding"
 
 MEAN_OF_TEACHERS = "mean"  # used in place of a teacher's name for the mean of all teachers' logits
 
@@ -54,13 +54,21 @@ def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
     return Int8() if settings.kind == "int8" else Float(kind=settings.kind)
 
 
+def gives_logits(teacher: Shapes) -> bool:
+    """Return whether a teacher has a classifier; if it has none, it gives embeddings and maps alone."""
+    return teacher.gives_logits
+
+
 def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
     """Return the names of the teacher's signals that the preset wants cached.
 
-    Raises `ConfigError` for an unknown signal, and for a signal that can't be cached.
+    If the preset doesn't say, these are the logits, or the embedding of a teacher without a classifier. Raises
+    `ConfigError` for an unknown signal, and for a signal that can't be cached.
     """
     names: list[str] = []
-    for word in experiment.cache.signals:
+    unsaid = "signals" not in experiment.cache.model_fields_set
+    words = (EMBEDDING,) if unsaid and not gives_logits(setting.teacher) else experiment.cache.signals
+    for word in words:
         if word in NEEDED_BY:
             name = NEEDED_BY[word]
             names += build_objective(name, experiment.objectives.get(name, {})).needs(setting)

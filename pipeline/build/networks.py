@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from dhkd.configs.schema import Training
-from dhkd.data.errors import WeightsError
+from dhkd.data.errors import ConfigError, WeightsError
 from dhkd.data.images.base import Images, PerChannel
 from dhkd.data.render import Normalization
 from dhkd.data.runs.names import CONFIG
@@ -20,6 +20,7 @@ from dhkd.stages.models.class_names import names_of_packaged_weights
 from dhkd.stages.models.file_kinds import is_safetensors
 from dhkd.stages.models.foreign import INNER
 from dhkd.stages.models.libraries import packaged_weights
+from dhkd.stages.models.network import input_channels
 from dhkd.stages.models.weights import classes_of_weights, fit_weights, read_metadata, read_weights, weights_sha256
 from torch import Tensor
 
@@ -144,13 +145,14 @@ class Weights:
     """Weights that were read: tensors by name, and what is known of them.
 
     `origin` and `mean_std` are as in `Trained`. `class_names` are the names of the outputs, in order, if they are
-    recorded.
+    recorded. `role` is the section of the preset whose network gets them.
     """
 
     state: Mapping[str, Tensor]
     origin: str
     mean_std: MeanStd | None
     class_names: tuple[str, ...]
+    role: str
 
     @property
     def channels(self) -> int:
@@ -165,12 +167,12 @@ def weights_at(architecture: Named, path: Path, role: str) -> Weights:
         state, colours = packaged_weights(name_of(architecture), tag)
         mean_std = colours and (_per_channel(colours[0]), _per_channel(colours[1]))
         names = names_of_packaged_weights(name_of(architecture), tag)
-        return Weights(state, f"{path} of {architecture}", mean_std, names)
+        return Weights(state, f"{path} of {architecture}", mean_std, names, role)
     path, key = split_key(path)
     file = weights_file(path, role)
     require_code_of_weights(file, _metadata(file), name_of(architecture))
     state, mean_std = read_weights(file, key), _mean_std(file)
-    return Weights(state, f"{file}::{key}" if key else str(file), mean_std, _class_names(file))
+    return Weights(state, f"{file}::{key}" if key else str(file), mean_std, _class_names(file), role)
 
 
 def fitted(
@@ -181,7 +183,11 @@ def fitted(
     `channels` is as in `trained_network`. Raises `WeightsError` if they don't fit.
     """
     network = build_network(architecture, num_classes, channels or weights.channels)
-    origin = fit_weights(network, weights.state, weights.origin, head=head)
+    try:
+        origin = fit_weights(network, weights.state, weights.origin, head=head)
+    except WeightsError as error:
+        _require_channels(architecture, num_classes, weights, input_channels(network), error)
+        raise
     return Trained(network.eval(), origin, weights.mean_std)
 
 
@@ -193,6 +199,21 @@ def num_outputs(architecture: Named, num_classes: int, weights: Weights, channel
     network = build_network(architecture, num_classes, channels or weights.channels)
     found = classes_of_weights(network, weights.state, weights.origin)
     return num_classes if found is None else found
+
+
+def _require_channels(
+    architecture: Named, num_classes: int, weights: Weights, channels: int | None, misfit: WeightsError
+) -> None:
+    """Raise `WeightsError` if weights are a misfit only because they take images of another number of channels."""
+    other = 1 if channels == 3 else 3
+    try:
+        fit_weights(build_network(architecture, num_classes, other), weights.state, weights.origin)
+    except (WeightsError, ConfigError):
+        return
+    raise WeightsError(
+        f"weights {weights.origin}: expected a network whose input has {channels} channels, got one of {other}; set"
+        f" {weights.role}.channels={other}, and images of {channels} are converted for it"
+    ) from misfit
 
 
 def classes_in(architecture: Named, path: Path, role: str) -> int | None:

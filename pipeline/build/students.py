@@ -13,7 +13,16 @@ from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.beginning import Beginning, beginning_of
-from dhkd.pipeline.build.cache import cached_names, digest_for, of_views, reader_of, summary_of, teacher_in
+from dhkd.pipeline.build.cache import (
+    LOGITS,
+    cached_names,
+    digest_for,
+    gives_logits,
+    of_views,
+    reader_of,
+    summary_of,
+    teacher_in,
+)
 from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_rows
 from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import images_of, recipe_of
@@ -146,6 +155,12 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
         stored = [name for signals in names.values() for name in signals]
         require_cache(experiment, reader, source.images, source.recipe, stored, source.teacher, source.data)
         require_rows(reader, names, setting)
+    if LOGITS in live and not gives_logits(setting.teacher):
+        raise ConfigError(
+            f"objective {experiment.objective!r} needs the teacher's logits: expected a teacher with a classifier,"
+            f" {setting.teacher.architecture} gives none; choose an objective that compares embeddings (rkd, crd) or"
+            f" maps (fitnet, at), or another teacher"
+        )
     require_live(experiment, setting, live, reader, source.images, source.recipe)
     if live and source.network is None:
         raise ConfigError(

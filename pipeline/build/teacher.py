@@ -102,6 +102,7 @@ def teacher_record(experiment: Experiment, classes: tuple[int, ...] | None) -> d
     return size if classes is None else {**size, "classes": list(classes)}
 
 
+# Any: JSON, as a manifest holds it.
 def expected_record(
     experiment: Experiment, images: Images, trained: Trained | None, data: DataOptions
 ) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
 from dhkd.stages.models import Network
 
-# Fields of the preset's sections that don't change the test images.
+# Fields of the preset's sections that don't change the test images, unless these are a part of the training images.
 ONLY_FOR_TRAINING = {"data": ("limit", "train"), "views": ("seed",)}
+OF_A_PART = ("train",)
 
 
 def test_sets_of(
@@ -58,8 +59,9 @@ def test_sets_of(
 
 
 def _of_test(experiment: Experiment) -> str:
+    part = OF_A_PART if experiment.data.val_fraction is not None else ()
     kept = {
-        section: getattr(experiment, section).model_dump_json(exclude=set(fields))
+        section: getattr(experiment, section).model_dump_json(exclude=set(fields) - set(part))
         for section, fields in ONLY_FOR_TRAINING.items()
     }
     return str(kept)

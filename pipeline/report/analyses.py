@@ -24,6 +24,7 @@ from dhkd.pipeline.report.panels import (
     conflict_panels,
     curves_of,
     etf_panels,
+    top1_label,
     views_panels,
 )
 from dhkd.pipeline.report.rows import (
@@ -97,7 +98,8 @@ def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None =
         for of_views in kinds_of(kind, {"views": VIEWS_KEY}).values()
     ]
     write_rows(table := out / "views.csv", ViewsRow, rows)
-    return Analysis(rows, [str(table), *draw_lines(views_panels(rows), "How many views", out / "views")])
+    panels = views_panels(rows, *top1_label(finished).values())
+    return Analysis(rows, [str(table), *draw_lines(panels, "How many views", out / "views")])
 
 
 def _views_row(name: str, runs: Sequence[Run], teacher_rate: float | None) -> ViewsRow:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, get_args
 
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.runs.measured import common_top1_name
+from dhkd.data.runs.measured import caption_of, common_top1_name
 from dhkd.data.runs.names import EPOCHS_KEY
 from dhkd.data.runs.read import Run, State, SweepRecord, finished_of, read_sweep_record
 from dhkd.data.shown import printable_line
@@ -86,14 +86,10 @@ def _comparison(compared: Comparison) -> Table:
         ],
         [_compared_row(row, compared, published) for row in compared.rows],
         left=max(1, len(compared.axes)),
-        caption=f"{_caption(compared.top1)} after the last epoch, and the best one; runs that differ only in their seed"
-        " are one row",
+        caption=f"{caption_of(compared.top1)} after the last epoch, and the best one; runs that differ only in their"
+        " seed are one row",
         note=NOTE,
     )
-
-
-def _caption(top1: str) -> str:
-    return "Test accuracy" if top1 == "top-1" else f"{top1[0].upper()}{top1[1:]}"
 
 
 def _compared_row(row: ComparedRow, compared: Comparison, published: bool) -> list[Cell]:

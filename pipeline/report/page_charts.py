@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from dhkd.data.runs.measured import caption_of, common_top1_name
 from dhkd.data.runs.read import Run
 from dhkd.pipeline.report.arrays import CORRELATION, TSNE, read_correlation, read_tsne
 from dhkd.pipeline.report.comparison import Comparison
@@ -46,9 +47,9 @@ def curve_charts(runs: Sequence[Run], order: Sequence[str]) -> list[Chart]:
         f"After every epoch: means over seeds, {BARS}. Each method's loss is a sum of its own terms, so only"
         " the shape of these curves can be compared between methods. Cross-entropy is the same term for all of them."
     )
-    last = {row.runs: row.top1 for row in rows}
+    last, settings = {row.runs: row.top1 for row in rows}, [run.settings for run in trained]
     spoken = "; ".join(f"{name} ends at {top1:.1f} %" for name, top1 in last.items())
-    return [_line_chart("Over training", says, f"Test accuracy: {spoken}", panels, order)]
+    return [_line_chart("Over training", says, f"{caption_of(common_top1_name(settings))}: {spoken}", panels, order)]
 
 
 def analysis_charts(folder: Path, order: Sequence[str]) -> tuple[list[Chart], list[str]]:

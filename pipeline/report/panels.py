@@ -43,14 +43,14 @@ def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
     return Values(of_seeds, label_of(compared.top1), published, "published" if published else "", PERCENT)
 
 
-def views_panels(rows: Sequence[ViewsRow]) -> list[Panel]:
-    """Build the panel of accuracy against the number of views."""
+def views_panels(rows: Sequence[ViewsRow], label: str = CURVES["top1"]) -> list[Panel]:
+    """Build the panel of accuracy, or what `label` names, against the number of views."""
     lines = {}
     for kind in dict.fromkeys(row.runs for row in rows):
         points = [row for row in rows if row.runs == kind]
         spreads = [Spread(row.seeds, row.top1, row.deviation, row.half_interval) for row in points]
         lines[kind] = Line([row.views for row in points], [row.top1 for row in points], [one.reach for one in spreads])
-    return [Panel(lines, "cached views", "test top-1 accuracy (%)", log_x=True, limits=PERCENT)]
+    return [Panel(lines, "cached views", label, log_x=True, limits=PERCENT)]
 
 
 def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
@@ -69,7 +69,7 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
                 lines[curve][kind] = line_of(points)
     panels = [
         Panel(lines[curve], "epoch", label, log_y=curve == "loss", limits=LIMITS.get(curve, POSITIVE))
-        for curve, label in (CURVES | _top1_label(trained)).items()
+        for curve, label in (CURVES | top1_label(trained)).items()
         if lines[curve]
     ]
     return rows, panels
@@ -119,8 +119,8 @@ def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
     ]
 
 
-def _top1_label(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the label of the curve of top-1 figures if they aren't accuracy on the test split."""
+def top1_label(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the label of the curve of top-1 figures, under "top1", if they aren't accuracy on the test split."""
     name = common_top1_name([run.settings for run in runs])
     return {} if name == "top-1" else {"top1": label_of(name)}
 

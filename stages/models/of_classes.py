@@ -22,9 +22,9 @@ class OfClasses(Network):
         self.tail_names = tuple(f"inner.{name}" for name in inner.tail_names)
         self.register_buffer("output_K", torch.tensor(outputs, dtype=torch.int64), persistent=False)
         self.output_K: Tensor
-        rows = _with_rows(inner.head, self.output_K)
+        rows = _with_rows(inner.head, self.output_K) if inner.head_name else None
         self.rows = rows if rows is not None else nn.Identity()
-        self.head_name = f"inner.{inner.head_name}" if rows is None else "rows"
+        self.head_name = "rows" if rows is not None else inner.head_name and f"inner.{inner.head_name}"
 
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
         """Return the outputs for images (B, C, H, W), with the logits (B, K) of the data set's classes."""

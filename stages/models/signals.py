@@ -214,6 +214,11 @@ class Shapes:
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
 
     @property
+    def gives_logits(self) -> bool:
+        """Whether the network has a classifier."""
+        return self._without_maps.logits is not None
+
+    @property
     def bare_sums(self) -> bool:
         """Whether the network's stages end in a sum without an activation, as in wide ResNets."""
         return self._network.bare_sums

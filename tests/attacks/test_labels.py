@@ -28,8 +28,10 @@ from dhkd.pipeline.report.comparison import compare
 from dhkd.pipeline.results import CachedTeacher, TrainedRun
 from dhkd.pipeline.training import train_student, train_teacher
 from dhkd.stages.models import build_network
+from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.models.weights import save_weights
 from dhkd.stages.train.objectives import losses
+from dhkd.stages.train.objectives.own import OwnLoss
 from PIL import Image
 
 from tests.runs import result_of, run_of
@@ -217,6 +219,20 @@ def test_a_loss_of_ones_own_that_asks_for_labels_is_told_that_there_are_none() -
     assert Labels().map(torch.clone).are_absent
     with pytest.raises(AssertionError):
         Labels().copy_(Labels(torch.zeros(2, dtype=torch.int64)))
+
+
+def test_a_function_of_ones_own_gets_no_labels_where_there_are_none() -> None:
+    given: list[object] = []
+
+    def mine(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        given.append(labels)
+        return (student_logits - teacher_logits).square().mean()
+
+    objective = OwnLoss("mine", mine)
+    assert not objective.needs_labels
+    logits = torch.zeros(2, 5, requires_grad=True)
+    objective.terms(StudentOutputs(logits, logits, {}), Labels(), {"logits": torch.ones(2, 5)})
+    assert given == [None]
 
 
 def test_a_student_of_unlabelled_images_is_measured_by_agreement(cached: CachedTeacher, tmp_path: Path) -> None:
@@ -452,7 +468,8 @@ def test_other_numbers_of_channels_are_refused(name: str) -> None:
 
 
 def test_a_teacher_of_other_channels_is_told(teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"conv1\.weight expected 16×1×3×3, got 16×3×3×3"):
+    told = r"expected a network whose input has 1 channels, got one of 3; set teacher\.channels=3, and images of 1"
+    with pytest.raises(WeightsError, match=told):
         cache_teacher(digits("data.channels=1"), teacher, str(tmp_path / "c.zarr"), data=HERE, cpu=True)
     one = weights(tmp_path / "one.safetensors", channels=1)
     three = digits("data.channels=1", "teacher.mean=[0.1, 0.2, 0.3]")

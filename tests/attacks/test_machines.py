@@ -191,8 +191,8 @@ def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
         ("presets <&- >&- 2>&-", 0, ""),
         ("presets >/dev/full 2>/dev/full", 1, ""),
         ("no-such-command 2>/dev/full", 2, ""),
-        ("inspect none 2>&-", 1, ""),
-        ("inspect none 2>/dev/full", 1, ""),
+        ("report none 2>&-", 1, ""),
+        ("report none 2>/dev/full", 1, ""),
     ],
 )
 def test_streams_that_cannot_be_written_are_at_most_one_line(
@@ -204,6 +204,7 @@ def test_streams_that_cannot_be_written_are_at_most_one_line(
     assert len(ended.stderr.splitlines()) == (1 if says else 0)
 
 
+@pytest.mark.slow  # a new interpreter imports torch
 def test_files_do_not_get_the_number_of_a_closed_stream(cache: Path, tmp_path: Path) -> None:  # noqa: F811
     words = ["train-student", "digits", *SMALL, "--set", "student.epochs=1", "--track", "none", "--cache", cache]
     done(*words, "--out", tmp_path / "a")
@@ -227,6 +228,7 @@ $DHKD evaluate {teacher} {words} --json
 """
 
 
+@pytest.mark.slow  # a new interpreter imports torch
 def test_an_unknown_user_without_a_home_in_a_strict_and_narrow_shell(teacher: Path, tmp_path: Path) -> None:  # noqa: F811
     script = UNKNOWN_USER.format(folder=tmp_path, teacher=teacher, words=" ".join(SMALL))
     ended = subprocess.run(
@@ -352,6 +354,7 @@ print(sum_of_pixels(Path('{photographs}'), 4))"
 """
 
 
+@pytest.mark.slow  # a new interpreter imports torch
 @pytest.mark.parametrize("size", ["1m", "16k"])
 def test_containers_with_little_shared_memory(size: str, photographs: Path) -> None:
     """1 MB is less than a chunk of images, 16 KB less than what worker processes need."""

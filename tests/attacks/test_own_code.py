@@ -144,6 +144,7 @@ def test_runs_caches_and_weights_record_their_code(fresh: Path) -> None:
     assert student["code"] == code("my_nets.py", "my_loss.py", "nets/my-views.py")
     inspected = done("inspect", "c.zarr", "--json").result
     assert inspected["provenance"]["logits"]["code"] == code("my_nets.py", "nets/my-views.py")
+    assert f"code         my_nets.py:Small ({sha256('my_nets.py')[:12]})" in done("inspect", "c.zarr").out
     done("export", "runs/s", "--import", "my_nets.py", "--out", "s.safetensors")
     assert json.loads(read_metadata(Path("s.safetensors"))["code"]) == code("my_nets.py")
     assert Path(RAN).read_text() == "my_nets "

@@ -2,9 +2,7 @@
 
 import json
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,27 +10,20 @@ from pathlib import Path
 import pytest
 
 from tests.attacks import together
-from tests.e2e.command_line import COMMAND, ENVIRONMENT
+from tests.e2e.command_line import ENVIRONMENT
+from tests.forks import forked, joint_environments
 
-pytestmark = pytest.mark.slow  # each case imports torch in two processes
+pytestmark = pytest.mark.slow
 
-SCRIPT = [sys.executable, "-P", str(Path(together.__file__))]
-TRAIN = ["train-student", "digits", "--cpu", "--precision", "float32", "--set", "objective=ce", "--set", "seed=3"]
+SCRIPT = str(Path(together.__file__))
+TRAIN = ["dhkd", "train-student", "digits", "--cpu", "--precision", "float32", "--set", "objective=ce"]
+TRAIN += ["--set", "seed=3", "--set", "data.limit=150", "--set", "student=resnet8"]
 LONG = ["--set", "student.epochs=400"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def started(rank: int, port: int, words: list[str]) -> subprocess.Popen[str]:
+def started(places: dict[str, str], words: list[str]) -> subprocess.Popen[str]:
     """Start one of two processes as a cluster's scheduler does: without torchrun, which would kill the other one."""
-    places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = {**ENVIRONMENT, **places}
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked(words, {**ENVIRONMENT, **places})
 
 
 @pytest.fixture
@@ -60,8 +51,7 @@ def error_of(process: subprocess.Popen[str], seconds: float = 90) -> str:
 @pytest.fixture(scope="module")
 def said() -> dict[int, dict[str, str | None]]:
     """What both processes said of every case, all in one start."""
-    port = free_port()
-    processes = [started(rank, port, [*SCRIPT, "agree"]) for rank in (0, 1)]
+    processes = [started(places, [SCRIPT, "agree"]) for places in joint_environments(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     results = [json.loads(printed.splitlines()[-1]) for printed, _ in outputs]
@@ -84,10 +74,8 @@ def test_a_difference_is_named_in_each_process(case: str, said: dict[int, dict[s
 
 @pytest.mark.soak  # in CI as cases of the agreement
 def test_two_commands_that_differ(pair: list[subprocess.Popen[str]], tmp_path: Path) -> None:
-    port = free_port()
-    for rank, words in enumerate(([], ["--set", "student.lr=0.001"])):
-        command = [*COMMAND, *TRAIN, *words, "--out", str(tmp_path / "run")]
-        pair.append(started(rank, port, command))
+    for places, words in zip(joint_environments(2), ([], ["--set", "student.lr=0.001"]), strict=True):
+        pair.append(started(places, [*TRAIN, *words, "--out", str(tmp_path / "run")]))
     for rank, process in enumerate(pair):
         line = error_of(process)
         assert line.startswith(f"error (process {rank}): processes: expected the same in all 2, got ")
@@ -99,10 +87,9 @@ def test_two_commands_that_differ(pair: list[subprocess.Popen[str]], tmp_path: P
 def test_a_process_that_never_begins_tells_the_other(
     rank: int, pair: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    port = free_port()
-    for number in (0, 1):
+    for number, places in enumerate(joint_environments(2)):
         wrong = ["--set", "student.learning_rate=1"] if number == rank else []
-        pair.append(started(number, port, [*COMMAND, *TRAIN, *wrong, "--out", str(tmp_path / "run")]))
+        pair.append(started(places, [*TRAIN, *wrong, "--out", str(tmp_path / "run")]))
     assert "student.learning_rate" in error_of(pair[rank])
     line = error_of(pair[1 - rank], 60)
     assert line.startswith(f"error (process {1 - rank}): process {rank} of 2 ended: ")
@@ -110,8 +97,8 @@ def test_a_process_that_never_begins_tells_the_other(
 
 
 def test_a_killed_process_ends_the_other_within_a_minute(pair: list[subprocess.Popen[str]], tmp_path: Path) -> None:
-    port = free_port()
-    pair.extend(started(n, port, [*COMMAND, *TRAIN, *LONG, "--out", str(tmp_path / "run")]) for n in (0, 1))
+    words = [*TRAIN, *LONG, "--out", str(tmp_path / "run")]
+    pair.extend(started(places, words) for places in joint_environments(2))
     metrics = tmp_path / "run" / "metrics.jsonl"
     until = time.monotonic() + 120
     while not metrics.exists():
@@ -125,8 +112,7 @@ def test_a_killed_process_ends_the_other_within_a_minute(pair: list[subprocess.P
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_process_that_stands_still_is_named(rank: int, pair: list[subprocess.Popen[str]]) -> None:
     """The script warns after three seconds; a command warns after a minute."""
-    port = free_port()
-    pair.extend(started(n, port, [*SCRIPT, "watch"]) for n in (0, 1))
+    pair.extend(started(places, [SCRIPT, "watch"]) for places in joint_environments(2))
     for process in pair:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

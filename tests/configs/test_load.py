@@ -249,11 +249,14 @@ def test_options_of_own_losses_have_dots_in_their_keys() -> None:
         ("student={architecture: a, epochs: 1, lr: 1, momentun: 0}", ["student: unknown key 'momentun'", "'momentum'"]),
         (
             "data={source: digits, int: 3}",
-            ["data: unknown key 'int'", "limit, max_megapixels, max_metadata_mb, mean, num_classes, source"],
+            ["data: unknown key 'int'", "limit, max_megapixels, max_metadata_mb, mean, num_classes, options, source"],
         ),
         (
             "data={source: digits, 'literal[a]': 3}",
-            ["data: unknown key 'literal[a]'", "limit, max_megapixels, max_metadata_mb, mean, num_classes, source"],
+            [
+                "data: unknown key 'literal[a]'",
+                "limit, max_megapixels, max_metadata_mb, mean, num_classes, options, source",
+            ],
         ),
         ("record.commands.0=dhkd demo", ["commands is a single value, not a section"]),
         ("student.=1", ["unknown key ''"]),

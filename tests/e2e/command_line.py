@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+from tests.forks import forked, joint_environments
 from tests.golden.commands import Outcome, launcher, run
 
 COMMAND = [sys.executable, "-P", "-m", "dhkd.pipeline.cli"]
@@ -49,18 +51,42 @@ def done(*words: object) -> Outcome:
 
 
 def spawn(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a command as a process of its own."""
-    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    """Start a command as a process of its own: a fork, or an interpreter if it gets another environment `env`."""
+    if "env" not in options:
+        return forked(["dhkd", *map(str, words)], ENVIRONMENT, **options)
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Shells start background jobs with Ctrl-C ignored, and processes hand that on to those they start.
     settings["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([*COMMAND, *map(str, words)], **{**settings, **options})
 
 
-def in_processes(number: int, *words: object, script: Path | None = None) -> Outcome:
-    """Run a command, or a script, in several processes under torchrun, and wait for them."""
-    program = [str(script)] if script else ["--no-python", *COMMAND]
+def in_processes(
+    number: int, *words: object, script: Path | None = None, environment: Mapping[str, str] = ENVIRONMENT
+) -> Outcome:
+    """Run a command, or a script, in several processes as a cluster's scheduler starts them, and wait for them."""
+    command = [str(script or "dhkd"), *map(str, words)]
+    with TemporaryFile("w+") as printed, TemporaryFile("w+") as reported:
+        processes = [
+            forked(command, {**environment, **place}, stdout=printed, stderr=reported)
+            for place in joint_environments(number)
+        ]
+        try:
+            codes = [process.wait(timeout=240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        outputs = []
+        for stream in (printed, reported):
+            stream.seek(0)
+            outputs.append(stream.read())
+    return Outcome(max(map(abs, codes)), *outputs)
+
+
+def under_torchrun(number: int, *words: object) -> Outcome:
+    """Run a command in several processes under torchrun, each with an interpreter of its own, and wait for them."""
     done = subprocess.run(
-        [*launcher(number), *program, *map(str, words)],
+        [*launcher(number), "--no-python", *COMMAND, *map(str, words)],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr)

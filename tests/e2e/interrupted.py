@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 # Blocks that take a moment each, so that some are written and some are not when the command is interrupted.
 MANY_BLOCKS = [
-    *("--set", "cache.views=9", "--set", "cache.block_mb=0.0002", "--set", "cache.batch_size=4"),
-    *("--set", "data.limit=400", "--set", "teacher=resnet8", "--cpu", "--precision", "float32"),
+    *("--set", "cache.views=4", "--set", "cache.block_mb=0.0002", "--set", "cache.batch_size=4"),
+    *("--set", "data.limit=240", "--set", "teacher=resnet8", "--cpu", "--precision", "float32"),
 ]
 
 TIMEOUT = 120  # seconds

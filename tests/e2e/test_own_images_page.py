@@ -6,6 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from dhkd.configs.schema import Data
+from dhkd.data.errors import DataError
+from dhkd.data.own_code import imported
+from dhkd.data.sources import load_source
+from dhkd.data.sources.base import Place
 from PIL import Image
 
 from tests.e2e.command_line import done
@@ -23,7 +29,32 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_every_preset_of_the_page_is_tested_here() -> None:
-    assert [block.split(",")[0].removeprefix("# ") for block in blocks("yaml")] == list(EXAMPLES)
+    presets = [block for block in blocks("yaml") if not block.startswith("data:")]  # what a section `data` may be
+    assert [block.split(",")[0].removeprefix("# ") for block in presets] == list(EXAMPLES)
+
+
+def test_each_section_of_the_page_is_of_a_source_with_these_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_own_code: Path
+) -> None:
+    """The page's own code is imported as it stands there; a source refuses what it doesn't take, before it reads."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (code,) = blocks("python")
+    Path("my_data.py").write_text(code)
+    imported(["my_data.py"])
+    for number in range(8):
+        file = Path(f"images/photos/train/class{number % 2}/{number}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
+    sections = [Data(**yaml.safe_load(block)["data"]) for block in blocks("yaml") if block.startswith("data:")]
+    assert len(sections) == 7
+    for data in sections:
+        hub = data.source.startswith("huggingface:")
+        place = Place(None if hub else "images", options=data.options)
+        if data.source.startswith("my_data.py"):
+            assert load_source(data.source, "train", place).class_names == ("class0", "class1")
+        elif data.source != "huggingface":  # which would read the images as an image folder
+            with pytest.raises(DataError, match=r"--data-root|--download"):
+                load_source(data.source, "train", place)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ import pytest
 from dhkd.data.runs.lock import held
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.report.table import axes_of
-from scipy import stats
 
 from tests.e2e.command_line import SMALL, dhkd, done, in_processes, spawn
 
@@ -195,6 +194,8 @@ def test_side_by_side_is_as_one_by_one(cache: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_shows_the_spread_over_seeds(cache: Path, tmp_path: Path) -> None:
+    from scipy import stats
+
     result = done(*words_for(cache, tmp_path, "--grid", "objective=ce,kd", "--seeds", 3, "--json")).result
     rows = {row["values"]["objective"]: row for row in result["comparison"]["rows"]}
     tops = {
@@ -225,6 +226,8 @@ def test_the_table_shows_the_spread_over_seeds(cache: Path, tmp_path: Path) -> N
 
 def test_pandas_reads_the_table_as_the_page_shows(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of docs/experiments.md, unchanged but for the names."""
+    from scipy import stats
+
     pandas = pytest.importorskip("pandas", reason="needs pandas")
     page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
@@ -273,6 +276,8 @@ def test_runs_that_were_trained_one_by_one_are_compared_too(cache: Path, swept: 
 def test_an_objectives_own_options_are_compared_with_a_baseline_that_has_none(
     cache: Path, swept: Path, tmp_path: Path
 ) -> None:
+    from scipy import stats
+
     out = copied(swept, tmp_path)
     option = "objectives.binary-kl-norm.ce_weight"
     words = words_for(

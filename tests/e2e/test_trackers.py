@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import pytest
 
 from tests.e2e.command_line import SMALL, dhkd, done, spawn
 
-mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
-wandb_internal = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb")
+# Tests import them: importing MLflow takes seconds, also where other tests are collected.
+if missing := [name for name in ("mlflow", "wandb") if find_spec(name) is None]:
+    pytest.skip(f"needs {' and '.join(missing)}", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's database without a run, whose tables take seconds to make."""
+    import mlflow
+
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
     return path
@@ -30,6 +34,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def elsewhere(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No service, no account, and nothing left in the folder of the tests."""
+    import mlflow
+
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty, tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -43,6 +49,8 @@ def epochs_of(run: Path) -> list[dict[str, float]]:
 
 
 def mlflow_runs() -> dict[str, Any]:
+    import mlflow
+
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     found = {run.info.run_name: run for run in runs}
     assert len(found) == len(runs), "a run was begun twice"
@@ -50,11 +58,15 @@ def mlflow_runs() -> dict[str, Any]:
 
 
 def mlflow_history(run: Any, name: str) -> list[tuple[int, float]]:
+    import mlflow
+
     return [(each.step, each.value) for each in mlflow.MlflowClient().get_metric_history(run.info.run_id, name)]
 
 
 def records(run: Path) -> Iterator[Any]:
     """What W&B would send, read from its own file: LevelDB's log format behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2 as wandb_internal
+
     (file,) = (run / "tracking" / "wandb").glob("offline-run-*/*.wandb")
     content, position, joined = file.read_bytes(), 7, b""
     while position < len(content):

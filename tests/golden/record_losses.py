@@ -1,14 +1,13 @@
 """Record the named loss terms of each golden case's first steps: `python -m tests.golden.record_losses`.
 
 The script writes losses.json. If a change is meant to change results, run the script again and check the difference
-with git. Under torchrun, `record_losses FOLDER` writes each process's terms of the two-process cases to FOLDER.
+with git. In each of two processes, `record_losses FOLDER` writes that process's terms of the two-process cases there.
 """
 
 import contextlib
 import gc
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,9 @@ from typing import Any
 
 import torch
 
+from tests.e2e.command_line import in_processes
 from tests.golden.cases import CASES, ENVIRONMENT, PREPARATION, STEPS, Case
-from tests.golden.commands import launcher, run, stay_together
+from tests.golden.commands import run, stay_together
 
 ROOT = Path(__file__).parents[2]
 LOSSES = Path(__file__).parent / "losses.json"
@@ -82,9 +82,9 @@ def prepare(folder: Path) -> None:
 def losses_of_two_processes(folder: Path) -> dict[str, Terms]:
     """Return each process's terms of every two-process case, with the teachers and caches of `folder`."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [*launcher(2), "-m", "tests.golden.record_losses", str(folder)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
-    subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=240)
+    outcome = in_processes(2, folder, script=Path(__file__), environment=environment)
+    assert outcome.code == 0, outcome.err
     first, second = (json.loads((folder / f"process-{rank}.json").read_text()) for rank in (0, 1))
     return {
         name: {f"{term} of process {rank}": values for rank, terms in enumerate(both) for term, values in terms.items()}

@@ -89,7 +89,29 @@ def _origin(teacher: Mapping[str, Any], provenance: Any) -> list[Row]:
     libraries = versions.items() if isinstance(versions, Mapping) else ()
     return [
         ("  teacher", f"{teacher.get('architecture')} ({str(teacher.get('sha256'))[:12]}), {part} top-1 {accuracy}"),
+        *(("  code", f"{name} ({str(_hash(code))[:12]})") for name, code in _code(recorded).items()),
+        *_seen_and_read(teacher),
         ("  made with", ", ".join(f"{library} {version}" for library, version in libraries)),
         ("  made on", str(recorded.get("hardware", "unknown"))),
         ("  command", str(recorded.get("command", "unknown"))),
     ]
+
+
+def _code(recorded: Mapping[str, object]) -> Mapping[str, object]:
+    """Return what a signal's provenance says of own code, by name; a cache may hold anything there."""
+    code = recorded.get("code")
+    return code if isinstance(code, Mapping) else {}
+
+
+def _hash(code: object) -> object:
+    return code.get("sha256") if isinstance(code, Mapping) else None
+
+
+# Any: an entry of a manifest.
+def _seen_and_read(teacher: Mapping[str, Any]) -> list[Row]:
+    """Return a row on the size at which a teacher saw the views, and the outputs that were kept, if one is recorded."""
+    size, classes = teacher.get("size"), teacher.get("classes")
+    parts = [] if size is None else [f"saw views of {size}×{size} pixels ({teacher.get('interpolation')})"]
+    if isinstance(classes, list):
+        parts.append(f"{len(classes):,} of its outputs, from {classes[0]} for class 0")
+    return [("  seen, kept", "; ".join(parts))] if parts else []

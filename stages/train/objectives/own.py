@@ -30,7 +30,8 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 class OwnLoss(Objective):
     """One term: the value of `function(student_logits, teacher_logits, labels, **options)`, float32 logits (B, K).
 
-    The labels are int64 (B,). The function sees the rows of all processes together, because it may compare them.
+    The labels are int64 (B,), or None for images without labels. The function sees the rows of all processes together,
+    because it may compare them.
     """
 
     name: str
@@ -52,8 +53,9 @@ class OwnLoss(Objective):
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Call the function. Raises `OwnCodeError` unless it returns a scalar through which a gradient flows."""
+        classes_B = None if labels.are_absent else labels.one_class_each(self.name)
         with running(f"objective {self.name}"):
-            loss = self.function(student.task, teacher["logits"], labels.one_class_each(self.name), **self.options)
+            loss = self.function(student.task, teacher["logits"], classes_B, **self.options)
         if not isinstance(loss, Tensor):
             raise OwnCodeError(f"objective {self.name}: expected that it returns a scalar tensor, got {_kind(loss)}")
         if loss.shape != ():

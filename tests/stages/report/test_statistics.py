@@ -4,13 +4,14 @@ import pytest
 from dhkd.stages.report.statistics import difference, spread
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy import stats
 
 accuracies = st.lists(st.integers(0, 10_000).map(lambda hundredths: hundredths / 100), min_size=2, max_size=12)
 
 
 @given(accuracies)
 def test_the_interval_is_students_t(values: list[float]) -> None:
+    from scipy import stats
+
     assume(stats.tstd(values) > 1e-6)
     found = spread(values)
     low, high = stats.t.interval(0.95, len(values) - 1, stats.tmean(values), stats.sem(values))
@@ -27,6 +28,8 @@ def test_one_value_has_no_spread() -> None:
 @given(accuracies, accuracies)
 def test_differences_are_paired_by_seed(one: list[float], other: list[float]) -> None:
     """The verdict is that of a paired t-test at 5 %."""
+    from scipy import stats
+
     count = min(len(one), len(other))
     pairs = list(zip(one[:count], other[:count], strict=True))
     assume(stats.tstd([a - b for a, b in pairs]) > 1e-6)

@@ -22,7 +22,6 @@ from dhkd.stages.train.objectives.ofd import Connectors, negative_mean, partial_
 from dhkd.stages.train.objectives.reviewkd import Review, hierarchical_context_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
@@ -479,6 +478,8 @@ def test_negatives_are_a_function_of_seed_epoch_and_index(number: int, replaceme
 
 @pytest.mark.parametrize("labels_N", EACH_LABELS)
 def test_negatives_are_about_uniform_over_the_other_classes_samples(labels_N: Tensor) -> None:
+    from scipy import stats
+
     number, epochs = 200, 10
     negatives = Negatives(labels_N, number, seed=3, replacement=True)
     for index in (0, 2, len(labels_N) - 3):
@@ -508,6 +509,8 @@ def test_negatives_without_replacement_are_different_samples(number: int) -> Non
 
 
 def test_every_set_of_negatives_is_equally_likely() -> None:
+    from scipy import stats
+
     labels_N = torch.tensor([0, 1, 1, 1, 1, 1])
     negatives = Negatives(labels_N, 3, seed=8)
     sets = [tuple(sorted(negatives.draw(epoch, torch.tensor([0]))[0].tolist())) for epoch in range(2000)]

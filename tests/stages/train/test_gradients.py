@@ -1,10 +1,6 @@
 """Summed and aligned gradients, against a float64 reference that flattens everything and projects as the paper says."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.e2e.command_line import in_processes
 from tests.stages.train.two_heads import (
     KEEP_CE,
     WEIGHTS,
@@ -458,17 +455,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, li
     folder = tmp_path_factory.mktemp("two_processes")
     script = folder / "in_every_process.py"
     script.write_text(IN_EVERY_PROCESS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, str(script), str(Path(__file__).with_name("two_heads.py")), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    outcome = in_processes(2, Path(__file__).with_name("two_heads.py"), folder, script=script)
+    assert outcome.code == 0, outcome.err[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -23,7 +23,6 @@ from dhkd.stages.train.objectives.reviewkd import hierarchical_context_loss
 from dhkd.stages.train.objectives.rkd import angle_loss, distance_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate
 from torch import Tensor, nn
 
 # From a student's and a teacher's tensor to a scalar.
@@ -399,6 +398,8 @@ def test_a_network_that_hides_its_last_map_has_no_class_activation_maps() -> Non
 
 
 def test_margins_are_the_conditional_means_of_normals() -> None:
+    from scipy import integrate
+
     shifts = [0.0, 0.3, -0.3, 1.5, -4.0, 2.0, 3.0, 3.2, 9.0, -30.0, 1.0, -1.0]
     scales = [1.0, 2.0, -2.0, 0.7, 1.0, -1.0, 1.0, 1.0, 2.0, 1.0, 0.0, 0.0]
     batch_norm = nn.BatchNorm2d(len(shifts))
