@@ -71,6 +71,7 @@ def online(
         for batch in loader:
             images_BCHW, labels_B = (tensor.to(device) for tensor in batch)
             outputs = network.outputs(images_BCHW)
+            assert outputs.logits is not None, "our networks classify"
             kept = losses.cross_entropy(outputs.logits, Labels(labels_B))
             against = None
             if live is not None:

@@ -175,6 +175,12 @@ class Training(Section):
 
     main_field = "architecture"
     architecture: str
+    options: Free | None = _later("keyword arguments of the network's builder, such as img_size or drop_path_rate")
+    head: str | None = _later("path of the classifier, where it isn't found; none: outputs are features", min_length=1)
+    maps: tuple[str, ...] | None = _later(
+        "paths of modules whose outputs are compared as maps (stage1, … in our networks); auto: those that timm names",
+        min_length=1,
+    )
     epochs: int = Field(ge=1, le=10**6)
     batch_size: int = Field(64, ge=2, le=MAX_BATCH)
     # A rate that is too high ends in a loss that is not finite. Beyond these bounds float32 overflows or nothing moves.
@@ -199,6 +205,11 @@ class Training(Section):
         ge=1,
         description="keep the weights of every N-th epoch in the run's folder, for reports over training",
     )
+
+    @field_validator("maps", mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("nesterov")
     @classmethod

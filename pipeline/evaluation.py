@@ -14,7 +14,7 @@ from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.measured import USUAL
 from dhkd.pipeline.build.code import code_facts, code_of_data, code_of_network, require_code_of_run
 from dhkd.pipeline.build.data import channels_of, normalization_of, plain_identity, test_renderer_of
-from dhkd.pipeline.build.networks import Trained, architecture_of, classes_in, trained_network
+from dhkd.pipeline.build.networks import Trained, architecture_of, chosen_network, classes_in, trained_network
 from dhkd.pipeline.build.teacher import (
     ROLE,
     seen_by_teacher,
@@ -27,6 +27,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import processes_for, unreadable_files, versions
 from dhkd.pipeline.results import Evaluated
 from dhkd.stages.agreement import require_agreement
+from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.evaluate import Accuracy, evaluate, top_classes
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Precision, Processes
@@ -76,8 +77,8 @@ def evaluate_network(
     """
     settings = experiment.teacher if role == "teacher" else experiment.student
     with processes_for(settings.precision, cpu=cpu) as processes:
-        architecture, of_teacher = architecture_of(weights, role, settings.architecture), role == ROLE
-        code = {**code_of_network(architecture), **code_of_data(experiment)}
+        architecture, of_teacher = architecture_of(weights, role, chosen_network(settings)), role == ROLE
+        code = {**code_of_network(architecture.name), **code_of_data(experiment)}
         if weights.is_dir():
             require_code_of_run(weights, code)
         test = test_renderer_of(
@@ -87,7 +88,7 @@ def evaluate_network(
             classes=lambda: (
                 teachers_classes(experiment, weights)
                 if of_teacher
-                else classes_in(settings.architecture, weights, role)
+                else classes_in(chosen_network(settings), weights, role)
             ),
         )
         if test.images.labels_N is None and against is None:
@@ -112,7 +113,7 @@ def evaluate_network(
         if fault and processes.is_first:
             log.warning("%s: %s", role, fault)
         return Evaluated(
-            architecture=architecture,
+            architecture=architecture.name,
             weights=trained.origin,
             sha256=trained.sha256,
             top1=accuracy.top1,
@@ -126,7 +127,7 @@ def evaluate_network(
 
 
 def _trained(
-    experiment: Experiment, architecture: str, images: Images, weights: Path, role: str, data: DataOptions
+    experiment: Experiment, architecture: Architecture, images: Images, weights: Path, role: str, data: DataOptions
 ) -> Trained:
     if role == ROLE and experiment.teacher.classes is not None:
         return trained_teacher(experiment, images, weights, data)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError, WeightsError
-from dhkd.pipeline.build.networks import trained_network, weights_file
+from dhkd.pipeline.build.networks import recorded_architecture, trained_network, weights_file
 from dhkd.pipeline.results import Exported
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
@@ -29,7 +29,9 @@ def export(run: Path, out: Path) -> Exported:
         num_classes = int(metadata["num_classes"])
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{file}: expected a number of classes in its metadata, got another text") from error
-    network = trained_network(metadata["architecture"], num_classes, file, "student").network
+    architecture = recorded_architecture(file)
+    assert architecture is not None
+    network = trained_network(architecture, num_classes, file, "student").network
     save_weights(out, network, metadata)
     return Exported(
         file=str(out),

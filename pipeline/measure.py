@@ -15,6 +15,7 @@ import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.labels import Labels
+from dhkd.pipeline.build.networks import chosen_network
 from dhkd.pipeline.build.training import optimizer_of, student_of
 from dhkd.pipeline.environment import hardware
 from dhkd.pipeline.sizes import pixels_of, setting_without_data
@@ -100,7 +101,7 @@ def _teacher_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
     processes = Processes(resolve_precision(experiment.cache.precision, cpu)[0], cpu)
     try:
         channels = experiment.teacher.channels or experiment.data.channels or 3
-        network = build_network(experiment.teacher.architecture, num_classes, channels).eval().requires_grad_(False)
+        network = build_network(chosen_network(experiment.teacher), num_classes, channels).eval().requires_grad_(False)
         network.to(processes.device).to(memory_format=torch.channels_last)
         images_BCHW = _noise(rows, channels, pixels, processes.device)
 

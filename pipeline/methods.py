@@ -1,8 +1,9 @@
 """What each objective needs: signals (teacher outputs), their sizes, and parameters to train besides the student's.
 
-No data is read, and networks have shapes but no weights. `dhkd bench` measures what a step of each method costs.
+No data is read, and networks have no trained weights. `dhkd bench` measures what a step of each method costs.
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
 from dhkd.pipeline.build.cache import codec_of_signal
 from dhkd.pipeline.build.training import student_of
+from dhkd.pipeline.fits import misfit, setting_for, trial_teacher
 from dhkd.pipeline.sizes import data_size_of, setting_without_data
 from dhkd.stages.models import build_network, count_parameters
 from dhkd.stages.models.signals import parse
@@ -21,11 +23,12 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 class Method:
     """What a method needs from the teacher, and what the method adds to the student.
 
-    The fields are the keys of `dhkd methods --json`. `row_bytes` and `view_bytes` are the size of all signals, for one
-    sample and for one view. `cacheable` is None if the method needs no signal. `takes_of_teacher` is the part of the
-    teacher's network that the method reuses, or None. `extra_parameters` counts the parameters that are trained besides
-    the student's. `exported_parameters` counts the parameters that the exported network has besides the student's (only
-    SimKD has such parameters).
+    The fields are the keys of `dhkd methods --json`. `stands_against` says in one line why the method doesn't run for
+    the preset's two networks, with empty signals and numbers, and is None if it does. `row_bytes` and `view_bytes` are
+    the size of all signals, for one sample and for one view. `cacheable` is None if the method needs no signal.
+    `takes_of_teacher` is the part of the teacher's network that the method reuses, or None. `extra_parameters` counts
+    the parameters that are trained besides the student's. `exported_parameters` counts the parameters that the exported
+    network has besides the student's (only SimKD has such parameters).
     """
 
     method: str
@@ -36,6 +39,7 @@ class Method:
     takes_of_teacher: str | None
     extra_parameters: int
     exported_parameters: int
+    stands_against: str | None = None
 
 
 def list_methods(experiment: Experiment, *, samples: int | None = None, classes: int | None = None) -> list[Method]:
@@ -46,15 +50,17 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
     `samples` and `classes` are for sources whose size is unknown until they are read.
     """
     data = data_size_of(experiment, samples, classes)
-    with torch.device("meta"):
-        teacher = build_network(
-            experiment.teacher.architecture, data.classes, experiment.teacher.channels or experiment.data.channels or 3
-        ).eval()
-    setting = replace(setting_without_data(experiment, data.classes), teacher_network=teacher)
-    return [
-        _method(name, build_objective(name, experiment.objectives.get(name, {})), experiment, setting, data.samples)
-        for name in [*OBJECTIVES, *own_objectives(experiment.objective)]
-    ]
+    setting = setting_without_data(experiment, data.classes)
+    setting = replace(setting, teacher_network=trial_teacher(setting))
+    methods = []
+    for name in [*OBJECTIVES, *own_objectives(experiment.objective)]:
+        objective = build_objective(name, experiment.objectives.get(name, {}))
+        fault = misfit(objective, setting)
+        if fault is None:
+            methods.append(_method(name, objective, experiment, setting, data.samples))
+        else:
+            methods.append(Method(name, (), 0, 0, None, objective.takes_of_teacher, 0, 0, fault))
+    return methods
 
 
 def _method(name: str, objective: Objective, experiment: Experiment, plain: Setting, num_samples: int) -> Method:
@@ -62,15 +68,18 @@ def _method(name: str, objective: Objective, experiment: Experiment, plain: Sett
 
     `plain` is the setting with the preset's own student; some objectives train another network in its place.
     """
-    setting = replace(plain, student=plain.student.of(objective.architecture(plain)))
+    setting = setting_for(objective, plain)
     signals, row = tuple(objective.needs(setting)), 0
     for signal in signals:
         codec = codec_of_signal(experiment.cache.codec, signal, setting.teacher.num_classes)
         row += row_bytes(codec.parts(setting.teacher.row(signal)))
-    with torch.device("meta"):
+    device = setting.student.device
+    if setting.teacher_network is not None:
+        setting = replace(setting, teacher_network=copy.deepcopy(setting.teacher_network).to(device))
+    with torch.device(device), torch.random.fork_rng(devices=()):
         student = student_of(objective, setting)
         preset_parameters = count_parameters(
-            build_network(plain.student.architecture, plain.student.num_classes, plain.student.channels)
+            build_network(plain.student.wanted, plain.student.num_classes, plain.student.channels)
         )
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return Method(

@@ -9,6 +9,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.sources import source_of
 from dhkd.data.sources.base import Size
 from dhkd.pipeline.build.data import recipe_of
+from dhkd.pipeline.build.networks import chosen_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.train.objectives.contract import Setting
 
@@ -89,7 +90,7 @@ def setting_without_data(experiment: Experiment, num_classes: int) -> Setting:
     pixels = pixels_of(experiment) or USUAL_PIXELS
     channels, size = experiment.data.channels or 3, experiment.teacher.size or pixels
     student, teacher = (
-        Shapes(network.architecture, num_classes, (side, side), network.channels or channels)
+        Shapes(chosen_network(network), num_classes, (side, side), network.channels or channels)
         for network, side in ((experiment.student, pixels), (experiment.teacher, size))
     )
     return Setting(student, teacher, torch.arange(num_classes), experiment.seed)

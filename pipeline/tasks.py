@@ -64,11 +64,11 @@ def finished(
     distillation: Distillation | None,
 ) -> TrainedRun:
     """Write the weights and the result of a run that ended well into the run folder, and return the result."""
-    network, architecture = task.student.backbone, setting.student.architecture
+    network, architecture = task.student.backbone, setting.student.wanted
     processes = accuracy_of.processes
     result = TrainedRun(
         role=role,
-        architecture=architecture,
+        architecture=architecture.name,
         parameters=count_parameters(network),
         **asdict(figures),
         seed=setting.seed,
@@ -85,6 +85,6 @@ def finished(
     if processes.is_first:
         task.run.require_lock()
         metadata = metadata_of(architecture, accuracy_of.renderer.images, accuracy_of.normalize)
-        save_weights(task.run.path / f"{role}.safetensors", network, {**metadata, **code_metadata(architecture)})
+        save_weights(task.run.path / f"{role}.safetensors", network, {**metadata, **code_metadata(architecture.name)})
         task.run.write_result(plain(result))
     return result

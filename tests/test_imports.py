@@ -43,10 +43,10 @@ HOMES = {
         "data/sources/cifar100.py",
         "data/sources/torchvision_sets.py",
         "stages/models/class_names.py",
-        "stages/models/foreign.py",
+        "stages/models/libraries.py",
     },
     "datasets": {"data/sources/huggingface.py"},
-    "timm": {"stages/models/class_names.py", "stages/models/foreign.py"},
+    "timm": {"stages/models/class_names.py", "stages/models/libraries.py"},
     "obstore": {"data/cache/storage/bucket.py"},
     "google_crc32c": {
         "data/cache/index.py",

@@ -252,7 +252,7 @@ def differences(
 ) -> list[str]:
     """List each field of `expected` that `got` lacks or has with another value, as 'field expected …, got …'.
 
-    With `exact`, fields that only `got` has are listed as well.
+    A value NOTHING stands for a field that `got` lacks. With `exact`, fields that only `got` has are listed as well.
     """
     lines: list[str] = []
     for key, value in expected.items():

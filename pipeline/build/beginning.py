@@ -7,7 +7,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.disk.user_cache import expanded
 from dhkd.data.images.base import Images
 from dhkd.pipeline.build.data import channels_of
-from dhkd.pipeline.build.networks import Trained, fitted, num_outputs, weights_at
+from dhkd.pipeline.build.networks import Trained, chosen_network, fitted, num_outputs, weights_at
 from dhkd.stages.models.beginning import begin_with
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.weights import weights_sha256
@@ -41,10 +41,10 @@ def beginning_of(experiment: Experiment, images: Images) -> Beginning | None:
     settings, num_classes = experiment.student, images.num_classes
     if settings.weights is None:
         return None
-    weights = weights_at(settings.architecture, Path(expanded(settings.weights)), "student")
+    weights = weights_at(chosen_network(settings), Path(expanded(settings.weights)), "student")
     channels = channels_of(settings, images)
-    found = num_outputs(settings.architecture, num_classes, weights, channels)
-    trained = fitted(settings.architecture, found or num_classes, weights, channels, head=found > 0)
+    found = num_outputs(chosen_network(settings), num_classes, weights, channels)
+    trained = fitted(chosen_network(settings), found or num_classes, weights, channels, head=found > 0)
     if found == 0:
         note = f", which lack a classifier; that of {num_classes:,} classes is new"
     elif found != num_classes:

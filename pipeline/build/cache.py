@@ -22,7 +22,7 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
-from dhkd.pipeline.build.networks import Trained
+from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import teacher_record
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.limits import available_memory
@@ -56,11 +56,7 @@ def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
 
 def gives_logits(teacher: Shapes) -> bool:
     """Return whether a teacher has a classifier; if it has none, it gives embeddings and maps alone."""
-    try:
-        teacher.row(LOGITS)
-    except ConfigError:
-        return False
-    return True
+    return teacher.gives_logits
 
 
 def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
@@ -108,7 +104,7 @@ def cache_identity(
     `name` is the teacher's name in a cache of several teachers; None leaves the teacher without a name.
     """
     teacher = {
-        "architecture": experiment.teacher.architecture,
+        **{key: value for key, value in teacher_facts(chosen_network(experiment.teacher)).items() if value is not None},
         "sha256": trained.sha256,
         "mean": list(normalize.mean),
         "std": list(normalize.std),
@@ -116,7 +112,7 @@ def cache_identity(
     }
     signals = {
         signal_name(name, signal): SignalIdentity(
-            teacher=teacher,
+            teacher=teacher | _map_of(setting, signal),
             precision=precision,
             codec=codec_of_signal(experiment.cache.codec, signal, images.num_classes),
             row=setting.teacher.row(signal),
@@ -124,6 +120,12 @@ def cache_identity(
         for signal in asked_signals(experiment, setting)
     }
     return Identity(dataset=dataset_identity(images), recipe=recipe.identity, signals=signals)
+
+
+def _map_of(setting: Setting, signal: str) -> dict[str, str]:
+    """Return the path of the module whose map a signal is of, where the signal's name doesn't say it."""
+    path = setting.teacher.map_path(signal)
+    return {} if path is None else {"map": path}
 
 
 def plan_of(experiment: Experiment, images: Images, recipe: Recipe, setting: Setting) -> Plan:

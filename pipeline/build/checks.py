@@ -10,7 +10,7 @@ from typing import Any
 
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.codecs import row_bytes
-from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
+from dhkd.data.cache.manifest import NOTHING, Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.errors import CacheMismatch, ConfigError, DataError
 from dhkd.data.images.base import Images
@@ -20,7 +20,7 @@ from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
 from dhkd.pipeline.build.data import dataset_identity, num_views_of
-from dhkd.pipeline.build.networks import Trained
+from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import expected_record
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.signals import parse
@@ -76,11 +76,21 @@ def require_cache(
 
 
 def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
-    """Raise `CacheMismatch` unless the cache's rows have the shapes that the objective expects of the teacher."""
+    """Raise `CacheMismatch` unless the cache's rows have the shapes that the objective expects of the teacher.
+
+    Rows of maps must also be of the modules that the experiment's teacher has as its maps.
+    """
     for need, stored in names.items():
+        path = setting.teacher.map_path(need) or NOTHING
         expected = (setting.student.num_classes,) if need == LOGITS else setting.teacher.row(need)
         for name in stored:
             row = tuple(reader.manifest.signals[name].row)
+            recorded = str(reader.manifest.signals[name].teacher.get("map", NOTHING))
+            if recorded != path:
+                raise CacheMismatch(
+                    f"cache at {reader.location}: signal {name}: expected the map of {path}, got that of {recorded};"
+                    f" set teacher.maps as the cache has it, or make another with 'dhkd cache-teacher'"
+                )
             if row != expected:
                 raise CacheMismatch(
                     f"cache at {reader.location}: signal {name}: expected rows of shape {expected} for"
@@ -147,7 +157,7 @@ def _expected_teacher(
     settings = experiment.teacher
     expected: dict[str, Any] = {}
     if experiment.student.teacher != MEAN_OF_TEACHERS:  # the teachers may be of several architectures
-        expected["architecture"] = settings.architecture
+        expected |= {key: value or NOTHING for key, value in teacher_facts(chosen_network(settings)).items()}
         expected |= expected_record(experiment, images, teacher, data)
         expected |= {key: list(value) for key in ("mean", "std") if (value := getattr(settings, key)) is not None}
     if teacher is not None:

@@ -7,16 +7,19 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from dhkd.configs.schema import Training
 from dhkd.data.errors import ConfigError, WeightsError
 from dhkd.data.images.base import Images, PerChannel
 from dhkd.data.render import Normalization
 from dhkd.data.runs.names import CONFIG
 from dhkd.data.shown import some_of
 from dhkd.pipeline.build.code import require_code_of_weights
-from dhkd.stages.models import Network, build_network
+from dhkd.stages.models import Network, build_network, own_networks
+from dhkd.stages.models.architecture import PROJECTED, Architecture, Named, from_record, name_of
 from dhkd.stages.models.class_names import names_of_packaged_weights
 from dhkd.stages.models.file_kinds import is_safetensors
-from dhkd.stages.models.foreign import INNER, packaged_weights
+from dhkd.stages.models.foreign import INNER
+from dhkd.stages.models.libraries import packaged_weights
 from dhkd.stages.models.network import input_channels
 from dhkd.stages.models.weights import classes_of_weights, fit_weights, read_metadata, read_weights, weights_sha256
 from torch import Tensor
@@ -24,6 +27,7 @@ from torch import Tensor
 MeanStd = tuple[PerChannel, PerChannel]
 
 NAMES_LISTED = 5
+NETWORK = "network"  # the metadata that holds what is set of a network besides its name
 CLASSES = "classes"  # the metadata that holds the names of a network's outputs
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
@@ -70,20 +74,63 @@ def weights_file(path: Path, role: str) -> Path:
     )
 
 
-def architecture_of(path: Path, role: str, architecture: str) -> str:
+def chosen_network(settings: Training) -> Architecture:
+    """Return the network that a section of a preset describes."""
+    maps = None if settings.maps is None else tuple(settings.maps)
+    return Architecture(settings.architecture, dict(settings.options or {}), settings.head, maps)
+
+
+def teacher_facts(architecture: Architecture) -> dict[str, str | None]:
+    """Return what a cache records of its teacher's network besides its weights; None for what is not set."""
+    options = json.dumps(dict(architecture.options), sort_keys=True) if architecture.options else None
+    return {"architecture": architecture.name, "options": options, "head": architecture.head}
+
+
+def architecture_of(path: Path, role: str, architecture: Architecture) -> Architecture:
     """Return the architecture of the weights.
 
-    That is the network that SimKD made of the preset's `architecture` if the weights file records one, or else
-    `architecture` itself.
+    That is what the weights file records if it is the network that SimKD made of the preset's `architecture`, or the
+    same network with other settings while the preset sets nothing; or else `architecture` itself.
     """
     if _is_packaged(path):
         return architecture
     file = weights_file(split_key(path)[0], role)
-    recorded = _metadata(file).get("architecture", "") if file.is_file() else ""
-    return recorded if recorded.startswith(f"simkd:{architecture}+") else architecture
+    recorded = recorded_architecture(file) if file.is_file() else None
+    if recorded is None:
+        return architecture
+    made_by_simkd = recorded.name.startswith(f"{PROJECTED}{architecture.name}+")
+    return (
+        recorded
+        if made_by_simkd or (recorded.name == architecture.name and not architecture.record())
+        else architecture
+    )
 
 
-def trained_network(architecture: str, num_classes: int, path: Path, role: str, channels: int | None = None) -> Trained:
+def recorded_architecture(file: Path) -> Architecture | None:
+    """Return the architecture that is recorded in a file of weights that dhkd wrote; None for other files."""
+    return architecture_in(_metadata(file), f"weights {file}")
+
+
+def architecture_in(metadata: Mapping[str, str], where: str) -> Architecture | None:
+    """Return the architecture in the metadata of a file of weights; None if there is none. `where` begins messages."""
+    if "architecture" not in metadata:
+        return None
+    try:
+        record = json.loads(metadata.get(NETWORK, "{}"))
+    except (ValueError, RecursionError):
+        record = metadata[NETWORK]  # which is refused
+    return from_record(metadata["architecture"], record, where)
+
+
+def architecture_metadata(architecture: Architecture) -> dict[str, str]:
+    """Return what `recorded_architecture` reads, for the metadata of a file of weights."""
+    record = architecture.record()
+    return {"architecture": architecture.name} | ({NETWORK: json.dumps(record, sort_keys=True)} if record else {})
+
+
+def trained_network(
+    architecture: Named, num_classes: int, path: Path, role: str, channels: int | None = None
+) -> Trained:
     """Build the network `architecture` with the weights at `path`, a run folder or a weights file.
 
     The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
@@ -113,23 +160,23 @@ class Weights:
         return len(self.mean_std[0]) if self.mean_std else 3
 
 
-def weights_at(architecture: str, path: Path, role: str) -> Weights:
+def weights_at(architecture: Named, path: Path, role: str) -> Weights:
     """Read the weights at `path`, as `trained_network` takes it; the network `architecture` is to get them."""
     if _is_packaged(path):
         tag = str(path).partition(":")[2] or None
-        state, colours = packaged_weights(architecture, tag)
+        state, colours = packaged_weights(name_of(architecture), tag)
         mean_std = colours and (_per_channel(colours[0]), _per_channel(colours[1]))
-        names = names_of_packaged_weights(architecture, tag)
+        names = names_of_packaged_weights(name_of(architecture), tag)
         return Weights(state, f"{path} of {architecture}", mean_std, names, role)
     path, key = split_key(path)
     file = weights_file(path, role)
-    require_code_of_weights(file, _metadata(file), architecture)
+    require_code_of_weights(file, _metadata(file), name_of(architecture))
     state, mean_std = read_weights(file, key), _mean_std(file)
     return Weights(state, f"{file}::{key}" if key else str(file), mean_std, _class_names(file), role)
 
 
 def fitted(
-    architecture: str, num_classes: int, weights: Weights, channels: int | None = None, *, head: bool = True
+    architecture: Named, num_classes: int, weights: Weights, channels: int | None = None, *, head: bool = True
 ) -> Trained:
     """Build the network `architecture` with these weights, which may lack the classifier unless `head` is set.
 
@@ -144,7 +191,7 @@ def fitted(
     return Trained(network.eval(), origin, weights.mean_std)
 
 
-def num_outputs(architecture: str, num_classes: int, weights: Weights, channels: int | None = None) -> int:
+def num_outputs(architecture: Named, num_classes: int, weights: Weights, channels: int | None = None) -> int:
     """Return the number of classes of the network `architecture` with these weights; 0 if they lack the classifier.
 
     It is `num_classes` if the weights fit with that, or if they are of another network.
@@ -155,7 +202,7 @@ def num_outputs(architecture: str, num_classes: int, weights: Weights, channels:
 
 
 def _require_channels(
-    architecture: str, num_classes: int, weights: Weights, channels: int | None, misfit: WeightsError
+    architecture: Named, num_classes: int, weights: Weights, channels: int | None, misfit: WeightsError
 ) -> None:
     """Raise `WeightsError` if weights are a misfit only because they take images of another number of channels."""
     other = 1 if channels == 3 else 3
@@ -169,13 +216,13 @@ def _require_channels(
     ) from misfit
 
 
-def classes_in(architecture: str, path: Path, role: str) -> int | None:
+def classes_in(architecture: Named, path: Path, role: str) -> int | None:
     """Return the number of classes of the weights at `path`, as `trained_network` takes it; None if it is unknown.
 
     The metadata says it or, in other files, the number of outputs of the classifier.
     """
     if _is_packaged(path):
-        state, _ = packaged_weights(architecture, str(path).partition(":")[2] or None)
+        state, _ = packaged_weights(name_of(architecture), str(path).partition(":")[2] or None)
     else:
         path, key = split_key(path)
         file = weights_file(path, role)
@@ -183,8 +230,9 @@ def classes_in(architecture: str, path: Path, role: str) -> int | None:
         if recorded.isdecimal():
             return int(recorded)
         state = read_weights(file, key)
-    with torch.device("meta"):
-        head = build_network(architecture, 2).head_name.removeprefix(INNER)
+    device = "cpu" if "timm:" in name_of(architecture) or own_networks(name_of(architecture)) else "meta"
+    with torch.random.fork_rng(devices=()), torch.device(device):
+        head = (build_network(architecture, 2).head_name or "").removeprefix(INNER)
     outputs = {len(tensor) for name, tensor in state.items() if f".{name}".endswith(f".{head}.weight") and tensor.ndim}
     return outputs.pop() if len(outputs) == 1 else None
 
@@ -217,10 +265,10 @@ def recorded_metadata(path: Path) -> dict[str, str]:
     return _metadata(file) if file.is_file() else {}
 
 
-def metadata_of(architecture: str, images: Images, normalize: Normalization) -> dict[str, str]:
+def metadata_of(architecture: Architecture, images: Images, normalize: Normalization) -> dict[str, str]:
     """Return the metadata of a file of weights: the network, the classes and the normalisation of its training."""
     return {
-        "architecture": architecture,
+        **architecture_metadata(architecture),
         "num_classes": str(images.num_classes),
         **({CLASSES: json.dumps(images.class_names)} if images.class_names else {}),
         "mean": json.dumps(normalize.mean),

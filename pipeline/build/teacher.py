@@ -11,7 +11,16 @@ from dhkd.data.images.resizing import Interpolation, Resizing
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization, Renderer
 from dhkd.pipeline.build.data import channels_of, normalization_of, recipe_of, renderer_of, test_renderer_of
-from dhkd.pipeline.build.networks import MeanStd, Trained, classes_in, fitted, num_outputs, trained_network, weights_at
+from dhkd.pipeline.build.networks import (
+    MeanStd,
+    Trained,
+    chosen_network,
+    classes_in,
+    fitted,
+    num_outputs,
+    trained_network,
+    weights_at,
+)
 from dhkd.pipeline.build.teacher_classes import names_of_outputs, outputs_of_classes, require_outputs
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.of_classes import OfClasses
@@ -27,13 +36,13 @@ def trained_teacher(experiment: Experiment, images: Images, path: Path, data: Da
     """
     settings = experiment.teacher
     if settings.classes is None:
-        return trained_network(settings.architecture, images.num_classes, path, ROLE, channels_of(settings, images))
-    weights, channels = weights_at(settings.architecture, path, ROLE), channels_of(settings, images)
+        return trained_network(chosen_network(settings), images.num_classes, path, ROLE, channels_of(settings, images))
+    weights, channels = weights_at(chosen_network(settings), path, ROLE), channels_of(settings, images)
     outputs = outputs_of_classes(experiment, images, data, weights.class_names)
     assert outputs is not None, "weights were given"
-    found = num_outputs(settings.architecture, images.num_classes, weights, channels)
+    found = num_outputs(chosen_network(settings), images.num_classes, weights, channels)
     require_outputs(outputs, found, names_of_outputs(experiment, data, weights.class_names), weights.origin)
-    whole = fitted(settings.architecture, found, weights, channels)
+    whole = fitted(chosen_network(settings), found, weights, channels)
     network = OfClasses(whole.network, outputs).eval()
     return Trained(network, whole.origin, whole.mean_std, outputs, whole.network)
 
@@ -43,7 +52,7 @@ def teachers_classes(experiment: Experiment, path: Path) -> int | None:
     settings = experiment.teacher
     if isinstance(settings.classes, tuple) and isinstance(settings.classes[0], int):
         return len(settings.classes)
-    return classes_in(settings.architecture, path, ROLE)
+    return classes_in(chosen_network(settings), path, ROLE)
 
 
 def teacher_recipe_of(experiment: Experiment) -> Recipe | None:

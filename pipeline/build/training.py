@@ -8,6 +8,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.pipeline.build.beginning import Beginning
 from dhkd.pipeline.build.data import channels_of, recipe_of
+from dhkd.pipeline.build.networks import chosen_network
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
@@ -37,7 +38,7 @@ def setting_of(
     size = experiment.teacher.size
     student_shapes, teacher_shapes = (
         Shapes(
-            network.architecture,
+            chosen_network(network),
             images.num_classes,
             (size, size) if size is not None and network is experiment.teacher else shape,
             channels_of(network, images),
@@ -46,7 +47,7 @@ def setting_of(
     )
     setting = Setting(student_shapes, teacher_shapes, images.labels_N, experiment.seed, teacher)
     architecture = objective.architecture(setting)
-    if architecture != training.architecture and size is not None and (size, size) != shape:
+    if architecture.name != training.architecture and size is not None and (size, size) != shape:
         raise ConfigError(
             f"objective {experiment.objective!r} trains {architecture}, which compares maps of one image size: expected"
             f" no teacher.size but the student's, got {size}; choose another objective, or leave teacher.size out"
@@ -60,12 +61,16 @@ def student_of(objective: Objective, setting: Setting, beginning: Beginning | No
     The experiment's seed determines the initial values, and then `beginning` those that it holds.
     """
     torch.manual_seed(setting.seed)
-    backbone = build_network(setting.student.architecture, setting.student.num_classes, setting.student.channels)
+    backbone = build_network(setting.student.wanted, setting.student.num_classes, setting.student.channels)
     if beginning is not None:
         beginning.into(backbone)
     objective.start(backbone, setting)
     kind = objective.auxiliary
-    head = auxiliary_head(kind, backbone, setting.student.num_classes) if kind else None
+    head = None
+    if kind:
+        head = auxiliary_head(kind, backbone, setting.student.num_classes, setting.student.embedding_dim)
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise ConfigError(f"student: network {setting.student.architecture}: expected parameters to train, found none")
     student = Student(backbone, head, objective.reads(setting), objective.adapter(setting))
     return student.to(memory_format=torch.channels_last)
 

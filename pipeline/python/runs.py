@@ -10,7 +10,7 @@ from dhkd.data.disk.user_cache import expanded
 from dhkd.data.errors import ConfigError
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline import evaluation
-from dhkd.pipeline.build.networks import recorded_metadata, trained_network
+from dhkd.pipeline.build.networks import architecture_in, recorded_metadata, trained_network
 from dhkd.pipeline.cli.tables.runs import run_cells, run_columns, run_notes, runs_table
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.python.objects import Model, Views, name_of_model, remember_name, views_of, weights_of
@@ -106,7 +106,8 @@ def load_network(run: str | Path, model: Model | None = None, *, num_classes: in
     if not named or not classes:
         raise ConfigError(f"weights {run}: expected model and num_classes, which the file doesn't record; pass both")
     with undisturbed():
-        network = trained_network(named, classes, place, "student").network
+        recorded_too = architecture_in(recorded, f"weights {run}") if model is None else None
+        network = trained_network(recorded_too or named, classes, place, "student").network
     remember_name(network, named)
     return network
 

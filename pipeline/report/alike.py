@@ -12,7 +12,7 @@ from dhkd.data.render import Normalization, Renderer
 from dhkd.data.runs.names import LIVE_KEY, OBJECTIVE_KEY
 from dhkd.data.runs.read import Run
 from dhkd.pipeline.build.data import dataset_identity, recipe_of, test_renderer_of
-from dhkd.pipeline.build.networks import classes_in
+from dhkd.pipeline.build.networks import chosen_network, classes_in
 from dhkd.pipeline.build.teacher import seen_by_teacher, teacher_normalization, trained_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
@@ -39,7 +39,7 @@ def test_sets_of(
     for name, experiment in experiments.items():
         settings = _of_test(experiment)
         if settings not in by_settings:
-            classes = partial(classes_in, experiment.student.architecture, folders[name], "student")
+            classes = partial(classes_in, chosen_network(experiment.student), folders[name], "student")
             by_settings[settings] = test_renderer_of(experiment, device, data, classes=classes)
         renderers[name] = by_settings[settings]
     first, *others = experiments

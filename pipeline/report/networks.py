@@ -19,12 +19,13 @@ from dhkd.pipeline.build.cache import LOGITS, cached_names, digest_for, reader_o
 from dhkd.pipeline.build.checks import labels_of, require_cache
 from dhkd.pipeline.build.code import code_of_data, require_code_of_run
 from dhkd.pipeline.build.data import channels_of, images_of, normalization_of, recipe_of, renderer_of
-from dhkd.pipeline.build.networks import trained_network
+from dhkd.pipeline.build.networks import architecture_of, chosen_network, trained_network
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.alike import teacher_of, test_sets_of
 from dhkd.pipeline.report.rows import ConflictRow
 from dhkd.stages.models import Network
+from dhkd.stages.models.signals import signals_of_outputs
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import read_weights
 from dhkd.stages.processes import Processes
@@ -78,8 +79,8 @@ def outputs_of_runs(
             yield None, _outputs_of(network.to(processes.device), normalize, test, samples)
         for run in finished:
             experiment, test = experiments[run.name], tests[run.name]
-            # An objective may have built a different network than the settings name, so the result takes precedence.
-            architecture = run.finished_result.architecture or experiment.student.architecture
+            # An objective may have built another network than the settings name; the weights record which.
+            architecture = architecture_of(run.path, "student", chosen_network(experiment.student))
             channels = channels_of(experiment.student, test.images)
             network = trained_network(architecture, test.images.num_classes, run.path, "student", channels).network
             normalize = normalization_of(experiment.student, test.images)
@@ -92,8 +93,10 @@ def outputs_of_runs(
 def _outputs_of(network: Network, normalize: Normalization, test: Renderer, samples: int | None) -> Outputs:
     index_N = torch.arange(min(samples or len(test.images), len(test.images)))
     batches = [network.eval().outputs(normalize(pixels)) for pixels in test.render(_keys(index_N))]
-    logits = torch.cat([outputs.logits for outputs in batches]).double().cpu().numpy()
-    features = torch.cat([outputs.embedding for outputs in batches]).double().cpu().numpy()
+    signals = [signals_of_outputs(network, outputs, ("logits", "embedding")) for outputs in batches]
+    logits, features = (
+        torch.cat([signal[name] for signal in signals]).double().cpu().numpy() for name in ("logits", "embedding")
+    )
     return Outputs(logits, features, test.images, index_N, _classifier_of(network.head).double().cpu().numpy())
 
 
@@ -219,8 +222,9 @@ def _forces(
 def _features(subject: _Subject, index_N: Tensor) -> Tensor:
     """Compute the features of these samples, (N, D)."""
     batches = subject.renderer.render(_keys(index_N))
-    outputs = [subject.student.backbone.outputs(subject.normalize(pixels)) for pixels in batches]
-    return torch.cat([batch.embedding.float() for batch in outputs])
+    backbone = subject.student.backbone
+    outputs = [backbone.outputs(subject.normalize(pixels)) for pixels in batches]
+    return torch.cat([signals_of_outputs(backbone, one, ["embedding"])["embedding"].float() for one in outputs])
 
 
 def _total(force_ND: Tensor) -> forces.Forces:

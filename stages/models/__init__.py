@@ -10,11 +10,13 @@ from difflib import get_close_matches
 from functools import partial
 
 from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.options import with_options
 from dhkd.data.own_code import Own, find
-from dhkd.stages.models.foreign import timm_network, torchvision_network
+from dhkd.stages.models.architecture import Architecture, Named, as_architecture
+from dhkd.stages.models.libraries import timm_network, torchvision_network
 from dhkd.stages.models.mobilenet_v1 import MobileNetV1
 from dhkd.stages.models.mobilenet_v2 import MobileNetV2
-from dhkd.stages.models.network import Network, count_parameters, with_input_channels
+from dhkd.stages.models.network import Network, as_wanted, count_parameters, with_input_channels
 from dhkd.stages.models.own import own_network
 from dhkd.stages.models.projected import projected_network
 from dhkd.stages.models.resnet import NARROW, WIDE, ResNet
@@ -41,36 +43,33 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
 }
 
 
-def _projected(names: str, num_classes: int) -> Network:
-    student, plus, teacher = names.partition("+")
-    if not plus:
-        raise ConfigError(f"network simkd:{names}: expected simkd:STUDENT+TEACHER")
-    return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))
-
-
-# Each function takes the name after the colon and the number of classes, and returns a freshly initialised network.
-LIBRARIES: dict[str, Callable[[str, int], Network]] = {
+# Each function takes the name after the colon, the number of classes and the whole `Architecture`, and returns a
+# freshly initialised network.
+LIBRARIES: dict[str, Callable[[str, int, Architecture], Network]] = {
     "torchvision": torchvision_network,
     "timm": timm_network,
-    "simkd": _projected,
+    "simkd": lambda names, num_classes, wanted: _projected(wanted, num_classes),
 }
 
 
-def build_network(name: str, num_classes: int, channels: int = 3) -> Network:
-    """Build the network `name` for images of `channels` channels, initialised from torch's global generator.
+def build_network(wanted: Named, num_classes: int, channels: int = 3) -> Network:
+    """Build a network for images of `channels` channels, initialised from torch's global generator.
 
-    Raises `ConfigError` for an unknown name, and for a network that can't be changed to so many channels.
+    Raises `ConfigError` for an unknown name, for options that the network doesn't take, and for a network that can't be
+    changed to so many channels.
     """
-    return with_input_channels(_built(name, num_classes), channels, name)
+    wanted = as_architecture(wanted)
+    return with_input_channels(_built(wanted, num_classes), channels, wanted.name)
 
 
-def _built(name: str, num_classes: int) -> Network:
+def _built(wanted: Architecture, num_classes: int) -> Network:
+    name = wanted.name
     library, colon, name_there = name.partition(":")
     if colon and library in LIBRARIES:
-        return LIBRARIES[library](name_there, num_classes)
+        return LIBRARIES[library](name_there, num_classes, wanted)
     if name in NETWORKS:
-        return NETWORKS[name](num_classes)
-    return own_network(name, _found(name), num_classes, {})
+        return as_wanted(with_options(f"network {name}", partial(NETWORKS[name], num_classes), wanted.options), wanted)
+    return own_network(wanted, _found(name), num_classes)
 
 
 def _found(name: str) -> Own:
@@ -90,3 +89,10 @@ def own_networks(name: str) -> list[str]:
     if colon and library == "simkd":
         return [own for part in name_there.split("+") for own in own_networks(part)]
     return [] if name in NETWORKS or (colon and library in LIBRARIES) else [name]
+
+
+def _projected(wanted: Architecture, num_classes: int) -> Network:
+    if wanted.parts is None:
+        raise ConfigError(f"network {wanted.name}: expected simkd:STUDENT+TEACHER")
+    student, teacher = wanted.parts
+    return projected_network(build_network(student, num_classes), build_network(teacher, num_classes))

@@ -1,45 +1,37 @@
-"""Networks of torchvision and timm by name, and the pretrained weights that these libraries provide.
+"""Networks of any origin: a `ForeignNetwork` runs a module as it is, and state dicts keep the module's parameter names.
 
-A `ForeignNetwork` runs the library's module and leaves it unchanged; state dicts keep the library's parameter names.
-A library is imported only when one of its networks is built, because timm is optional and other networks shouldn't wait
-for the import.
+`libraries.py` builds the modules of torchvision and timm by name, `own.py` those of users.
 """
 
-import re
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+import logging
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from dhkd.data.errors import ConfigError, WeightsError, unknown
+from dhkd.data.errors import ConfigError
+from dhkd.data.own_failures import failed
+from dhkd.stages.models.architecture import AUTO, NO_CLASSIFIER, Architecture
+from dhkd.stages.models.forward_results import features_in, is_one_of_several, logits_in
+from dhkd.stages.models.module_maps import ModuleMaps, candidates, timm_maps
 from dhkd.stages.models.network import Network, Outputs, StageMap, batch_norms_called
 from torch import Tensor, nn
 
-INNER = "inner."  # the prefix that wrapping adds to the library's parameter names
-# Published weights files also hold auxiliary classifiers, which were used in training only. These networks are built
-# without auxiliary classifiers, so entries of weights files with these prefixes are left out.
-AUXILIARY: Mapping[str, Mapping[str, str | None]] = {
-    "googlenet": {"aux1.": None, "aux2.": None},
-    "inception_v3": {"AuxLogits.": None},
-}
-LISTING = {
-    "torchvision": "torchvision.models.list_models(module=torchvision.models)",
-    "timm": "timm.list_models()",
-}
-STAGES = ("layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
+log = logging.getLogger("dhkd")
 
-Colours = tuple[float, ...]
+INNER = "inner."  # the prefix that wrapping adds to the module's parameter names
+POOLINGS = ("AdaptiveAvgPool2d", "SelectAdaptivePool2d", "FastAdaptiveAvgPool")  # torch's and timm's
 
 
 class ForeignNetwork(Network):
-    """Wrap another library's classification network `inner`; error messages call it `name`.
+    """Wrap a classification network `inner` of another origin; error messages call it `name`.
 
-    The classifier is the last registered linear or convolutional layer with `num_classes` outputs. The embedding is the
-    input of that layer, averaged over positions. `stage_relus` are paths of ReLU modules, one for the stem and one for
-    each stage: the last call of such a module in a forward pass is the last activation of its stage. If `stage_relus`
-    is empty, the network gives no stage maps. `published_names` is explained in `Network`. Raises `ConfigError` for a
-    network without such a classifier.
+    The classifier is the module that `wanted` names or, if it names none, the last registered linear or convolutional
+    layer with `num_classes` outputs. The embedding is the input of that layer, averaged over positions. Without such a
+    layer the embedding is unknown; with the head "none", the module's outputs are the embedding, and there are no
+    logits. The maps are the outputs of the modules that `wanted` names, else of `stages` (that of the stem first), else
+    of those that timm names. `of_library` says that the module is a library's, whose code is not at fault.
+    `published_names` is explained in `Network`. Raises `ConfigError` for paths that the module doesn't have.
     """
 
     def __init__(
@@ -47,222 +39,216 @@ class ForeignNetwork(Network):
         name: str,
         inner: nn.Module,
         num_classes: int,
+        wanted: Architecture | None = None,
         *,
-        stage_relus: tuple[str, ...] = (),
+        stages: tuple[str, ...] = (),
+        of_library: bool = False,
         published_names: Mapping[str, str | None] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        self.name = name
-        self.inner = inner
-        self.stage_relus = stage_relus
-        self.fan_out_start = bool(stage_relus)  # torchvision's ResNets draw their convolutions in this way
-        self._has_run = False  # an error in the first forward pass may be due to the image size
+        wanted = wanted or Architecture(name)
+        self.name, self.num_classes, self.of_library = name, num_classes, of_library
+        self.inner = _in_float32(inner, name)
+        self.fan_out_start = bool(stages)  # torchvision's ResNets draw their convolutions in this way
+        self.pools_last_map = bool(stages) and wanted.maps is None
         self.published_names = dict(published_names)
-        widths = {path: width for path, module in inner.named_modules() if (width := _width(module, num_classes))}
-        if not widths:
-            raise ConfigError(f"network {name}: expected a linear classifier of {num_classes} classes, found none")
-        head_path, self.embedding_dim = list(widths.items())[-1]
-        self.head_name = INNER + head_path
-        for path in stage_relus:
-            relu = inner.get_submodule(path)
-            assert isinstance(relu, nn.ReLU)
-            relu.inplace = False  # the ReLU must not overwrite its input, the stage's map before the activation
+        self._has_run = False  # an error in the first forward pass may be due to the image size
+        self._features_only = wanted.head == NO_CLASSIFIER
+        self._head_is_named = wanted.head is not None and not self._features_only
+        head = None if self._features_only else wanted.head or _last_classifier(inner, num_classes)
+        if self._head_is_named and head not in dict(inner.named_modules()):
+            raise ConfigError(f"network {name}: head: it has no module {head!r}; near are {candidates(inner)}")
+        self.head_name = None if head is None else INNER + head
+        self.embedding_dim = _width(self.head) if head is not None else None
+        self._maps = ModuleMaps(name, inner, self._map_paths(wanted, stages))
+        self._protected = False
         self.register_state_dict_post_hook(_take_off_prefix)  # type: ignore[no-untyped-call]  # torch's
         self.register_load_state_dict_pre_hook(_put_on_prefix)  # type: ignore[no-untyped-call]  # torch's
 
-    def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
-        """Return the outputs of one forward pass, including the stage maps if `maps` is set.
-
-        Raises `ConfigError` if `maps` is set and the network is not one of torchvision's ResNets.
-        """
-        if maps and not self.stage_relus:
+    def _map_paths(self, wanted: Architecture, stages: tuple[str, ...]) -> tuple[str, ...]:
+        if wanted.maps is None and stages:
+            return stages
+        self.first_stage = 1
+        self.may_leave_out_stages = wanted.maps in (None, AUTO)
+        self.map_paths = timm_maps(self.inner) if self.may_leave_out_stages else wanted.maps or ()
+        if wanted.maps == AUTO and not self.map_paths:
             raise ConfigError(
-                f"network {self.name} gives no stage maps: of other libraries' networks only torchvision's ResNets do"
+                f"network {self.name}: maps: auto expects a network that names its maps, as timm's do (feature_info);"
+                f" name modules, such as {candidates(self.inner)}"
             )
-        embeddings: list[Tensor] = []
-        stage_maps: dict[nn.Module, StageMap] = {}
+        return self.map_paths
 
-        def see_embedding(head: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            embeddings.append(_pooled(arguments[0], isinstance(head, nn.Conv2d)))
+    def prepare_maps(self) -> None:
+        """Let no module overwrite a map; this changes no values."""
+        if not self._protected:
+            self._maps.protect()
+            self._protected = True
 
-        def see_map(relu: nn.Module, arguments: tuple[Tensor, ...], after: Tensor) -> None:
-            stage_maps[relu] = StageMap(arguments[0], after, after)
+    def drop_head(self) -> None:
+        """Take off the classifier."""
+        if self.head_name is not None:
+            self.set_submodule(self.head_name, nn.Identity())
+        self.head_name, self._features_only = None, True
 
-        relus = [self.inner.get_submodule(path) for path in self.stage_relus] if maps else []
-        handles = [
-            self.head.register_forward_pre_hook(see_embedding),
-            *(relu.register_forward_hook(see_map) for relu in relus),
-        ]
+    def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
+        """Return the outputs of one forward pass, including the maps if `maps` is set.
+
+        Raises `ConfigError` if `maps` is set and no modules are known that have maps, and for outputs that are no
+        logits.
+        """
+        if maps and not self._maps.paths:
+            raise ConfigError(
+                f"network {self.name} gives no maps: name modules whose outputs are maps with student.maps or"
+                f" teacher.maps, such as {candidates(self.inner)}"
+            )
+        if not maps:
+            return self._outputs(images_BCHW, ())
+        self.prepare_maps()
+        with self._maps.seen(*images_BCHW.shape[2:]) as seen, _inputs_of_poolings(self.inner) as pooled:
+            outputs = self._outputs(images_BCHW, ())
+        return outputs._replace(maps=tuple(seen), final=_final(outputs.embedding, [*pooled, seen[-1].after]))
+
+    def _outputs(self, images_BCHW: Tensor, maps: tuple[StageMap, ...]) -> Outputs:
+        calls: list[tuple[object, object]] = []
+        handles = []
+        if self.head_name is not None:
+            handles.append(
+                self.head.register_forward_hook(lambda _, given, out: calls.append((given[0] if given else None, out)))
+            )
         try:
-            logits_BK = self.inner(images_BCHW)
+            result = self.inner(images_BCHW)
         except torch.OutOfMemoryError:
             raise
-        except (AssertionError, RuntimeError) as error:
-            if self._has_run:
-                raise
-            height, width = images_BCHW.shape[2:]
-            raise ConfigError(
-                f"network {self.name} takes no images of {width}×{height} pixels"
-                f" ({' '.join(str(error).split())[:200]}); set views.size to what it takes"
-            ) from error
+        except Exception as error:
+            raise self._failure(error, images_BCHW) from error
         finally:
             for handle in handles:
                 handle.remove()
+        if self._features_only:
+            features = features_in(result, self.name, len(images_BCHW))
+            final = features if features.ndim == 4 else None
+            return Outputs(None, _pooled(features, channels_first=True), maps, final)
+        logits_BK = logits_in(result, self.name, len(images_BCHW), self.num_classes)
+        if not self._has_run and is_one_of_several(result) and not self.of_library:
+            log.info("network %s returns several outputs; its logits are the first, or those of that name", self.name)
         self._has_run = True
-        if len(embeddings) != 1:
+        return Outputs(logits_BK, self._embedding(calls, logits_BK, result), maps, None)
+
+    def _embedding(self, calls: list[tuple[object, object]], logits_BK: Tensor, result: object) -> Tensor | None:
+        """Return the input of the classifier; None if it is unknown which layer classifies."""
+        if self._head_is_named and len(calls) != 1:
+            assert self.head_name is not None
             raise ConfigError(
-                f"network {self.name}: expected one call of its classifier {self.head_name.removeprefix(INNER)},"
-                f" saw {len(embeddings)}"
+                f"network {self.name}: head: expected one call of {self.head_name.removeprefix(INNER)}, saw"
+                f" {len(calls)}"
             )
-        kept_maps = tuple(stage_maps[relu] for relu in relus)
-        return Outputs(logits_BK, embeddings[0], kept_maps, kept_maps[-1].after if kept_maps else None)
+        if len(calls) != 1:
+            return None
+        (given, out), head = calls[0], self.head
+        # Of several outputs, the found layer may make another than the first.
+        if not self._head_is_named and is_one_of_several(result) and out is not logits_BK:
+            return None
+        return _pooled(given, channels_first=not isinstance(head, nn.Linear)) if isinstance(given, Tensor) else None
+
+    def _failure(self, error: Exception, images_BCHW: Tensor) -> Exception:
+        """Return the error for an exception of the module's forward."""
+        if self._has_run and self.of_library:
+            return error
+        if not self.of_library:
+            return failed(f"network {self.name}: its forward", error)
+        if not isinstance(error, AssertionError | RuntimeError | ValueError):
+            return error
+        height, width = images_BCHW.shape[2:]
+        return ConfigError(
+            f"network {self.name} takes no images of {width}×{height} pixels ({' '.join(str(error).split())[:200]});"
+            " set views.size to what it takes, teacher.size for the teacher alone, or options.img_size if it has one"
+        )
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
-        """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.
+        """Return, for each map, the last batch norm that runs before it.
 
-        The batch norms are found by a forward pass of these images, whose pixel values don't matter.
+        The batch norms are found by a forward pass of these images, whose pixel values don't matter. Raises
+        `ConfigError` if none runs.
         """
         last_before: dict[nn.Module, nn.BatchNorm2d] = {}
-        relus = [self.inner.get_submodule(path) for path in self.stage_relus]
+        modules = [self.inner.get_submodule(path) for path in self._maps.paths]
         with batch_norms_called(self.inner) as called:
 
-            def remember(relu: nn.Module, *_: object) -> None:
-                last_before[relu] = called[-1]
+            def remember(module: nn.Module, *_: object) -> None:
+                if called:
+                    last_before[module] = called[-1]
 
-            handles = [relu.register_forward_pre_hook(remember) for relu in relus]
+            handles = [module.register_forward_hook(remember) for module in modules]
             self.inner(images_BCHW)
             for handle in handles:
                 handle.remove()
-        return [last_before[relu] for relu in relus]
+        without = [path for path, module in zip(self._maps.paths, modules, strict=True) if module not in last_before]
+        if without:
+            raise ConfigError(f"network {self.name}: expected a batch norm before the map {without[0]}, found none")
+        return [last_before[module] for module in modules]
 
 
-def torchvision_network(name: str, num_classes: int) -> ForeignNetwork:
-    """Build any classification network of torchvision, without auxiliary classifiers.
+class _inputs_of_poolings:  # noqa: N801  # used like a function
+    """Collect the inputs of a network's average poolings, the last first, in the list that `with` gets."""
 
-    GoogLeNet and Inception v3 expect images with torchvision's normalisation, and convert these images to the
-    normalisation with which the networks' published weights were trained. Raises `ConfigError` for an unknown name.
-    """
-    from torchvision import models
+    def __init__(self, inner: nn.Module) -> None:
+        self._poolings = [module for module in inner.modules() if type(module).__name__ in POOLINGS]
 
-    _check_name("torchvision", name, models.list_models(module=models))
-    options: dict[str, bool] = {}
-    if name in AUXILIARY:
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    inner = models.get_model(name, weights=None, num_classes=num_classes, **options)
-    stage_relus: tuple[str, ...] = ()
-    if isinstance(inner, models.ResNet):
-        stage_relus = ("relu", *(f"{stage}.{len(inner.get_submodule(stage)) - 1}.relu" for stage in STAGES))
-    published_names = AUXILIARY.get(name, _older_densenet_names(inner.state_dict()) if "densenet" in name else {})
-    return ForeignNetwork(
-        f"torchvision:{name}", inner, num_classes, stage_relus=stage_relus, published_names=published_names
-    )
+    def __enter__(self) -> list[Tensor]:
+        seen: list[Tensor] = []
+        self._handles = [
+            pooling.register_forward_pre_hook(lambda _, given: seen.insert(0, given[0])) for pooling in self._poolings
+        ]
+        return seen
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
-def timm_network(name: str, num_classes: int) -> ForeignNetwork:
-    """Build any network of timm. Raises `ConfigError` for an unknown name, and if timm is not installed."""
-    timm = _timm(name)
-    _check_name("timm", name, timm.list_models())
-    return ForeignNetwork(f"timm:{name}", timm.create_model(name, num_classes=num_classes), num_classes)
+def _final(embedding_BD: Tensor | None, maps: list[Tensor]) -> Tensor | None:
+    """Return the first of these maps that has as many channels as the embedding has values."""
+    if embedding_BD is None:
+        return None
+    return next((one for one in maps if one.ndim == 4 and one.shape[1] == embedding_BD.shape[1]), None)
 
 
-def packaged_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
-    """Return the pretrained weights of "torchvision:NAME" or "timm:NAME", and the mean and deviation of the images.
-
-    Images are normalised with this mean and standard deviation; None stands for both if the library doesn't give them.
-    `tag` chooses among several weights of one network (torchvision's IMAGENET1K_V1, timm's a1_in1k); None chooses the
-    library's default. The library downloads files that are missing in its download cache. Raises `ConfigError` for an
-    unknown name or tag, and `WeightsError` if there are no weights or they can't be fetched.
-    """
-    library, colon, name_there = name.partition(":")
-    if not colon or library not in PACKAGED:
-        raise ConfigError(
-            f"network {name} has no packaged weights: expected torchvision:NAME or timm:NAME;"
-            " give a file with --teacher FILE"
+def _in_float32(inner: nn.Module, name: str) -> nn.Module:
+    """Convert weights of other precisions, because a run's precision is a setting."""
+    others = {value.dtype for value in inner.state_dict().values() if value.is_floating_point()} - {torch.float32}
+    if others:
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        log.info(
+            "network %s: its weights are converted from %s to float32; precision sets how it computes", name, found
         )
-    return PACKAGED[library](name_there, tag)
+        inner.float()
+    return inner
 
 
-def _torchvision_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
-    from torchvision import models
-
-    _check_name("torchvision", name, models.list_models(module=models))
-    entries = models.get_model_weights(name)
-    if tag is not None and tag not in entries.__members__:
-        raise ConfigError(unknown(f"tag of torchvision:{name}", tag, entries.__members__))
-    entry = entries.DEFAULT if tag is None else entries[tag]
-    try:
-        state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # network, disk and unpickling can raise anything
-        raise _not_fetched(f"torchvision:{name}", error) from error
-    return dict(state), _colours(entry.transforms())
+def _last_classifier(inner: nn.Module, num_classes: int) -> str | None:
+    """Return the path of the last registered linear or convolutional layer with `num_classes` outputs."""
+    matches = [path for path, module in inner.named_modules() if _num_outputs(module) == num_classes]
+    return matches[-1] if matches else None
 
 
-def _timm_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
-    timm = _timm(name)
-    _check_name("timm", name, timm.list_models())
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
-    if tag is not None and tag not in tags:
-        raise ConfigError(unknown(f"tag of timm:{name}", tag, tags))
-    if not timm.is_model_pretrained(name):
-        raise WeightsError(f"packaged weights of timm:{name}: timm has none; give a file with --teacher FILE")
-    try:
-        network = timm.create_model(name if tag is None else f"{name}.{tag}", pretrained=True)
-    except Exception as error:  # network, disk and unpickling can raise anything
-        raise _not_fetched(f"timm:{name}", error) from error
-    expected = network.pretrained_cfg
-    return dict(network.state_dict()), (tuple(expected["mean"]), tuple(expected["std"]))
-
-
-PACKAGED = {"torchvision": _torchvision_weights, "timm": _timm_weights}
-
-
-def _timm(name: str) -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"network timm:{name}: timm is not installed; pip install timm") from error
-    return timm
-
-
-def _check_name(library: str, name: str, valid: Iterable[str]) -> None:
-    """Raise `ConfigError` for an unknown name, without listing all names: timm has more than a thousand."""
-    names = list(valid)
-    if name not in names:
-        near = get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean '{library}:{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown network '{library}:{name}': {hint}{LISTING[library]} gives all {len(names)}")
-
-
-def _not_fetched(name: str, error: Exception) -> WeightsError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return WeightsError(f"packaged weights of {name} could not be fetched ({reason}); give a file with --teacher FILE")
-
-
-def _colours(transforms: Any) -> tuple[Colours, Colours] | None:
-    mean, std = getattr(transforms, "mean", None), getattr(transforms, "std", None)
-    return None if mean is None or std is None else (tuple(mean), tuple(std))
-
-
-def _width(module: nn.Module, num_classes: int) -> int | None:
-    """Return the input width of a layer with `num_classes` outputs, or None for other layers."""
-    if isinstance(module, nn.Linear) and module.out_features == num_classes:
+def _width(module: nn.Module) -> int | None:
+    """Return the width of a linear layer's input; None for other layers, of which it shows when they run."""
+    if isinstance(module, nn.Linear):
         return module.in_features
-    if isinstance(module, nn.Conv2d) and module.out_channels == num_classes:
-        return module.in_channels
-    return None
+    return module.in_channels if isinstance(module, nn.Conv2d) else None
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
 def _pooled(x: Tensor, channels_first: bool) -> Tensor:
     """Average x over positions, to (B, D); x has shape (B, D, H, W) if channels come first, else (B, …, D)."""
     if x.ndim == 2:
         return x
-    return x.mean(dim=(2, 3)) if channels_first else x.flatten(1, -2).mean(dim=1)
-
-
-def _older_densenet_names(state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Map published names such as `norm.1`, which torch no longer allows, to the network's names, such as `norm1`."""
-    by_older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): name for name in state}
-    return {older: name for older, name in by_older.items() if older != name}
+    return x.mean(dim=(2, 3)) if channels_first and x.ndim == 4 else x.flatten(1, -2).mean(dim=1)
 
 
 def _take_off_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:

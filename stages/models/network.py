@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
+from dhkd.stages.models.architecture import AUTO, Architecture
 from torch import Tensor, nn
 
 # Published students may also hold the auxiliary head of their training, under one of these names. It is left out,
@@ -33,28 +34,29 @@ class StageMap(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The outputs of one forward pass: `logits` (B, K), and the `embedding` (B, embedding_dim) before the classifier.
+    """The outputs of one forward pass: `logits` (B, K), and the `embedding` (B, D) before the classifier.
 
-    `maps` holds the map of the stem and of every stage, in order; it is empty unless maps were requested. `final` (B,
-    embedding_dim, H, W) is the map whose mean over positions is the embedding; it is None if that map is unknown.
+    `logits` is None for a network without a classifier, `embedding` if the classifier is unknown. `maps` holds the map
+    of the stem and of every stage, in order; it is empty unless maps were requested. `final` (B, D, H, W) is the map
+    whose mean over positions is the embedding; it is None if that map is unknown.
     """
 
-    logits: Tensor
-    embedding: Tensor
+    logits: Tensor | None
+    embedding: Tensor | None
     maps: tuple[StageMap, ...]
     final: Tensor | None
 
 
 class Network(nn.Module, ABC):
-    """A classification network; `embedding_dim` is the width of the pooled feature.
+    """A classification network; `embedding_dim` is the width of the pooled feature, None if only a forward shows it.
 
-    `head_name` is the path of the classifier, and `tail_names` are the paths of the layers between the last stage and
-    the pooling. `published_names` maps prefixes of parameter names in published files to our prefixes; tensors whose
-    prefix is mapped to None are left out.
+    `head_name` is the path of the classifier, None if there is none or it is unknown, and `tail_names` are the paths of
+    the layers between the last stage and the pooling. `published_names` maps prefixes of parameter names in published
+    files to our prefixes; tensors whose prefix is mapped to None are left out.
     """
 
-    embedding_dim: int
-    head_name: str
+    embedding_dim: int | None
+    head_name: str | None
     tail_names: tuple[str, ...] = ()
     published_names: Mapping[str, str | None] = SECOND_HEADS
     # Whether stages end in plain sums, which the batch norm and activation of the next layers follow. Then a map `out`
@@ -62,11 +64,40 @@ class Network(nn.Module, ABC):
     bare_sums: bool = False
     # Whether the published code draws the weights of all convolutions from N(0, 2 / fan out); else they are torch's.
     fan_out_start: bool = False
+    # The number of the first of the maps: 0 where the stem has a map, else 1.
+    first_stage: int = 0
+    # The numbers of the stages that are compared; None: all but the stem.
+    compared_stages: tuple[int, ...] | None = None
+    # The paths of the modules whose outputs are the maps, where settings or a library name them.
+    map_paths: tuple[str, ...] = ()
+    # Whether the mean of the last map over its positions is surely what the classifier gets, but for `tail_names`.
+    pools_last_map: bool = True
+    # Whether some of the stages may be left out, so that there are as many as the other network has.
+    may_leave_out_stages: bool = False
 
     @property
     def head(self) -> nn.Module:
-        """The classifier, a linear or convolutional layer."""
+        """The classifier. Raises `ConfigError` if there is none or it is unknown."""
+        if self.head_name is None:
+            raise ConfigError("expected a classifier, found none; name it with student.head or teacher.head")
         return self.get_submodule(self.head_name)
+
+    @property
+    def linear_head(self) -> nn.Linear | nn.Conv2d:
+        """The classifier, whose weights apply to each position of a map. Raises `ConfigError` if it isn't linear."""
+        head = self.head
+        if not isinstance(head, nn.Linear | nn.Conv2d):
+            raise ConfigError(f"expected a linear classifier, got a {type(head).__name__} ({self.head_name})")
+        return head
+
+    def prepare_maps(self) -> None:  # most have nothing to prepare
+        """Prepare the network for outputs with maps; this changes no values."""
+
+    def drop_head(self) -> None:
+        """Take off the classifier and the layers before it that follow the last map."""
+        for path in (self.head_name, *self.tail_names):
+            assert path is not None
+            self.set_submodule(path, nn.Identity())
 
     @abstractmethod
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
@@ -87,7 +118,10 @@ class Network(nn.Module, ABC):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of images (B, 3, H, W)."""
-        return self.outputs(images_BCHW).logits
+        logits_BK = self.outputs(images_BCHW).logits
+        if logits_BK is None:
+            raise ConfigError("expected a network with a classifier, got one that gives features alone")
+        return logits_BK
 
 
 class StagedNetwork(Network):
@@ -188,6 +222,35 @@ def start_linear_small(layer: nn.Linear) -> None:
     """Draw a linear layer's weights from N(0, 0.01²) and set its bias to 0."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
+
+
+def as_wanted(network: Network, wanted: Architecture) -> Network:
+    """Change one of our networks to what `wanted` says of its classifier and its maps, and return it.
+
+    Raises `ConfigError` for another classifier or stage than it has.
+    """
+    if wanted.maps is not None:
+        network.compared_stages = _stages_named(wanted)
+    if wanted.head is not None and wanted.head != network.head_name:
+        raise ConfigError(
+            f"network {wanted.name}: head: expected {network.head_name}, got {wanted.head!r}; leave it out"
+        )
+    return network
+
+
+def _stages_named(wanted: Architecture) -> tuple[int, ...] | None:
+    """Return the stages that stem, stage1, stage2, … name; None for auto."""
+    if wanted.maps == AUTO:
+        return None
+    stages = []
+    for name in wanted.maps or ():
+        number = "0" if name == "stem" else name.removeprefix("stage")
+        if not (number.isascii() and number.isdigit() and len(number) < 3 and name in ("stem", f"stage{number}")):
+            raise ConfigError(f"network {wanted.name}: maps: expected stem, stage1, stage2, …, got {name!r}")
+        stages.append(int(number))
+    if sorted(set(stages)) != stages:
+        raise ConfigError(f"network {wanted.name}: maps: expected rising stages, got {', '.join(wanted.maps or ())}")
+    return tuple(stages)
 
 
 def input_channels(network: nn.Module) -> int | None:

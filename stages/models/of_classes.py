@@ -16,6 +16,9 @@ class OfClasses(Network):
         super().__init__()
         self.inner = inner
         self.embedding_dim, self.bare_sums = inner.embedding_dim, inner.bare_sums
+        self.first_stage, self.map_paths = inner.first_stage, inner.map_paths
+        self.compared_stages, self.may_leave_out_stages = inner.compared_stages, inner.may_leave_out_stages
+        self.pools_last_map = inner.pools_last_map
         self.tail_names = tuple(f"inner.{name}" for name in inner.tail_names)
         self.register_buffer("output_K", torch.tensor(outputs, dtype=torch.int64), persistent=False)
         self.output_K: Tensor
@@ -26,7 +29,13 @@ class OfClasses(Network):
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
         """Return the outputs for images (B, C, H, W), with the logits (B, K) of the data set's classes."""
         outputs = self.inner.outputs(images_BCHW, maps=maps)
+        if outputs.logits is None:
+            return outputs
         return outputs._replace(logits=outputs.logits[:, self.output_K])
+
+    def prepare_maps(self) -> None:
+        """Prepare `inner` for outputs with maps; this changes no values."""
+        self.inner.prepare_maps()
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
         """Return the batch norms of `inner`, as it finds them."""

@@ -5,6 +5,7 @@ Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teac
 """
 
 import copy
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from dhkd.data.errors import ConfigError
 from dhkd.stages.models.network import Network, Outputs, StageMap
 from torch import Tensor, nn
 
-PROBE = 32  # pixels; the student's and the teacher's last maps have the same size ratio for images of any size
+# Pixels; the student's and the teacher's last maps have the same size ratio for images of any size. Some networks take
+# only images of their own size, or large ones.
+PROBES = (32, 64, 224, 299)
 NARROWING = 2  # the teacher's width, divided by the width of the projector's 3×3 convolution
 
 
@@ -23,12 +26,13 @@ class ProjectedNetwork(Network):
     to the input width D of `head`. The projected map (B, D, H, W) is the last of this network's maps.
     """
 
-    head_name = "classifier"
+    head_name: str = "classifier"
 
     def __init__(self, trunk: Network, channels: int, head: nn.Linear, shrink: int) -> None:
         super().__init__()
         self.trunk, self._shrink = trunk, shrink
-        self.bare_sums = trunk.bare_sums
+        self.bare_sums, self.first_stage, self.map_paths = trunk.bare_sums, trunk.first_stage, trunk.map_paths
+        self.compared_stages, self.may_leave_out_stages = trunk.compared_stages, trunk.may_leave_out_stages
         self.embedding_dim = width = head.in_features
         middle = width // NARROWING
         self.projector = nn.Sequential(
@@ -50,6 +54,10 @@ class ProjectedNetwork(Network):
         stage_maps = (*trunk_maps[:-1], StageMap(final_BDHW, final_BDHW, final_BDHW)) if maps else ()
         return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
 
+    def prepare_maps(self) -> None:
+        """Prepare the trunk for outputs with maps; this changes no values."""
+        self.trunk.prepare_maps()
+
     def start_linear(self, layer: nn.Linear) -> None:
         """Initialise a linear layer as the published code of the trunk does."""
         self.trunk.start_linear(layer)
@@ -70,23 +78,37 @@ def projected_network(student: Network, teacher: Network) -> ProjectedNetwork:
     `student` is changed in place. Raises `ConfigError` for a teacher that has layers other than pooling between the
     last stage and the classifier.
     """
-    if teacher.tail_names or not isinstance(teacher.head, nn.Linear):
+    head = teacher.head
+    if teacher.tail_names or not isinstance(head, nn.Linear):
         raise ConfigError(
-            "simkd: expected a teacher whose last stage is pooled and classified; this one has more layers"
+            "simkd: expected a teacher whose last stage is pooled and classified; this one has"
+            f" {'more layers' if teacher.tail_names else f'a {type(head).__name__} as classifier'}"
         )
-    _, channels, student_height, _ = _last_shape(student)
-    _, width, teacher_height, _ = _last_shape(teacher)
-    assert width == teacher.embedding_dim
-    for path in (student.head_name, *student.tail_names):
-        student.set_submodule(path, nn.Identity())
-    head = copy.deepcopy(teacher.head).requires_grad_(False)
-    return ProjectedNetwork(student, channels, head, max(1, student_height // teacher_height))
+    channels, student_share = _last_map(student)
+    width, teacher_share = _last_map(teacher)
+    if width != head.in_features:
+        raise ConfigError(
+            f"simkd: expected a teacher whose last map is pooled and classified, got a map of {width} channels and a"
+            f" classifier of {head.in_features}; choose another teacher, or its last map with teacher.maps"
+        )
+    student.drop_head()
+    copied = copy.deepcopy(head).requires_grad_(False)
+    return ProjectedNetwork(student, channels, copied, max(1, int(student_share / teacher_share)))
 
 
-def _last_shape(network: Network) -> torch.Size:
+def _last_map(network: Network) -> tuple[int, Fraction]:
+    """Return the channels of a network's last map, and its height divided by the image's."""
     on_meta = copy.deepcopy(network).to("meta").eval()
-    with torch.no_grad():
-        return on_meta.outputs(torch.empty(1, 3, PROBE, PROBE, device="meta"), maps=True).maps[-1].after.shape
+    refusals: list[ConfigError] = []
+    for pixels in PROBES:
+        try:
+            with torch.no_grad():
+                outputs = on_meta.outputs(torch.empty(1, 3, pixels, pixels, device="meta"), maps=True)
+            _, channels, height, _ = outputs.maps[-1].after.shape
+            return channels, Fraction(height, pixels)
+        except ConfigError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _convolution(channels: int, out: int, size: int) -> list[nn.Module]:

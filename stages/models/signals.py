@@ -19,7 +19,7 @@ the signal's name.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -28,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from dhkd.stages.models import build_network, own_networks
+from dhkd.stages.models.architecture import Named, as_architecture
 from dhkd.stages.models.network import Network, Outputs
+from dhkd.stages.models.sound import require_sound
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
@@ -107,6 +109,11 @@ def map_name(stage: int, *, before: bool = False, out: bool = False, batch: bool
     return f"map{stage}{'-before' * before}{'-out' * out}{'-batch' * batch}"
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort names of maps by their stages."""
+    return sorted(names, key=lambda name: parse(name).stage or 0)
+
+
 def needs_maps(names: Iterable[str]) -> bool:
     """Return whether these signals need a forward pass that keeps the stages' maps."""
     return any(parse(name).kind not in ("logits", "embedding") for name in names)
@@ -122,20 +129,19 @@ def signals_of_outputs(network: Network, outputs: Outputs, names: Iterable[str])
 
 
 def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> Tensor:
-    if signal.kind == "logits":
-        return outputs.logits
-    if signal.kind == "embedding":
-        return outputs.embedding
+    if signal.kind in ("logits", "embedding"):
+        return _required(outputs.logits if signal.kind == "logits" else outputs.embedding, name)
     if signal.kind == "cam":
         if outputs.final is None:
             raise ConfigError(f"signal {name}: the network doesn't tell which map it pools, so that it has none")
         assert signal.size is not None
-        return class_activation_maps(outputs.final, network.head, signal.size)
-    stage = len(outputs.maps) - 1 if signal.kind == "last_map" else signal.stage
+        return class_activation_maps(outputs.final, network.linear_head, signal.size)
+    first, last = network.first_stage, network.first_stage + len(outputs.maps) - 1
+    stage = last if signal.kind == "last_map" else signal.stage
     assert stage is not None
-    if not 0 <= stage < len(outputs.maps):
-        raise ConfigError(f"signal {name}: expected a stage from 0 to {len(outputs.maps) - 1}, got {stage}")
-    stage_map = outputs.maps[stage]
+    if not first <= stage <= last:
+        raise ConfigError(f"signal {name}: expected a stage from {first} to {last}, got {stage}")
+    stage_map = outputs.maps[stage - first]
     map_BCHW = stage_map.before if signal.before else stage_map.out if signal.out else stage_map.after
     if signal.kind == "attention":
         assert signal.size is not None
@@ -143,14 +149,24 @@ def _compute(signal: Signal, name: str, network: Network, outputs: Outputs) -> T
     return map_BCHW
 
 
-def class_activation_maps(final_BDHW: Tensor, head: nn.Module, size: tuple[int, int]) -> Tensor:
+def _required(output: Tensor | None, name: str) -> Tensor:
+    if output is not None:
+        return output
+    if name == "logits":
+        raise ConfigError("signal logits: expected a network with a classifier, got one that gives features alone")
+    raise ConfigError(
+        f"signal {name}: expected to find the layer that classifies, whose input it is, found none or several; name it"
+        f" with student.head or teacher.head"
+    )
+
+
+def class_activation_maps(final_BDHW: Tensor, head: nn.Linear | nn.Conv2d, size: tuple[int, int]) -> Tensor:
     """Compute class activation maps (B, K, h, w): apply the classifier without its bias at every position.
 
     The maps are pooled to `size`, i.e. (h, w). If h divides H and w divides W, the maps' mean over positions is logits
     − bias. Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777, section
     3.1.
     """
-    assert isinstance(head, nn.Linear | nn.Conv2d)
     weight_KD = head.weight.flatten(1)
     # Pooling and classifier are both linear, so they can be swapped; pooling first leaves less to multiply.
     return torch.einsum("bdhw,kd->bkhw", resized(final_BDHW, size), weight_KD)
@@ -176,19 +192,31 @@ def resized(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 class Shapes:
     """The shapes of a network's signals for one image, found on the meta device without computing any values."""
 
-    def __init__(self, architecture: str, num_classes: int, image: tuple[int, int], channels: int = 3) -> None:
+    def __init__(self, wanted: Named, num_classes: int, image: tuple[int, int], channels: int = 3) -> None:
         """Store what the shapes depend on; `image` is the height and width of the images."""
-        self.architecture, self.num_classes, self._image = architecture, num_classes, image
+        self.wanted, self.num_classes, self.image = as_architecture(wanted), num_classes, image
         self.channels = channels
 
-    def of(self, architecture: str) -> "Shapes":
+    def of(self, wanted: Named) -> "Shapes":
         """Return the shapes of another network's signals for the same images."""
-        return Shapes(architecture, self.num_classes, self._image, self.channels)
+        return Shapes(wanted, self.num_classes, self.image, self.channels)
+
+    @property
+    def architecture(self) -> str:
+        """The network's name."""
+        return self.wanted.name
 
     def row(self, name: str) -> Shape:
         """Return the shape of the signal called `name`, for one sample."""
+        if parse(name).kind == "cam":
+            self.require_pooled(f"signal {name}")
         outputs = self._outputs if needs_maps([name]) else self._without_maps
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the network has a classifier."""
+        return self._without_maps.logits is not None
 
     @property
     def bare_sums(self) -> bool:
@@ -197,25 +225,61 @@ class Shapes:
 
     @property
     def embedding_dim(self) -> int:
-        """The width D of the embedding."""
-        return self._network.embedding_dim
+        """The width D of the embedding. Raises `ConfigError` if the network has none."""
+        (width,) = self.row("embedding")
+        return width
 
     @cached_property
-    def maps(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of the map of the stem and of every stage. Raises `ConfigError` for a network without maps."""
-        shapes = []
-        for stage_map in self._outputs.maps:
+    def maps(self) -> Mapping[int, tuple[int, int, int]]:
+        """(C, H, W) of each map, by the number of its stage; the stem's is 0, if it has one.
+
+        Raises `ConfigError` for a network without maps.
+        """
+        shapes = {}
+        for stage, stage_map in enumerate(self._outputs.maps, self._network.first_stage):
             _, channels, height, width = stage_map.after.shape
-            shapes.append((channels, height, width))
-        return tuple(shapes)
+            shapes[stage] = (channels, height, width)
+        return shapes
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The numbers of the stages that methods compare: those that were named, or all but the stem."""
+        return self._network.compared_stages or tuple(stage for stage in self.maps if stage > 0)
+
+    @property
+    def may_leave_out_stages(self) -> bool:
+        """Whether methods may compare the last stages alone, because nobody named them."""
+        return self._network.may_leave_out_stages
+
+    @property
+    def chooses_stages(self) -> bool:
+        """Whether settings or a library name the maps, so that the numbers of stages are only positions in a list."""
+        return bool(self._network.map_paths or self._network.compared_stages)
+
+    def map_path(self, name: str) -> str | None:
+        """Return the path of the module whose map the signal `name` is of; None where the stage's number says it."""
+        signal = parse(name)
+        if signal.kind in ("logits", "embedding") or not self._network.map_paths:
+            return None
+        paths = dict(enumerate(self._network.map_paths, self._network.first_stage))
+        return paths.get(max(paths) if signal.stage is None else signal.stage)
+
+    @property
+    def device(self) -> str:
+        """The device on which the network can be built: meta, if it needs no values, or else the CPU."""
+        return "cpu" if "timm:" in self.architecture or own_networks(self.architecture) else "meta"
 
     @cached_property
     def _network(self) -> Network:
-        # Some networks of timm, and of users, can't be built on the meta device.
-        if self.architecture.startswith("timm:") or own_networks(self.architecture):
-            return build_network(self.architecture, self.num_classes, self.channels).to("meta").eval()
-        with torch.device("meta"):
-            return build_network(self.architecture, self.num_classes, self.channels).eval()
+        if own_networks(self.architecture):  # own code may make tensors on the CPU, or look at values
+            network = build_network(self.wanted, self.num_classes, self.channels).eval()
+            require_sound(network, self._image_tensor())
+            return network
+        with torch.device(self.device):  # some networks of timm can't be built on the meta device
+            return build_network(self.wanted, self.num_classes, self.channels).to("meta").eval()
+
+    def _image_tensor(self) -> Tensor:
+        return torch.rand(2, self.channels, *self.image, generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def _outputs(self) -> Outputs:
@@ -226,5 +290,40 @@ class Shapes:
         return self._forward(maps=False)
 
     def _forward(self, *, maps: bool) -> Outputs:
+        network, images_BCHW = self._network, self._image_tensor()
+        if not own_networks(self.architecture):
+            images_BCHW = images_BCHW.to("meta")
         with torch.no_grad():
-            return self._network.outputs(torch.empty(1, self.channels, *self._image, device="meta"), maps=maps)
+            return network.outputs(images_BCHW, maps=maps)
+
+    def require_pooled(self, purpose: str) -> None:
+        """Raise `ConfigError`, which begins with `purpose`, unless the mean of a map is what a linear layer classifies.
+
+        It is found by a forward pass of two images.
+        """
+        network = self._network
+        if network.pools_last_map:
+            return
+        try:
+            head = network.linear_head
+        except ConfigError as error:
+            raise ConfigError(f"{purpose}: network {self.architecture}: {error}") from error
+        if not self._pools_final:
+            widths = ", ".join(f"{channels}×{height}×{width}" for channels, height, width in self.maps.values())
+            raise ConfigError(
+                f"{purpose}: expected that {self.architecture} classifies the mean over positions of one of its maps"
+                f" ({widths}), got a classifier of {head.weight.shape[1]} other features; choose another network, or"
+                f" name the map before its pooling last in maps"
+            )
+
+    @cached_property
+    def _pools_final(self) -> bool:
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            outputs = (
+                build_network(self.wanted, self.num_classes, self.channels)
+                .eval()
+                .outputs(self._image_tensor(), maps=True)
+            )
+        if outputs.final is None or outputs.embedding is None:
+            return False
+        return torch.allclose(outputs.final.mean(dim=(2, 3)), outputs.embedding, rtol=1e-3, atol=1e-5)

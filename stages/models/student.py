@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
 from dhkd.stages.models.network import Network, Outputs
 from dhkd.stages.models.signals import needs_maps, signals_of_outputs
@@ -41,6 +42,8 @@ class Student(nn.Module):
         self.auxiliary = auxiliary
         self.adapter = adapter
         self._reads = list(reads)
+        if needs_maps(self._reads):
+            backbone.prepare_maps()
         self._compiled: Callable[..., Outputs] | None = None
         # Every process computes the same values for these buffers, so DDP needn't broadcast them before each step.
         shared = getattr(adapter, "same_in_every_process", ())
@@ -50,6 +53,8 @@ class Student(nn.Module):
         """Compute features and the logits of both heads; without an auxiliary head, both logits are one tensor."""
         forward = self._compiled or self.backbone.outputs
         outputs = forward(images_BCHW, maps=needs_maps(self._reads))
+        if outputs.logits is None:
+            raise ConfigError("student: expected a network with a classifier, got one that gives features alone")
         distill_BK = outputs.logits if self.auxiliary is None else self.auxiliary(outputs.embedding)
         features = signals_of_outputs(self.backbone, outputs, self._reads)
         if self.adapter is not None:
@@ -101,8 +106,10 @@ class SeededDropout(nn.Module):
         return self._generator
 
 
-def auxiliary_head(kind: AuxiliaryHead, backbone: Network, num_classes: int) -> nn.Module:
-    """Build the auxiliary head, from (B, embedding_dim) to (B, num_classes), whose logits imitate the teacher's.
+def auxiliary_head(kind: AuxiliaryHead, backbone: Network, num_classes: int, width: int | None = None) -> nn.Module:
+    """Build the auxiliary head, from (B, width) to (B, num_classes), whose logits imitate the teacher's.
+
+    If `width` is None, it is the backbone's `embedding_dim`.
 
     Its linear layers start as those of `backbone` do. Yang et al., "Dual-Head Knowledge Distillation", arXiv
     2411.08937, whose CIFAR-100 runs use `nonlinear`.
@@ -113,11 +120,13 @@ def auxiliary_head(kind: AuxiliaryHead, backbone: Network, num_classes: int) -> 
         backbone.start_linear(layer)
         return layer
 
+    width = width or backbone.embedding_dim
+    assert width is not None, "where it isn't known before a forward, the caller gives it"
     if kind == "linear":
-        return linear(backbone.embedding_dim, num_classes)
+        return linear(width, num_classes)
     hidden = 200
     return nn.Sequential(
-        linear(backbone.embedding_dim, hidden),
+        linear(width, hidden),
         SeededDropout(0.1),
         nn.BatchNorm1d(hidden),
         nn.ReLU(),

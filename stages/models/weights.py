@@ -98,7 +98,12 @@ def classes_of_weights(network: Network, state: Mapping[str, Tensor], origin: st
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write the network's state as .safetensors; the bytes don't depend on the network's memory format or device."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    kept: set[int] = set()  # the file's format refuses tensors that share memory, as tied weights do
+    for name, tensor in network.state_dict().items():
+        plain = tensor.detach().cpu().contiguous()
+        tensors[name] = plain.clone() if plain.untyped_storage().data_ptr() in kept else plain
+        kept.add(plain.untyped_storage().data_ptr())
     # All metadata goes into one entry, because safetensors writes several entries in an order that varies between runs.
     content = safetensors.torch.save(tensors, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
     write_atomically(path, lambda stream: stream.write(content))

@@ -59,5 +59,5 @@ def test_options_and_sizes_of_the_preset_count() -> None:
 def test_plain_values_have_the_keys_of_the_json(methods: dict[str, Method]) -> None:
     assert list(asdict(methods["ce"])) == [
         "method", "signals", "row_bytes", "view_bytes", "cacheable", "takes_of_teacher", "extra_parameters",
-        "exported_parameters",
+        "exported_parameters", "stands_against",
     ]  # fmt: skip

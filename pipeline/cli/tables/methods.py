@@ -3,9 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from dhkd.data.shown import printable_line
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.methods import Method
 
+LONGEST_REASON = 500  # characters
 SOURCE_OF_SIGNALS = {None: "no teacher", True: "cache or live", False: "live only"}
 
 
@@ -13,6 +15,9 @@ def methods_table(methods: Sequence[Method]) -> str:
     """Return a table with a row for each method, which shows what the method needs."""
     rows = []
     for method in methods:
+        if method.stands_against is not None:
+            rows.append((method.method, *[""] * 5, "no"))
+            continue
         weights = f"; takes the teacher's {method.takes_of_teacher}" if method.takes_of_teacher else ""
         rows.append(
             (
@@ -22,10 +27,16 @@ def methods_table(methods: Sequence[Method]) -> str:
                 f"{method.view_bytes / 1e6:,.1f}" if method.signals else "",
                 f"{method.extra_parameters:,}",
                 SOURCE_OF_SIGNALS[method.cacheable] + weights,
+                "runs",
             )
         )
-    header = ["method", "signals", "bytes a row", "MB a view", "extra parameters", "from"]
-    return plain_table(header, rows, left=2)
+    header = ["method", "signals", "bytes a row", "MB a view", "extra parameters", "from", "this pair"]
+    against = [
+        f"{method.method} doesn't run: {printable_line(method.stands_against, LONGEST_REASON)}"
+        for method in methods
+        if method.stands_against is not None
+    ]
+    return "\n".join([plain_table(header, rows, left=2), *against])
 
 
 def signals_in_short(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.signals import Shapes, attention_name, parse
+from dhkd.stages.models.signals import attention_name, in_order
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
@@ -35,11 +35,11 @@ class AttentionTransfer(Objective):
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request an attention map of every teacher stage after the stem."""
-        return dict.fromkeys(_names(setting.teacher, setting))
+        return dict.fromkeys(name for _, name in _names(setting))
 
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's attention maps of the same stages and resolutions."""
-        return _names(setting.student, setting)
+        return [name for name, _ in _names(setting)]
 
     def definitions(self, setting: Setting) -> Mapping[str, int]:
         """Return 2 if a network puts out bare sums; the first definition took the maps after the next activation."""
@@ -47,12 +47,8 @@ class AttentionTransfer(Objective):
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `at`."""
-        of_teacher = {parse(name).stage: value for name, value in teacher.items() if name.startswith(PREFIX)}
-        differences = [
-            F.mse_loss(losses.widened(attention), of_teacher[parse(name).stage])
-            for name, attention in student.features.items()
-            if name.startswith(PREFIX)
-        ]
+        pairs = zip(_by_stage(student.features), _by_stage(teacher), strict=True)
+        differences = [F.mse_loss(losses.widened(of_student), of_teacher) for of_student, of_teacher in pairs]
         return {"ce": losses.task_loss(student.task, labels), "at": sum(differences[1:], differences[0])}
 
     def weights(self, epoch: int) -> dict[str, float]:
@@ -60,12 +56,22 @@ class AttentionTransfer(Objective):
         return {"ce": self.ce_weight, "at": self.at_weight}
 
 
-def _names(network: Shapes, setting: Setting) -> list[str]:
-    """Return the names of this network's attention maps, which have the same resolutions for both networks."""
+def _names(setting: Setting) -> list[tuple[str, str]]:
+    """Return the names of the student's and the teacher's attention maps, which have the same resolutions."""
     names = []
-    for stage in setting.stages("at"):
-        _, student_height, student_width = setting.student.maps[stage]
-        _, teacher_height, teacher_width = setting.teacher.maps[stage]
+    for student, teacher in setting.stages("at"):
+        _, student_height, student_width = setting.student.maps[student]
+        _, teacher_height, teacher_width = setting.teacher.maps[teacher]
         size = min(student_height, teacher_height), min(student_width, teacher_width)
-        names.append(attention_name(stage, size, out=network.bare_sums))
+        names.append(
+            (
+                attention_name(student, size, out=setting.student.bare_sums),
+                attention_name(teacher, size, out=setting.teacher.bare_sums),
+            )
+        )
     return names
+
+
+def _by_stage(signals: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the attention maps among these signals, in the order of their stages."""
+    return [signals[name] for name in in_order(name for name in signals if name.startswith(PREFIX))]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from dhkd.data.errors import ConfigError, unknown
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
+from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
 from dhkd.stages.train.gradients import Alignment
@@ -137,15 +138,18 @@ class Combined(Objective):
         """Merge the names that the parts read, each name once."""
         return list(dict.fromkeys(name for _, _, part in self.parts for name in part.reads(setting)))
 
-    def architecture(self, setting: Setting) -> str:
+    def architecture(self, setting: Setting) -> Architecture:
         """Return the network that a part trains in place of the preset's network, or else the preset's network.
 
         Raises `ConfigError` if parts need different networks.
         """
-        names = {part.architecture(setting) for _, _, part in self.parts} - {setting.student.architecture}
-        if len(names) > 1:
-            raise ConfigError(f"objective: the parts train different networks: {' and '.join(sorted(names))}")
-        return names.pop() if names else setting.student.architecture
+        wanted = {
+            architecture.name: architecture for _, _, part in self.parts if (architecture := part.architecture(setting))
+        }
+        others = sorted(wanted.keys() - {setting.student.architecture})
+        if len(others) > 1:
+            raise ConfigError(f"objective: the parts train different networks: {' and '.join(others)}")
+        return wanted[others[0]] if others else setting.student.wanted
 
     def start(self, network: Network, setting: Setting) -> None:
         """Copy the teacher's weights that each part reuses."""

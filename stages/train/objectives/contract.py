@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
 from dhkd.data.stream.labels import Labels
+from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import AuxiliaryHead, StudentOutputs
@@ -42,18 +43,43 @@ class Setting:
     seed: int
     teacher_network: Network | None = None
 
-    def stages(self, objective: str) -> list[int]:
-        """Return the numbers 1, 2, … of the stages after the stem, which is stage 0.
+    def stages(self, objective: str) -> list[tuple[int, int]]:
+        """Return the pairs (the student's stage, the teacher's stage) that `objective` compares, by their numbers.
 
-        Raises `ConfigError`, naming `objective`, if the two networks differ in the number of stages.
+        Those that settings name are paired in order, and else all stages after the stem, which is stage 0. If a library
+        says which modules have maps, and the other network has fewer, only the last ones are compared. Raises
+        `ConfigError`, naming `objective`, if the numbers of stages differ otherwise.
         """
-        student, teacher = len(self.student.maps), len(self.teacher.maps)
-        if student != teacher:
+        student, teacher = self.student.stages, self.teacher.stages
+        fewer = min(len(student), len(teacher))
+        if len(student) > fewer and self.student.may_leave_out_stages:
+            student = student[-fewer:]
+        if len(teacher) > fewer and self.teacher.may_leave_out_stages:
+            teacher = teacher[-fewer:]
+        if len(student) != len(teacher):
             raise ConfigError(
-                f"objective {objective!r} compares stage with stage: expected equally many, got {student - 1} of"
-                f" {self.student.architecture} and {teacher - 1} of {self.teacher.architecture}"
+                f"objective {objective!r} compares stage with stage: expected equally many, got"
+                f" {_maps_of(self.student, student)} and {_maps_of(self.teacher, teacher)}; choose with student.maps or"
+                f" teacher.maps"
             )
-        return list(range(1, student))
+        return list(zip(student, teacher, strict=True))
+
+    def pair(self, objective: str, stage: int) -> tuple[int, int]:
+        """Return the numbers of the student's and of the teacher's stage that an option `stage` of `objective` means.
+
+        It is the number of the stage in both networks or, where modules are named or chosen, that of the pair, from 1.
+        """
+        if not any(shapes.chooses_stages for shapes in (self.student, self.teacher)):
+            return stage, stage
+        pairs = self.stages(objective)
+        if not 1 <= stage <= len(pairs):
+            raise ConfigError(f"objective {objective!r}: expected one of the {len(pairs)} pairs of maps, got {stage}")
+        return pairs[stage - 1]
+
+
+def _maps_of(shapes: Shapes, stages: Sequence[int]) -> str:
+    sizes = ", ".join(f"{shapes.maps[stage][1]}×{shapes.maps[stage][2]}" for stage in stages)
+    return f"{len(stages)} of {shapes.architecture} ({sizes})"
 
 
 class Objective(ABC):
@@ -105,12 +131,9 @@ class Objective(ABC):
         """Return the names of the student's signals that the objective reads besides logits, named as in `needs`."""
         return ()
 
-    def architecture(self, setting: Setting) -> str:
-        """Return the name of the network to train, evaluate and export.
-
-        This is the preset's network or a network that contains it.
-        """
-        return setting.student.architecture
+    def architecture(self, setting: Setting) -> Architecture:
+        """Return the network to train, evaluate and export: the preset's network or one that contains it."""
+        return setting.student.wanted
 
     def start(self, network: Network, setting: Setting) -> None:  # noqa: B027  # most copy nothing
         """Copy the teacher weights that the method reuses, if any, into the freshly initialised `network`."""

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.signals import Shapes, map_name, resized
+from dhkd.stages.models.signals import map_name, parse, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_at_least, require_weights
 from torch import Tensor, nn
 
 HINT = "fitnet"
+
+Map = tuple[int, int, int]  # channels, height, width
 
 
 class Regressor(nn.Module):
@@ -29,7 +31,7 @@ class Regressor(nn.Module):
     that leaves the teacher's. These leave out other smaller maps; here they are repeated to the teacher's size first.
     """
 
-    def __init__(self, name: str, student: tuple[int, int, int], teacher: tuple[int, int, int]) -> None:
+    def __init__(self, name: str, student: Map, teacher: Map) -> None:
         super().__init__()
         self._name, self._size = name, teacher[1:]
         self._repeats, convolution = _convolution(student, teacher)
@@ -60,11 +62,11 @@ class FitNet(Objective):
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's map, as the stage puts it out."""
-        return {self._name(setting.teacher): None}
+        return {self._names(setting)[1]: None}
 
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's map, as the stage puts it out."""
-        return [self._name(setting.student)]
+        return [self._names(setting)[0]]
 
     def definitions(self, setting: Setting) -> Mapping[str, int]:
         """Return 2 if a network puts out bare sums or the maps differ in size.
@@ -72,19 +74,17 @@ class FitNet(Objective):
         The first definition took the maps after the next activation, and averaged or repeated the student's to the
         teacher's size before a 1×1 convolution.
         """
-        student, teacher = (_map_shape(shapes.row(self._name(shapes))) for shapes in (setting.student, setting.teacher))
+        student, teacher = self._shapes(setting)
         bare = setting.student.bare_sums or setting.teacher.bare_sums
         return {"fitnet": 2} if bare or student[1:] != teacher[1:] else {}
 
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the regressor."""
-        student, teacher = (_map_shape(shapes.row(self._name(shapes))) for shapes in (setting.student, setting.teacher))
-        return Regressor(self._name(setting.student), student, teacher)
+        return Regressor(self._names(setting)[0], *self._shapes(setting))
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `hint`."""
-        names = map_name(self.hint_stage, out=True), map_name(self.hint_stage)
-        hint = next(teacher[name] for name in names if name in teacher)
+        hint = next(value for name, value in teacher.items() if _is_hint(name))
         return {
             "ce": losses.task_loss(student.task, labels),
             "hint": F.mse_loss(losses.widened(student.features[HINT]), hint),
@@ -94,11 +94,23 @@ class FitNet(Objective):
         """Return the same weights in every epoch."""
         return {"ce": self.ce_weight, "hint": self.hint_weight}
 
-    def _name(self, network: Shapes) -> str:
-        return map_name(self.hint_stage, out=network.bare_sums)
+    def _names(self, setting: Setting) -> tuple[str, str]:
+        """Return the names of the student's map and of the teacher's map."""
+        student, teacher = setting.pair("fitnet", self.hint_stage)
+        return map_name(student, out=setting.student.bare_sums), map_name(teacher, out=setting.teacher.bare_sums)
+
+    def _shapes(self, setting: Setting) -> tuple[Map, Map]:
+        student, teacher = self._names(setting)
+        return _map_shape(setting.student.row(student)), _map_shape(setting.teacher.row(teacher))
 
 
-def _convolution(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> tuple[bool, nn.Module]:
+def _is_hint(name: str) -> bool:
+    """Return whether a signal is a map on the side that this objective compares."""
+    signal = parse(name)
+    return signal.kind == "map" and not signal.before
+
+
+def _convolution(student: Map, teacher: Map) -> tuple[bool, nn.Module]:
     """Return whether the student's map is repeated first, and the convolution between maps of shapes (C, H, W)."""
     (channels, height, width), (channels_out, height_out, width_out) = student, teacher
     if (height, width) == (2 * height_out, 2 * width_out):
@@ -110,6 +122,6 @@ def _convolution(student: tuple[int, int, int], teacher: tuple[int, int, int]) -
     return True, nn.Conv2d(channels, channels_out, 1)
 
 
-def _map_shape(row: tuple[int, ...]) -> tuple[int, int, int]:
+def _map_shape(row: tuple[int, ...]) -> Map:
     channels, height, width = row
     return channels, height, width

@@ -13,7 +13,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.network import Network, input_channels
-from dhkd.stages.models.signals import map_name, resized
+from dhkd.stages.models.signals import in_order, map_name, parse, resized
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
@@ -55,17 +55,18 @@ class Connectors(nn.Module):
     def __init__(
         self,
         stages: Sequence[int],
-        student: Sequence[tuple[int, int, int]],
-        teacher: Sequence[tuple[int, int, int]],
+        student: Sequence[int],
+        teacher: Sequence[int],
         margins: Sequence[Tensor],
     ) -> None:
+        """`stages` are the student's; `student` and `teacher` are the numbers of channels of the maps of each pair."""
         super().__init__()
         self._stages = list(stages)
         self.layers = nn.ModuleDict()
-        for stage, margin in zip(stages, margins, strict=True):
-            convolution = nn.Conv2d(student[stage][0], teacher[stage][0], 1, bias=False)
+        for stage, narrow, wide, margin in zip(stages, student, teacher, margins, strict=True):
+            convolution = nn.Conv2d(narrow, wide, 1, bias=False)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            self.layers[str(stage)] = nn.Sequential(convolution, nn.BatchNorm2d(teacher[stage][0]))
+            self.layers[str(stage)] = nn.Sequential(convolution, nn.BatchNorm2d(wide))
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -100,16 +101,17 @@ class OFD(Objective):
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's map before each stage's last activation."""
-        return {self._signal(stage): None for stage in setting.stages("ofd")}
+        return {self._signal(stage): None for _, stage in setting.stages("ofd")}
 
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's map before each stage's last activation."""
-        return [map_name(stage, before=True) for stage in setting.stages("ofd")]
+        return [map_name(stage, before=True) for stage, _ in setting.stages("ofd")]
 
     def definitions(self, setting: Setting) -> Mapping[str, int]:
         """Return 2 if maps differ in size; the first definition resized the student's to the teacher's size."""
         student, teacher = setting.student.maps, setting.teacher.maps
-        return {"ofd": 2} if any(student[stage][1:] != teacher[stage][1:] for stage in setting.stages("ofd")) else {}
+        pairs = setting.stages("ofd")
+        return {"ofd": 2} if any(student[one][1:] != teacher[other][1:] for one, other in pairs) else {}
 
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the connectors, with margins computed from the teacher's batch norms.
@@ -117,26 +119,34 @@ class OFD(Objective):
         Raises `ConfigError` for a teacher whose maps don't come from one batch norm each, such as a ShuffleNetV2.
         """
         assert setting.teacher_network is not None
-        stages = setting.stages("ofd")
-        batch_norms = _batch_norms(setting.teacher_network, stages)
-        for stage, batch_norm in zip(stages, batch_norms, strict=True):
+        pairs = setting.stages("ofd")
+        batch_norms = _batch_norms(setting.teacher_network, [stage for _, stage in pairs], setting.teacher.image)
+        for (_, stage), batch_norm in zip(pairs, batch_norms, strict=True):
             channels = setting.teacher.maps[stage][0]
-            if batch_norm.num_features != channels:
+            if batch_norm.num_features != channels or not batch_norm.affine:
                 raise ConfigError(
                     f"objective 'ofd': the margins of stage {stage} of {setting.teacher.architecture} follow from the"
                     f" batch norm before its activation: expected {channels} channels, got {batch_norm.num_features};"
                     f" choose another teacher or objective"
                 )
-        return Connectors(stages, setting.student.maps, setting.teacher.maps, [negative_mean(n) for n in batch_norms])
+        stages = [stage for stage, _ in pairs]
+        student, teacher = (
+            [shapes.maps[pair[side]][0] for pair in pairs]
+            for side, shapes in enumerate((setting.student, setting.teacher))
+        )
+        return Connectors(stages, student, teacher, [negative_mean(n) for n in batch_norms])
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `ofd`."""
         margins = {name.removeprefix(MARGIN): m for name, m in student.features.items() if name.startswith(MARGIN)}
         total = student.task.new_zeros(())
-        for position, (stage, margin_BC) in enumerate(margins.items()):
+        batch = self.teacher_batch_norm == "train"
+        targets = in_order(name for name in teacher if parse(name).before and parse(name).batch == batch)
+        pairs = zip(margins.items(), targets, strict=True)
+        for position, ((stage, margin_BC), name) in enumerate(pairs):
             imitation = student.features[f"{FEATURE}{stage}"]
             _, _, height, width = imitation.shape
-            target = resized(teacher[self._signal(int(stage))], (height, width))
+            target = resized(teacher[name], (height, width))
             total = total + partial_l2(imitation, target, margin_BC[0]) / 2 ** (len(margins) - position - 1)
         return {"ce": losses.task_loss(student.task, labels), "ofd": total}
 
@@ -148,10 +158,9 @@ class OFD(Objective):
         return map_name(stage, before=True, batch=self.teacher_batch_norm == "train")
 
 
-def _batch_norms(teacher: Network, stages: Sequence[int]) -> list[nn.BatchNorm2d]:
+def _batch_norms(teacher: Network, stages: Sequence[int], image: tuple[int, int]) -> list[nn.BatchNorm2d]:
     weight = next(teacher.parameters())
     with torch.no_grad():
-        # Any image will do, as long as it is large enough for all stages.
-        image = torch.zeros(1, input_channels(teacher) or 3, 64, 64, dtype=weight.dtype, device=weight.device)
-        batch_norms = teacher.batch_norms(image)
-    return [batch_norms[stage] for stage in stages]
+        zeros = torch.zeros(1, input_channels(teacher) or 3, *image, dtype=weight.dtype, device=weight.device)
+        batch_norms = teacher.batch_norms(zeros)
+    return [batch_norms[stage - teacher.first_stage] for stage in stages]

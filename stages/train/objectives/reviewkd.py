@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from dhkd.data.stream.batches import Batch
 from dhkd.data.stream.labels import Labels
-from dhkd.stages.models.signals import map_name, parse
+from dhkd.stages.models.signals import in_order, map_name, parse
 from dhkd.stages.models.student import StudentOutputs
 from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import (
@@ -135,13 +135,13 @@ class ReviewKD(Objective):
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
         """Request the teacher's maps before each stage's last activation, and its pooled feature."""
-        return dict.fromkeys([*(map_name(stage, before=True) for stage in setting.stages("reviewkd")), EMBEDDING])
+        return dict.fromkeys([*(map_name(stage, before=True) for _, stage in setting.stages("reviewkd")), EMBEDDING])
 
     def reads(self, setting: Setting) -> Sequence[str]:
         """Request the student's maps and its pooled feature."""
         before = self.student_before_activation
         out = not before and setting.student.bare_sums
-        return [*(map_name(stage, before=before, out=out) for stage in setting.stages("reviewkd")), EMBEDDING]
+        return [*(map_name(stage, before=before, out=out) for stage, _ in setting.stages("reviewkd")), EMBEDDING]
 
     def definitions(self, setting: Setting) -> Mapping[str, int]:
         """Return 2 if the student puts out bare sums; the first definition took its maps after the next activation."""
@@ -150,21 +150,20 @@ class ReviewKD(Objective):
     def adapter(self, setting: Setting) -> nn.Module:
         """Build the fusions of all levels."""
         student, teacher = (
-            [*(shapes.maps[stage] for stage in setting.stages("reviewkd")), (shapes.embedding_dim, 1, 1)]
-            for shapes in (setting.student, setting.teacher)
+            [*(shapes.maps[pair[side]] for pair in setting.stages("reviewkd")), (shapes.embedding_dim, 1, 1)]
+            for side, shapes in enumerate((setting.student, setting.teacher))
         )
         return Review(self.reads(setting), student, teacher, self.fusion_width)
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the terms `ce` and `review`."""
         total = student.task.new_zeros(())
-        for name, imitation in student.features.items():
-            if name.startswith(PREFIX):
-                stage = parse(name.removeprefix(PREFIX)).stage
-                target = (
-                    teacher[EMBEDDING][:, :, None, None] if stage is None else teacher[map_name(stage, before=True)]
-                )
-                total = total + hierarchical_context_loss(imitation, target)
+        maps = in_order(name.removeprefix(PREFIX) for name in student.features if name.startswith(PREFIX + "map"))
+        targets = in_order(name for name in teacher if parse(name).before and not parse(name).batch)
+        pooled = teacher[EMBEDDING][:, :, None, None]
+        total = total + hierarchical_context_loss(student.features[PREFIX + EMBEDDING], pooled)
+        for name, target in zip(reversed(maps), reversed(targets), strict=True):
+            total = total + hierarchical_context_loss(student.features[PREFIX + name], teacher[target])
         return {"ce": losses.task_loss(student.task, labels), "review": total}
 
     def weights(self, epoch: int) -> dict[str, float]:

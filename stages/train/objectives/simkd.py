@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from dhkd.data.stream.labels import Labels
+from dhkd.stages.models.architecture import Architecture, projected
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.signals import resized
 from dhkd.stages.models.student import StudentOutputs
@@ -17,7 +18,6 @@ from dhkd.stages.train.objectives import losses
 from dhkd.stages.train.objectives.contract import Objective, Setting, require_weights
 from torch import Tensor
 
-PREFIX = "simkd:"
 MAP = "last_map"
 
 
@@ -46,9 +46,10 @@ class SimKD(Objective):
         """Request the projected map, which is the last map of the trained network."""
         return [MAP]
 
-    def architecture(self, setting: Setting) -> str:
-        """Return the name of the network that consists of student, projector and the teacher's classifier."""
-        return f"{PREFIX}{setting.student.architecture}+{setting.teacher.architecture}"
+    def architecture(self, setting: Setting) -> Architecture:
+        """Return the network that consists of student, projector and the teacher's classifier."""
+        setting.teacher.require_pooled("objective 'simkd'")
+        return projected(setting.student.wanted, setting.teacher.wanted)
 
     def start(self, network: Network, setting: Setting) -> None:
         """Copy the teacher's classifier."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError, WeightsError
 from dhkd.stages.models import build_network
-from dhkd.stages.models.foreign import packaged_weights
+from dhkd.stages.models.libraries import packaged_weights
 from dhkd.stages.models.weights import fit_weights
 
 from tests.stages.models.weight_files import CreatesAFolder, assert_state, copy_of, trained

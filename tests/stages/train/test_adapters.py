@@ -245,7 +245,7 @@ def test_the_regressor_and_the_hint_are_the_published_ones(
 def test_connectors_and_their_weights_are_those_of_the_overhaul(training: bool) -> None:
     student, teacher = [(9, 9, 9), (2, 4, 4), (3, 4, 4), (4, 4, 4)], [(9, 9, 9), (3, 8, 8), (4, 4, 4), (5, 2, 2)]
     margins = [-torch.linspace(0.1, 1, shape[0]).double() for shape in teacher[1:]]
-    connectors = used(Connectors([1, 2, 3], student, teacher, margins)).train(training)
+    connectors = used(Connectors([1, 2, 3], (2, 3, 4), (3, 4, 5), margins)).train(training)
     with torch.no_grad():
         for stage, margin in enumerate(margins, 1):
             connectors.get_buffer(f"margin{stage}").copy_(margin)
@@ -293,7 +293,7 @@ def test_simkds_network_is_the_students_trunk_a_projector_and_the_teachers_class
     objective, given = build_objective("simkd", {}), build_network(teacher, 5).double()
     shapes = [Shapes(name, 5, (16, 16)) for name in ("resnet8", teacher)]
     setting = Setting(*shapes, torch.arange(10) % 5, 0, given)
-    assert objective.architecture(setting) == f"simkd:resnet8+{teacher}"
+    assert objective.architecture(setting).name == f"simkd:resnet8+{teacher}"
     objective.start(network, setting)
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     images_BCHW = drawn(2, 3, 16, 16)

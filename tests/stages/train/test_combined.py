@@ -1,6 +1,7 @@
 """What the loop may expect of every objective, for any networks, and of several objectives at once."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -119,12 +120,13 @@ def test_networks_of_unequally_many_stages_are_refused(name: str, teacher: str, 
     method = next(one for one in ("at", "ofd", "reviewkd") if one in name.split())
     message = (
         f"objective {method!r} compares stage with stage: expected equally many, got {counts[student]} of {student}"
-        f" and {counts[teacher]} of {teacher}"
+        f" and {counts[teacher]} of {teacher}; choose with student.maps or teacher.maps"
     )
     for ask in (objective.needs, objective.reads):
         with pytest.raises(ConfigError) as raised:
             ask(setting_of(objective, teacher, student, 32))
-        assert str(raised.value) == message
+        without_sizes = re.sub(r" \([\d×, ]+\)", "", str(raised.value))
+        assert without_sizes == message
 
 
 @pytest.mark.parametrize(
@@ -132,9 +134,9 @@ def test_networks_of_unequally_many_stages_are_refused(name: str, teacher: str, 
     [
         ("fitnet", {"hint_stage": 4}, "resnet8", "resnet14", "expected a stage from 0 to 3, got 4"),
         ("fitnet", {"hint_stage": 4}, "vgg8", "resnet14", "expected a stage from 0 to 3, got 4"),
-        ("fitnet", {}, "torchvision:mobilenet_v3_small", "resnet8", "gives no stage maps"),
+        ("fitnet", {}, "torchvision:mobilenet_v3_small", "resnet8", "gives no maps"),
         ("simkd", {}, "MobileNetV2", "resnet8", "expected a teacher whose last stage is pooled and classified"),
-        ("cat-kd", {}, "torchvision:mobilenet_v3_small", "resnet8", "only torchvision's ResNets do"),
+        ("cat-kd", {}, "torchvision:mobilenet_v3_small", "resnet8", "gives no maps: name modules"),
     ],
 )
 def test_an_error_says_in_one_line_what_a_network_lacks(
@@ -302,8 +304,8 @@ def test_the_whole_has_what_any_part_has() -> None:
     assert objective_of("reviewkd + dhkd").auxiliary == "nonlinear"
     assert objective_of("kd + rkd").auxiliary is None
     setting = setting_of(objective_of("ce"), "resnet14", "resnet8", 16)
-    assert objective_of("kd + simkd").architecture(setting) == "simkd:resnet8+resnet14"
-    assert objective_of("kd + rkd").architecture(setting) == "resnet8"
+    assert objective_of("kd + simkd").architecture(setting).name == "simkd:resnet8+resnet14"
+    assert objective_of("kd + rkd").architecture(setting).name == "resnet8"
     assert objective_of("kd + rkd").adapter(setting) is None
     adapter = objective_of("kd + fitnet + crd").adapter(setting)
     assert adapter is not None
