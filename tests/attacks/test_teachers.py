@@ -14,6 +14,7 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import CacheMismatch, ConfigError, DhkdError, RunMismatch, WeightsError
 from dhkd.data.images.resizing import Resizing
 from dhkd.data.render import Normalization
+from dhkd.pipeline.api import DistillationSet
 from dhkd.pipeline.build.beginning import beginning_of
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.teacher import trained_teacher
@@ -390,6 +391,13 @@ def test_a_cache_of_other_classes_is_refused(reordered: LogitReader, tmp_path: P
 def test_a_teacher_is_not_trained_on_other_classes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.classes: expected none, since a teacher is trained on"):
         train_teacher(experiment_of(OTHER_ORDER[0]), tmp_path / "run", data=DATA, cpu=True)
+
+
+def test_a_set_of_the_cache_alone_knows_size_and_classes(weights: Path, tmp_path: Path) -> None:
+    reader = cached(weights, tmp_path / "c.zarr", *LARGER, OTHER_ORDER[0])
+    items = DistillationSet.from_cache(reader.location)
+    assert items[3][0].shape == (3, 8, 8)
+    assert items[3][2].shape == (10,)
 
 
 # weights in several files
