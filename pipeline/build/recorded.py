@@ -32,6 +32,10 @@ def settings_to_record(experiment: Experiment) -> dict[str, Any]:
     return recorded
 
 
+# What a cache records of how its teacher saw the views and was read, beside its weights, under the settings' names.
+SEEN_AND_READ = ("size", "interpolation", "classes")
+
+
 # Any: the same.
 def recorded_settings(
     manifest: Manifest, location: str, teacher: str | None = None, *, known: Collection[str] = ()
@@ -45,7 +49,12 @@ def recorded_settings(
     of_teacher = signals.get(signal_name(teacher, "logits")) or next(iter(signals.values()))
     tree: dict[str, Any] = {
         # How it was trained is not recorded, and no student needs it.
-        "teacher": {"architecture": of_teacher.teacher.get("architecture"), "epochs": 1, "lr": 0.05}
+        "teacher": {
+            **{key: of_teacher.teacher[key] for key in SEEN_AND_READ if key in of_teacher.teacher},
+            "architecture": of_teacher.teacher.get("architecture"),
+            "epochs": 1,
+            "lr": 0.05,
+        }
     }
     try:
         if "data" not in known:

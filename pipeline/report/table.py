@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from dhkd.data.disk.csv_table import write_csv
-from dhkd.data.runs.names import CACHE_KEY, CODE_KEY, COMMAND_KEY, LIVE_KEY, SEED_KEY, STUDENT_KEY, TEACHER_KEY
+from dhkd.data.runs.names import (
+    BEGUN_KEY,
+    CACHE_KEY,
+    CODE_KEY,
+    COMMAND_KEY,
+    LIVE_KEY,
+    SEED_KEY,
+    STUDENT_KEY,
+    STUDENT_WEIGHTS_KEY,
+    TEACHER_KEY,
+)
 from dhkd.data.runs.read import Run
 from dhkd.data.runs.result import FIGURES
 
@@ -30,6 +40,8 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
     differing = [
         key for key in keys if key not in NO_AXES and not key.startswith(LIVE_SIGNALS) and _differ(_values(key, runs))
     ]
+    if STUDENT_WEIGHTS_KEY in differing and BEGUN_KEY in differing:
+        differing.remove(BEGUN_KEY)  # the hash tells runs apart only where a file changed under its name
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
     taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
     return {name if taken.count(name) == 1 else key: key for key, name in short.items()}

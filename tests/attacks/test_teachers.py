@@ -14,6 +14,8 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import CacheMismatch, ConfigError, DhkdError, RunMismatch, WeightsError
 from dhkd.data.images.resizing import Resizing
 from dhkd.data.render import Normalization
+from dhkd.data.runs.read import require_runs
+from dhkd.pipeline.api import DistillationSet
 from dhkd.pipeline.build.beginning import beginning_of
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.teacher import trained_teacher
@@ -22,6 +24,7 @@ from dhkd.pipeline.cache_tools import verify
 from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.evaluation import evaluate_network
+from dhkd.pipeline.report.table import axes_of
 from dhkd.pipeline.training import train_student, train_students, train_teacher
 from dhkd.stages.models import build_network
 from dhkd.stages.models.projected import ProjectedNetwork
@@ -392,6 +395,13 @@ def test_a_teacher_is_not_trained_on_other_classes(tmp_path: Path) -> None:
         train_teacher(experiment_of(OTHER_ORDER[0]), tmp_path / "run", data=DATA, cpu=True)
 
 
+def test_a_set_of_the_cache_alone_knows_size_and_classes(weights: Path, tmp_path: Path) -> None:
+    reader = cached(weights, tmp_path / "c.zarr", *LARGER, OTHER_ORDER[0])
+    items = DistillationSet.from_cache(reader.location)
+    assert items[3][0].shape == (3, 8, 8)
+    assert items[3][2].shape == (10,)
+
+
 # weights in several files
 
 
@@ -529,6 +539,7 @@ def test_students_side_by_side_begin_with_different_weights(weights: Path, forty
     for out, given in ((tmp_path / "one", read_weights(weights)), (tmp_path / "two", torch.load(forty)["model"])):
         trained = read_weights(out / "student.safetensors")
         assert torch.allclose(trained["conv1.weight"], given["conv1.weight"], atol=1e-6)
+    assert set(axes_of(require_runs(tmp_path))) == {"weights"}, "reports tell them apart by the setting"
 
 
 @pytest.mark.parametrize(
