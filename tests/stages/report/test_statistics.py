@@ -2,12 +2,13 @@
 
 import pytest
 from dhkd.stages.report.statistics import difference, spread
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 accuracies = st.lists(st.integers(0, 10_000).map(lambda hundredths: hundredths / 100), min_size=2, max_size=12)
 
 
+@settings(deadline=None)  # the first example imports scipy.stats
 @given(accuracies)
 def test_the_interval_is_students_t(values: list[float]) -> None:
     from scipy import stats
@@ -25,6 +26,7 @@ def test_one_value_has_no_spread() -> None:
     assert (found.count, found.mean, found.deviation, found.half, found.interval) == (1, 70.0, None, None, None)
 
 
+@settings(deadline=None)  # the first example imports scipy.stats
 @given(accuracies, accuracies)
 def test_differences_are_paired_by_seed(one: list[float], other: list[float]) -> None:
     """The verdict is that of a paired t-test at 5 %."""
