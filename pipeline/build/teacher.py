@@ -42,8 +42,8 @@ def trained_teacher(experiment: Experiment, images: Images, path: Path, data: Da
     channels = channels_of(settings, images)
     if not Shapes(chosen_network(settings), images.num_classes, _shape(experiment, images), channels).gives_logits:
         raise ConfigError(
-            f"teacher.classes: expected a teacher with a classifier, {settings.architecture} gives features alone; leave"
-            f" it out"
+            f"teacher.classes: expected a teacher with a classifier, {settings.architecture} gives features alone;"
+            f" leave it out"
         )
     weights = weights_at(chosen_network(settings), path, ROLE)
     outputs = outputs_of_classes(experiment, images, data, weights.class_names)
