@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import NOTHING
+from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.images.resizing import Interpolation, Resizing
 from dhkd.data.recipes.base import Recipe
@@ -24,6 +25,7 @@ from dhkd.pipeline.build.networks import (
 from dhkd.pipeline.build.teacher_classes import names_of_outputs, outputs_of_classes, require_outputs
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.of_classes import OfClasses
+from dhkd.stages.models.signals import Shapes
 
 ROLE = "teacher"
 USUAL: Interpolation = "bilinear"
@@ -37,7 +39,13 @@ def trained_teacher(experiment: Experiment, images: Images, path: Path, data: Da
     settings = experiment.teacher
     if settings.classes is None:
         return trained_network(chosen_network(settings), images.num_classes, path, ROLE, channels_of(settings, images))
-    weights, channels = weights_at(chosen_network(settings), path, ROLE), channels_of(settings, images)
+    channels = channels_of(settings, images)
+    if not Shapes(chosen_network(settings), images.num_classes, _shape(experiment, images), channels).gives_logits:
+        raise ConfigError(
+            f"teacher.classes: expected a teacher with a classifier, {settings.architecture} gives features alone;"
+            f" leave it out"
+        )
+    weights = weights_at(chosen_network(settings), path, ROLE)
     outputs = outputs_of_classes(experiment, images, data, weights.class_names)
     assert outputs is not None, "weights were given"
     found = num_outputs(chosen_network(settings), images.num_classes, weights, channels)
@@ -45,6 +53,14 @@ def trained_teacher(experiment: Experiment, images: Images, path: Path, data: Da
     whole = fitted(chosen_network(settings), found, weights, channels)
     network = OfClasses(whole.network, outputs).eval()
     return Trained(network, whole.origin, whole.mean_std, outputs, whole.network)
+
+
+def _shape(experiment: Experiment, images: Images) -> tuple[int, int]:
+    """Return height and width of what the teacher sees."""
+    size = experiment.teacher.size
+    shape = (size, size) if size is not None else recipe_of(experiment.views).shape or images.shape
+    assert shape is not None, "images_of decodes all images where the recipe keeps their size"
+    return shape
 
 
 def teachers_classes(experiment: Experiment, path: Path) -> int | None:

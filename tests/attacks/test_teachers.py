@@ -402,6 +402,58 @@ def test_a_set_of_the_cache_alone_knows_size_and_classes(weights: Path, tmp_path
     assert items[3][2].shape == (10,)
 
 
+# a teacher without a classifier
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    timm = pytest.importorskip("timm", reason="needs timm, whose networks have no classifier if asked")
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "backbone.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    return file
+
+
+FEATURES = ("teacher=timm:test_resnet", "teacher.options={num_classes: 0}", "teacher.size=32", "student=resnet8")
+
+
+@pytest.fixture(scope="module")
+def embeddings(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> LogitReader:
+    return cached(backbone, tmp_path_factory.mktemp("caches") / "c.zarr", *FEATURES)
+
+
+def test_a_backbone_is_cached_by_its_embedding(embeddings: LogitReader) -> None:
+    assert list(embeddings.manifest.signals) == ["embedding"]
+    assert "teacher_test_top1" not in embeddings.manifest.provenance["embedding"]
+
+
+@pytest.mark.parametrize("objective", ["rkd", "crd"])
+def test_embeddings_teach(objective: str, embeddings: LogitReader, tmp_path: Path) -> None:
+    experiment = experiment_of(*FEATURES, f"objective={objective}", "objectives.crd.negatives=10")
+    result = train_student(experiment, embeddings.location, tmp_path / "run", data=DATA, cpu=True)
+    assert result.distillation is not None
+
+
+@pytest.mark.parametrize("objective", ["dhkd", "kd", "dist"])
+def test_a_backbone_gives_no_logits(objective: str, embeddings: LogitReader, backbone: Path, tmp_path: Path) -> None:
+    for cache, more in ((embeddings.location, ()), (None, ("teacher.live=true",))):
+        experiment = experiment_of(*FEATURES, *more, f"objective={objective}")
+        with pytest.raises(ConfigError) as error:
+            train_student(experiment, cache, tmp_path / "run", data=DATA, teacher=backbone, cpu=True)
+        assert "expected a teacher with a classifier" in one_line(error)
+
+
+def test_what_a_backbone_can_not_do_is_one_line(backbone: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="classifier"):
+        cached(backbone, tmp_path / "c.zarr", *FEATURES, "cache.signals=[logits]")
+    with pytest.raises(DhkdError, match="classifier"):
+        evaluate_network(experiment_of(*FEATURES), backbone, "teacher", data=DATA, cpu=True)
+    experiment = experiment_of(*FEATURES, "teacher.classes=[0,1,2,3,4,5,6,7,8,9]")
+    images = images_of(experiment, "train", DATA)
+    with pytest.raises(ConfigError, match="expected a teacher with a classifier, timm:test_resnet gives features"):
+        trained_teacher(experiment, images, backbone, DATA)
+
+
 # weights in several files
 
 
