@@ -97,7 +97,7 @@ IMAGES = (
     Fault(
         "another-filter",
         "Photographs are resized with a filter that differs from the one in the identity.",
-        {"photo.resize(cut.size, Image.Resampling.BILINEAR)": "photo.resize(cut.size, Image.Resampling.BICUBIC)"},
+        {"photo.resize(cut.size, PILLOWS[interpolation])": "photo.resize(cut.size, Image.Resampling.BICUBIC)"},
         {"images/test_photographs.py": "pixels_are"},
     ),
     Fault(
@@ -253,7 +253,7 @@ STREAM = (
     Fault(
         "labels-by-view",
         "A row gets the label of the sample whose index is the row's view.",
-        {"self._labels_N[gather_keys[1].to(": "self._labels_N[gather_keys[0].to("},
+        {"self._labels_N, gather_keys[1]": "self._labels_N, gather_keys[0]"},
         {"test_stream.py": "joined"},
     ),
     Fault(
