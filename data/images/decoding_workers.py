@@ -14,7 +14,7 @@ import logging
 import resource
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
@@ -26,6 +26,7 @@ from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
 from dhkd.data.images.decoding import FRAMES, Photo, in_mode
 from dhkd.data.recipes.base import Recipe, rendered
 from dhkd.data.render import Keys
+from dhkd.data.threads import threads_of_generator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -179,7 +180,7 @@ class PhotoRenderer:
         """Yield each batch once its files are fetched; files are fetched while earlier batches are rendered."""
         waiting: deque[tuple[Keys, Future[None]]] = deque()
         rows = 0
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expect") as thread:
+        with threads_of_generator(1, "expect") as thread:
             for keys in batches:
                 waiting.append((keys, thread.submit(self.images.files.expect, keys[1])))
                 rows += len(keys[1])

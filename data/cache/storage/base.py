@@ -5,10 +5,11 @@ An object is finished or absent. An interrupted put leaves behind at most a file
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from dhkd.data.errors import ObjectRefused
+from dhkd.data.threads import threads_of_generator
 
 LARGEST_OBJECT = 2**31  # bytes; writers cut blocks of at most half of this
 
@@ -55,7 +56,7 @@ def each(function: Callable[[S], T], items: Iterable[S], streams: int) -> Iterat
     if streams == 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(streams, thread_name_prefix="read") as threads:
+    with threads_of_generator(streams, "read") as threads:
         pending: deque[Future[T]] = deque()
         for item in items:
             pending.append(threads.submit(function, item))
