@@ -95,7 +95,7 @@ def setting_for(experiment: Experiment) -> Setting:
 def live(reader: LogitReader | None, lacking: Sequence[str], *overrides: str) -> None:
     """`require_live` of the small preset's student, 20 samples in one epoch."""
     experiment = experiment_of(*overrides)
-    require_live(experiment, setting_for(experiment), lacking, reader, recipe_of(experiment.views))
+    require_live(experiment, setting_for(experiment), lacking, reader, digits(experiment), recipe_of(experiment.views))
 
 
 def test_nothing_is_asked_where_nothing_is_lacking(reader: LogitReader) -> None:

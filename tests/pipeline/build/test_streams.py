@@ -197,7 +197,7 @@ def test_the_precision_of_a_live_teacher_belongs_to_the_run(weights: Path) -> No
     ("overrides", "says"),
     [
         (["objective=fitnet", "objectives.fitnet.hint_stage=7"], "expected a stage from 0 to 3, got 7"),
-        (["student.lr_schedule=one-cycle", "student.warmup_epochs=1"], "one-cycle has its own rise"),
+        (["student.lr_schedule=one-cycle", "student.warmup_epochs=1"], "one-cycle, which has a rise of its own"),
         (["objective=kd + label-smoothing"], "got label-smoothing, which adds nothing to kd"),
         (["objective=at", "student=vgg8"], "compares stage with stage"),
     ],
