@@ -8,6 +8,7 @@ import torch
 from dhkd.data.errors import WeightsError
 from dhkd.pipeline.build.networks import architecture_of, trained_network, weights_file
 from dhkd.stages.models import build_network
+from dhkd.stages.models.architecture import Architecture
 from dhkd.stages.models.weights import save_weights
 
 MEAN_STD = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -42,13 +43,13 @@ def test_a_run_holds_one_network(tmp_path: Path) -> None:
 )
 def test_the_network_that_simkd_made_is_named_by_the_file(recorded: str, architecture: str, tmp_path: Path) -> None:
     saved(tmp_path / "student.safetensors", architecture=recorded)
-    assert architecture_of(tmp_path, "student", "resnet8") == architecture
+    assert architecture_of(tmp_path, "student", Architecture("resnet8")).name == architecture
 
 
 def test_other_files_do_not_name_their_network(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors")
     for path in (tmp_path / "w.safetensors", tmp_path / "w.pth", tmp_path / "none.safetensors", Path("packaged:v1")):
-        assert architecture_of(path, "student", "resnet8") == "resnet8"
+        assert architecture_of(path, "student", Architecture("resnet8")) == Architecture("resnet8")
 
 
 def test_a_network_comes_with_the_normalisation_that_it_was_trained_with(tmp_path: Path) -> None:
