@@ -327,6 +327,25 @@ def test_a_last_relu_gives_the_map_before_it_and_nothing_overwrites_it() -> None
     assert second.before is second.after
 
 
+def test_tokens_become_the_map_of_their_grid_without_the_class_token() -> None:
+    class Tokens(nn.Module):
+        def forward(self, map_BCHW: Tensor) -> Tensor:
+            patches = map_BCHW.flatten(2).transpose(1, 2)
+            return torch.cat((torch.full_like(patches[:, :1], -1), patches), dim=1)
+
+    class WithTokens(Small):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__(num_classes)
+            self.tokens = Tokens()
+
+        def features(self, images_BCHW: Tensor) -> Tensor:
+            return self.tokens(self.conv2(self.conv1(images_BCHW)))[:, 1:].mean(dim=1)
+
+    network = build_network(Architecture(offer("own", WithTokens), maps=("conv2", "tokens")), CLASSES).eval()
+    of_conv2, of_tokens = network.outputs(torch.rand(2, 3, SIDE, SIDE), maps=True).maps
+    assert torch.equal(of_tokens.after, of_conv2.after)
+
+
 def test_unequally_many_maps_are_refused_by_name() -> None:
     one, two = (Architecture(offer("own", Small), maps=maps) for maps in (("conv2",), ("conv1", "conv2")))
     for name in ("at", "ofd", "reviewkd"):

@@ -505,4 +505,70 @@ AROUND = (
     ),
 )
 
-FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *AROUND)
+# Networks, data, teachers and code of users.
+BROUGHT = (
+    Fault(
+        "code-runs-unasked",
+        "A file runs because a preset names it.",
+        {
+            "    path = _real(place)\n    if path in _known.files:": (
+                "    path = _real(place)\n    _load_file(place)\n    if path in _known.files:"
+            )
+        },
+        {"attacks/test_own_code.py": "run_no_code"},
+    ),
+    Fault(
+        "changed-code-is-taken",
+        "Code that has changed since it was recorded goes on without a word.",
+        {"    if not _known.allow_changed:": "    if not changed:"},
+        {"attacks/test_own_code.py": "refused_until_allowed"},
+    ),
+    Fault(
+        "held-out-samples-train",
+        "The held-out part stays in the training set.",
+        {"torch.nonzero(~is_held_N)": "torch.nonzero(is_held_N | ~is_held_N)"},
+        {"attacks/test_labels.py": "part"},
+    ),
+    Fault(
+        "held-out-without-a-seed",
+        "Every seed holds out the same part.",
+        {"raw_rows(seed, Domain.HELD_OUT, SAMPLES,": "raw_rows(0, Domain.HELD_OUT, SAMPLES,"},
+        {"attacks/test_labels.py": "own_seed_alone"},
+    ),
+    Fault(
+        "green-as-red",
+        "Red weighs as much as green in grey.",
+        {"(red * RED + green * GREEN": "(red * GREEN + green * RED"},
+        {"attacks/test_labels.py": "as_pillow_converts"},
+    ),
+    Fault(
+        "teacher-size-unrecorded",
+        "A cache doesn't record the size at which its teacher saw the views.",
+        {"return size if classes is None else": "return {} if classes is None else"},
+        {"attacks/test_teachers.py": "another_size_is_refused"},
+    ),
+    Fault(
+        "outputs-in-their-own-order",
+        "A teacher's outputs are chosen, but not put into the order of the classes.",
+        {"outputs.logits[:, self.output_K]": "outputs.logits[:, self.output_K.sort().values]"},
+        {"attacks/test_teachers.py": "right_outputs_arrive"},
+    ),
+    Fault(
+        "class-token-in-the-map",
+        "A map of tokens begins with the class token.",
+        {"tensor[:, tensor.shape[1] - rows * columns :]": "tensor[:, : rows * columns]"},
+        {"attacks/test_networks.py": "class_token"},
+    ),
+    Fault(
+        "axes-of-arrays-swapped",
+        "Images of shape (N, H, W, C) are turned by a quarter.",
+        {
+            "        images = images.permute(0, 3, 1, 2)\n    return images if": (
+                "        images = images.permute(0, 3, 2, 1)\n    return images if"
+            )
+        },
+        {"test_as_people_have_it.py": "pixels"},
+    ),
+)
+
+FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND)

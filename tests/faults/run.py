@@ -42,6 +42,7 @@ def copy_tree(folder: Path) -> None:
     package.mkdir(parents=True)
     for name in SOURCES:
         (package / name).symlink_to(folder / name)
+    (package / "__init__.py").symlink_to(folder / "pipeline" / "package" / "__init__.py")
 
 
 @contextmanager
