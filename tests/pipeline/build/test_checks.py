@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.configs.schema import Experiment
-from dhkd.data.cache.reader import LogitReader
+from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.errors import CacheMismatch, ConfigError, DataError
 from dhkd.data.images.base import Images
 from dhkd.pipeline.build.checks import (
@@ -24,10 +24,12 @@ from dhkd.pipeline.build.checks import (
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained
 from dhkd.pipeline.build.training import objective_of, setting_of, student_of
+from dhkd.pipeline.caching import cache_teacher
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student
+from dhkd.stages.models.weights import save_weights
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 
@@ -237,3 +239,16 @@ def test_rows_of_another_shape_than_the_networks_have(reader: LogitReader) -> No
     seven = replace(wider, student=Shapes("resnet8", 7, (8, 8)))
     with pytest.raises(CacheMismatch, match=r"signal logits: expected rows of shape \(7,\) for 7 classes"):
         require_rows(reader, names, seven)
+
+
+def test_maps_of_other_modules_are_refused(tmp_path: Path) -> None:
+    teacher = ("teacher=timm:resnet10t", "cache.signals=[map1]", "data.limit=20", "teacher.allow_chance=true")
+    weights = tmp_path / "w.safetensors"
+    save_weights(weights, build_network("timm:resnet10t", 10), {})
+    cache_teacher(experiment_of(*teacher), weights, str(tmp_path / "c.zarr"), data=DataOptions(), cpu=True)
+    reader = open_cache(str(tmp_path / "c.zarr"))
+    assert reader.manifest.signals["map1"].teacher["map"] == "layer1"
+    require_rows(reader, {"map1": ["map1"]}, setting_for(experiment_of(*teacher)))
+    named = experiment_of(*teacher, "teacher.maps=[layer1.0.bn2]")
+    with pytest.raises(CacheMismatch, match=r"expected the map of layer1.0.bn2, got that of layer1; set teacher.maps"):
+        require_rows(reader, {"map1": ["map1"]}, setting_for(named))
