@@ -15,7 +15,7 @@ from dhkd.data.images.levels import Levels
 from dhkd.data.sources.base import Place
 from dhkd.data.sources.class_labels import Numbering
 from dhkd.data.sources.image_folder import FolderFiles
-from dhkd.data.sources.mixed_order import mixed_order
+from dhkd.data.sources.mixed_order import mixed_order, permutation
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,13 +47,29 @@ def set_of_photos(
     return PhotoSet(name, split, photos, label_N, numbering.num_classes, levels=levels, class_names=numbering.names)
 
 
-def set_of_files(
-    name: str, split: str, where: str, paths: Sequence[bytes], label_N: Tensor, numbering: Numbering, place: Place
+def set_without_labels(
+    name: str, split: str, files: Callable[[NDArray[np.int64]], Photos], num_samples: int, place: Place
 ) -> PhotoSet:
-    """Return the set of image files at `paths`, which are relative to the root of `place`."""
+    """Return the set of single images without labels, in a seeded order, since they may be sorted by what they show."""
+    photos, num_classes = files(permutation(num_samples)), place.classes_without_labels
+    return PhotoSet(name, split, photos, None, num_classes, levels=place.levels, num_samples=num_samples)
+
+
+def set_of_files(
+    name: str,
+    split: str,
+    where: str,
+    paths: Sequence[bytes],
+    label_N: Tensor | None,
+    numbering: Numbering | None,
+    place: Place,
+) -> PhotoSet:
+    """Return the set of image files at `paths`, which are relative to the root of `place`, with labels or without."""
     path_N, root, reading = np.array(paths, dtype=np.bytes_), Path(place.root or "."), place.reading
 
     def files(order: NDArray[np.int64]) -> FolderFiles:
         return FolderFiles(root, path_N[order], reading)
 
+    if label_N is None or numbering is None:
+        return set_without_labels(name, split, files, len(paths), place)
     return set_of_photos(name, split, where, files, label_N, numbering, place.levels)

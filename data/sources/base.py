@@ -31,6 +31,7 @@ class Place:
     disk. `train` and `test` name the splits, as folders of class folders, patterns of shards, files or a library's own
     names. `options` are those that only this source has; it checks them itself. The other fields are settings of the
     preset's section `data`; for each field that is None, the source's default applies.
+    Where `labels` is "none", a source needs no labels in its files; what it loads may have labels or none.
     `network_classes` is the number of the networks' classes, if it is known, for images without labels.
     """
 
@@ -50,6 +51,16 @@ class Place:
     options: Mapping[str, object] | None = None
     labels: Labelled | None = None
     network_classes: int | None = None
+
+    @property
+    def classes_without_labels(self) -> int:
+        """The number of classes for images without labels. Raises `ConfigError` if it isn't known."""
+        if self.network_classes is None:
+            raise ConfigError(
+                "data.num_classes: images without labels don't say how many classes the networks have; set it, or give"
+                " a cache or the teacher's weights"
+            )
+        return self.network_classes
 
     @property
     def reading(self) -> Reading:

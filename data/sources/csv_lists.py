@@ -63,16 +63,19 @@ def load(split: str, place: Place) -> PhotoSet:
     if place.root is None:
         raise ConfigError("csv: expected the folder of its files; name it with --data-root")
     options = with_options("data.options of csv", Options, place.options or {})
-    table = _table("train", place, options)
-    columns = _columns(table, options)
-    numbering, labels = numbering_of(table.where, _labels(table, columns[1]), place)
-    if split != "train":
-        table = _table(split, place, options)
-        columns = _columns(table, options)
-        labels = as_named(table.where, _labels(table, columns[1]), place)
-    label_N = numbering.numbers(table.where, labels, table.row)
-    paths = _paths(table, columns[0], Path(place.root), follow=bool(place.follow_links))
-    _require_once(table, paths, label_N.tolist())
+    table = _table(split, place, options)
+    path = _path_column(table, options)
+    label_N, numbering = None, None
+    if place.labels != "none":
+        train = table if split == "train" else _table("train", place, options)
+        if place.labels == "test" and not _may_have_labels(train, options):
+            train = table
+        numbering, labels = numbering_of(train.where, _labels(train, options), place)
+        if train is not table:
+            labels = as_named(table.where, _labels(table, options), place)
+        label_N = numbering.numbers(table.where, labels, table.row)
+    paths = _paths(table, path, Path(place.root), follow=bool(place.follow_links))
+    _require_once(table, paths, None if label_N is None else label_N.tolist())
     return set_of_files("csv", split, table.where, paths, label_N, numbering, place)
 
 
@@ -143,19 +146,31 @@ def _has_header(first: Sequence[str], options: Options) -> bool:
     return bool(by_name) or not any(_is_path(cell) for cell in first)
 
 
-def _columns(table: Table, options: Options) -> tuple[int, int]:
-    """Return the numbers of the columns of paths and labels."""
+def _path_column(table: Table, options: Options) -> int:
+    """Return the number of the column of paths."""
     if not table.rows:
         raise DataError(
             f"{table.where}: expected a row for each image, got a header alone; check its files and settings"
         )
     width = len(table.rows[0])
     paths = [column for column in range(width) if _is_path(table.rows[0][column])]
-    path = _column(table, "path", options.path, paths)
-    label = _column(table, "label", options.label, [column for column in range(width) if column != path])
+    return _column(table, "path", options.path, paths)
+
+
+def _label_column(table: Table, options: Options) -> int:
+    """Return the number of the column of labels, which is another one than that of paths."""
+    path = _path_column(table, options)
+    others = [column for column in range(len(table.rows[0])) if column != path]
+    label = _column(table, "label", options.label, others)
     if path == label:
         raise ConfigError("data.options of csv: path and label: expected two columns, got one for both")
-    return path, label
+    return label
+
+
+def _may_have_labels(table: Table, options: Options) -> bool:
+    """Return whether a list has a second column, and the one that the options name."""
+    named = not isinstance(options.label, str) or options.label in table.names
+    return named and any(len(row) > 1 for row in table.rows[:1])
 
 
 def _column(table: Table, kind: str, wanted: str | int | None, candidates: Sequence[int]) -> int:
@@ -187,7 +202,8 @@ def _is_path(cell: str) -> bool:
     return os.path.splitext(cell.strip())[1].lower() in SUFFIXES
 
 
-def _labels(table: Table, column: int) -> Labels:
+def _labels(table: Table, options: Options) -> Labels:
+    column = _label_column(table, options)
     return as_labels(table.where, [row[column].strip() for row in table.rows], table.row)
 
 
@@ -257,7 +273,7 @@ def _is_below(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def _require_once(table: Table, paths: Sequence[bytes], labels: Sequence[int]) -> None:
+def _require_once(table: Table, paths: Sequence[bytes], labels: Sequence[int] | None) -> None:
     """Raise `DataError` for an image with two labels, and warn of images that are listed twice."""
     first_of: dict[bytes, int] = {}
     twice = 0
@@ -266,7 +282,7 @@ def _require_once(table: Table, paths: Sequence[bytes], labels: Sequence[int]) -
         if first == at:
             continue
         twice += 1
-        if labels[first] != labels[at]:
+        if labels is not None and labels[first] != labels[at]:
             raise DataError(
                 f"{table.where}: {os.fsdecode(path)} has two labels, in {table.row(first)} and {table.row(at)}; correct"
                 f" the list"

@@ -45,11 +45,7 @@ def load(split: str, place: Place) -> PhotoSet:
 
 
 def _images_in(folder: Path, split: str, place: Place) -> PhotoSet:
-    if place.network_classes is None:
-        raise ConfigError(
-            "data.num_classes: images without labels don't say how many classes the networks have; set it, or give a"
-            " cache or the teacher's weights"
-        )
+    num_classes = place.classes_without_labels
     if place.classes is not None and place.labels != "test":
         raise ConfigError("data.classes: images without labels have no classes; leave it out, or set data.labels=test")
     listing = ClassFolders(folder, Path(place.root or folder), follow=bool(place.follow_links), source="folder")
@@ -57,7 +53,7 @@ def _images_in(folder: Path, split: str, place: Place) -> PhotoSet:
     _tell(listing, paths)
     order = permutation(len(paths))
     files = FolderFiles(folder, np.array(paths, dtype=np.bytes_)[order], place.reading)
-    return PhotoSet("folder", split, files, None, place.network_classes, levels=place.levels, num_samples=len(paths))
+    return PhotoSet("folder", split, files, None, num_classes, levels=place.levels, num_samples=len(paths))
 
 
 def _tell(listing: ClassFolders, paths: Sequence[bytes]) -> None:

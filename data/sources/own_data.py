@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from dhkd.data.errors import ConfigError, OwnCodeError
@@ -35,8 +36,9 @@ class Content:
     dataset: Any
 
 
-# How each function's training split numbers the classes, so that its test split needn't read it again.
-_numberings: dict[tuple[object, str], Numbering] = {}
+# How each function's training split numbers the classes, so that its test split needn't read it again. A function that
+# the rest of the program has dropped goes, with the data that it holds.
+_numberings: "WeakKeyDictionary[object, dict[str, Numbering]]" = WeakKeyDictionary()
 
 
 def own_source(name: str, function: Callable[..., Any]) -> Source:
@@ -59,19 +61,28 @@ def images_of(name: str, split: str, make: Callable[[str], Any], made: Any, plac
     Raises `OwnCodeError` or `DataError` for anything that isn't images with class numbers.
     """
     content = content_of(name, split, made)
-    known = (key, repr((place.root, place.options, place.classes, place.num_classes, place.first_label)))
+    known, where = _known_numberings(key), f"{name}: {split}"
+    settings = repr((place.root, place.options, place.classes, place.num_classes, place.first_label))
     if split == "train":
-        _numberings[known], labels = numbering_of(f"{name}: train", content.labels, place, content.classes)
+        known[settings], labels = numbering_of(where, content.labels, place, content.classes)
     else:
-        if known not in _numberings:
+        if settings not in known:
             train = content_of(name, "train", make("train"))
-            _numberings[known], _ = numbering_of(f"{name}: train", train.labels, place, train.classes)
-        labels = as_named(f"{name}: {split}", content.labels, place, content.classes)
-    numbering, where = _numberings[known], f"{name}: {split}"
+            known[settings], _ = numbering_of(f"{name}: train", train.labels, place, train.classes)
+        labels = as_named(where, content.labels, place, content.classes)
+    numbering = known[settings]
     label_N = numbering.numbers(where, labels, _item)
     if content.images_NCHW is not None:
         return set_of_arrays(name, split, where, content.images_NCHW, label_N, numbering)
     return set_of_photos(name, split, where, partial(Items, where, content.dataset), label_N, numbering)
+
+
+def _known_numberings(key: object) -> dict[str, Numbering]:
+    """Return the numberings by settings that were found for a function; none are kept where it can't be a weak key."""
+    try:
+        return _numberings.setdefault(key, {})
+    except TypeError:
+        return {}
 
 
 def content_of(name: str, split: str, made: Any) -> Content:

@@ -95,9 +95,10 @@ def _read_index(urls: Sequence[str], copies: ShardCopies, form: LabelForm) -> Sh
             advance(1)
     samples = [sample for of_shard, _ in shards for sample in of_shard]
     if not samples:
+        expected = f"samples of an image and a {form.suffix} file" if form.used else "images"
         raise DataError(
-            f"webdataset: {urls[0]}{' …' if len(urls) > 1 else ''}: expected samples of an image and a {form.suffix}"
-            f" file, but the {'shards have' if len(urls) > 1 else 'shard has'} none"
+            f"webdataset: {urls[0]}{' …' if len(urls) > 1 else ''}: expected {expected}, but the"
+            f" {'shards have' if len(urls) > 1 else 'shard has'} none"
         )
     index = ShardIndex(
         np.arange(len(urls), dtype=np.int32).repeat([len(of_shard) for of_shard, _ in shards]),

@@ -22,10 +22,14 @@ class LabelFault(ValueError):
 
 @dataclass(frozen=True)
 class LabelForm:
-    """How labels are read. `names` are the classes in order if labels are names, or else empty."""
+    """How labels are read. `names` are the classes in order if labels are names, or else empty.
+
+    If `used` is false, samples are images alone, and a shard may hold labels or not.
+    """
 
     spec: str = "cls"
     names: tuple[str, ...] = ()
+    used: bool = True
 
     def __post_init__(self) -> None:
         ending, colon, field = self.spec.partition(":")
@@ -43,6 +47,8 @@ class LabelForm:
     @property
     def identity(self) -> str:
         """What distinguishes this form from others; empty for the usual form."""
+        if not self.used:
+            return "\nno labels\n"
         return "" if self == LabelForm() else f"{self.spec}\n" + "\n".join(self.names)
 
     def read(self, content: bytes) -> int:

@@ -35,7 +35,10 @@ class Span(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sample of a shard; `crc` covers the headers of image and label, and the label's content."""
+    """A sample of a shard; `crc` covers the headers of image and label, and the label's content.
+
+    Where labels aren't used, the label is 0, of no bytes, and its place is that of the image.
+    """
 
     name: bytes
     image: Span
@@ -69,16 +72,11 @@ def samples_in(url: str, stream: BinaryIO, form: LabelForm) -> list[Sample]:
         raise DataError(f"webdataset: {url}: {error}") from error
     except (tarfile.TarError, OSError, ValueError) as error:
         raise damaged(url, error) from error
-    return [
-        Sample(
-            os.fsencode(name),
-            span,
-            members.labels[name][0],
-            members.labels[name][1],
-            crc_of(stream, span, members.labels[name][0]),
-        )
-        for name, span in members.images.items()
-    ]
+    samples = []
+    for name, image in members.images.items():
+        label_at, label = members.labels[name] if form.used else (Span(image.start, 0), 0)
+        samples.append(Sample(os.fsencode(name), image, label_at, label, crc_of(stream, image, label_at)))
+    return samples
 
 
 def crc_of(stream: BinaryIO, image: Span, label: Span) -> int:
@@ -132,7 +130,8 @@ class _Members:
         file = member.name.rpartition("/")[2]
         if file.startswith(".") or "__MACOSX" in name.split("/") or "@eaDir" in name.split("/"):
             return  # what operating systems and storage servers add
-        if suffix not in SUFFIXES and suffix != self.form.suffix:
+        is_label = self.form.used and suffix == self.form.suffix
+        if suffix not in SUFFIXES and not is_label:
             self.others[suffix] += 1
             stem, last = os.path.splitext(member.name)
             if last.lower() in SUFFIXES:
@@ -143,14 +142,14 @@ class _Members:
         _require_plain(member)
         if "\n" in member.name:
             raise _Refused(f"{member.name!r}: a name with a line break; pack the sample under another")
-        if name in (self.labels if suffix == self.form.suffix else self.images):
-            kind = "label" if suffix == self.form.suffix else "image"
+        if name in (self.labels if is_label else self.images):
+            kind = "label" if is_label else "image"
             raise _Refused(
                 f"sample {name} has a second {kind}, {file}; give each sample a key of its own, and other images of a"
                 f" sample an ending like .mask.png"
             )
         span = Span(member.offset_data, member.size)
-        if suffix == self.form.suffix:
+        if is_label:
             if member.size > LARGEST_LABEL:
                 raise _Refused(f"sample {name}: label expected at most {LARGEST_LABEL:,} bytes, got {member.size:,}")
             content = shard.extractfile(member)
@@ -164,6 +163,9 @@ class _Members:
 
     def require_whole(self) -> None:
         """Raise `_Refused` unless each sample has an image and a label. An empty shard holds no samples."""
+        if not self.form.used:
+            self._require_images()
+            return
         lonely = sorted(self.images.keys() ^ self.labels.keys())
         dotted = self._dotted_images.keys() & self._dotted_labels.keys()
         if dotted or (lonely and self._dotted_images):
@@ -182,6 +184,19 @@ class _Members:
             f"expected samples of an image and a {self.form.suffix} file, but {lacking}; it holds {found}"
             f"{advice if self.others and not self.labels else ''}"
         )
+
+    def _require_images(self) -> None:
+        """Raise `_Refused` if the shard has no images, or has some under keys with dots."""
+        for member in self._dotted_images.values():
+            key = _sample_and_suffix(member)[0]
+            if key not in self.images:  # or else it is a further image of a sample, such as a mask
+                raise _Refused(
+                    f"{member}: a sample's key ends at the first dot of the file's name, here as {key}; write keys"
+                    f" without dots"
+                )
+        if not self.images and self.others:
+            found = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in self.others.most_common(5))
+            raise _Refused(f"expected images, but the shard has none; it holds {found}")
 
 
 def _require_plain(member: tarfile.TarInfo) -> None:

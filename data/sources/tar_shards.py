@@ -36,6 +36,10 @@ def load(split: str, place: Place) -> PhotoSet:
     """Load a split from below the root of `place`: train/*.tar or val/*.tar, unless `place` names other shards."""
     if place.root is None:
         raise ConfigError("webdataset: expected the place of its files; name it with --data-root")
+    pattern = (place.train or "train/*.tar") if split == "train" else (place.test or "val/*.tar")
+    urls = expand(place.root, pattern)
+    if place.labels == "none":
+        return _without_labels(split, urls, place)
     names = _names_of_classes(place)
     num_classes = len(names) if names and place.num_classes is None else place.num_classes
     if num_classes is None:
@@ -44,9 +48,16 @@ def load(split: str, place: Place) -> PhotoSet:
         raise ConfigError(
             f"data.num_classes: expected {len(names)}, as data.classes lists, got {num_classes}; leave it out"
         )
-    pattern = (place.train or "train/*.tar") if split == "train" else (place.test or "val/*.tar")
     form = LabelForm(place.label or USUAL_LABELS.spec, names)
-    return samples_of(split, expand(place.root, pattern), num_classes, place, form)
+    return samples_of(split, urls, num_classes, place, form)
+
+
+def _without_labels(split: str, urls: Sequence[str], place: Place) -> PhotoSet:
+    """Load the images of the shards in their order, whether there are labels beside them or not."""
+    copies, form = ShardCopies(user_cache_folder() / "shards", place.keep_bytes), LabelForm(used=False)
+    num_classes, index = place.classes_without_labels, index_of(urls, copies, form)
+    files, number = ShardFiles(urls, index, copies, index_path(urls, form), place.reading), len(index.name_N)
+    return PhotoSet("webdataset", split, files, None, num_classes, levels=place.levels, num_samples=number)
 
 
 def samples_of(
