@@ -12,6 +12,7 @@ Otherwise they send pixels through pipes, which costs one more copy in each proc
 import contextlib
 import logging
 import resource
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -249,6 +250,8 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
         try:
             chunk = self._render(torch.from_numpy(keys[0]), torch.from_numpy(keys[1]))
         except DhkdError as error:
+            if get_worker_info() is not None and error.__cause__ is not None:  # pickling drops the cause, notes stay
+                error.add_note("".join(traceback.format_exception(error.__cause__)))
             return error
         if get_worker_info() is None:
             return chunk

@@ -178,7 +178,7 @@ def _images(pair: Pair, num_labels: int, options: Options) -> Tensor:
     require_uint8(where, images)
     level = logging.WARNING if layout.doubtful else logging.INFO
     doubt = "; if they are single images, store them as (N, H, W, C)" if layout.doubtful else ""
-    log.log(level, "%s: images %s of shape %s taken as (%s)%s", where, array.name, array.shape, layout.axes, doubt)
+    log.log(level, "%s: %s of shape %s taken as (%s)%s", where, array.name, array.shape, layout.axes, doubt)
     return as_nchw(tensor_of(images), layout)  # type: ignore[arg-type]  # uint8, as required above
 
 

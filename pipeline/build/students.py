@@ -145,6 +145,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     setting = setting_of(experiment, settings, source.images, objective, source.network)
     # What the student or the schedule can't do is refused here, before anything is computed.
     learning_rate_of(settings)
+    setting.student.require_runs()
     for name in objective.reads(setting):
         setting.student.row(name)
     needs = objective.needs(setting)

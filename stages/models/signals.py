@@ -213,6 +213,11 @@ class Shapes:
         outputs = self._outputs if needs_maps([name]) else self._without_maps
         return tuple(_compute(parse(name), name, self._network, outputs).shape[1:])
 
+    def require_runs(self) -> None:
+        """Run a network of a user's own once. Raises what it raises, and `ConfigError` for outputs that don't fit."""
+        if own_networks(self.architecture):
+            _ = self._network
+
     @property
     def gives_logits(self) -> bool:
         """Whether the network has a classifier."""

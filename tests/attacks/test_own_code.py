@@ -283,7 +283,13 @@ NETWORKS = {
     "Net = nn.Linear(2, 2)": "got a network that exists already",
     "Net = 3": "network bad.py:Net: expected a function or a class, got a int",
     FORWARD.format("raise KeyError('no such thing')"): "KeyError: 'no such thing' (bad.py, line 7)",
-    FORWARD.format("return self.fc(x.mean((2, 3))) * float('nan')"): "loss term ce is not finite at epoch 1, step 1",
+    FORWARD.format("return self.fc(x.mean((2, 3))) * float('nan')"): "network bad.py:Net: expected finite outputs",
+    FORWARD.format("return x.mean() / 0 * self.fc(x.mean((2, 3))) if self.training else self.fc(x.mean((2, 3)))"): (
+        "loss term ce is not finite at epoch 1, step 1"
+    ),
+    FORWARD.format("return x"): "network bad.py:Net: expected logits of shape (2, 10)",
+    FORWARD.format("return self.fc(x.mean((2, 3)))[:, 1:]"): "got float32 of shape (2, 9); build it with 10 outputs",
+    FORWARD.format("return self.fc(x.mean((2, 3))).repeat(1, 2)"): "got float32 of shape (2, 20); build it with 10",
 }
 
 
@@ -292,6 +298,17 @@ def test_a_bad_network_is_one_line(fresh: Path, text: str) -> None:
     outcome = trained(text, "--set", "student=bad.py:Net", "--set", "objective=ce")
     assert_one_line(outcome, outcome.code, [NETWORKS[text]])
     assert outcome.code in (1, 2)
+    assert Path("bad").exists() == ("at epoch 1" in NETWORKS[text]), "before it trains, no folder is taken"
+
+
+@pytest.mark.parametrize("outputs", ["num_classes - 1", "num_classes + 3"])
+def test_a_teacher_with_another_number_of_outputs_is_one_line(fresh: Path, outputs: str) -> None:
+    Path("bad.py").write_text(f"import my_nets\ndef net(num_classes): return my_nets.Small({outputs})\n")
+    sys.modules.pop("bad", None)
+    imports = ["--import", "my_nets.py", "--import", "bad.py"]
+    outcome = dhkd("train-teacher", "digits", "--set", "teacher=bad.py:net", *imports, "--out", "bad", *CPU)
+    assert_one_line(outcome, 2, ["network bad.py:net: expected logits of shape (2, 10)", "build it with 10 outputs"])
+    assert not Path("bad").exists()
 
 
 LOSSES = {

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from dhkd.data.errors import DhkdError
+from dhkd.data.errors import DhkdError, OwnCodeError
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.own_code import imported, offer
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
@@ -672,6 +673,11 @@ def test_what_changes_after_the_start_is_one_line_from_a_worker() -> None:
     renderer = images.renderer(RandomResizedCrop(size=4, flip=False, seed=0), CPU, Decoding(workers=1))
     keys = (torch.zeros(4, dtype=torch.int64), torch.arange(4))
     refused(lambda: list(renderer.render([keys])), "mine: train: item 2: OSError: gone")
+    with pytest.raises(OwnCodeError) as raised:
+        list(renderer.render([keys]))
+    shown = "".join(traceback.format_exception(raised.value))  # what --debug prints
+    assert "in __getitem__\n    raise item" in shown
+    assert "OSError: gone\n" in shown
 
 
 def test_options_go_to_the_function_and_are_checked(tmp_path: Path) -> None:
