@@ -106,7 +106,6 @@ def train_teacher(
         renderer = teacher_renderer(experiment, source.images, processes.device, data)
         normalize = teacher_normalization(experiment, source.images)
         setting = setting_of(experiment, settings, source.images, objective)
-        setting.student.require_runs()
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
         test = teacher_test_renderer(experiment, processes.device, data, source.images)
         require_same_classes(source.images, test.images)
