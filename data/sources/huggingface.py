@@ -317,7 +317,7 @@ def _parquet_below(root: Path) -> dict[str, list[str]]:
     return parquet
 
 
-def _of_library(splits: Mapping[str, Any]) -> Splits:
+def _of_library(splits: Mapping[str, Any]) -> Splits:  # Any: a `datasets.Dataset`, of a library without types
     """Return the rows of the library's data sets."""
     # Rows that are chosen or reordered in memory are copied in their order.
     return {
