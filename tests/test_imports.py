@@ -45,7 +45,7 @@ HOMES = {
         "stages/models/class_names.py",
         "stages/models/libraries.py",
     },
-    "datasets": {"data/sources/huggingface.py"},
+    "datasets": {"data/sources/huggingface.py", "data/sources/parquet_images.py"},
     "timm": {"stages/models/class_names.py", "stages/models/libraries.py"},
     "obstore": {"data/cache/storage/bucket.py"},
     "google_crc32c": {

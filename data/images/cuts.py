@@ -1,5 +1,6 @@
 """Cuts: a cut describes which part of a photo is resized, and what is kept of it. Pillow computes the pixels."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,3 +42,9 @@ def cut_of(photo: Photo, cut: Cut, interpolation: Interpolation = "bilinear") ->
     if cut.mirrored:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return pixels_of(photo)
+
+
+def cuts_of(photo: Photo, cuts: Sequence[Cut], interpolation: Interpolation = "bilinear") -> NDArray[np.uint8]:
+    """Compute the pixels of cuts with windows of one size, uint8 (B, H, W, C), which may be read-only."""
+    pixels = [cut_of(photo, cut, interpolation) for cut in cuts]
+    return pixels[0][None] if len(pixels) == 1 else np.stack(pixels)  # one, as usual in training, needs no copy

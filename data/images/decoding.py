@@ -28,8 +28,10 @@ SUFFIXES = (
     *(".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".gif", ".avif", ".apng", ".pnm", ".pbm", ".dib", ".tga"),
 )
 
+# The formats are tried in this order; a format that can't be told by a file's first bytes costs the start of a decoder.
+_USUAL_FORMATS = ("JPEG", "PNG")
 # An image file must not start another program, as Ghostscript for EPS.
-_FORMATS = [kind for kind in Image.ID if kind not in ("EPS", "WMF")]
+_FORMATS = [*_USUAL_FORMATS, *(kind for kind in Image.ID if kind not in ("EPS", "WMF", *_USUAL_FORMATS))]
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,7 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
 
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
         by_recipe = [_black(len(index_B), recipe, self._channels) for recipe in self._recipes]
+        arrays = [pixels_BHWC.numpy() for pixels_BHWC in by_recipe]  # of the same memory
         draws = [recipe.draws(view_B, index_B) for recipe in self._recipes]
         unreadable: list[tuple[int, str]] = []
         stack = None
@@ -287,9 +288,8 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
             index = int(index_B[start])
             try:
                 photo = self._files.photo(index)
-                for recipe, pixels_BHWC, draws_BD in zip(self._recipes, by_recipe, draws, strict=True):
-                    rows = pixels_BHWC.numpy()[start:stop]
-                    rows[:] = rendered(recipe, in_mode(photo, self._channels), draws_BD[start:stop])
+                for recipe, pixels_BHWC, draws_BD in zip(self._recipes, arrays, draws, strict=True):
+                    pixels_BHWC[start:stop] = rendered(recipe, in_mode(photo, self._channels), draws_BD[start:stop])
                 stack = index if photo.info.get(FRAMES, 1) > 1 else stack
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from dhkd.data.draws.philox import Domain, raw_rows
 from dhkd.data.errors import ConfigError
-from dhkd.data.images.cuts import Box, Cut, cut_of
+from dhkd.data.images.cuts import Box, Cut, cuts_of
 from dhkd.data.images.decoding import Photo
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe
@@ -99,7 +99,7 @@ class RandomResizedCrop(Recipe):
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
-        return np.stack([cut_of(photo, self.cut(draws, photo.height, photo.width)) for draws in draws_BD.tolist()])
+        return cuts_of(photo, [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()])
 
     def at_test(self) -> CenterCrop:
         """Return the recipe for test images, which are resized and cropped at the centre."""
@@ -171,7 +171,7 @@ class AtAnotherSize(RandomResizedCrop):
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, 3)."""
         cuts = [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()]
-        return np.stack([cut_of(photo, cut, self.interpolation) for cut in cuts])
+        return cuts_of(photo, cuts, self.interpolation)
 
     def at_test(self) -> CenterCrop:
         """Return the recipe for test images of this size."""

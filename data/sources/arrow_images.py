@@ -6,6 +6,7 @@ A worker process inherits the mapping, or maps the same files again if it is spa
 import hashlib
 import os
 from bisect import bisect_right
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,34 @@ from dhkd.data.images.encoded import EncodedFiles
 from numpy.typing import NDArray
 
 HASHED = 1024  # images whose bytes are part of a fingerprint, evenly spaced; of all others, the sizes are
+
+
+@dataclass(frozen=True)
+class ArrowRows:
+    """The rows of a `datasets.Dataset`."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def features(self) -> Any:
+        """The columns and their kinds."""
+        return self.dataset.features
+
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a column."""
+        values: list[Any] = self.dataset.data.column(column).to_pylist()
+        return values
+
+    def images(
+        self, where: str, column: str, row_N: NDArray[np.int64], inside: list[Path], reading: Reading
+    ) -> "ArrowImages":
+        """Return the images of these rows. Raises `DataError` if a row has none."""
+        images = ArrowImages(where, self.dataset, column, row_N, inside, reading)
+        images.require_all()
+        return images
 
 
 class ArrowImages(EncodedFiles):

@@ -6,21 +6,24 @@ are taken as they are encoded, and dhkd's own workers decode them.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataError, DhkdError, unknown
+from dhkd.data.images.decoding import Reading
+from dhkd.data.images.decoding_workers import Photos
 from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.options import with_options
 from dhkd.data.shown import printable_line, some_of
-from dhkd.data.sources.arrow_images import ArrowImages
-from dhkd.data.sources.assembled import set_of_photos
+from dhkd.data.sources.arrow_images import ArrowRows
+from dhkd.data.sources.assembled import set_of_photos, set_without_labels
 from dhkd.data.sources.base import OF_FILES, OF_LABELS, Place, Source, no_test_split
 from dhkd.data.sources.class_labels import Labels, as_labels, as_named, numbering_of
+from dhkd.data.sources.parquet_images import ParquetRows
 from numpy.typing import NDArray
 
 log = logging.getLogger("dhkd")
@@ -30,17 +33,38 @@ TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
 _SPLIT_OF_FILE = re.compile(r"(?:^|[/._-])(train|test|validation|valid|val|dev)(?=[/._-])")
 WITHHELD = -1  # the label of images whose classes the authors keep for themselves
 
-Splits = Mapping[str, Any]  # Any: a `datasets.Dataset` for each split; the library has no types
+
+class Rows(Protocol):
+    """The rows of a split."""
+
+    @property
+    def features(self) -> Any:
+        """The columns and their kinds, of the datasets library, which has no types."""
+
+    def __len__(self) -> int: ...
+
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a column."""
+
+    def images(self, where: str, column: str, row_N: NDArray[np.int64], inside: list[Path], reading: Reading) -> Photos:
+        """Return the images of these rows. Raises `DataError` if a row has none."""
+
+
+Splits = Mapping[str, Rows]
 
 
 @dataclass(frozen=True)
 class Options:
-    """`image` and `label` are columns; `config` and `revision` say which variant of a data set on the hub is read."""
+    """`image` and `label` are columns; `config` and `revision` say which variant of a data set on the hub is read.
+
+    If `streaming` is true, parquet files are read where they lie, without a copy as an Arrow table.
+    """
 
     image: str | None = None
     label: str | None = None
     config: str | None = None
     revision: str | None = None
+    streaming: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,19 +72,25 @@ class _Table:
     """One split, and its columns."""
 
     where: str
-    dataset: Any
+    rows: Rows
     image: str
-    label: str
+    label: str | None  # None if labels aren't used
 
     def row(self, index: int) -> str:
         return f"row {index}"
 
     def labels(self) -> Labels:
-        return as_labels(self.where, self.dataset.data.column(self.label).to_pylist(), self.row)
+        assert self.label is not None
+        return as_labels(self.where, self.rows.values(self.label), self.row)
 
     @property
     def class_names(self) -> Sequence[str]:
-        return getattr(self.dataset.features[self.label], "names", None) or ()
+        return getattr(self.rows.features[self.label], "names", None) or ()
+
+    def files(self, place: Place) -> Callable[[NDArray[np.int64]], Photos]:
+        """Return a function that gives the images in the order of the rows that it gets."""
+        inside = [_library_cache(), *([Path(place.root)] if place.root is not None else [])]
+        return lambda row_N: self.rows.images(self.where, self.image, row_N, inside, place.reading)
 
 
 def source_on_hub(name: str) -> Source:
@@ -77,23 +107,23 @@ def _load(split: str, place: Place, hub_name: str | None) -> PhotoSet:
     options = with_options("data.options of huggingface", Options, place.options or {})
     splits = _splits(place, hub_name, options)
     name = "huggingface" if hub_name is None else f"{PREFIX}{hub_name}"
-    train = _table(name, splits, place.train or _only_train(name, splits), options)
+    used = place.train or _only_train(name, splits)
+    labelled = place.labels != "none"
+    if split == "train":
+        train = table = _table(name, splits, used, options, labelled=labelled)
+    else:
+        train = table = _test_table(name, splits, place, options)
+        if labelled and (place.labels is None or _may_have_labels(splits, used, options)):
+            train = _table(name, splits, used, options)
+    if not labelled:
+        return set_without_labels(name, split, table.files(place), len(table.rows), place)
     numbering, labels = numbering_of(train.where, _trained(train), place, train.class_names)
-    table = train
-    if split != "train":
-        table = _test_table(name, splits, place, options)
+    if train is not table:
         labels = as_named(table.where, table.labels(), place, table.class_names)
         if table.class_names and train.class_names and list(table.class_names) != list(train.class_names):
             raise DataError(f"{table.where}: expected the classes of the training split, got others; correct them")
     label_N = numbering.numbers(table.where, labels, table.row)
-    inside, reading = [_library_cache(), *([Path(place.root)] if place.root is not None else [])], place.reading
-
-    def files(order: NDArray[np.int64]) -> ArrowImages:
-        images = ArrowImages(table.where, table.dataset, table.image, order, inside, reading)
-        images.require_all()
-        return images
-
-    return set_of_photos(name, split, table.where, files, label_N, numbering, place.levels)
+    return set_of_photos(name, split, table.where, table.files(place), label_N, numbering, place.levels)
 
 
 def _trained(train: _Table) -> Labels:
@@ -104,12 +134,15 @@ def _trained(train: _Table) -> Labels:
 
 
 def _test_table(name: str, splits: Splits, place: Place, options: Options) -> _Table:
-    """Return the split for testing: the named one, or else the first that has labels."""
+    """Return the split for testing: the named one, or else the first that has labels, if they are used."""
+    labelled = place.labels != "none"
     if place.test is not None:
-        return _table(name, splits, place.test, options)
+        return _table(name, splits, place.test, options, labelled=labelled)
     used = place.train or _only_train(name, splits)
     for called in (called for called in TEST_SPLITS if called in splits and called != used):
-        table = _table(name, splits, called, options)
+        table = _table(name, splits, called, options, labelled=labelled)
+        if not labelled:
+            return table
         labels = table.labels()
         if len(labels) and labels.dtype == np.int64 and (labels == WITHHELD).all():
             log.info("%s: its labels are withheld (%d), so it isn't the test split", table.where, WITHHELD)
@@ -124,18 +157,26 @@ def _only_train(name: str, splits: Splits) -> str:
     raise DataError(f"{name}: expected a split train, found {some_of(sorted(splits), 6)}; name it with data.train")
 
 
-def _table(name: str, splits: Splits, split: str, options: Options) -> _Table:
+def _may_have_labels(splits: Splits, split: str, options: Options) -> bool:
+    """Return whether a split has the column of labels that the options name, or one that may be it."""
+    if split not in splits:
+        return True  # which is refused later
+    features = splits[split].features
+    if options.label is not None:
+        return options.label in features
+    return any(_kind(feature) in ("class", "label") for feature in features.values())
+
+
+def _table(name: str, splits: Splits, split: str, options: Options, *, labelled: bool = True) -> _Table:
     if split not in splits:
         raise ConfigError(f"{name}: {unknown('split', split, splits)}")
-    dataset, where = splits[split], f"{name}: {split}"
-    if dataset._indices is not None:  # rows that are chosen or reordered in memory, which no source of ours does
-        dataset = dataset.flatten_indices()
-    if not len(dataset):
+    rows, where = splits[split], f"{name}: {split}"
+    if not len(rows):
         raise DataError(f"{where}: expected samples, got none; check its files and settings")
-    kinds = {column: _kind(feature) for column, feature in dataset.features.items()}
+    kinds = {column: _kind(feature) for column, feature in rows.features.items()}
     image = _column(where, "image", options.image, kinds, ("image", "bytes"))
-    label = _column(where, "label", options.label, kinds, ("class", "label"))
-    return _Table(where, dataset, image, label)
+    label = _column(where, "label", options.label, kinds, ("class", "label")) if labelled else None
+    return _Table(where, rows, image, label)
 
 
 def _kind(feature: Any) -> str:
@@ -196,10 +237,16 @@ def _splits(place: Place, hub_name: str | None, options: Options) -> Splits:
         raise ConfigError(
             "data.options of huggingface: config and revision are for data sets of the hub; leave them out"
         )
+    if hub_name is not None and options.streaming:
+        raise ConfigError(
+            f"data.options of huggingface: streaming: expected the folder of parquet files of {hub_name} as --data-root"
+            f" and data.source=huggingface, got a name of the hub"
+        )
     what = f"{PREFIX}{hub_name}" if hub_name is not None else f"huggingface: {place.root}"
     try:
         if hub_name is None:
-            return _below(datasets, Path(place.root or "."))
+            root = Path(place.root or ".")
+            return _streamed(root) if options.streaming else _below(datasets, root)
         return _on_hub(datasets, hub_name, options, download=place.download)
     except DhkdError:
         raise
@@ -219,34 +266,64 @@ def _on_hub(datasets: Any, name: str, options: Options, *, download: bool) -> Sp
     if not download:  # only what has been fetched before
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
-        loaded: Splits = datasets.load_dataset(name, options.config, revision=options.revision)
-        return loaded
+        return _of_library(datasets.load_dataset(name, options.config, revision=options.revision))
     finally:
         datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = kept
 
 
 def _below(datasets: Any, root: Path) -> Splits:
     """Open what lies in a folder."""
-    if not root.is_dir():
-        raise DataError(f"huggingface: {root}: expected a folder, got none; name it with --data-root")
+    _require_folder(root)
     saved = {path.parent.name: path.parent for path in sorted(root.glob("*/state.json"))}
     if (root / "state.json").is_file():
         saved = {"train": root}
     if saved:
-        return {split: datasets.load_from_disk(str(folder)) for split, folder in saved.items()}
+        return _of_library({split: datasets.load_from_disk(str(folder)) for split, folder in saved.items()})
+    cache = str(user_cache_folder() / "arrow")
+    parquet = _parquet_below(root)
+    if parquet:
+        return _of_library(
+            {
+                split: datasets.Dataset.from_parquet(paths, cache_dir=cache, split=split)
+                for split, paths in parquet.items()
+            }
+        )
+    return _of_library(datasets.load_dataset("imagefolder", data_dir=str(root), cache_dir=cache))
+
+
+def _streamed(root: Path) -> Splits:
+    """Open the parquet files in a folder where they lie."""
+    _require_folder(root)
+    parquet = _parquet_below(root)
+    if not parquet:
+        raise DataError(
+            f"huggingface: {root}: data.options.streaming: expected parquet files, found none; name their folder with"
+            f" --data-root, or leave the option out"
+        )
+    return {split: ParquetRows(paths) for split, paths in parquet.items()}
+
+
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"huggingface: {root}: expected a folder, got none; name it with --data-root")
+
+
+def _parquet_below(root: Path) -> dict[str, list[str]]:
+    """Return the parquet files of each split."""
     parquet: dict[str, list[str]] = {}
     for path in sorted(root.rglob("*.parquet")):
         match = _SPLIT_OF_FILE.search(path.relative_to(root).as_posix())
         parquet.setdefault(match[1] if match else "train", []).append(str(path))
-    if parquet:
-        cache = str(user_cache_folder() / "arrow")
-        return {
-            split: datasets.Dataset.from_parquet(paths, cache_dir=cache, split=split)
-            for split, paths in parquet.items()
-        }
-    cache = str(user_cache_folder() / "arrow")
-    loaded: Splits = datasets.load_dataset("imagefolder", data_dir=str(root), cache_dir=cache)
-    return loaded
+    return parquet
+
+
+def _of_library(splits: Mapping[str, Any]) -> Splits:  # Any: a `datasets.Dataset`, of a library without types
+    """Return the rows of the library's data sets."""
+    # Rows that are chosen or reordered in memory are copied in their order.
+    return {
+        split: ArrowRows(dataset if dataset._indices is None else dataset.flatten_indices())
+        for split, dataset in splits.items()
+    }
 
 
 def _library_cache() -> Path:

@@ -10,11 +10,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
-from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.disk.locks import locked
+from dhkd.data.disk.kept_arrays import kept_arrays
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
 from dhkd.data.progress import progress
@@ -55,18 +54,14 @@ def index_of(urls: Sequence[str], copies: ShardCopies, form: LabelForm = USUAL_L
     if no shard has a sample.
     """
     path = index_path(urls, form)
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # if the cache folder can't be written, the index is made anew each time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(path))
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as arrays:
-            return ShardIndex(**{name: arrays[name] for name in ShardIndex.__annotations__})
+    names = list(ShardIndex.__annotations__)
+
+    def make() -> dict[str, NDArray[Any]]:
         log.info("webdataset: reading the headers of %d shards, once", len(urls))
         index = _read_index(urls, copies, form)
-        arrays = {name: getattr(index, name) for name in ShardIndex.__annotations__}
-        with contextlib.suppress(OSError):
-            write_atomically(path, lambda stream: np.savez(stream, **arrays))
-        return index
+        return {name: getattr(index, name) for name in names}
+
+    return ShardIndex(**kept_arrays(path, names, make))
 
 
 def index_path(urls: Sequence[str], form: LabelForm = USUAL_LABELS) -> Path:
