@@ -8,6 +8,7 @@ large.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar, cast
@@ -15,7 +16,12 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.stages.watch import Watch
 from torch import Tensor, nn
@@ -140,12 +146,17 @@ class Processes:
                 f" start them with 'torchrun' or 'accelerate launch'"
             )
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, find_unused: bool = False
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap model and optimizer with Accelerate.
 
         The model is moved to the device and runs under autocast, and DDP (torch's DistributedDataParallel) averages its
-        gradients over the processes.
+        gradients over the processes. With `find_unused`, some parameters may have no gradient.
         """
+        if find_unused:  # not always, because DDP then searches the autograd graph in every step
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # where all have gradients
         prepared, optimizer = self.accelerator.prepare(model, optimizer)
         return prepared, optimizer
 

@@ -50,6 +50,7 @@ class ForeignNetwork(Network):
         self.name, self.num_classes, self.of_library = name, num_classes, of_library
         self.inner = _in_float32(inner, name)
         self.fan_out_start = bool(stages)  # torchvision's ResNets draw their convolutions in this way
+        self.may_leave_parameters_out = not stages
         self.pools_last_map = bool(stages) and wanted.maps is None
         self.published_names = dict(published_names)
         self._has_run = False  # an error in the first forward pass may be due to the image size

@@ -62,6 +62,8 @@ class Network(nn.Module, ABC):
     # Whether stages end in plain sums, which the batch norm and activation of the next layers follow. Then a map `out`
     # is such a sum.
     bare_sums: bool = False
+    # Whether a loss may leave parameters without a gradient, such as those of layers that the forward pass leaves out.
+    may_leave_parameters_out: bool = False
     # Whether the published code draws the weights of all convolutions from N(0, 2 / fan out); else they are torch's.
     fan_out_start: bool = False
     # The number of the first of the maps: 0 where the stem has a map, else 1.

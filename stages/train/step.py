@@ -58,7 +58,9 @@ class TrainingStep:
         self._student, self._objective, self._stream = student, objective, stream
         self._learning_rate, self._seed, self._clip_norm = learning_rate, seed, clip_norm
         self._processes, self._alone = processes, alone
-        self._model, self._optimizer = processes.prepare(student, optimizer)
+        self._model, self._optimizer = processes.prepare(
+            student, optimizer, find_unused=student.backbone.may_leave_parameters_out
+        )
         self._given_optimizer = optimizer
         self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._look_every = look_every or self._steps_between_looks()

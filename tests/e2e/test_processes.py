@@ -168,6 +168,30 @@ def test_two_processes_train_through_the_command_line(cache: Path, tmp_path: Pat
     assert again["top1"] == result["last_top1"], "two processes counted every test image once"
 
 
+LEAVES_A_LAYER_OUT = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.fc, self.unused = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, num_classes), nn.Linear(3, 3)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().mean((2, 3)))
+"""
+
+
+def test_a_network_that_leaves_a_layer_out_trains_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    file = tmp_path / "my_nets.py"
+    file.write_text(LEAVES_A_LAYER_OUT)
+    words = ["train-teacher", "digits", *SMALL, "--import", file, "--set", f"teacher={file}:Net", "--json"]
+    outcomes = [in_processes(number, *words, "--out", tmp_path / str(number)) for number in (1, 2)]
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[1].err
+    losses = [json.loads((tmp_path / number / "metrics.jsonl").read_text().splitlines()[0]) for number in "12"]
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5)
+    assert "find_unused_parameters" not in outcomes[1].err
+
+
 def test_a_full_disk_loses_nothing(whole: Path, teacher: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "256k"):
