@@ -1,8 +1,8 @@
 """The schema of a preset, as frozen, validated models.
 
 A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. The
-schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The
-module is long because it holds every setting that there is, each with its limits and its description.
+schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The module is
+long because it holds every setting, each with its limits and its description.
 """
 
 import math
