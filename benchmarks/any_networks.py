@@ -1,8 +1,8 @@
-"""Which methods run for which pairs of networks: one forward and backward pass of two images for each, on the CPU.
+"""Checks which methods run for which pairs of networks, with a forward and backward pass of two images on the CPU.
 
     python -P -m dhkd.benchmarks.any_networks [--out FILE.md]
 
-prints the table of docs/methods.md. The networks have the weights they begin with; nothing is downloaded.
+prints the table of docs/methods.md. The networks are randomly initialised; nothing is downloaded.
 """
 
 import argparse
@@ -38,21 +38,21 @@ SHORT = {VIT.name: "vit_tiny", POOLED_TWICE.name: "mobilenetv3_small", CNN.name:
 
 
 def setting_of(teacher: Architecture, student: Architecture) -> Setting:
-    """Return the setting of a pair, with a teacher that has the weights it begins with."""
+    """Return the `Setting` of a pair of networks, with a randomly initialised teacher."""
     of_student, of_teacher = (Shapes(one, CLASSES, (PIXELS, PIXELS)) for one in (student, teacher))
     plain = Setting(of_student, of_teacher, torch.arange(4 * CLASSES) % CLASSES, 0)
     return replace(plain, teacher_network=trial_teacher(plain))
 
 
 def faults(teacher: Architecture, student: Architecture, names: Sequence[str] = tuple(OBJECTIVES)) -> dict[str, str]:
-    """Return, for each method that doesn't run for this pair, what stands against it."""
+    """Return, for each method that doesn't run for this pair, the reason."""
     setting = setting_of(teacher, student)
     found = {name: misfit(build_objective(name, {}), setting, backward=True) for name in names}
     return {name: fault for name, fault in found.items() if fault is not None}
 
 
 def table(pairs: Sequence[tuple[Architecture, Architecture]] = PAIRS) -> str:
-    """Return the table of methods and pairs in Markdown, and below it what stands against those that don't run."""
+    """Return the Markdown table of methods and pairs, followed by the numbered reasons why some methods don't run."""
     of_pairs = {pair_name(*pair): faults(*pair) for pair in pairs}
     lines = [f"| method | {' | '.join(of_pairs)} |", f"|---|{'---|' * len(of_pairs)}"]
     reasons = sorted({fault for fault_of in of_pairs.values() for fault in fault_of.values()})
@@ -64,7 +64,7 @@ def table(pairs: Sequence[tuple[Architecture, Architecture]] = PAIRS) -> str:
 
 
 def pair_name(teacher: Architecture, student: Architecture) -> str:
-    """Return TEACHER → STUDENT, in short."""
+    """Return the pair as TEACHER → STUDENT, with short names."""
     return " → ".join(SHORT.get(one.name, one.name) for one in (teacher, student))
 
 

@@ -1,4 +1,4 @@
-"""What data as people have it costs: arrays beside CIFAR-100's files, and the datasets library beside bare Pillow.
+"""Measures the cost of common data formats: arrays against CIFAR-100's files, the datasets library against bare Pillow.
 
 The arrays and CIFAR-100's files hold the same random images, in their usual layouts: `.npy` files of (N, H, W, C),
 which are memory-mapped, and a pickle with its md5.
@@ -30,12 +30,12 @@ BATCH, RENDERED = 128, 20  # images in a batch, batches in a repetition
 
 
 def own_data(setup: Setup) -> list[Figure]:
-    """Measure arrays beside CIFAR-100's files, and images of the datasets library beside bare Pillow."""
+    """Compare arrays with CIFAR-100's files, and images of the datasets library with bare Pillow."""
     return [*_arrays(setup), _huggingface(setup)]
 
 
 def _arrays(setup: Setup) -> list[Figure]:
-    """Measure the start (reading, hashing, preparing all crops) and the rate of rendering."""
+    """Measure the start (reading, hashing, preparing all crops) and the rendering of arrays and CIFAR-100's files."""
     folder = setup.folder / "as-arrays"
     digests = _write(folder, setup.sizes.render_samples)
 
@@ -53,7 +53,7 @@ def _arrays(setup: Setup) -> list[Figure]:
             pixels(view_B, torch.randint(setup.sizes.render_samples, (BATCH,), generator=generator))
 
     names = ("arrays", "cifar100")
-    with patch.dict(cifar100.MD5, digests):  # of random images, which are not the official ones
+    with patch.dict(cifar100.MD5, digests):  # the images are random, so the official md5 doesn't match
         starts = interleaved({name: lambda name=name: started(name) for name in names}, setup.sizes.open_rounds)  # type: ignore[misc]
         pixels = {name: started(name) for name in names}
     rates = interleaved(
@@ -72,7 +72,7 @@ def _arrays(setup: Setup) -> list[Figure]:
 
 
 def _write(folder: Path, number: int) -> dict[str, str]:
-    """Write random images in both layouts; return the md5 of CIFAR-100's file."""
+    """Write random images in both layouts; return the md5 of the file in CIFAR-100's layout."""
     images = random_images(number, NUM_CLASSES)
     (folder / cifar100.FOLDER).mkdir(parents=True)
     assert images.labels_N is not None

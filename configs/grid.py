@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import yaml
 from dhkd.data.errors import ConfigError
 
-_FOLDERS_OF_CODE = re.compile(r"[^\s=,+*]*/(?=[^\s=,+*/]*\.py:)")  # of my/nets.py:Net, which a name of files leaves out
+# Matches the folders in my/nets.py:Net, which the name of a combination leaves out.
+_FOLDERS_OF_CODE = re.compile(r"[^\s=,+*]*/(?=[^\s=,+*/]*\.py:)")
 
 
 def combinations(grid: Sequence[str]) -> dict[str, list[str]]:

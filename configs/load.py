@@ -79,9 +79,9 @@ def preset_tree(name: str, *, smoke: bool = False) -> dict[str, Any]:
 
 
 def experiment_with(tree: Mapping[str, Any], settings: Mapping[str, object], where: str) -> Experiment:
-    """Build the experiment of nested plain values and of settings by dotted key, `{"student.epochs": 5}`.
+    """Build the experiment from nested plain values, changed by settings with dotted keys: `{"student.epochs": 5}`.
 
-    Raises `ConfigError` as `load_experiment` does; messages about the whole begin with `where`.
+    Raises `ConfigError` as `load_experiment` does; messages about the experiment as a whole begin with `where`.
     """
     changed = copy.deepcopy(dict(tree))
     for key, value in settings.items():
@@ -91,19 +91,22 @@ def experiment_with(tree: Mapping[str, Any], settings: Mapping[str, object], whe
 
 
 def _require_own_weights(preset: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> None:
-    """Raise `ConfigError` if the preset, which may be a stranger's, chooses weights outside of the current folder."""
+    """Raise `ConfigError` if the preset itself names student weights outside of the current folder.
+
+    A preset may come from a stranger. Weights that the user names instead are not checked.
+    """
     if _weights_in(changed) == _weights_in(preset):
         require_below_here(_weights_in(preset), where)
 
 
 def _weights_in(tree: Mapping[str, Any]) -> object:
-    """Return the value of `student.weights` in nested values, which may be wrong in any way; None if there is none."""
+    """Return the value of `student.weights` in nested values that are not validated yet, or None if it is absent."""
     student = tree.get("student")
     return student.get("weights") if isinstance(student, dict) else None
 
 
 def experiment_of_run(path: Path) -> Experiment:
-    """Load the settings of the run at `path`, to show or compare what it was; nothing is read that they name."""
+    """Load the settings of the run at `path`, to show or compare them; files that the settings name are not read."""
     where = f"run {path}"
     return parse_experiment(_parse(_experiment_of_run(path / RUN_CONFIG), where), where)
 
@@ -120,7 +123,7 @@ def parse_experiment(tree: Mapping[str, Any], where: str) -> Experiment:
 
 
 def parse_section(kind: type[Section], tree: object, where: str) -> dict[str, Any]:
-    """Check the plain values of one section, and return those that are set. Raises `ConfigError`, as above."""
+    """Check the plain values of one section and return those that are set. Raises `ConfigError` for invalid values."""
     try:
         return kind.model_validate(tree).model_dump(exclude_unset=True)
     except ValidationError as error:
@@ -187,7 +190,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _parts_of(key: str) -> list[str]:
-    """Split a dotted key. Below `objectives`, the name of own code has dots of its own: objectives.my.py:far.margin."""
+    """Split a key at its dots, except for those within a name FILE.py:NAME, as in objectives.my.py:far.margin."""
     first, _, rest = key.partition(".")
     if first == "objectives" and ":" in rest:
         name, dot, option = rest.rpartition(".")

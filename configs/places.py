@@ -1,4 +1,4 @@
-"""Settings that name a file, and so must not lead a stranger's preset to the files of whoever runs it."""
+"""Checks settings that name a file, so that a stranger's preset can't choose which of the user's files are read."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from dhkd.data.errors import ConfigError
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-# What `teacher.classes` may say in place of a file, and where the names of the teacher's outputs then are.
+# Words that `teacher.classes` may hold instead of a file: each says where the names of the teacher's outputs are.
 NAMED_BY = ("weights", "torchvision", "timm")
 MOST_OUTPUTS = 10**6
 LONGEST_NAME = 500
@@ -15,7 +15,7 @@ LONGEST_NAME = 500
 def below_root(place: str) -> str:
     """Return the place unchanged if it lies below the data root; raises `ValueError` otherwise.
 
-    A preset may come from a stranger, who is not to choose which other files are read.
+    A preset may come from a stranger, who must not choose which other files are read.
     """
     if place.startswith(("/", "pipe:")) or ".." in place.split("/") or "://" in place:
         raise PydanticCustomError("below_root", "expected a place below --data-root, without '..', commands and URLs")
@@ -25,7 +25,7 @@ def below_root(place: str) -> str:
 def require_below_here(weights: object, where: str) -> None:
     """Raise `ConfigError` unless a preset's own `student.weights` lies below the current folder.
 
-    Whoever runs the preset may name any file, on the command line.
+    On the command line, the user may name any file.
     """
     if isinstance(weights, str) and (weights.startswith(("/", "~")) or ".." in weights.split("/") or "://" in weights):
         raise ConfigError(
@@ -38,7 +38,7 @@ BelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(below_root)]
 
 
 def _outputs(value: object) -> object:
-    """Return the value of `teacher.classes` if it is one; raises `ValueError` otherwise."""
+    """Return the value if `teacher.classes` may have it, with lists as tuples; raises `ValueError` otherwise."""
     if isinstance(value, str) and value:
         return below_root(value)
     if isinstance(value, list | tuple) and 0 < len(value) <= MOST_OUTPUTS:

@@ -1,8 +1,8 @@
 """The schema of a preset, as frozen, validated models.
 
 A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. The
-schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The
-module is long because it holds every setting that there is, each with its limits and its description.
+schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The module is
+long because it holds every setting, each with its limits and its description.
 """
 
 import math
@@ -118,7 +118,7 @@ class Data(Section):
     max_megapixels: float | None = _later("largest image that is decoded; null: 179", gt=0, le=10**6)
     max_metadata_mb: float | None = _later("largest text or profile of a PNG that is read; null: 16", gt=0, le=10**4)
     options: Free | None = _later(
-        "what only this source takes, such as the columns of image and label; see docs/data.md"
+        "settings that only this source has, such as the columns of image and label; see docs/data.md"
     )
     labels: Literal["none", "test"] | None = _later(
         "none: use no labels; test: only those of the test images; null: all that the source has"
@@ -126,7 +126,7 @@ class Data(Section):
     val_fraction: float | None = _later(
         "share of each class of the training split to hold out and test on, in place of the test split", gt=0, lt=1
     )
-    val_seed: int | None = _later("of the choice of held-out samples; null: 0", ge=0, le=MAX_SEED)
+    val_seed: int | None = _later("seed of the choice of held-out samples; null: 0", ge=0, le=MAX_SEED)
     channels: Literal[1, 3] | None = _later("1: grey images; null: 3, and grey images are repeated in 3 channels")
     mean: Means | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
     std: Spreads | None = Field(None, description="of each channel, 0 to 1; null: the source's default")
@@ -176,7 +176,7 @@ class Training(Section):
     main_field = "architecture"
     architecture: str
     options: Free | None = _later("keyword arguments of the network's builder, such as img_size or drop_path_rate")
-    head: str | None = _later("path of the classifier, where it isn't found; none: outputs are features", min_length=1)
+    head: str | None = _later("path of the classifier, if it isn't found; none: outputs are features", min_length=1)
     maps: tuple[str, ...] | None = _later(
         "paths of modules whose outputs are compared as maps (stage1, … in our networks); auto: those that timm names",
         min_length=1,
@@ -196,7 +196,7 @@ class Training(Section):
     warmup_epochs: float = Field(0, ge=0)
     clip_norm: float | None = Field(None, ge=1e-6, le=1e6)
     precision: Precision = "auto"
-    channels: Literal[1, 3] | None = _later("of the network's input; null: those of the images, which are converted")
+    channels: Literal[1, 3] | None = _later("input channels, to which images are converted; null: those of the images")
     compile: Literal["off", "reduce-overhead", "max"] = Field(
         "off", description="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network"
     )
@@ -251,12 +251,12 @@ class Teacher(Training):
     )
     std: Spreads | None = Field(None, description="the same for the standard deviations")
     size: int | None = _later(
-        "side of the pixels that it sees of each view, if it is another than the student's", ge=1, le=4096
+        "side, in pixels, of the views that the teacher is shown, if other than the student's", ge=1, le=4096
     )
-    interpolation: Literal["bilinear", "bicubic"] | None = _later("how pixels get that size; null: bilinear")
+    interpolation: Literal["bilinear", "bicubic"] | None = _later("how views are resized; null: bilinear")
     classes: Outputs | None = _later(
-        "the names of its outputs, in order: a list, a file below the data root with one in each line, or weights,"
-        " torchvision or timm, where these have the names; or for each class of the data its output's number, from 0"
+        "the names of its outputs, in order: a list, a file below the data root with one name in each line, or weights,"
+        " torchvision or timm, if the names are there; or for each class of the data the number of its output, from 0"
     )
     allow_chance: bool | None = _later("cache a teacher whose test accuracy is that of guessing; null: false")
     live: bool = Field(

@@ -91,7 +91,7 @@ class NonFiniteLoss(DhkdError, ArithmeticError):
 
 
 class OwnCodeError(DhkdError, RuntimeError):
-    """Code that a user wrote raised an exception, or returned something else than expected."""
+    """Code that a user wrote raised an exception or returned an unexpected value."""
 
 
 def error_line(text: str) -> str:

@@ -14,7 +14,7 @@ log = logging.getLogger("dhkd")
 
 
 class ShownAsText:
-    """A result that a notebook shows as `print` does."""
+    """The base of results that a notebook shows as `print` does."""
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/plain": str(self)}
@@ -29,17 +29,17 @@ class Line:
         self._lock = threading.Lock()
 
     def note(self, text: str) -> None:
-        """Show what was logged last."""
+        """Show the latest message of the log, and forget the progress before it."""
         self._note, self._work = text, ""
         self._show()
 
     def work(self, text: str) -> None:
-        """Show how far the present work is."""
+        """Show the progress of the current work, behind the latest message."""
         self._work = text
         self._show()
 
     def end(self) -> None:
-        """Leave an empty line, since the call's result says what came out."""
+        """Clear the line, since the call's result is shown instead."""
         self._note = self._work = ""
         if self._handle is not None:
             self._show()
@@ -61,7 +61,7 @@ class _ToLine(logging.Handler):
         self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING:  # those are printed, by whatever handler there is
+        if record.levelno < logging.WARNING:  # other handlers show warnings and errors
             self._line.note(record.getMessage())
 
 
@@ -69,7 +69,7 @@ _line: Line | None = None
 
 
 def line() -> Line | None:
-    """Return the line of the call that runs now; None outside of a notebook."""
+    """Return the line of the call that is running, or None outside of a notebook."""
     return _line
 
 
@@ -95,7 +95,7 @@ def shown_in_notebook() -> Iterator[None]:
 
 
 def in_notebook() -> bool:
-    """Return whether a notebook's cell is running."""
+    """Return whether this process runs the cells of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
     return hasattr(shell, "kernel")

@@ -16,28 +16,27 @@ _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def with_options(where: str, factory: Callable[..., T], options: Mapping[str, object]) -> T:
     """Call `factory` with these options; error messages begin with `where`.
 
-    A parameter without an annotation takes any value.
-
-    Raises `ConfigError` for an unknown option, a missing option, or a value of the wrong type. An int is accepted as a
-    float and a list as a tuple, but text is not accepted as a number. The factory itself checks ranges.
+    Raises `ConfigError` for an unknown option, a missing option, or a value of the wrong type. A parameter without an
+    annotation takes any value. An int is accepted as a float and a list as a tuple, but text is not accepted as a
+    number. The factory itself checks ranges.
     """
     return factory(**checked_options(where, parameters_of(factory), options))
 
 
 def parameters_of(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function, with types instead of texts as annotations where they can be resolved."""
+    """Return the parameters of a function, with annotations that are texts resolved to types where possible."""
     try:
         return inspect.signature(function, eval_str=True).parameters
-    except Exception:  # an annotation is any expression
+    except Exception:  # an annotation may be any expression, so evaluating it may raise anything
         return inspect.signature(function).parameters
 
 
 def checked_options(
     where: str, parameters: Mapping[str, inspect.Parameter], options: Mapping[str, object]
 ) -> dict[str, object]:
-    """Return the options as these parameters take them; errors are as in `with_options`.
+    """Check options against parameters and return them as the parameters take them. Raises as `with_options` does.
 
-    A parameter without a type takes any value, and further options are taken only if there is a `**`.
+    A parameter without a type takes any value. Options beyond the named parameters are taken only if there is a `**`.
     """
     named = {name: one for name, one in parameters.items() if one.kind not in _MANY}
     takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
@@ -66,5 +65,5 @@ def _of_type(where: str, annotation: Any, plain: object, value: object) -> objec
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"{where}: expected {expected}, got {value!r}") from None
-    except PydanticSchemaGenerationError:  # a type of somebody else's, of which nothing can be checked
+    except PydanticSchemaGenerationError:  # a type that pydantic doesn't know, so nothing can be checked
         return plain

@@ -1,11 +1,11 @@
-"""Code of one's own, by name: networks, losses, data and recipes that are not part of the package.
+"""Loads own code, i.e. code that users wrote, and finds it by name: networks, losses, data sets and recipes.
 
-A preset may name a function or class as `my_nets.py:Net` or `package.module:Net`. Presets, caches and runs come from
-other people, too, so a name alone never runs code: a file or module is loaded only if the command line says --import,
-or the environment says DHKD_IMPORT. Packages that somebody installed may offer names by entry points of the group
-`dhkd`, and a Python program by `offer`.
+A preset may name a function or class as `my_nets.py:Net` or `package.module:Net`. Presets, caches and runs may
+come from other people, so a name alone never runs code: a file or module is loaded only if the option --import or the
+environment variable DHKD_IMPORT names it. Installed packages may offer names through entry points of the group `dhkd`,
+and a Python program through `offer`.
 
-Runs and caches record what they used (`Origin`), so that code that has changed since is noticed.
+Runs and caches record the code that they used (`Origin`), so that later changes to it are noticed.
 """
 
 import importlib
@@ -45,14 +45,14 @@ log = logging.getLogger("dhkd")
 T = TypeVar("T")
 Own = Callable[..., Any]  # a function or class that a user wrote; the caller knows what it should return
 
-GROUP = "dhkd"  # of entry points: my_net = my_package.nets:MyNet
+GROUP = "dhkd"  # the group of entry points such as my_net = my_package.nets:MyNet
 VARIABLE = "DHKD_IMPORT"
 SUFFIX = ".py"
 
 
 @dataclass
 class _Known:
-    """What this process may use: loaded files by their real path, imported modules, and objects offered by name."""
+    """Own code that this process may use: loaded files by real path, imported modules, and objects offered by name."""
 
     files: dict[Path, LoadedFile] = field(default_factory=dict)
     modules: dict[str, ModuleType] = field(default_factory=dict)
@@ -69,12 +69,12 @@ _known = _Known()
 def imported(
     names: Iterable[str] = (), variables: MutableMapping[str, str] = os.environ, *, allow_changed: bool = False
 ) -> None:
-    """Load the modules and files that the command line names, and those in the variable DHKD_IMPORT.
+    """Load the modules and files in `names`, from the command line, and those in the variable DHKD_IMPORT.
 
-    A file ends in .py or has a slash; its path is relative to the current folder. What is loaded already is not loaded
-    again. DHKD_IMPORT then names all of them, for the processes that this one starts. With `allow_changed`, code may
-    have changed since a run or cache recorded it. Raises `ConfigError` for what doesn't exist, and `OwnCodeError` if
-    the code raises an exception.
+    A name that ends in .py, begins with ~ or has a slash is the path of a file, relative to the current folder. Nothing
+    is loaded twice. Afterwards DHKD_IMPORT lists all that is loaded, for the processes that this process starts. With
+    `allow_changed`, code may have changed since a run or cache recorded it. Raises `ConfigError` if a file or module
+    doesn't exist, and `OwnCodeError` if its code raises an exception.
     """
     _known.allow_changed = allow_changed
     loaded = []
@@ -89,7 +89,7 @@ def imported(
 
 
 def _listed(text: str) -> list[str]:
-    """Split the variable's value at commas and colons, or at line breaks alone if it has any."""
+    """Split the variable's value at commas and colons, or only at line breaks if it has any."""
     lines = text.split("\n") if "\n" in text else text.replace(",", os.pathsep).split(os.pathsep)
     return [line.strip() for line in lines if line.strip()]
 
@@ -116,7 +116,7 @@ def _load_module(name: str) -> None:
     if name in _known.modules:
         return
     here, before = os.getcwd(), list(sys.path)
-    sys.path.append(here)  # last, so that nothing here hides an installed package
+    sys.path.append(here)  # last, so that no file in this folder hides an installed package
     try:
         with _loading(name, None):
             _known.modules[name] = importlib.import_module(name)
@@ -128,7 +128,7 @@ def _load_module(name: str) -> None:
 
 @contextmanager
 def _loading(name: str, path: Path | None) -> Iterator[None]:
-    """Turn what code raises while it is loaded into one line."""
+    """Turn an exception from loading code into a one-line error."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -141,7 +141,7 @@ def _loading(name: str, path: Path | None) -> Iterator[None]:
 
 @contextmanager
 def changes_allowed(allowed: bool) -> Iterator[None]:
-    """Say, while the context lasts, whether code may have changed since a run or cache recorded it."""
+    """Set, while the context lasts, whether code may have changed since a run or cache recorded it."""
     before, _known.allow_changed = _known.allow_changed, allowed
     try:
         yield
@@ -153,7 +153,7 @@ def changes_allowed(allowed: bool) -> Iterator[None]:
 
 
 def offer(name: str, thing: object) -> str:
-    """Give a Python object a name that settings may use, and return the name; an earlier object of this name is gone.
+    """Give a Python object a name that settings may use, and return the name; it replaces an earlier one.
 
     Raises `ConfigError` for a name that settings can't hold.
     """
@@ -164,11 +164,11 @@ def offer(name: str, thing: object) -> str:
 
 
 def find(kind: str, name: str, table: Mapping[str, T], instances: tuple[type, ...] = ()) -> T | Own:
-    """Return what `name` stands for: an entry of `table`, an object that was offered, or own code that was loaded.
+    """Return what `name` stands for: an entry of `table`, an offered object, or an object in own code that was loaded.
 
-    `kind` says in messages what is looked for. What isn't in the table has to be callable, or one of `instances`.
-    Raises `ConfigError`, with a one-line message, if there is no such name, if its code was not loaded, and if it is
-    something else.
+    `kind` is the word for the wanted thing in messages. Anything that isn't in the table must be callable or of one of
+    the types `instances`. Raises `ConfigError`, with a one-line message, if the name is unknown, if its code was not
+    loaded, or if the object is of another kind.
     """
     if name in table:
         if name in _known.offered:
@@ -186,7 +186,7 @@ def find(kind: str, name: str, table: Mapping[str, T], instances: tuple[type, ..
         raise ConfigError(unknown(kind, name, [*table, *_known.offered, *_entries()]))
     if not (callable(thing) or isinstance(thing, instances)):
         raise ConfigError(f"{kind} {name}: expected a function or a class, got a {type(thing).__name__}")
-    return thing  # type: ignore[return-value]  # callable, or one of what the caller asked for
+    return thing  # type: ignore[return-value]  # callable, or an instance of `instances`
 
 
 def is_reference(name: str) -> bool:
@@ -197,9 +197,9 @@ def is_reference(name: str) -> bool:
 
 
 def origin_of(name: str, kind: str = "setting") -> Origin | None:
-    """Return where the code of `name` comes from; None for a name that is neither offered nor of the form of own code.
+    """Return where the code of `name` comes from, or None if the name doesn't stand for own code.
 
-    `kind` says in messages what the name stands for. Raises `ConfigError` for own code that was not loaded.
+    `kind` is the word in messages for what the name stands for. Raises `ConfigError` for own code that was not loaded.
     """
     if name in _known.offered:
         return origin_of_object(name, _known.offered[name])
@@ -241,7 +241,7 @@ def require_unchanged(
 ) -> None:
     """Raise `error` if code has changed since `where` recorded it, unless the user allows that.
 
-    The arguments are as in `changes`.
+    `recorded` and `current` are as in `changes`.
     """
     changed = changes(recorded, current)
     if not changed:
@@ -273,9 +273,9 @@ def _of_reference(kind: str, name: str) -> object:
 
 
 def _is_offered_by(module: ModuleType, name: str, homes: Collection[str]) -> bool:
-    """Return whether a module offers `name` as its own; `homes` are packages whose code counts as its own.
+    """Return whether settings may use `name` of a module; `homes` are packages whose code counts as the module's own.
 
-    A preset chooses the arguments, too, so it must not reach functions that the module merely imports.
+    A preset also chooses the arguments of a call, so it must not reach functions that the module merely imports.
     """
     thing = vars(module)[name]
     if name.startswith("_") or isinstance(thing, ModuleType):
@@ -287,9 +287,9 @@ def _is_offered_by(module: ModuleType, name: str, homes: Collection[str]) -> boo
 
 
 def _loaded_file(kind: str, name: str, place: str) -> LoadedFile:
-    """Return the loaded file that `place` names: the one at this path, or else the only one whose path ends like it.
+    """Return the loaded file at the path `place`, or else the only loaded file whose path ends in `place`.
 
-    A run names files as its command did, and may be looked at from another folder or machine.
+    A run records the path as its command gave it, and may be read from another folder or on another machine.
     """
     path = _real(place)
     if path in _known.files:
@@ -305,9 +305,9 @@ def _loaded_file(kind: str, name: str, place: str) -> LoadedFile:
 
 
 def _loaded_module(kind: str, name: str, place: str) -> ModuleType:
-    """Return the module `place`, if it is one that was imported, or if one that was imported has loaded it as its own.
+    """Return the module `place` if --import named it, or if it is a loaded submodule of a package that --import named.
 
-    Nothing is loaded here.
+    This function loads nothing.
     """
     if any(f"{place}.".startswith(f"{module}.") for module in _known.modules) and place in sys.modules:
         return sys.modules[place]
@@ -335,5 +335,5 @@ def _of_entry(kind: str, entry: EntryPoint) -> object:
 def _real(name: str) -> Path:
     try:
         return Path(name).expanduser().resolve()
-    except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, a NUL
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown user, a loop of links, or a NUL in the path
         raise ConfigError(f"file {name}: expected a path ({error})") from error

@@ -1,4 +1,4 @@
-"""Exceptions of code that a user wrote, as one line that names the code, the exception and its place."""
+"""Turns exceptions in code that a user wrote into one-line errors that name the code, the exception and its place."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ _NOT_OWN = tuple({str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix, s
 def running(what: str) -> Iterator[None]:
     """Turn an exception of own code into an `OwnCodeError` that begins with `what`.
 
-    Errors of the program itself pass, and those of memory that is full.
+    Errors of the program itself (`DhkdError`) and out-of-memory errors pass unchanged.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def running(what: str) -> Iterator[None]:
 
 
 def failed(what: str, error: BaseException) -> Exception:
-    """Return the error for an exception of own code; errors of the program itself stay as they are."""
+    """Return the one-line error for an exception of own code; a `DhkdError` is returned unchanged."""
     if isinstance(error, DhkdError):
         return error
     reason = " ".join(str(error).split())[:LONGEST_REASON]
@@ -41,9 +41,9 @@ def failed(what: str, error: BaseException) -> Exception:
 
 
 def _place_of(error: BaseException) -> str:
-    """Return file and line of the code in which an exception was raised, as far as it is known."""
+    """Return file and line of the own code that raised an exception, or an empty text if there is none."""
     if isinstance(error, SyntaxError):
-        return ""  # its text says it
+        return ""  # its message has file and line
     frame, place = error.__traceback__, ""
     while frame is not None:
         file = frame.tb_frame.f_code.co_filename

@@ -1,8 +1,8 @@
-"""Loads a Python file that isn't installed, with the modules beside it, as a script would be run.
+"""Loads a Python file that isn't installed, and the modules beside it, as Python runs a script.
 
-The file becomes a module under a name of its own, so that files of the same name in different folders, or with the name
-of an installed module, don't get in each other's way. Its folder is searched first for the modules that it imports,
-except for those of the standard library, which libraries need as they are.
+The file becomes a module under a unique name, so that files of the same name in different folders, or with the name of
+an installed module, don't get in each other's way. Its folder is searched first for the modules that it imports, except
+for modules of the standard library: libraries need the originals.
 """
 
 import ast
@@ -17,12 +17,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-LARGEST_SOURCE = 2**24  # bytes of a file with code; what is larger holds no code
+LARGEST_SOURCE = 2**24  # bytes; a larger file is not taken for code
 
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """A file that was loaded: its module, the SHA-256 of the bytes that ran, and those of files beside it by name."""
+    """A file that was loaded: its module and the SHA-256 of the bytes that ran.
+
+    `beside` has the SHA-256 of each file beside it that it imports, by the file's path relative to its folder.
+    """
 
     path: Path
     module: ModuleType
@@ -33,8 +36,8 @@ class LoadedFile:
 def load_file(path: Path) -> LoadedFile:
     """Run the file at the absolute `path` as a module.
 
-    What runs are the bytes whose hash is returned, never a compiled copy of older ones. Raises whatever the code
-    raises, `SyntaxError` for what is no Python, and `OSError` if the file can't be read.
+    The bytes that run are the bytes whose hash is returned, never an older compiled copy. Raises whatever the code
+    raises, `SyntaxError` if the file isn't valid Python, and `OSError` if it can't be read.
     """
     content = _read(path)
     code = compile(content, str(path), "exec", dont_inherit=True)
@@ -63,7 +66,7 @@ def _read(path: Path) -> bytes:
 
 
 def _neighbours(path: Path, content: bytes) -> list[Path]:
-    """Return the files below the folder of `path` that it imports, directly or through each other, sorted."""
+    """Return the sorted files below the folder of `path` that it imports, directly or indirectly."""
     found: dict[Path, None] = {}
     pending = [(path, content)]
     while pending:
@@ -77,7 +80,7 @@ def _neighbours(path: Path, content: bytes) -> list[Path]:
 
 
 def _imported_names(tree: ast.Module, importer: Path, root: Path) -> Iterator[str]:
-    """Yield the dotted names that a file may import, wherever in it; some may be attributes instead of modules."""
+    """Yield the dotted names in all import statements of a file; some may be attributes instead of modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -101,7 +104,7 @@ def _files_of(name: str, root: Path) -> Iterator[Path]:
 
 
 class _Folders(MetaPathFinder):
-    """Finds modules in these folders, unless the standard library has a module of that name."""
+    """Finds modules in `folders`, except for modules whose names the standard library has."""
 
     def __init__(self) -> None:
         self.folders: list[Path] = []
@@ -124,12 +127,12 @@ def _is_bare_folder(found: Mapping[Path, ModuleSpec]) -> bool:
     return all(spec.loader is None for spec in found.values())
 
 
-_later = _Folders()  # for what functions of loaded files import when they are called
+_later = _Folders()  # for imports in functions of loaded files, which run only when the functions are called
 
 
 @contextmanager
 def _beside(folder: Path, neighbours: Sequence[Path]) -> Iterator[None]:
-    """Search `folder` first, and let modules that were loaded from elsewhere not stand for these `neighbours`."""
+    """Search `folder` first, and hide modules that were loaded from elsewhere under the names of these `neighbours`."""
     names = {file.relative_to(folder).parts[0].removesuffix(".py") for file in neighbours}
     hidden = {
         name: module
@@ -148,7 +151,7 @@ def _beside(folder: Path, neighbours: Sequence[Path]) -> Iterator[None]:
         taken_twice = {name.partition(".")[0] for name in hidden}
         for name in [name for name in sys.modules if name.partition(".")[0] in taken_twice]:
             del sys.modules[name]
-        # Of two folders' modules of one name, neither may be taken for the other by a later import.
+        # If modules of two folders have one name, a later import must not take one for the other.
         sys.modules.update({name: module for name, module in hidden.items() if not _is_in(module, _later.folders)})
         if folder not in _later.folders:
             _later.folders.append(folder)

@@ -1,4 +1,4 @@
-"""Where own code comes from, as runs and caches record it, and whether it has changed since."""
+"""Where own code, i.e. users' code, comes from, as runs and caches record it, and whether it has changed since."""
 
 import hashlib
 import inspect
@@ -15,8 +15,8 @@ SHOWN = 12  # digits of a hash that a message shows
 class Origin:
     """Where the code of a name comes from: its module or file, and the SHA-256 of the file that ran.
 
-    `beside` has the hashes of the files beside it that it imports. `sha256` is None for code without a file, such as
-    that of a compiled module.
+    `beside` has the hash of each file beside it that it imports. `sha256` is None for code without a file, such as a
+    built-in module.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Origin:
     beside: Mapping[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
-        """Return plain values for a run's settings or a cache's provenance; fields that say nothing are left out."""
+        """Return plain values for a run's settings or a cache's provenance; an empty `beside` is left out."""
         plain: dict[str, object] = {"module": self.module, "sha256": self.sha256}
         return plain | ({"beside": dict(self.beside)} if self.beside else {})
 
@@ -36,9 +36,10 @@ def origin_of_module(name: str, module: ModuleType) -> Origin:
 
 
 def origin_of_object(name: str, thing: object) -> Origin:
-    """Return the origin of an object; one of a notebook or script is identified by its own text.
+    """Return the origin of an object. An object of a notebook or script is identified by its own source text.
 
-    The rest of a script changes with every experiment. Objects of this program are recorded by its version.
+    The rest of a script changes with every experiment, so it is not part of the hash. Objects of this program have no
+    hash, because the program's version is recorded.
     """
     described = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
     module = getattr(described, "__module__", None) or "__main__"
@@ -63,8 +64,8 @@ def _hash_of(file: str | None) -> str | None:
 def changes(recorded: object, current: Mapping[str, Mapping[str, object]]) -> list[str]:
     """List what has changed in own code since a run or cache recorded it.
 
-    `current` holds, by name, what `Origin.plain` returns now, and `recorded` what it returned then, or anything else.
-    Names that are not recorded are new.
+    `current` maps each name to what `Origin.plain` returns now. `recorded` maps names to what it returned then; since a
+    file may hold anything, it may also be any other value. A name that is not recorded counts as new, not as changed.
     """
     recorded = recorded if isinstance(recorded, Mapping) else {}
     lines = []
@@ -81,7 +82,7 @@ def changes(recorded: object, current: Mapping[str, Mapping[str, object]]) -> li
 
 
 def _files(name: str, plain: Mapping[str, object]) -> dict[str, object]:
-    """Return the hashes of a name's file and of those beside it."""
+    """Return the hashes of a name's file and of the files beside it, by file name."""
     beside = plain.get("beside")
     own = name.rpartition(":")[0].rpartition("/")[2] or name
     return {own: plain.get("sha256"), **(beside if isinstance(beside, Mapping) else {})}

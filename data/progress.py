@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line every minute in a log, a line that is replaced in a notebook.
+"""Shows the progress of long work: a bar on a terminal, a line every minute in a log, one updated line in a notebook.
 
 Bars and log go to standard error, so that standard output contains only results.
 """
@@ -45,9 +45,9 @@ def progress(
     """Show the progress of work over `total` things; the yielded callable advances it by a number of things.
 
     On a terminal, a bar is drawn, unless `bar` is false: only one bar can be drawn at a time. In a notebook, a call of
-    the Python interface has one line, which is replaced. Elsewhere, a line is logged every `line_seconds` by `clock`
-    (None: `LINE_SECONDS`). `total` is None if it is unknown. Nothing is shown
-    unless `visible` is true. Threads may share the callable.
+    the Python interface updates one line. Elsewhere, a line is logged every `line_seconds` by `clock` (None:
+    `LINE_SECONDS`). `total` is None if it is unknown. Nothing is shown unless `visible` is true. Threads may share the
+    callable.
     """
     line = notebook.line()
     if line is not None:

@@ -21,10 +21,8 @@ Keys = tuple[Tensor, Tensor]  # view_B and index_B, int64 on the CPU
 class Normalization:
     """Turns pixels, 0 to 255, into a network's input: (pixel / 255 - mean) / std, with each channel's mean and std.
 
-    The input has as many channels as `mean` has numbers. Grey pixels are repeated for a network of colours, and colours
-    become grey for a network of one channel.
-
-    If `resizing` is not None, the pixels are resized first.
+    The input has as many channels as `mean` has numbers. Grey pixels are repeated for a network of three channels, and
+    colours become grey for a network of one. If `resizing` is not None, the pixels are also resized before.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], resizing: Resizing | None = None) -> None:
@@ -32,7 +30,7 @@ class Normalization:
         self._constants: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
-        """Convert pixels, uint8 (B, C, H, W), to float32 of the network's channels, channels last in memory.
+        """Convert pixels, uint8 (B, C, H, W), to float32 in as many channels as `mean` has, channels last in memory.
 
         Height and width stay the same, unless `resizing` changes them.
         """

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 FORMAT_VERSION = 2
 MAX_DEPTH = 20
 LONGEST_SHOWN = 200  # characters of a value that a message shows
-NOTHING = "nothing"  # the value that is expected of a field that must not be there
+NOTHING = "nothing"  # the expected value of a field that must be absent
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.
@@ -252,7 +252,8 @@ def differences(
 ) -> list[str]:
     """List each field of `expected` that `got` lacks or has with another value, as 'field expected …, got …'.
 
-    A value NOTHING stands for a field that `got` lacks. With `exact`, fields that only `got` has are listed as well.
+    An expected value NOTHING means that `got` must lack the field. With `exact`, fields that only `got` has are listed
+    as well.
     """
     lines: list[str] = []
     for key, value in expected.items():

@@ -46,7 +46,7 @@ class Images(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, K: of the labels or, for images without labels, of the networks."""
+        """The number of classes, K: that of the labels or, for images without labels, that of the networks."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -75,13 +75,13 @@ class Images(Protocol):
         """Return a SHA-256 (hexadecimal); sets with equal fingerprints are the same data set in the same order."""
 
     def subset(self, index_N: Tensor) -> "Images":
-        """Return these samples of the set as a set of their own: int64 (N,), rising numbers of samples."""
+        """Return the samples at the positions `index_N`, int64 (N,) in rising order, as a set of their own."""
 
     def first(self, num_samples: int) -> "Images":
         """Return the first `num_samples` samples of the set, in order."""
 
     def named(self, split: str) -> "Images":
-        """Return the same images under another name of their split."""
+        """Return the same images with `split` as the name of their split."""
 
     def without_labels(self, num_classes: int | None) -> "Images":
         """Return the same images without labels; if `num_classes` is None, their number of classes stays."""

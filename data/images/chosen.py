@@ -1,4 +1,4 @@
-"""Some of the encoded images of a set, as images of their own."""
+"""A selection of a set's encoded images, used as a set of their own."""
 
 import torch
 from dhkd.data.images.decoding import Photo
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Chosen:
-    """The images `index_N` of `files`: int64 (N,), rising. Every worker has a copy of this object."""
+    """The images of `files` at the positions `index_N`, int64 (N,) in rising order. Every worker has a copy of it."""
 
     def __init__(self, files: Photos, index_N: Tensor) -> None:
         self._files = files
@@ -22,7 +22,7 @@ class Chosen:
         return self._files.name(int(self._index_N[index]))
 
     def names(self, num_samples: int) -> bytes:
-        """Return, for a fingerprint, the names up to the last of these samples, and which of them are chosen."""
+        """Return, for a fingerprint, the names in `files` up to the last of these samples, and the chosen positions."""
         index_N = self._index_N[:num_samples]
         names = self._files.names(int(index_N[-1]) + 1 if len(index_N) else 0)
         return names + b"\nchosen\n" + index_N.astype("<i8", copy=False).tobytes()

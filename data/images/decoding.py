@@ -16,7 +16,7 @@ from dhkd.data.images.levels import Levels, eight_bits, require_full_colours
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-Photo = Image.Image  # a decoded image, RGB or, where a preset asks for grey images, L
+Photo = Image.Image  # a decoded image of Pillow's mode RGB, or L if a preset asks for grey images
 
 Image.init()  # loads all decoders now, so that forked workers import nothing
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` refuses what this would warn of
@@ -108,7 +108,7 @@ def _set_limits(reading: Reading) -> None:
 
 
 def in_mode(photo: Photo, channels: int) -> Photo:
-    """Return a decoded image in 3 channels, or converted to 1, as in `channels.grey_of`; its `info` stays."""
+    """Convert a decoded image to grey, as `channels.grey_of` does, if `channels` is 1. Its `info` is kept."""
     return photo.convert("L") if channels == 1 else photo
 
 

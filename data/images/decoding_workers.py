@@ -97,13 +97,13 @@ class PhotoRenderer:
         return (pixels_BCHW for (pixels_BCHW,) in self._rendered(batches, [self.recipe]))
 
     def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each batch's pixels, and those that the recipe `other` makes of the same keys, or the same pixels."""
+        """Yield each batch's pixels by this recipe and by `other`, or the same pixels twice if `other` is None."""
         if other is None:
             return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
         return ((one, two) for one, two in self._rendered(batches, [self.recipe, other]))
 
     def _rendered(self, batches: Iterable[Keys], recipes: Sequence[Recipe]) -> Iterator[list[Tensor]]:
-        """Yield each batch's pixels by every recipe; errors are as in `render`."""
+        """Yield for each batch the list of its pixels by each recipe. Raises the same errors as `render`."""
         try:
             yield from self._decoded(batches, recipes)
         except (RuntimeError, ConnectionError, EOFError) as error:
@@ -303,6 +303,6 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
 
 
 def _black(rows: int, recipe: Recipe, channels: int) -> Tensor:
-    """Return black pixels for so many rows, uint8 (rows, H, W, C)."""
+    """Return black pixels, uint8 (rows, H, W, C)."""
     assert recipe.shape is not None
     return torch.zeros((rows, *recipe.shape, channels), dtype=torch.uint8)

@@ -41,8 +41,8 @@ class PhotoSet:
 
     Images without labels need `num_samples`. Pixels are rendered in `channels`, 3 for colours or 1 for grey. `mean` and
     `std` of each channel are ImageNet's by default; full scale is 1. `levels` are the values of black and white with
-    which images of more than 8 bits are read; None stands for those of 16 bits. `class_names` are in the order of their
-    numbers; empty if the source doesn't record them.
+    which images of more than 8 bits are read; None stands for those of 16 bits. `class_names` are in the order of the
+    class numbers, or empty if the source doesn't record them.
     """
 
     name: str
@@ -69,7 +69,7 @@ class PhotoSet:
         return None
 
     def subset(self, index_N: Tensor) -> "PhotoSet":
-        """Return these samples of the set as a set of their own: int64 (N,), rising numbers of samples."""
+        """Return the samples at the positions `index_N`, int64 (N,) in rising order, as a set of their own."""
         labels_N = None if self.labels_N is None else self.labels_N[index_N]
         return replace(self, files=Chosen(self.files, index_N), labels_N=labels_N, num_samples=len(index_N))
 
@@ -79,7 +79,7 @@ class PhotoSet:
         return replace(self, labels_N=labels_N, num_samples=min(num_samples, len(self)))
 
     def named(self, split: str) -> "PhotoSet":
-        """Return the same images under another name of their split."""
+        """Return the same images with `split` as the name of their split."""
         return replace(self, split=split)
 
     def without_labels(self, num_classes: int | None) -> "PhotoSet":
@@ -132,7 +132,7 @@ class PhotoSet:
         return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of labels, file names in order, and levels and channels that are not usual.
+        """Return the SHA-256 (hexadecimal) of labels, names in order, levels unless of 16 bits, and channels unless 3.
 
         Pixels are not covered: their changes show in a cache's witnesses, the checksums of each row's rendered pixels.
         """

@@ -1,4 +1,4 @@
-"""Holding out a part of a split, class by class, to test on.
+"""Holds out a part of a split for testing, class by class.
 
 The choice is a pure function of (labels, fraction, seed): it depends on no machine, process or version of a library.
 """
@@ -20,7 +20,7 @@ VAL = "val"  # the name of a held-out part, in place of "test"
 def parted(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """Split a set in two: return what is left of it, and the held-out part; both keep the set's order.
 
-    The name of the first part's split says what was held out, so that no cache of another part fits. Raises
+    The first part's split gets a name with the fraction and the seed, so that caches of other parts are refused. Raises
     `ConfigError` if nothing would be held out, or if fewer than two samples would be left.
     """
     is_held_N = held_out(images.labels_N, len(images), fraction, seed)
@@ -36,10 +36,10 @@ def parted(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
 
 
 def held_out(labels_N: Tensor | None, num_samples: int, fraction: float, seed: int) -> Tensor:
-    """Return which samples are held out, bool (N,); of images without labels, all count as one class.
+    """Return which samples are held out, bool (N,); images without labels all count as one class.
 
-    Of a class of n samples, the fraction · n that are drawn first are held out, rounded so that the roundings of all
-    classes cancel out. At least one sample of a class is left.
+    The samples of each class are put into a drawn order. Of n samples, the first fraction · n are held out, rounded up
+    or down so that the rounding errors of all classes cancel out. Each class keeps at least one sample.
     """
     label_N = np.zeros(num_samples, dtype=np.int64) if labels_N is None else labels_N.numpy()
     draws_N = raw_rows(seed, Domain.HELD_OUT, SAMPLES, 0, num_samples)[:, 0]
@@ -55,10 +55,11 @@ def held_out(labels_N: Tensor | None, num_samples: int, fraction: float, seed: i
 def _counts(sizes_K: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
     """Return how many samples of each class are held out.
 
-    The classes are taken in a drawn order, so that none of many small classes is preferred. The number for the first
-    classes together is the rounded fraction of their samples.
+    The classes are taken in a drawn order, so that the numbers of classes don't decide which are rounded up. After
+    each class, the number held out so far is the rounded fraction of the samples so far, unless a class would lose its
+    last sample.
     """
-    exact = Fraction(repr(fraction))  # 0.1 means a tenth, of which a float falls short
+    exact = Fraction(repr(fraction))  # 0.1 means exactly a tenth, which no float equals
     order_K = permutations(raw_rows(seed, Domain.HELD_OUT, CLASSES, 0, len(sizes_K))[:, 0])
     ends = [0, *np.cumsum(sizes_K[order_K]).tolist()]
     rounded = np.array([int(exact * end + Fraction(1, 2)) for end in ends])

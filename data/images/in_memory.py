@@ -23,7 +23,7 @@ class ImageSet:
 
     `images_NCHW` is uint8 (N, C, H, W) with C = 1 or 3, `labels_N` int64 (N,) in [0, num_classes), or None for images
     without labels; `mean` and `std` are given for each channel, 0 to 1, where full scale is 1. `class_names` are in the
-    order of their numbers; empty if there are none.
+    order of the class numbers, or empty if there are none.
     """
 
     name: str
@@ -74,12 +74,12 @@ class ImageSet:
         """Return the SHA-256 (hexadecimal) of shape, labels and pixels: equal fingerprints mean equal sets."""
         digest = hashlib.sha256(repr(tuple(self.images_NCHW.shape)).encode())
         digest.update(label_bytes(self.labels_N))
-        for part_BCHW in torch.split(self.images_NCHW, HASHED_AT_ONCE):  # contiguous copies of all might not fit
+        for part_BCHW in torch.split(self.images_NCHW, HASHED_AT_ONCE):  # a contiguous copy of all might not fit
             digest.update(part_BCHW.contiguous().numpy().data)
         return digest.hexdigest()
 
     def subset(self, index_N: Tensor) -> "ImageSet":
-        """Return a copy of these samples: int64 (N,), rising numbers of samples."""
+        """Return a copy of the samples at the positions `index_N`, int64 (N,) in rising order."""
         labels_N = None if self.labels_N is None else self.labels_N[index_N]
         return replace(self, images_NCHW=self.images_NCHW[index_N], labels_N=labels_N)
 
@@ -89,7 +89,7 @@ class ImageSet:
         return replace(self, images_NCHW=self.images_NCHW[:num_samples], labels_N=labels_N)
 
     def named(self, split: str) -> "ImageSet":
-        """Return the same images under another name of their split."""
+        """Return the same images with `split` as the name of their split."""
         return replace(self, split=split)
 
     def without_labels(self, num_classes: int | None) -> "ImageSet":
@@ -118,7 +118,7 @@ class ImageSet:
 
 
 def label_bytes(labels_N: Tensor | None) -> bytes:
-    """Return labels as bytes for a fingerprint; images without labels differ from images of any labels."""
+    """Return labels as bytes for a fingerprint; for images without labels, bytes that no labels can have."""
     return b"no labels" if labels_N is None else labels_N.contiguous().numpy().astype("<i8", copy=False).tobytes()
 
 
@@ -149,7 +149,7 @@ class ResidentRenderer:
         return (self.pixels(view_B, index_B) for view_B, index_B in batches)
 
     def render_twice(self, batches: Iterable[Keys], other: Recipe | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each batch's pixels, and those that the recipe `other` makes of the same keys, or the same pixels."""
+        """Yield each batch's pixels by this recipe and by `other`, or the same pixels twice if `other` is None."""
         if other is None:
             return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
         pixels_by_other, (keys, same_keys) = other.resident(self.images.images_NCHW.to(self.device)), tee(batches)

@@ -1,4 +1,4 @@
-"""Enlarging (or reducing) rendered pixels to the size that a network takes, on the pixels' device."""
+"""Resizes rendered pixels to the size that a network takes, on the pixels' device."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,8 +23,8 @@ class Resizing:
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
         """Resize pixels, uint8 (B, C, H, W), to float32 (B, C, size, size) from 0 to 255.
 
-        Values are not rounded to grey levels, because a level would flip wherever two devices differ in the last bit.
-        Raises `ConfigError` for pixels that are not square.
+        Values are not rounded to grey levels, because rounding would turn last-bit differences between devices into
+        differences of a whole level. Raises `ConfigError` for pixels that are not square.
         """
         height, width = pixels_BCHW.shape[2:]
         if height != width:
@@ -35,5 +35,5 @@ class Resizing:
         pixels = pixels_BCHW.float().contiguous()
         if height == self.size:
             return pixels
-        # Antialiased as in the transforms of torchvision and timm; bicubic overshoots at edges, where those clip, too.
+        # Antialiased as in the transforms of torchvision and timm. Bicubic overshoots at edges, hence the clamp.
         return F.interpolate(pixels, (self.size, self.size), mode=self.interpolation, antialias=True).clamp_(0, 255)

@@ -36,5 +36,5 @@ def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
 
 
 def _is_recipe(thing: object) -> bool:
-    """Return whether a class or an object has what recipes have."""
+    """Return whether a class or an object has the attributes of a recipe."""
     return all(hasattr(thing, name) for name in ("identity", "num_views", "shape", "draws", "pixels", "at_test"))

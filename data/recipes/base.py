@@ -54,7 +54,7 @@ class Recipe(ABC):
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Render one decoded image with each row of draws: uint8 (B, H, W, C), C = 3 for RGB and 1 for grey images.
 
-        The axis of one channel may be left out.
+        For grey images, the last axis may be left out.
         """
 
     @abstractmethod
@@ -62,9 +62,10 @@ class Recipe(ABC):
         """Return the recipe for test images, which are not augmented."""
 
     def at_size(self, size: int, interpolation: Interpolation) -> "Recipe | None":
-        """Return the recipe that shows the same part of an image for every key, at `size` × `size` pixels.
+        """Return a recipe that shows, for every key, the same part of an image as this one, at `size` × `size` pixels.
 
-        It is None, as in this implementation, if the recipe doesn't resize images; then its pixels are to be resized.
+        A recipe that doesn't resize images returns None, as this implementation does; the caller then resizes its
+        pixels.
         """
         return None
 
@@ -84,6 +85,6 @@ class Recipe(ABC):
 
 
 def rendered(recipe: Recipe, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-    """Render one image with each row of draws: uint8 (B, H, W, C), also if the recipe left out one channel's axis."""
+    """Render one image with each row of draws: uint8 (B, H, W, C), also if the recipe left out the last axis."""
     pixels = recipe.pixels(photo, draws_BD)
     return pixels[..., None] if pixels.ndim == 3 else pixels

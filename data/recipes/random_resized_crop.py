@@ -164,7 +164,7 @@ class RandomResizedCrop(Recipe):
 
 @dataclass(frozen=True)
 class AtAnotherSize(RandomResizedCrop):
-    """The boxes and flips of a `RandomResizedCrop` of another size: what a network of a larger input sees of a view."""
+    """Shows the boxes and flips of a `RandomResizedCrop` of another size, for a network that takes larger images."""
 
     interpolation: Interpolation = "bilinear"
 

@@ -18,15 +18,15 @@ FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # files that can't be deep: with few brackets, and without a long run of what begins nested blocks.
 MOST_BRACKETS = 100
 LONG_RUN = re.compile(rb"[-?: \t]{100}")
-# Runs of one sweep differ in a few lines, so a part of a file that was read before is not parsed again. A heading is a
+# Runs of one sweep differ in only a few lines, so files are parsed in parts, and equal parts only once. A heading is a
 # key in the first column; each of its parts begins with a key that is indented by two spaces.
 HEADING, HEADING_START, PART_START = (
     re.compile(rb"\w+:\n"),
     re.compile(rb"^(?=\S)", re.M),
     re.compile(rb"^(?=  \w)", re.M),
 )
-LONGEST_IN_PARTS = 2**15  # bytes of a file; longer ones are no files of ours
-MOST_PARTS = 4096  # that are kept
+LONGEST_IN_PARTS = 2**15  # bytes; a longer file was not written by dhkd, and is parsed whole
+MOST_PARTS = 4096  # parsed parts that are kept
 
 
 def read_config(path: Path) -> dict[str, Any] | None:  # Any: YAML
@@ -74,11 +74,11 @@ def require_no_remains(path: Path) -> None:
 
 
 def _in_parts(content: bytes) -> dict[str, Any] | None:  # Any: YAML
-    """Read settings part by part; return None for YAML whose parts can't be told apart so, or that is damaged.
+    """Read settings part by part; return None for YAML that can't be split in this way, or that is damaged.
 
-    A part that is read alone means what it means in its place: quotes, brackets and aliases that reach beyond it are
-    errors there, and files with merged mappings (<<), whose order matters, are left out. Runs share the values of equal
-    parts.
+    A part has the same meaning alone as in its file: quotes, brackets and aliases that reach beyond it are errors when
+    it is parsed alone, and files with merged mappings (<<), whose order matters, are not split. Runs share the values
+    of equal parts.
     """
     if len(content) > LONGEST_IN_PARTS or b"<<" in content or _may_be_deep(content):
         return None
@@ -95,7 +95,7 @@ def _in_parts(content: bytes) -> dict[str, Any] | None:  # Any: YAML
             for part in parts:
                 values |= _part(part)
             config |= dict.fromkeys(_part(heading), values)
-        except (yaml.YAMLError, ValueError, TypeError):  # a TypeError where a part is no mapping
+        except (yaml.YAMLError, ValueError, TypeError):  # a TypeError if a part is no mapping
             return None
     return config
 

@@ -74,7 +74,7 @@ class RunFolder:
     def begin(self) -> None:
         """Write the settings, which marks the folder as taken. Only the first compute process may call this.
 
-        Names of classes are written before, as `data.classes` reads them.
+        The names of the classes are written first, in the form that `data.classes` reads.
         """
         self.require_lock()
         if self.class_names:

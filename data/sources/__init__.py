@@ -35,12 +35,12 @@ SOURCES: dict[str, Source] = {
     "webdataset": tar_shards.SOURCE,
 }
 SPLITS = ("train", "test")
-# Sources with a name of their own after the prefix, which is of no other code.
+# Prefixes of libraries' names, as in torchvision:CIFAR10, and the functions that return the source of a whole name.
 _BY_PREFIX = {huggingface.PREFIX: huggingface.source_on_hub, torchvision_sets.PREFIX: torchvision_source}
 
 
 def source_of(name: str) -> Source:
-    """Return the source of this name: one of `SOURCES`, of a library, or of code of one's own.
+    """Return the source of this name: one of `SOURCES`, of a library, or of code that the user wrote.
 
     Raises `ConfigError` for an unknown name, and for own code that wasn't imported.
     """
@@ -52,7 +52,7 @@ def source_of(name: str) -> Source:
 
 
 def is_own(name: str) -> bool:
-    """Return whether a name is that of own code, and of no source of the package or of a library."""
+    """Return whether a name stands for own code rather than for a source of the package or of a library."""
     return name not in SOURCES and not name.startswith(tuple(_BY_PREFIX))
 
 
@@ -70,8 +70,8 @@ def load_source(
     """Load the split "train" or "test" of a data set; if `limit` is not None, only the split's first `limit` samples.
 
     If `place` is None, the files are expected at the source's usual place. `mean` and `std` (full scale is 1) replace
-    the source's values unless they are None. `held_out` is a fraction and a seed: this part of the training split takes
-    the place of the test split, and the training split is the rest, of which `limit` counts. Images have 1 or 3
+    the source's values unless they are None. `held_out` is a fraction and a seed: this part of the training split
+    replaces the test split, and the training split is the rest; `limit` applies afterwards. Images have 1 or 3
     `channels`; colours become grey by the weights of ITU-R 601. Raises `ConfigError` for an unknown name or split, for
     a `limit` out of range and for settings that the source doesn't take, and `DataError` for missing or damaged files
     and for a split that nothing can be learnt from.
@@ -81,7 +81,7 @@ def load_source(
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, SPLITS))
     for key in SETTINGS:
-        unlabelled = key == "num_classes" and place.labels is not None  # the number of the networks' classes
+        unlabelled = key == "num_classes" and place.labels is not None  # then that of the networks
         if getattr(place, key) is not None and key not in source.takes and not unlabelled:
             reason = "has its own" if key in ("train", "test", "num_classes") else "doesn't take it"
             raise ConfigError(f"data.{key}: {name} {reason}; leave it out")
@@ -109,11 +109,11 @@ def _loaded(source: Source, split: str, place: Place) -> Images:
 
 
 def _part(source: Source, split: str, place: Place, fraction: float, seed: int) -> Images:
-    """Load the training split, and return the part that is held out for testing, or what is left."""
+    """Load the training split, and return its held-out part for the split test, or the rest for the split train."""
     whole = source.load("train", place)
     if place.labels == "none":
         whole = whole.without_labels(place.network_classes)
-    _require_usable(whole.name, "train", whole)  # before labels decide on the parts
+    _require_usable(whole.name, "train", whole)  # first, because the parts depend on the labels
     if place.labels == "test" and whole.labels_N is None:
         raise ConfigError(
             f"data.labels: expected labels of the held-out images, {whole.name} has none; leave it out, or name"

@@ -1,7 +1,7 @@
 """Images and labels as NumPy arrays: ROOT/train.npz, or ROOT/train-images.npy and ROOT/train-labels.npy.
 
 `data.train` and `data.test` name other files; the options `images` and `labels` name arrays in an archive, or files,
-where {split} stands for train or test. Otherwise the arrays are found by their shape and dtype.
+where {split} stands for train or test. Otherwise the arrays are found by their names and shapes.
 """
 
 import logging
@@ -26,7 +26,7 @@ from torch import Tensor
 
 log = logging.getLogger("dhkd")
 
-# What files and arrays of a split are called; the first one that exists is taken.
+# Usual names of a split's files; the first that exists is taken.
 CALLED = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 NAMED = {"train": re.compile("train"), "test": re.compile("test"), "val": re.compile(r"validation|\bval|_val(_|\b)")}
 IMAGES, LABELS = ("images", "x", "data"), ("labels", "y", "targets")
@@ -50,7 +50,7 @@ class Pair:
 
     @property
     def where(self) -> str:
-        """The name of the file with the labels, as messages begin."""
+        """The name of the file with the labels, with which messages begin."""
         return f"arrays: {self.labels.path.name}"
 
 
@@ -121,7 +121,7 @@ def _files(split: str, root: Path, options: Options) -> list[Path]:
 def _chosen(
     kind: str, named: str | None, split: str, candidates: Sequence[ArrayFile], found: Sequence[ArrayFile]
 ) -> ArrayFile:
-    """Return the array of a kind: the one of this name, or else the only one that names the split or no other."""
+    """Return the array of a kind: the one called `named`, or else the only one named after the split or after none."""
     if named is not None:
         wanted = named.replace("{split}", split)
         for array in found:
@@ -162,7 +162,7 @@ def _labels(pair: Pair) -> NDArray[np.int64] | NDArray[np.object_]:
 
 
 def _images(pair: Pair, num_labels: int, options: Options) -> Tensor:
-    """Return the images as uint8 (N, 3, H, W), and say which layout was taken."""
+    """Return the images as uint8 (N, 3, H, W), and log which layout was taken."""
     array, where = pair.images, f"arrays: {pair.images.path.name}"
     if array.shape[:1] != (num_labels,):
         remedy = "; move the axis of the samples to the front" if array.shape[-1:] == (num_labels,) else ""

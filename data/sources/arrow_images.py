@@ -18,7 +18,8 @@ from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.encoded import EncodedFiles
 from numpy.typing import NDArray
 
-HASHED = 1024  # images whose bytes are part of a fingerprint, evenly spaced; of all others, the sizes are
+# How many images' bytes are part of a fingerprint, evenly spaced; of the other images, only the sizes are.
+HASHED = 1024
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ArrowRows:
 class ArrowImages(EncodedFiles):
     """Images in the column `column` of a `datasets.Dataset`, either bytes or a struct of bytes and path.
 
-    Sample i is row `row_N[i]`. Where a row has a path alone, its file must lie below one of the folders `inside`.
+    Sample i is row `row_N[i]`. If a row has only a path, the file must lie below one of the folders `inside`.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class ArrowImages(EncodedFiles):
 
 
 def _fields(chunk: Any) -> tuple[Any, Any]:
-    """Return a chunk's arrays of bytes and of paths; None for one that it lacks."""
+    """Return a chunk's arrays of bytes and of paths; an array that the chunk lacks is None."""
     if not hasattr(chunk, "field"):
         return chunk, None
     names = [field.name for field in chunk.type]

@@ -1,6 +1,6 @@
-"""Image sets from what a source has read: pixels or single images, and class numbers in the order of the files.
+"""Builds image sets from what a source has read: pixels or single images, and class numbers in the order of the files.
 
-Samples that are sorted by label get a seeded order here, for all sources that can read any image at any time.
+This module also gives samples that are sorted by label a seeded order, for sources that can read images in any order.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from torch import Tensor
 def set_of_arrays(
     name: str, split: str, where: str, images_NCHW: Tensor, label_N: Tensor, numbering: Numbering
 ) -> ImageSet:
-    """Return the set of images uint8 (N, 3, H, W); `where` begins the line that says that the order is seeded."""
+    """Build the set of images, uint8 (N, 3, H, W); `where` begins the log line that says that the order is seeded."""
     order = mixed_order(where, split, label_N.numpy())
     if order is not None:
         images_NCHW, label_N = images_NCHW[torch.from_numpy(order)], label_N[torch.from_numpy(order)]
@@ -39,7 +39,7 @@ def set_of_photos(
     numbering: Numbering,
     levels: Levels | None = None,
 ) -> PhotoSet:
-    """Return the set of single images; `files` returns them in the order of the numbers that it gets."""
+    """Build the set of single images; `files` takes the samples' numbers in the set's order and returns the images."""
     order = mixed_order(where, split, label_N.numpy())
     if order is None:
         order = np.arange(len(label_N))

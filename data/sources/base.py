@@ -9,7 +9,7 @@ from dhkd.data.images.base import Images
 from dhkd.data.images.decoding import USUAL, Reading
 from dhkd.data.images.levels import Levels
 
-# Of which splits labels are used: of neither, or of the test split alone.
+# Which labels are used: none, or only those of the test split.
 Labelled = Literal["none", "test"]
 
 
@@ -29,7 +29,8 @@ class Place:
     `root` is a folder or, for shards, a URL; if it is None, the source's usual place is used. If `download` is true,
     missing files are fetched from the data set's server. Copies of remote shards take at most about `keep_bytes` of
     disk. `train` and `test` name the splits, as folders of class folders, patterns of shards, files or a library's own
-    names. `options` are those that only this source has; it checks them itself. The other fields are settings of the
+    names. `options` are settings that only this source has, which checks them itself. `network_classes` is the number
+    of the networks' classes, if it is known; images without labels have that many. The other fields are settings of the
     preset's section `data`; for each field that is None, the source's default applies.
     Where `labels` is "none", a source needs no labels in its files; what it loads may have labels or none.
     `network_classes` is the number of the networks' classes, if it is known, for images without labels.
@@ -82,7 +83,7 @@ READING = ("classes", "label", "first_label", "follow_links", "levels", "max_meg
 SETTINGS = ("train", "test", "num_classes", *READING)
 # What every source of encoded files takes.
 OF_FILES = ("train", "test", "classes", "levels", "max_megapixels", "max_metadata_mb")
-# What every source takes whose labels are a list of numbers or names.
+# What every source takes that gets its labels as a list of numbers or names.
 OF_LABELS = ("num_classes", "classes", "first_label")
 
 

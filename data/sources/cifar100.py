@@ -1,7 +1,7 @@
 """CIFAR-100 in torchvision's layout on disk: ROOT/cifar-100-python/{train,test}.
 
 The files are pickles, so their md5 is checked before they are unpickled: a forged pickle could run code. The names of
-the classes are known, so the file `meta` is not read.
+the classes are written below, so the file `meta` is not read.
 """
 
 import contextlib

@@ -66,7 +66,7 @@ class ClassFolders:
         return found
 
     def everything(self) -> list[bytes]:
-        """Return the sorted images at any depth in the folder, as paths inside it, whatever its folders mean."""
+        """Return the sorted images at any depth, as paths inside the folder; its folders are not taken as classes."""
         found: list[bytes] = []
         try:
             waiting = [b""]

@@ -1,7 +1,7 @@
-"""Class numbers from labels as people store them: whole numbers, or names of classes.
+"""Converts labels as people store them, i.e. whole numbers or names of classes, to class numbers.
 
-Both splits are numbered as the training split is. Labels that name nothing (missing, fractions, below 0) are refused,
-never repaired.
+Both splits use the numbering of the training split. Labels that can't be a class (missing, fractions, below 0) are
+refused, never repaired.
 """
 
 import logging
@@ -31,14 +31,14 @@ Labels = NDArray[np.int64] | NDArray[np.object_]
 
 @dataclass(frozen=True)
 class Numbering:
-    """How labels become class numbers: numbers are reduced by `first`; names have the number of their position."""
+    """How labels become class numbers: `first` is subtracted from numbers; names have the number of their position."""
 
     num_classes: int
     names: tuple[str, ...] = ()
     first: int = 0
 
     def numbers(self, where: str, labels: Labels, row: Callable[[int], str]) -> Tensor:
-        """Return the class numbers, int64 (N,). Raises `DataError` for a label of no class; `row` names its sample."""
+        """Return the class numbers, int64 (N,). Raises `DataError` for a label of no class; `row` names a sample."""
         if labels.dtype == np.int64:
             label_N = labels.astype(np.int64) - self.first
             odd = np.flatnonzero((label_N < 0) | (label_N >= self.num_classes))
@@ -61,7 +61,7 @@ class Numbering:
 
 
 def as_labels(where: str, values: object, row: Callable[[int], str]) -> Labels:
-    """Return labels as numbers or names; texts that are all whole numbers are numbers if `values` is a list of texts.
+    """Return labels as numbers or as names; if all labels are texts of whole numbers, they become numbers.
 
     `values` is an array, or a sequence of numbers or of texts. Raises `DataError` for missing labels, fractions and
     anything else; `row` names a sample in the message.
@@ -84,7 +84,7 @@ def as_labels(where: str, values: object, row: Callable[[int], str]) -> Labels:
 
 
 def numbering_of(where: str, train: Labels, place: Place, declared: Sequence[str] = ()) -> tuple[Numbering, Labels]:
-    """Return how classes are numbered, from the training split's labels, and these labels as it takes them.
+    """Return the numbering of classes, from the training split's labels, and these labels in the form that it takes.
 
     `declared` are the names of the classes as the data set states them, in order. Raises `ConfigError` and `DataError`
     for settings that don't fit the labels.
@@ -106,7 +106,7 @@ def numbering_of(where: str, train: Labels, place: Place, declared: Sequence[str
 
 
 def as_named(where: str, labels: Labels, place: Place, declared: Sequence[str] = ()) -> Labels:
-    """Return numbers as the names that `data.classes` orders, where it is set; all other labels are unchanged."""
+    """Replace numbers by the names that `data.classes` orders, if it is set; return all other labels unchanged."""
     if place.classes is None or labels.dtype == object:
         return labels
     if not declared:
@@ -120,7 +120,7 @@ def as_named(where: str, labels: Labels, place: Place, declared: Sequence[str] =
 
 
 def _by_name(where: str, train: Labels, place: Place, declared: Sequence[str]) -> Numbering:
-    """Number names: as declared, or in the order that `data.classes` says, or else sorted."""
+    """Number the names of classes: in the order that `data.classes` sets, or else as declared, or else sorted."""
     if declared and place.classes is None:
         return Numbering(len(declared), tuple(declared))
     names = sorted(set(declared) or set(as_named(where, train, place)))

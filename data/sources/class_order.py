@@ -10,7 +10,7 @@ BY_NAME, BY_NUMBER = "name", "number"
 
 
 def in_order(names: Sequence[str], order: str | None, root: Path, kind: str = "class folder") -> list[str]:
-    """Return the sorted `names` of all classes in the order of their numbers; messages call one of them a `kind`.
+    """Return the sorted `names` of all classes in the order of their numbers; `kind` is the word for one in messages.
 
     `order` is "name", "number" or a file below `root` that lists the names, one to a line; None stands for "name".
     Raises `ConfigError` if "number" is asked for names that are no numbers, and `DataError` if the file lists others.

@@ -50,7 +50,7 @@ class Table:
 
     @property
     def where(self) -> str:
-        """The list's name, as messages begin."""
+        """The list's name, with which messages begin."""
         return f"csv: {self.file.name}"
 
     def row(self, index: int) -> str:
@@ -59,7 +59,7 @@ class Table:
 
 
 def load(split: str, place: Place) -> PhotoSet:
-    """Load a split. Raises `DataError` for a list that can't be read, and for images that are missing or elsewhere."""
+    """Load a split. Raises `DataError` for an unreadable list, and for images that are missing or outside the root."""
     if place.root is None:
         raise ConfigError("csv: expected the folder of its files; name it with --data-root")
     options = with_options("data.options of csv", Options, place.options or {})
@@ -174,7 +174,7 @@ def _may_have_labels(table: Table, options: Options) -> bool:
 
 
 def _column(table: Table, kind: str, wanted: str | int | None, candidates: Sequence[int]) -> int:
-    """Return the number of the column that is wanted, or else of the only candidate, or the one named `kind`."""
+    """Return the number of the `wanted` column, or else of the only candidate, or else of the one named `kind`."""
     width = len(table.rows[0])
     if isinstance(wanted, int):
         if not 0 <= wanted < width:
@@ -212,7 +212,7 @@ def _paths(table: Table, column: int, root: Path, *, follow: bool) -> list[bytes
     cells = [row[column].strip() for row in table.rows]
     inside = os.path.realpath(root)
     beside = os.path.relpath(table.file.parent, root)
-    # Both may hold images, and the first row decides for all.
+    # Paths start at the root or at the list's folder; the first row decides for all rows.
     base = "" if beside == "." or (root / cells[0]).exists() else beside
     below = _below(table, root, inside, follow)
     paths, missing = [], []
@@ -243,7 +243,7 @@ def _mode(path: Path) -> int | None:
 
 def _below(table: Table, root: Path, inside: str, follow: bool) -> Callable[[int, str, str], str]:
     """Return a function that turns a cell into the path below the root; it refuses paths that lead elsewhere."""
-    checked: dict[str, bool] = {}  # folders and whether they lie inside, since most images share a few
+    checked: dict[str, bool] = {}  # whether folders lie inside, kept since most images share a few
 
     def lies_inside(path: str) -> bool:
         folder = os.path.dirname(path)

@@ -21,9 +21,9 @@ log = logging.getLogger("dhkd")
 
 
 def load(split: str, place: Place) -> PhotoSet:
-    """Load a split from below the root of `place`: all of it for training, unless `place` names a folder.
+    """Load a split: for training, all images below the root of `place`, or those in the folder that `place` names.
 
-    The test images need a folder of their own. If `place` says that they have labels, it holds class folders.
+    The test images need a folder of their own. If `place.labels` says that they have labels, it holds class folders.
     """
     if place.root is None:
         raise ConfigError("folder: expected the place of its files; name it with --data-root")
@@ -57,7 +57,7 @@ def _images_in(folder: Path, split: str, place: Place) -> PhotoSet:
 
 
 def _tell(listing: ClassFolders, paths: Sequence[bytes]) -> None:
-    """Log what was left out, and that folders which look like classes are not used as labels."""
+    """Log which files were left out, and warn if folders look like classes, since they are not used as labels."""
     if listing.skipped:
         log.info("folder: %s: left out %s", listing.folder, summary(listing.skipped))
     outer = {path.partition(b"/")[0] if b"/" in path else b"" for path in paths}

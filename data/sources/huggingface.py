@@ -1,7 +1,7 @@
 """Data sets of the `datasets` library: `huggingface:NAME` from its hub, or `huggingface` for files below the data root.
 
-Below the data root may be what `save_to_disk` wrote, parquet files, or an image folder as the library reads it. Images
-are taken as they are encoded, and dhkd's own workers decode them.
+Files below the data root may be what `save_to_disk` wrote, parquet files, or an image folder as the library reads it.
+The library hands out images still encoded, and dhkd's own workers decode them.
 """
 
 import logging
@@ -193,7 +193,7 @@ def _kind(feature: Any) -> str:
 
 
 def _column(where: str, role: str, wanted: str | None, kinds: Mapping[str, str], suitable: tuple[str, str]) -> str:
-    """Return the column of a role: the wanted one, or else the only one of the first suitable kind that occurs."""
+    """Return the column for a role: the wanted one, or else the only one of the first suitable kind that occurs."""
     listed = some_of([f"{column} ({kind})" for column, kind in kinds.items()], 12)
     if wanted is not None:
         if wanted not in kinds:
@@ -250,7 +250,7 @@ def _splits(place: Place, hub_name: str | None, options: Options) -> Splits:
         return _on_hub(datasets, hub_name, options, download=place.download)
     except DhkdError:
         raise
-    except Exception as error:  # the library raises dozens of kinds, its dependencies more
+    except Exception as error:  # the library raises dozens of kinds of exceptions, its dependencies more
         reason = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
         text = printable_line(" ".join(str(reason).split()), 300) or type(reason).__name__
         fetch = (
@@ -263,7 +263,7 @@ def _on_hub(datasets: Any, name: str, options: Options, *, download: bool) -> Sp
     import huggingface_hub
 
     kept = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
-    if not download:  # only what has been fetched before
+    if not download:  # read only what was fetched before
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return _of_library(datasets.load_dataset(name, options.config, revision=options.revision))

@@ -1,7 +1,7 @@
-"""Map-style data sets of torch: items of an image and a label, read one by one.
+"""Reads map-style data sets of torch, whose items are pairs of an image and a label, item by item.
 
-Labels are needed before the first step. An attribute `targets` or `labels` gives them at once; without one, all items
-are read, and images of one size are then kept in memory if they are few enough.
+Labels are needed before the first training step. An attribute `targets` or `labels` gives them at once;
+without one, all items are read, and images of one size are then kept in memory if they are few enough.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from dhkd.data.sources.pixel_layout import as_nchw, layout_of, require_uint8, te
 from numpy.typing import NDArray
 from torch import Tensor
 
-READ_TWICE = 16  # items that are compared with themselves, evenly spaced
+READ_TWICE = 16  # evenly spaced items that are read twice and compared
 MOST_BYTES = 10**9  # of pixels that are kept in memory
 ATTRIBUTES = ("targets", "labels")
 
 
 @dataclass(frozen=True)
 class Read:
-    """What reading all items gave: their labels and, if they were kept, the pixels uint8 (N, 3, H, W)."""
+    """The result of reading all items: their labels and, if they were kept, the pixels, uint8 (N, 3, H, W)."""
 
     labels: list[Any]
     images_NCHW: Tensor | None
@@ -38,7 +38,7 @@ class Items:
         self._name, self._dataset, self._item_N = name, dataset, item_N
 
     def photo(self, index: int) -> Photo:
-        """Return the image of sample `index` as RGB. Raises `OwnCodeError` for whatever goes wrong."""
+        """Return the image of sample `index` as RGB. Raises `OwnCodeError` if anything goes wrong."""
         return item_of(self._name, self._dataset, int(self._item_N[index]))[0]
 
     def name(self, index: int) -> str:
@@ -46,7 +46,7 @@ class Items:
         return f"item {self._item_N[index]}"
 
     def names(self, num_samples: int) -> bytes:
-        """Return the sizes of some images. Pixels that a decoder made may differ by a level between its versions."""
+        """Return, for a fingerprint, the sizes of some images, because pixels may depend on a decoder's version."""
         sizes = [self.photo(index).size for index in positions(num_samples)]
         return b"\n".join(f"{width} {height}".encode() for width, height in sizes)
 
@@ -55,7 +55,7 @@ class Items:
 
 
 def item_of(name: str, dataset: Any, index: int) -> tuple[Photo, Any]:
-    """Return image and label of an item. Raises `OwnCodeError` for an exception, and for anything else than a pair."""
+    """Return image and label of an item. Raises `OwnCodeError` for an exception, and for anything but a pair."""
     where = f"{name}: item {index}"
     with running(where):
         item = dataset[index]
@@ -72,7 +72,7 @@ def item_of(name: str, dataset: Any, index: int) -> tuple[Photo, Any]:
 
 
 def photo_of_item(where: str, image: object) -> Photo:
-    """Return an image as RGB: a PIL image, or uint8 values (H, W), (H, W, C) or (C, H, W) of an array or tensor."""
+    """Convert a PIL image, or an array or tensor of uint8 values (H, W), (H, W, C) or (C, H, W), to RGB."""
     if isinstance(image, Photo):
         with running(where):
             return as_rgb(image)
@@ -98,7 +98,7 @@ def length_of(name: str, dataset: Any) -> int:
 
 
 def labels_told(name: str, dataset: Any, num_items: int) -> Sequence[Any] | NDArray[Any] | None:
-    """Return the labels that an attribute of the data set holds, if there is one."""
+    """Return the labels that an attribute of the data set holds, or None if it has no such attribute."""
     for attribute in ATTRIBUTES:
         with running(f"{name}: its attribute {attribute}"):
             told = getattr(dataset, attribute, None)
@@ -114,7 +114,7 @@ def labels_told(name: str, dataset: Any, num_items: int) -> Sequence[Any] | NDAr
 
 
 def positions(num_items: int) -> list[int]:
-    """Return the positions of the items that are looked at in advance: evenly spaced, with the first and the last."""
+    """Return the positions of the items that are checked in advance: evenly spaced, with the first and the last."""
     return sorted({round(at) for at in np.linspace(0, num_items - 1, min(num_items, READ_TWICE))})
 
 
@@ -154,7 +154,7 @@ def read_all(name: str, dataset: Any, num_items: int) -> Read:
 
 
 def _plain(label: Any) -> Any:
-    """Return a label of torch or NumPy as Python's own value."""
+    """Convert a scalar label of torch or NumPy to a Python value."""
     if isinstance(label, Tensor | np.ndarray | np.generic) and getattr(label, "ndim", 0) == 0:
         return label.item()
     return label

@@ -1,7 +1,7 @@
-"""The order of samples: the files' own, unless it is sorted by label.
+"""Chooses the order of samples: the order of the files, unless that is sorted by label.
 
-Every block of a cache must hold mixed classes. Samples that lie sorted by label, as people often store them, are
-numbered by a seeded permutation instead, which depends on their number alone.
+Every block of a cache, i.e. a run of consecutive samples, must hold mixed classes. People often store samples sorted by
+label; these are put in a seeded random order instead, which depends only on how many samples there are.
 """
 
 import logging
@@ -20,7 +20,7 @@ LEAST_MIXED = 0.5
 
 
 def mixed_order(where: str, split: str, label_N: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Return the seeded permutation if the samples of the train split are sorted by label, and say so; or else None."""
+    """Return the seeded permutation, and log that, if the split is train and sorted by label; otherwise return None."""
     runs = sorted_runs(label_N) if split == "train" else None
     if runs is None:
         return None
@@ -29,12 +29,12 @@ def mixed_order(where: str, split: str, label_N: NDArray[np.int64]) -> NDArray[n
 
 
 def permutation(num_samples: int) -> NDArray[np.int64]:
-    """Return the seeded permutation of so many samples."""
+    """Return the seeded permutation of `num_samples` samples."""
     return permutations(raw_rows(SEED, Domain.FILE_ORDER, 0, 0, num_samples)[:, 0])
 
 
 def sorted_runs(label_N: NDArray[np.int64]) -> str | None:
-    """Describe consecutive samples that hold far fewer classes than shuffled samples would; None if they don't."""
+    """Describe how few classes consecutive samples hold; return None unless that is far fewer than if shuffled."""
     run = min(RUN, max(2, len(label_N) // 4))
     runs = label_N[: len(label_N) // run * run].reshape(-1, run)
     if len(runs) < 2:

@@ -1,8 +1,8 @@
-"""Arrays in .npy and .npz files: which there are, and their values.
+"""Lists the arrays in .npy and .npz files, and loads their values.
 
 Python objects in such files are pickles, which could run code; they are never read. A header that announces more values
-than its file holds is refused before memory is taken. A .npy file is memory-mapped; a member of an .npz file is read
-into memory, because it may be compressed and has a checksum.
+than its file holds is refused before memory is allocated. A .npy file is memory-mapped; a member of an .npz file is
+read into memory, because it may be compressed and has a checksum.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ class ArrayFile:
 
     @property
     def name(self) -> str:
-        """The array's name for messages and for choosing it: that of the member or, for .npy, of the file."""
+        """The array's name in messages and options: the member's name or, for .npy, the file's name."""
         return self.path.name if self.member is None else self.member.removesuffix(".npy")
 
     def load(self) -> NDArray[np.generic]:
-        """Return the values: a .npy file memory-mapped (changes stay in memory), a member of an archive in memory."""
+        """Return the values, memory-mapped from a .npy file (which is never changed) or unpacked from an archive."""
         with _refused(self.path):
             if self.member is None:
                 return cast("NDArray[np.generic]", np.load(self.path, mmap_mode="c", allow_pickle=False))
@@ -51,7 +51,7 @@ class ArrayFile:
 
 
 def arrays_in(path: Path) -> list[ArrayFile]:
-    """Return the arrays in a .npy or .npz file. Raises `DataError` for anything else, and for what isn't read."""
+    """Return the arrays in a .npy or .npz file. Raises `DataError` for other files, damage and Python objects."""
     with _refused(path), open_regular(str(path)) as stream:
         if path.suffix.lower() == ".npy":
             size = path.stat().st_size
@@ -70,7 +70,7 @@ def arrays_in(path: Path) -> list[ArrayFile]:
 
 
 def require_memory(arrays: list[ArrayFile]) -> None:
-    """Raise `DataError` if these members of archives, unpacked, don't fit into the memory that is available."""
+    """Raise `DataError` if those arrays that are members of archives, unpacked, don't fit into the available memory."""
     needed = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays if array.member is not None)
     available = psutil.virtual_memory().available
     if needed > available:
@@ -82,7 +82,7 @@ def require_memory(arrays: list[ArrayFile]) -> None:
 
 
 def _announced(path: Path, member: str | None, stream: BinaryIO, size: int) -> ArrayFile:
-    """Read an array's header, and compare what it announces with the bytes that there are."""
+    """Read an array's header, and compare the size that it announces with the actual size."""
     where = str(path) if member is None else f"{path}, {member}"
     version = npy.read_magic(stream)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)

@@ -1,6 +1,6 @@
-"""Data of one's own: a function of the split that returns a data set of torch, arrays, or an image set.
+"""Users' own data: a function that takes the split and returns a data set of torch, a pair of arrays, or an image set.
 
-The function's other arguments are `data.options`; an argument `root` gets --data-root.
+The function's other arguments come from `data.options`; an argument `root` gets --data-root.
 """
 
 import inspect
@@ -23,12 +23,12 @@ from dhkd.data.sources.items import Items, labels_told, length_of, read_all, req
 from dhkd.data.sources.pixel_layout import as_nchw, layout_of, require_uint8, tensor_of
 from torch import Tensor
 
-_CONTRACT = ("labels_N", "num_classes", "fingerprint", "renderer")  # what tells an image set from everything else
+_CONTRACT = ("labels_N", "num_classes", "fingerprint", "renderer")  # attributes by which an image set is recognised
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a split holds: labels, names of classes, and pixels uint8 (N, 3, H, W) or else a data set of items."""
+    """A split's labels, class names and pixels, uint8 (N, 3, H, W); if these are None, `dataset` has the items."""
 
     labels: Labels
     classes: tuple[str, ...]
@@ -42,7 +42,7 @@ _numberings: "WeakKeyDictionary[object, dict[str, Numbering]]" = WeakKeyDictiona
 
 
 def own_source(name: str, function: Callable[..., Any]) -> Source:
-    """Return the source that a function makes; `name` is the function's name in the settings."""
+    """Return a source that calls the function for each split; `name` is the function's name in the settings."""
     place, colon, attribute = name.rpartition(":")
     called = f"{PurePath(place).name}{colon}{attribute}"  # the same wherever the file lies
     return Source(partial(_load, called, function), takes=(*OF_LABELS, "options"))
@@ -56,7 +56,9 @@ def _load(name: str, function: Callable[..., Any], split: str, place: Place) -> 
 
 
 def images_of(name: str, split: str, make: Callable[[str], Any], made: Any, place: Place, key: object) -> Images:
-    """Return the image set of what was made for a split; `make` makes another split, and `key` identifies all of them.
+    """Build the image set of a split from `made`, the data set or arrays that own code or a library returned for it.
+
+    `make` returns the same for another split, and `key` identifies the code that makes all splits.
 
     Raises `OwnCodeError` or `DataError` for anything that isn't images with class numbers.
     """
@@ -86,7 +88,7 @@ def _known_numberings(key: object) -> dict[str, Numbering]:
 
 
 def content_of(name: str, split: str, made: Any) -> Content:
-    """Return what a split holds, from a pair of arrays or a map-style data set."""
+    """Read what a split holds from a pair of arrays or a map-style data set."""
     where = f"{name}: {split}"
     with running(f"{where}: its attribute classes"):
         told = getattr(made, "classes", None)

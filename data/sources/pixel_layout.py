@@ -1,6 +1,6 @@
-"""Which axes of an array of images are samples, channels, height and width.
+"""Finds out which axes of an array of images are samples, channels, height and width.
 
-The layout is taken from the shape only where it can be meant in one way; a wrong guess would go unnoticed.
+The layout is inferred from the shape only if the shape has a single meaning, because a wrong guess would go unnoticed.
 """
 
 import warnings
@@ -18,17 +18,17 @@ CHANNELS = (1, 3)
 
 @dataclass(frozen=True)
 class Layout:
-    """The order of the axes, in letters, and whether the shape alone says it with some doubt."""
+    """The order of the axes, in letters; `doubtful` means that the shape could also have another meaning."""
 
     axes: str
     doubtful: bool = False
 
 
 def layout_of(where: str, shape: tuple[int, ...], wanted: str | None = None, remedy: str = "") -> Layout:
-    """Return the layout of images of this shape (N, …); `wanted` names one, if the shape doesn't tell.
+    """Return the layout of images of this shape (N, …): `wanted` unless that is None, or else the one that it implies.
 
-    Raises `DataError` for a shape that isn't that of grey or RGB images, and for one that can be meant in two ways;
-    `remedy` is then what to do.
+    Raises `ConfigError` for an unknown layout, and `DataError` for a shape that isn't that of grey or RGB images or
+    that has two meanings; the message for two meanings ends with `remedy`.
     """
     if wanted is not None and wanted not in LAYOUTS:
         raise ConfigError(f"{where}: {unknown('layout', wanted, LAYOUTS)}")
@@ -54,7 +54,7 @@ def layout_of(where: str, shape: tuple[int, ...], wanted: str | None = None, rem
 
 
 def as_nchw(images: Tensor, layout: Layout) -> Tensor:
-    """Return images of a layout as (N, 3, H, W), without a copy: a single channel is repeated."""
+    """Return images of this layout as (N, 3, H, W), without copying them; a single channel is repeated."""
     if layout.axes == "NHW":
         images = images[:, None]
     elif layout.axes == "NHWC":
@@ -63,7 +63,7 @@ def as_nchw(images: Tensor, layout: Layout) -> Tensor:
 
 
 def tensor_of(array: NDArray[np.uint8]) -> Tensor:
-    """Return an array as a tensor, of the same memory where torch can; nothing writes to it."""
+    """Convert an array to a tensor, in the same memory where torch can; nothing writes to the tensor."""
     if min(array.strides, default=0) < 0:
         array = np.ascontiguousarray(array)
     with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def tensor_of(array: NDArray[np.uint8]) -> Tensor:
 
 
 def require_uint8(where: str, images: NDArray[np.generic]) -> None:
-    """Raise `DataError` for images of any other dtype than uint8, with the range of the first one."""
+    """Raise `DataError` unless images are uint8; the message has the range of the first image's values."""
     if images.dtype == np.uint8:
         return
     span = ""

@@ -44,7 +44,7 @@ SPLITS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class _Content:
-    """What torchvision knows of a split before images are read: pixels, or paths below the root, or neither."""
+    """What torchvision has of a split before any image is decoded: labels, class names, and either pixels or paths."""
 
     labels: Any
     classes: tuple[str, ...]
@@ -101,7 +101,7 @@ def _made(name: str, kind: Any, split: str, root: Path, place: Place) -> Any:
 
     parameters = inspect.signature(kind).parameters
     arguments: dict[str, object] = {}
-    # EMNIST passes `train` on, and its `split` is another thing.
+    # EMNIST passes `train` on to MNIST, and its own `split` means something else.
     by_flag = "train" in parameters or issubclass(kind, MNIST)
     arguments |= _of_split(name, kind, split, place, by_flag=by_flag, by_name="split" in parameters)
     options = dict(place.options or {})
@@ -133,12 +133,12 @@ def _of_split(name: str, kind: Any, split: str, place: Place, *, by_flag: bool, 
 
 
 def _called(name: str, make: Callable[[], Any], root: Path, *, download: bool) -> Any:
-    """Call torchvision, which prints, with whatever it raises in one line."""
+    """Call torchvision, redirect what it prints, and turn any exception into a one-line error."""
     shown = sys.stderr if on_terminal() else io.StringIO()  # only a command's result belongs on standard output
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             return make()
-    except Exception as error:  # of files, archives, networks and packages that it needs
+    except Exception as error:  # from files, archives, the network or missing packages
         text = printable_line(" ".join(str(error).split()), 300) or type(error).__name__
         if isinstance(error, ValueError) and "Valid values are" in text:
             raise ConfigError(f"{name}: {text}; correct data.train, data.test or data.options") from error
@@ -151,7 +151,7 @@ def _called(name: str, make: Callable[[], Any], root: Path, *, download: bool) -
 
 
 def _content(name: str, made: Any, root: Path, place: Place) -> _Content | None:
-    """Return what is known of a split, or None if torchvision keeps neither arrays nor files that can be named."""
+    """Return the content of a split, or None if torchvision keeps neither its pixels nor the paths of its images."""
     classes = tuple(", ".join(one) if isinstance(one, tuple) else str(one) for one in getattr(made, "classes", ()))
     labels = getattr(made, "targets", getattr(made, "labels", None))
     pixels = getattr(made, "data", None)

@@ -45,8 +45,8 @@ class Stream:
     Without `window`, an epoch's order is a full shuffle. With `window`, blocks of `block_rows` samples are shuffled,
     and then the samples within each window of about `window` samples. If `block_rows` is None, all samples make one
     block. `schedule`, a name in `SCHEDULES`, decides which view of a sample an epoch shows. `live` computes signals
-    from pixels, in addition to those in `signals`; if it is None, only the signals in `signals` are used. The pixels
-    are those that `live_recipe` makes of the keys, or the student's if it is None.
+    from pixels, in addition to those in `signals`; if it is None, only the signals in `signals` are used. These
+    pixels are rendered with `live_recipe`; if it is None, they are the student's pixels.
     """
 
     def __init__(
