@@ -1,4 +1,4 @@
-"""Distil a timm network from a cache, with timm's optimizer and learning rate. Usage: timm_student.py CACHE."""
+"""Distil a timm network from a cache, with timm's optimizer and schedule. Usage: timm_student.py CACHE."""
 
 import sys
 
