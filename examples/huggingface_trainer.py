@@ -1,4 +1,4 @@
-"""Distil with the Trainer of Hugging Face, from a cache: huggingface_trainer.py CACHE OUT."""
+"""Distil from a cache with Hugging Face's Trainer. Usage: huggingface_trainer.py CACHE OUT."""
 
 import sys
 
@@ -12,7 +12,7 @@ class Distillation(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         outputs = model(pixel_values=inputs["pixel_values"])
         loss = cross_entropy(outputs.logits, inputs["labels"])
-        if "teacher" in inputs:  # test images have none
+        if "teacher" in inputs:  # test items have no teacher logits
             loss = 0.1 * loss + 0.9 * dhkd.losses.kd(outputs.logits, inputs["teacher"], temperature=4.0)
         return (loss, outputs) if return_outputs else loss
 

@@ -1,4 +1,4 @@
-"""Distil with PyTorch Lightning from a cache: lightning_distill.py CACHE."""
+"""Distil from a cache with PyTorch Lightning. Usage: lightning_distill.py CACHE."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Distil by the method DHKD in a loop of your own, from a cache: pytorch_loop.py CACHE."""
+"""Distil from a cache with the method DHKD, in a training loop of your own. Usage: pytorch_loop.py CACHE."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Distil a network of timm, with timm's optimizer and learning rate, from a cache: timm_student.py CACHE."""
+"""Distil a timm network from a cache, with timm's optimizer and schedule. Usage: timm_student.py CACHE."""
 
 import sys
 

@@ -37,12 +37,12 @@ __all__ = ["DataOptions", "DistillationSet", "LogitReader", "open_cache"]
 
 log = logging.getLogger("dhkd")
 
-# Any: image, label and, of the training split, the teacher's signals, as the set was asked for them.
+# Any: image, label and, in the training split, the teacher's logits or a dictionary of its signals.
 Item = tuple[Any, ...]
 
 _CPU = torch.device("cpu")
 
-NO_LABEL = -1  # of an image without one, where a loop can do without
+NO_LABEL = -1  # the label of images that have none
 
 
 class DistillationSet(Dataset[Item]):
@@ -55,10 +55,10 @@ class DistillationSet(Dataset[Item]):
     `student.window` only affects the order, so it is ignored.
 
     The constructor takes the settings of a preset: `preset` and `overrides` are as on the command line. `from_cache`
-    takes those that the cache records. `cache` is a path or URL. If your loop uses only the softmax of the logits at
-    one temperature, pass this `temperature`; a cache with the codec top-k is then sufficient. If `temperature` is None,
-    the cache must hold all logits. The cache is checked as in `train-student`, with the same errors; pixels must match
-    unless `allow_drift` is set.
+    takes the settings that the cache records. `cache` is a path or URL. If your loop uses only the softmax of the
+    logits at one temperature, pass this `temperature`; a cache with the codec top-k is then sufficient. If
+    `temperature` is None, the cache must hold all logits. The cache is checked as in `train-student`, with the same
+    errors; pixels must match unless `allow_drift` is set.
 
     The workers of a `DataLoader` must be forked. They share the set's memory and decode its photographs; `data.workers`
     is used only while the set is created. With `cycle`, workers must not outlive an epoch, so `persistent_workers` must
@@ -99,13 +99,15 @@ class DistillationSet(Dataset[Item]):
     ) -> "DistillationSet":
         """Build the set from the data set, recipe and teacher that the cache records.
 
-        With `signals`, such as ["logits", "embedding"], the third part of an item maps each of them to its values,
-        float32; None stands for the logits alone, without a mapping. Items of the `split` "test" are (image, label),
-        where the image is not augmented. The label of an image without one is -1. `dataset`, `test` and `recipe` are as
-        in `cache_teacher`; they are needed for a cache of objects that belong to another process. `settings` has
-        further settings by dotted key: {"student.view_schedule": "cycle", "student.teacher": "big", "seed": 1}.
+        If `signals` is given, such as ["logits", "embedding"], the third part of an item is a dictionary from each
+        signal's name to its values, float32. If it is None, the third part is the logits themselves. Items of the
+        `split` "test" are (image, label), where the image is not augmented. An image without a label has the label -1.
+        `dataset`, `test` and `recipe` are as in `cache_teacher`; they are needed if another process made the cache from
+        objects, such as arrays or a function. `settings` has further settings by dotted key: {"student.view_schedule":
+        "cycle", "student.teacher": "big", "seed": 1}.
 
-        Raises `CacheMismatch` for a cache that doesn't record its data, and for other data than the cache's.
+        Raises `CacheMismatch` if the cache doesn't record its data set, and if the data set is not the one that was
+        cached.
         """
         if split not in SPLITS:
             raise ConfigError(unknown("split", split, SPLITS))
@@ -136,9 +138,9 @@ class DistillationSet(Dataset[Item]):
         *,
         labelled: bool = True,
     ) -> None:
-        """Load the images of a split, which show their only view until a cache is read.
+        """Load the images of a split and prepare to render them.
 
-        Unless they have to be `labelled`, images without labels have the label -1.
+        If `labelled` is set, raises `ConfigError` for images without labels; otherwise such images have the label -1.
         """
         self._data = data
         self._experiment = experiment.model_copy(
@@ -159,7 +161,7 @@ class DistillationSet(Dataset[Item]):
         self._view_N = torch.zeros(len(images), dtype=torch.int64)
 
     def _read(self, reader: LogitReader, needs: Mapping[str, float | None], allow_drift: bool) -> None:
-        """Check that the cache fits the images, and prepare to read these signals from it."""
+        """Check that the cache fits the images, and prepare to read from it the signals in `needs`."""
         experiment, settings = self._experiment, self._experiment.student
         self.reader = of_views(reader, settings)
         names, lacking = cached_names(needs, self.reader, settings.teacher, "pass its temperature")

@@ -1,4 +1,4 @@
-"""Whether an objective runs for a pair of networks, found by computing its losses for two images on the CPU."""
+"""Finds out whether an objective runs for a pair of networks, by computing its losses for two images on the CPU."""
 
 from dataclasses import replace
 
@@ -16,22 +16,22 @@ ROWS = 2
 
 
 def setting_for(objective: Objective, plain: Setting) -> Setting:
-    """Return the setting in which `objective` trains; `plain` has the preset's own student."""
+    """Return `plain`, the setting with the preset's student, with the network that `objective` trains as student."""
     return replace(plain, student=plain.student.of(objective.architecture(plain)))
 
 
 def trial_teacher(setting: Setting) -> Network:
-    """Build the setting's teacher, in eval mode, with the weights it begins with."""
+    """Build the setting's teacher, in eval mode, with freshly initialised weights."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         return build_network(setting.teacher.wanted, setting.teacher.num_classes, setting.teacher.channels).eval()
 
 
 def misfit(objective: Objective, plain: Setting, *, backward: bool = False) -> str | None:
-    """Return what stands against `objective` with these two networks, in one line; None if its losses are computed.
+    """Return in one line why `objective` doesn't run for these two networks; None if it runs.
 
-    `plain` has the preset's own student, and as its teacher one with weights. With `backward`, the gradients are
-    computed, too.
+    To find out, the losses are computed and, if `backward` is set, their gradients. `plain` is the setting with the
+    preset's student, and it must have a teacher network.
     """
     try:
         with torch.random.fork_rng(devices=()):
@@ -66,7 +66,7 @@ def _trial(objective: Objective, plain: Setting, *, backward: bool) -> str | Non
 
 @torch.no_grad()
 def _signals(setting: Setting, names: list[str]) -> dict[str, Tensor]:
-    """Compute the teacher's signals; batch norm uses running statistics in all of them."""
+    """Compute the teacher's signals; batch norm uses running statistics, even for signals with the suffix -batch."""
     if not names:
         return {}
     assert setting.teacher_network is not None

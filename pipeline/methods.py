@@ -23,12 +23,12 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 class Method:
     """What a method needs from the teacher, and what the method adds to the student.
 
-    The fields are the keys of `dhkd methods --json`. `stands_against` says in one line why the method doesn't run for
-    the preset's two networks, with empty signals and numbers, and is None if it does. `row_bytes` and `view_bytes` are
-    the size of all signals, for one sample and for one view. `cacheable` is None if the method needs no signal.
-    `takes_of_teacher` is the part of the teacher's network that the method reuses, or None. `extra_parameters` counts
-    the parameters that are trained besides the student's. `exported_parameters` counts the parameters that the exported
-    network has besides the student's (only SimKD has such parameters).
+    The fields are the keys of `dhkd methods --json`. `stands_against` is None if the method runs for the preset's two
+    networks. Otherwise it gives the reason in one line, and the signals and numbers are empty. `row_bytes` and
+    `view_bytes` are the size of all signals, for one sample and for one view. `cacheable` is None if the method needs
+    no signal. `takes_of_teacher` is the part of the teacher's network that the method reuses, or None.
+    `extra_parameters` counts the parameters that are trained besides the student's. `exported_parameters` counts the
+    parameters that the exported network has besides the student's (only SimKD has such parameters).
     """
 
     method: str
@@ -45,7 +45,7 @@ class Method:
 def list_methods(experiment: Experiment, *, samples: int | None = None, classes: int | None = None) -> list[Method]:
     """Describe every objective, with the preset's options and for the preset's teacher and student.
 
-    Own objectives are described if the preset names them.
+    Objectives that users wrote are included if the preset names them.
 
     `samples` and `classes` are for sources whose size is unknown until they are read.
     """

@@ -1,8 +1,8 @@
 """What a network's test predictions are compared with: labels or, for images without labels, a teacher's classes.
 
-A student's agreement with its teacher is the share of test images of which both find the same class most probable. The
-teacher's classes come from the teacher's network if it is at hand, or else from the cache: `cache-teacher` records them
-in the provenance of its signals, together with the fingerprint of the test images.
+A student's agreement with its teacher is the share of test images for which both give the same class the highest
+probability. The teacher's classes come from the teacher's network if it is loaded, or else from the cache:
+`cache-teacher` records them in the provenance of its signals, together with the fingerprint of the test images.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def with_reference(
 ) -> Evaluator:
     """Return an evaluator that compares with labels or, for images without labels, with the teacher's classes.
 
-    `source` has the training images, the cache and the teacher. Raises `ConfigError` if these are not known either.
+    `source` has the training images, the cache and the teacher. Raises `ConfigError` if neither is available.
     """
     test = accuracy_of.renderer
     if measured(experiment, source.images).endswith("accuracy"):
@@ -48,7 +48,7 @@ def with_reference(
 
 
 def recorded_classes(classes_N: Tensor, images: Images) -> dict[str, Any]:  # JSON, for a signal's provenance
-    """Return a teacher's classes of these test images as plain values, as `with_reference` reads them."""
+    """Return the entries of a signal's provenance that hold a teacher's classes of these test images."""
     return {TEST_CLASSES: classes_N.tolist(), TEST_DATA: images.fingerprint()}
 
 
@@ -90,6 +90,6 @@ def measured(experiment: Experiment, images: Images) -> str:
 
 
 def measured_fact(experiment: Experiment, images: Images) -> dict[str, str]:
-    """Return what a run's config.yaml says of its figures; nothing for accuracy on the test split."""
+    """Return the fact in a run's config.yaml that says what its figures are; empty for accuracy on the test split."""
     name = measured(experiment, images)
     return {} if name == USUAL else {"measured": name}

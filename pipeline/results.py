@@ -46,7 +46,7 @@ class LiveDifferences:
 class CachedTeacher(ShownAsText):
     """What `cache-teacher` did. Accuracies are in percent; `live` is None until the cache is complete.
 
-    `rows_per_second` is None if no row was written, and `teacher_top1` if the test images have no labels.
+    `rows_per_second` is None if no row was written; `teacher_top1` is None if the test images have no labels.
     """
 
     cache: CacheSummary
@@ -92,10 +92,10 @@ class Distillation:
 class TrainedRun(ShownAsText):
     """The result of a finished run, as result.json holds it.
 
-    Accuracies are in percent. `measured` says what they are, if it isn't accuracy on the test split: "val accuracy" on
-    a held-out part, or "test agreement" or "val agreement" with the teacher. `seconds` is the sum over all parts of an
-    interrupted run. A teacher's run has no `distillation`. `settings_sha256` is the hash of the settings in config.yaml
-    with which the run was trained.
+    Accuracies are in percent. `measured` is None for accuracy on the test split; otherwise it names what was measured:
+    "val accuracy" on a held-out part, or "test agreement" or "val agreement" with the teacher. `seconds` is the sum
+    over all parts of an interrupted run. A teacher's run has no `distillation`. `settings_sha256` is the hash of the
+    settings in config.yaml with which the run was trained.
     """
 
     role: str
@@ -150,7 +150,7 @@ class TrainedRun(ShownAsText):
 class Evaluated(ShownAsText):
     """Test accuracy, in percent, of a network; `weights` says where its weights come from.
 
-    `measured` says what it is instead, as in `TrainedRun`.
+    If something else was measured, `measured` names it, as in `TrainedRun`.
     """
 
     architecture: str

@@ -1,4 +1,4 @@
-"""From a prepared run to a task of the training loop, and from the task's figures to the run's result."""
+"""Turns a prepared run into a task of the training loop, and the task's figures into the run's result."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,7 +32,7 @@ def task_of(
     name: str,
     beginning: Beginning | None = None,
 ) -> Task:
-    """Build what the loop trains: a freshly initialised student, and everything that its training needs.
+    """Build a task of the training loop: a freshly initialised student, and everything that its training needs.
 
     `name` says what `accuracy_of` measures. The student begins with random weights unless `beginning` is given.
     """

@@ -66,10 +66,10 @@ def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[Precision, str]:  # 
 
 @contextmanager
 def apart_from_accelerate() -> Iterator[None]:
-    """Keep what Accelerate shares within this process as it was, for a program that uses Accelerate itself.
+    """Set Accelerate's state aside for the `with` block, and restore it afterwards, for programs that use Accelerate.
 
-    Every `Accelerator` of a process shares precision and device with the first one. Inside the context, it is as if
-    there were none yet.
+    Every `Accelerator` of a process shares precision and device with the first one. The first one that is created
+    inside the block starts afresh.
     """
     shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
     before = [dict(state) for state in shared]

@@ -12,12 +12,12 @@ from dhkd.stages.models.beginning import begin_with
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.weights import weights_sha256
 
-CLOSE = 0.005  # by which a mean or a deviation may differ: one grey level
+CLOSE = 0.005  # means and standard deviations this close count as equal: about one grey level
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """Weights to begin with, and the line that says what they are; `head` tells whether their classifier is used."""
+    """Weights to begin with; `note` describes them for the log, and `head` is true if their classifier is used."""
 
     trained: Trained
     head: bool
@@ -56,7 +56,7 @@ def beginning_of(experiment: Experiment, images: Images) -> Beginning | None:
 
 
 def _other_colours(trained: Trained, images: Images) -> str:
-    """Return a part of a line if the weights were trained with another normalisation than the student has."""
+    """Return a note for the log if the weights were trained with another normalisation than the student's, else ""."""
     if trained.mean_std is None:
         return ""
     pairs = zip((*trained.mean_std[0], *trained.mean_std[1]), (*images.mean, *images.std), strict=False)

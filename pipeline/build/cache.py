@@ -55,14 +55,14 @@ def codec_of(settings: CodecSettings, num_classes: int) -> Codec:
 
 
 def gives_logits(teacher: Shapes) -> bool:
-    """Return whether a teacher has a classifier; if it has none, it gives embeddings and maps alone."""
+    """Return whether a teacher has a classifier; without one, it gives only embeddings and maps."""
     return teacher.gives_logits
 
 
 def asked_signals(experiment: Experiment, setting: Setting) -> list[str]:
     """Return the names of the teacher's signals that the preset wants cached.
 
-    If the preset doesn't say, these are the logits, or the embedding of a teacher without a classifier. Raises
+    If the preset names none, these are the logits or, for a teacher without a classifier, the embedding. Raises
     `ConfigError` for an unknown signal, and for a signal that can't be cached.
     """
     names: list[str] = []
@@ -123,7 +123,7 @@ def cache_identity(
 
 
 def _map_of(setting: Setting, signal: str) -> dict[str, str]:
-    """Return the path of the module whose map a signal is of, where the signal's name doesn't say it."""
+    """Return the entry with the path of the module whose output a map is; empty if the signal's name is enough."""
     path = setting.teacher.map_path(signal)
     return {} if path is None else {"map": path}
 

@@ -58,7 +58,7 @@ def require_cache(
     teacher: Trained | None,
     data: DataOptions,
 ) -> None:
-    """Raise `CacheMismatch` unless the cache fits the data set, the recipe, and for the signals `names` the teacher.
+    """Raise `CacheMismatch` unless the cache fits the data set and the recipe, and its signals `names` fit the teacher.
 
     The recorded teacher must have the preset's architecture, size and classes, the preset's normalisation if the preset
     sets one, and the weights hash of `teacher`. If `teacher` is None, the hash must be the preset's if the preset sets
@@ -78,7 +78,7 @@ def require_cache(
 def require_rows(reader: LogitReader, names: Names, setting: Setting) -> None:
     """Raise `CacheMismatch` unless the cache's rows have the shapes that the objective expects of the teacher.
 
-    Rows of maps must also be of the modules that the experiment's teacher has as its maps.
+    Maps must also come from the modules whose outputs are the maps of the experiment's teacher.
     """
     for need, stored in names.items():
         path = setting.teacher.map_path(need) or NOTHING
@@ -110,7 +110,10 @@ def labels_of(images: Images) -> Tensor:
 
 
 def require_labels(experiment: Experiment, objective: Objective, images: Images) -> None:
-    """Raise `ConfigError` if the objective needs labels and the images have none; it says which settings would do."""
+    """Raise `ConfigError` if the objective needs labels and the images have none.
+
+    The message names settings that work without labels.
+    """
     if images.labels_N is not None or not objective.needs_labels:
         return
     parts = [part.rpartition("*")[2].strip() for part in experiment.objective.split("+")]

@@ -1,6 +1,7 @@
-"""The code of users that an experiment names: what runs and caches record of it, and whether it is still the same.
+"""Records the user code that an experiment names, and checks that this code is still the same.
 
-A record maps each name to what `Origin.plain` returns.
+User code is what users wrote: networks, data sources, recipes and objectives. Runs and caches keep a record of it,
+which maps the name of each object to the result of `Origin.plain`.
 """
 
 import json
@@ -23,26 +24,26 @@ Code = Mapping[str, Mapping[str, object]]
 
 
 def code_of_data(experiment: Experiment) -> Code:
-    """Return the record of the own code that makes the images: source and recipe."""
+    """Return the record of the user code that makes the images, i.e. of the data source and the recipe."""
     source, kind = experiment.data.source, experiment.views.kind
     code_of_source = _record([source], "data source") if is_own(source) else {}
     return {**code_of_source, **({} if kind in RECIPES else _record([kind], "views.kind"))}
 
 
 def code_of_network(architecture: str) -> Code:
-    """Return the record of the own code that makes a network."""
+    """Return the record of the user code that builds a network."""
     return _record(own_networks(architecture), "network")
 
 
 def code_of_teacher(experiment: Experiment) -> Code:
-    """Return the record of the own code by which a teacher is trained or cached."""
+    """Return the record of the user code with which a teacher is trained or cached."""
     return {**code_of_network(experiment.teacher.architecture), **code_of_data(experiment)}
 
 
 def code_of_student(experiment: Experiment, architecture: str, *, live: bool) -> Code:
-    """Return the record of the own code by which a student is trained; `architecture` is that of its network.
+    """Return the record of the user code with which a student is trained; `architecture` names its network.
 
-    The code of the teacher's network counts only if it runs in every step.
+    The code of the teacher's network is included only if the teacher runs in every step (`live`).
     """
     teacher = code_of_network(experiment.teacher.architecture) if live else {}
     objective = _record(own_objectives(experiment.objective), "objective")
@@ -50,12 +51,12 @@ def code_of_student(experiment: Experiment, architecture: str, *, live: bool) ->
 
 
 def code_facts(code: Code) -> dict[str, Any]:
-    """Return the entry of a run's facts or a cache's provenance, as plain values; nothing if there is no own code."""
+    """Return the code's entry in a run's facts or a cache's provenance, as plain values; empty if there is no code."""
     return {CODE: dict(code)} if code else {}
 
 
 def require_code_of_cache(manifest: Manifest, location: str, signals: Iterable[str], code: Code) -> None:
-    """Raise `CacheMismatch` if own code has changed since these signals were cached."""
+    """Raise `CacheMismatch` if user code has changed since these signals were cached."""
     for signal in signals:
         provenance = manifest.provenance.get(signal)
         recorded = provenance.get(CODE) if isinstance(provenance, Mapping) else None
@@ -63,9 +64,9 @@ def require_code_of_cache(manifest: Manifest, location: str, signals: Iterable[s
 
 
 def require_code_of_run(run: Path, names: Iterable[str] | None = None) -> None:
-    """Raise `RunMismatch` if own code has changed since the run in a folder began.
+    """Raise `RunMismatch` if user code has changed since the run in this folder began.
 
-    If `names` are given, only these are compared. Raises `ConfigError` for code that was not loaded.
+    If `names` are given, only the code of these objects is compared. Raises `ConfigError` if their code was not loaded.
     """
     recorded = _recorded(run)
     compared = recorded if names is None else [name for name in names if name in recorded]
@@ -73,10 +74,10 @@ def require_code_of_run(run: Path, names: Iterable[str] | None = None) -> None:
 
 
 def kept_code(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of a run that goes on in the folder `out`, or begins there, as plain values.
+    """Return the facts of a run that begins or resumes in the folder `out`, as plain values.
 
-    Raises `RunMismatch` if own code has changed since the run began. If the user allows that, the facts name the code
-    with which the run began.
+    Raises `RunMismatch` if user code has changed since the run began. If the user allows changed code, the facts record
+    the code with which the run began.
     """
     recorded, code = _recorded(out), facts.get(CODE)
     if not recorded or not isinstance(code, Mapping):
@@ -86,13 +87,13 @@ def kept_code(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def code_metadata(architecture: str) -> dict[str, str]:
-    """Return the metadata of a file of weights that names the own code of its network; nothing if there is none."""
+    """Return the metadata with which a weights file records its network's user code; empty if there is none."""
     code = code_of_network(architecture)
     return {CODE: json.dumps(code, sort_keys=True)} if code else {}
 
 
 def require_code_of_weights(file: Path, metadata: Mapping[str, str], architecture: str) -> None:
-    """Raise `WeightsError` if the own code of a network has changed since a file of its weights was written."""
+    """Raise `WeightsError` if a network's user code has changed since this file of its weights was written."""
     try:
         recorded = json.loads(metadata.get(CODE, "{}"))
     except (ValueError, RecursionError) as error:
@@ -101,7 +102,7 @@ def require_code_of_weights(file: Path, metadata: Mapping[str, str], architectur
 
 
 def _recorded(run: Path) -> Mapping[str, Any]:
-    """Return what the run in a folder recorded of its own code, as YAML has it; nothing if there is no such record."""
+    """Return the record of user code in a run folder, as read from YAML; empty if there is no such record."""
     facts = (read_config(run) or {}).get("run")
     code = facts.get(CODE) if isinstance(facts, Mapping) else None
     return code if isinstance(code, Mapping) else {}

@@ -68,17 +68,17 @@ def images_of(
 
 
 def _asked(classes: Callable[[], int | None] | None, experiment: Experiment, split: str) -> int | None:
-    """Return the number of classes of the networks, if the images of this split have no labels and it is known."""
+    """Return what `classes` returns if the images of this split have no labels, else None."""
     data = experiment.data
     labelled = source_of(data.source).labelled if data.labels is None else False
     return None if classes is None or labelled else classes()
 
 
 def reading_of(experiment: Experiment, options: DataOptions, images: Images | None = None) -> dict[str, object]:
-    """Return the settings by which classes and pixels are read, as plain values, as far as they are set.
+    """Return the settings that determine how classes and pixels are read, as plain values, without unset ones.
 
-    A file that lists the classes is replaced by its list, because the file may change. The names of the classes of
-    `images` are added, if it has any.
+    A file that lists the classes is replaced by the list in it, because the file may change. If `images` has class
+    names, they are added.
     """
     data = experiment.data
     settings = {key: value for key, value in data.model_dump(mode="json").items() if key in READING}
@@ -109,13 +109,13 @@ def test_renderer_of(
     classes: Callable[[], int | None] | None = None,  # noqa: PT028
     recipe: Recipe | None = None,  # noqa: PT028
 ) -> Renderer:
-    """Load the test images and build their renderer, with the recipe for test images.
+    """Load the test images and build their renderer.
 
-    That belongs to the preset's recipe or, if it is given, to `recipe`.
+    The renderer uses the test recipe that belongs to `recipe` or, if `recipe` is None, to the preset's recipe.
 
-    If `train` is given, raises `DataError` for a test split of another number of classes, and warns of test images of
-    another size than the training images. Test images without labels have as many classes as `train` or as `classes`
-    returns.
+    If `train` is given, raises `DataError` if the test split has another number of classes, and logs a warning if the
+    test images have another size than the training images. Test images without labels have as many classes as `train`
+    or as `classes` returns.
     """
     images = images_of(experiment, "test", options, classes if train is None else lambda: train.num_classes)
     if train is not None:
@@ -141,7 +141,7 @@ def _require_alike(train: Images, test: Images) -> None:
 def normalization_of(training: Training, images: Images, trained_with: MeanStd | None = None) -> Normalization:
     """Build a network's normalisation from the preset, or else from `trained_with`, or else from the data set.
 
-    Raises `ConfigError` for a preset's mean or std of another number of channels than the network's input.
+    Raises `ConfigError` if the preset's mean or std doesn't have one value for each channel of the network's input.
     """
     preset, channels = training if isinstance(training, Teacher) else None, channels_of(training, images)
     for name in ("mean", "std"):

@@ -27,8 +27,8 @@ from torch import Tensor
 MeanStd = tuple[PerChannel, PerChannel]
 
 NAMES_LISTED = 5
-NETWORK = "network"  # the metadata that holds what is set of a network besides its name
-CLASSES = "classes"  # the metadata that holds the names of a network's outputs
+NETWORK = "network"  # the metadata key for a network's settings besides its name
+CLASSES = "classes"  # the metadata key for the names of a network's outputs
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
@@ -37,8 +37,8 @@ class Trained:
     """A network with weights, on the CPU and in eval mode.
 
     `origin` says where the weights come from; `mean_std` is the normalisation that the network was trained with, or
-    None if it is unknown. Of a teacher of other classes than the data set's, `classes` holds the number of the output
-    of each class, `network` has only these outputs, and `whole` is the network as it was trained.
+    None if it is unknown. If a teacher's outputs are mapped to the classes of the data set, `classes` holds the number
+    of the output for each class, `network` has only these outputs, and `whole` is the network as it was trained.
     """
 
     network: Network
@@ -49,7 +49,7 @@ class Trained:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the weights, as `weights_sha256` computes it, with all outputs."""
+        """The SHA-256 of the weights, as `weights_sha256` computes it; outputs that `network` lacks are included."""
         return weights_sha256(self.whole or self.network)
 
 
@@ -75,22 +75,22 @@ def weights_file(path: Path, role: str) -> Path:
 
 
 def chosen_network(settings: Training) -> Architecture:
-    """Return the network that a section of a preset describes."""
+    """Return the architecture that a preset's section `teacher` or `student` describes."""
     maps = None if settings.maps is None else tuple(settings.maps)
     return Architecture(settings.architecture, dict(settings.options or {}), settings.head, maps)
 
 
 def teacher_facts(architecture: Architecture) -> dict[str, str | None]:
-    """Return what a cache records of its teacher's network besides its weights; None for what is not set."""
+    """Return what a cache records about its teacher's network besides the weights; unset facts are None."""
     options = json.dumps(dict(architecture.options), sort_keys=True) if architecture.options else None
     return {"architecture": architecture.name, "options": options, "head": architecture.head}
 
 
 def architecture_of(path: Path, role: str, architecture: Architecture) -> Architecture:
-    """Return the architecture of the weights.
+    """Return the architecture of the weights at `path`.
 
-    That is what the weights file records if it is the network that SimKD made of the preset's `architecture`, or the
-    same network with other settings while the preset sets nothing; or else `architecture` itself.
+    The recorded architecture is returned in two cases: if SimKD built it from the preset's `architecture`, or if it has
+    the same name and the preset sets nothing besides the name. In all other cases, `architecture` itself is returned.
     """
     if _is_packaged(path):
         return architecture
@@ -107,23 +107,23 @@ def architecture_of(path: Path, role: str, architecture: Architecture) -> Archit
 
 
 def recorded_architecture(file: Path) -> Architecture | None:
-    """Return the architecture that is recorded in a file of weights that dhkd wrote; None for other files."""
+    """Return the architecture that a weights file records; None if it records none, as files of other programs."""
     return architecture_in(_metadata(file), f"weights {file}")
 
 
 def architecture_in(metadata: Mapping[str, str], where: str) -> Architecture | None:
-    """Return the architecture in the metadata of a file of weights; None if there is none. `where` begins messages."""
+    """Return the architecture in a weights file's metadata; None if there is none. Messages begin with `where`."""
     if "architecture" not in metadata:
         return None
     try:
         record = json.loads(metadata.get(NETWORK, "{}"))
     except (ValueError, RecursionError):
-        record = metadata[NETWORK]  # which is refused
+        record = metadata[NETWORK]  # a text, which `from_record` refuses
     return from_record(metadata["architecture"], record, where)
 
 
 def architecture_metadata(architecture: Architecture) -> dict[str, str]:
-    """Return what `recorded_architecture` reads, for the metadata of a file of weights."""
+    """Return the metadata with which a weights file records its architecture; see `recorded_architecture`."""
     record = architecture.record()
     return {"architecture": architecture.name} | ({NETWORK: json.dumps(record, sort_keys=True)} if record else {})
 
@@ -135,17 +135,18 @@ def trained_network(
 
     The path packaged[:TAG] stands for the pretrained weights that torchvision or timm provides (TAG chooses among
     several). FILE::KEY stands for the weights below an address in the file, as `read_weights` defines it. `channels` is
-    the number of channels of the network's input; None stands for that of the normalisation which the file records.
+    the number of channels of the network's input; if it is None, it is that of the normalisation recorded in the file,
+    or else 3.
     """
     return fitted(architecture, num_classes, weights_at(architecture, path, role), channels)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were read: tensors by name, and what is known of them.
+    """Weights read from a file or a library: the tensors by name, and what is known about them.
 
-    `origin` and `mean_std` are as in `Trained`. `class_names` are the names of the outputs, in order, if they are
-    recorded. `role` is the section of the preset whose network gets them.
+    `origin` and `mean_std` are as in `Trained`. `class_names` are the names of the outputs, in order; it is empty if
+    none are recorded. `role` is the section of the preset whose network gets the weights.
     """
 
     state: Mapping[str, Tensor]
@@ -156,12 +157,12 @@ class Weights:
 
     @property
     def channels(self) -> int:
-        """The number of channels for which the weights are, as far as it is known."""
+        """The number of input channels for which the weights were trained; 3 if it is unknown."""
         return len(self.mean_std[0]) if self.mean_std else 3
 
 
 def weights_at(architecture: Named, path: Path, role: str) -> Weights:
-    """Read the weights at `path`, as `trained_network` takes it; the network `architecture` is to get them."""
+    """Read the weights at `path` for the network `architecture`; `path` is as in `trained_network`."""
     if _is_packaged(path):
         tag = str(path).partition(":")[2] or None
         state, colours = packaged_weights(name_of(architecture), tag)
@@ -180,7 +181,7 @@ def fitted(
 ) -> Trained:
     """Build the network `architecture` with these weights, which may lack the classifier unless `head` is set.
 
-    `channels` is as in `trained_network`. Raises `WeightsError` if they don't fit.
+    `channels` is as in `trained_network`. Raises `WeightsError` if the weights don't fit.
     """
     network = build_network(architecture, num_classes, channels or weights.channels)
     try:
@@ -192,9 +193,10 @@ def fitted(
 
 
 def num_outputs(architecture: Named, num_classes: int, weights: Weights, channels: int | None = None) -> int:
-    """Return the number of classes of the network `architecture` with these weights; 0 if they lack the classifier.
+    """Return the number of classes for which these weights were trained; 0 if they lack the classifier.
 
-    It is `num_classes` if the weights fit with that, or if they are of another network.
+    The result is `num_classes` if the weights fit the network `architecture` with that many classes, and also if they
+    belong to another network altogether.
     """
     network = build_network(architecture, num_classes, channels or weights.channels)
     found = classes_of_weights(network, weights.state, weights.origin)
@@ -204,7 +206,7 @@ def num_outputs(architecture: Named, num_classes: int, weights: Weights, channel
 def _require_channels(
     architecture: Named, num_classes: int, weights: Weights, channels: int | None, misfit: WeightsError
 ) -> None:
-    """Raise `WeightsError` if weights are a misfit only because they take images of another number of channels."""
+    """Raise `WeightsError` if the weights would fit a network with another number of input channels."""
     other = 1 if channels == 3 else 3
     try:
         fit_weights(build_network(architecture, num_classes, other), weights.state, weights.origin)
@@ -217,9 +219,10 @@ def _require_channels(
 
 
 def classes_in(architecture: Named, path: Path, role: str) -> int | None:
-    """Return the number of classes of the weights at `path`, as `trained_network` takes it; None if it is unknown.
+    """Return the number of classes of the weights at `path`; None if it is unknown.
 
-    The metadata says it or, in other files, the number of outputs of the classifier.
+    `path` is as in `trained_network`. The number is read from the metadata or, in files without this metadata, from the
+    size of the classifier.
     """
     if _is_packaged(path):
         state, _ = packaged_weights(name_of(architecture), str(path).partition(":")[2] or None)
@@ -260,13 +263,13 @@ def _mean_std(file: Path) -> MeanStd | None:
 
 
 def recorded_metadata(path: Path) -> dict[str, str]:
-    """Return what `save_weights` recorded in a run's folder or a weights file; it is empty if nothing is recorded."""
+    """Return the metadata that `save_weights` recorded in a run folder or a weights file; empty if there is none."""
     file = weights_file(split_key(path)[0], "student")
     return _metadata(file) if file.is_file() else {}
 
 
 def metadata_of(architecture: Architecture, images: Images, normalize: Normalization) -> dict[str, str]:
-    """Return the metadata of a file of weights: the network, the classes and the normalisation of its training."""
+    """Return the metadata for a weights file: the network, its classes, and the normalisation in its training."""
     return {
         **architecture_metadata(architecture),
         "num_classes": str(images.num_classes),
@@ -277,7 +280,7 @@ def metadata_of(architecture: Architecture, images: Images, normalize: Normaliza
 
 
 def _class_names(file: Path) -> tuple[str, ...]:
-    """Return the names of the outputs that are recorded in a file of weights; none if they aren't."""
+    """Return the names of the outputs that a weights file records; empty if it records none."""
     metadata = _metadata(file).get(CLASSES)
     if metadata is None:
         return ()

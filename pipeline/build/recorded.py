@@ -1,7 +1,7 @@
-"""What a cache says about the settings that it was made with, for work that is given nothing but the cache.
+"""Records in a cache the settings that it was made with, and reads them, so that later work needs only the cache.
 
-The identity of a built-in source in memory, and of a built-in recipe, says all. Of other sources and recipes, the
-provenance records the settings.
+The cache's identity fully describes built-in recipes, and built-in sources that are held in memory. For other sources
+and recipes, the provenance records the settings.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,13 +14,13 @@ from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.recipes import RECIPES
 from dhkd.data.sources import SOURCES
 
-SETTINGS = "settings"  # the entry of a signal's provenance
+SETTINGS = "settings"  # the key in a signal's provenance
 LIMITS = ("limit", "test_limit")
 
 
 # Any: settings are plain values, as JSON stores them.
 def settings_to_record(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings that a cache's identity doesn't say, as plain values; nothing if it says all."""
+    """Return the settings that a cache's identity doesn't contain, as plain values; empty if it contains all."""
     data = experiment.data.model_dump(mode="json", exclude_none=True)
     source = SOURCES.get(experiment.data.source)
     known = source is not None and source.size is not None and data.keys() <= {"source", *LIMITS}
@@ -32,23 +32,24 @@ def settings_to_record(experiment: Experiment) -> dict[str, Any]:
     return recorded
 
 
-# What a cache records of how its teacher saw the views and was read, beside its weights, under the settings' names.
+# The settings of a teacher that a cache records besides the weights: at which size it saw the views, and which of its
+# outputs were read.
 SEEN_AND_READ = ("size", "interpolation", "classes")
 
 
-# Any: the same.
+# Any: settings are plain values, as JSON stores them.
 def recorded_settings(
     manifest: Manifest, location: str, teacher: str | None = None, *, known: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return the sections data, views and teacher of the experiment that made the cache, as plain values.
 
-    `teacher` is a teacher's name in the cache. Sections that are `known` already are left out. Raises `CacheMismatch`
-    if the cache doesn't record its data.
+    `teacher` is a teacher's name in the cache. Sections listed in `known` are left out. Raises `CacheMismatch` if the
+    cache doesn't record its data set.
     """
     signals, recorded = manifest.signals, _recorded(manifest, teacher)
     of_teacher = signals.get(signal_name(teacher, "logits")) or next(iter(signals.values()))
     tree: dict[str, Any] = {
-        # How it was trained is not recorded, and no student needs it.
+        # How the teacher was trained is not recorded, and no student needs it; the schema requires these values.
         "teacher": {
             **{key: of_teacher.teacher[key] for key in SEEN_AND_READ if key in of_teacher.teacher},
             "architecture": of_teacher.teacher.get("architecture"),
@@ -72,7 +73,7 @@ def recorded_settings(
 
 
 def _recorded(manifest: Manifest, teacher: str | None) -> Mapping[str, Any]:  # Any: JSON of the cache's writer
-    """Return the recorded settings: those beside the teacher's logits, or beside any signal."""
+    """Return the settings in the provenance of the teacher's logits or, if it has none, of any signal."""
     for name in (signal_name(teacher, "logits"), *manifest.signals):
         provenance = manifest.provenance.get(name)
         recorded = provenance.get(SETTINGS) if isinstance(provenance, Mapping) else None

@@ -83,7 +83,7 @@ class PreparedStudent:
             "cache": self.digest,
             "views": self.num_views,
             "live": live if self.live_sha256 else None,
-            # Left out where nothing is set, so that runs from before the setting existed go on.
+            # Left out if unset, so that runs from before the setting existed can be resumed.
             **({"student_weights": self.beginning.sha256} if self.beginning else {}),
             # Left out for first definitions, so that runs of those methods from before there were others go on.
             **({"definitions": dict(definitions)} if definitions else {}),

@@ -1,4 +1,4 @@
-"""Builds what is the teacher's own: its network, the size at which it sees a view, and what a cache records of it."""
+"""Builds the teacher's network, the renderers of the images that it sees, and its record in a cache."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ USUAL: Interpolation = "bilinear"
 def trained_teacher(experiment: Experiment, images: Images, path: Path, data: DataOptions) -> Trained:
     """Build the preset's teacher with the weights at `path`, as `trained_network` takes it.
 
-    If the preset says which of its outputs are the classes of `images`, the network has these outputs alone.
+    If the preset maps the teacher's outputs to the classes of `images`, the network has only these outputs.
     """
     settings = experiment.teacher
     if settings.classes is None:
@@ -56,7 +56,7 @@ def trained_teacher(experiment: Experiment, images: Images, path: Path, data: Da
 
 
 def _shape(experiment: Experiment, images: Images) -> tuple[int, int]:
-    """Return height and width of what the teacher sees."""
+    """Return the height and width of the images that the teacher sees."""
     size = experiment.teacher.size
     shape = (size, size) if size is not None else recipe_of(experiment.views).shape or images.shape
     assert shape is not None, "images_of decodes all images where the recipe keeps their size"
@@ -74,7 +74,8 @@ def teachers_classes(experiment: Experiment, path: Path) -> int | None:
 def teacher_recipe_of(experiment: Experiment) -> Recipe | None:
     """Return the recipe that shows the teacher a view at the teacher's own size.
 
-    It is None if the teacher sees the student's pixels, or resizes them because the recipe doesn't.
+    It is None if the teacher has no size of its own, and if the recipe can't resize images. In the latter case,
+    `teacher_normalization` resizes the student's pixels.
     """
     size = experiment.teacher.size
     recipe = recipe_of(experiment.views)
@@ -82,7 +83,7 @@ def teacher_recipe_of(experiment: Experiment) -> Recipe | None:
 
 
 def teacher_normalization(experiment: Experiment, images: Images, trained_with: MeanStd | None = None) -> Normalization:
-    """Build the teacher's normalisation, which resizes pixels first if the teacher has a size and the recipe none."""
+    """Build the teacher's normalisation; it first resizes pixels to the teacher's size if the recipe can't do so."""
     settings, plain = experiment.teacher, normalization_of(experiment.teacher, images, trained_with)
     if settings.size is None or teacher_recipe_of(experiment) is not None:
         return plain
@@ -90,28 +91,28 @@ def teacher_normalization(experiment: Experiment, images: Images, trained_with: 
 
 
 def teacher_renderer(experiment: Experiment, images: Images, device: torch.device, options: DataOptions) -> Renderer:
-    """Build the renderer of what the teacher sees, which `teacher_normalization` may still resize."""
+    """Build the renderer of the teacher's images, which `teacher_normalization` may resize afterwards."""
     return renderer_of(images, teacher_recipe_of(experiment) or recipe_of(experiment.views), device, options)
 
 
 def teacher_test_renderer(
     experiment: Experiment, device: torch.device, options: DataOptions, train: Images | None = None
 ) -> Renderer:
-    """Load the test images and build the renderer of what the teacher sees; `train` is as in `test_renderer_of`."""
+    """Load the test images and build their renderer for the teacher; `train` is as in `test_renderer_of`."""
     return test_renderer_of(experiment, device, options, train, recipe=teacher_recipe_of(experiment))
 
 
 def seen_by_teacher(experiment: Experiment, test: Renderer, options: DataOptions) -> Renderer:
-    """Return the renderer of the same test images as the teacher sees them."""
+    """Return the renderer that shows the images of `test` as the teacher sees them."""
     recipe = teacher_recipe_of(experiment)
     return test if recipe is None else renderer_of(test.images, recipe.at_test(), test.device, options)
 
 
 # Any: JSON, as a manifest holds it.
 def teacher_record(experiment: Experiment, classes: tuple[int, ...] | None) -> dict[str, Any]:
-    """Return what the identity of a cache says of how the teacher sees and is read, besides its weights; JSON.
+    """Return the teacher's image size and the outputs that are read, as a cache's identity records them; JSON.
 
-    `classes` holds the number of the teacher's output of each class.
+    `classes` holds the number of the teacher's output for each class; it is None if all outputs are read in order.
     """
     settings = experiment.teacher
     size = {} if settings.size is None else {"size": settings.size, "interpolation": settings.interpolation or USUAL}
@@ -122,9 +123,10 @@ def teacher_record(experiment: Experiment, classes: tuple[int, ...] | None) -> d
 def expected_record(
     experiment: Experiment, images: Images, trained: Trained | None, data: DataOptions
 ) -> dict[str, Any]:
-    """Return what the identity of a cache must say for this preset: as `teacher_record`, and `NOTHING` for the rest.
+    """Return the record that a cache's identity must contain for this preset.
 
-    If `trained` is None, classes that only the teacher's weights name are left out, and so may be any.
+    It is that of `teacher_record`, with `NOTHING` for entries that must be absent. If only the teacher's weights name
+    its outputs and `trained` is None, the entry `classes` is left out, so that any classes are accepted.
     """
     if trained is not None:
         classes = trained.classes

@@ -1,4 +1,4 @@
-"""Finds the teacher's output of each class of the data set, where the teacher has other classes or another order."""
+"""Finds the teacher's output for each class of the data set if the teacher has other classes or another order."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ WHAT = "teacher.classes"
 def outputs_of_classes(
     experiment: Experiment, images: Images, data: DataOptions, names_in_weights: Sequence[str] | None
 ) -> Output | None:
-    """Return the teacher's output of each class of the data set; None if they can't be known without its weights.
+    """Return the number of the teacher's output for each class; None if it can't be known without the weights.
 
     `names_in_weights` are the names of outputs that the teacher's weights record; None if there are no weights. Raises
     `ConfigError` for settings that don't fit the data set.
@@ -54,9 +54,10 @@ def outputs_of_classes(
 def names_of_outputs(
     experiment: Experiment, data: DataOptions, names_in_weights: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """Return the names of all the teacher's outputs, in order; None if the setting has none, or if weights have them.
+    """Return the names of all the teacher's outputs, in order.
 
-    Raises `ConfigError` for a file that can't be read, and `WeightsError` for weights that don't name their outputs.
+    Returns None if the setting gives no names, and if the names are in weights that were not given. Raises
+    `ConfigError` for a file that can't be read, and `WeightsError` for weights that don't name their outputs.
     """
     setting = experiment.teacher.classes
     if setting == "weights":
@@ -74,7 +75,7 @@ def names_of_outputs(
 
 
 def require_outputs(outputs: Output, found: int, names: Sequence[str] | None, origin: str) -> None:
-    """Raise `ConfigError` unless the teacher has what the setting says: `found` outputs, by the weights at `origin`."""
+    """Raise `ConfigError` unless the setting fits a teacher with `found` outputs and the weights at `origin`."""
     if names is not None and len(names) != found:
         raise ConfigError(
             f"{WHAT}: expected {found:,} names, one for each output of {origin}, got {len(names):,}; correct the list"
@@ -88,7 +89,7 @@ def require_outputs(outputs: Output, found: int, names: Sequence[str] | None, or
 
 
 def _listed(root: Path, file: str) -> tuple[str, ...]:
-    """Return the lines of a file below `root`. A line without a name counts, since its place is an output's number."""
+    """Return the lines of a file below `root`. Empty lines count, since a line's position is an output's number."""
     path = root / file
     try:
         if not path.is_file():
@@ -119,7 +120,7 @@ def _numbers(experiment: Experiment) -> Output:
 def _by_name(names: Sequence[str], images: Images) -> Output:
     """Return the position of each class's name among the names of the outputs.
 
-    Names match if they are equal but for case, and for spaces, hyphens and underscores.
+    Names match if they differ only in case, spaces, hyphens and underscores.
     """
     if not images.class_names:
         raise ConfigError(

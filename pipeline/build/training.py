@@ -58,7 +58,7 @@ def setting_of(
 def student_of(objective: Objective, setting: Setting, beginning: Beginning | None = None) -> Student:
     """Build a freshly initialised student with the objective's extra head and adapter, in channels-last memory format.
 
-    The experiment's seed determines the initial values, and then `beginning` those that it holds.
+    The experiment's seed determines the initial values. The weights in `beginning`, if given, then replace them.
     """
     torch.manual_seed(setting.seed)
     backbone = build_network(setting.student.wanted, setting.student.num_classes, setting.student.channels)

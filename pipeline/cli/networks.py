@@ -59,7 +59,7 @@ def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: Da
     """Measure the test accuracy of a run or of a weights file.
 
     To evaluate the network of a run, give the run's folder as PRESET, without --teacher or --student. With both
-    --student and --teacher, measure how often the student's top class is the teacher's, for which no labels are needed.
+    --student and --teacher, measure how often the student's top class equals the teacher's; this needs no labels.
     """
     weights, role = evaluated.network(str(experiment.preset))
     against = evaluated.teacher if role == "student" else None

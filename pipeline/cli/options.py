@@ -128,7 +128,7 @@ def own_code_options(function: Function) -> Function:
 
 
 def experiment_options(short_for: Mapping[str, str] | None = None, *, preset: Decorator = PRESET) -> Decorator:
-    """Add PRESET, --set and --smoke, gathered into the argument `experiment`, and the options for own code.
+    """Add PRESET, --set and --smoke, gathered into the argument `experiment`, and the options for user code.
 
     `short_for` lists the command's options that are short for --set: it maps the name of each to a `key=value` template
     in which {} stands for the option's value, for example {"precision": "student.precision={}"}.

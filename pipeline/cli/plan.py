@@ -83,8 +83,8 @@ def methods(experiment: ExperimentOptions, samples: int | None, classes: int | N
 
     Lists the signals (teacher outputs) that each method needs, the sizes of those signals, and the number of parameters
     that each method trains besides the student's. Sizes are computed for PRESET [default:
-    cifar100/resnet32x4-resnet8x4]. The last column says whether the method runs for PRESET's two networks, found by
-    computing its losses for two images, or what stands against it.
+    cifar100/resnet32x4-resnet8x4]. The last column says whether the method runs for PRESET's two networks. To find out,
+    its losses are computed for two images. Below the table are the reasons why methods don't run.
     """
     loaded = experiment.load()
     from dhkd.pipeline.cli.tables.methods import methods_table

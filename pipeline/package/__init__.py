@@ -6,8 +6,8 @@
     dhkd.train_student(SmallNet, "cats.zarr", "dhkd", "runs/small", epochs=30, lr=0.05)
     print(dhkd.report("runs"))
 
-A name is loaded when it is first used, so that `import dhkd` takes no time and imports no torch. Every error that a
-user can cause is a `DhkdError` with a message of one line.
+The module of a name is loaded when the name is first used, so that `import dhkd` is fast and doesn't import torch.
+Every error that a user can cause is a `DhkdError` with a one-line message.
 """
 
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# The module of each name. It repeats the imports above, which only type checkers follow; a test compares the two.
+# The module of each name. The mapping repeats the imports above, which only type checkers follow; a test compares both.
 _MODULES = {
     "Alignment": "stages.train.gradients",
     "CachedTeacher": "pipeline.results",
@@ -70,7 +70,7 @@ _MODULES = {
     "train_teacher": "pipeline.python.training",
 }
 
-__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 - all of these are texts
+__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 - all of these are strings
 
 
 def __getattr__(name: str) -> object:

@@ -33,23 +33,24 @@ def cache_teacher(
 ) -> CachedTeacher:
     """Run a teacher once over every view of a training set, and cache its outputs at `out`, a path or URL.
 
-    `model` is a trained network; or a function of the number of classes, or a name, with `weights` from a run's folder
-    or a file. A network is copied, and stays on its device and in its mode. The cache records the SHA-256 of its
-    weights, and its class; it is not accepted later if either differs.
+    `model` is a trained network, or else a function of the number of classes or a name; then `weights` names a run
+    folder or a weights file. A network is copied, so it stays on its device and in its mode. The cache records the
+    SHA-256 of the network's weights and the name of its class; a later call is refused if either differs.
 
-    `dataset` is a training split: a torch `Dataset`, or a pair of arrays, images and labels; then `test` is the test
-    split, in the same form. Or it has both splits: {"train": …, "test": …}, a function of "train" or "test", the name
-    of a source, or the path of a folder with a subfolder for each class. `recipe` is a name, a mapping such as
-    {"kind": "crop-flip", "padding": 4, "flip": True}, or a `Recipe`. `student` is needed if the `signals` depend on it,
-    as cam and attention do.
+    `dataset` is either the training split alone, as a torch `Dataset` or a pair of arrays (images, labels); then `test`
+    is the test split, in the same form. Or `dataset` provides both splits, as {"train": …, "test": …}, a function that
+    returns the split "train" or "test", the name of a source, or the path of a folder with a subfolder for each class.
+    `recipe` is a name, a mapping such as {"kind": "crop-flip", "padding": 4, "flip": True}, or a `Recipe`. `student` is
+    needed if the `signals` depend on the student's network, as cam and attention do.
 
-    Settings come from the `preset`, if one is given, then from these arguments, from the keywords of the section
-    `cache`, and from `settings`, by dotted key: {"data.limit": 1000}. `data` says where files are. `name` is the
-    teacher's name in a cache of several teachers. `part` (I, N) is this call's share of the work, the I-th (from 0)
-    of N.
+    Settings come from the `preset`, if one is given, then from these arguments, then from the keywords, which belong to
+    the section `cache`, and last from `settings`, by dotted key: {"data.limit": 1000}. Later ones override earlier
+    ones. `data` says where files are. `name` is the teacher's name in a cache of several teachers. `part` (I, N) is
+    this call's share of the work, the I-th (from 0) of N.
 
-    The same call again continues an interrupted cache, and repairs a damaged one. Another teacher, data set or recipe
-    is refused with `CacheMismatch`, and so is a network's code that has changed, unless `allow_changed_code` is set.
+    Repeating the call continues an interrupted cache, and repairs a damaged one. Raises `CacheMismatch` if the cache
+    has another teacher, data set or recipe, and also if the code of a network has changed, unless `allow_changed_code`
+    is set.
     """
     out = place_to_write(out)
     tree = base_tree(preset)

@@ -1,4 +1,4 @@
-"""Parts for training loops of one's own."""
+"""Parts for training loops that users write."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 def build_network(model: Model, num_classes: int) -> Network:
-    """Build a network from torch's global generator; `model` is as in `train_student`.
+    """Build a network, initialised from torch's global generator; `model` is as in `train_student`.
 
-    Called with images (B, C, H, W), it returns logits (B, K). Its method `outputs` gives the `embedding` (B, D) as
-    well, the input of its classifier, from which an auxiliary head computes a second set of logits. A network that
-    exists already is copied.
+    Called with images (B, C, H, W), it returns logits (B, K). Its method `outputs` also returns the `embedding` (B, D),
+    i.e. the input of the classifier, from which an auxiliary head computes a second set of logits. If `model` is a
+    network, it is copied.
     """
     return models.build_network(name_of_model(model, "student"), num_classes)
 

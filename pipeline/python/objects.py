@@ -1,8 +1,8 @@
-"""Objects get names, under which the settings of an experiment refer to them.
+"""Gives names to objects, so that the settings of an experiment can refer to them.
 
-A name says module and function, or the class, and what else tells it from others: the arguments of a partial function,
-the structure of a network that exists already, the text of a function without a name. So a run or cache that is
-continued with another object is refused, in another process, too.
+A name consists of the module, the function or class, and whatever else identifies the object: the arguments of a
+partial function, a hash of the structure of an existing network, a hash of the source text of a function without a
+name. Runs and caches record these names, so continuing one with another object is refused, even in another process.
 """
 
 import copy
@@ -33,17 +33,17 @@ Model = nn.Module | Callable[..., nn.Module] | str
 Loss = Objective | Callable[..., Any] | str
 Views = Recipe | Mapping[str, object] | str
 
-DIGITS = 8  # of a hash in a name
+DIGITS = 8  # the length of a hash in a name
 
-# The names of networks that were built by name: these tell more than the class of what was built.
+# The names under which networks were built; such a name says more than the network's class.
 _names: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
 
 def name_of_model(model: Model, role: str) -> str:
     """Return the name under which settings refer to a model; `role`, "teacher" or "student", is for messages.
 
-    A network that exists already is copied, so that it stays as it is, and later changes of it have no effect. A
-    student starts from the copy's weights, which are part of its name.
+    If `model` is a network, it is copied: the original stays as it is, and later changes to it have no effect. A
+    student starts from the copy's weights, whose hash is part of its name.
     """
     if isinstance(model, str):
         return model
@@ -62,12 +62,12 @@ def name_of_model(model: Model, role: str) -> str:
 
 
 def remember_name(network: nn.Module, name: str) -> None:
-    """Let a network that was built by name have this name as a teacher."""
+    """Remember the name under which a network was built; `name_of_model` returns it for a teacher."""
     _names[network] = name
 
 
 def name_of_loss(loss: Loss) -> str:
-    """Return the name under which settings refer to an objective, or a text that combines several."""
+    """Return the name under which settings refer to an objective; a text is returned as it is."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, Objective):
@@ -95,7 +95,7 @@ def views_of(recipe: Views) -> Mapping[str, object]:
 
 @contextmanager
 def weights_of(model: Model | None, weights: str | Path | None) -> Iterator[Path | None]:
-    """Yield the place of a model's weights: `weights`, or a temporary file with those of a network that exists."""
+    """Yield the path of a model's weights: `weights` or, for an existing network, a temporary file; None if neither."""
     if weights is not None or not isinstance(model, nn.Module):
         yield None if weights is None else Path(weights).expanduser()
         return
@@ -107,7 +107,7 @@ def weights_of(model: Model | None, weights: str | Path | None) -> Iterator[Path
 
 
 def _copied(model: nn.Module, role: str) -> nn.Module:
-    """Return a copy of the model on the CPU that trains all parameters that the model trains."""
+    """Return a copy of the model on the CPU, without gradients; each parameter's `requires_grad` is kept."""
     try:
         copied = copy.deepcopy(model).cpu()
     except (RuntimeError, TypeError, pickle.PicklingError, NotImplementedError) as error:
@@ -132,7 +132,7 @@ def name_of_function(function: Callable[..., Any]) -> str:
         return f"{name_of_function(function.func)}({','.join(options)})"
     described = function if inspect.isclass(function) or inspect.isroutine(function) else type(function)
     place = _place(described)
-    # Two functions may have these names in one file.
+    # A file may hold several functions called <lambda>, or local functions of one name: a hash distinguishes them.
     return f"{place}@{_digest(_text_of(described))}" if "<" in place or described is not function else place
 
 
@@ -147,7 +147,7 @@ def _plain(value: object) -> str:
 
 
 def _text_of(thing: Any) -> str:
-    """Return what tells a function or class from another one of its name: its text, and plain values that it uses."""
+    """Return what distinguishes functions or classes of one name: the source text and the plain values they use."""
     if inspect.isclass(thing):
         members = sorted(vars(thing).items())
         return "\n".join(f"{name} {_text_of(member)}" for name, member in members if inspect.isfunction(member))
@@ -178,7 +178,7 @@ def _described(thing: object) -> str:
 
 
 def _like(kind: type, make: Callable[..., Any], argument: str, annotation: type) -> Any:
-    """Return `make` with the name and origin of the class of the object that it returns."""
+    """Wrap `make`, which returns an object of the class `kind`, so that it has the name and module of this class."""
 
     def made(*arguments: Any, **options: Any) -> Any:
         return make(*arguments, **options)

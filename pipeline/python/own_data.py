@@ -12,14 +12,14 @@ from dhkd.data.sources import SOURCES
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.python.objects import name_of_function
 
-# Any: what data/sources takes of a function: a torch Dataset, images and labels as arrays, or an image set.
+# Any: what a function of the split may return: a torch Dataset, images and labels as arrays, or an image set.
 Split = Any
 Dataset = Split | Mapping[str, Split] | Callable[[str], Split] | str | Path
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, since arrays can't be compared as a whole
 class OwnSplits:
-    """The function of the split that stands for a training split and a test split given as objects."""
+    """A function of the split's name that returns a training or a test split, which were given as objects."""
 
     name: str
     train: Split
@@ -39,9 +39,10 @@ class OwnSplits:
 def settings_of_data(
     dataset: Dataset | None, test: Split | None, data: DataOptions | None, *, training: bool = True
 ) -> tuple[dict[str, object], DataOptions]:
-    """Return the settings of the section `data`, and the options of reading; no settings if `dataset` is None.
+    """Return the settings of the section `data`, and the options for reading; no settings without a data set.
 
-    A path is that of a folder with a subfolder for each class. `training` says whether the training split is needed.
+    If `dataset` is a path, it is that of a folder with a subfolder for each class. Unless `training` is set, `test`
+    alone is enough.
     """
     data = data or DataOptions()
     if dataset is None and (test is None or training):
@@ -56,7 +57,7 @@ def settings_of_data(
         if test is not None:
             raise ConfigError("test: expected none beside a function, which gives both splits; leave it out")
         return {"source": offer(name_of_function(dataset), dataset)}, data
-    train: Split = test if dataset is None else dataset  # a test split alone says which classes there are
+    train: Split = test if dataset is None else dataset  # a test split alone defines the classes
     if isinstance(dataset, Mapping):
         if "train" not in dataset or set(dataset) - {"train", "test"} or (test is not None and "test" in dataset):
             raise ConfigError(f"dataset: expected the keys train and test, got {', '.join(map(str, dataset))}")

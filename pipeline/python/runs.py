@@ -1,4 +1,4 @@
-"""Looking at what calls wrote: tables of runs, trained networks, test accuracies."""
+"""Reads what calls wrote: tables of runs, trained networks, test accuracies."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from dhkd.stages.models.network import Network
 class RunTable:
     """The finished runs of a folder, compared: a row for each kind of run, i.e. runs that differ only in their seed.
 
-    `print` shows it as text, and a notebook as a table. `comparison` has the numbers as values.
+    `print` shows it as text, and a notebook shows it as a table. `comparison` holds the numbers.
     """
 
     folder: str
@@ -82,7 +82,8 @@ class RunTable:
 def report(folder: str | Path, *, baseline: str | None = None) -> RunTable:
     """Compare the finished runs in a folder, as `dhkd report` does, without writing anything.
 
-    `baseline` is what the other runs are compared with, such as "objective=kd"; None is ce if present, or else kd.
+    `baseline` is what the other runs are compared with, such as "objective=kd"; if it is None, the baseline is ce if
+    present, or else kd.
     """
     place = Path(expanded(str(folder)))
     if not place.is_dir():
@@ -95,8 +96,8 @@ def report(folder: str | Path, *, baseline: str | None = None) -> RunTable:
 def load_network(run: str | Path, model: Model | None = None, *, num_classes: int | None = None) -> Network:
     """Load the trained network of a finished run, or of a weights file, on the CPU in eval mode.
 
-    Called with images (B, C, H, W), normalised as the data set is, it returns logits (B, K). `model` is the function
-    or network that the run was trained with, if it is not a name and belongs to another process. A file that dhkd did
+    Called with images (B, C, H, W), normalised as in training, the network returns logits (B, K). If the run was
+    trained in another process with a function or network instead of a name, pass that as `model`. A file that dhkd did
     not write needs `model` and `num_classes`.
     """
     place = Path(expanded(str(run)))
@@ -128,9 +129,9 @@ def evaluate(
 ) -> Evaluated:
     """Measure the accuracy of a network on a test split.
 
-    `network` is the folder of a finished run, or a trained network, or a function or name with `weights`. The other
-    arguments are those of `cache_teacher`; a run's folder needs none of them, unless its data are objects of another
-    process. `role` says which network of a preset it is, for the normalisation of its input.
+    `network` is the folder of a finished run, a trained network, or a function or name together with `weights`. The
+    other arguments are those of `cache_teacher`; for a run's folder they are needed only if its data were objects in
+    another process. `role` says whether the input is normalised as for the preset's teacher or as for its student.
     """
     of_run = isinstance(network, str | Path) and Path(expanded(str(network))).is_dir()
     if of_run:

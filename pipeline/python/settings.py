@@ -1,4 +1,4 @@
-"""Keyword arguments become an experiment: those of a preset, of a cache's record, and the arguments themselves."""
+"""Builds an experiment from keyword arguments and the settings of a preset or of a cache's record."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -57,20 +57,20 @@ class CacheSettings(TypedDict, total=False):
 
 # Any: settings are plain values, as YAML stores them.
 def base_tree(preset: str | Path | None) -> dict[str, Any]:
-    """Return the settings of a preset, or those of none: networks are named later, and trained as arguments say."""
+    """Return the settings of a preset or, without one, minimal settings to which a call adds its arguments."""
     if preset is not None:
         return preset_tree(os.fspath(preset))
     return {
         "description": "made in Python",
         "views": {},
-        # Of a network that a call doesn't train, the schema still wants to know how it would be.
+        # The schema requires these two settings even for a teacher that the call doesn't train.
         "teacher": {"epochs": 1, "lr": 0.05},
         "student": {},
     }
 
 
-def built(tree: Mapping[str, Any], settings: Settings) -> Experiment:  # Any: the same
-    """Build the experiment of these plain values and settings, which come last. Raises `ConfigError`."""
+def built(tree: Mapping[str, Any], settings: Settings) -> Experiment:  # Any: plain values
+    """Build the experiment from the plain values of `tree`, overridden by `settings`. Raises `ConfigError`."""
     try:
         return experiment_with(tree, {key: _as_plain(value) for key, value in settings.items()}, "settings")
     except ConfigError as error:
@@ -78,12 +78,12 @@ def built(tree: Mapping[str, Any], settings: Settings) -> Experiment:  # Any: th
 
 
 def below(section: str, settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings of a section with dotted keys."""
+    """Return the settings of a section under dotted keys, such as "student.lr"."""
     return {f"{section}.{key}": value for key, value in settings.items()}
 
 
 def place_to_write(out: str | Path | None) -> str:
-    """Return the path or URL of a result. Raises an error for a place where nothing can be written."""
+    """Return the path or URL `out`, expanded. Raises an error if it is missing or can't be written to."""
     if out is None or not os.fspath(out):
         raise ConfigError("out: expected a path, got nothing")
     place = expanded(os.fspath(out))

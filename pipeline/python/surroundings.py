@@ -1,6 +1,6 @@
-"""What a call leaves as it found it: random generators, settings of torch and of Accelerate, environment variables.
+"""Restores what a call changes in the process: random generators, torch's and Accelerate's settings, the environment.
 
-A notebook goes on after a call, with networks, generators and trainers of its own.
+A notebook continues after a call, with its own networks, generators and trainers.
 """
 
 import os
@@ -16,7 +16,7 @@ from dhkd.stages.processes import apart_from_accelerate
 
 @contextmanager
 def undisturbed(*, allow_changed_code: bool = False) -> Iterator[None]:
-    """Let a call do its work with the settings that dhkd expects, and restore what it found when it ends."""
+    """Run the `with` block with the settings that dhkd expects, and restore the previous ones when it ends."""
     variables, generator = dict(os.environ), random.getstate()
     threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

@@ -48,18 +48,18 @@ def train_teacher(
     allow_changed_code: bool = False,
     **teacher: Unpack[TrainingSettings],
 ) -> TrainedRun:
-    """Train a network with cross-entropy on freshly drawn views, in the folder `out`; its weights lie there afterwards.
+    """Train a network with cross-entropy on freshly drawn views, and write its weights and result into folder `out`.
 
-    The arguments are those of `cache_teacher`; the keywords are those of the section `teacher`. A network that exists
-    already is copied, and starts from its weights. The same call again continues an interrupted run, or returns the
-    result of a finished one; with `resume=False`, it is an error.
+    The arguments are those of `cache_teacher`; the keywords are those of the section `teacher`. If `model` is a
+    network, it is copied, and the copy starts from its weights. Repeating the call continues an interrupted run, or
+    returns the result of a finished one; with `resume=False`, it raises an error.
     """
     folder = Path(place_to_write(out))
     tree, chosen, data = _begun(dataset, test, recipe, preset, data)
     if model is not None:
         chosen["teacher.architecture"] = name_of_model(model, "student")
     if preset is None:
-        # The schema wants a student, which this call has no use for.
+        # The schema requires a student, though this call trains none.
         needed = {key: teacher[key] for key in ("epochs", "lr") if key in teacher}
         tree["teacher"], tree["student"] = {}, {"architecture": chosen.get("teacher.architecture"), **needed}
     experiment = built(tree, {**chosen, **below("teacher", teacher), **_seeded(seed), **(settings or {})})
@@ -89,23 +89,26 @@ def train_student(
     allow_changed_code: bool = False,
     **student: Unpack[StudentSettings],
 ) -> TrainedRun:
-    """Train a student from a cache, in the folder `out`; its weights lie there afterwards.
+    """Train a student from a cache, and write its weights and result into the folder `out`.
 
-    `model` is a function of the number of classes, such as a class of networks, or a name; it is called for a fresh
-    start under the `seed`. A network that exists already is copied, and starts from its weights, whatever the seed.
-    `objective` is a name, a sum such as "dhkd + 0.5 * cat-kd", an `Objective`, or a function; None is the preset's, or
-    dhkd. `cache` is a path or URL; it is None for objectives without a teacher, or if the teacher runs in every step
-    (`settings={"teacher.live": True}`, and `teacher`).
+    `model` is a name or a function of the number of classes, such as a network's class; the network is then built and
+    initialised under the `seed`. If `model` is a network, it is copied, and the copy starts from its weights, whatever
+    the seed. `objective` is a name, a sum such as "dhkd + 0.5 * cat-kd", an `Objective`, or a function; if it is None,
+    the objective is the preset's, or else dhkd. `cache` is a path or URL; it is None for objectives without a teacher,
+    or if the teacher runs in every step (`settings={"teacher.live": True}`, and `teacher`).
 
-    Data and recipe are those that the cache records, unless `dataset` or a `preset` says otherwise. Objects are not in
-    the record: a cache of arrays or of a `Dataset` needs them again in another process. `teacher` is the teacher's
-    network, if the objective or a live teacher needs it, or its name, with `teacher_weights`.
+    Data and recipe are those that the cache records, unless `dataset` or a `preset` says otherwise. A cache can't
+    record objects, so another process must pass the arrays or the `Dataset` again. `teacher` is the teacher's network,
+    or its name together with `teacher_weights`; it is needed for a live teacher and for objectives that use the
+    teacher's network.
 
-    Settings come from the preset, then from these arguments, from the keywords of the section `student`, and from
-    `settings`, by dotted key: {"objectives.kd.temperature": 2}. The same call again continues an interrupted run, or
-    returns the result of a finished one; with `resume=False`, it is an error. A folder of a run with other settings, or
-    another network or cache, is refused with `RunMismatch`, and so is code that has changed, unless
-    `allow_changed_code` is set.
+    Settings come from the preset, then from these arguments, then from the keywords, which belong to the section
+    `student`, and last from `settings`, by dotted key: {"objectives.kd.temperature": 2}. Later ones override earlier
+    ones.
+
+    Repeating the call continues an interrupted run, or returns the result of a finished one; with `resume=False`, it
+    raises an error. Raises `RunMismatch` if the folder holds a run with other settings, another network or another
+    cache, and also if code has changed since, unless `allow_changed_code` is set.
     """
     folder = Path(place_to_write(out))
     tree, chosen, data = _of_student(cache, dataset, test, recipe, teacher, preset, data)
@@ -154,12 +157,12 @@ def sweep(
     """Train a student for every combination of a grid, each in a subfolder of `out`, and return the table of the runs.
 
     `grid` maps settings to their values: {"objective": ["ce", "kd", my_loss], "student.lr": [0.05, 0.1]}. The keys
-    "model" and "objective" take objects as well. `seeds` is a number of seeds, from 0, or the seeds themselves.
-    `together` students are trained side by side. `part` (I, N) is this call's share of the runs, from 0. Runs that
-    failed are skipped, and tried once more with `again`. The table names their errors. `baseline`, such as
-    "objective=kd", is what the table compares with. All other arguments are those of `train_student`.
+    "model" and "objective" take objects as well. `seeds` is a list of seeds, or their number, counted from 0.
+    `together` students are trained side by side. `part` (I, N) is this call's share of the runs, the I-th (from 0) of
+    N. Runs that failed earlier are skipped unless `again` is set; the table names their errors. `baseline`, such as
+    "objective=kd", is what the table compares the other runs with. All other arguments are those of `train_student`.
 
-    The same call again continues where it was interrupted.
+    Repeating the call continues where it was interrupted.
     """
     folder = Path(place_to_write(out))
     tree, chosen, data = _of_student(cache, dataset, test, recipe, teacher, preset, data)
@@ -195,7 +198,7 @@ def _begun(
     preset: str | Path | None,
     data: DataOptions | None,
 ) -> tuple[dict[str, Any], dict[str, object], DataOptions]:
-    """Return the settings of the preset, and what data set and recipe change in them."""
+    """Return the preset's settings, those that replace them for data set and recipe, and the options for reading."""
     data_settings, data = settings_of_data(dataset, test, data)
     chosen: dict[str, object] = {"data": data_settings} if data_settings else {}
     if recipe is not None:
@@ -203,7 +206,7 @@ def _begun(
     return base_tree(preset), chosen, data
 
 
-# Any: the same.
+# Any: settings are plain values, as YAML stores them.
 def _of_student(
     cache: str | Path | None,
     dataset: Dataset | None,
@@ -213,7 +216,7 @@ def _of_student(
     preset: str | Path | None,
     data: DataOptions | None,
 ) -> tuple[dict[str, Any], dict[str, object], DataOptions]:
-    """Return the settings of the preset, or of the cache's record, and what these arguments change in them."""
+    """Return the settings of preset or cache, those that replace them for the arguments, and the reading options."""
     tree, chosen, data = _begun(dataset, test, recipe, preset, data)
     if preset is None and cache is not None:
         reader = reader_of(str(cache), data)
@@ -226,7 +229,7 @@ def _of_student(
 
 
 def _objects(values: Mapping[str, Any]) -> dict[str, object]:  # Any: what users give
-    """Return the settings of the network and the objective; None leaves a setting as it is."""
+    """Return the settings that name the network and the objective; for None, the setting stays as it is."""
     settings: dict[str, object] = {}
     if values.get(MODEL) is not None:
         settings["student.architecture"] = name_of_model(values[MODEL], "student")
@@ -238,7 +241,7 @@ def _objects(values: Mapping[str, Any]) -> dict[str, object]:  # Any: what users
 def _combined(
     tree: Mapping[str, Any], chosen: Settings, choices: Mapping[str, Sequence[object]]
 ) -> dict[str, Experiment]:
-    """Return the experiment of every combination, by a name that can be a folder's; `tree` is as YAML stores it."""
+    """Return the experiment of every combination, by a name that is a valid folder name; `tree` has plain values."""
     for key, values in choices.items():
         if not values or isinstance(values, str):
             raise ConfigError(f"grid: {key}: expected a list of values, got none")
@@ -256,7 +259,7 @@ def _combined(
 
 
 def _label(value: object) -> str:
-    """Return a value as a folder's name shows it: a function without its module."""
+    """Return a value as it appears in a folder's name; a function appears without its module."""
     return str(value).rpartition(":")[2] if isinstance(value, str) else str(value)
 
 

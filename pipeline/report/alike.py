@@ -18,7 +18,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.comparison import WITHOUT_TEACHER
 from dhkd.stages.models import Network
 
-# Fields of the preset's sections that don't change the test images, unless these are a part of the training images.
+# Fields of the preset's sections that don't change the test images, unless a part of the training images is held out.
 ONLY_FOR_TRAINING = {"data": ("limit", "train"), "views": ("seed",)}
 OF_A_PART = ("train",)
 
@@ -29,10 +29,10 @@ def test_sets_of(
     data: DataOptions,
     folders: Mapping[str, Path],
 ) -> dict[str, Renderer]:
-    """Return the renderer of each run's test images; `experiments` maps the runs' names to their experiments.
+    """Return the renderer of each run's test images; the mappings are by the runs' names.
 
-    Images without labels have as many classes as the run's network, in its folder in `folders`. Runs with the same
-    settings share a renderer. Raises `RunMismatch` unless all runs have the same test images, rendered in the same way.
+    Images without labels have as many classes as the network in the run's folder. Runs with the same settings share a
+    renderer. Raises `RunMismatch` unless all runs have the same test images, rendered in the same way.
     """
     by_settings: dict[str, Renderer] = {}
     renderers: dict[str, Renderer] = {}
@@ -74,12 +74,10 @@ def teacher_of(
     weights: Path,
     data: DataOptions,
 ) -> tuple[Network, Normalization, Renderer]:
-    """Load the teacher from `weights`, the one from which all these runs learned.
+    """Load the runs' teacher; return it, its normalisation, and the renderer of the test images as it sees them.
 
-    Also return its normalisation, and the renderer of the test images as it sees them.
-
-    Runs whose objective needs no teacher are compared with any. Raises `RunMismatch` if the runs learned from several
-    teachers, or from another one.
+    All runs must have learned from the teacher at `weights`, except those whose objective needs no teacher. Raises
+    `RunMismatch` if runs learned from several teachers or from another one.
     """
     learners = [run for run in finished if run.settings.get(OBJECTIVE_KEY) not in WITHOUT_TEACHER] or finished[:1]
     first = learners[0].name

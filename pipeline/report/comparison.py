@@ -150,7 +150,7 @@ def kind_by_run(runs: Sequence[Run]) -> Mapping[str, str]:
 def published_of(run: Run) -> float | None:
     """Return the paper's top-1 accuracy in percent for the run's networks and method, or None if it is unknown.
 
-    It is accuracy on the test split, so a run that measures something else has none.
+    Papers report accuracy on the test split, so the result is None for a run that measures something else.
     """
     if run.settings.get(MEASURED_KEY, USUAL) != USUAL:
         return None

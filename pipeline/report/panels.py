@@ -44,7 +44,7 @@ def accuracy_values(runs: Sequence[Run], compared: Comparison) -> Values:
 
 
 def views_panels(rows: Sequence[ViewsRow], label: str = CURVES["top1"]) -> list[Panel]:
-    """Build the panel of accuracy, or what `label` names, against the number of views."""
+    """Build the panel that shows accuracy, or the quantity that `label` names, against the number of views."""
     lines = {}
     for kind in dict.fromkeys(row.runs for row in rows):
         points = [row for row in rows if row.runs == kind]
@@ -120,7 +120,7 @@ def etf_panels(rows: Sequence[EtfRow]) -> list[Values]:
 
 
 def top1_label(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the label of the curve of top-1 figures, under "top1", if they aren't accuracy on the test split."""
+    """Return {"top1": label} for the curve of top-1 figures; empty if they are accuracy on the test split."""
     name = common_top1_name([run.settings for run in runs])
     return {} if name == "top-1" else {"top1": label_of(name)}
 

@@ -41,14 +41,14 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
         key for key in keys if key not in NO_AXES and not key.startswith(LIVE_SIGNALS) and _differ(_values(key, runs))
     ]
     if STUDENT_WEIGHTS_KEY in differing and BEGUN_KEY in differing:
-        differing.remove(BEGUN_KEY)  # the hash tells runs apart only where a file changed under its name
+        differing.remove(BEGUN_KEY)  # the paths already distinguish these runs
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
     taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
     return {name if taken.count(name) == 1 else key: key for key, name in short.items()}
 
 
 def _values(key: str, runs: Sequence[Run]) -> list[Any]:
-    """Return the values of a setting that count; runs that don't use a piece of own code don't differ in its hash."""
+    """Return the runs' values of a setting; a hash of user code counts only for runs that use the code."""
     values = [run.settings.get(key) for run in runs]
     return [value for value in values if value is not None] if key.startswith(f"{CODE_KEY}.") else values
 
@@ -71,7 +71,7 @@ def _line(run: Run, keys: Sequence[str]) -> list[Any]:
 
 
 def _differ(values: Sequence[Any]) -> bool:
-    # Runs with equal parts of settings share their values, and identity is compared a hundred times as fast.
+    # Equal settings are often one object, and comparing identity first is a hundred times as fast.
     return any(value is not values[0] for value in values) and len({_comparable(value) for value in values}) > 1
 
 

@@ -199,9 +199,9 @@ def _launch(
 ) -> tuple[list[Rows], Future[None]]:
     """Launch the teacher on a unit's batches, to compute the signals `names`.
 
-    `pixels` yields what the student sees, of which the witness is taken, and what the teacher sees.
-    Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). The arrays are complete when the
-    returned future is done.
+    `pixels` yields pairs of the student's pixels, from which the witness (a checksum of each row) is computed, and the
+    teacher's pixels. Returns each block's signals, float32 (rows, …), and witness, uint32 (rows,). The arrays are
+    complete when the returned future is done.
     """
     own_names = {name: teachers_own(name) for name in names}
     rows: list[Rows] = [{} for _ in unit]

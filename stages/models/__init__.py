@@ -2,7 +2,7 @@
 
 `torchvision:NAME` and `timm:NAME` are networks of those libraries. `simkd:STUDENT+TEACHER` is a student whose last
 feature map is projected and classified by the teacher's classifier. `my_nets.py:NAME` and `package.module:NAME` are
-networks of one's own (`own.py`).
+networks that users wrote (`own.py`).
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def build_network(wanted: Named, num_classes: int, channels: int = 3) -> Network
     """Build a network for images of `channels` channels, initialised from torch's global generator.
 
     Raises `ConfigError` for an unknown name, for options that the network doesn't take, and for a network that can't be
-    changed to so many channels.
+    changed to this number of channels.
     """
     wanted = as_architecture(wanted)
     return with_input_channels(_built(wanted, num_classes), channels, wanted.name)
@@ -84,7 +84,7 @@ def _found(name: str) -> Own:
 
 
 def own_networks(name: str) -> list[str]:
-    """Return the names of own code of which the network `name` consists; none if it is built in or of a library."""
+    """Return the names of the user-written networks in `name`; empty if it is built in or from a library."""
     library, colon, name_there = name.partition(":")
     if colon and library == "simkd":
         return [own for part in name_there.split("+") for own in own_networks(part)]

@@ -27,9 +27,10 @@ Difference = tuple[str, Tensor | None, Tensor | None]  # a name, the network's t
 
 @dataclass(eq=False)  # not frozen: whoever raises an error adds to it
 class Misfit(Exception):
-    """No address has the network's weights: how the closest one differs from its `number` tensors.
+    """The error that no address, i.e. no prefix of names in a weights file, has the network's weights.
 
-    `tensors` are those of the closest address.
+    `differing` says how the closest address differs from the network, which has `number` tensors; `tensors` are those
+    of the closest address.
     """
 
     differing: Sequence[Difference]
@@ -48,7 +49,7 @@ class Misfit(Exception):
         return shapes[0][0][0], shapes[0][1][0]
 
     def lacks_only(self, head: str | None) -> bool:
-        """Return whether a classifier, at the path `head`, is all that the file lacks."""
+        """Return whether the file lacks the classifier, whose path is `head`, and nothing else."""
         return self._in_head(head) and all(found is None for _, _, found in self.differing)
 
     def _in_head(self, head: str | None) -> bool:

@@ -1,6 +1,6 @@
-"""Which network to build: its name, and what a preset says of it besides.
+"""Describes which network to build: its name, and the settings that a preset may have for it.
 
-The name alone is what people read in messages and tables. Everything else is recorded only where it is set.
+Messages and tables show only the name. The settings are recorded only if they are set.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,10 @@ NO_CLASSIFIER = "none"  # in place of a classifier's path: the network's outputs
 class Architecture:
     """A network by name, with keyword arguments (`options`) of its builder.
 
-    `head` is the path of the module that classifies, "none" for a network that gives features, and None if it is to be
-    found. `maps` holds paths of the modules whose outputs are the network's maps; ("auto",) stands for those that its
-    library names, and None for the network's own. `parts` are the student and the teacher of a network simkd:….
+    `head` is the path of the classifier; "none" stands for a network that returns features, and None means that the
+    classifier is searched for. `maps` holds the paths of the modules whose outputs are the network's maps; ("auto",)
+    stands for the modules that its library names, and None for the network's default maps. `parts` are the student and
+    the teacher of a network simkd:STUDENT+TEACHER.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Architecture:
         return self.name
 
     def record(self) -> dict[str, Any]:
-        """Return what is set besides the name, as plain values; empty for a name alone."""
+        """Return the settings besides the name, as plain values; empty if none is set."""
         if self.parts is not None:
             records = [part.record() for part in self.parts]
             return {"parts": records} if any(records) else {}
@@ -44,7 +45,10 @@ class Architecture:
 
 
 def as_architecture(named: "Named") -> Architecture:
-    """Return the architecture of this name, if it is not one already; simkd:STUDENT+TEACHER has two parts."""
+    """Return the architecture with this name; an `Architecture` is returned as it is.
+
+    The name simkd:STUDENT+TEACHER gives an architecture with two parts.
+    """
     architecture = named if isinstance(named, Architecture) else Architecture(named)
     if architecture.parts is None and architecture.name.startswith(PROJECTED):
         student, plus, teacher = architecture.name.removeprefix(PROJECTED).partition("+")
@@ -53,7 +57,7 @@ def as_architecture(named: "Named") -> Architecture:
     return architecture
 
 
-Named = str | Architecture  # a network by its name alone, or with all that is set of it
+Named = str | Architecture  # a network's name alone, or its name with its settings
 
 
 def name_of(named: Named) -> str:
@@ -62,14 +66,14 @@ def name_of(named: Named) -> str:
 
 
 def projected(student: Architecture, teacher: Architecture) -> Architecture:
-    """Return the architecture of the network that SimKD makes of these two."""
+    """Return the architecture of the network that SimKD builds from these two."""
     return Architecture(f"{PROJECTED}{student.name}+{teacher.name}", parts=(student, teacher))
 
 
 def from_record(name: str, record: object, where: str) -> Architecture:
-    """Return the architecture that `Architecture.record` recorded beside its name.
+    """Build an architecture from its name and a result of `Architecture.record`.
 
-    `where` begins the message of the `WeightsError` that is raised for anything else.
+    Raises `WeightsError`, whose message begins with `where`, for any other record.
     """
     architecture = as_architecture(name)
     if not record:
@@ -91,7 +95,7 @@ def from_record(name: str, record: object, where: str) -> Architecture:
 
 
 def options_refused(architecture: Architecture, error: Exception) -> ConfigError:
-    """Return the error of a builder that did not take its options, or failed with them."""
+    """Return the error to raise if a network's builder refuses its options or fails with them."""
     reason = printable_line(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)
     options = ", ".join(architecture.options)
     return ConfigError(

@@ -25,7 +25,7 @@ def timms_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-# By the word that `teacher.classes` may be.
+# By the value of `teacher.classes` that selects them.
 PACKAGED_NAMES: Mapping[str, Callable[[], tuple[str, ...]]] = {
     "torchvision": torchvisions_names,
     "timm": timms_names,
@@ -33,7 +33,7 @@ PACKAGED_NAMES: Mapping[str, Callable[[], tuple[str, ...]]] = {
 
 
 def names_of_packaged_weights(architecture: str, tag: str | None) -> tuple[str, ...]:
-    """Return the names of the outputs of a library's pretrained weights; none if the library doesn't say them."""
+    """Return the names of the outputs of a library's pretrained weights; empty if the library gives none."""
     library, _, name = architecture.partition(":")
     if library != "torchvision":
         return ()

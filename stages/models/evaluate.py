@@ -14,7 +14,8 @@ from torch import Tensor
 class Accuracy:
     """Top-1 and top-5 accuracy in percent; `top_N` is the most probable class of each sample, int64 on the CPU.
 
-    Against a teacher's classes in place of labels, it is the agreement with that teacher.
+    If predictions are compared with a teacher's classes instead of labels, the figures are the agreement with that
+    teacher.
     """
 
     top1: float

@@ -30,8 +30,9 @@ class ForeignNetwork(Network):
     layer with `num_classes` outputs. The embedding is the input of that layer, averaged over positions. Without such a
     layer the embedding is unknown; with the head "none", the module's outputs are the embedding, and there are no
     logits. The maps are the outputs of the modules that `wanted` names, else of `stages` (that of the stem first), else
-    of those that timm names. `of_library` says that the module is a library's, whose code is not at fault.
-    `published_names` is explained in `Network`. Raises `ConfigError` for paths that the module doesn't have.
+    of those that timm names. `of_library` says that the module is a library's, so that errors in it are not reported as
+    errors in user code. `published_names` is explained in `Network`. Raises `ConfigError` for paths that the module
+    doesn't have.
     """
 
     def __init__(
@@ -80,13 +81,13 @@ class ForeignNetwork(Network):
         return self.map_paths
 
     def prepare_maps(self) -> None:
-        """Let no module overwrite a map; this changes no values."""
+        """Prevent modules from overwriting a map in place; this changes no values."""
         if not self._protected:
             self._maps.protect()
             self._protected = True
 
     def drop_head(self) -> None:
-        """Take off the classifier."""
+        """Remove the classifier."""
         if self.head_name is not None:
             self.set_submodule(self.head_name, nn.Identity())
         self.head_name, self._features_only = None, True
@@ -94,8 +95,7 @@ class ForeignNetwork(Network):
     def outputs(self, images_BCHW: Tensor, *, maps: bool = False) -> Outputs:
         """Return the outputs of one forward pass, including the maps if `maps` is set.
 
-        Raises `ConfigError` if `maps` is set and no modules are known that have maps, and for outputs that are no
-        logits.
+        Raises `ConfigError` if `maps` is set but no modules with maps are known, and if the outputs are not logits.
         """
         if maps and not self._maps.paths:
             raise ConfigError(
@@ -146,13 +146,13 @@ class ForeignNetwork(Network):
         if len(calls) != 1:
             return None
         (given, out), head = calls[0], self.head
-        # Of several outputs, the found layer may make another than the first.
+        # If there are several outputs, the layer may have computed another one than the first.
         if not self._head_is_named and is_one_of_several(result) and out is not logits_BK:
             return None
         return _pooled(given, channels_first=not isinstance(head, nn.Linear)) if isinstance(given, Tensor) else None
 
     def _failure(self, error: Exception, images_BCHW: Tensor) -> Exception:
-        """Return the error for an exception of the module's forward."""
+        """Return the error to raise for an exception in the module's forward pass."""
         if self._has_run and self.of_library:
             return error
         if not self.of_library:
@@ -169,7 +169,7 @@ class ForeignNetwork(Network):
         """Return, for each map, the last batch norm that runs before it.
 
         The batch norms are found by a forward pass of these images, whose pixel values don't matter. Raises
-        `ConfigError` if none runs.
+        `ConfigError` for a map before which none runs.
         """
         last_before: dict[nn.Module, nn.BatchNorm2d] = {}
         modules = [self.inner.get_submodule(path) for path in self._maps.paths]
@@ -190,7 +190,7 @@ class ForeignNetwork(Network):
 
 
 class _inputs_of_poolings:  # noqa: N801  # used like a function
-    """Collect the inputs of a network's average poolings, the last first, in the list that `with` gets."""
+    """Collect the inputs of a network's average poolings, last one first, in the list that `with` yields."""
 
     def __init__(self, inner: nn.Module) -> None:
         self._poolings = [module for module in inner.modules() if type(module).__name__ in POOLINGS]
@@ -215,7 +215,7 @@ def _final(embedding_BD: Tensor | None, maps: list[Tensor]) -> Tensor | None:
 
 
 def _in_float32(inner: nn.Module, name: str) -> nn.Module:
-    """Convert weights of other precisions, because a run's precision is a setting."""
+    """Convert weights of other floating-point types to float32, because a run's precision is a setting."""
     others = {value.dtype for value in inner.state_dict().values() if value.is_floating_point()} - {torch.float32}
     if others:
         found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
@@ -233,7 +233,7 @@ def _last_classifier(inner: nn.Module, num_classes: int) -> str | None:
 
 
 def _width(module: nn.Module) -> int | None:
-    """Return the width of a linear layer's input; None for other layers, of which it shows when they run."""
+    """Return the width of a classifier's input; None for layers whose width is known only when they run."""
     if isinstance(module, nn.Linear):
         return module.in_features
     return module.in_channels if isinstance(module, nn.Conv2d) else None

@@ -1,7 +1,8 @@
-"""What a module's forward pass returns, as logits or features: a tensor, several, a dictionary, or an object.
+"""Takes the logits or features out of what a module's forward pass returns.
 
-Of several tensors (auxiliary outputs, deep supervision) the first is taken. A dictionary or an object gives its
-`logits`, as in the transformers library; without a classifier, its `pooler_output` or `last_hidden_state`.
+The module may return a tensor, several tensors, a dictionary, or an object. Of several tensors (auxiliary outputs, deep
+supervision), the first is taken. From a dictionary or an object, `logits` is taken, as in the transformers library, or
+else, for a network without a classifier, `pooler_output` or `last_hidden_state`.
 """
 
 from collections.abc import Mapping

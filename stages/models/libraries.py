@@ -26,7 +26,7 @@ LISTING = {
     "timm": "timm.list_models()",
 }
 STAGES = ("relu", "layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets: the stem's map and the stages'
-# A preset may come from a stranger, so its options neither fetch nor read files.
+# A preset may come from a stranger, so options that fetch or read files are refused.
 _WEIGHTS = "weights are named with --teacher"
 REFUSED = {
     **dict.fromkeys(
@@ -85,13 +85,13 @@ def timm_network(name: str, num_classes: int, wanted: Architecture) -> ForeignNe
     if asked is None:
         return ForeignNetwork(f"timm:{name}", inner, num_classes, wanted, of_library=True)
     without = replace(wanted, head=NO_CLASSIFIER)
-    names = getattr(inner, "pretrained_cfg", {}).get("classifier") or ()  # which weights files have, this network not
+    names = getattr(inner, "pretrained_cfg", {}).get("classifier") or ()  # in weights files, but not in this network
     left_out = dict.fromkeys(f"{path}." for path in ([names] if isinstance(names, str) else names))
     return ForeignNetwork(f"timm:{name}", inner, num_classes, without, of_library=True, published_names=left_out)
 
 
 def _built(wanted: Architecture, build: Callable[[dict[str, object]], nn.Module]) -> nn.Module:
-    """Build a library's network with the options of `wanted`; what the library says of them becomes a `ConfigError`."""
+    """Build a library's network with the options of `wanted`; its complaints about them become a `ConfigError`."""
     for option in wanted.options:
         if option in REFUSED:
             raise ConfigError(f"network {wanted.name}: options.{option}: expected another option; {REFUSED[option]}")
@@ -106,10 +106,10 @@ def _built(wanted: Architecture, build: Callable[[dict[str, object]], nn.Module]
 def packaged_weights(name: str, tag: str | None) -> tuple[dict[str, Tensor], tuple[Colours, Colours] | None]:
     """Return the pretrained weights of "torchvision:NAME" or "timm:NAME", and the mean and deviation of the images.
 
-    Images are normalised with this mean and standard deviation; None stands for both if the library doesn't give them.
-    `tag` chooses among several weights of one network (torchvision's IMAGENET1K_V1, timm's a1_in1k); None chooses the
-    library's default. The library downloads files that are missing in its download cache. Raises `ConfigError` for an
-    unknown name or tag, and `WeightsError` if there are no weights or they can't be fetched.
+    Images are normalised with this mean and standard deviation; instead of the two, None is returned if the library
+    doesn't give them. `tag` chooses among several weights of one network (torchvision's IMAGENET1K_V1, timm's a1_in1k);
+    None chooses the library's default. The library downloads files that are missing in its download cache. Raises
+    `ConfigError` for an unknown name or tag, and `WeightsError` if there are no weights or they can't be fetched.
     """
     library, colon, name_there = name.partition(":")
     if not colon or library not in PACKAGED:

@@ -30,16 +30,17 @@ class ModuleMaps:
             raise ConfigError(f"network {name}: maps: expected each path once, got {', '.join(paths)}")
 
     def protect(self) -> None:
-        """Let no module of the network overwrite its input, which may be a map or a map before its activation."""
+        """Prevent modules from overwriting their input in place, which may be a map before or after its activation."""
         for module in self._inner.modules():
             if getattr(module, "inplace", None) is True:
                 module.inplace = False  # type: ignore[assignment]  # an attribute of activations
 
     @contextmanager
     def seen(self, height: int, width: int) -> Iterator[list[StageMap]]:
-        """Return a list that holds the maps of a forward pass, of images of this size, once the `with` block ends.
+        """Yield a list, which the end of the `with` block fills with the maps of the forward pass that ran in it.
 
-        Raises `ConfigError` for a module that does not run or has no map.
+        `height` and `width` are the size of the images. Raises `ConfigError` for a module that does not run or has no
+        map.
         """
         outputs: dict[nn.Module, object] = {}
         before: dict[nn.Module, Tensor] = {}
@@ -56,7 +57,7 @@ class ModuleMaps:
                     before[module] = relu_input
 
         relus = {child for module in self._modules for child in module.modules() if isinstance(child, nn.ReLU)}
-        # The ReLUs' hooks first: a module that is itself a ReLU has both.
+        # The ReLUs' hooks are registered first, because a module that is itself a ReLU has both hooks.
         handles = [relu.register_forward_hook(see_relu) for relu in relus]
         handles += [module.register_forward_hook(see) for module in self._modules]
         maps: list[StageMap] = []
@@ -97,7 +98,10 @@ class ModuleMaps:
 
 
 def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Return rows and columns of the grid of an image's tokens, after as few other tokens as possible; None if none."""
+    """Return the rows and columns of the grid that an image's tokens form; None if they form none.
+
+    As few leading tokens as possible are left out.
+    """
     for prefix in range(min(MOST_PREFIX_TOKENS, tokens - 1) + 1):
         rows = round(((tokens - prefix) * height / width) ** 0.5)
         columns = (tokens - prefix) // rows if rows else 0
@@ -107,7 +111,10 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 
 
 def timm_maps(inner: nn.Module) -> tuple[str, ...]:
-    """Return at most four paths that timm's `feature_info` names: the last or, of equal blocks, evenly spaced."""
+    """Return at most four of the paths that timm's `feature_info` names.
+
+    These are the last four or, if all have the same reduction of the image's size, four that are evenly spaced.
+    """
     info = getattr(inner, "feature_info", None)
     try:
         entries = [(str(entry["module"]), entry.get("reduction")) for entry in info or ()]

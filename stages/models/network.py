@@ -36,9 +36,9 @@ class StageMap(NamedTuple):
 class Outputs(NamedTuple):
     """The outputs of one forward pass: `logits` (B, K), and the `embedding` (B, D) before the classifier.
 
-    `logits` is None for a network without a classifier, `embedding` if the classifier is unknown. `maps` holds the map
-    of the stem and of every stage, in order; it is empty unless maps were requested. `final` (B, D, H, W) is the map
-    whose mean over positions is the embedding; it is None if that map is unknown.
+    `logits` is None for a network without a classifier; `embedding` is None if the classifier is unknown. `maps` holds
+    the map of the stem and of every stage, in order; it is empty unless maps were requested. `final` (B, D, H, W) is
+    the map whose mean over positions is the embedding; it is None if that map is unknown.
     """
 
     logits: Tensor | None
@@ -48,7 +48,7 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """A classification network; `embedding_dim` is the width of the pooled feature, None if only a forward shows it.
+    """A classification network; `embedding_dim` is the width of the pooled feature, or None if it is unknown.
 
     `head_name` is the path of the classifier, None if there is none or it is unknown, and `tail_names` are the paths of
     the layers between the last stage and the pooling. `published_names` maps prefixes of parameter names in published
@@ -66,15 +66,15 @@ class Network(nn.Module, ABC):
     may_leave_parameters_out: bool = False
     # Whether the published code draws the weights of all convolutions from N(0, 2 / fan out); else they are torch's.
     fan_out_start: bool = False
-    # The number of the first of the maps: 0 where the stem has a map, else 1.
+    # The stage number of the first map: 0 if the stem has a map, else 1.
     first_stage: int = 0
-    # The numbers of the stages that are compared; None: all but the stem.
+    # The numbers of the stages that methods compare; None stands for all but the stem.
     compared_stages: tuple[int, ...] | None = None
-    # The paths of the modules whose outputs are the maps, where settings or a library name them.
+    # The paths of the modules whose outputs are the maps, if settings or a library name them.
     map_paths: tuple[str, ...] = ()
-    # Whether the mean of the last map over its positions is surely what the classifier gets, but for `tail_names`.
+    # Whether the classifier's input is known to be the mean of the last map over its positions, after `tail_names`.
     pools_last_map: bool = True
-    # Whether some of the stages may be left out, so that there are as many as the other network has.
+    # Whether methods may leave out the first stages, so that as many remain as the other network has.
     may_leave_out_stages: bool = False
 
     @property
@@ -96,7 +96,7 @@ class Network(nn.Module, ABC):
         """Prepare the network for outputs with maps; this changes no values."""
 
     def drop_head(self) -> None:
-        """Take off the classifier and the layers before it that follow the last map."""
+        """Remove the classifier, and the layers between the last map and the classifier."""
         for path in (self.head_name, *self.tail_names):
             assert path is not None
             self.set_submodule(path, nn.Identity())
@@ -227,9 +227,9 @@ def start_linear_small(layer: nn.Linear) -> None:
 
 
 def as_wanted(network: Network, wanted: Architecture) -> Network:
-    """Change one of our networks to what `wanted` says of its classifier and its maps, and return it.
+    """Apply the maps that `wanted` names to one of our networks, check the classifier it names, and return the network.
 
-    Raises `ConfigError` for another classifier or stage than it has.
+    Raises `ConfigError` if `wanted` names another classifier than the network's, or anything but stages in order.
     """
     if wanted.maps is not None:
         network.compared_stages = _stages_named(wanted)
@@ -241,7 +241,7 @@ def as_wanted(network: Network, wanted: Architecture) -> Network:
 
 
 def _stages_named(wanted: Architecture) -> tuple[int, ...] | None:
-    """Return the stages that stem, stage1, stage2, … name; None for auto."""
+    """Return the numbers of the stages that `wanted.maps` names stem, stage1, stage2, …; None for auto."""
     if wanted.maps == AUTO:
         return None
     stages = []
@@ -263,8 +263,8 @@ def input_channels(network: nn.Module) -> int | None:
 def with_input_channels(network: Network, channels: int, name: str) -> Network:
     """Change the first convolution from three input channels to one, and return the network, which `name` names.
 
-    The kernel is the sum over the three channels. So the network computes of grey images what it computed of the same
-    images repeated in three channels. Raises `ConfigError` for a network whose first convolution takes other images.
+    The kernel is the sum over the three channels. So the network computes for grey images what it computed for the same
+    images repeated in three channels. Raises `ConfigError` if the first convolution can't be changed in this way.
     """
     if channels == 3 or input_channels(network) == channels:
         return network

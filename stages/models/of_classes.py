@@ -1,4 +1,4 @@
-"""A network of which only some outputs count: those of a data set's classes, in the data set's order."""
+"""A network reduced to some of its outputs: those of a data set's classes, in the data set's order."""
 
 import torch
 from dhkd.stages.models.network import Network, Outputs
@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 
 class OfClasses(Network):
-    """Wraps a trained network `inner`: class k of the data set is its output number `outputs[k]`.
+    """Wrap a trained network `inner`, whose output number `outputs[k]` is for class k of the data set.
 
-    All else is the network's own. The classifier has the rows of these outputs, if it is a linear or convolutional
-    layer; so class activation maps and whoever takes over the classifier get the data set's classes as well.
+    Everything else stays as in `inner`. If the classifier is a linear or convolutional layer, it is reduced to the rows
+    of these outputs, so that class activation maps, and methods that reuse the classifier, have the data set's classes
+    as well.
     """
 
     def __init__(self, inner: Network, outputs: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Networks that a user wrote: a function or class of the number of classes that makes a torch module."""
+"""Networks that a user wrote: a function or class that takes the number of classes and makes a torch module."""
 
 from functools import partial
 

@@ -1,6 +1,7 @@
 """Weights of one network in several files, with a JSON index that says which file holds which tensor.
 
-So transformers and huggingface_hub save large networks: `weight_map` maps each tensor's name to a file beside it.
+This is how transformers and huggingface_hub save large networks: `weight_map` maps each tensor's name to a file beside
+it.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ MAP = "weight_map"
 def weight_map_of(path: Path) -> Mapping[str, str] | None:
     """Return the file of each tensor if `path` is such an index, or None if it is another file.
 
-    Raises `WeightsError` for an index that names files elsewhere than beside it, and `OSError`.
+    Raises `WeightsError` for an index that names files in another folder than its own, and `OSError` if it can't be
+    read.
     """
     with path.open("rb") as stream:
         if not stream.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
@@ -42,7 +44,7 @@ def weight_map_of(path: Path) -> Mapping[str, str] | None:
 
 
 def joined(path: Path, weight_map: Mapping[str, str], read: Callable[[Path], object]) -> dict[str, object]:
-    """Read all files of an index with `read`, and return the content of the names that the index lists.
+    """Read all files of an index with `read`, and return the tensors that the index lists, by name.
 
     Raises `WeightsError` for files and names that are missing.
     """

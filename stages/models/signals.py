@@ -236,7 +236,7 @@ class Shapes:
 
     @cached_property
     def maps(self) -> Mapping[int, tuple[int, int, int]]:
-        """(C, H, W) of each map, by the number of its stage; the stem's is 0, if it has one.
+        """The shape (C, H, W) of each map, by the number of its stage; the stem, if it has a map, is stage 0.
 
         Raises `ConfigError` for a network without maps.
         """
@@ -248,12 +248,12 @@ class Shapes:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The numbers of the stages that methods compare: those that were named, or all but the stem."""
+        """The numbers of the stages that methods compare: those that settings name, or else all but the stem."""
         return self._network.compared_stages or tuple(stage for stage in self.maps if stage > 0)
 
     @property
     def may_leave_out_stages(self) -> bool:
-        """Whether methods may compare the last stages alone, because nobody named them."""
+        """Whether methods may compare the last stages alone, because no setting names them."""
         return self._network.may_leave_out_stages
 
     @property
@@ -262,7 +262,7 @@ class Shapes:
         return bool(self._network.map_paths or self._network.compared_stages)
 
     def map_path(self, name: str) -> str | None:
-        """Return the path of the module whose map the signal `name` is of; None where the stage's number says it."""
+        """Return the path of the module whose output is the map of the signal `name`; None if the name is enough."""
         signal = parse(name)
         if signal.kind in ("logits", "embedding") or not self._network.map_paths:
             return None
@@ -302,9 +302,9 @@ class Shapes:
             return network.outputs(images_BCHW, maps=maps)
 
     def require_pooled(self, purpose: str) -> None:
-        """Raise `ConfigError`, which begins with `purpose`, unless the mean of a map is what a linear layer classifies.
+        """Raise `ConfigError` unless the classifier is a linear layer whose input is the mean of a map over positions.
 
-        It is found by a forward pass of two images.
+        The message begins with `purpose`. The map is found by a forward pass of two images.
         """
         network = self._network
         if network.pools_last_map:

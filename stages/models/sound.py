@@ -1,4 +1,4 @@
-"""Looks once at a network of a user's own, before anything is trained or cached from it."""
+"""Checks a network that a user wrote, before anything is trained or cached with it."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger("dhkd")
 def require_sound(network: Network, images_BCHW: Tensor) -> None:
     """Raise `ConfigError` if a forward pass in eval mode changes these images, or if its outputs are not finite.
 
-    A warning says if a second pass gives other outputs. Networks of the package itself are not looked at.
+    If a second pass gives other outputs, a warning is logged. Networks that users didn't write are not checked.
     """
     if not isinstance(network, ForeignNetwork) or network.of_library:
         return

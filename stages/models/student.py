@@ -109,10 +109,9 @@ class SeededDropout(nn.Module):
 def auxiliary_head(kind: AuxiliaryHead, backbone: Network, num_classes: int, width: int | None = None) -> nn.Module:
     """Build the auxiliary head, from (B, width) to (B, num_classes), whose logits imitate the teacher's.
 
-    If `width` is None, it is the backbone's `embedding_dim`.
-
-    Its linear layers start as those of `backbone` do. Yang et al., "Dual-Head Knowledge Distillation", arXiv
-    2411.08937, whose CIFAR-100 runs use `nonlinear`.
+    If `width` is None, it is the backbone's `embedding_dim`. The head's linear layers are initialised as those of
+    `backbone` are. Yang et al., "Dual-Head Knowledge Distillation", arXiv 2411.08937, whose CIFAR-100 runs use
+    `nonlinear`.
     """
 
     def linear(width_in: int, width_out: int) -> nn.Linear:

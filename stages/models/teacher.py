@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class Teacher:
     """A trained network whose weights never change, with the normalisation of the network's input.
 
-    It computes in `precision`, or in that of the processes if `precision` is None. The two differ where a teacher runs
-    beside a student: its signals must be those that its cache would hold. It sees pixels that `recipe` makes, or those
-    that the student sees if `recipe` is None.
+    The teacher computes in `precision` or, if that is None, in the precision of the processes. The two may differ if
+    the teacher runs beside a student, because its signals must be those that a cache would hold. `recipe` makes the
+    pixels that the teacher sees; if it is None, the teacher sees the student's pixels.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str, *,
 def classes_of_weights(network: Network, state: Mapping[str, Tensor], origin: str) -> int | None:
     """Return the number of classes of the weights in `state`, which need not be that of `network`.
 
-    It is 0 if they lack the classifier, and None if they fit `network` or are of another network altogether.
+    The number is 0 if the weights lack the classifier, and None if they fit `network` or belong to another network.
     """
     expected = network.state_dict()
     try:

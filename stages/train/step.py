@@ -161,9 +161,10 @@ class TrainingStep:
         """Return the epoch's metrics; `seconds` is the duration of the epoch's training steps.
 
         The metrics are the means of the loss and of every term over all rows, the training accuracy in percent, the
-        learning rate and the throughput; images without labels have no terms of labels and no training accuracy. With
-        an alignment, they include the number of steps whose gradients conflicted; under fp16, the number of skipped
-        steps. Raises `NonFiniteLoss` if a loss of the epoch or a weight after it was not finite.
+        learning rate and the throughput; for images without labels, the terms computed from labels and the training
+        accuracy are left out. With an alignment, they include the number of steps whose gradients conflicted; under
+        fp16, the number of skipped steps. Raises `NonFiniteLoss` if a loss of the epoch or a weight after it was not
+        finite.
         """
         self._require_finite()
         steps = self._stream.steps_per_epoch

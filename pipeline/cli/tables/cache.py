@@ -98,7 +98,7 @@ def _origin(teacher: Mapping[str, Any], provenance: Any) -> list[Row]:
 
 
 def _code(recorded: Mapping[str, object]) -> Mapping[str, object]:
-    """Return what a signal's provenance says of own code, by name; a cache may hold anything there."""
+    """Return the record of user code in a signal's provenance, by name; empty if it is missing or malformed."""
     code = recorded.get("code")
     return code if isinstance(code, Mapping) else {}
 
@@ -109,7 +109,7 @@ def _hash(code: object) -> object:
 
 # Any: an entry of a manifest.
 def _seen_and_read(teacher: Mapping[str, Any]) -> list[Row]:
-    """Return a row on the size at which a teacher saw the views, and the outputs that were kept, if one is recorded."""
+    """Return a row with the teacher's image size and the outputs that were kept; empty if neither is recorded."""
     size, classes = teacher.get("size"), teacher.get("classes")
     parts = [] if size is None else [f"saw views of {size}×{size} pixels ({teacher.get('interpolation')})"]
     if isinstance(classes, list):

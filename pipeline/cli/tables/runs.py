@@ -27,7 +27,7 @@ def run_columns(compared: Comparison) -> list[str]:
 
 
 def run_cells(row: ComparedRow, compared: Comparison) -> list[str]:
-    """Return the texts of a row."""
+    """Return the texts of a row's cells."""
     published = f"{row.published:.2f}" if row.published is not None else ""
     return [
         *("–" if row.values[axis] is None else str(row.values[axis]) for axis in compared.axes),

@@ -1,6 +1,6 @@
 """The objectives by name. Adding a method takes one file in this folder and one line in `OBJECTIVES`.
 
-`my_loss.py:NAME` and `package.module:NAME` are objectives of one's own (`own.py`).
+`my_loss.py:NAME` and `package.module:NAME` are objectives that users wrote (`own.py`).
 """
 
 import re
@@ -69,7 +69,7 @@ def combined_objective(
 
 
 def own_objectives(text: str) -> list[str]:
-    """Return the names of own code in the text of an objective. Raises `ConfigError` for a text that is not valid."""
+    """Return the names of the user-written objectives in a text. Raises `ConfigError` if the text is not valid."""
     return [name for name, _ in _parts(text) if name not in OBJECTIVES]
 
 

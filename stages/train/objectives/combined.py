@@ -101,7 +101,7 @@ class Combined(Objective):
 
     @property
     def needs_labels(self) -> Sequence[str]:
-        """The terms for which images need labels; of `ce`, the combination's weight counts."""
+        """The terms for which images need labels; for `ce`, the weight in the combination decides."""
         of_parts = (term for _, _, part in self.parts for term in part.needs_labels if term != CE)
         return list(dict.fromkeys([*super().needs_labels, *of_parts]))
 

@@ -33,8 +33,8 @@ class Setting:
     """What an objective works with: the shapes of both networks, the labels of the training set, the experiment's seed.
 
     `student` has the shapes of the network that `Objective.architecture` names. `labels_N` is int64, or None for images
-    without labels, for which only objectives without `needs_labels` are built. `teacher_network`
-    is the teacher in eval mode on the CPU; it is None if no teacher weights were given.
+    without labels, for which only objectives without `needs_labels` are built. `teacher_network` is the teacher in eval
+    mode on the CPU; it is None if no teacher weights were given.
     """
 
     student: Shapes
@@ -46,9 +46,10 @@ class Setting:
     def stages(self, objective: str) -> list[tuple[int, int]]:
         """Return the pairs (the student's stage, the teacher's stage) that `objective` compares, by their numbers.
 
-        Those that settings name are paired in order, and else all stages after the stem, which is stage 0. If a library
-        says which modules have maps, and the other network has fewer, only the last ones are compared. Raises
-        `ConfigError`, naming `objective`, if the numbers of stages differ otherwise.
+        The stages that settings name are paired in order; without such settings, all stages after the stem (stage 0)
+        are paired. If a library chose a network's maps, and the other network has fewer, only as many of the last ones
+        are compared. In any other case in which the numbers of stages differ, raises `ConfigError`, which names
+        `objective`.
         """
         student, teacher = self.student.stages, self.teacher.stages
         fewer = min(len(student), len(teacher))
@@ -65,9 +66,10 @@ class Setting:
         return list(zip(student, teacher, strict=True))
 
     def pair(self, objective: str, stage: int) -> tuple[int, int]:
-        """Return the numbers of the student's and of the teacher's stage that an option `stage` of `objective` means.
+        """Return the student's and the teacher's stage number for the value `stage` of an option of `objective`.
 
-        It is the number of the stage in both networks or, where modules are named or chosen, that of the pair, from 1.
+        `stage` is the number of the stage in both networks. If settings or a library name the maps, it is instead the
+        number of a pair of maps, from 1.
         """
         if not any(shapes.chooses_stages for shapes in (self.student, self.teacher)):
             return stage, stage
@@ -95,7 +97,7 @@ class Objective(ABC):
     # The share of the target that the term `ce` spreads over all classes. A combination has one cross-entropy, so it
     # has to know whether the terms `ce` of two parts are the same.
     label_smoothing: float = 0.0
-    # The terms that are computed from labels. One whose weight is 0 is not computed for images without labels.
+    # The terms that are computed from labels. For images without labels, they must have weight 0 and are not computed.
     of_labels: tuple[str, ...] = ("ce",)
     # The part of the teacher's network that the objective needs besides signals. If it is None,
     # the objective needs no teacher weights.

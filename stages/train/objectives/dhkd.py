@@ -56,7 +56,7 @@ class DHKD(Objective):
 
     @property
     def needs_labels(self) -> Sequence[str]:
-        """The term `ce`, from which alone the task head learns."""
+        """The term `ce`, because the task head learns from nothing else."""
         return self.of_labels
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:

@@ -32,7 +32,7 @@ def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
 def task_loss(logits_BK: Tensor, labels: Labels) -> Tensor:
     """Compute the term `ce`: cross-entropy with the labels or, for images without labels, 0 with a gradient of 0.
 
-    The training loop refuses, before it begins, a weight of this term above 0 for images without labels
+    For images without labels, the training loop refuses a weight of this term above 0 before it begins
     (`Objective.of_labels`). The 0 depends on the logits, because DDP expects a gradient for every parameter.
     """
     return 0 * widened(logits_BK).sum() if labels.are_absent else cross_entropy(logits_BK, labels)

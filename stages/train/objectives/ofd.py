@@ -59,7 +59,7 @@ class Connectors(nn.Module):
         teacher: Sequence[int],
         margins: Sequence[Tensor],
     ) -> None:
-        """`stages` are the student's; `student` and `teacher` are the numbers of channels of the maps of each pair."""
+        """Build a layer for each student stage in `stages`; `student` and `teacher` are the channels of each pair."""
         super().__init__()
         self._stages = list(stages)
         self.layers = nn.ModuleDict()

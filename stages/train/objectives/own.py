@@ -17,7 +17,7 @@ from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor, nn
 
 ARGUMENTS = ("student_logits", "teacher_logits", "labels")
-# Terms whose names a combination or the metrics use for something else.
+# Names that a combination or the metrics use for something else, so that no term may have them.
 TAKEN = (
     *("ce", "loss", "learning_rate", "rows", "hits", "conflicts", "epoch", "seconds", "top1", "top5", "train_top1"),
     *("train_seconds", "samples_per_second", "conflicting_steps", "skipped_steps"),
@@ -28,10 +28,10 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 @dataclass(frozen=True)
 class OwnLoss(Objective):
-    """One term: the value of `function(student_logits, teacher_logits, labels, **options)`, float32 logits (B, K).
+    """An objective of one term: the value of `function(student_logits, teacher_logits, labels, **options)`.
 
-    The labels are int64 (B,), or None for images without labels. The function sees the rows of all processes together,
-    because it may compare them.
+    The logits are float32 (B, K). The labels are int64 (B,), or None for images without labels. The function sees the
+    rows of all processes together, because it may compare them.
     """
 
     name: str
@@ -43,12 +43,12 @@ class OwnLoss(Objective):
 
     @property
     def term(self) -> str:
-        """The term's name: the function's, in characters that every tracker takes."""
+        """The term's name: the function's name, in characters that every tracker accepts."""
         name = re.sub(r"\W+", "_", self.name.rpartition(":")[2]).strip("_") or "own"
         return f"{name}_term" if name in TAKEN else name
 
     def needs(self, setting: Setting) -> Mapping[str, float | None]:
-        """Return that the function gets raw logits."""
+        """Return the teacher's logits as the only signal, without a temperature."""
         return {"logits": None}
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,12 +71,12 @@ class OwnLoss(Objective):
         return {self.term: loss}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """Return weight 1; a combination may have another factor."""
+        """Return the weight 1; a combination multiplies it by the part's factor."""
         return {self.term: 1.0}
 
 
 def own_objective(name: str, thing: object, options: Mapping[str, object]) -> Objective:
-    """Make an objective of what a user wrote: an `Objective`, a subclass of it, or a function.
+    """Make an objective from what a user wrote: an `Objective`, a subclass of it, or a function.
 
     A function takes the student's logits, the teacher's logits and the labels; its further arguments are options. A
     function without these three arguments makes an `Objective` from its options. Raises `ConfigError` for anything
