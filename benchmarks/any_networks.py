@@ -2,7 +2,7 @@
 
     python -P -m dhkd.benchmarks.any_networks [--out FILE.md]
 
-prints the table of docs/methods.md. The networks are randomly initialised; nothing is downloaded.
+prints the table of docs/networks.md. The networks are randomly initialised; nothing is downloaded.
 """
 
 import argparse

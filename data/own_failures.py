@@ -11,7 +11,9 @@ from dhkd.data.errors import DhkdError, OwnCodeError
 LONGEST_REASON = 300  # characters of an exception that a message shows
 
 # Where the files of Python, of installed packages and of this program are.
-_NOT_OWN = tuple({str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix, str(Path(os.__file__).parent)})
+# The folders of the program are listed, because a user's files may lie beside them, in a clone.
+_PROGRAM = [f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("data", "pipeline", "stages", "configs")]
+_NOT_OWN = (*_PROGRAM, sys.prefix, sys.base_prefix, str(Path(os.__file__).parent))
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _in_parts(content: bytes) -> dict[str, Any] | None:  # Any: YAML
         return None
     config: dict[str, Any] = {}
     before, *sections = HEADING_START.split(content)
-    if before:
+    if before or not sections:
         return None
     for section in sections:
         heading, *parts = PART_START.split(section)

@@ -32,8 +32,7 @@ class Place:
     names. `options` are settings that only this source has, which checks them itself. `network_classes` is the number
     of the networks' classes, if it is known; images without labels have that many. The other fields are settings of the
     preset's section `data`; for each field that is None, the source's default applies.
-    Where `labels` is "none", a source needs no labels in its files; what it loads may have labels or none.
-    `network_classes` is the number of the networks' classes, if it is known, for images without labels.
+    If `labels` is "none", a source needs no labels in its files; the images that it loads may have labels or none.
     """
 
     root: str | None = None

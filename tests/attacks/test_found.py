@@ -781,7 +781,13 @@ REFUSED_ARRAYS: dict[str, tuple[str, torch.Tensor, list[int], int, str]] = {
         2,
         r"images expected uint8, 0 to 255, got torch\.float32 from 0\.5 to 0\.5, 384 ",
     ),
-    "one channel": ("train", IMAGES[:, :1], [0, 1, 0, 1], 2, r"images expected of shape \(N, 3, H, W\), got \(4, 1, 8"),
+    "two channels": (
+        "train",
+        IMAGES[:, :2],
+        [0, 1, 0, 1],
+        2,
+        r"images expected of shape .*, got \(4, 2, 8",
+    ),
     "channels last": ("train", IMAGES.permute(0, 2, 3, 1), [0, 1, 0, 1], 2, r"got \(4, 8, 8, 3\); reorder the axes"),
 }
 
@@ -837,4 +843,4 @@ def test_a_teacher_with_another_order_of_classes_is_not_cached(tmp_path: Path) -
     cached = ["--set", "data.classes=order.txt", "--teacher", out, "--out", tmp_path / "good.zarr"]
     done("cache-teacher", preset, *words, *cached)
     provenance = open_cache(str(tmp_path / "good.zarr")).manifest.provenance
-    assert provenance["logits"]["data"] == {"classes": list(colours)}
+    assert provenance["logits"]["data"] == {"classes": list(colours), "class_names": list(colours)}
