@@ -69,7 +69,7 @@ _line: Line | None = None
 
 
 def line() -> Line | None:
-    """Return the line of the call that is running, or None outside of a notebook."""
+    """Return the line of output of the dhkd call that is running, or None outside of a notebook."""
     return _line
 
 

@@ -61,9 +61,9 @@ def _limited(limit: int | None, total: int, source: str, val_fraction: float | N
 
 
 def _recorded(experiment: Experiment, key: str) -> int | None:
-    """Return the number under `key` in the preset's record, or None if the record lacks it.
+    """Return the number that the preset's section `record` states under `key`, or None if it states none.
 
-    The entry may be N or {train: N, …}.
+    The entry may be a number N or {train: N, …}; both give N.
     """
     entry = experiment.record.get(key)
     number = entry.get("train") if isinstance(entry, Mapping) else entry

@@ -148,9 +148,10 @@ class LogitWriter:
         return Checked(objects, list(bounds.items()), damages)
 
     def complete(self, written: set[Block]) -> Sequence[Damage]:
-        """Check all blocks; finish the cache if no object is damaged, or else remove and return the damaged objects.
+        """Check all blocks. If no object is damaged, finish the cache; otherwise remove and return the damaged objects.
 
-        The blocks in `written` may be newer than the index and are not compared with it.
+        The index of checksums may be older than the blocks in `written`. So these blocks must be readable, but are not
+        compared with the index.
         """
         checked = self.check(self.plan.blocks(), written)
         if not checked.damages:

@@ -132,7 +132,9 @@ class PhotoSet:
         return PhotoRenderer(self, recipe, device, workers=decoding.workers, allow_bad=decoding.allow_bad)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of labels, names in order, levels unless of 16 bits, and channels unless 3.
+        """Return the SHA-256 (hexadecimal) of the labels and the file names, both in the order of the samples.
+
+        The levels are included if they are not those of 16 bits, and the number of channels if it is not 3.
 
         Pixels are not covered: their changes show in a cache's witnesses, the checksums of each row's rendered pixels.
         """

@@ -1,7 +1,8 @@
-"""Lists of images: ROOT/train.csv and ROOT/test.csv, or .tsv, with the path and the label of an image in each row.
+"""Lists of images: train.csv and test.csv, or .tsv, with the path and the label of an image in each row.
 
-Paths are relative to the data root or to the list's folder, and never lead out of the data root. Samples have the order
-of the rows.
+The lists lie in the data root, unless `data.train` and `data.test` name others below it. Paths are relative to the data
+root or, for a list in a folder below the root, to that folder. A path that leads out of the data root is refused.
+Samples have the order of the rows.
 """
 
 import csv

@@ -74,7 +74,7 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that can't be written doesn't end the work
     debug = "--debug" in sys.argv
     if _joint() and not debug:
-        # If a connection breaks, torch's C++ libraries would print their stack; the error line says what happened.
+        # If a connection breaks, torch's C++ libraries would print a stack trace. Our error message says what happened.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code, unprinted = _run(debug)
     code = flushed_streams(code, unprinted)

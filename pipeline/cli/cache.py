@@ -56,7 +56,9 @@ class CachingOptions:
     required=True,
     help="Location of the cache: a folder, or a URL (s3://, gs://, az://). An existing cache is resumed or extended.",
 )
-@click.option("--views", help="Number of views to cache, or all that the recipe has [default: cache.views].")
+@click.option(
+    "--views", help="Number of views to cache, or the word all, for every view of the recipe [default: cache.views]."
+)
 @click.option("--store", help="Storage format of the cache: zarr or webdataset [default: zarr].")
 @click.option(
     "--codec",
@@ -73,9 +75,9 @@ class CachingOptions:
     "--signals",
     metavar="A,B",
     help="Teacher outputs to cache, comma-separated [default: logits]: logits, embedding, last_map, mapN (the map of"
-    " stage N), mapN-before (the same before its activation), mapN-out (as the stage puts it out); cam and attention"
-    " stand for the outputs needed by the methods 'cat-kd' and 'at', respectively. More can be added to the cache"
-    " later.",
+    " stage N), mapN-before (the same before its activation), mapN-out (the one that published comparisons use);"
+    " cam and attention stand for the outputs needed by the methods 'cat-kd' and 'at', respectively. More can be added"
+    " to the cache later.",
 )
 @precision_option
 @data_options

@@ -257,8 +257,8 @@ training_cache_option = click.option(
 baseline_option = click.option(
     "--baseline",
     metavar="AXIS=VALUE",
-    help="Compare the other runs with those that have this value [default: objective=ce if present, or else"
-    " objective=kd].",
+    help="Compare the other runs with those whose setting AXIS, one of the --grid, has this value"
+    " [default: objective=ce if present, or else objective=kd].",
 )
 samples_option = click.option(
     "--samples",

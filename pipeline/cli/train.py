@@ -200,7 +200,12 @@ class SweepOptions:
 )
 @click.option("--again", is_flag=True, help="Also retry failed runs; by default they are skipped.")
 @baseline_option
-@click.option("--teacher", type=PATH, help="The teacher's weights, as for train-student.")
+@click.option(
+    "--teacher",
+    type=PATH,
+    help="Teacher weights: a run's folder or a weights file. Needed if the teacher runs in every step"
+    " (teacher.live=true) or the method reuses part of its network (simkd).",
+)
 @allow_drift_option
 @precision_option
 @compile_option

@@ -13,7 +13,7 @@ def build_network(model: Model, num_classes: int) -> Network:
     """Build a network, initialised from torch's global generator; `model` is as in `train_student`.
 
     Called with images (B, C, H, W), it returns logits (B, K). Its method `outputs` also returns the `embedding` (B, D),
-    i.e. the input of the classifier, from which an auxiliary head computes a second set of logits. If `model` is a
+    i.e. the input of the classifier. The network has no auxiliary head; see `auxiliary_head`. If `model` is a
     network, it is copied.
     """
     return models.build_network(name_of_model(model, "student"), num_classes)

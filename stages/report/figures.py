@@ -73,7 +73,7 @@ class Values:
     limits: tuple[float, float] = (-math.inf, math.inf)
 
     def bar(self, over_seeds: Spread) -> tuple[float, float] | None:
-        """Return how far the bar of a mean reaches below and above it, within the limits; None for a single seed."""
+        """Return how far a mean's error bar extends below and above it, cut off at `limits`; None for a single seed."""
         if over_seeds.reach is None:
             return None
         low, high = self.limits

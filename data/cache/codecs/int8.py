@@ -44,8 +44,8 @@ class Int8:
         exact = flat(values).astype(np.float64)
         low, high = exact.min(axis=1), exact.max(axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
-            # If the range of a row is larger than FLOAT32_MAX, decoding would overflow at -128 · scale. Such a row gets
-            # an infinite scale, so that `codecs.encode` refuses the block.
+            # If the range of a row is larger than FLOAT32_MAX, the difference of two of its values overflows float32.
+            # Such a row gets an infinite scale, so that `codecs.encode` refuses the block.
             scale = np.where(high - low <= FLOAT32_MAX, (high - low) / 255, np.inf).astype(np.float32)
             offset = (low + 128 * scale.astype(np.float64)).astype(np.float32)
             # The quantised values q are computed from the scale and offset as stored, so that their rounding isn't
