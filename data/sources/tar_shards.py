@@ -37,9 +37,8 @@ def load(split: str, place: Place) -> PhotoSet:
     if place.root is None:
         raise ConfigError("webdataset: expected the place of its files; name it with --data-root")
     pattern = (place.train or "train/*.tar") if split == "train" else (place.test or "val/*.tar")
-    urls = expand(place.root, pattern)
     if place.labels == "none":
-        return _without_labels(split, urls, place)
+        return _without_labels(split, expand(place.root, pattern), place)
     names = _names_of_classes(place)
     num_classes = len(names) if names and place.num_classes is None else place.num_classes
     if num_classes is None:
@@ -49,7 +48,7 @@ def load(split: str, place: Place) -> PhotoSet:
             f"data.num_classes: expected {len(names)}, as data.classes lists, got {num_classes}; leave it out"
         )
     form = LabelForm(place.label or USUAL_LABELS.spec, names)
-    return samples_of(split, urls, num_classes, place, form)
+    return samples_of(split, expand(place.root, pattern), num_classes, place, form)
 
 
 def _without_labels(split: str, urls: Sequence[str], place: Place) -> PhotoSet:

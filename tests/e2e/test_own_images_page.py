@@ -50,7 +50,7 @@ def test_each_section_of_the_page_is_of_a_source_with_these_options(
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
     sections = [Data(**yaml.safe_load(block)["data"]) for block in blocks("yaml") if block.startswith("data:")]
-    assert len(sections) == 7
+    assert len(sections) == 8
     for data in sections:
         hub = data.source.startswith("huggingface:")
         place = Place(None if hub else "images", options=data.options)
