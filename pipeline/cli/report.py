@@ -161,7 +161,7 @@ def report_views(runs: Any, out: Path, teacher_rate: float | None) -> "Analysis"
 
 @_analysis("collapse")
 def report_collapse(runs: Any, out: Path) -> "Analysis":
-    """Plot accuracy and loss over training, which show whether a classifier head collapses.
+    """Plot accuracy and loss, to see a classifier head collapse.
 
     Made to compare three kinds of students: one head trained with both cross-entropy and BinaryKL, two heads trained
     with one of these losses each, and one head trained with only one of them.
@@ -189,7 +189,7 @@ def report_collapse(runs: Any, out: Path) -> "Analysis":
 def report_conflict(
     runs: Any, out: Path, cache: str, samples: int, temperature: float, data: DataOptions, cpu: bool
 ) -> "Analysis":
-    """Measure in which layers the gradients of cross-entropy and of the loss BinaryKL conflict.
+    """Measure in which layers CE and BinaryKL gradients conflict.
 
     Shows where, over the course of training, the two losses pull the classifier and the features in opposite
     directions. The runs must have kept their weights (--set student.keep_every=N).
