@@ -79,22 +79,22 @@ def cache_teacher(
         live = Teacher(trained.network, normalize, processes, recipe=teacher_recipe_of(experiment))
         setting = setting_of(experiment, experiment.student, images, build_objective("ce", {}))
         identity = cache_identity(experiment, images, recipe, setting, trained, normalize, processes.precision, name)
-        plan, code = plan_of(experiment, images, recipe, setting), code_facts(code_of_teacher(experiment))
+        plan, code = plan_of(experiment, images, recipe, setting), code_of_teacher(experiment)
         require_agreement(
             processes,
             lambda: {
                 "cache": experiment.cache.model_dump(mode="json"),
                 "identity": identity.model_dump(mode="json"),
-                **code,
+                **code_facts(code),
                 "options": {"out": out, "name": name, "part": part, "allow_bad": data.allow_bad},
             },
         )
         wanted = Manifest(identity=identity, provenance={}, num_views=plan.num_views, block_rows=plan.block_rows)
         storage = storage_of(out)
-        if _must_state_provenance(storage, wanted, out, processes, code_of_teacher(experiment)):
+        if _must_state_provenance(storage, wanted, out, processes, code):
             test = teacher_test_renderer(experiment, processes.device, data, images)
             accuracy_of, reading = Evaluator(test, normalize, processes), reading_of(experiment, data, images)
-            provenance = code | _provenance(
+            provenance = code_facts(code) | _provenance(
                 experiment, trained.network, accuracy_of, reading, command, has_classifier=gives_logits(setting.teacher)
             )
             wanted = wanted.model_copy(update={"provenance": dict.fromkeys(wanted.signals, provenance)})

@@ -60,10 +60,11 @@ def _recorded(experiment: Experiment, reader: LogitReader | None, images: Images
         raise ConfigError(f"{what}: expected one teacher, got the mean of several; {remedy}")
     if reader is None:
         raise ConfigError(f"{what}: expected its weights, got none; {remedy}")
+    fingerprint = images.fingerprint()
     for signal, provenance in reader.manifest.provenance.items():
         recorded = provenance if isinstance(provenance, Mapping) else {}
         of_teacher = signal == signal_name(name, teachers_own(signal))
-        if of_teacher and recorded.get(TEST_DATA) == images.fingerprint():
+        if of_teacher and recorded.get(TEST_DATA) == fingerprint:
             classes = recorded.get(TEST_CLASSES)
             if _are_classes(classes, len(images), images.num_classes):
                 return torch.tensor(classes, dtype=torch.int64)

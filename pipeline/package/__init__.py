@@ -6,7 +6,7 @@
     dhkd.train_student(SmallNet, "cats.zarr", "dhkd", "runs/small", epochs=30, lr=0.05)
     print(dhkd.report("runs"))
 
-The module of a name is loaded when the name is first used, so that `import dhkd` is fast and doesn't import torch.
+Each name's module is loaded when the name is first used, so that `import dhkd` is fast and doesn't import torch.
 Every error that a user can cause is a `DhkdError` with a one-line message.
 """
 

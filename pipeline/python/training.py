@@ -111,8 +111,7 @@ def train_student(
     cache, and also if code has changed since, unless `allow_changed_code` is set.
     """
     folder = Path(place_to_write(out))
-    tree, chosen, data = _of_student(cache, dataset, test, recipe, teacher, preset, data)
-    chosen |= _objects({MODEL: model, OBJECTIVE: objective})
+    tree, chosen, data = _of_student(model, cache, objective, dataset, test, recipe, teacher, preset, data)
     experiment = built(tree, {**chosen, **below("student", student), **_seeded(seed), **(settings or {})})
     with undisturbed(allow_changed_code=allow_changed_code), weights_of(teacher, teacher_weights) as file:
         return training.train_student(
@@ -165,8 +164,7 @@ def sweep(
     Repeating the call continues where it was interrupted.
     """
     folder = Path(place_to_write(out))
-    tree, chosen, data = _of_student(cache, dataset, test, recipe, teacher, preset, data)
-    chosen |= _objects({MODEL: model, OBJECTIVE: objective})
+    tree, chosen, data = _of_student(model, cache, objective, dataset, test, recipe, teacher, preset, data)
     chosen |= {**below("student", student), **(settings or {})}
     choices = dict(grid or {})
     if seeds is not None:
@@ -208,7 +206,9 @@ def _begun(
 
 # Any: settings are plain values, as YAML stores them.
 def _of_student(
+    model: Model | None,
     cache: str | Path | None,
+    objective: Loss | None,
     dataset: Dataset | None,
     test: Split | None,
     recipe: Views | None,
@@ -225,7 +225,7 @@ def _of_student(
         chosen["teacher.architecture"] = name_of_model(teacher, "teacher")
     elif preset is None and cache is None:
         tree["teacher"]["architecture"] = "none"
-    return tree, chosen, data
+    return tree, chosen | _objects({MODEL: model, OBJECTIVE: objective}), data
 
 
 def _objects(values: Mapping[str, Any]) -> dict[str, object]:  # Any: what users give

@@ -14,7 +14,7 @@ from dhkd.data.own_failures import failed
 from dhkd.stages.models.architecture import AUTO, NO_CLASSIFIER, Architecture
 from dhkd.stages.models.forward_results import features_in, is_one_of_several, logits_in
 from dhkd.stages.models.module_maps import ModuleMaps, candidates, timm_maps
-from dhkd.stages.models.network import Network, Outputs, StageMap, batch_norms_called
+from dhkd.stages.models.network import Network, Outputs, batch_norms_called
 from torch import Tensor, nn
 
 log = logging.getLogger("dhkd")
@@ -103,13 +103,14 @@ class ForeignNetwork(Network):
                 f" teacher.maps, such as {candidates(self.inner)}"
             )
         if not maps:
-            return self._outputs(images_BCHW, ())
+            return self._outputs(images_BCHW)
         self.prepare_maps()
         with self._maps.seen(*images_BCHW.shape[2:]) as seen, _inputs_of_poolings(self.inner) as pooled:
-            outputs = self._outputs(images_BCHW, ())
+            outputs = self._outputs(images_BCHW)
         return outputs._replace(maps=tuple(seen), final=_final(outputs.embedding, [*pooled, seen[-1].after]))
 
-    def _outputs(self, images_BCHW: Tensor, maps: tuple[StageMap, ...]) -> Outputs:
+    def _outputs(self, images_BCHW: Tensor) -> Outputs:
+        """Return the outputs of one forward pass, without maps."""
         calls: list[tuple[object, object]] = []
         handles = []
         if self.head_name is not None:
@@ -128,12 +129,12 @@ class ForeignNetwork(Network):
         if self._features_only:
             features = features_in(result, self.name, len(images_BCHW))
             final = features if features.ndim == 4 else None
-            return Outputs(None, _pooled(features, channels_first=True), maps, final)
+            return Outputs(None, _pooled(features, channels_first=True), (), final)
         logits_BK = logits_in(result, self.name, len(images_BCHW), self.num_classes)
         if not self._has_run and is_one_of_several(result) and not self.of_library:
             log.info("network %s returns several outputs; its logits are the first, or those of that name", self.name)
         self._has_run = True
-        return Outputs(logits_BK, self._embedding(calls, logits_BK, result), maps, None)
+        return Outputs(logits_BK, self._embedding(calls, logits_BK, result), (), None)
 
     def _embedding(self, calls: list[tuple[object, object]], logits_BK: Tensor, result: object) -> Tensor | None:
         """Return the input of the classifier; None if it is unknown which layer classifies."""

@@ -148,7 +148,7 @@ def _module(name: str, inner: nn.Module, path: str) -> nn.Module:
 
 
 def _is_channels_last(inner: nn.Module) -> bool:
-    """Return whether maps are (B, H, W, C), as in Swin Transformers of timm and torchvision."""
+    """Return whether the network's maps have shape (B, H, W, C), as in timm's and torchvision's Swin Transformers."""
     return (
         str(getattr(inner, "output_fmt", "")) == "NHWC"
         or type(inner).__module__ == "torchvision.models.swin_transformer"

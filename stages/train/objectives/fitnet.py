@@ -105,7 +105,7 @@ class FitNet(Objective):
 
 
 def _is_hint(name: str) -> bool:
-    """Return whether a signal is a map on the side that this objective compares."""
+    """Return whether a signal is a map that this objective may compare, i.e. not a map before its activation."""
     signal = parse(name)
     return signal.kind == "map" and not signal.before
 
