@@ -1,4 +1,4 @@
-"""The root package: every public name leads somewhere, for a program and for a type checker."""
+"""The root package: a program can import every public name, and a type checker knows its type."""
 
 import ast
 from importlib import import_module

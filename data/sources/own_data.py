@@ -56,7 +56,7 @@ def _load(name: str, function: Callable[..., Any], split: str, place: Place) -> 
 
 
 def images_of(name: str, split: str, make: Callable[[str], Any], made: Any, place: Place, key: object) -> Images:
-    """Build the image set of a split from `made`, the data set or arrays that own code or a library returned for it.
+    """Build a split's image set from `made`, the data set or the arrays that user code or a library returned for it.
 
     `make` returns the same for another split, and `key` identifies the code that makes all splits.
 

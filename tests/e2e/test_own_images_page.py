@@ -40,7 +40,7 @@ def test_every_preset_of_the_page_is_tested_here(tmp_path: Path) -> None:
 def test_each_section_of_the_page_is_of_a_source_with_these_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_own_code: Path
 ) -> None:
-    """The page's own code is imported as it stands there; a source refuses what it doesn't take, before it reads."""
+    """The code on the page is imported unchanged. A source refuses unknown options before it reads any file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (code,) = blocks("python")
     Path("my_data.py").write_text(code)
