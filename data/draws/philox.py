@@ -26,6 +26,19 @@ class Domain(IntEnum):
     FILE_ORDER = 8
     NEGATIVES = 9
     HELD_OUT = 10
+    CROP = 11
+    POLICY = 12
+    COLOR_JITTER = 13
+    GRAYSCALE = 14
+    BLUR = 15
+    SOLARIZE = 16
+    ERASING = 17
+    VERTICAL_FLIP = 18
+    ROTATION = 19
+    AFFINE = 20
+    MIX_PARTNER = 21
+    MIX_SHARE = 22
+    MIX_BOX = 23
 
 
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:

@@ -6,8 +6,10 @@ from inspect import isclass
 from dhkd.data.errors import ConfigError
 from dhkd.data.options import with_options
 from dhkd.data.own_code import find, running
+from dhkd.data.recipes.augmented import Augmented
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.recipes.operations import OPERATIONS, build_operations
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 
 # The names are the values of `views.kind` in a preset. The fields of a recipe's dataclass are its parameters.
@@ -20,9 +22,18 @@ RECIPES: dict[str, type[Recipe]] = {
 def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
     """Build the recipe that `views.kind` names, with the other keys of `views` as its parameters.
 
-    Raises `ConfigError` for an unknown kind, for own code that is no subclass of `Recipe`, and for missing or unknown
-    parameters.
+    The keys that name pixel operations add these to the recipe. Raises `ConfigError` for an unknown kind, for own code
+    that is no subclass of `Recipe`, and for missing or unknown parameters.
     """
+    operations = build_operations(parameters)
+    geometry = _geometry(kind, {name: value for name, value in parameters.items() if name not in OPERATIONS})
+    if not operations:
+        return geometry
+    return Augmented(geometry.without_end(), operations, int(str(parameters["seed"])))
+
+
+def _geometry(kind: str, parameters: Mapping[str, object]) -> Recipe:
+    """Build the recipe without pixel operations."""
     recipe = find("views.kind", kind, RECIPES)
     if kind in RECIPES:
         return with_options(f"views of kind {kind}", RECIPES[kind], parameters)

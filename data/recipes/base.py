@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from dhkd.data.errors import ConfigError
 from dhkd.data.images.decoding import Photo, photo_of
 from dhkd.data.images.resizing import Interpolation
 from numpy.typing import NDArray
@@ -56,6 +57,18 @@ class Recipe(ABC):
 
         For grey images, the last axis may be left out.
         """
+
+    def without_end(self) -> "Recipe":
+        """Return a recipe without a limit on views, whose first views are those of this one.
+
+        A recipe with a limit on its views overrides this, so that pixel operations and mixing can be added to it.
+        """
+        if self.num_views is not None:
+            raise ConfigError(
+                f"views.kind {self.identity.get('kind')}: expected views without a limit, to which pixel operations or"
+                f" mixing are added, got {self.num_views}; define without_end, or leave them out"
+            )
+        return self
 
     @abstractmethod
     def at_test(self) -> "Recipe":

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dhkd.data.draws.keyed import below, keyed_draws
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.decoding import Photo, pixels_of
@@ -46,9 +47,14 @@ class CropFlip(Recipe):
         return 2 * self.padding + 1
 
     @property
-    def num_views(self) -> int:
-        """The number of different views."""
+    def num_crops(self) -> int:
+        """The number of different crops, a mirrored one counting as another."""
         return self.num_offsets**2 * (2 if self.flip else 1)
+
+    @property
+    def num_views(self) -> int | None:
+        """The number of different views, one for each crop."""
+        return self.num_crops
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -62,8 +68,8 @@ class CropFlip(Recipe):
         }
 
     def orders(self, start: int, stop: int) -> Tensor:
-        """Return the number of the crop that each view of samples `start` to `stop` shows, int16 (N, num_views)."""
-        raw = raw_rows(self.seed, Domain.VIEW, 0, start, stop, self.num_views)
+        """Return the number of the crop that each view of samples `start` to `stop` shows, int16 (N, num_crops)."""
+        raw = raw_rows(self.seed, Domain.VIEW, 0, start, stop, self.num_crops)
         return torch.from_numpy(permutations(raw).astype(np.int16))
 
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
@@ -123,6 +129,10 @@ class CropFlip(Recipe):
         """Return the recipe that leaves images unchanged."""
         return AsTheyAre()
 
+    def without_end(self) -> "CropFlipWithoutEnd":
+        """Return the recipe whose first views are those of this one, and whose further views show random crops."""
+        return CropFlipWithoutEnd(self.padding, self.flip, self.seed)
+
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather.
 
@@ -136,3 +146,42 @@ class CropFlip(Recipe):
             return self.gather(windows, index_B, self.decode(orders[index_B, view_B]))
 
         return render
+
+
+@dataclass(frozen=True)
+class CropFlipWithoutEnd(CropFlip):
+    """Shows the crops of a `CropFlip` in its first `num_crops` views, and in each further view a random crop.
+
+    Pixel operations and mixing make more views than there are crops.
+    """
+
+    @property
+    def num_views(self) -> None:
+        """There is no limit."""
+        return
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Return the draws (dy, dx, flip) of each key, int64 (B, 3): offsets in [0, 2·padding], and flip 0 or 1."""
+        orders = {index: self.orders(index, index + 1)[0] for index in set(index_B.tolist())}
+        element_B = self._further(view_B, index_B)
+        for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):
+            if view < self.num_crops:
+                element_B[row] = orders[index][view]
+        return self.decode(element_B)
+
+    def resident(self, images_NCHW: Tensor) -> Render:
+        """Return a function that renders a whole batch with one gather; it holds what `CropFlip.resident` holds."""
+        device = images_NCHW.device
+        windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)
+
+        def render(view_B: Tensor, index_B: Tensor) -> Tensor:
+            view_B, index_B = view_B.to(device), index_B.to(device)
+            first_B = orders[index_B, view_B.clamp(max=self.num_crops - 1)].long()
+            element_B = torch.where(view_B < self.num_crops, first_B, self._further(view_B, index_B))
+            return self.gather(windows, index_B, self.decode(element_B))
+
+        return render
+
+    def _further(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Return the number of the crop that each view would show if it were a further one, int64 (B,)."""
+        return below(keyed_draws(self.seed, Domain.CROP, view_B, index_B, 1)[:, 0], self.num_crops)

@@ -1,0 +1,81 @@
+"""A recipe with pixel operations: first its crop or box, then each operation, from the draws of the same key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from dhkd.data.images.decoding import Photo
+from dhkd.data.images.resizing import Interpolation
+from dhkd.data.recipes.base import Recipe, Render, rendered
+from dhkd.data.recipes.operations.base import Operation
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmented(Recipe):
+    """Views of `geometry`, a recipe without a limit on views, with `operations` applied to their pixels, in order.
+
+    `operations` are named by their keys in `views`; each uses draws of its own, which the others don't affect.
+    """
+
+    geometry: Recipe
+    operations: Mapping[str, Operation]
+    seed: int
+
+    num_views = None
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]  # a recipe's attribute may be a property
+        """Whether the pixels are the same with all versions of all libraries, as those of the operations are."""
+        return self.geometry.exact
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """The recipe as plain values, which a cache records and compares."""
+        return {**self.geometry.identity, **{name: one.identity for name, one in self.operations.items()}}
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of the pixels; None if images keep their size."""
+        return self.geometry.shape
+
+    def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Return the draws of the geometry and then of each operation, int64 (B, D)."""
+        return torch.cat([self.geometry.draws(view_B, index_B), *self._operation_draws(view_B, index_B)], dim=1)
+
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """Render one decoded image with each row of draws: uint8 (B, H, W, C)."""
+        widths = [one.num_draws for one in self.operations.values()]
+        geometry_draws, *draws = draws_BD.split([draws_BD.shape[1] - sum(widths), *widths], dim=1)
+        pixels_BHWC = torch.from_numpy(np.array(rendered(self.geometry, photo, geometry_draws)))
+        return self._operated(pixels_BHWC.permute(0, 3, 1, 2), draws).permute(0, 2, 3, 1).numpy()
+
+    def at_test(self) -> Recipe:
+        """Return the geometry's recipe for test images, which are not augmented."""
+        return self.geometry.at_test()
+
+    def at_size(self, size: int, interpolation: Interpolation) -> "Augmented | None":
+        """Return a recipe that shows, for every key, the same part of an image at `size` × `size` pixels."""
+        geometry = self.geometry.at_size(size, interpolation)
+        return geometry and Augmented(geometry, self.operations, self.seed)
+
+    def resident(self, images_NCHW: Tensor) -> Render:
+        """Return a function that renders a whole batch at once."""
+        geometry, device = self.geometry.resident(images_NCHW), images_NCHW.device
+
+        def render(view_B: Tensor, index_B: Tensor) -> Tensor:
+            view_B, index_B = view_B.to(device), index_B.to(device)
+            return self._operated(geometry(view_B, index_B), self._operation_draws(view_B, index_B))
+
+        return render
+
+    def _operation_draws(self, view_B: Tensor, index_B: Tensor) -> list[Tensor]:
+        return [one.draws(self.seed, view_B, index_B) for one in self.operations.values()]
+
+    def _operated(self, pixels_BCHW: Tensor, draws: list[Tensor]) -> Tensor:
+        for operation, draws_BD in zip(self.operations.values(), draws, strict=True):
+            pixels_BCHW = operation.apply(pixels_BCHW, draws_BD)
+        return pixels_BCHW.contiguous(memory_format=torch.channels_last)

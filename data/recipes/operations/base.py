@@ -1,0 +1,48 @@
+"""The interface of pixel operations: what happens to a view's pixels after the recipe has cropped or resized them.
+
+An operation's draws come from a domain of its own, so adding an operation changes no draws of others. Its pixels are
+computed from integers with integer arithmetic, so that they are the same for any batch, number of threads and device.
+Definitions (parameters, ranges, probabilities) are torchvision's.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from typing import ClassVar
+
+from dhkd.data.draws.keyed import keyed_draws
+from dhkd.data.draws.philox import Domain
+from torch import Tensor
+
+
+class Operation(ABC):
+    """A pixel operation, a frozen dataclass whose fields are its settings in `views`.
+
+    A change of its draws or pixels needs a new `version`, because caches record that number.
+    """
+
+    domain: ClassVar[Domain]
+    version: ClassVar[int] = 1
+    main_field: ClassVar[str] = "probability"  # the field that a bare word or number sets
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """The operation as plain values, which a cache records and compares."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        return {"version": self.version, **plain}
+
+    @property
+    @abstractmethod
+    def num_draws(self) -> int:
+        """The number of draws for each key."""
+
+    def draws(self, seed: int, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Return the draws of each key, integers in [0, 2³²) as int64 (B, num_draws), on the device of the keys."""
+        return keyed_draws(seed, self.domain, view_B, index_B, self.num_draws)
+
+    @abstractmethod
+    def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
+        """Return the changed pixels, uint8 (B, C, H, W), C = 1 or 3, from pixels and draws on the same device.
+
+        The pixels given are not changed.
+        """
