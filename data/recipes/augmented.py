@@ -49,7 +49,7 @@ class Augmented(Recipe):
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Render one decoded image with each row of draws: uint8 (B, H, W, C)."""
         widths = [one.num_draws for one in self.operations.values()]
-        geometry_draws, *draws = draws_BD.split([draws_BD.shape[1] - sum(widths), *widths], dim=1)
+        geometry_draws, *draws = torch.split(draws_BD, [draws_BD.shape[1] - sum(widths), *widths], dim=1)
         pixels_BHWC = torch.from_numpy(np.array(rendered(self.geometry, photo, geometry_draws)))
         return self._operated(pixels_BHWC.permute(0, 3, 1, 2), draws).permute(0, 2, 3, 1).numpy()
 
@@ -60,7 +60,7 @@ class Augmented(Recipe):
     def at_size(self, size: int, interpolation: Interpolation) -> "Augmented | None":
         """Return a recipe that shows, for every key, the same part of an image at `size` × `size` pixels."""
         geometry = self.geometry.at_size(size, interpolation)
-        return geometry and Augmented(geometry, self.operations, self.seed)
+        return None if geometry is None else Augmented(geometry, self.operations, self.seed)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""
