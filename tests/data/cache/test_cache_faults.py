@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -318,10 +319,18 @@ def test_a_reader_that_looks_all_the_time_sees_nothing_wrong(store: str, step: s
     for attempt in range(3):
         cache = tmp_path / f"{attempt}"
         wanted = prepared(cache, store, step)
+        looks, look = os.pipe()
+
+        def write_while_looked_at(cache: Path = cache, wanted: Manifest = wanted, looks: int = looks) -> None:
+            changes = count()
+            # However slow the reader is, it has looked again before every third change.
+            watch(cache, lambda event: os.read(looks, 1 << 16) if next(changes) % 3 == 0 else None)
+            write(cache, store, wanted)
+
         process = os.fork()
         if not process:
             try:
-                write(cache, store, wanted)
+                write_while_looked_at()
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -330,6 +339,9 @@ def test_a_reader_that_looks_all_the_time_sees_nothing_wrong(store: str, step: s
             ended, status = os.waitpid(process, os.WNOHANG)
             read_or_incomplete(cache, complete_before=step != "begun" or (bool(ended) and status == 0))
             looked += 1
+            os.write(look, b"!")
+        os.close(looks)
+        os.close(look)
         assert os.waitstatus_to_exitcode(status) == 0
         assert looked > 2
 
@@ -557,7 +569,7 @@ def test_two_runs_that_begin_at_once_begin_one_cache(store: str, moment: int, tm
 @every_store
 def test_two_runs_at_once_share_the_work(store: str, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
     notes = [tmp_path / "notes 1", tmp_path / "notes 2"]
-    running = [kills.started(str(tmp_path / "cache"), store, note) for note in notes]
+    running = [kills.started(str(tmp_path / "cache"), store, note, notes) for note in notes]
     assert [kills.ended(process) for process in running] == [0, 0]
     assert kills.contents(str(tmp_path / "cache")) == undisturbed[store]
     assert partials_of(tmp_path) == []
@@ -567,6 +579,7 @@ def test_two_runs_at_once_share_the_work(store: str, undisturbed: dict[str, dict
     }
     # Each meets the other now and then; blocks of milliseconds do so more often than those of seconds.
     assert sum(map(len, computed)) <= 1.75 * BLOCKS
+    assert all(computed), "both had a share"
 
 
 @every_store
@@ -691,7 +704,7 @@ import sys
 from pathlib import Path
 from tests.soak import kills
 notes = [Path(sys.argv[3]) / name for name in ("notes 1", "notes 2")]
-running = [kills.started(sys.argv[1], sys.argv[2], note) for note in notes]
+running = [kills.started(sys.argv[1], sys.argv[2], note, notes) for note in notes]
 sys.exit(any([kills.ended(process) for process in running]))
 """
 
