@@ -303,7 +303,7 @@ def interrupted(call: Callable[[], object], begun: Path) -> None:
 @pytest.mark.parametrize("schedule", ["independent", "cycle"])
 def test_students_go_on_with_the_views_that_they_began_with(schedule: str, weights: Path, tmp_path: Path) -> None:  # noqa: F811
     cache = str(tmp_path / "c.zarr")
-    settings = ("objective=kd", "student.epochs=20", f"student.view_schedule={schedule}")
+    settings = ("objective=kd", "student.epochs=6", f"student.view_schedule={schedule}")
     cache_teacher(experiment_of(), weights, cache, data=DATA, cpu=True)
     whole = trained(tmp_path / "whole", *settings, cache=cache)
     run = tmp_path / "run"

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from dhkd.data.patience import Patience
 from tests import caches, servers
 from tests.caches import complete, damages_of, writer_at
 from tests.disks import small_disk
+from tests.few import few
 from tests.servers import Fault, Flaky, every
 from tests.soak import kills
 
@@ -56,6 +57,14 @@ STEPS: dict[str, tuple[Manifest | None, Manifest]] = {
     "another signal": (manifest_of(1), manifest_of(1, "b.logits")),
 }
 
+# Both stores are begun; what an existing cache adds is tested with one store each, and the other pairs in the soak.
+few_steps = pytest.mark.parametrize(
+    ("store", "step"),
+    few(
+        product(STORES, STEPS),
+        [*((store, "begun") for store in STORES), ("zarr", "another signal"), ("webdataset", "more views")],
+    ),
+)
 every_store = pytest.mark.parametrize("store", STORES)
 every_step = pytest.mark.parametrize("step", STEPS)
 
@@ -226,9 +235,8 @@ def finish(cache: Path, store: str, step: str, finished: dict[str, bytes]) -> No
 # at every change of the file system
 
 
-@every_store
-@every_step
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.soak)])
+@few_steps
+@pytest.mark.parametrize("every", few([1, 5], [5]))
 @pytest.mark.parametrize("error", [pytest.param(None, id="killed"), pytest.param(errno.ENOSPC, id="refused")])
 def test_any_change_may_be_the_last(
     store: str, step: str, error: int | None, every: int, finished: dict[str, bytes], memory: Path
@@ -354,15 +362,14 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-@every_store
-@every_step
+@few_steps
 @pytest.mark.parametrize("options", ["size={}k", "size=1m,nr_inodes={}"], ids=["bytes", "files"])
 def test_a_full_disk_stops_it_anywhere(
     store: str, step: str, options: str, finished: dict[str, bytes], tmp_path: Path
 ) -> None:
     stopped = 0
     with small_disk(tmp_path / "disk", "1m,nr_inodes=1000") as disk:
-        for room in range(1, 200, 4 if "k" in options else 2):
+        for room in range(1, 200, 8 if "k" in options else 4):
             cache = disk / "cache"
             wanted = prepared(cache, store, step)
             used = disk_use(disk)
@@ -668,7 +675,7 @@ def test_puts_that_fail_now_and_then_are_made_again(
     read_all(open_cache(bucket.location))
 
 
-@every_store
+@pytest.mark.parametrize("store", few(STORES, ["webdataset"]))
 @pytest.mark.slow
 def test_puts_that_always_fail_stop_it_anywhere(store: str, s3: servers.S3, proxied: Flaky, tmp_path: Path) -> None:
     write(tmp_path / "cache", store, manifest_of())
@@ -710,7 +717,7 @@ sys.exit(any([kills.ended(process) for process in running]))
 """
 
 
-@every_store
+@pytest.mark.parametrize("store", few(STORES, ["zarr"]))
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work_in_a_bucket(
     store: str,
