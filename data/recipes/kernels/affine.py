@@ -50,11 +50,10 @@ def nearest(pixels_BCHW: Tensor, maps_B6: Tensor) -> Tensor:
     a, b, c, d, e, f = maps_B6[:, :, None, None].unbind(1)
     column_W = torch.arange(width, dtype=torch.int32, device=pixels_BCHW.device)
     row_H1 = torch.arange(height, dtype=torch.int32, device=pixels_BCHW.device)[:, None]
-    x_BHW = (a * column_W + (b * row_H1 + c)) >> BITS
-    y_BHW = (d * column_W + (e * row_H1 + f)) >> BITS
-    # A place outside the source is never negative and small at once, so one comparison finds it on either side.
-    outside_BHW = (x_BHW.clamp(0, width - 1) != x_BHW) | (y_BHW.clamp(0, height - 1) != y_BHW)
-    place_BHW = (y_BHW.mul_(width).add_(x_BHW)).masked_fill_(outside_BHW, 0).long()
-    place_BCS = place_BHW.view(batch, 1, -1).expand(-1, channels, -1)
+    x_BHW = (a * column_W + (b * row_H1 + c)).bitwise_right_shift_(BITS)
+    y_BHW = (d * column_W + (e * row_H1 + f)).bitwise_right_shift_(BITS)
+    near_x_BHW, near_y_BHW = x_BHW.clamp(0, width - 1), y_BHW.clamp(0, height - 1)
+    inside_BHW = (near_x_BHW == x_BHW) & (near_y_BHW == y_BHW)
+    place_BCS = near_y_BHW.mul_(width).add_(near_x_BHW).long().view(batch, 1, -1).expand(-1, channels, -1)
     mapped_BCHW = pixels_BCHW.reshape(batch, channels, -1).gather(2, place_BCS).view(pixels_BCHW.shape)
-    return mapped_BCHW.masked_fill_(outside_BHW[:, None], 0)
+    return mapped_BCHW.mul_(inside_BHW[:, None])

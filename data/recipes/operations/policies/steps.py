@@ -53,10 +53,10 @@ class CompiledSteps:
         pixels_BCHW = pixels_BCHW.contiguous()
         for slot in range(place_BS.shape[1]):
             place_B, further_B = place_BS[order_B, slot].sort(stable=True)
-            order_B, pixels_BCHW = order_B[further_B], pixels_BCHW[further_B]
+            order_B, pixels_BCHW = order_B[further_B], pixels_BCHW.index_select(0, further_B)
             ends = torch.searchsorted(place_B, self._first).tolist()
             self._change(pixels_BCHW, place_B, [slice(*pair) for pair in pairwise((0, *ends, len(place_B)))])
-        return torch.empty_like(pixels_BCHW).index_copy_(0, order_B, pixels_BCHW)
+        return pixels_BCHW.index_select(0, order_B.argsort())
 
     def _change(self, pixels_BCHW: Tensor, place_B: Tensor, rows_of_kinds: list[slice]) -> None:
         """Compute the step of each image, in place; `rows_of_kinds` are the images of each of `KINDS`."""
