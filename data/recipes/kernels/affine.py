@@ -8,12 +8,14 @@ import math
 from fractions import Fraction
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BITS = 16
+ONE = 1 << BITS
 Map = tuple[int, int, int, int, int, int]
 
-IDENTITY: Map = (1 << BITS, 0, 1 << BITS - 1, 0, 1 << BITS, 1 << BITS - 1)
+IDENTITY: Map = (ONE, 0, ONE // 2, 0, ONE, ONE // 2)
 _DIGITS = 15  # of a sine or cosine, as in Pillow: it leaves out what differs from one C library to another
 
 
@@ -39,7 +41,7 @@ def _fixed(a: Fraction, b: Fraction, c: Fraction, d: Fraction, e: Fraction, f: F
     """Return the coefficients of a map of points, for which a pixel's centre lies half a pixel from its corner."""
     c, f = c + (a + b) / 2, f + (d + e) / 2
     first, second, third, fourth, fifth, sixth = (
-        math.floor(value * (1 << BITS) + Fraction(1, 2)) for value in (a, b, c, d, e, f)
+        math.floor(value * ONE + Fraction(1, 2)) for value in (a, b, c, d, e, f)
     )
     return first, second, third, fourth, fifth, sixth
 
@@ -47,13 +49,12 @@ def _fixed(a: Fraction, b: Fraction, c: Fraction, d: Fraction, e: Fraction, f: F
 def nearest(pixels_BCHW: Tensor, maps_B6: Tensor) -> Tensor:
     """Return the mapped pixels, uint8 (B, C, H, W); what lies outside the source is 0. `maps_B6` is int32."""
     batch, channels, height, width = pixels_BCHW.shape
+    # The source gets a border of one black pixel, where all places outside fall.
+    bordered_BCS = F.pad(pixels_BCHW, (1, 1, 1, 1)).view(batch, channels, -1)
     a, b, c, d, e, f = maps_B6[:, :, None, None].unbind(1)
-    column_W = torch.arange(width, dtype=torch.int32, device=pixels_BCHW.device)
-    row_H1 = torch.arange(height, dtype=torch.int32, device=pixels_BCHW.device)[:, None]
-    x_BHW = (a * column_W + (b * row_H1 + c)).bitwise_right_shift_(BITS)
-    y_BHW = (d * column_W + (e * row_H1 + f)).bitwise_right_shift_(BITS)
-    near_x_BHW, near_y_BHW = x_BHW.clamp(0, width - 1), y_BHW.clamp(0, height - 1)
-    inside_BHW = (near_x_BHW == x_BHW) & (near_y_BHW == y_BHW)
-    place_BCS = near_y_BHW.mul_(width).add_(near_x_BHW).long().view(batch, 1, -1).expand(-1, channels, -1)
-    mapped_BCHW = pixels_BCHW.reshape(batch, channels, -1).gather(2, place_BCS).view(pixels_BCHW.shape)
-    return mapped_BCHW.mul_(inside_BHW[:, None])
+    column_W, row_H1 = (torch.arange(side, dtype=torch.int32, device=maps_B6.device) for side in (width, height))
+    row_H1 = row_H1[:, None]
+    x_BHW = (a * column_W + (b * row_H1 + (c + ONE))).bitwise_right_shift_(BITS).clamp_(0, width + 1)
+    y_BHW = (d * column_W + (e * row_H1 + (f + ONE))).bitwise_right_shift_(BITS).clamp_(0, height + 1)
+    place_BCS = y_BHW.mul_(width + 2).add_(x_BHW).long().view(batch, 1, -1).expand(-1, channels, -1)
+    return bordered_BCS.gather(2, place_BCS).view(pixels_BCHW.shape)

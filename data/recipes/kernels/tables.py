@@ -50,14 +50,14 @@ def auto_contrasts(pixels_BCHW: Tensor) -> Tensor:
 def equalizations(pixels_BCHW: Tensor) -> Tensor:
     """Return tables that make each channel's values as evenly frequent as can be, uint8 (B, C, 256)."""
     batch, channels = pixels_BCHW.shape[:2]
-    values_GS = pixels_BCHW.reshape(batch * channels, -1).long()
+    values_GS = pixels_BCHW.flatten(2).flatten(0, 1).long()
     counts_GL = torch.zeros(batch * channels, LEVELS, dtype=torch.int64, device=pixels_BCHW.device)
     counts_GL.scatter_add_(1, values_GS, torch.ones_like(values_GS))
     highest_G1 = values_GS.amax(dim=1, keepdim=True)
-    step_G1 = (values_GS.shape[1] - counts_GL.gather(1, highest_G1)) // 255
-    below_GL = counts_GL.cumsum(dim=1) - counts_GL
+    step_G1 = ((values_GS.shape[1] - counts_GL.gather(1, highest_G1)) // 255).int()
+    below_GL = (counts_GL.cumsum(dim=1) - counts_GL).int()
     equalized = ((step_G1 // 2 + below_GL) // step_G1.clamp(min=1)).clamp(max=255)
-    values = torch.arange(LEVELS, device=pixels_BCHW.device)
+    values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
     return torch.where(step_G1 > 0, equalized, values).to(torch.uint8).view(batch, channels, LEVELS)
 
 

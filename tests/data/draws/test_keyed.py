@@ -58,7 +58,8 @@ def test_the_first_draws_of_a_long_row_do_not_depend_on_how_many_are_asked_for()
 
 def test_tensors_and_arrays_give_the_same_numbers() -> None:
     """On a GPU, tensors are computed with; on a CPU, arrays."""
-    words = [torch.tensor([[0, 5], [1 << 40, 3]]), torch.tensor([[1, 1 << 31], [7, 9]]), torch.full((2, 2), 12)]
-    of_arrays = _philox(2**63 - 1, *(word.numpy() for word in words))
-    for tensor, array in zip(_philox(2**63 - 1, *words), of_arrays, strict=True):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 5, 3), (2, 5, 3), (2, 1, 1), (10, 2, 1, 1))
+    words = [torch.randint(-(1 << 63), (1 << 63) - 1, shape, generator=generator) for shape in shapes]
+    for tensor, array in zip(_philox(*words), _philox(*(word.numpy() for word in words)), strict=True):
         assert tensor.tolist() == array.tolist()
