@@ -1,21 +1,48 @@
 """Draws for any keys (view, index) at once, on the keys' device: the numbers of `philox.raw_rows`, without its order.
 
 A training batch asks for keys in any order, so `raw_rows`, which needs one call for each of them, would be slow. Here
-Philox itself is computed with tensors. Torch has no unsigned 64-bit arithmetic, but sums, products and exclusive ors of
-int64 have the same bits; only shifts to the right have to be masked.
+Philox itself is computed with tensors, or on a CPU with arrays of NumPy. Torch has no unsigned 64-bit arithmetic, but
+sums, products and exclusive ors of int64 have the same bits; only shifts to the right have to be masked.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 import torch
 from dhkd.data.draws.philox import RAW_PER_COUNTER, Domain
+from numpy.typing import NDArray
 from torch import Tensor
 
 BITS = 32  # of a draw: each 64-bit number of Philox gives two draws, the upper half first
+_PER_STEP = 2 * RAW_PER_COUNTER  # draws that one step of the counter gives
+
+Words = TypeVar("Words", Tensor, NDArray[np.int64])
+
+
+def _signed(word: int) -> int:
+    """Return the int64 that has the last 64 bits of a number."""
+    word &= (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word
+
 
 # Philox4x64: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 4.3.
 _ROUNDS = 10
-_MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_MULTIPLIERS = (_signed(0xD2E7470EE14C6C93), _signed(0xCA5A826395121157))
 _KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _HALF_MASK = (1 << BITS) - 1
+
+
+class DrawBlock(NamedTuple):
+    """Which draws are asked for: the first `num` of a row of a domain.
+
+    `row` is the length of the whole row, if that is more than `num`. A row doesn't depend on how many of its draws are
+    asked for, but rows of different lengths are different.
+    """
+
+    domain: Domain
+    num: int
+    row: int | None = None
 
 
 def keyed_draws(seed: int, domain: Domain, view_B: Tensor, index_B: Tensor, num: int) -> Tensor:
@@ -23,12 +50,36 @@ def keyed_draws(seed: int, domain: Domain, view_B: Tensor, index_B: Tensor, num:
 
     For num > 2, row b holds both halves of `raw_rows(seed, domain, view_B[b], index_B[b], …, (num + 1) // 2)`.
     """
-    steps = -(-num // (2 * RAW_PER_COUNTER))
-    counter_BS = index_B[:, None] * steps + torch.arange(steps, device=index_B.device)
-    plane_BS = view_B[:, None].expand_as(counter_BS)
-    raw_BSR = torch.stack(_philox(seed, domain, counter_BS, plane_BS), dim=-1)
-    halves = torch.stack([_upper(raw_BSR), raw_BSR & _HALF_MASK], dim=-1)
-    return halves.reshape(len(index_B), steps * 2 * RAW_PER_COUNTER)[:, :num]
+    return draws_of_blocks(seed, [DrawBlock(domain, num)], view_B, index_B)[0]
+
+
+def draws_of_blocks(seed: int, blocks: Sequence[DrawBlock], view_B: Tensor, index_B: Tensor) -> list[Tensor]:
+    """Return the draws of several blocks as `keyed_draws` does, int64 (B, num) each, at the cost of about one block."""
+    columns = [column for block in blocks for column in _columns(block)]
+    if not columns:
+        return [index_B.new_empty((len(index_B), 0)) for _ in blocks]
+    stride_S, step_S, domain_S = torch.tensor(columns, device=index_B.device).unbind(1)
+    counter_BS = index_B[:, None] * stride_S + step_S
+    zeros_BS = torch.zeros_like(counter_BS)
+    # Numpy's generator adds 1 to the counter first.
+    evens = torch.stack([counter_BS + 1, zeros_BS + domain_S])
+    odds = torch.stack([zeros_BS + view_B[:, None], zeros_BS])
+    multipliers, keys = (torch.tensor(values, device=index_B.device) for values in (_MULTIPLIERS, _keys(seed)))
+    arguments = (evens, odds, multipliers[:, None, None], keys[:, :, None, None])
+    if evens.device.type == "cpu":  # NumPy needs a third of the time: batches are small, and its calls are cheaper
+        even_words, odd_words = (torch.from_numpy(words) for words in _philox(*(one.numpy() for one in arguments)))
+    else:
+        even_words, odd_words = _philox(*arguments)
+    raw_BSR = torch.stack([even_words, odd_words], dim=-1).permute(1, 2, 0, 3)
+    halves_BD = torch.stack([_upper(raw_BSR), raw_BSR & _HALF_MASK], dim=-1).flatten(1)
+    widths = [len(_columns(block)) * _PER_STEP for block in blocks]
+    return [draws_BD[:, : block.num] for block, draws_BD in zip(blocks, halves_BD.split(widths, dim=1), strict=True)]
+
+
+def _columns(block: DrawBlock) -> list[tuple[int, int, int]]:
+    """Return, for each counter that a key needs: the number of counters in a row, its place among them, the domain."""
+    stride = -(-(block.row or block.num) // _PER_STEP)
+    return [(stride, step, int(block.domain)) for step in range(-(-block.num // _PER_STEP))]
 
 
 def below(draws: Tensor, limit: int) -> Tensor:
@@ -45,31 +96,33 @@ def chosen(draws: Tensor, probability: float) -> Tensor:
     return draws < round(probability * (1 << BITS))
 
 
-def _philox(seed: int, domain: Domain, counter: Tensor, plane: Tensor) -> tuple[Tensor, ...]:
-    """Return four numbers for each counter and plane, as numpy's generator does, which adds 1 to the counter first."""
-    words: tuple[Tensor, ...] = (counter + 1, plane, torch.full_like(counter, domain), torch.zeros_like(counter))
-    keys = [seed, 0]
-    for _ in range(_ROUNDS):
-        (high_0, low_0), (high_2, low_2) = _product(words[0], _MULTIPLIERS[0]), _product(words[2], _MULTIPLIERS[1])
-        words = (high_2 ^ words[1] ^ _signed(keys[0]), low_2, high_0 ^ words[3] ^ _signed(keys[1]), low_0)
-        keys = [key + step for key, step in zip(keys, _KEY_STEPS, strict=True)]
-    return words
+def _philox(evens: Words, odds: Words, multipliers: Words, keys: Words) -> tuple[Words, Words]:
+    """Return words 0 and 2 and words 1 and 3 of the result, each (2, …), from those of the counter.
+
+    Both products of a round are computed at once. `multipliers` is (2, 1, 1), `keys` holds one such pair a round.
+    """
+    for key in keys:
+        high, low = _product(evens, multipliers)
+        evens, odds = high[[1, 0]] ^ odds ^ key, low[[1, 0]]
+    return evens, odds
 
 
-def _product(factor: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """Return the upper and the lower 64 bits of a 128-bit product, from products of halves of 32 bits."""
-    high, low = multiplier >> BITS, multiplier & _HALF_MASK
-    factor_high, factor_low = _upper(factor), factor & _HALF_MASK
-    middle = factor_high * low + _upper(factor_low * low)
-    other = factor_low * high + (middle & _HALF_MASK)
-    return factor_high * high + _upper(middle) + _upper(other), factor * _signed(multiplier)
+def _product(factors: Words, multipliers: Words) -> tuple[Words, Words]:
+    """Return the upper and the lower 64 bits of 128-bit products, from products of halves of 32 bits."""
+    high, low = _upper(multipliers), multipliers & _HALF_MASK
+    factors_high, factors_low = _upper(factors), factors & _HALF_MASK
+    middle = factors_high * low + _upper(factors_low * low)
+    other = factors_low * high + (middle & _HALF_MASK)
+    return factors_high * high + _upper(middle) + _upper(other), factors * multipliers
 
 
-def _upper(words: Tensor) -> Tensor:
+def _upper(words: Words) -> Words:
     return (words >> BITS) & _HALF_MASK
 
 
-def _signed(word: int) -> int:
-    """Return the int64 that has the last 64 bits of a number."""
-    word &= (1 << 64) - 1
-    return word - (1 << 64) if word >> 63 else word
+def _keys(seed: int) -> list[list[int]]:
+    """Return the pair of keys of each round."""
+    return [
+        [_signed(start + round_ * step) for start, step in zip((seed, 0), _KEY_STEPS, strict=True)]
+        for round_ in range(_ROUNDS)
+    ]

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from dhkd.data.draws.keyed import draws_of_blocks
 from dhkd.data.images.decoding import Photo
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render, rendered
@@ -73,7 +74,7 @@ class Augmented(Recipe):
         return render
 
     def _operation_draws(self, view_B: Tensor, index_B: Tensor) -> list[Tensor]:
-        return [one.draws(self.seed, view_B, index_B) for one in self.operations.values()]
+        return draws_of_blocks(self.seed, [one.block for one in self.operations.values()], view_B, index_B)
 
     def _operated(self, pixels_BCHW: Tensor, draws: list[Tensor]) -> Tensor:
         for operation, draws_BD in zip(self.operations.values(), draws, strict=True):

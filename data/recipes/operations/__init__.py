@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from dhkd.data.errors import ConfigError
 from dhkd.data.options import with_options
 from dhkd.data.recipes.operations.base import Operation
+from dhkd.data.recipes.operations.policies import build_policy
 from dhkd.data.recipes.operations.solarize import Solarize
 
 # The names are keys of `views` in a preset. Operations are applied in this order.
 OPERATIONS: dict[str, Callable[..., Operation]] = {
+    "policy": build_policy,
     "solarize": Solarize,
 }
 

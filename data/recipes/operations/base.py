@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import fields
 from typing import ClassVar
 
-from dhkd.data.draws.keyed import keyed_draws
+from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.draws.philox import Domain
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Operation(ABC):
 
     domain: ClassVar[Domain]
     version: ClassVar[int] = 1
+    row_draws: ClassVar[int | None] = None  # the most draws that any settings need, if they need more than 8
     main_field: ClassVar[str] = "probability"  # the field that a bare word or number sets
 
     @property
@@ -36,9 +37,14 @@ class Operation(ABC):
     def num_draws(self) -> int:
         """The number of draws for each key."""
 
+    @property
+    def block(self) -> DrawBlock:
+        """The draws of each key."""
+        return DrawBlock(self.domain, self.num_draws, self.row_draws)
+
     def draws(self, seed: int, view_B: Tensor, index_B: Tensor) -> Tensor:
         """Return the draws of each key, integers in [0, 2³²) as int64 (B, num_draws), on the device of the keys."""
-        return keyed_draws(seed, self.domain, view_B, index_B, self.num_draws)
+        return draws_of_blocks(seed, [self.block], view_B, index_B)[0]
 
     @abstractmethod
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:

@@ -8,8 +8,13 @@ from dhkd.data.images.decoding import photo_of
 from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.base import Recipe, rendered
 
-# Every operation alone, with settings that change most pictures.
-ALONE: dict[str, object] = {"solarize": 0.7}
+# Every operation alone, by a name, with settings that change most pictures.
+ALONE: dict[str, dict[str, object]] = {
+    "solarize": {"solarize": 0.7},
+    "randaugment": {"policy": {"name": "randaugment", "num_ops": 4}},
+    "trivialaugment": {"policy": "trivialaugment"},
+    "autoaugment": {"policy": {"name": "autoaugment", "table": "cifar10"}},
+}
 GEOMETRIES: dict[str, dict[str, object]] = {
     "crop-flip": {"padding": 2, "flip": True},
     "random-resized-crop": {"size": 12, "flip": True},
@@ -39,7 +44,7 @@ def one_by_one(recipe: Recipe, view_B: torch.Tensor, index_B: torch.Tensor) -> t
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("operation", ALONE)
 def test_a_key_gives_the_same_bytes_in_any_batch_in_memory_and_from_files(geometry: str, operation: str) -> None:
-    recipe = recipe_of(geometry, **{operation: ALONE[operation]})
+    recipe = recipe_of(geometry, **ALONE[operation])
     view_B, index_B = keys(60)
     render = recipe.resident(IMAGES)
     together = render(view_B, index_B)

@@ -1,0 +1,1 @@
+"""What operations do to pixels, for a whole batch at once, with integer arithmetic alone."""

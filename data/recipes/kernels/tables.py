@@ -1,0 +1,66 @@
+"""Operations that look each value up in a table of 256: the same for all images, or made from an image's own values."""
+
+import math
+from fractions import Fraction
+
+import torch
+from dhkd.data.recipes.kernels.blends import blended, mean_grey, weight_of
+from torch import Tensor
+
+LEVELS = 256
+IDENTITY = list(range(LEVELS))
+
+
+def brightened(factor: Fraction) -> list[int]:
+    """Return the table that multiplies by a factor."""
+    values = torch.arange(LEVELS, dtype=torch.int32)
+    return blended(torch.zeros_like(values), values, torch.tensor(weight_of(factor), dtype=torch.int32)).tolist()
+
+
+def posterized(bits: int) -> list[int]:
+    """Return the table that keeps the upper bits, 0 to 8."""
+    return [value >> 8 - bits << 8 - bits for value in range(LEVELS)]
+
+
+def solarized(threshold: Fraction) -> list[int]:
+    """Return the table that inverts values of at least `threshold`."""
+    least = math.ceil(threshold)
+    return [255 - value if value >= least else value for value in range(LEVELS)]
+
+
+INVERTED = solarized(Fraction(0))
+
+
+def contrasts(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
+    """Return tables that blend with the mean grey of each image, uint8 (B, C, 256)."""
+    values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
+    tables_BL = blended(mean_grey(pixels_BCHW)[:, None], values, weight_B[:, None])
+    return tables_BL[:, None].expand(-1, pixels_BCHW.shape[1], -1)
+
+
+def auto_contrasts(pixels_BCHW: Tensor) -> Tensor:
+    """Return tables that stretch each channel's values to 0 to 255, uint8 (B, C, 256); one value alone stays."""
+    values_BCS = pixels_BCHW.flatten(2)
+    low_BC1, high_BC1 = (bound.int()[..., None] for bound in torch.aminmax(values_BCS, dim=2))
+    values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
+    stretched = ((values - low_BC1) * 255).div((high_BC1 - low_BC1).clamp(min=1), rounding_mode="floor")
+    return torch.where(high_BC1 > low_BC1, stretched.clamp(0, 255), values).to(torch.uint8)
+
+
+def equalizations(pixels_BCHW: Tensor) -> Tensor:
+    """Return tables that make each channel's values as evenly frequent as can be, uint8 (B, C, 256)."""
+    batch, channels = pixels_BCHW.shape[:2]
+    values_GS = pixels_BCHW.flatten(2).flatten(0, 1).long()
+    counts_GL = torch.zeros(batch * channels, LEVELS, dtype=torch.int64, device=pixels_BCHW.device)
+    counts_GL.scatter_add_(1, values_GS, torch.ones_like(values_GS))
+    highest_G1 = values_GS.amax(dim=1, keepdim=True)
+    step_G1 = ((values_GS.shape[1] - counts_GL.gather(1, highest_G1)) // 255).int()
+    below_GL = (counts_GL.cumsum(dim=1) - counts_GL).int()
+    equalized = ((step_G1 // 2 + below_GL) // step_G1.clamp(min=1)).clamp(max=255)
+    values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
+    return torch.where(step_G1 > 0, equalized, values).to(torch.uint8).view(batch, channels, LEVELS)
+
+
+def looked_up(pixels_BCHW: Tensor, tables_BCL: Tensor) -> Tensor:
+    """Return the value that each channel's table has for each pixel, uint8 (B, C, H, W)."""
+    return tables_BCL.gather(2, pixels_BCHW.flatten(2).long()).view(pixels_BCHW.shape)
