@@ -1,7 +1,7 @@
-"""A recipe with pixel operations: first its crop or box, then each operation, from the draws of the same key."""
+"""A recipe with pixel operations or mixing: first its crop or box, then each operation, from the key's own draws."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from dhkd.data.images.decoding import Photo
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render, rendered
+from dhkd.data.recipes.mixing import Mixing
 from dhkd.data.recipes.operations.base import Operation
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,12 +19,14 @@ from torch import Tensor
 class Augmented(Recipe):
     """Views of `geometry`, a recipe without a limit on views, with `operations` applied to their pixels, in order.
 
-    `operations` are named by their keys in `views`; each uses draws of its own, which the others don't affect.
+    `operations` are named by their keys in `views`; each uses draws of its own, which the others don't affect. The
+    pictures are then mixed as `mixing` says, unless it is None.
     """
 
     geometry: Recipe
     operations: Mapping[str, Operation]
     seed: int
+    mixing: Mixing | None = None
 
     num_views = None
 
@@ -35,7 +38,8 @@ class Augmented(Recipe):
     @cached_property
     def identity(self) -> dict[str, object]:
         """The recipe as plain values, which a cache records and compares."""
-        return {**self.geometry.identity, **{name: one.identity for name, one in self.operations.items()}}
+        operations = {name: one.identity for name, one in self.operations.items()}
+        return {**self.geometry.identity, **operations, **({"mix": self.mixing.identity} if self.mixing else {})}
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -60,7 +64,8 @@ class Augmented(Recipe):
     def at_size(self, size: int, interpolation: Interpolation) -> "Augmented | None":
         """Return a recipe that shows, for every key, the same part of an image at `size` × `size` pixels."""
         geometry = self.geometry.at_size(size, interpolation)
-        return geometry and Augmented(geometry, self.operations, self.seed)
+        mixing = self.mixing and replace(self.mixing, drawn_at=self.geometry.shape)
+        return geometry and Augmented(geometry, self.operations, self.seed, mixing)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""
