@@ -25,8 +25,8 @@ MIX = "mix"  # the key of `views` that sets mixing
 def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
     """Build the recipe that `views.kind` names, with the other keys of `views` as its parameters.
 
-    The keys that name pixel operations add these to the recipe, and the key `mix` adds mixing. Raises `ConfigError` for an unknown kind, for own code
-    that is no subclass of `Recipe`, and for missing or unknown parameters.
+    The keys that name pixel operations add these to the recipe, and the key `mix` adds mixing. Raises `ConfigError` for
+    an unknown kind, for own code that is no subclass of `Recipe`, and for missing or unknown parameters.
     """
     operations = build_operations(parameters)
     added = {*OPERATIONS, MIX}

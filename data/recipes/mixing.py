@@ -252,7 +252,7 @@ def _bounds_on(alpha: float, device: torch.device) -> Tensor:
 
 @cache
 def _half_sides(side: int, device: torch.device) -> Tensor:
-    """Return half the side of a box that leaves each share 0 to 256 of an image's area: ⌊side · √(1 − share/256) / 2⌋."""
+    """Return ⌊side · √(1 − share/256) / 2⌋, half the side of a box that leaves a share of the area, for 0 to 256."""
     halves = [isqrt(side * side * (WHOLE - share) // (4 * WHOLE)) for share in range(WHOLE + 1)]
     return torch.tensor(halves, dtype=torch.int64, device=device)
 

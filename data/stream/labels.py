@@ -53,6 +53,14 @@ class Labels:
         """Whether rows may have two classes."""
         return self.second_B is not None
 
+    def shares(self, num_classes: int) -> Tensor:
+        """Return the share of each class in each row, float32 (B, K), as `torch.nn.functional.cross_entropy` takes."""
+        shares_BK = torch.zeros((len(self), num_classes), device=self.classes_B.device)
+        if self.second_B is None or self.weight_B is None:
+            return shares_BK.scatter_(1, self.classes_B[:, None], 1.0)
+        shares_BK.scatter_add_(1, self.classes_B[:, None], self.weight_B[:, None])
+        return shares_BK.scatter_add_(1, self.second_B[:, None], 1 - self.weight_B[:, None])
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Labels":
         """Return new labels, with `change` applied to each tensor, for example to move, clone or gather it."""
         second_B = None if self.second_B is None else change(self.second_B)
