@@ -127,14 +127,11 @@ def test_a_draw_at_a_bound_gives_the_next_share() -> None:
     assert shares_of(draws, 0.8).tolist() == [0, 0, 1, 99, 100, 256, 256]
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference of the two distributions (Kolmogorov and Smirnov), on a grid of 256ths."""
+def same_distribution(one: np.ndarray, other: np.ndarray) -> bool:
+    """Compare two samples as Kolmogorov and Smirnov do, on a grid of 256ths; they pass in 999 of 1,000 cases."""
     grid = (np.arange(256) + 0.5) / 256
-    return float(
-        np.abs(
-            np.searchsorted(np.sort(one), grid) / len(one) - np.searchsorted(np.sort(other), grid) / len(other)
-        ).max()
-    )
+    below = [np.searchsorted(np.sort(sample), grid) / len(sample) for sample in (one, other)]
+    return bool(np.abs(below[0] - below[1]).max() < 1.95 * np.sqrt(1 / len(one) + 1 / len(other)))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +151,7 @@ def test_settings_mean_what_they_mean_in_timm(mixup: float, cutmix: float, proba
     assert not (boxed & blended).any()
     if mixup:
         drawn = mixed.share_B.numpy()[blended] / 256
-        assert distance(drawn, shares[~by_box & mixes]) < 0.01
+        assert same_distribution(drawn, shares[~by_box & mixes])
     if cutmix:  # the area that remains is less than was drawn where the box is cut off: timm's `rand_bbox`
         side = (224 * np.sqrt(1 - shares)).astype(int)
         rng = np.random.default_rng(0)
@@ -163,7 +160,7 @@ def test_settings_mean_what_they_mean_in_timm(mixup: float, cutmix: float, proba
             for middle in rng.integers(224, size=(2, NUM))
         ]
         expected = 1 - kept[0] * kept[1] / 224**2
-        assert distance(mixed.weight_B.numpy()[boxed], expected[by_box & mixes]) < 0.01
+        assert same_distribution(mixed.weight_B.numpy()[boxed], expected[by_box & mixes])
 
 
 def test_boxes_lie_in_the_image_and_their_centres_everywhere() -> None:
