@@ -171,10 +171,10 @@ def test_boxes_lie_in_the_image_and_their_centres_everywhere() -> None:
     assert (top <= bottom).all()
     assert (left <= right).all()
     whole = (top > 0) & (bottom < 20) & (left > 0) & (right < 48) & (areas(mixed) > 0)
-    assert (bottom - top)[whole].unique().tolist() == list(range(2, 18, 2))
+    assert (bottom - top)[whole].unique().tolist() == list(range(2, 20, 2))
     inside = torch.stack([(top <= row) & (row < bottom) for row in range(20)]).float().mean(dim=1)
-    assert inside.min() > 0.35  # the edge is covered too, if less often than the middle
-    assert torch.allclose(inside, inside.flip(0), atol=0.06)
+    assert inside.min() > 0.3  # the edge is covered too, if less often than the middle
+    assert torch.allclose(inside[:19], inside[:19].flip(0), atol=0.01)  # a middle is a pixel's upper left corner
 
 
 def test_a_label_weighs_as_much_as_its_image_shows() -> None:
