@@ -17,6 +17,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo, photo_of
 from dhkd.data.images.resizing import Interpolation
+from dhkd.data.recipes.mixing import Mixing
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +33,9 @@ class Recipe(ABC):
 
     # Whether the pixels are the same with all versions of all libraries, so that any difference is an error.
     exact: bool = False
+    # How pictures of two samples are mixed, or None. `draws`, `pixels` and `resident` are of unmixed pictures; whoever
+    # renders keys mixes them (`Renderer`).
+    mixing: Mixing | None = None
 
     @property
     @abstractmethod

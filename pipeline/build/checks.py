@@ -19,7 +19,7 @@ from dhkd.data.stream.batches import shares
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import expected_record
 from dhkd.pipeline.data_options import DataOptions
@@ -129,6 +129,16 @@ def require_labels(experiment: Experiment, objective: Objective, images: Images)
         f"objective {experiment.objective!r}: expected images with labels, for {terms}, got {images.name} without;"
         f" {remedy}"
     )
+
+
+def require_one_class(experiment: Experiment, objective: Objective) -> None:
+    """Raise `ConfigError` if the preset mixes images and the objective needs one class for each."""
+    if objective.of_one_class and recipe_of(experiment.views).mixing is not None:
+        raise ConfigError(
+            f"objective {experiment.objective!r}: expected images of one class each, for"
+            f" {' and '.join(objective.of_one_class)}, got views that mix images; leave views.mix out, or choose an"
+            f" objective that takes mixed images, such as kd"
+        )
 
 
 def require_batches(section: str, training: Training, images: Images, processes: Processes) -> None:

@@ -23,7 +23,7 @@ from dhkd.pipeline.build.cache import (
     summary_of,
     teacher_in,
 )
-from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_rows
+from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_one_class, require_rows
 from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained
@@ -137,6 +137,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     """
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     require_labels(experiment, objective, source.images)
+    require_one_class(experiment, objective)
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(
             f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"

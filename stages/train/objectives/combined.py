@@ -106,6 +106,11 @@ class Combined(Objective):
         return list(dict.fromkeys([*super().needs_labels, *of_parts]))
 
     @property
+    def of_one_class(self) -> Sequence[str]:  # type: ignore[override]
+        """The names of the methods, among all parts, that need one class for each image."""
+        return [name for _, _, part in self.parts for name in part.of_one_class]
+
+    @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]
         """The components of the teacher's network that the parts need, joined by "and"; None if they need none."""
         return " and ".join(part.takes_of_teacher for _, _, part in self.parts if part.takes_of_teacher) or None

@@ -99,6 +99,8 @@ class Objective(ABC):
     label_smoothing: float = 0.0
     # The terms that are computed from labels. For images without labels, they must have weight 0 and are not computed.
     of_labels: tuple[str, ...] = ("ce",)
+    # The names of the methods that need one class for each image, so that mixed images are refused.
+    of_one_class: Sequence[str] = ()
     # The part of the teacher's network that the objective needs besides signals. If it is None,
     # the objective needs no teacher weights.
     takes_of_teacher: str | None = None

@@ -198,6 +198,7 @@ class CRD(Objective):
 
     of_logits = False
     of_labels = ("ce", "student-contrast", "teacher-contrast")
+    of_one_class = ("crd",)  # negatives are of other classes than the row's, and the memory is by sample
     capturable = False  # negatives are drawn on the host
 
     def __post_init__(self) -> None:
