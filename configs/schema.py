@@ -305,7 +305,6 @@ class Training(Section):
             raise PydanticCustomError("warmup_epochs", "expected 0 with one-cycle, which has a rise of its own")
         return value
 
-
     @field_validator("warmup_lr")
     @classmethod
     def _of_a_warmup(cls, value: float | None, others: ValidationInfo) -> float | None:
@@ -320,7 +319,7 @@ class Training(Section):
         if value is not None and kind in ("constant", "multistep"):
             raise PydanticCustomError(
                 "falling",
-                "expected none with lr_schedule {kind}; choose cosine, linear, polynomial or one-cycle, or leave it out",
+                "expected none with lr_schedule {kind}, which has no lowest rate; choose cosine or leave it out",
                 {"kind": kind},
             )
         return value
@@ -360,7 +359,9 @@ class Training(Section):
         most = others.data.get("batch_size", MAX_BATCH) // 2
         if value is not None and value > most:
             raise PydanticCustomError(
-                "accumulate", "expected at most {most}, so that each part has two of the batch_size rows", {"most": most}
+                "accumulate",
+                "expected at most {most}, so that each part has two of the batch_size rows",
+                {"most": most},
             )
         return value
 

@@ -199,6 +199,7 @@ class CRD(Objective):
     of_logits = False
     of_labels = ("ce", "student-contrast", "teacher-contrast")
     capturable = False  # negatives are drawn on the host
+    remembers_rows = True
 
     def __post_init__(self) -> None:
         require_temperature("crd", self.temperature)
