@@ -26,6 +26,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
 from dhkd.stages.processes import Processes
+from dhkd.stages.train.accumulation import LEAST_ROWS
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor
@@ -152,6 +153,12 @@ def require_batches(section: str, training: Training, images: Images, processes:
             f" {training.batch_size}; use --set {section}.batch_size={len(images)} or fewer"
         )
     shares(len(images), training.batch_size, processes.world_size)
+    parts = training.accumulate or 1
+    if training.batch_size // processes.world_size // parts < LEAST_ROWS:
+        raise ConfigError(
+            f"{section}.accumulate: expected parts of at least {LEAST_ROWS} rows in each of {processes.world_size}"
+            f" processes, got {parts} parts of a batch of {training.batch_size}; use fewer parts or processes"
+        )
 
 
 def require_same_classes(train: Images, test: Images) -> None:

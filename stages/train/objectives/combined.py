@@ -90,6 +90,11 @@ class Combined(Objective):
         return any(part.couples_rows for _, _, part in self.parts)
 
     @property
+    def remembers_rows(self) -> bool:  # type: ignore[override]
+        """Whether any part changes what later rows are compared with."""
+        return any(part.remembers_rows for _, _, part in self.parts)
+
+    @property
     def capturable(self) -> bool:  # type: ignore[override]
         """Whether the steps of all parts can be captured as CUDA graphs."""
         return all(part.capturable for _, _, part in self.parts)
