@@ -9,10 +9,11 @@ Each recipe has a file in this folder and a line in `RECIPES`, and defines the a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.decoding import Photo, photo_of
 from dhkd.data.images.resizing import Interpolation
@@ -25,12 +26,18 @@ ENDLESS = 1 << 31
 # Takes keys view_B and index_B, int64 on any device; returns pixels uint8 (B, C, H, W), channels last in memory.
 Render = Callable[[Tensor, Tensor], Tensor]
 
+# Takes keys and the draws of a recipe's `blocks` for these keys, int64 (B, D); returns pixels as a `Render` does.
+RenderDrawn = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
+
 
 class Recipe(ABC):
     """How views are drawn. A recipe is immutable, and its parameters and seed describe it completely."""
 
     # Whether the pixels are the same with all versions of all libraries, so that any difference is an error.
     exact: bool = False
+
+    # The draws that `resident_drawn` takes, so that they can be computed in one call with those of pixel operations.
+    blocks: Sequence[DrawBlock] = ()
 
     @property
     @abstractmethod
@@ -95,6 +102,14 @@ class Recipe(ABC):
             return torch.from_numpy(np.stack(rows)).to(images_NCHW.device).permute(0, 3, 1, 2)
 
         return render
+
+    def resident_drawn(self, images_NCHW: Tensor) -> RenderDrawn:
+        """Return a function that renders as that of `resident` does, from the draws of `blocks`.
+
+        A recipe that sets `blocks` overrides this.
+        """
+        render = self.resident(images_NCHW)
+        return lambda view_B, index_B, draws: render(view_B, index_B)
 
 
 def rendered(recipe: Recipe, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dhkd.data.draws.keyed import below, keyed_draws
+from dhkd.data.draws.keyed import DrawBlock, below, draws_of_blocks
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.decoding import Photo, pixels_of
-from dhkd.data.recipes.base import Recipe, Render
+from dhkd.data.recipes.base import Recipe, Render, RenderDrawn
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from numpy.typing import NDArray
 from torch import Tensor
@@ -155,6 +155,8 @@ class CropFlipWithoutEnd(CropFlip):
     Pixel operations and mixing make more views than there are crops.
     """
 
+    blocks = (DrawBlock(Domain.CROP, 1),)
+
     @property
     def num_views(self) -> None:
         """There is no limit."""
@@ -163,7 +165,7 @@ class CropFlipWithoutEnd(CropFlip):
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
         """Return the draws (dy, dx, flip) of each key, int64 (B, 3): offsets in [0, 2·padding], and flip 0 or 1."""
         orders = {index: self.orders(index, index + 1)[0] for index in set(index_B.tolist())}
-        element_B = self._further(view_B, index_B)
+        element_B = self._further(draws_of_blocks(self.seed, self.blocks, view_B, index_B))
         for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):
             if view < self.num_crops:
                 element_B[row] = orders[index][view]
@@ -171,17 +173,25 @@ class CropFlipWithoutEnd(CropFlip):
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather; it holds what `CropFlip.resident` holds."""
-        device = images_NCHW.device
-        windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)
+        render, device = self.resident_drawn(images_NCHW), images_NCHW.device
 
-        def render(view_B: Tensor, index_B: Tensor) -> Tensor:
+        def draw_and_render(view_B: Tensor, index_B: Tensor) -> Tensor:
             view_B, index_B = view_B.to(device), index_B.to(device)
+            return render(view_B, index_B, draws_of_blocks(self.seed, self.blocks, view_B, index_B))
+
+        return draw_and_render
+
+    def resident_drawn(self, images_NCHW: Tensor) -> RenderDrawn:
+        """Return a function that renders a whole batch with one gather; it holds what `CropFlip.resident` holds."""
+        windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(images_NCHW.device)
+
+        def render(view_B: Tensor, index_B: Tensor, draws: list[Tensor]) -> Tensor:
             first_B = orders[index_B, view_B.clamp(max=self.num_crops - 1)].long()
-            element_B = torch.where(view_B < self.num_crops, first_B, self._further(view_B, index_B))
+            element_B = torch.where(view_B < self.num_crops, first_B, self._further(draws))
             return self.gather(windows, index_B, self.decode(element_B))
 
         return render
 
-    def _further(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+    def _further(self, draws: list[Tensor]) -> Tensor:
         """Return the number of the crop that each view would show if it were a further one, int64 (B,)."""
-        return below(keyed_draws(self.seed, Domain.CROP, view_B, index_B, 1)[:, 0], self.num_crops)
+        return below(draws[0][:, 0], self.num_crops)
