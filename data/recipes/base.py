@@ -26,7 +26,8 @@ ENDLESS = 1 << 31
 # Takes keys view_B and index_B, int64 on any device; returns pixels uint8 (B, C, H, W), channels last in memory.
 Render = Callable[[Tensor, Tensor], Tensor]
 
-# Takes keys and the draws of a recipe's `blocks` for these keys, int64 (B, D); returns pixels as a `Render` does.
+# Takes keys and the draws of a recipe's `blocks` for these keys, int64 (B, D); returns pixels
+# uint8 (B, C, H, W) in any memory layout.
 RenderDrawn = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
 
 
@@ -104,7 +105,7 @@ class Recipe(ABC):
         return render
 
     def resident_drawn(self, images_NCHW: Tensor) -> RenderDrawn:
-        """Return a function that renders as that of `resident` does, from the draws of `blocks`.
+        """Return a function that renders as that of `resident` does, from the draws of `blocks`, in any memory layout.
 
         A recipe that sets `blocks` overrides this.
         """

@@ -88,33 +88,38 @@ class CropFlip(Recipe):
         position_B, flip_B = element_B // flips, element_B % flips
         return torch.stack([position_B // self.num_offsets, position_B % self.num_offsets, flip_B], dim=1)
 
-    def windows(self, images_NCHW: Tensor) -> Tensor:
+    def windows(self, images_NCHW: Tensor, *, planar: bool = False) -> Tensor:
         """Return every crop of every image as a strided tensor over padded copies: plain and, with flips, mirrored.
 
-        The result is uint8 (N, flips, num_offsets, num_offsets, H, W·C); `flips` is 2 if `flip` is true, else 1. The
-        innermost axis is a contiguous run of bytes, so that gathering a batch is several times faster than indexing
-        pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes for each copy of an image, where p is the padding
-        and C the number of channels.
+        The result is uint8 (N, flips, num_offsets, num_offsets, H, W·C), or (…, C, H, W) if `planar` is true; `flips`
+        is 2 if `flip` is true, else 1. The innermost axis is a contiguous run of bytes, so that gathering a batch is
+        several times faster than indexing pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes for each copy of
+        an image, where p is the padding and C the number of channels.
         """
         num, channels, height, width = images_NCHW.shape
         padded = F.pad(images_NCHW.contiguous(), (self.padding,) * 4)  # takes 1.5 times as long in other layouts
-        copies = [padded, padded.flip(-1)] if self.flip else [padded]
-        stored = torch.stack(copies, dim=1).permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
+        copies = torch.stack([padded, padded.flip(-1)] if self.flip else [padded], dim=1)
+        shape = (num, copies.shape[1], self.num_offsets, self.num_offsets)
+        if planar:
+            per_image, per_copy, per_plane, per_row, _ = copies.stride()
+            strides = (per_image, per_copy, per_row, 1, per_plane, per_row, 1)
+            return copies.as_strided((*shape, channels, height, width), strides)
+        stored = copies.permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
         per_image, per_copy, per_row, per_pixel, _ = stored.stride()
-        return stored.as_strided(
-            (num, len(copies), self.num_offsets, self.num_offsets, height, width * channels),
-            (per_image, per_copy, per_row, per_pixel, per_row, 1),
-        )
+        strides = (per_image, per_copy, per_row, per_pixel, per_row, 1)
+        return stored.as_strided((*shape, height, width * channels), strides)
 
     def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
         """Gather B crops from `windows`: crop b is of image `row_B[b]`, as `draws[b]` (dy, dx, flip) describes.
 
-        The result is uint8 (B, C, H, W), channels last in memory.
+        The result is uint8 (B, C, H, W), channels last in memory unless the windows are planar.
         """
         dy_B, dx_B, flip_B = draws.unbind(1)
         # A mirrored crop is a crop of the mirrored image, with dx counted from the other side.
         dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
-        batch = windows[row_B, flip_B, dy_B, dx_B]
+        batch = _at(windows, (row_B, flip_B, dy_B, dx_B))
+        if batch.ndim == 4:
+            return batch
         _, height, row_bytes = batch.shape
         channels = windows.stride(3)
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
@@ -148,6 +153,13 @@ class CropFlip(Recipe):
         return render
 
 
+def _at(windows: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Return `windows[places]`. NumPy copies a run of bytes at once, while torch copies byte by byte on a CPU."""
+    if windows.device.type == "cpu":
+        return torch.from_numpy(windows.numpy()[tuple(place.numpy() for place in places)])
+    return windows[places]
+
+
 @dataclass(frozen=True)
 class CropFlipWithoutEnd(CropFlip):
     """Shows the crops of a `CropFlip` in its first `num_crops` views, and in each further view a random crop.
@@ -177,13 +189,16 @@ class CropFlipWithoutEnd(CropFlip):
 
         def draw_and_render(view_B: Tensor, index_B: Tensor) -> Tensor:
             view_B, index_B = view_B.to(device), index_B.to(device)
-            return render(view_B, index_B, draws_of_blocks(self.seed, self.blocks, view_B, index_B))
+            pixels_BCHW = render(view_B, index_B, draws_of_blocks(self.seed, self.blocks, view_B, index_B))
+            return pixels_BCHW.contiguous(memory_format=torch.channels_last)
 
         return draw_and_render
 
     def resident_drawn(self, images_NCHW: Tensor) -> RenderDrawn:
         """Return a function that renders a whole batch with one gather; it holds what `CropFlip.resident` holds."""
-        windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(images_NCHW.device)
+        # Operations on pixels work on planes.
+        windows = self.windows(images_NCHW, planar=True)
+        orders = self.orders(0, len(images_NCHW)).to(images_NCHW.device)
 
         def render(view_B: Tensor, index_B: Tensor, draws: list[Tensor]) -> Tensor:
             first_B = orders[index_B, view_B.clamp(max=self.num_crops - 1)].long()

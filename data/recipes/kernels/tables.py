@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 
 import torch
-from dhkd.data.recipes.kernels.blends import blended, mean_grey, weight_of
+from dhkd.data.recipes.kernels.blends import blended, mean_of, weight_of
 from torch import Tensor
 
 LEVELS = 256
@@ -31,20 +31,22 @@ def solarized(threshold: Fraction) -> list[int]:
 INVERTED = solarized(Fraction(0))
 
 
-def contrasts(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
-    """Return tables that blend with the mean grey of each image, uint8 (B, C, 256)."""
-    values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
-    tables_BL = blended(mean_grey(pixels_BCHW)[:, None], values, weight_B[:, None])
-    return tables_BL[:, None].expand(-1, pixels_BCHW.shape[1], -1)
+def contrasts(grey_B1HW: Tensor, weight_B: Tensor) -> Tensor:
+    """Return tables that blend with the mean of each image's grey values, uint8 (B, 256)."""
+    values = torch.arange(LEVELS, dtype=torch.int32, device=grey_B1HW.device)
+    return blended(mean_of(grey_B1HW), values, weight_B[:, None])
 
 
 def auto_contrasts(pixels_BCHW: Tensor) -> Tensor:
-    """Return tables that stretch each channel's values to 0 to 255, uint8 (B, C, 256); one value alone stays."""
-    values_BCS = pixels_BCHW.flatten(2)
-    low_BC1, high_BC1 = (bound.int()[..., None] for bound in torch.aminmax(values_BCS, dim=2))
+    """Return tables that stretch each channel's values to 0 to 255, uint8 (B, C, 256); one value alone stays.
+
+    What tables hold for values that do not occur has no meaning.
+    """
+    low_BC1, high_BC1 = (bound.int()[..., None] for bound in torch.aminmax(pixels_BCHW.flatten(2), dim=2))
     values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
-    stretched = ((values - low_BC1) * 255).div((high_BC1 - low_BC1).clamp(min=1), rounding_mode="floor")
-    return torch.where(high_BC1 > low_BC1, stretched.clamp(0, 255), values).to(torch.uint8)
+    spread_BC1 = high_BC1 - low_BC1
+    stretched_BCL = (values - low_BC1).mul_(255).div_(spread_BC1.clamp(min=1), rounding_mode="floor")
+    return torch.where(spread_BC1 > 0, stretched_BCL, values).to(torch.uint8)
 
 
 def equalizations(pixels_BCHW: Tensor) -> Tensor:
