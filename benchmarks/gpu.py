@@ -174,6 +174,6 @@ def _stage_one(images: ImageSet, renderer: ResidentRenderer, folder: Path, proce
         manifest = manifest_of(views, len(images), NUM_CLASSES, block_rows)
         writer = writer_at(folder / f"stage-one-{number}.zarr", manifest)
         written = write_blocks(teacher, renderer, writer, batch_size=2048, processes=processes)
-        seconds.append(written.seconds * RECIPE.num_views / views * SAMPLES / len(images))
+        seconds.append(written.seconds * RECIPE.num_crops / views * SAMPLES / len(images))
     detail = f"resnet32x4, batch 2048, {processes.precision}, {views} views × {len(images):,} written, reckoned for all"
-    return middle(f"gpu: caching {RECIPE.num_views} views", seconds[1:], "s", detail, at_most=180.0)
+    return middle(f"gpu: caching {RECIPE.num_crops} views", seconds[1:], "s", detail, at_most=180.0)

@@ -16,6 +16,7 @@ from dhkd.data.cache.reader import open_cache
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.recipes.base import Recipe
+from dhkd.data.recipes.unaugmented import AsTheyAre
 from dhkd.data.render import Keys, Normalization
 from dhkd.data.sources.image_folder import FolderFiles
 from dhkd.data.stream.batches import Stream
@@ -37,6 +38,7 @@ class SheetRenderer:
     device = CPU
     in_memory = False
     exact = True
+    recipe = AsTheyAre()
     unreadable: Mapping[str, str] = {}
 
     def __init__(self, images: PhotoSet) -> None:

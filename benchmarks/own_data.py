@@ -49,7 +49,7 @@ def _arrays(setup: Setup) -> list[Figure]:
 
     def render(pixels: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         for _ in range(RENDERED):
-            view_B = torch.randint(RECIPE.num_views, (BATCH,), generator=generator)
+            view_B = torch.randint(RECIPE.num_crops, (BATCH,), generator=generator)
             pixels(view_B, torch.randint(setup.sizes.render_samples, (BATCH,), generator=generator))
 
     names = ("arrays", "cifar100")

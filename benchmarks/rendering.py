@@ -26,7 +26,7 @@ def rendering(setup: Setup) -> list[Figure]:
 
     def render() -> None:
         for _ in range(RENDERED):
-            view_B = torch.randint(RECIPE.num_views, (BATCH,), generator=generator)
+            view_B = torch.randint(RECIPE.num_crops, (BATCH,), generator=generator)
             index_B = torch.randint(len(images), (BATCH,), generator=generator)
             normalize(renderer.pixels(view_B, index_B))
 

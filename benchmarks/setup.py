@@ -46,7 +46,7 @@ class Sizes:
 
 FULL = Sizes(
     samples=5_000,
-    views=RECIPE.num_views,
+    views=RECIPE.num_crops,
     blocks_per_view=3,  # gives as many files as a cache of CIFAR-100 with all views and blocks of 4 MiB
     batch_sizes=(64, 128),
     step_rounds=60,

@@ -28,7 +28,7 @@ def together(setup: Setup) -> list[Figure]:
     student on all threads. This gain is the time lost when a network's layers are divided among threads.
     """
     rounds, batch_size = setup.sizes.together_rounds, setup.batch_size
-    stream = stream_of(setup.renderer(), NoSignals(RECIPE.num_views), batch_size)
+    stream = stream_of(setup.renderer(), NoSignals(RECIPE.num_crops), batch_size)
     loops = [Loop("ce", stream, setup.processes, alone=False) for _ in range(STUDENTS)]
     batches = batches_of(stream)
     threads = torch.get_num_threads()
@@ -112,7 +112,7 @@ def _train_on_command(parent: Connection, threads: int, batch_size: int) -> None
     torch.set_num_threads(threads)
     processes = Processes("float32", cpu=True)
     renderer = ResidentRenderer(random_images(500, 100), RECIPE, processes.device)
-    loop = Loop("ce", stream_of(renderer, NoSignals(RECIPE.num_views), batch_size), processes)
+    loop = Loop("ce", stream_of(renderer, NoSignals(RECIPE.num_crops), batch_size), processes)
     while steps := parent.recv():
         for _ in range(steps):
             loop.step()

@@ -6,7 +6,7 @@ long because it holds every setting, each with its limits and its description.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,13 +45,17 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the settings of `_later` that are not set."""
-        fields = type(self).model_fields
+        """Leave out the settings of `_later` that are not set, and those that have no effect."""
+        fields, unused = type(self).model_fields, self.without_effect()
         return {
             key: value
             for key, value in dump(self).items()
-            if value is not None or key not in fields or not fields[key].json_schema_extra
+            if key not in unused and (value is not None or key not in fields or not fields[key].json_schema_extra)
         }
+
+    def without_effect(self) -> Collection[str]:
+        """Return the settings that have no effect beside the others, which are not recorded."""
+        return ()
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -170,8 +174,29 @@ class Views(Section):
         return {**differing, "seed": self.seed}
 
 
+class Optimizer(Section):
+    """An optimizer by name; every other key is one of its options, which the optimizer checks."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain YAML values
+
+    main_field = "name"
+    name: str = Field(min_length=1)
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """The optimizer's arguments besides the settings beside it, such as lr and weight_decay."""
+        return dict(self.__pydantic_extra__)
+
+
+SGD = "sgd"  # the default optimizer, which has momentum and nesterov among the settings of `Training`
+
+
 class Training(Section):
-    """How one network is trained: SGD and its schedule. `batch_size` is the total over all compute processes."""
+    """How one network is trained: its optimizer and schedule.
+
+    `batch_size` is the number of samples in an update, in all compute processes together.
+    """
 
     main_field = "architecture"
     architecture: str
@@ -185,15 +210,30 @@ class Training(Section):
     batch_size: int = Field(64, ge=2, le=MAX_BATCH)
     # A rate that is too high ends in a loss that is not finite. Beyond these bounds float32 overflows or nothing moves.
     lr: float = Field(ge=1e-12, le=1e30)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
+    optimizer: Optimizer | None = _later(
+        "a name with options, such as {name: adamw, betas: [0.9, 0.95]}; null: sgd; see docs/training.md"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; other optimizers have it among their options")
+    nesterov: bool = Field(False, description="of sgd, too")
     weight_decay: float = Field(5e-4, ge=0, le=10)
-    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle"] = "multistep"
+    no_decay: Literal["norms-and-biases"] | None = _later(
+        "norms-and-biases: no weight decay for one-dimensional parameters, biases, and those that the network lists in"
+        " no_weight_decay(); null: it applies to all parameters"
+    )
+    layer_decay: float | None = _later(
+        "factor of the learning rate from each layer to the one before it; null: 1", gt=0, le=1
+    )
+    accumulate: int | None = _later("number of parts in which a batch is computed; null: 1", ge=1, le=MAX_BATCH // 2)
+    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle", "linear", "polynomial"] = "multistep"
     milestones: tuple[int, ...] = Field(
         (), description="rising epochs, from 0, at whose start the learning rate is multiplied by gamma"
     )
     gamma: float = Field(0.1, ge=1e-6, le=1)
     warmup_epochs: float = Field(0, ge=0)
+    warmup_lr: float | None = _later("rate of the first step of the warm-up; null: just above 0", ge=0, le=1e30)
+    min_lr: float | None = _later("rate at the end of a falling schedule; null: 0", ge=0, le=1e30)
+    cooldown_epochs: float | None = _later("last epochs, in which the rate stays at min_lr; null: 0", gt=0)
+    lr_power: float | None = _later("exponent of the polynomial schedule; null: 1", gt=0, le=100)
     clip_norm: float | None = Field(None, ge=1e-6, le=1e6)
     precision: Precision = "auto"
     channels: Literal[1, 3] | None = _later("input channels, to which images are converted; null: those of the images")
@@ -205,6 +245,30 @@ class Training(Section):
         ge=1,
         description="keep the weights of every N-th epoch in the run's folder, for reports over training",
     )
+
+    def without_effect(self) -> Collection[str]:
+        """Return the options of SGD if another optimizer is named."""
+        return () if self.optimizer is None or self.optimizer.name == SGD else ("momentum", "nesterov")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: one for key, one in value.items() if one is not None or key not in ("momentum", "nesterov")}
+
+    @field_validator("momentum", "nesterov")
+    @classmethod
+    def _of_sgd(cls, value: Any, others: ValidationInfo) -> Any:
+        optimizer = others.data.get("optimizer")
+        if optimizer is not None and optimizer.name != SGD:
+            raise PydanticCustomError(
+                "of_sgd",
+                "expected none with optimizer {name}, whose options stand beside its name; leave it out, or set it to"
+                " null if the preset sets it",
+                {"name": optimizer.name},
+            )
+        return value
 
     @field_validator("maps", mode="before")
     @classmethod
@@ -239,6 +303,66 @@ class Training(Section):
             )
         if value > 0 and others.data.get("lr_schedule") == "one-cycle":
             raise PydanticCustomError("warmup_epochs", "expected 0 with one-cycle, which has a rise of its own")
+        return value
+
+    @field_validator("warmup_lr")
+    @classmethod
+    def _of_a_warmup(cls, value: float | None, others: ValidationInfo) -> float | None:
+        if value is not None and others.data.get("warmup_epochs") == 0:
+            raise PydanticCustomError("warmup_lr", "expected warmup_epochs above 0 beside it, which it begins")
+        return value
+
+    @field_validator("min_lr", "cooldown_epochs")
+    @classmethod
+    def _of_a_falling_schedule(cls, value: float | None, others: ValidationInfo) -> float | None:
+        kind = others.data.get("lr_schedule")
+        if value is not None and kind in ("constant", "multistep"):
+            raise PydanticCustomError(
+                "falling",
+                "expected none with lr_schedule {kind}, which has no lowest rate; choose cosine or leave it out",
+                {"kind": kind},
+            )
+        return value
+
+    @field_validator("min_lr")
+    @classmethod
+    def _below_the_rate(cls, value: float | None, others: ValidationInfo) -> float | None:
+        if value is not None and value > others.data.get("lr", math.inf):
+            raise PydanticCustomError("min_lr", "expected at most lr ({lr})", {"lr": others.data["lr"]})
+        return value
+
+    @field_validator("cooldown_epochs")
+    @classmethod
+    def _after_the_fall(cls, value: float | None, others: ValidationInfo) -> float | None:
+        if value is None:
+            return value
+        if others.data.get("min_lr", math.inf) in (None, 0):
+            raise PydanticCustomError("cooldown_epochs", "expected min_lr above 0 beside it, the rate of these epochs")
+        left = others.data.get("epochs", math.inf) - others.data.get("warmup_epochs", 0)
+        if value > left:
+            raise PydanticCustomError(
+                "cooldown_epochs", "expected at most the {left} epochs after the warm-up", {"left": left}
+            )
+        return value
+
+    @field_validator("lr_power")
+    @classmethod
+    def _of_polynomial(cls, value: float | None, others: ValidationInfo) -> float | None:
+        kind = others.data.get("lr_schedule", "polynomial")
+        if value is not None and kind != "polynomial":
+            raise PydanticCustomError("lr_power", "expected none with lr_schedule {kind}", {"kind": kind})
+        return value
+
+    @field_validator("accumulate")
+    @classmethod
+    def _parts_of_two(cls, value: int | None, others: ValidationInfo) -> int | None:
+        most = others.data.get("batch_size", MAX_BATCH) // 2
+        if value is not None and value > most:
+            raise PydanticCustomError(
+                "accumulate",
+                "expected at most {most}, so that each part has two of the batch_size rows",
+                {"most": most},
+            )
         return value
 
 

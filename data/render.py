@@ -75,6 +75,10 @@ class Renderer(Protocol):
         """The data set."""
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe. If it mixes, the renderer mixes the pictures."""
+
+    @property
     def device(self) -> torch.device:
         """The device of the pixels."""
 

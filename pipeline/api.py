@@ -19,6 +19,7 @@ from dhkd.data.cache.reader import LogitReader, open_cache
 from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import CacheMismatch, ConfigError, unknown
 from dhkd.data.sources import SPLITS
+from dhkd.data.stream.labels import labels_of_keys
 from dhkd.data.stream.signals import Signals
 from dhkd.pipeline.build.cache import LOGITS, cached_names, of_views, reader_of, signals_of
 from dhkd.pipeline.build.checks import labels_of, require_cache
@@ -31,6 +32,7 @@ from dhkd.pipeline.python.objects import Views, views_of
 from dhkd.pipeline.python.own_data import Dataset as Own
 from dhkd.pipeline.python.own_data import Split, settings_of_data
 from dhkd.pipeline.python.settings import Settings, built
+from torch import Tensor
 from torch.utils.data import Dataset
 
 __all__ = ["DataOptions", "DistillationSet", "LogitReader", "open_cache"]
@@ -49,10 +51,11 @@ class DistillationSet(Dataset[Item]):
     """A training set with a teacher's cached signals, or the test set that goes with it, all on the CPU.
 
     An item is (image, label, logits): the image is float32 (C, H, W), normalised as the student sees it, and the logits
-    are float32 (K,). The item equals what `train-student` gives its student for the same view and index. After
-    `set_epoch`, each sample shows the view that the schedule `student.view_schedule` and the `seed` choose for this
-    epoch. The schedule `cycle` keeps one view of the cache in memory; the other schedules keep all views.
-    `student.window` only affects the order, so it is ignored.
+    are float32 (K,). If the recipe mixes images, the label is the share of each class, float32 (K,), such as
+    `torch.nn.functional.cross_entropy` takes. The item equals what `train-student` gives its student for the same view
+    and index. After `set_epoch`, each sample shows the view that the schedule `student.view_schedule` and the `seed`
+    choose for this epoch. The schedule `cycle` keeps one view of the cache in memory; the other schedules keep all
+    views. `student.window` only affects the order, so it is ignored.
 
     The constructor takes the settings of a preset: `preset` and `overrides` are as on the command line. `from_cache`
     takes the settings that the cache records. `cache` is a path or URL. If your loop uses only the softmax of the
@@ -206,7 +209,7 @@ class DistillationSet(Dataset[Item]):
         (pixels_BCHW,) = self._renderer.render([(view_B, index_B)])
         parts: list[Iterable[Any]] = [
             self._normalize(pixels_BCHW),
-            self._labels_N[index_B].tolist(),
+            self._labels(view_B, index_B),
         ]
         if self._signals is not None:
             signals = self._signals.gather(view_B, index_B)
@@ -215,6 +218,12 @@ class DistillationSet(Dataset[Item]):
             else:
                 parts.append([dict(zip(signals, row, strict=True)) for row in zip(*signals.values(), strict=True)])
         return list(zip(*parts, strict=True))
+
+    def _labels(self, view_B: Tensor, index_B: Tensor) -> Iterable[Any]:
+        """Return each item's label: a class or, if pictures are mixed, the share of each class."""
+        if self._recipe.mixing is None or self._renderer.images.labels_N is None:
+            return self._labels_N[index_B].tolist()
+        return labels_of_keys(self._labels_N, self._renderer, view_B, index_B).shares(self.num_classes)
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(

@@ -107,6 +107,7 @@ def cache_teacher(
             batch_size=experiment.cache.batch_size,
             processes=processes,
             views_at_once=1 if renderer.in_memory else experiment.cache.views_at_once,
+            group=1 if renderer.in_memory or recipe.mixing is None else recipe.mixing.group,
             part=part,
         )
         files = unreadable_files(renderer, processes)

@@ -118,7 +118,7 @@ def _teacher_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bo
 
 def _student_rate(experiment: Experiment, num_classes: int, pixels: int, cpu: bool) -> tuple[float, Conditions]:
     settings = experiment.student
-    rows = settings.batch_size
+    rows = settings.batch_size // (settings.accumulate or 1)  # as many as are computed at a time
     processes = Processes(resolve_precision(settings.precision, cpu)[0], cpu)
     try:
         setting = setting_without_data(experiment, num_classes)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.codecs import row_bytes
+from dhkd.data.errors import ConfigError
 from dhkd.pipeline.build.cache import codec_of_signal
+from dhkd.pipeline.build.checks import require_one_class
 from dhkd.pipeline.build.training import student_of
 from dhkd.pipeline.fits import misfit, setting_for, trial_teacher
 from dhkd.pipeline.sizes import data_size_of, setting_without_data
@@ -24,9 +26,9 @@ class Method:
     """What a method needs from the teacher, and what the method adds to the student.
 
     The fields are the keys of `dhkd methods --json`. `stands_against` is None if the method runs for the preset's two
-    networks. Otherwise it gives the reason in one line, and the signals and numbers are empty. `row_bytes` and
-    `view_bytes` are the size of all signals, for one sample and for one view. `cacheable` is None if the method needs
-    no signal. `takes_of_teacher` is the part of the teacher's network that the method reuses, or None.
+    networks and its views. Otherwise it gives the reason in one line, and the signals and numbers are empty.
+    `row_bytes` and `view_bytes` are the size of all signals, for one sample and for one view. `cacheable` is None if
+    the method needs no signal. `takes_of_teacher` is the part of the teacher's network that the method reuses, or None.
     `extra_parameters` counts the parameters that are trained besides the student's. `exported_parameters` counts the
     parameters that the exported network has besides the student's (only SimKD has such parameters).
     """
@@ -55,12 +57,21 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
     methods = []
     for name in [*OBJECTIVES, *own_objectives(experiment.objective)]:
         objective = build_objective(name, experiment.objectives.get(name, {}))
-        fault = misfit(objective, setting)
+        fault = misfit(objective, setting) or _refused(experiment.model_copy(update={"objective": name}), objective)
         if fault is None:
             methods.append(_method(name, objective, experiment, setting, data.samples))
         else:
             methods.append(Method(name, (), 0, 0, None, objective.takes_of_teacher, 0, 0, fault))
     return methods
+
+
+def _refused(experiment: Experiment, objective: Objective) -> str | None:
+    """Return in one line why the objective doesn't take the preset's pictures; None if it does."""
+    try:
+        require_one_class(experiment, objective)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _method(name: str, objective: Objective, experiment: Experiment, plain: Setting, num_samples: int) -> Method:

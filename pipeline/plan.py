@@ -14,6 +14,7 @@ from dhkd.data.cache.blocks import Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, row_bytes
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.pipeline.build.cache import LOGITS, asked_signals, codec_of, codec_of_signal
+from dhkd.pipeline.build.checks import require_one_class
 from dhkd.pipeline.build.data import num_views_of, recipe_of
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.measure import Rates, measure_rates
@@ -166,6 +167,7 @@ def make_plan(
     rates = (rates or Rates()).completed()
     data = data_size_of(experiment, samples, classes)
     settings, epochs = experiment.student, experiment.student.epochs
+    require_one_class(experiment, objective_of(experiment))
     views = num_views_of(experiment, recipe_of(experiment.views))
     codec = codec_of(experiment.cache.codec, data.classes)
     signals = tuple(_other_signals(experiment, setting_without_data(experiment, data.classes), data.samples, views))

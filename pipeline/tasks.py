@@ -52,6 +52,7 @@ def task_of(
         keep_every=settings.keep_every,
         trackers=trackers,
         measured=name,
+        accumulate=settings.accumulate or 1,
     )
 
 

@@ -24,7 +24,7 @@ from dhkd.pipeline.build.checks import (
     require_own_draws,
     require_same_classes,
 )
-from dhkd.pipeline.build.code import code_facts, code_of_teacher
+from dhkd.pipeline.build.code import code_facts, code_of_optimizer, code_of_teacher
 from dhkd.pipeline.build.data import (
     listed_classes,
     normalization_of,
@@ -35,7 +35,7 @@ from dhkd.pipeline.build.data import (
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.teacher import teacher_normalization, teacher_renderer, teacher_test_renderer
-from dhkd.pipeline.build.training import setting_of
+from dhkd.pipeline.build.training import require_trainable, setting_of
 from dhkd.pipeline.claims import claimed, locker, settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
@@ -91,7 +91,9 @@ def train_teacher(
             "teacher.classes: expected none, since a teacher is trained on the data set's own classes; leave it out"
         )
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
-        code = code_facts(code_of_teacher(experiment))
+        objective = build_objective("ce", {})
+        require_trainable(settings, objective)
+        code = code_facts({**code_of_teacher(experiment), **code_of_optimizer(settings)})
         require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
         part = {} if experiment.data.val_fraction is None else {"measured": "val accuracy"}
         facts = {"command": "train-teacher", **listed_classes(experiment, data), **part, **code}
@@ -100,7 +102,6 @@ def train_teacher(
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
         run.class_names = source.images.class_names
-        objective = build_objective("ce", {})
         require_labels(experiment.model_copy(update={"objective": "ce"}), objective, source.images)
         require_batches("teacher", settings, source.images, processes)
         renderer = teacher_renderer(experiment, source.images, processes.device, data)

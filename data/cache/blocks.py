@@ -33,13 +33,19 @@ class Block:
     def __str__(self) -> str:
         return f"view {self.view}, rows {self.start} to {self.stop}"
 
-    def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        """Yield the block's rows in runs of `batch_size`, as (start, stop) indices of the view.
+    def batches(self, batch_size: int, group: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the block's rows in runs of at most `batch_size`, as (start, stop) indices of the view.
 
-        The runs depend only on the block and `batch_size`.
+        A run that isn't the last ends at a multiple of `group`, if it reaches one. The runs depend only on the block,
+        `batch_size` and `group`.
         """
-        for start in range(self.start, self.stop, batch_size):
-            yield start, min(start + batch_size, self.stop)
+        start = self.start
+        while start < self.stop:
+            stop = min(start + batch_size, self.stop)
+            if stop < self.stop and stop // group * group > start:
+                stop = stop // group * group
+            yield start, stop
+            start = stop
 
 
 @dataclass(frozen=True)

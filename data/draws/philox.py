@@ -38,7 +38,6 @@ class Domain(IntEnum):
     AFFINE = 20
     MIX_PARTNER = 21
     MIX_SHARE = 22
-    MIX_BOX = 23
 
 
 def raw_rows(seed: int, domain: Domain, plane: int, start: int, stop: int, width: int = 1) -> NDArray[np.uint64]:

@@ -43,6 +43,8 @@ T = TypeVar("T")
 # Images that a worker decodes at a time: few enough that all workers get a part of a batch, and enough that the
 # exchange between processes stays cheap.
 CHUNK = 64
+# With mixing, a chunk holds whole groups, whose images are then decoded once, unless it would have more keys than this.
+MOST_MIXED = 256
 LOOKAHEAD = 8192  # number of samples whose files are fetched ahead of time
 CHUNKS_AHEAD = 3  # rendered ahead by each worker; a chunk of images of 224×224 pixels takes 9.6 MB of shared memory
 
@@ -84,6 +86,8 @@ class PhotoRenderer:
         self, images: "PhotoSet", recipe: Recipe, device: torch.device, *, workers: int = 0, allow_bad: int = 0
     ) -> None:
         assert recipe.shape is not None, "images of several sizes make no batch"
+        if recipe.mixing is not None:
+            recipe.mixing.require_partners(len(images))
         self.images, self.recipe, self.device = images, recipe, device
         self.unreadable: dict[str, str] = {}
         self._workers, self._allow_bad, self._told_of_frames = workers, allow_bad, False
@@ -104,6 +108,7 @@ class PhotoRenderer:
 
     def _rendered(self, batches: Iterable[Keys], recipes: Sequence[Recipe]) -> Iterator[list[Tensor]]:
         """Yield for each batch the list of its pixels by each recipe. Raises the same errors as `render`."""
+        recipes = [recipe.for_mean(self.images.mean) for recipe in recipes]
         try:
             yield from self._decoded(batches, recipes)
         except (RuntimeError, ConnectionError, EOFError) as error:
@@ -154,7 +159,7 @@ class PhotoRenderer:
         enough_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= ENOUGH_OPEN_FILES
         return iter(
             DataLoader(
-                _Photos(self.images.files, recipes, self.images.channels, in_shared_memory=enough_files),
+                _Photos(self.images, recipes, in_shared_memory=enough_files),
                 sampler=chunks_of_keys,
                 batch_size=None,
                 collate_fn=_as_it_is,
@@ -168,14 +173,23 @@ class PhotoRenderer:
     def _chunks(self, batches: Iterable[Keys], counts: deque[int]) -> Iterator[ChunkKeys]:
         """Split batches into chunks, the work items of the workers; `counts` collects each batch's number of chunks."""
         for view_B, index_B in self._expected(batches):
-            bounds = [0]
-            # A chunk may end wherever another image begins.
-            for row in [*(torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist(), len(index_B)]:
-                if row - bounds[-1] >= CHUNK or row == len(index_B):
-                    bounds.append(row)
+            bounds = self._bounds(index_B)
             counts.append(len(bounds) - 1)
             for start, stop in pairwise(bounds):
                 yield view_B[start:stop].numpy(), index_B[start:stop].numpy()
+
+    def _bounds(self, index_B: Tensor) -> list[int]:
+        """Return the rows at which chunks begin, and the number of rows."""
+        mixing = self.recipe.mixing
+        group_B = index_B if mixing is None else mixing.groups(index_B, len(self.images))
+        new_group = {int(row) + 1 for row in torch.nonzero(group_B[1:] != group_B[:-1])[:, 0]}
+        bounds = [0]
+        # A chunk may end wherever another image begins, and with mixing wherever another group begins.
+        for row in [*(torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist(), len(index_B)]:
+            rows = row - bounds[-1]
+            if row == len(index_B) or (rows >= CHUNK and (row in new_group or rows >= MOST_MIXED)):
+                bounds.append(row)
+        return bounds
 
     def _expected(self, batches: Iterable[Keys]) -> Iterator[Keys]:
         """Yield each batch once its files are fetched; files are fetched while earlier batches are rendered."""
@@ -183,7 +197,7 @@ class PhotoRenderer:
         rows = 0
         with threads_of_generator(1, "expect") as thread:
             for keys in batches:
-                waiting.append((keys, thread.submit(self.images.files.expect, keys[1])))
+                waiting.append((keys, thread.submit(self.images.files.expect, self._decoded_for(*keys))))
                 rows += len(keys[1])
                 while rows > LOOKAHEAD:
                     (view_B, index_B), ready = waiting.popleft()
@@ -193,6 +207,12 @@ class PhotoRenderer:
             for keys, ready in waiting:
                 ready.result()
                 yield keys
+
+    def _decoded_for(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+        """Return the samples whose images are decoded to render these keys, int64."""
+        if self.recipe.mixing is None:
+            return index_B
+        return torch.cat([index_B, self.recipe.mixing.partners(view_B, index_B, len(self.images))])
 
     def _accept(self, chunk: "_Chunk | DhkdError") -> list[Tensor]:
         if isinstance(chunk, DhkdError):
@@ -240,15 +260,16 @@ class _Chunk(NamedTuple):
 class _Photos(Dataset["_Chunk | DhkdError"]):
     """A data set that renders a chunk of keys on request; every worker has a copy of it."""
 
-    def __init__(self, files: Photos, recipes: Sequence[Recipe], channels: int, *, in_shared_memory: bool) -> None:
-        self._files, self._recipes, self._channels = files, recipes, channels
+    def __init__(self, images: "PhotoSet", recipes: Sequence[Recipe], *, in_shared_memory: bool) -> None:
+        self._files, self._recipes, self._channels = images.files, recipes, images.channels
+        self._num_samples = len(images)
         self._in_shared_memory = in_shared_memory
         self._tried = False
 
     def __getitem__(self, keys: ChunkKeys) -> "_Chunk | DhkdError":
         # An error is returned as a value: if it were raised, its message would contain the worker's traceback.
         try:
-            chunk = self._render(torch.from_numpy(keys[0]), torch.from_numpy(keys[1]))
+            chunk = self._mixed(torch.from_numpy(keys[0]), torch.from_numpy(keys[1]))
         except DhkdError as error:
             if get_worker_info() is not None and error.__cause__ is not None:  # pickling drops the cause, notes stay
                 error.add_note("".join(traceback.format_exception(error.__cause__)))
@@ -275,6 +296,24 @@ class _Photos(Dataset["_Chunk | DhkdError"]):
                 log.debug("pixels go through a pipe (%s)", error)
         array: NDArray[np.uint8] = pixels_BHWC.numpy()
         return array
+
+    def _mixed(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
+        """Render keys and mix their pictures, if the recipes mix. Each image is decoded once.
+
+        In memory are then at most two unmixed pictures and a mixed one for each key and recipe.
+        """
+        if any(recipe.mixing is None for recipe in self._recipes):
+            return self._render(view_B, index_B)
+        plans = [recipe.mixing.drawn(view_B, index_B, self._num_samples, recipe.shape) for recipe in self._recipes]
+        needed_B2 = torch.cat([torch.stack([index_B, view_B], 1), torch.stack([plans[0].partner_B, view_B], 1)])
+        keys_K2, place_B = needed_B2.unique(dim=0, return_inverse=True)  # sorted by index
+        chunk = self._render(keys_K2[:, 1].contiguous(), keys_K2[:, 0].contiguous())
+        own_B, partner_B = place_B.split(len(index_B))
+        by_recipe = [
+            plan.pixels(torch.as_tensor(pixels).permute(0, 3, 1, 2), own_B, partner_B).permute(0, 2, 3, 1)
+            for plan, pixels in zip(plans, chunk.by_recipe, strict=True)
+        ]
+        return chunk._replace(by_recipe=by_recipe)
 
     def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
         by_recipe = [_black(len(index_B), recipe, self._channels) for recipe in self._recipes]

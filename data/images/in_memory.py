@@ -10,7 +10,7 @@ import torch
 from dhkd.data.errors import DataError
 from dhkd.data.images.base import Decoding, PerChannel
 from dhkd.data.images.channels import grey_of, in_channels
-from dhkd.data.recipes.base import Recipe
+from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.render import Keys
 from torch import Tensor
 
@@ -142,7 +142,7 @@ class ResidentRenderer:
     def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device) -> None:
         self.images, self.recipe, self.device = images, recipe, device
         self.exact = recipe.exact
-        self.pixels = recipe.resident(images.images_NCHW.to(device))
+        self.pixels = self._pixels(recipe)
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """Yield the pixels of each batch of keys (on any device), in order: uint8 (B, C, H, W) on `device`."""
@@ -152,5 +152,12 @@ class ResidentRenderer:
         """Yield each batch's pixels by this recipe and by `other`, or the same pixels twice if `other` is None."""
         if other is None:
             return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
-        pixels_by_other, (keys, same_keys) = other.resident(self.images.images_NCHW.to(self.device)), tee(batches)
+        pixels_by_other, (keys, same_keys) = self._pixels(other), tee(batches)
         return zip(self.render(keys), (pixels_by_other(*of_batch) for of_batch in same_keys), strict=True)
+
+    def _pixels(self, recipe: Recipe) -> Render:
+        """Return a function that renders any keys with this recipe, mixed if the recipe mixes."""
+        unmixed = recipe.for_mean(self.images.mean).resident(self.images.images_NCHW.to(self.device))
+        if recipe.mixing is None:
+            return unmixed
+        return recipe.mixing.render(unmixed, len(self.images), recipe.shape or self.images.shape, self.device)

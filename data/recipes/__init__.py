@@ -9,6 +9,7 @@ from dhkd.data.own_code import find, running
 from dhkd.data.recipes.augmented import Augmented
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.recipes.mixing import build_mixing
 from dhkd.data.recipes.operations import OPERATIONS, build_operations
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 
@@ -18,18 +19,23 @@ RECIPES: dict[str, type[Recipe]] = {
     "random-resized-crop": RandomResizedCrop,
 }
 
+MIX = "mix"  # the key of `views` that sets mixing
+
 
 def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
     """Build the recipe that `views.kind` names, with the other keys of `views` as its parameters.
 
-    The keys that name pixel operations add these to the recipe. Raises `ConfigError` for an unknown kind, for own code
-    that is no subclass of `Recipe`, and for missing or unknown parameters.
+    The keys that name pixel operations add these to the recipe, and the key `mix` adds mixing. Raises `ConfigError` for
+    an unknown kind, for own code that is no subclass of `Recipe`, and for missing or unknown parameters.
     """
     operations = build_operations(parameters)
-    geometry = _geometry(kind, {name: value for name, value in parameters.items() if name not in OPERATIONS})
-    if not operations:
+    added = {*OPERATIONS, MIX}
+    geometry = _geometry(kind, {name: value for name, value in parameters.items() if name not in added})
+    if not operations and MIX not in parameters:
         return geometry
-    return Augmented(geometry.without_end(), operations, int(str(parameters["seed"])))
+    seed = int(str(parameters["seed"]))
+    mixing = build_mixing(parameters[MIX], seed) if MIX in parameters else None
+    return Augmented(geometry.without_end(), operations, seed, mixing)
 
 
 def _geometry(kind: str, parameters: Mapping[str, object]) -> Recipe:

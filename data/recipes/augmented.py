@@ -1,15 +1,17 @@
-"""A recipe with pixel operations: first its crop or box, then each operation, from the draws of the same key."""
+"""A recipe with pixel operations or mixing: first its crop or box, then each operation, from the key's own draws."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
+from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render, rendered
+from dhkd.data.recipes.mixing import Mixing
 from dhkd.data.recipes.operations.base import Operation
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,12 +21,14 @@ from torch import Tensor
 class Augmented(Recipe):
     """Views of `geometry`, a recipe without a limit on views, with `operations` applied to their pixels, in order.
 
-    `operations` are named by their keys in `views`; each uses draws of its own, which the others don't affect.
+    `operations` are named by their keys in `views`; each uses draws of its own, which the others don't affect. The
+    pictures are then mixed as `mixing` says, unless it is None.
     """
 
     geometry: Recipe
     operations: Mapping[str, Operation]
     seed: int
+    mixing: Mixing | None = None
 
     num_views = None
 
@@ -36,7 +40,8 @@ class Augmented(Recipe):
     @cached_property
     def identity(self) -> dict[str, object]:
         """The recipe as plain values, which a cache records and compares."""
-        return {**self.geometry.identity, **{name: one.identity for name, one in self.operations.items()}}
+        operations = {name: one.identity for name, one in self.operations.items()}
+        return {**self.geometry.identity, **operations, **({"mix": self.mixing.identity} if self.mixing else {})}
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -52,7 +57,7 @@ class Augmented(Recipe):
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Render one decoded image with each row of draws: uint8 (B, H, W, C)."""
         widths = [one.num_draws for one in self.operations.values()]
-        geometry_draws, *draws = draws_BD.split([draws_BD.shape[1] - sum(widths), *widths], dim=1)
+        geometry_draws, *draws = torch.split(draws_BD, [draws_BD.shape[1] - sum(widths), *widths], dim=1)
         pixels_BHWC = torch.from_numpy(np.array(rendered(self.geometry, photo, geometry_draws)))
         return self._operated(pixels_BHWC.permute(0, 3, 1, 2), draws).permute(0, 2, 3, 1).numpy()
 
@@ -63,7 +68,16 @@ class Augmented(Recipe):
     def at_size(self, size: int, interpolation: Interpolation) -> "Augmented | None":
         """Return a recipe that shows, for every key, the same part of an image at `size` × `size` pixels."""
         geometry = self.geometry.at_size(size, interpolation)
-        return geometry and Augmented(geometry, self.operations, self.seed)
+        if geometry is None or self.shape is None:
+            return None
+        operations = {name: one.at_size(self.shape[0], size) for name, one in self.operations.items()}
+        mixing = self.mixing and replace(self.mixing, drawn_at=self.shape)
+        return Augmented(geometry, operations, self.seed, mixing)
+
+    def for_mean(self, mean: PerChannel) -> "Augmented":
+        """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1."""
+        operations = {name: one.for_mean(mean) for name, one in self.operations.items()}
+        return Augmented(self.geometry.for_mean(mean), operations, self.seed, self.mixing)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo, photo_of
 from dhkd.data.images.resizing import Interpolation
+from dhkd.data.recipes.mixing import Mixing
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,6 +38,9 @@ class Recipe(ABC):
 
     # Whether the pixels are the same with all versions of all libraries, so that any difference is an error.
     exact: bool = False
+    # How pictures of two samples are mixed, or None. `draws`, `pixels` and `resident` are of unmixed pictures; whoever
+    # renders keys mixes them (`Renderer`).
+    mixing: Mixing | None = None
 
     # The draws that `resident_drawn` takes, so that they can be computed in one call with those of pixel operations.
     blocks: Sequence[DrawBlock] = ()
@@ -89,6 +94,13 @@ class Recipe(ABC):
         pixels.
         """
         return None
+
+    def for_mean(self, mean: PerChannel) -> "Recipe":
+        """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1.
+
+        A recipe whose pixels depend on it overrides this.
+        """
+        return self
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders any keys of images in memory, uint8 (N, C, H, W), on the images' device.

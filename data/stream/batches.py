@@ -11,7 +11,7 @@ from dhkd.data.draws.schedules import SCHEDULES
 from dhkd.data.errors import ConfigError, one_of
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys, Normalization, Renderer
-from dhkd.data.stream.labels import Labels
+from dhkd.data.stream.labels import Labels, labels_of_batches
 from dhkd.data.stream.signals import Signals
 from torch import Tensor
 
@@ -113,19 +113,26 @@ class Stream:
             views, indices = view_N.to(self.renderer.device), index_N.to(self.renderer.device)
             keys_for_gather = [(views[rows], indices[rows]) for rows in own_rows]
         rendered = self.renderer.render_twice(keys_for_gather, self._live_recipe)
-        for own_keys, gather_keys, bounds, pixels in zip(keys, keys_for_gather, self._shares, rendered, strict=True):
-            yield self._join(epoch, own_keys, gather_keys, pixels, bounds[-1] - bounds[0])
+        labels = labels_of_batches(self._labels_N, self.renderer, keys_for_gather)
+        for own_keys, gather_keys, bounds, pixels, of_batch in zip(
+            keys, keys_for_gather, self._shares, rendered, labels, strict=True
+        ):
+            yield self._join(epoch, own_keys, gather_keys, pixels, of_batch, bounds[-1] - bounds[0])
 
     def _join(
-        self, epoch: int, keys: Keys, gather_keys: Keys, pixels: tuple[Tensor, Tensor], global_size: int
+        self,
+        epoch: int,
+        keys: Keys,
+        gather_keys: Keys,
+        pixels: tuple[Tensor, Tensor],
+        labels: Labels,
+        global_size: int,
     ) -> Batch:
         """Build the batch of these keys; `gather_keys` are equal, but on the device if `repeatable`.
 
         `pixels` are the student's and the live teacher's.
         """
         pixels_BCHW, teachers_pixels_BCHW = pixels
-        labels_N, index_B = self._labels_N, gather_keys[1]
-        labels = Labels() if labels_N is None else Labels(labels_N[index_B.to(labels_N.device)])
         signals = self._signals.gather(*gather_keys)
         if self._live is not None:
             signals |= self._live(teachers_pixels_BCHW)

@@ -1,11 +1,15 @@
 """The labels of a batch: one class for each image, two classes and a share if images were mixed, or no labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.render import Keys, Renderer
 from torch import Tensor
+
+DRAWN_TOGETHER = 4096  # keys
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,14 @@ class Labels:
         """Whether rows may have two classes."""
         return self.second_B is not None
 
+    def shares(self, num_classes: int) -> Tensor:
+        """Return the share of each class in each row, float32 (B, K), as `torch.nn.functional.cross_entropy` takes."""
+        shares_BK = torch.zeros((len(self), num_classes), device=self.classes_B.device)
+        if self.second_B is None or self.weight_B is None:
+            return shares_BK.scatter_(1, self.classes_B[:, None], 1.0)
+        shares_BK.scatter_add_(1, self.classes_B[:, None], self.weight_B[:, None])
+        return shares_BK.scatter_add_(1, self.second_B[:, None], 1 - self.weight_B[:, None])
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Labels":
         """Return new labels, with `change` applied to each tensor, for example to move, clone or gather it."""
         second_B = None if self.second_B is None else change(self.second_B)
@@ -83,3 +95,41 @@ class Labels:
         """Return the class of each row, int64 (B,). Raises `ConfigError`, naming `objective`, for mixed labels."""
         self.require_one_class(objective)
         return self.classes_B
+
+
+def labels_of_keys(labels_N: Tensor | None, renderer: Renderer, view_B: Tensor, index_B: Tensor) -> Labels:
+    """Return the labels of the pictures that `renderer` makes of these keys, on the device of `labels_N`.
+
+    `labels_N` has the classes of all samples, int64; None stands for images without labels.
+    """
+    if labels_N is None:
+        return Labels()
+    mixing, device = renderer.recipe.mixing, labels_N.device
+    if mixing is None:
+        return Labels(labels_N[index_B.to(device)])
+    shape = renderer.recipe.shape or renderer.images.shape
+    assert shape is not None, "images of several sizes make no batch"
+    mixed = mixing.drawn(view_B, index_B, len(labels_N), shape)
+    return Labels(labels_N[index_B.to(device)], labels_N[mixed.partner_B.to(device)], mixed.weight_B.to(device))
+
+
+def labels_of_batches(labels_N: Tensor | None, renderer: Renderer, batches: Sequence[Keys]) -> Iterator[Labels]:
+    """Yield the labels of each batch of keys, as `labels_of_keys` returns them.
+
+    If pictures are mixed, the labels of several batches are drawn together: a draw takes far less time than its call.
+    """
+    together = DRAWN_TOGETHER if renderer.recipe.mixing is not None else 1
+    start = 0
+    while start < len(batches):
+        stop, rows = start, 0
+        while stop < len(batches) and rows < together:
+            rows += len(batches[stop][1])
+            stop += 1
+        views, indices = zip(*batches[start:stop], strict=True)
+        labels = labels_of_keys(labels_N, renderer, torch.cat(views), torch.cat(indices))
+        first = 0
+        for index_B in indices:
+            rows_of_batch = slice(first, first + len(index_B))
+            yield labels.map(itemgetter(rows_of_batch))
+            first = rows_of_batch.stop
+        start = stop

@@ -19,13 +19,14 @@ from dhkd.data.stream.batches import shares
 from dhkd.data.stream.signals import Names
 from dhkd.pipeline.build.cache import LOGITS, MEAN_OF_TEACHERS, stored_row_bytes
 from dhkd.pipeline.build.code import code_of_data, code_of_teacher, require_code_of_cache
-from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.data import dataset_identity, num_views_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import expected_record
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models.signals import parse
 from dhkd.stages.models.student import Student
 from dhkd.stages.processes import Processes
+from dhkd.stages.train.accumulation import LEAST_ROWS
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
 from torch import Tensor
@@ -131,6 +132,16 @@ def require_labels(experiment: Experiment, objective: Objective, images: Images)
     )
 
 
+def require_one_class(experiment: Experiment, objective: Objective) -> None:
+    """Raise `ConfigError` if the preset mixes images and the objective needs one class for each."""
+    if objective.of_one_class and recipe_of(experiment.views).mixing is not None:
+        raise ConfigError(
+            f"objective {experiment.objective!r}: expected images of one class each, for"
+            f" {' and '.join(objective.of_one_class)}, got views that mix images; leave views.mix out, or choose an"
+            f" objective that takes mixed images, such as kd"
+        )
+
+
 def require_batches(section: str, training: Training, images: Images, processes: Processes) -> None:
     """Raise `ConfigError` unless the training set fills a batch, and a batch gives every process two rows.
 
@@ -142,6 +153,12 @@ def require_batches(section: str, training: Training, images: Images, processes:
             f" {training.batch_size}; use --set {section}.batch_size={len(images)} or fewer"
         )
     shares(len(images), training.batch_size, processes.world_size)
+    parts = training.accumulate or 1
+    if training.batch_size // processes.world_size // parts < LEAST_ROWS:
+        raise ConfigError(
+            f"{section}.accumulate: expected parts of at least {LEAST_ROWS} rows in each of {processes.world_size}"
+            f" processes, got {parts} parts of a batch of {training.batch_size}; use fewer parts or processes"
+        )
 
 
 def require_same_classes(train: Images, test: Images) -> None:

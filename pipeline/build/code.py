@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dhkd.configs.schema import Experiment
+from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.errors import CacheMismatch, RunMismatch, WeightsError
 from dhkd.data.own_code import origin_of, require_unchanged
@@ -19,6 +19,7 @@ from dhkd.data.runs.names import CODE
 from dhkd.data.sources import is_own
 from dhkd.stages.models import own_networks
 from dhkd.stages.train.objectives import own_objectives
+from dhkd.stages.train.optimizers import SGD, own_optimizers
 
 Code = Mapping[str, Mapping[str, object]]
 
@@ -35,6 +36,12 @@ def code_of_network(architecture: str) -> Code:
     return _record(own_networks(architecture), "network")
 
 
+def code_of_optimizer(training: Training) -> Code:
+    """Return the record of the user code that updates a network's weights."""
+    name = training.optimizer.name if training.optimizer else SGD
+    return _record(own_optimizers(name), "optimizer")
+
+
 def code_of_teacher(experiment: Experiment) -> Code:
     """Return the record of the user code with which a teacher is trained or cached."""
     return {**code_of_network(experiment.teacher.architecture), **code_of_data(experiment)}
@@ -47,7 +54,8 @@ def code_of_student(experiment: Experiment, architecture: str, *, live: bool) ->
     """
     teacher = code_of_network(experiment.teacher.architecture) if live else {}
     objective = _record(own_objectives(experiment.objective), "objective")
-    return {**code_of_network(architecture), **teacher, **objective, **code_of_data(experiment)}
+    optimizer = code_of_optimizer(experiment.student)
+    return {**code_of_network(architecture), **teacher, **objective, **optimizer, **code_of_data(experiment)}
 
 
 def code_facts(code: Code) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from dhkd.pipeline.build.cache import (
     summary_of,
     teacher_in,
 )
-from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_rows
+from dhkd.pipeline.build.checks import require_cache, require_labels, require_live, require_one_class, require_rows
 from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained
 from dhkd.pipeline.build.teacher import teachers_classes, trained_teacher
-from dhkd.pipeline.build.training import learning_rate_of, objective_of, setting_of
+from dhkd.pipeline.build.training import objective_of, require_trainable, setting_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.results import Distillation
 from dhkd.stages.models.network import Network
@@ -137,6 +137,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     """
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     require_labels(experiment, objective, source.images)
+    require_one_class(experiment, objective)
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(
             f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
@@ -144,7 +145,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
         )
     setting = setting_of(experiment, settings, source.images, objective, source.network)
     # What the student or the schedule can't do is refused here, before anything is computed.
-    learning_rate_of(settings)
+    require_trainable(settings, objective)
     setting.student.require_runs()
     for name in objective.reads(setting):
         setting.student.row(name)

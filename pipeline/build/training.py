@@ -12,10 +12,13 @@ from dhkd.pipeline.build.networks import chosen_network
 from dhkd.stages.models import Network, build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
+from dhkd.stages.train.accumulation import require_divisible
 from dhkd.stages.train.gradients import Alignment
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives import combined_objective
 from dhkd.stages.train.objectives.contract import Objective, Setting
+from dhkd.stages.train.optimizers import SGD, build_optimizer
+from dhkd.stages.train.parameter_groups import Decay
 from torch import nn
 
 
@@ -76,15 +79,32 @@ def student_of(objective: Objective, setting: Setting, beginning: Beginning | No
 
 
 def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Build SGD over all parameters of the student; with `fused`, a GPU can skip an update without asking the CPU."""
-    return torch.optim.SGD(
-        student.parameters(),
-        lr=training.lr,
-        momentum=training.momentum,
-        nesterov=training.nesterov,
-        weight_decay=training.weight_decay,
-        fused=fused,
-    )
+    """Build the optimizer over all parameters of the student; with `fused`, a GPU may skip an update by itself.
+
+    Raises `ConfigError` for an unknown name, and for options that the optimizer doesn't take.
+    """
+    chosen = training.optimizer
+    name, options = (chosen.name, dict(chosen.options)) if chosen else (SGD, {})
+    if name == SGD:
+        for setting in ("momentum", "nesterov"):
+            if setting in options:
+                raise ConfigError(
+                    f"optimizer sgd: {setting}: it is a setting of its own, beside optimizer; set it there"
+                )
+        options |= {"momentum": training.momentum, "nesterov": training.nesterov}
+    decay = Decay(training.weight_decay, training.no_decay is not None, training.layer_decay or 1.0)
+    return build_optimizer(name, options, student, training.lr, decay, fused=fused)
+
+
+def require_trainable(training: Training, objective: Objective) -> None:
+    """Raise `ConfigError` if schedule, optimizer or parts of a batch can't train with these settings, or `objective`.
+
+    So a mistake in the settings is found before any data is read. The optimizer is tried on a small network.
+    """
+    learning_rate_of(training)
+    small = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.LayerNorm(2))
+    optimizer_of(training, small)
+    require_divisible(objective, training.accumulate or 1)
 
 
 def learning_rate_of(training: Training) -> LearningRate:
@@ -96,4 +116,8 @@ def learning_rate_of(training: Training) -> LearningRate:
         milestones=training.milestones,
         gamma=training.gamma,
         warmup_epochs=training.warmup_epochs,
+        warmup_start=training.warmup_lr,
+        min_rate=training.min_lr or 0.0,
+        cooldown_epochs=training.cooldown_epochs or 0.0,
+        power=training.lr_power or 1.0,
     )

@@ -21,13 +21,21 @@ class TrainingSettings(TypedDict, total=False):
     epochs: int
     batch_size: int
     lr: float
-    momentum: float
-    nesterov: bool
+    optimizer: str | Mapping[str, object] | None
+    momentum: float | None
+    nesterov: bool | None
     weight_decay: float
-    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle"]
+    no_decay: Literal["norms-and-biases"] | None
+    layer_decay: float | None
+    accumulate: int | None
+    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle", "linear", "polynomial"]
     milestones: Sequence[int]
     gamma: float
     warmup_epochs: float
+    warmup_lr: float | None
+    min_lr: float | None
+    cooldown_epochs: float | None
+    lr_power: float | None
     clip_norm: float | None
     precision: Literal["auto", "float32", "bf16", "fp16"]
     compile: Literal["off", "reduce-overhead", "max"]

@@ -6,18 +6,18 @@ differ only in their seed. The functions that compare networks import torch when
 of runs needn't wait for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 from dhkd.data.disk.csv_table import write_csv
 from dhkd.data.errors import RunMismatch
-from dhkd.data.runs.names import VIEWS_KEY
+from dhkd.data.runs.names import EPOCHS_KEY, LIVE_KEY, VIEWS_KEY
 from dhkd.data.runs.read import Run, finished_of, kept_weights, why_unusable
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.report.arrays import CORRELATION, LABELS, TSNE, write_arrays
-from dhkd.pipeline.report.comparison import Comparison, compared_axes, kind_by_run, kinds_of
+from dhkd.pipeline.report.comparison import OF_CACHE, Comparison, compared_axes, kind_by_run, kinds_of
 from dhkd.pipeline.report.panels import (
     TEACHER,
     accuracy_values,
@@ -43,6 +43,7 @@ from dhkd.stages.report.geometry import embedded, logit_correlation, neural_coll
 from dhkd.stages.report.pictures import draw_lines, draw_matrices, draw_points, draw_values
 from dhkd.stages.report.statistics import spread
 
+LIVE_SETTING = "experiment.teacher.live"
 TSNE_SEED = 0
 MOST_ROWS = 50  # of a picture, which is then as high as a page; the table and the results page have all
 
@@ -83,29 +84,44 @@ def report_views(runs: Sequence[Run], out: Path, *, teacher_rate: float | None =
     """Report accuracy against the number of views that students were trained on, and the cost of caching these views.
 
     The cost is in bytes and in teacher forward passes (one per sample and view). If `teacher_rate`, the teacher's speed
-    in rows/s, is given, the cost is also in hours.
+    in rows/s, is given, the cost is also in hours. A run with a live teacher saw a new view in every epoch; it shows
+    what more views could bring, and has no cost of a cache.
     """
-    finished = [run for run in finished_of(runs) if run.settings.get(VIEWS_KEY)]
-    if len({run.settings[VIEWS_KEY] for run in finished}) < 2:
+    finished = [run for run in finished_of(runs) if _views_seen(run)]
+    if len({_views_seen(run) for run in finished}) < 2:
         raise RunMismatch(
             f"report views: expected finished runs that differ in how many views they saw, found"
             f" {_found(runs, finished)}; make them with 'dhkd sweep … --grid student.views=1,3,10'"
         )
-    axes = {short: key for short, key in compared_axes(finished).items() if key != VIEWS_KEY}
+    axes = {short: key for short, key in compared_axes(finished).items() if key not in (VIEWS_KEY, LIVE_SETTING)}
     rows = [
         _views_row(name, of_views, teacher_rate)
-        for name, kind in kinds_of(finished, axes).items()
+        for name, kind in kinds_of([run for run in finished if run.settings.get(VIEWS_KEY)], axes).items()
         for of_views in kinds_of(kind, {"views": VIEWS_KEY}).values()
     ]
+    axes = {short: key for short, key in axes.items() if key not in OF_CACHE}
+    for kind, of_kind in kinds_of([run for run in finished if not run.settings.get(VIEWS_KEY)], axes).items():
+        name = "live teacher" if kind == "all" else f"{kind}, live teacher"
+        rows += [_views_row(name, of_views, teacher_rate) for of_views in _by_epochs(of_kind)]
     write_rows(table := out / "views.csv", ViewsRow, rows)
     panels = views_panels(rows, *top1_label(finished).values())
     return Analysis(rows, [str(table), *draw_lines(panels, "How many views", out / "views")])
 
 
+def _views_seen(run: Run) -> int | None:
+    """Return how many views of a sample the run was trained on; None if it had no teacher."""
+    views = run.settings.get(VIEWS_KEY) or (run.settings.get(f"{LIVE_KEY}.sha256") and run.settings.get(EPOCHS_KEY))
+    return None if views is None else int(views)
+
+
+def _by_epochs(runs: Sequence[Run]) -> Iterable[list[Run]]:
+    return kinds_of(runs, {"epochs": EPOCHS_KEY}).values()
+
+
 def _views_row(name: str, runs: Sequence[Run], teacher_rate: float | None) -> ViewsRow:
     # If two runs have the same seed, the last run counts, as in a comparison.
     top1 = spread(list({run.seed: run.finished_result.last_top1 for run in runs}.values()))
-    views, cache = int(runs[0].settings[VIEWS_KEY]), runs[0].finished_result.cache
+    views, cache = _views_seen(runs[0]) or 0, runs[0].finished_result.cache
     forwards = views * cache.samples if cache else None
     return ViewsRow(
         name,

@@ -156,8 +156,13 @@ def _subject(run: Run, reader: LogitReader, data: DataOptions, processes: Proces
             f"cache at {reader.location}: expected {trained_from[:12]}, from which {run.name} was trained, got"
             f" {digest[:12]}; give that one"
         )
-    images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
     recipe = recipe_of(experiment.views)
+    if recipe.mixing is not None:
+        raise ConfigError(
+            f"report conflict: expected runs on images of one class each, got {run.name}, whose views.mix mixes images;"
+            f" choose other runs"
+        )
+    images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
     names, lacking = cached_names({LOGITS: None}, reader, experiment.student.teacher, "give another cache")
     if lacking:
         raise CacheMismatch(

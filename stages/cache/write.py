@@ -41,6 +41,7 @@ log = logging.getLogger("dhkd")
 
 Rows = dict[str, NDArray[np.generic]]  # one block's signals and witness (a checksum of each row's rendered pixels)
 Unit = list[Block]  # blocks of the same rows in several views, which are computed together
+Batches = Callable[[Block], Iterator[tuple[int, int]]]  # a block's rows in batches, as (start, stop)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def write_blocks(
     batch_size: int,
     processes: Processes,
     views_at_once: int = 1,
+    group: int = 1,
     part: tuple[int, int] = (0, 1),
 ) -> Written:
     """Compute and write every missing block, shared among the processes; then check everything and finish the cache.
@@ -73,14 +75,16 @@ def write_blocks(
     The first process lists the missing blocks and sends the list to the others, again and again until nothing is
     missing. `part` is the pair (number of this part, from 0; number of parts), and only this part's share of all blocks
     is computed; by default, that is all blocks. The part that finds nothing missing at the end finishes the cache for
-    all parts. Whatever the size of the cache, each process holds in memory a few batches and 2 · `views_at_once`
-    blocks: half are being computed, and half are being written and are held in encoded form as well. Raises
-    `NonFiniteLoss` for values that can't be stored.
+    all parts. Batches begin and end between groups of `group` consecutive samples, where they can, because a renderer
+    may need all images of a group for any of them. Whatever the size of the cache, each process holds in memory a few
+    batches and 2 · `views_at_once` blocks: half are being computed, and half are being written and are held in encoded
+    form as well. Raises `NonFiniteLoss` for values that can't be stored.
     """
     began = time.perf_counter()
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # this process's blocks and rows
     fresh: set[Block] = set()  # blocks written by this call; an existing index is older than they are
     repaired = remaining = 0
+    batches_of = partial(Block.batches, batch_size=batch_size, group=group)
     while True:
         missing = processes.broadcast(writer.missing() if processes.is_first else None)
         units = _units(missing, views_at_once)
@@ -91,7 +95,7 @@ def write_blocks(
             # All processes have the same list, and each takes every `world_size`-th unit; so the shares stay balanced
             # however few units are left.
             mine = todo[processes.rank :: processes.world_size]
-            computed += _compute(mine, teacher, renderer, writer, batch_size, processes)
+            computed += _compute(mine, teacher, renderer, writer, batches_of, processes)
             processes.wait()
             continue
         remaining = len(missing) or processes.broadcast(len(writer.missing_of_others()) if processes.is_first else None)
@@ -138,7 +142,7 @@ def _compute(
     teacher: Teacher,
     renderer: Renderer,
     writer: LogitWriter,
-    batch_size: int,
+    batches_of: Batches,
     processes: Processes,
 ) -> Tensor:
     """Compute and write these units, except blocks that other runs have written in the meantime.
@@ -161,13 +165,13 @@ def _compute(
                 advance(sum(len(block) for block in unit) - sum(len(block) for block in lacking))
                 if lacking:
                     rendering.append(lacking)
-                    yield from _keys(lacking, batch_size)
+                    yield from _keys(lacking, batches_of)
 
         pixels = renderer.render_twice(keys_of_units(), teacher.recipe)
         for first in pixels:
             unit = rendering.popleft()
             rows, collected = _launch(
-                unit, teacher, writer.signals, chain([first], pixels), batch_size, advance, hand_over
+                unit, teacher, writer.signals, chain([first], pixels), batches_of, advance, hand_over
             )
             computed += len(unit), sum(len(block) for block in unit)
             if not all(write.result() for write in writes) and waiting:
@@ -180,10 +184,10 @@ def _compute(
     return torch.from_numpy(computed).to(processes.device)
 
 
-def _keys(unit: Unit, batch_size: int) -> Iterator[Keys]:
-    """Yield the keys of `batch_size` samples at a time: all views of the first sample, then all of the second, …"""
+def _keys(unit: Unit, batches_of: Batches) -> Iterator[Keys]:
+    """Yield the keys of a batch of samples at a time: all views of the first sample, then all of the second, …"""
     view_V = torch.tensor([block.view for block in unit])
-    for start, stop in unit[0].batches(batch_size):
+    for start, stop in batches_of(unit[0]):
         index_B = torch.arange(start, stop)
         yield view_V.repeat(len(index_B)), index_B.repeat_interleave(len(view_V))
 
@@ -193,7 +197,7 @@ def _launch(
     teacher: Teacher,
     names: list[str],
     pixels: Iterator[tuple[Tensor, Tensor]],
-    batch_size: int,
+    batches_of: Batches,
     advance: Callable[[int], None],
     hand_over: HandOver,
 ) -> tuple[list[Rows], Future[None]]:
@@ -205,7 +209,7 @@ def _launch(
     """
     own_names = {name: teachers_own(name) for name in names}
     rows: list[Rows] = [{} for _ in unit]
-    for start, stop in unit[0].batches(batch_size):
+    for start, stop in batches_of(unit[0]):
         pixels_of_views, teachers_pixels = next(pixels)
         for number, (block, arrays) in enumerate(zip(unit, rows, strict=True)):
             pixels_BCHW = pixels_of_views[number :: len(unit)]

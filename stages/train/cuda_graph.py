@@ -14,12 +14,19 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.stream.batches import Batch
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.optimizers import skips_on_device
 
 WARM_UP = 2  # the number of uncaptured steps before a capture, in which libraries initialize themselves
 
 
 def require_capturable(
-    compiled: str, objective: Objective, optimizer: torch.optim.Optimizer, processes: Processes, *, in_memory: bool
+    compiled: str,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    *,
+    in_memory: bool,
+    accumulate: int = 1,
 ) -> None:
     """Raise `ConfigError`, listing every reason, if the steps of this run can't be captured.
 
@@ -32,11 +39,16 @@ def require_capturable(
         "precision fp16": processes.precision == "fp16",
         "an objective that works on the host": not objective.capturable,
         "images or a cache that are not all in memory": not in_memory,
-        "an optimizer that is not fused": not optimizer.defaults.get("fused"),
+        "an optimizer other than sgd with fused kernels": not _is_fused_sgd(optimizer),
+        "a batch in several parts": accumulate > 1,
     }
     reasons = [reason for reason, applies in hindrances.items() if applies]
     if reasons:
         raise ConfigError(f"compile {compiled}: a graph can't hold a step with {' and '.join(reasons)}; use off")
+
+
+def _is_fused_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer) is torch.optim.SGD and skips_on_device(optimizer)
 
 
 class CapturedStep:

@@ -115,9 +115,37 @@ def backward(
         g1_of, *others_of = [_sum(weighted[name] for name in names) for names in groups if names]
         torch.autograd.backward(scale(_sum([(1 - coefficient) * g1_of, *others_of])))
         return None
+    return align(gradients_by_group(terms, weights, parameters, alignment=alignment, scale=scale), parameters, average)
+
+
+def gradients_by_group(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    parameters: Sequence[nn.Parameter],
+    *,
+    alignment: Alignment,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> list[Gradient]:
+    """Compute g1, g2 and, if there are terms in neither group, g3 of the weighted terms, for `align`."""
+    weighted = {name: weights[name] * term for name, term in terms.items()}
+    groups = alignment.split(weighted)
+    assert groups[0], f"no term is kept of {sorted(terms)}"
+    assert groups[1], f"no term is against those that are kept, of {sorted(terms)}"
     losses = [scale(_sum(weighted[name] for name in names)) for names in groups if names]
-    kept = losses[0]
-    gradients = [_gradient(loss, parameters, retain_graph=loss is not losses[-1]) for loss in losses]
+    return [_gradient(loss, parameters, retain_graph=loss is not losses[-1]) for loss in losses]
+
+
+def added(first: Sequence[Gradient], second: Sequence[Gradient]) -> list[Gradient]:
+    """Add the gradients of two parts of a batch, group by group."""
+    return [_plus(one, other) for one, other in zip(first, second, strict=True)]
+
+
+def align(
+    gradients: Sequence[Gradient],
+    parameters: Sequence[nn.Parameter],
+    average: Callable[[list[Tensor]], None] | None = None,
+) -> AlignmentReport:
+    """Write the aligned sum of g1, g2 and, if given, g3 into the `grad` of `parameters`, as `backward` describes."""
     if average is not None:
         for gradient in gradients:
             average(list(gradient.values()))
@@ -127,7 +155,7 @@ def backward(
         i for i in g1 if i in g2
     ]  # a parameter that only one of the losses reaches adds nothing to the dot product
     report = AlignmentReport(
-        dot=_dot([g1[i] for i in shared], [g2[i] for i in shared], like=kept),
+        dot=_dot([g1[i] for i in shared], [g2[i] for i in shared], like=next(iter(g1.values()))),
         norm1_squared=_norm_squared(g1),
         norm2_squared=_norm_squared(g2),
     )
@@ -140,12 +168,16 @@ def backward(
         torch._foreach_add_([merged[i] for i in shared], [g2[i] for i in shared])
     total = g2 | merged
     for others in free:
-        common = [i for i in others if i in total]
-        sums = torch._foreach_add([total[i] for i in common], [others[i] for i in common]) if common else ()
-        total |= others | dict(zip(common, sums, strict=True))
+        total = _plus(total, others)
     for i, summed in total.items():
         parameters[i].grad = summed
     return report
+
+
+def _plus(total: Gradient, others: Gradient) -> Gradient:
+    common = [i for i in others if i in total]
+    sums = torch._foreach_add([total[i] for i in common], [others[i] for i in common]) if common else ()
+    return total | others | dict(zip(common, sums, strict=True))
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:
@@ -168,7 +200,7 @@ def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 def _dot(first: list[Tensor], second: list[Tensor], *, like: Tensor) -> Tensor:
     if not first:
-        return torch.zeros_like(like)
+        return like.new_zeros(())
     return _sum(product.sum() for product in torch._foreach_mul(first, second))
 
 

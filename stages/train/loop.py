@@ -46,7 +46,7 @@ class Task:
     is used. If `keep_every` is given, the student's weights are saved in the run's folder before the first epoch, after
     every `keep_every` epochs and after the last epoch; if it is None, no such weights are saved. If `clip_norm` is
     None, gradients are not clipped. The metrics of each epoch also go to the services named in `trackers`, such as
-    TensorBoard.
+    TensorBoard. Each batch is computed in `accumulate` parts.
     """
 
     student: Student
@@ -64,6 +64,7 @@ class Task:
     keep_every: int | None = None
     trackers: Sequence[str] = ()
     measured: str = "test accuracy"
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ class _Run:
             look_every=task.look_every,
             compiled=task.compiled,
             alone=alone,
+            accumulate=task.accumulate,
         )
         self.cursor = _restore(task)
         # A run's folder that is not shared by all machines would give each process another checkpoint.

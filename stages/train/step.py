@@ -18,11 +18,13 @@ from dhkd.data.stream.batches import Batch, Stream
 from dhkd.data.stream.labels import Labels
 from dhkd.stages.models.student import Student, StudentOutputs
 from dhkd.stages.processes import Processes, joined
+from dhkd.stages.train.accumulation import joined_outputs, parts_of
 from dhkd.stages.train.cuda_graph import CapturedStep, require_capturable
 from dhkd.stages.train.finite import Failure, FiniteWatch, broken_tensors, non_finite_loss, non_finite_weights
-from dhkd.stages.train.gradients import backward
+from dhkd.stages.train.gradients import Gradient, added, align, backward, gradients_by_group
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.optimizers import Rates, skips_on_device
 from torch import Tensor
 
 LOOK_EVERY_ON_GPU = 64
@@ -36,7 +38,8 @@ class TrainingStep:
 
     The host checks every `look_every` steps whether losses are finite; if `look_every` is None, a number that suits the
     device is used. If `stream` can't make a batch again, the host checks in every step, because it needs the batch to
-    name the rows whose loss is not finite. `alone` says whether no other student trains in this interpreter. If
+    name the rows whose loss is not finite. A batch is computed in `accumulate` parts, whose gradients are added before
+    the update. `alone` says whether no other student trains in this interpreter. If
     `alone` is true, every step also seeds torch's default generator, which the dropout of foreign networks uses.
     """
 
@@ -54,10 +57,11 @@ class TrainingStep:
         look_every: int | None = None,
         compiled: Compile = "off",
         alone: bool = True,
+        accumulate: int = 1,
     ) -> None:
         self._student, self._objective, self._stream = student, objective, stream
         self._learning_rate, self._seed, self._clip_norm = learning_rate, seed, clip_norm
-        self._processes, self._alone = processes, alone
+        self._processes, self._alone, self._accumulate = processes, alone, accumulate
         self._model, self._optimizer = processes.prepare(
             student, optimizer, find_unused=student.backbone.may_leave_parameters_out
         )
@@ -65,6 +69,7 @@ class TrainingStep:
         self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._look_every = look_every or self._steps_between_looks()
         assert self._look_every == 1 or self._can_look_late()
+        self._joint = objective.couples_rows and processes.world_size > 1
         self._graphs = self._compiled(compiled)
         # These tensors live for the whole run and are written in place, because a step captured as a CUDA graph refers
         # to tensors by address.
@@ -73,7 +78,7 @@ class TrainingStep:
         self._totals = torch.zeros(len(self._names), dtype=torch.float64, device=device)
         self._finite = FiniteWatch(self._names, device)
         self._coefficient = torch.zeros((), device=device)
-        self._rate = torch.zeros((), device=device)
+        self._rates = Rates(self._optimizer, device)
         self._epoch = self._skipped = 0
         self._weights: dict[str, float] = {}
 
@@ -100,11 +105,10 @@ class TrainingStep:
         alignment = self._objective.alignment
         projects = alignment is not None and step % alignment.every == 0
         if self._graphs is None:
-            self._set_rate(rate)
+            self._rates.set(rate)
             self._update(batch, projects)
         else:
-            self._rate.fill_(rate)
-            self._set_rate(self._rate)
+            self._rates.set_on_device(rate)
             self._graphs(batch, projects)
         self._skipped += self._processes.step_was_skipped(self._optimizer)
         if self._look_every > 1 and (step + 1) % self._look_every == 0:
@@ -116,39 +120,27 @@ class TrainingStep:
         If `projects` is true, the coefficient c of the alignment (see `gradients.backward`) is computed from this
         step's gradients; otherwise an objective with an alignment reuses the c of an earlier step.
         """
-        processes, objective = self._processes, self._objective
-        joint = objective.couples_rows and processes.world_size > 1
+        processes, parts = self._processes, list(parts_of(batch, self._accumulate, self._processes.world_size))
+        sums: Tensor | None = None
+        gradients: list[Gradient] = []
+        for part in parts:
+            # DDP averages the gradients of all parts in the backward pass of the last one. To compute the coefficient,
+            # autograd.grad is used, which bypasses DDP.
+            synchronizes = part is parts[-1] and not projects
+            with nullcontext() if synchronizes else processes.unsynchronized(self._model):
+                outputs: StudentOutputs = self._model(part.images_BCHW, part)
+                terms = self._terms(outputs, part)
+                sums_of_part = self._sums(terms, outputs, part)
+                sums = sums_of_part if sums is None else sums + sums_of_part
+                if part is batch:
+                    self._require_finite_sums(sums, batch, outputs)
+                gradients = self._add_gradient(terms, part, gradients, projects)
+        assert sums is not None
+        if len(parts) > 1:
+            self._require_finite_sums(sums, batch)
 
-        # To compute the coefficient, `backward` uses autograd.grad, which bypasses DDP, and averages the gradients.
-        with processes.unsynchronized(self._model) if projects else nullcontext():
-            outputs: StudentOutputs = self._model(batch.images_BCHW, batch)
-
-            terms = objective.terms(*(_joined(outputs, batch) if joint else (outputs, batch.labels, batch.teacher)))
-            sums = self._sums(terms, outputs, batch)
-            self._finite.check(sums)
-            if self._look_every == 1:
-                self._require_finite(outputs, batch)
-            else:
-                # If the attribute `found_inf`, which GradScaler also sets, is 1, the kernels of the fused optimizer do
-                # nothing.
-                self._given_optimizer.found_inf = self._finite.found_inf()  # type: ignore[attr-defined]  # SGD.step reads it
-
-            # DDP averages gradients over the processes. If terms are means over this process's rows, `share` turns this
-            # average into the mean over the joint batch, however many rows each process has. Terms of the joint batch
-            # have the same value in every process, but gradients flow only into this process's rows. The full gradient
-            # is therefore the sum over the processes, and `share` turns the average into this sum.
-            share = processes.world_size if joint else len(batch.index_B) * processes.world_size / batch.global_size
-            report = backward(
-                terms,
-                {name: weight * share for name, weight in self._weights.items()},
-                self._parameters,
-                alignment=objective.alignment,
-                coefficient=None if projects else self._coefficient,
-                scale=processes.scale,
-                average=processes.average if processes.world_size > 1 else None,
-            )
-
-        if report is not None:
+        if projects:
+            report = align(gradients, self._parameters, processes.average if processes.world_size > 1 else None)
             sums[-1] = report.conflict
             self._coefficient.copy_(report.coefficient)
         self._totals += sums
@@ -156,6 +148,40 @@ class TrainingStep:
             processes.clip(self._model, self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _terms(self, outputs: StudentOutputs, batch: Batch) -> Mapping[str, Tensor]:
+        arguments = _joined(outputs, batch) if self._joint else (outputs, batch.labels, batch.teacher)
+        return self._objective.terms(*arguments)
+
+    def _add_gradient(
+        self, terms: Mapping[str, Tensor], part: Batch, gradients: list[Gradient], projects: bool
+    ) -> list[Gradient]:
+        """Add the gradient of a part's weighted terms to `grad` or, if c is to be computed, to the sums `gradients`."""
+        # DDP averages gradients over the processes. If terms are means over this process's rows, `share` turns this
+        # average into the mean over the joint batch, however many rows each process has, and into the part's share of
+        # it. Terms of the joint batch have the same value in every process, but gradients flow only into this process's
+        # rows. The full gradient is therefore the sum over the processes, and `share` turns the average into this sum.
+        processes, alignment = self._processes, self._objective.alignment
+        world_size = processes.world_size
+        share = world_size if self._joint else len(part.index_B) * world_size / part.global_size
+        weights = {name: weight * share for name, weight in self._weights.items()}
+        if not projects:
+            coefficient, scale = self._coefficient, processes.scale
+            backward(terms, weights, self._parameters, alignment=alignment, coefficient=coefficient, scale=scale)
+            return gradients
+        assert alignment is not None
+        of_part = gradients_by_group(terms, weights, self._parameters, alignment=alignment, scale=processes.scale)
+        return added(gradients, of_part) if gradients else of_part
+
+    def _require_finite_sums(self, sums: Tensor, batch: Batch, outputs: StudentOutputs | None = None) -> None:
+        """Let the device record losses that are not finite, and raise `NonFiniteLoss` if the host checks every step."""
+        self._finite.check(sums)
+        if self._look_every == 1:
+            self._require_finite(outputs, batch)
+        else:
+            # If the attribute `found_inf`, which GradScaler also sets, is 1, the kernels of the fused optimizer do
+            # nothing.
+            self._given_optimizer.found_inf = self._finite.found_inf()  # type: ignore[attr-defined]  # its step reads it
 
     def end_epoch(self, seconds: float) -> dict[str, float]:
         """Return the epoch's metrics; `seconds` is the duration of the epoch's training steps.
@@ -169,7 +195,7 @@ class TrainingStep:
         self._require_finite()
         steps = self._stream.steps_per_epoch
         rate = self._learning_rate.at(self._epoch, steps - 1, steps)
-        self._set_rate(rate)  # a captured step's rate is a tensor, but a checkpoint holds a number
+        self._rates.set(rate)  # a captured step's rate is a tensor, but a checkpoint holds a number
         totals = dict(zip(self._names, self._totals.tolist(), strict=True))
         rows = totals["rows"]
         means = {name: totals[name] / rows for name in self._weights}
@@ -212,16 +238,16 @@ class TrainingStep:
         failure = self._finite.failure()
         if failure is None:
             return
-        if outputs is None or batch is None:
-            outputs, batch = self._repeated(failure)
+        batch = batch or batch_of(self._stream, self._epoch, failure.step)
+        outputs = outputs or self._repeated(batch, failure)
         raise non_finite_loss(failure, self._epoch, outputs, batch, self._processes.precision)
 
-    def _repeated(self, failure: Failure) -> tuple[StudentOutputs, Batch]:
-        """Make the failed step's batch again and repeat the forward pass; no weights have changed since that step."""
-        batch = batch_of(self._stream, self._epoch, failure.step)
+    def _repeated(self, batch: Batch, failure: Failure) -> StudentOutputs:
+        """Repeat the forward pass of the failed step's batch; no weights have changed since that step."""
         self._seed_dropout(failure.step)
         with torch.no_grad():
-            return self._model(batch.images_BCHW, batch), batch
+            parts = parts_of(batch, self._accumulate, self._processes.world_size)
+            return joined_outputs([self._model(part.images_BCHW, part) for part in parts])
 
     def _seed_dropout(self, step: int) -> None:
         step_of_run = self._epoch * self._stream.steps_per_epoch + step
@@ -230,13 +256,9 @@ class TrainingStep:
         if self._alone:
             torch.manual_seed(seed)
 
-    def _set_rate(self, rate: float | Tensor) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-
     def _can_look_late(self) -> bool:
         """Return whether the host may check losses late: the device can skip updates, and a step can be repeated."""
-        return bool(self._given_optimizer.defaults.get("fused")) and self._stream.repeatable
+        return skips_on_device(self._given_optimizer) and self._stream.repeatable
 
     def _steps_between_looks(self) -> int:
         processes = self._processes
@@ -253,7 +275,12 @@ class TrainingStep:
         if not on_gpu or compiled == "off":
             return None
         require_capturable(
-            compiled, self._objective, self._given_optimizer, self._processes, in_memory=self._stream.repeatable
+            compiled,
+            self._objective,
+            self._given_optimizer,
+            self._processes,
+            in_memory=self._stream.repeatable,
+            accumulate=self._accumulate,
         )
         return CapturedStep(self._update, self._student.generators)
 

@@ -23,6 +23,7 @@ from tests.disks import small_disk
 from tests.e2e.command_line import COMMAND, ENVIRONMENT, SMALL, Outcome, assert_one_line, dhkd, done, spawn
 from tests.e2e.conftest import cache, teacher  # noqa: F401 - fixtures
 from tests.e2e.interrupted import MANY_BLOCKS, wait_until
+from tests.few import few
 from tests.samples import encoded, files_of, make_photo
 
 WRITES = {
@@ -355,7 +356,7 @@ print(sum_of_pixels(Path('{photographs}'), 4))"
 
 
 @pytest.mark.slow  # a new interpreter imports torch
-@pytest.mark.parametrize("size", ["1m", "16k"])
+@pytest.mark.parametrize("size", few(["1m", "16k"], ["16k"]))
 def test_containers_with_little_shared_memory(size: str, photographs: Path) -> None:
     """1 MB is less than a chunk of images, 16 KB less than what worker processes need."""
     script = SMALL_SHM.format(size=size, python=sys.executable, root=Path(__file__).parents[2], photographs=photographs)

@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from dhkd.pipeline.results import TrainedRun
 from dhkd.pipeline.training import train_grid, train_student, train_students
 
 from tests.e2e.command_line import SMALL, assert_one_line, dhkd
+from tests.moments import at_the_moment
 from tests.pipeline.conftest import experiment_of, reader, untrained_weights, weights  # noqa: F401  # fixtures
 
 DATA = DataOptions()
@@ -294,27 +295,15 @@ def test_a_later_group_that_fails_takes_no_earlier_result_with_it(tmp_path: Path
 
 def interrupted(call: Callable[[], object], begun: Path) -> None:
     """Press Ctrl-C when `begun` exists."""
-    ended = threading.Event()
-
-    def press() -> None:
-        while not begun.exists() and not ended.wait(0.002):
-            pass
-        signal.raise_signal(signal.SIGINT)
-
-    pressing = threading.Thread(target=press)
-    pressing.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            call()
-    finally:
-        ended.set()
-        pressing.join()
+    press = partial(signal.raise_signal, signal.SIGINT)
+    with at_the_moment(begun.exists, press), pytest.raises(KeyboardInterrupt):
+        call()
 
 
 @pytest.mark.parametrize("schedule", ["independent", "cycle"])
 def test_students_go_on_with_the_views_that_they_began_with(schedule: str, weights: Path, tmp_path: Path) -> None:  # noqa: F811
     cache = str(tmp_path / "c.zarr")
-    settings = ("objective=kd", "student.epochs=20", f"student.view_schedule={schedule}")
+    settings = ("objective=kd", "student.epochs=6", f"student.view_schedule={schedule}")
     cache_teacher(experiment_of(), weights, cache, data=DATA, cpu=True)
     whole = trained(tmp_path / "whole", *settings, cache=cache)
     run = tmp_path / "run"

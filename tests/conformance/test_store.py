@@ -19,8 +19,18 @@ from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, Confi
 from tests import caches
 from tests.caches import complete, damages_of, writer_at
 from tests.conformance.places import Place
+from tests.few import few
 
 VIEWS, SAMPLES, CLASSES, BLOCK_ROWS = 3, 10, 4, 4
+# A request of a bucket takes the test's server some milliseconds: what rewrites a cache many times does so elsewhere.
+without_s3 = pytest.mark.parametrize(
+    "place",
+    few(
+        [f"{layout}{way}" for layout in LAYOUTS for way in ("", " over S3", " over HTTP")],
+        ["zarr", "webdataset", "webdataset over HTTP"],
+    ),
+    indirect=True,
+)
 CODECS = {
     "float16": {"kind": "float16"},
     "float32": {"kind": "float32"},
@@ -106,6 +116,7 @@ def test_all_stores_give_the_same_numbers(tmp_path: Path) -> None:
         assert all((np.stack(other) == np.stack(values[0])).all() for other in values), codec
 
 
+@without_s3
 def test_the_index_tells_how_exact_a_signal_is(place: Place) -> None:
     for codec in CODECS:
         write_all(place.writer(manifest_of(codec), codec))
@@ -225,6 +236,7 @@ def test_values_that_can_not_be_stored_are_refused(tmp_path: Path, codec: str, v
 # what is damaged is noticed, and written again
 
 
+@without_s3
 def test_a_truncated_or_lost_object_is_missing_again(place: Place) -> None:
     manifest = manifest_of()
     write_all(place.writer(manifest))
@@ -249,6 +261,7 @@ def test_a_truncated_or_lost_object_is_missing_again(place: Place) -> None:
         assert place.contents() == before
 
 
+@without_s3
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 def test_every_flipped_bit_of_a_block_is_noticed(place: Place, codec: str) -> None:
     manifest = manifest_of(codec)
@@ -265,6 +278,7 @@ def test_every_flipped_bit_of_a_block_is_noticed(place: Place, codec: str) -> No
             place.reader().stored(block, name)
 
 
+@without_s3
 @pytest.mark.parametrize("name", ["logits", WITNESS])
 def test_a_block_copied_to_another_view_is_noticed_and_written_again(place: Place, name: str) -> None:
     manifest = manifest_of()
@@ -328,6 +342,7 @@ def test_an_edited_index_is_noticed(place: Place) -> None:
             place.reader()
 
 
+@without_s3
 def test_an_edited_manifest_changes_nothing_and_is_noticed(place: Place) -> None:
     """The index says what is complete; the manifest beside it is what other programs see."""
     manifest = manifest_of()
@@ -344,18 +359,7 @@ def test_an_edited_manifest_changes_nothing_and_is_noticed(place: Place) -> None
         assert place.contents() == before
 
 
-# A bucket takes about a second for each of some thirty rewritten caches.
-@pytest.mark.parametrize(
-    "place",
-    [
-        *("zarr", "webdataset", "webdataset over HTTP"),
-        *(
-            pytest.param(place, marks=pytest.mark.soak)
-            for place in ("zarr over S3", "zarr over HTTP", "webdataset over S3")
-        ),
-    ],
-    indirect=True,
-)
+@without_s3  # which takes about a second for each of some thirty rewritten caches
 def test_damaged_metadata_is_noticed_and_written_again(place: Place) -> None:
     manifest = manifest_of("int8")
     write_all(place.writer(manifest))

@@ -5,7 +5,6 @@ import shutil
 import signal
 import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.command_line import SMALL, dhkd, done, spawn
+from tests.moments import at_the_moment
 
 # Tests import them: importing MLflow takes seconds, also where other tests are collected.
 if missing := [name for name in ("mlflow", "wandb") if find_spec(name) is None]:
@@ -160,22 +160,20 @@ def test_a_tracker_that_says_no_takes_nothing(cache: Path, tmp_path: Path, monke
 
 
 def test_a_tracker_that_breaks_is_left_behind(cache: Path, tmp_path: Path) -> None:
-    run, epochs = tmp_path / "run", 20
+    run, epochs = tmp_path / "run", 5
     words = [word if word != "student.epochs=2" else f"student.epochs={epochs}" for word in SMALL]
     at_breaking = []
 
+    def two_epochs_are_done() -> bool:
+        return (run / "metrics.jsonl").exists() and len(epochs_of(run)) >= 2
+
     def break_it() -> None:
-        metrics, deadline = run / "metrics.jsonl", time.monotonic() + 60
-        while not (metrics.exists() and len(epochs_of(run)) >= 2) and time.monotonic() < deadline:
-            time.sleep(0.005)
         (tmp_path / "mlflow.db").unlink()
         (tmp_path / "mlflow.db").mkdir()
         at_breaking.append(len(epochs_of(run)))
 
-    thread = threading.Thread(target=break_it)
-    thread.start()
-    outcome = done("train-student", "digits", *words, "--cache", cache, "--out", run, "--track", "mlflow")
-    thread.join()
+    with at_the_moment(two_epochs_are_done, break_it):
+        outcome = done("train-student", "digits", *words, "--cache", cache, "--out", run, "--track", "mlflow")
     assert at_breaking[0] < epochs, "it broke too late"
     assert outcome.err.count("the run goes on without it") == 1, outcome.err
     assert len(epochs_of(run)) == epochs

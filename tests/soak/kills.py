@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -52,20 +52,34 @@ def manifest() -> Manifest:
 
 
 class Noting(ResidentRenderer):
-    """Notes every batch that it renders: what was computed, whether or not it was stored."""
+    """Notes every batch that it renders: what was computed, whether or not it was stored.
 
-    def __init__(self, images: ImageSet, recipe: CropFlip, device: torch.device, notes: Path) -> None:
+    After its first batch it waits until those who write the notes `others` have begun too.
+    """
+
+    def __init__(
+        self, images: ImageSet, recipe: CropFlip, device: torch.device, notes: Path, others: Sequence[Path]
+    ) -> None:
         super().__init__(images, recipe, device)
-        self._notes = notes
+        self._notes, self._others = notes, others
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         with self._notes.open("ab", buffering=0) as notes:
             for view_B, index_B in batches:
                 notes.write(f"{int(view_B[0])} {int(index_B[0]) // BLOCK_ROWS}\n".encode())
+                self._meet_others()
                 yield self.pixels(view_B, index_B)
 
+    def _meet_others(self) -> None:
+        """Wait for the notes of others; a run that never begins must not make this one wait for ever."""
+        for _ in range(60_000):
+            if all(notes.exists() and notes.stat().st_size for notes in self._others):
+                return
+            time.sleep(0.001)
+        raise TimeoutError("the other run has not begun within a minute")
 
-def stage_one(place: str, store: str, notes: Path) -> None:
+
+def stage_one(place: str, store: str, notes: Path, others: Sequence[Path] = ()) -> None:
     """The whole stage: begin, compute what is missing, check, finish."""
     torch.set_num_threads(1)  # a fork has no other threads than this one
     torch.manual_seed(0)
@@ -74,21 +88,21 @@ def stage_one(place: str, store: str, notes: Path) -> None:
     colours = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     images = ImageSet("random", "train", pixels, torch.arange(SAMPLES) % CLASSES, CLASSES, *colours)
     processes = Processes("float32", cpu=True)
-    renderer = Noting(images, CropFlip(padding=1, flip=True, seed=0), processes.device, notes)
+    renderer = Noting(images, CropFlip(padding=1, flip=True, seed=0), processes.device, notes, others)
     teacher = Teacher(network, Normalization(*colours), processes)
     storage = storage_of(place)
     writer = LogitWriter(storage, store, begin(storage, store, manifest()), ["logits"])
     write_blocks(teacher, renderer, writer, batch_size=BATCH, processes=processes)
 
 
-def started(place: str, store: str, notes: Path) -> int:
-    """Start stage one in a new process; the process's id."""
+def started(place: str, store: str, notes: Path, others: Sequence[Path] = ()) -> int:
+    """Start stage one in a new process; the process's id. No block is written before `others` have notes too."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        stage_one(place, store, notes)
+        stage_one(place, store, notes, others)
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -90,6 +90,11 @@ class Combined(Objective):
         return any(part.couples_rows for _, _, part in self.parts)
 
     @property
+    def remembers_rows(self) -> bool:  # type: ignore[override]
+        """Whether any part changes what later rows are compared with."""
+        return any(part.remembers_rows for _, _, part in self.parts)
+
+    @property
     def capturable(self) -> bool:  # type: ignore[override]
         """Whether the steps of all parts can be captured as CUDA graphs."""
         return all(part.capturable for _, _, part in self.parts)
@@ -104,6 +109,11 @@ class Combined(Objective):
         """The terms for which images need labels; for `ce`, the weight in the combination decides."""
         of_parts = (term for _, _, part in self.parts for term in part.needs_labels if term != CE)
         return list(dict.fromkeys([*super().needs_labels, *of_parts]))
+
+    @property
+    def of_one_class(self) -> Sequence[str]:  # type: ignore[override]
+        """The names of the methods, among all parts, that need one class for each image."""
+        return [name for _, _, part in self.parts for name in part.of_one_class]
 
     @property
     def takes_of_teacher(self) -> str | None:  # type: ignore[override]

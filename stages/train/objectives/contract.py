@@ -89,6 +89,8 @@ class Objective(ABC):
 
     # Whether a term compares the rows of a batch with each other, so that it needs the rows of all processes together.
     couples_rows: bool = False
+    # Whether rows change what other rows of their batch are compared with, so that it can't be computed in parts.
+    remembers_rows: bool = False
     # Whether the losses other than cross-entropy compare logits. An alignment whose `against` is None projects only the
     # terms of objectives for which this is true.
     of_logits: bool = True
@@ -99,6 +101,8 @@ class Objective(ABC):
     label_smoothing: float = 0.0
     # The terms that are computed from labels. For images without labels, they must have weight 0 and are not computed.
     of_labels: tuple[str, ...] = ("ce",)
+    # The names of the methods that need one class for each image, so that mixed images are refused.
+    of_one_class: Sequence[str] = ()
     # The part of the teacher's network that the objective needs besides signals. If it is None,
     # the objective needs no teacher weights.
     takes_of_teacher: str | None = None

@@ -198,7 +198,9 @@ class CRD(Objective):
 
     of_logits = False
     of_labels = ("ce", "student-contrast", "teacher-contrast")
+    of_one_class = ("crd",)  # negatives are of other classes than the row's, and the memory is by sample
     capturable = False  # negatives are drawn on the host
+    remembers_rows = True
 
     def __post_init__(self) -> None:
         require_temperature("crd", self.temperature)

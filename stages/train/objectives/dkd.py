@@ -72,6 +72,7 @@ class DKD(Objective):
     standardize: bool = False
 
     of_labels = ("ce", "tckd", "nckd")
+    of_one_class = ("dkd",)  # the target class is one
 
     def __post_init__(self) -> None:
         require_temperature("dkd", self.temperature)

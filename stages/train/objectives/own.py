@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, isclass
 from typing import Any
@@ -40,6 +40,11 @@ class OwnLoss(Objective):
 
     couples_rows = True
     capturable = False  # it may ask the device for values
+
+    @property
+    def of_one_class(self) -> Sequence[str]:  # type: ignore[override]
+        """The name of the function, which gets one label for each image."""
+        return (self.name,)
 
     @property
     def term(self) -> str:

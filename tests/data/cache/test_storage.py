@@ -26,7 +26,9 @@ from dhkd.data.web import WEB
 
 from tests.servers import S3, Fault, Flaky, every, flaky, in_order, make_bucket, s3_endpoint, web
 
-QUICK = Patience(retries=4, total_s=5, first_wait_s=0.01, longest_wait_s=0.04, connect_s=1, stall_s=0.5)
+# Quick to ask again, but not so impatient that a busy machine is taken for a store that stalls.
+QUICK = Patience(retries=4, total_s=60, first_wait_s=0.01, longest_wait_s=0.04, connect_s=10, stall_s=20)
+IMPATIENT = replace(QUICK, stall_s=0.5)
 KEYS = ["a", "nested/deep/b.bin", "with space/ü%20+&=#?.json", "0/0.0.0", "~x/_-.(1)'"]
 
 
@@ -190,10 +192,9 @@ def test_a_listing_has_more_than_a_page_and_nothing_beside_the_prefix(s3: S3, pr
     inside = {f"{number % 7}/{number:04}": b"x" * (number % 3) for number in range(1203)}
     s3.fill({f"pre/{key}": content for key, content in inside.items()})
     s3.fill({"prefix": b"x", "pre.json": b"x", "other/pre/a": b"x"})
-    patient = replace(QUICK, total_s=60, stall_s=20)  # the server takes its time for so many
-    assert Bucket(f"{s3.url}/pre/", patient).sizes() == {key: len(content) for key, content in inside.items()}
+    assert Bucket(f"{s3.url}/pre/", QUICK).sizes() == {key: len(content) for key, content in inside.items()}
     assert proxied.count("GET") == 2
-    assert len(Bucket(s3.url, patient).sizes() or ()) == 1206
+    assert len(Bucket(s3.url, QUICK).sizes() or ()) == 1206
 
 
 def test_a_bucket_may_be_pickled_and_needs_no_slash_at_the_end(s3: S3) -> None:
@@ -207,7 +208,7 @@ def test_a_bucket_may_be_pickled_and_needs_no_slash_at_the_end(s3: S3) -> None:
 def test_large_objects_are_uploaded_whole(s3: S3, proxied: Flaky) -> None:
     """Above 5 MB, objects that replace others are sent in parts."""
     content = os.urandom(12_000_000)
-    bucket = Bucket(s3.url, replace(QUICK, stall_s=5))
+    bucket = Bucket(s3.url, QUICK)
     assert bucket.put("created", content, replace=False)
     proxied.faults = every(3, Fault("status", 503), "PUT")
     assert bucket.put("replaced", content, replace=True)
@@ -232,13 +233,18 @@ FAULTS = [
     Fault("lose"),
     Fault("reply", 500),
     Fault("truncate", 20),
-    Fault("delay", 1.0),  # longer than QUICK waits
+    Fault("delay", 1.0),  # longer than IMPATIENT waits
 ]
 
 
 def some(fault: Fault) -> list[Fault]:
     """More of them than the library handles by itself, except those that take long."""
     return [fault] * (2 if fault.kind == "delay" else RESUMES + 2)
+
+
+def patience_for(fault: Fault) -> Patience:
+    """One that gives up on a delay."""
+    return IMPATIENT if fault.kind == "delay" else QUICK
 
 
 METHODS: dict[str, Callable[[Storage], object]] = {
@@ -255,7 +261,7 @@ ANSWERS = {"get": b"x" * 1000, "size": 1000, "sizes": {"here": 1000}, "create": 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_store_that_fails_for_a_while_is_asked_again(s3: S3, proxied: Flaky, fault: Fault, method: str) -> None:
-    bucket = Bucket(f"{s3.url}/p", QUICK)
+    bucket = Bucket(f"{s3.url}/p", patience_for(fault))
     bucket.put("here", b"x" * 1000, replace=False)
     asked = proxied.count()
     proxied.faults = in_order(some(fault))
@@ -271,7 +277,7 @@ def test_a_web_server_that_fails_for_a_while_is_asked_again(tmp_path: Path, faul
     content = os.urandom(100_000)
     (tmp_path / "here").write_bytes(content)
     with web(tmp_path) as server, flaky(server.url, in_order(some(fault))) as proxy:
-        assert WebServer(proxy.url, QUICK).get("here") == content
+        assert WebServer(proxy.url, patience_for(fault)).get("here") == content
         assert proxy.count() == len(some(fault)) + 1
 
 
@@ -288,7 +294,7 @@ def test_many_requests_to_a_store_that_often_fails(s3: S3, proxied: Flaky) -> No
 def test_a_creation_whose_answer_was_lost_is_distinguished_from_another_writers(
     s3: S3, proxied: Flaky, fault: Fault
 ) -> None:
-    bucket = Bucket(s3.url, QUICK)
+    bucket = Bucket(s3.url, patience_for(fault))
     proxied.faults = in_order([fault], "PUT")
     assert bucket.put("new", b"mine", replace=False) is True
     bucket.put("another's", b"them", replace=True)
@@ -324,7 +330,7 @@ def refused(ask: Callable[[], object], *parts: str) -> str:
     with pytest.raises(StorageError) as caught:
         ask()
     message = str(caught.value)
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 30, "usually a store is asked for longer than that"
     assert "\n" not in message
     assert len(message) < 600
     assert [part for part in parts if part not in message] == [], message

@@ -201,8 +201,27 @@ def test_a_slot_draws_the_same_however_many_there_are() -> None:
     assert torch.equal(few, many[:, :2])
 
 
-# SHA-256 of the pixels of each operation, and of each policy's keys; a change needs a new `version`.
-GOLDEN: dict[str, str] = {}
+# The first 16 digits of the SHA-256 of the pixels of each operation, and of each policy's keys; a change needs a new `version`.
+GOLDEN = {
+    "Identity": "485ad4d875541a94",
+    "ShearX": "40313727af7194cb",
+    "ShearY": "c4279f47f5f6d18f",
+    "TranslateX": "1014734b65d01a7c",
+    "TranslateY": "c72007564c526765",
+    "Rotate": "2220f324cbcf777a",
+    "Brightness": "5657c56f4d00e7cf",
+    "Color": "864e626c8db7787c",
+    "Contrast": "0ef26efd5dd751a1",
+    "Sharpness": "0a8aa3df2a791ba1",
+    "Posterize": "1b6b04a6a483ade1",
+    "Solarize": "e4faf53b133ed0c2",
+    "AutoContrast": "98e1c15fbc14926f",
+    "Equalize": "7d407877f2290245",
+    "Invert": "804cd608ab67ac51",
+    "randaugment": "336e825c0a03ae49",
+    "trivialaugment": "e597e39a96481281",
+    "autoaugment": "957bb623c5d4b3d9",
+}
 
 
 def golden_image() -> torch.Tensor:
@@ -255,6 +274,15 @@ def test_the_pixels_given_are_not_changed() -> None:
         index_B = torch.arange(len(pixels_BCHW))
         policy.apply(pixels_BCHW, policy.draws(0, index_B, index_B))
         assert (pixels_BCHW == image_1CHW).all()
+
+
+def test_translations_at_another_size_are_in_proportion() -> None:
+    policy = TrivialAugment()
+    steps, larger = policy.steps(32, 32), policy.at_size(32, 48).steps(48, 48)
+    for step, scaled in zip(steps, larger, strict=True):
+        moved = step.name.startswith("Translate")
+        assert scaled.magnitude == (round(int(step.magnitude) * 1.5) if moved else step.magnitude)
+    assert max(step.magnitude for step in larger if step.name == "TranslateX") == 48
 
 
 def test_settings_are_part_of_the_identity() -> None:

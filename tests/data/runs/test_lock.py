@@ -129,7 +129,10 @@ def test_a_stranger_that_is_silent_is_dead(content: str | None, quick: None, tmp
 
 
 @pytest.mark.parametrize("content", STRANGERS.values(), ids=STRANGERS)
-def test_a_stranger_that_goes_on_writing_lives(content: str | None, quick: None, tmp_path: Path) -> None:
+def test_a_stranger_that_goes_on_writing_lives(
+    content: str | None, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 60)  # one byte ends the waiting, however late it comes
     path, ended = left(tmp_path, content), threading.Event()
 
     def beat() -> None:

@@ -44,6 +44,17 @@ def test_without_a_rate_there_are_no_hours_and_without_a_cache_no_cost(tmp_path:
     assert three == ViewsRow("all", 3, 1, 60.0, None, None, 450, None, 9000)
 
 
+def test_a_live_teacher_shows_a_new_view_in_every_epoch(tmp_path: Path) -> None:
+    live = [
+        run_of(seed, 70.0 + seed, student__epochs=5, run={"live.sha256": "d" * 64}, name=f"{seed}") for seed in (0, 1)
+    ]
+    runs = [run_of(0, 60.0, student__epochs=5, run={"views": 2}, name="cached"), *live]
+    cached, fresh = report_views(runs, tmp_path).rows
+    assert (cached.runs, cached.views) == ("all", 2)
+    assert (fresh.runs, fresh.seeds, fresh.top1, fresh.teacher_forwards) == ("live teacher", 2, 70.5, None)
+    assert fresh.views == 5
+
+
 @pytest.mark.parametrize("other", [of_views(3, 1, 61.0), run_of(1, run={"views": 1}), run_of(1, 60.0)])
 def test_views_need_runs_that_differ_in_them(other: Run, tmp_path: Path) -> None:
     with pytest.raises(RunMismatch, match="expected finished runs that differ in how many views they saw"):

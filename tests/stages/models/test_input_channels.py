@@ -9,11 +9,20 @@ from dhkd.stages.models.network import input_channels, with_input_channels
 from dhkd.stages.models.signals import Shapes
 from torch import nn
 
+from tests.few import few
+
 OWN = [*NETWORKS, "simkd:resnet8+wrn_16_1"]
+OF_EVERY_FAMILY = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "MobileNetV1", OWN[-1]]
 LIBRARIES = {"torchvision:resnet18": 64, "torchvision:inception_v3": 75, "timm:vit_tiny_patch16_224": 224}
 
 
-@pytest.mark.parametrize(("name", "size"), [*((name, 32) for name in OWN), *LIBRARIES.items()])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    few(
+        [*((name, 32) for name in OWN), *LIBRARIES.items()],
+        [*((name, 32) for name in OF_EVERY_FAMILY), ("torchvision:resnet18", 64), ("timm:vit_tiny_patch16_224", 224)],
+    ),
+)
 def test_one_channel_gives_what_three_equal_ones_give(name: str, size: int) -> None:
     grey = torch.randn(2, 1, size, size, generator=torch.Generator().manual_seed(0))
     logits = []

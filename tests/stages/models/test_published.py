@@ -10,6 +10,7 @@ from dhkd.stages.models.resnet import BasicBlock
 from dhkd.stages.models.student import auxiliary_head
 from torch import Tensor, nn
 
+from tests.few import few
 from tests.stages.models.forwards import FORWARDS, family
 from tests.stages.models.networks import (
     CLASSES,
@@ -150,7 +151,7 @@ def test_top_level_names_are_those_of_published_files(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", few(NETWORKS, MAPS_AT_32))
 def test_logits_at_any_size_come_from_the_pooled_feature(name: str) -> None:
     network = build_network(name, 7).eval()
     for size in (8, 16):

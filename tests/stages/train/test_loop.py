@@ -22,6 +22,7 @@ from dhkd.stages.train.objectives import OBJECTIVES, build_objective
 from dhkd.stages.train.step import dropout_seed
 from torch import Tensor
 
+from tests.few import few
 from tests.runs import read_metrics
 from tests.stages.train.worlds import VIEWS, OneBadRow, World, new_student, objective_of, run_train, task_of
 
@@ -30,10 +31,13 @@ DISTILLING = [*sorted(set(OBJECTIVES) - {"ce", "label-smoothing"}), "dhkd + revi
 
 @pytest.mark.parametrize(
     ("objective_name", "dtype", "tolerance"),
-    [
-        *((name, "float32", 1e-5) for name in DISTILLING),
-        *((name, "float16", 3e-3) for name in ("dhkd", "kd", "reviewkd")),
-    ],
+    few(
+        [
+            *((name, "float32", 1e-5) for name in DISTILLING),
+            *((name, "float16", 3e-3) for name in ("dhkd", "kd", "reviewkd")),
+        ],
+        [*((name, "float32", 1e-5) for name in DISTILLING if "+ rev" not in name), ("dhkd", "float16", 3e-3)],
+    ),
 )
 def test_a_cached_step_equals_a_live_one(
     objective_name: str, dtype: str, tolerance: float, processes: Processes, tmp_path: Path
@@ -65,11 +69,14 @@ def test_a_cached_step_equals_a_live_one(
 
 @pytest.mark.parametrize(
     ("objective", "stops"),
-    [
-        ("dhkd", (1,)),
-        ("dhkd", (2,)),
-        *((name, (1, 2)) for name in ("ce", "crd", "reviewkd", "simkd", "dhkd + reviewkd")),
-    ],
+    few(
+        [
+            ("dhkd", (1,)),
+            ("dhkd", (2,)),
+            *((name, (1, 2)) for name in ("ce", "crd", "reviewkd", "simkd", "dhkd + reviewkd")),
+        ],
+        [("dhkd", (1,)), ("crd", (1, 2)), ("simkd", (1, 2))],
+    ),
 )
 def test_a_resumed_run_ends_with_the_same_weights(
     objective: str, stops: tuple[int, ...], processes: Processes, tmp_path: Path
