@@ -201,7 +201,8 @@ def test_a_slot_draws_the_same_however_many_there_are() -> None:
     assert torch.equal(few, many[:, :2])
 
 
-# The first 16 digits of the SHA-256 of the pixels of each operation, and of each policy's keys; a change needs a new `version`.
+# The first 16 digits of the SHA-256 of the pixels of each operation, and of each policy.s keys. A change needs a new
+# `version`.
 GOLDEN = {
     "Identity": "485ad4d875541a94",
     "ShearX": "40313727af7194cb",
