@@ -4,6 +4,7 @@ from itertools import count
 from statistics import median
 
 import torch
+from dhkd.benchmarks.augmenting import augmenting
 from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.online import PictureSet
 from dhkd.benchmarks.setup import Setup
@@ -38,4 +39,5 @@ def rendering(setup: Setup) -> list[Figure]:
     rate = RENDERED * BATCH / median(seconds["render"])
     detail = f"batch {BATCH} of {len(images):,} images, DataLoader without workers: {rate:,.0f} images/s rendered"
     speed_up = (seconds["load"] / LOADED) / (seconds["render"] / RENDERED)
-    return [middle("rendering / torchvision's transforms", speed_up, "×", detail, at_least=20)]
+    figure = middle("rendering / torchvision's transforms", speed_up, "×", detail, at_least=20)
+    return [figure, *augmenting(setup, images)]

@@ -5,7 +5,8 @@ Philox itself is computed with tensors, or on a CPU with arrays of NumPy. Torch 
 sums, products and exclusive ors of int64 have the same bits; only shifts to the right have to be masked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -55,31 +56,44 @@ def keyed_draws(seed: int, domain: Domain, view_B: Tensor, index_B: Tensor, num:
 
 def draws_of_blocks(seed: int, blocks: Sequence[DrawBlock], view_B: Tensor, index_B: Tensor) -> list[Tensor]:
     """Return the draws of several blocks as `keyed_draws` does, int64 (B, num) each, at the cost of about one block."""
-    columns = [column for block in blocks for column in _columns(block)]
-    if not columns:
-        return [index_B.new_empty((len(index_B), 0)) for _ in blocks]
-    stride_S, step_S, domain_S = torch.tensor(columns, device=index_B.device).unbind(1)
-    counter_BS = index_B[:, None] * stride_S + step_S
-    zeros_BS = torch.zeros_like(counter_BS)
-    # Numpy's generator adds 1 to the counter first.
-    evens = torch.stack([counter_BS + 1, zeros_BS + domain_S])
-    odds = torch.stack([zeros_BS + view_B[:, None], zeros_BS])
-    multipliers, keys = (torch.tensor(values, device=index_B.device) for values in (_MULTIPLIERS, _keys(seed)))
-    arguments = (evens, odds, multipliers[:, None, None], keys[:, :, None, None])
-    if evens.device.type == "cpu":  # NumPy needs a third of the time: batches are small, and its calls are cheaper
-        even_words, odd_words = (torch.from_numpy(words) for words in _philox(*(one.numpy() for one in arguments)))
+    on_cpu = index_B.device.type == "cpu"
+    constants = _constants(seed, tuple(blocks), index_B.device)
+    if on_cpu:  # NumPy needs a third of the time: batches are small, and its calls are cheaper
+        arrays = _draws(view_B.numpy(), index_B.numpy(), [one.numpy() for one in constants], np.stack)
+        draws_BD = torch.from_numpy(arrays)
     else:
-        even_words, odd_words = _philox(*arguments)
-    raw_BSR = torch.stack([even_words, odd_words], dim=-1).permute(1, 2, 0, 3)
-    halves_BD = torch.stack([_upper(raw_BSR), raw_BSR & _HALF_MASK], dim=-1).flatten(1)
+        draws_BD = _draws(view_B, index_B, constants, torch.stack)
     widths = [len(_columns(block)) * _PER_STEP for block in blocks]
-    return [draws_BD[:, : block.num] for block, draws_BD in zip(blocks, halves_BD.split(widths, dim=1), strict=True)]
+    return [part_BD[:, : block.num] for block, part_BD in zip(blocks, draws_BD.split(widths, dim=1), strict=True)]
 
 
 def _columns(block: DrawBlock) -> list[tuple[int, int, int]]:
     """Return, for each counter that a key needs: the number of counters in a row, its place among them, the domain."""
     stride = -(-(block.row or block.num) // _PER_STEP)
     return [(stride, step, int(block.domain)) for step in range(-(-block.num // _PER_STEP))]
+
+
+@lru_cache(maxsize=64)
+def _constants(seed: int, blocks: tuple[DrawBlock, ...], device: torch.device) -> list[Tensor]:
+    """Return the columns of all blocks, as three rows, then the multipliers (2, 1, 1) and keys (rounds, 2, 1, 1)."""
+    columns = [column for block in blocks for column in _columns(block)]
+    columns_S3 = torch.tensor(columns, dtype=torch.int64, device=device).view(-1, 3)
+    multipliers, keys = (torch.tensor(values, device=device) for values in (_MULTIPLIERS, _keys(seed)))
+    return [*columns_S3.unbind(1), multipliers[:, None, None], keys[:, :, None, None]]
+
+
+def _draws(view_B: Words, index_B: Words, constants: list[Words], stack: Callable[[list[Words], int], Words]) -> Words:
+    """Return the draws of all columns in turn, (B, 8 · columns)."""
+    stride_S, step_S, domain_S, multipliers, keys = constants
+    counter_BS = index_B[:, None] * stride_S + step_S
+    zeros_BS = counter_BS * 0
+    # Numpy's generator adds 1 to the counter first.
+    evens = stack([counter_BS + 1, zeros_BS + domain_S], 0)
+    odds = stack([zeros_BS + view_B[:, None], zeros_BS], 0)
+    evens, odds = _philox(evens, odds, multipliers, keys)
+    words = (evens[0], odds[0], evens[1], odds[1])
+    halves = [half for word in words for half in (_upper(word), word & _HALF_MASK)]
+    return stack(halves, 2).reshape(len(index_B), -1 if len(step_S) else 0)
 
 
 def below(draws: Tensor, limit: int) -> Tensor:

@@ -9,10 +9,11 @@ Each recipe has a file in this folder and a line in `RECIPES`, and defines the a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo, photo_of
@@ -27,6 +28,10 @@ ENDLESS = 1 << 31
 # Takes keys view_B and index_B, int64 on any device; returns pixels uint8 (B, C, H, W), channels last in memory.
 Render = Callable[[Tensor, Tensor], Tensor]
 
+# Takes keys and the draws of a recipe's `blocks` for these keys, int64 (B, D); returns pixels
+# uint8 (B, C, H, W) in any memory layout.
+RenderDrawn = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
+
 
 class Recipe(ABC):
     """How views are drawn. A recipe is immutable, and its parameters and seed describe it completely."""
@@ -36,6 +41,9 @@ class Recipe(ABC):
     # How pictures of two samples are mixed, or None. `draws`, `pixels` and `resident` are of unmixed pictures; whoever
     # renders keys mixes them (`Renderer`).
     mixing: Mixing | None = None
+
+    # The draws that `resident_drawn` takes, so that they can be computed in one call with those of pixel operations.
+    blocks: Sequence[DrawBlock] = ()
 
     @property
     @abstractmethod
@@ -107,6 +115,14 @@ class Recipe(ABC):
             return torch.from_numpy(np.stack(rows)).to(images_NCHW.device).permute(0, 3, 1, 2)
 
         return render
+
+    def resident_drawn(self, images_NCHW: Tensor) -> RenderDrawn:
+        """Return a function that renders as that of `resident` does, from the draws of `blocks`, in any memory layout.
+
+        A recipe that sets `blocks` overrides this.
+        """
+        render = self.resident(images_NCHW)
+        return lambda view_B, index_B, draws: render(view_B, index_B)
 
 
 def rendered(recipe: Recipe, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:

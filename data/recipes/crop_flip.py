@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dhkd.data.draws.keyed import below, keyed_draws
+from dhkd.data.draws.keyed import DrawBlock, below, draws_of_blocks
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.decoding import Photo, pixels_of
-from dhkd.data.recipes.base import Recipe, Render
+from dhkd.data.recipes.base import Recipe, Render, RenderDrawn
 from dhkd.data.recipes.unaugmented import AsTheyAre
 from numpy.typing import NDArray
 from torch import Tensor
@@ -96,35 +96,38 @@ class CropFlip(Recipe):
         position_B, flip_B = element_B // flips, element_B % flips
         return torch.stack([position_B // self.num_offsets, position_B % self.num_offsets, flip_B], dim=1)
 
-    def windows(self, images_NCHW: Tensor) -> Tensor:
+    def windows(self, images_NCHW: Tensor, *, planar: bool = False) -> Tensor:
         """Return every crop of every image as a strided tensor over padded copies: plain and, with flips, mirrored.
 
-        The result is uint8 (N, flips, num_offsets, num_offsets, H, W·C); `flips` is 2 if `flip` is true, else 1. The
-        innermost axis is a contiguous run of bytes, so that gathering a batch is several times faster than indexing
-        pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes for each copy of an image, where p is the padding
-        and C the number of channels.
+        The result is uint8 (N, flips, num_offsets, num_offsets, H, W·C), or (…, C, H, W) if `planar` is true; `flips`
+        is 2 if `flip` is true, else 1. The innermost axis is a contiguous run of bytes, so that gathering a batch is
+        several times faster than indexing pixels. Only the copies take memory: (H + 2p)(W + 2p)C bytes for each copy of
+        an image, where p is the padding and C the number of channels.
         """
         num, channels, height, width = images_NCHW.shape
-        padded = padded_by(
-            self.padding, self.padding_mode, images_NCHW.contiguous()
-        )  # other layouts take 1.5 × as long
-        copies = [padded, padded.flip(-1)] if self.flip else [padded]
-        stored = torch.stack(copies, dim=1).permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
+        padded = padded_by(self.padding, self.padding_mode, images_NCHW.contiguous())  # slower in other layouts
+        copies = torch.stack([padded, padded.flip(-1)] if self.flip else [padded], dim=1)
+        shape = (num, copies.shape[1], self.num_offsets, self.num_offsets)
+        if planar:
+            per_image, per_copy, per_plane, per_row, _ = copies.stride()
+            strides = (per_image, per_copy, per_row, 1, per_plane, per_row, 1)
+            return copies.as_strided((*shape, channels, height, width), strides)
+        stored = copies.permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
         per_image, per_copy, per_row, per_pixel, _ = stored.stride()
-        return stored.as_strided(
-            (num, len(copies), self.num_offsets, self.num_offsets, height, width * channels),
-            (per_image, per_copy, per_row, per_pixel, per_row, 1),
-        )
+        strides = (per_image, per_copy, per_row, per_pixel, per_row, 1)
+        return stored.as_strided((*shape, height, width * channels), strides)
 
     def gather(self, windows: Tensor, row_B: Tensor, draws: Tensor) -> Tensor:
         """Gather B crops from `windows`: crop b is of image `row_B[b]`, as `draws[b]` (dy, dx, flip) describes.
 
-        The result is uint8 (B, C, H, W), channels last in memory.
+        The result is uint8 (B, C, H, W), channels last in memory unless the windows are planar.
         """
         dy_B, dx_B, flip_B = draws.unbind(1)
         # A mirrored crop is a crop of the mirrored image, with dx counted from the other side.
         dx_B = torch.where(flip_B == 1, 2 * self.padding - dx_B, dx_B)
-        batch = windows[row_B, flip_B, dy_B, dx_B]
+        batch = _at(windows, (row_B, flip_B, dy_B, dx_B))
+        if batch.ndim == 4:
+            return batch
         _, height, row_bytes = batch.shape
         channels = windows.stride(3)
         return batch.view(len(row_B), height, row_bytes // channels, channels).permute(0, 3, 1, 2)
@@ -158,12 +161,21 @@ class CropFlip(Recipe):
         return render
 
 
+def _at(windows: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Return `windows[places]`. NumPy copies a run of bytes at once, while torch copies byte by byte on a CPU."""
+    if windows.device.type == "cpu":
+        return torch.from_numpy(windows.numpy()[tuple(place.numpy() for place in places)])
+    return windows[places]
+
+
 @dataclass(frozen=True)
 class CropFlipWithoutEnd(CropFlip):
     """Shows the crops of a `CropFlip` in its first `num_crops` views, and in each further view a random crop.
 
     Pixel operations and mixing make more views than there are crops.
     """
+
+    blocks = (DrawBlock(Domain.CROP, 1),)
 
     @property
     def num_views(self) -> None:
@@ -173,7 +185,7 @@ class CropFlipWithoutEnd(CropFlip):
     def draws(self, view_B: Tensor, index_B: Tensor) -> Tensor:
         """Return the draws (dy, dx, flip) of each key, int64 (B, 3): offsets in [0, 2·padding], and flip 0 or 1."""
         orders = {index: self.orders(index, index + 1)[0] for index in set(index_B.tolist())}
-        element_B = self._further(view_B, index_B)
+        element_B = self._further(draws_of_blocks(self.seed, self.blocks, view_B, index_B))
         for row, (view, index) in enumerate(zip(view_B.tolist(), index_B.tolist(), strict=True)):
             if view < self.num_crops:
                 element_B[row] = orders[index][view]
@@ -181,20 +193,31 @@ class CropFlipWithoutEnd(CropFlip):
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather; it holds what `CropFlip.resident` holds."""
-        device = images_NCHW.device
-        windows, orders = self.windows(images_NCHW), self.orders(0, len(images_NCHW)).to(device)
+        render, device = self.resident_drawn(images_NCHW), images_NCHW.device
 
-        def render(view_B: Tensor, index_B: Tensor) -> Tensor:
+        def draw_and_render(view_B: Tensor, index_B: Tensor) -> Tensor:
             view_B, index_B = view_B.to(device), index_B.to(device)
+            pixels_BCHW = render(view_B, index_B, draws_of_blocks(self.seed, self.blocks, view_B, index_B))
+            return pixels_BCHW.contiguous(memory_format=torch.channels_last)
+
+        return draw_and_render
+
+    def resident_drawn(self, images_NCHW: Tensor) -> RenderDrawn:
+        """Return a function that renders a whole batch with one gather; it holds what `CropFlip.resident` holds."""
+        # Operations on pixels work on planes.
+        windows = self.windows(images_NCHW, planar=True)
+        orders = self.orders(0, len(images_NCHW)).to(images_NCHW.device)
+
+        def render(view_B: Tensor, index_B: Tensor, draws: list[Tensor]) -> Tensor:
             first_B = orders[index_B, view_B.clamp(max=self.num_crops - 1)].long()
-            element_B = torch.where(view_B < self.num_crops, first_B, self._further(view_B, index_B))
+            element_B = torch.where(view_B < self.num_crops, first_B, self._further(draws))
             return self.gather(windows, index_B, self.decode(element_B))
 
         return render
 
-    def _further(self, view_B: Tensor, index_B: Tensor) -> Tensor:
+    def _further(self, draws: list[Tensor]) -> Tensor:
         """Return the number of the crop that each view would show if it were a further one, int64 (B,)."""
-        return below(keyed_draws(self.seed, Domain.CROP, view_B, index_B, 1)[:, 0], self.num_crops)
+        return below(draws[0][:, 0], self.num_crops)
 
 
 def padded_by(padding: int, mode: PaddingMode, images_NCHW: Tensor) -> Tensor:

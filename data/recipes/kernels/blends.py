@@ -12,6 +12,9 @@ BITS = 20  # fractional bits of a weight; products with 255 and a weight up to 8
 # is a whole number is not cut to the one below, and less than 0.001, the smallest step of usual weights.
 _TOLERANCE = 1 << BITS - 12
 
+# For whole numbers up to 13 · 255 + 6: division by 13, rounded down, is a multiplication and a shift.
+_THIRTEENTH, _THIRTEENTH_BITS = 80660, 20
+
 
 def weight_of(factor: Fraction) -> int:
     """Return a factor as a weight: 1 leaves the image unchanged, 0 gives the changed one, more than 1 the opposite."""
@@ -25,40 +28,41 @@ def blended(changed: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     return product.add_(changed).clamp_(0, 255).to(torch.uint8)
 
 
-def mean_grey(pixels_BCHW: Tensor) -> Tensor:
-    """Return each image's mean grey value, rounded, int32 (B,)."""
-    grey_BS = _grey(pixels_BCHW).flatten(1)
-    number = grey_BS.shape[1]
-    return ((2 * grey_BS.sum(dim=1, dtype=torch.int64) + number) // (2 * number)).int()
-
-
-def saturated(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
-    """Blend with grey: less colour for a weight below 1, more above. A grey image stays as it is."""
-    if pixels_BCHW.shape[1] == 1:
-        return pixels_BCHW
-    return blended(_grey(pixels_BCHW), pixels_BCHW.int(), weight_B[:, None, None, None])
-
-
-def sharpened(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
-    """Blend with a smoothed image, whose pixels at the border are unchanged."""
-    values = pixels_BCHW.int()
-    return blended(_smoothed(values), values, weight_B[:, None, None, None])
-
-
-def _smoothed(values_BCHW: Tensor) -> Tensor:
-    """Return the mean of 3 × 3 pixels in which the central one counts five times, int32; the border is unchanged."""
-    smoothed = values_BCHW.clone()
-    rows = values_BCHW[..., :-2, :] + values_BCHW[..., 1:-1, :] + values_BCHW[..., 2:, :]
-    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    inner = values_BCHW[..., 1:-1, 1:-1]
-    # (sum + 6) // 13, rounded; the multiplication is exact for sums up to 13 · 255.
-    smoothed[..., 1:-1, 1:-1] = (sums + 4 * inner).add_(6).mul_(80660) >> 20
-    return smoothed
-
-
-def _grey(pixels_BCHW: Tensor) -> Tensor:
+def grey_levels(pixels_BCHW: Tensor) -> Tensor:
     """Return grey values as `channels.grey_of` does, int32 (B, 1, H, W); it is faster for few images."""
     if pixels_BCHW.shape[1] == 1:
         return pixels_BCHW.int()
     weights = torch.tensor((RED, GREEN, BLUE), dtype=torch.int32, device=pixels_BCHW.device)[:, None, None]
     return (pixels_BCHW.int() * weights).sum(dim=1, keepdim=True, dtype=torch.int32).add_(HALF) >> GREY_BITS
+
+
+def mean_of(grey_B1HW: Tensor) -> Tensor:
+    """Return each image's mean grey value, rounded, int32 (B, 1)."""
+    grey_BS = grey_B1HW.flatten(1)
+    number = grey_BS.shape[1]
+    return ((2 * grey_BS.sum(dim=1, keepdim=True, dtype=torch.int64) + number) // (2 * number)).int()
+
+
+def saturated(pixels_BCHW: Tensor, grey_B1HW: Tensor, weight_B: Tensor) -> Tensor:
+    """Blend with grey: less colour for a weight below 1, more above. A grey image stays as it is."""
+    if pixels_BCHW.shape[1] == 1:
+        return pixels_BCHW
+    return blended(grey_B1HW, pixels_BCHW.int(), weight_B[:, None, None, None])
+
+
+def sharpened(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
+    """Blend with the mean of 3 × 3 pixels, in which the central one counts five times; the border is unchanged."""
+    height, width = pixels_BCHW.shape[2:]
+    if min(height, width) < 3:
+        return pixels_BCHW
+    # All rows of an image are one run of values, because loops over long runs are faster than loops over rows. At the
+    # left and right border, neighbours in the run are no neighbours; these columns are restored at the end.
+    run_BCS = pixels_BCHW.short().flatten(2)
+    three_rows = run_BCS[..., : -2 * width] + run_BCS[..., width:-width] + run_BCS[..., 2 * width :]
+    inner = slice(width + 1, -width - 1)
+    sums = (three_rows[..., :-2] + three_rows[..., 1:-1] + three_rows[..., 2:]).add_(run_BCS[..., inner], alpha=4)
+    smoothed = sums.int().add_(6).mul_(_THIRTEENTH) >> _THIRTEENTH_BITS
+    sharp_BCHW = pixels_BCHW.clone(memory_format=torch.contiguous_format)
+    sharp_BCHW.view(run_BCS.shape)[..., inner] = blended(smoothed, run_BCS[..., inner], weight_B[:, None, None])
+    sharp_BCHW[..., :: width - 1] = pixels_BCHW[..., :: width - 1]
+    return sharp_BCHW

@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 
 import torch
-from dhkd.data.recipes.kernels.blends import blended, mean_grey, weight_of
+from dhkd.data.recipes.kernels.blends import blended, mean_of, weight_of
 from torch import Tensor
 
 LEVELS = 256
@@ -31,34 +31,35 @@ def solarized(threshold: Fraction) -> list[int]:
 INVERTED = solarized(Fraction(0))
 
 
-def contrasts(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
-    """Return tables that blend with the mean grey of each image, uint8 (B, C, 256)."""
-    values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
-    tables_BL = blended(mean_grey(pixels_BCHW)[:, None], values, weight_B[:, None])
-    return tables_BL[:, None].expand(-1, pixels_BCHW.shape[1], -1)
+def contrasts(grey_B1HW: Tensor, weight_B: Tensor) -> Tensor:
+    """Return tables that blend with the mean of each image's grey values, uint8 (B, 256)."""
+    values = torch.arange(LEVELS, dtype=torch.int32, device=grey_B1HW.device)
+    return blended(mean_of(grey_B1HW), values, weight_B[:, None])
 
 
 def auto_contrasts(pixels_BCHW: Tensor) -> Tensor:
-    """Return tables that stretch each channel's values to 0 to 255, uint8 (B, C, 256); one value alone stays."""
-    values_BCS = pixels_BCHW.flatten(2)
-    low_BC1, high_BC1 = (bound.int()[..., None] for bound in torch.aminmax(values_BCS, dim=2))
+    """Return tables that stretch each channel's values to 0 to 255, uint8 (B, C, 256); one value alone stays.
+
+    What tables hold for values that do not occur has no meaning.
+    """
+    low_BC1, high_BC1 = (bound(pixels_BCHW.flatten(2), dim=2, keepdim=True).int() for bound in (torch.amin, torch.amax))
     values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
-    stretched = ((values - low_BC1) * 255).div((high_BC1 - low_BC1).clamp(min=1), rounding_mode="floor")
-    return torch.where(high_BC1 > low_BC1, stretched.clamp(0, 255), values).to(torch.uint8)
+    spread_BC1 = high_BC1 - low_BC1
+    stretched_BCL = (values - low_BC1).mul_(255).div_(spread_BC1.clamp(min=1), rounding_mode="trunc")
+    return torch.where(spread_BC1 > 0, stretched_BCL, values).to(torch.uint8)
 
 
 def equalizations(pixels_BCHW: Tensor) -> Tensor:
     """Return tables that make each channel's values as evenly frequent as can be, uint8 (B, C, 256)."""
-    batch, channels = pixels_BCHW.shape[:2]
-    values_GS = pixels_BCHW.flatten(2).flatten(0, 1).long()
-    counts_GL = torch.zeros(batch * channels, LEVELS, dtype=torch.int64, device=pixels_BCHW.device)
-    counts_GL.scatter_add_(1, values_GS, torch.ones_like(values_GS))
-    highest_G1 = values_GS.amax(dim=1, keepdim=True)
-    step_G1 = ((values_GS.shape[1] - counts_GL.gather(1, highest_G1)) // 255).int()
-    below_GL = (counts_GL.cumsum(dim=1) - counts_GL).int()
-    equalized = ((step_G1 // 2 + below_GL) // step_G1.clamp(min=1)).clamp(max=255)
+    values_BCS = pixels_BCHW.flatten(2).long()
+    counts_BCL = values_BCS.new_zeros((*values_BCS.shape[:2], LEVELS))
+    counts_BCL.scatter_add_(2, values_BCS, torch.ones_like(values_BCS))
+    highest_BC1 = pixels_BCHW.flatten(2).amax(dim=2, keepdim=True).long()
+    step_BC1 = ((values_BCS.shape[2] - counts_BCL.gather(2, highest_BC1)) // 255).int()
+    below_BCL = (counts_BCL.cumsum(dim=2) - counts_BCL).int()
+    equalized_BCL = (step_BC1 // 2 + below_BCL).div_(step_BC1.clamp(min=1), rounding_mode="trunc").clamp_(max=255)
     values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)
-    return torch.where(step_G1 > 0, equalized, values).to(torch.uint8).view(batch, channels, LEVELS)
+    return torch.where(step_BC1 > 0, equalized_BCL, values).to(torch.uint8)
 
 
 def looked_up(pixels_BCHW: Tensor, tables_BCL: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Policies: operations that are drawn at random for each view, with their magnitudes and signs."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 from dhkd.data.draws.philox import Domain
@@ -38,3 +40,48 @@ class Policy(Operation):
         height, width = pixels_BCHW.shape[2:]
         steps = compiled(self.steps(height, width), height, width, pixels_BCHW.device)
         return steps.apply(pixels_BCHW, self.chosen(draws_BD))
+
+    def at_size(self, before: int, after: int) -> "PolicyAtSize":
+        """Return the policy whose translations are those of images with the side `before`, in proportion."""
+        return PolicyAtSize(self, before, after)
+
+
+@dataclass(frozen=True)
+class PolicyAtSize(Policy):
+    """Applies, to images with the side `after`, the steps that `policy` applies to those with the side `before`."""
+
+    policy: Policy
+    before: int
+    after: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # a class's attribute may be a property
+        """The policy's name."""
+        return self.policy.name
+
+    @property
+    def num_draws(self) -> int:
+        """The policy's number of draws."""
+        return self.policy.num_draws
+
+    @property
+    def row_draws(self) -> int | None:  # type: ignore[override]
+        """The policy's."""
+        return self.policy.row_draws
+
+    def steps(self, height: int, width: int) -> tuple[Step, ...]:
+        """Return the policy's steps, with scaled translations."""
+        return tuple(self._scaled(step) for step in self.policy.steps(self.before, self.before))
+
+    def chosen(self, draws_BD: Tensor) -> Tensor:
+        """Return the number of the step in each slot, int64 (B, slots)."""
+        return self.policy.chosen(draws_BD)
+
+    def at_size(self, before: int, after: int) -> "PolicyAtSize":
+        """Return the policy for another size; the first one remains that at which it is drawn."""
+        return PolicyAtSize(self.policy, self.before, after)
+
+    def _scaled(self, step: Step) -> Step:
+        if not step.name.startswith("Translate"):
+            return step
+        return Step(step.name, Fraction(round(Fraction(int(step.magnitude) * self.after, self.before))))

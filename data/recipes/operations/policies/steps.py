@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from dhkd.data.recipes.kernels import affine, tables
-from dhkd.data.recipes.kernels.blends import saturated, sharpened, weight_of
+from dhkd.data.recipes.kernels.blends import grey_levels, saturated, sharpened, weight_of
 from torch import Tensor
 
 
@@ -23,14 +23,13 @@ class Step(NamedTuple):
     magnitude: Fraction = Fraction(0)
 
 
-# The kinds of steps, in the order in which images are put. Those from "table" to "Equalize" look values up in tables.
-KINDS = ("Identity", "map", "table", "Contrast", "AutoContrast", "Equalize", "Color", "Sharpness")
+# The kinds of steps, in the order in which images are put. Those from "table" to "Contrast" look values up in tables;
+# those of Contrast and Color need grey values.
+KINDS = ("Identity", "map", "table", "AutoContrast", "Equalize", "Contrast", "Color", "Sharpness")
 _KIND_OF = {
     **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"), "map"),
     **dict.fromkeys(("Brightness", "Posterize", "Solarize", "Invert"), "table"),
 }
-
-Change = Callable[[Tensor, Tensor], Tensor]  # takes pixels_BCHW and the place of each image's step
 
 
 class CompiledSteps:
@@ -60,27 +59,42 @@ class CompiledSteps:
 
     def _change(self, pixels_BCHW: Tensor, place_B: Tensor, rows_of_kinds: list[slice]) -> None:
         """Compute the step of each image, in place; `rows_of_kinds` are the images of each of `KINDS`."""
-        _, mapped, fixed, contrast, stretched, even, colour, sharpness = rows_of_kinds
-        table_makers: tuple[tuple[slice, Change], ...] = (
-            (fixed, lambda images, place: self._tables[place][:, None].expand(-1, images.shape[1], -1)),
-            (contrast, lambda images, place: tables.contrasts(images, self._weights[place])),
-            (stretched, lambda images, _: tables.auto_contrasts(images)),
-            (even, lambda images, _: tables.equalizations(images)),
-        )
+        _, mapped, fixed, stretched, even, contrast, colour, sharpness = rows_of_kinds
+        greyed = slice(contrast.start, colour.stop)
+        grey_B1HW = grey_levels(pixels_BCHW[greyed]) if _any(greyed) else pixels_BCHW[greyed]
+        contrast_grey_B1HW, colour_grey_B1HW = grey_B1HW.split([_number(contrast), _number(colour)])
 
-        def looked_up(images: Tensor, _: Tensor) -> Tensor:
-            made = [make(pixels_BCHW[rows], place_B[rows]) for rows, make in table_makers if rows.start < rows.stop]
-            return tables.looked_up(images, torch.cat(made))
+        def looked_up() -> Tensor:
+            shape = (-1, pixels_BCHW.shape[1], tables.LEVELS)
+            made = [
+                (fixed, lambda: self._tables[place_B[fixed]][:, None].expand(shape)),
+                (stretched, lambda: tables.auto_contrasts(pixels_BCHW[stretched])),
+                (even, lambda: tables.equalizations(pixels_BCHW[even])),
+                (contrast, lambda: tables.contrasts(contrast_grey_B1HW, weights(contrast))[:, None].expand(shape)),
+            ]
+            return tables.looked_up(pixels_BCHW[with_table], torch.cat([make() for rows, make in made if _any(rows)]))
 
-        changes: tuple[tuple[slice, Change], ...] = (
-            (mapped, lambda images, place: affine.nearest(images, self._maps[place])),
-            (slice(fixed.start, even.stop), looked_up),
-            (colour, lambda images, place: saturated(images, self._weights[place])),
-            (sharpness, lambda images, place: sharpened(images, self._weights[place])),
+        def weights(rows: slice) -> Tensor:
+            return self._weights[place_B[rows]]
+
+        with_table = slice(fixed.start, contrast.stop)
+        changes: tuple[tuple[slice, Callable[[], Tensor]], ...] = (
+            (mapped, lambda: affine.nearest(pixels_BCHW[mapped], self._maps[place_B[mapped]])),
+            (with_table, looked_up),
+            (colour, lambda: saturated(pixels_BCHW[colour], colour_grey_B1HW, weights(colour))),
+            (sharpness, lambda: sharpened(pixels_BCHW[sharpness], weights(sharpness))),
         )
         for rows, change in changes:
-            if rows.start < rows.stop:
-                pixels_BCHW[rows] = change(pixels_BCHW[rows], place_B[rows])
+            if _any(rows):
+                pixels_BCHW[rows] = change()
+
+
+def _number(rows: slice) -> int:
+    return int(rows.stop - rows.start)
+
+
+def _any(rows: slice) -> bool:
+    return _number(rows) > 0
 
 
 @lru_cache(maxsize=64)
