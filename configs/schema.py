@@ -147,8 +147,8 @@ class Views(Section):
 
     `kind` names the recipe, and every other key is one of its parameters, which the recipe checks. crop-flip takes
     `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the
-    shorter side to which a test image is resized before its centre is cropped (null: size · 256 / 224). A recipe may
-    take keys that are not listed here.
+    shorter side to which a test image is resized before its centre is cropped (null: size · 256 / 224). `mix` mixes two
+    images, by mixup or CutMix. A recipe may take keys that are not listed here.
     """
 
     model_config = ConfigDict(extra="allow")

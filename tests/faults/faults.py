@@ -124,6 +124,36 @@ IMAGES = (
         {"if not lonely and (self.images or not": "if (self.images or not"},
         {"test_tar_shards.py": "silence or incomplete"},
     ),
+    Fault(
+        "one-partner-for-all-views",
+        "The partner of a sample depends on its group and no longer on the view.",
+        {"Domain.MIX_PARTNER, view_B, group_B": "Domain.MIX_PARTNER, 0 * view_B, group_B"},
+        {"recipes/test_mixing.py": "uniform"},
+    ),
+    Fault(
+        "weight-of-the-whole-box",
+        "A label weighs as if no part of the box were cut off at the image's edge.",
+        {"(height * width - area_B).float() / (height * width)": "kept_B.float() / WHOLE"},
+        {"recipes/test_mixing.py": "weighs", "test_mixed_batches.py": "weigh"},
+    ),
+    Fault(
+        "boxes-of-another-size-drawn-anew",
+        "A teacher that sees larger images sees another part of the partner.",
+        {"self.mixing and replace(self.mixing, drawn_at=self.shape)": "self.mixing"},
+        {"recipes/test_mixing.py": "another_size"},
+    ),
+    Fault(
+        "labels-of-the-own-image-alone",
+        "The second label of a mixed image is that of the first image.",
+        {"labels_N[mixed.partner_B.to(device)]": "labels_N[index_B.to(device)]"},
+        {"test_mixed_batches.py": "labels"},
+    ),
+    Fault(
+        "batches-across-groups",
+        "Batches of a block end wherever they are full, so that files are decoded twice.",
+        {"stop = stop // group * group": "pass"},
+        {"test_mixed_images.py": "caching"},
+    ),
 )
 
 # The cache.
