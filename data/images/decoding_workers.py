@@ -104,6 +104,7 @@ class PhotoRenderer:
 
     def _rendered(self, batches: Iterable[Keys], recipes: Sequence[Recipe]) -> Iterator[list[Tensor]]:
         """Yield for each batch the list of its pixels by each recipe. Raises the same errors as `render`."""
+        recipes = [recipe.for_mean(self.images.mean) for recipe in recipes]
         try:
             yield from self._decoded(batches, recipes)
         except (RuntimeError, ConnectionError, EOFError) as error:

@@ -142,7 +142,7 @@ class ResidentRenderer:
     def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device) -> None:
         self.images, self.recipe, self.device = images, recipe, device
         self.exact = recipe.exact
-        self.pixels = recipe.resident(images.images_NCHW.to(device))
+        self.pixels = recipe.for_mean(images.mean).resident(images.images_NCHW.to(device))
 
     def render(self, batches: Iterable[Keys]) -> Iterator[Tensor]:
         """Yield the pixels of each batch of keys (on any device), in order: uint8 (B, C, H, W) on `device`."""
@@ -152,5 +152,6 @@ class ResidentRenderer:
         """Yield each batch's pixels by this recipe and by `other`, or the same pixels twice if `other` is None."""
         if other is None:
             return ((pixels_BCHW, pixels_BCHW) for pixels_BCHW in self.render(batches))
+        other = other.for_mean(self.images.mean)
         pixels_by_other, (keys, same_keys) = other.resident(self.images.images_NCHW.to(self.device)), tee(batches)
         return zip(self.render(keys), (pixels_by_other(*of_batch) for of_batch in same_keys), strict=True)

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
+from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render, rendered
@@ -63,7 +64,15 @@ class Augmented(Recipe):
     def at_size(self, size: int, interpolation: Interpolation) -> "Augmented | None":
         """Return a recipe that shows, for every key, the same part of an image at `size` × `size` pixels."""
         geometry = self.geometry.at_size(size, interpolation)
-        return geometry and Augmented(geometry, self.operations, self.seed)
+        if geometry is None or self.shape is None:
+            return None
+        operations = {name: one.at_size(self.shape[0], size) for name, one in self.operations.items()}
+        return Augmented(geometry, operations, self.seed)
+
+    def for_mean(self, mean: PerChannel) -> "Augmented":
+        """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1."""
+        operations = {name: one.for_mean(mean) for name, one in self.operations.items()}
+        return Augmented(self.geometry.for_mean(mean), operations, self.seed)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo, photo_of
 from dhkd.data.images.resizing import Interpolation
 from numpy.typing import NDArray
@@ -89,6 +90,13 @@ class Recipe(ABC):
         pixels.
         """
         return None
+
+    def for_mean(self, mean: PerChannel) -> "Recipe":
+        """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1.
+
+        A recipe whose pixels depend on it overrides this.
+        """
+        return self
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders any keys of images in memory, uint8 (N, C, H, W), on the images' device.

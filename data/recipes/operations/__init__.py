@@ -4,14 +4,28 @@ from collections.abc import Callable, Mapping
 
 from dhkd.data.errors import ConfigError
 from dhkd.data.options import with_options
+from dhkd.data.recipes.operations.affine import Affine
 from dhkd.data.recipes.operations.base import Operation
+from dhkd.data.recipes.operations.blur import Blur
+from dhkd.data.recipes.operations.color_jitter import ColorJitter
+from dhkd.data.recipes.operations.grayscale import Grayscale
 from dhkd.data.recipes.operations.policies import build_policy
+from dhkd.data.recipes.operations.random_erasing import RandomErasing
+from dhkd.data.recipes.operations.rotation import Rotation
 from dhkd.data.recipes.operations.solarize import Solarize
+from dhkd.data.recipes.operations.vertical_flip import VerticalFlip
 
 # The names are keys of `views` in a preset. Operations are applied in this order.
 OPERATIONS: dict[str, Callable[..., Operation]] = {
+    "vertical_flip": VerticalFlip,
+    "rotation": Rotation,
+    "affine": Affine,
     "policy": build_policy,
+    "color_jitter": ColorJitter,
+    "grayscale": Grayscale,
+    "blur": Blur,
     "solarize": Solarize,
+    "random_erasing": RandomErasing,
 }
 
 

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.draws.philox import Domain
+from dhkd.data.errors import ConfigError
+from dhkd.data.images.base import PerChannel
 from torch import Tensor
 
 
@@ -52,3 +54,31 @@ class Operation(ABC):
 
         The pixels given are not changed.
         """
+
+    def at_size(self, before: int, after: int) -> "Operation":
+        """Return the operation that changes, for every key, the same part of images of another side, in pixels.
+
+        Operations that depend on positions or lengths override this.
+        """
+        return self
+
+    def for_mean(self, mean: PerChannel) -> "Operation":
+        """Return the operation for a data set with this mean pixel value of each channel, 0 to 1."""
+        return self
+
+
+def require(name: str, field: str, condition: bool, expected: str, value: object) -> None:
+    """Raise `ConfigError` for the value of an operation's field unless `condition` is true."""
+    if not condition:
+        raise ConfigError(f"views.{name}: {field}: expected {expected}, got {value}")
+
+
+def require_probability(name: str, probability: float) -> None:
+    """Raise `ConfigError` unless a probability is above 0 and at most 1."""
+    require(name, "probability", 0 < probability <= 1, "above 0, up to 1", probability)
+
+
+def require_range(name: str, field: str, limits: tuple[float, float], least: float, most: float) -> None:
+    """Raise `ConfigError` unless two limits are in order, and both from `least` to `most`."""
+    ordered = least <= limits[0] <= limits[1] <= most
+    require(name, field, ordered, f"{least:g} <= smallest <= largest <= {most:g}", list(limits))

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from dhkd.data.draws.keyed import chosen
 from dhkd.data.draws.philox import Domain
-from dhkd.data.errors import ConfigError
-from dhkd.data.recipes.operations.base import Operation
+from dhkd.data.recipes.operations.base import Operation, require, require_probability
 from torch import Tensor
 
 
@@ -20,10 +19,8 @@ class Solarize(Operation):
     domain = Domain.SOLARIZE
 
     def __post_init__(self) -> None:
-        if not 0 < self.probability <= 1:
-            raise ConfigError(f"views.solarize: probability: expected above 0, up to 1, got {self.probability}")
-        if not 0 <= self.threshold <= 255:
-            raise ConfigError(f"views.solarize: threshold: expected 0 to 255, got {self.threshold}")
+        require_probability("solarize", self.probability)
+        require("solarize", "threshold", 0 <= self.threshold <= 255, "0 to 255", self.threshold)
 
     @property
     def num_draws(self) -> int:
