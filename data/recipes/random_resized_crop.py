@@ -12,8 +12,8 @@ from math import isqrt
 from typing import ClassVar
 
 import numpy as np
-import torch
-from dhkd.data.draws.philox import Domain, raw_rows
+from dhkd.data.draws.keyed import BITS, keyed_draws
+from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.cuts import Box, Cut, cuts_of
 from dhkd.data.images.decoding import Photo
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ATTEMPTS = 10  # boxes that are tried before the central one is taken; the usual number
-BITS = 32  # bits of a draw
 RATIOS = 4096  # number of different aspect ratios
 FRACTION = 24  # fractional bits of an aspect ratio
 HALF = FRACTION + BITS >> 1  # fractional bits of the square root of area × aspect ratio
@@ -88,14 +87,7 @@ class RandomResizedCrop(Recipe):
 
         Each of the ten attempts has four draws (area, ratio, top, left); the last draw decides on the flip.
         """
-        columns = 4 * ATTEMPTS + 1
-        rows = [
-            raw_rows(self.seed, Domain.VIEW, view, index, index + 1, (columns + 1) // 2)[0]
-            for view, index in zip(view_B.tolist(), index_B.tolist(), strict=True)
-        ]
-        raw = np.array(rows, dtype=np.uint64).reshape(len(rows), (columns + 1) // 2)
-        halves = np.stack([raw >> np.uint64(BITS), raw & np.uint64((1 << BITS) - 1)], axis=2)
-        return torch.from_numpy(halves.reshape(len(rows), columns + 1)[:, :columns].astype(np.int64))
+        return keyed_draws(self.seed, Domain.VIEW, view_B, index_B, 4 * ATTEMPTS + 1)
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
