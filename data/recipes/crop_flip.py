@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,19 +16,25 @@ from dhkd.data.recipes.unaugmented import AsTheyAre
 from numpy.typing import NDArray
 from torch import Tensor
 
+PaddingMode = Literal["zero", "edge", "reflect", "symmetric"]
+
 
 @dataclass(frozen=True)
 class CropFlip(Recipe):
-    """Pads with zeros, crops to the original size, mirrors half of the time.
+    """Pads, crops to the original size, mirrors half of the time.
 
     There are (2·padding + 1)² crops, and with flips twice as many (162 for padding 4). View v of sample i is the v-th
     element of a permutation of all crops, seeded by (seed, i). So for any V, the first V views of each sample are an
     unbiased sample of the crops; a cache can be extended by more views; and all views together show every crop once.
+
+    `padding_mode` says what the padding shows: zero, black; edge, the border's pixels; reflect, the image mirrored at
+    its border pixels; symmetric, the same with the border pixels twice.
     """
 
     padding: int
     flip: bool
     seed: int
+    padding_mode: PaddingMode = "zero"
 
     kind: ClassVar[str] = "crop-flip"
     version: ClassVar[int] = 1
@@ -59,10 +65,12 @@ class CropFlip(Recipe):
     @cached_property
     def identity(self) -> dict[str, object]:
         """The recipe as plain values, which a cache records and compares."""
+        mode = {} if self.padding_mode == "zero" else {"padding_mode": self.padding_mode}
         return {
             "kind": self.kind,
             "version": self.version,
             "padding": self.padding,
+            **mode,
             "flip": self.flip,
             "seed": self.seed,
         }
@@ -97,7 +105,8 @@ class CropFlip(Recipe):
         an image, where p is the padding and C the number of channels.
         """
         num, channels, height, width = images_NCHW.shape
-        padded = F.pad(images_NCHW.contiguous(), (self.padding,) * 4)  # takes 1.5 times as long in other layouts
+        contiguous = images_NCHW.contiguous()  # padding takes 1.5 times as long in other layouts
+        padded = padded_by(self.padding, self.padding_mode, contiguous)
         copies = torch.stack([padded, padded.flip(-1)] if self.flip else [padded], dim=1)
         shape = (num, copies.shape[1], self.num_offsets, self.num_offsets)
         if planar:
@@ -136,7 +145,7 @@ class CropFlip(Recipe):
 
     def without_end(self) -> "CropFlipWithoutEnd":
         """Return the recipe whose first views are those of this one, and whose further views show random crops."""
-        return CropFlipWithoutEnd(self.padding, self.flip, self.seed)
+        return CropFlipWithoutEnd(self.padding, self.flip, self.seed, self.padding_mode)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch with one gather.
@@ -210,3 +219,26 @@ class CropFlipWithoutEnd(CropFlip):
     def _further(self, draws: list[Tensor]) -> Tensor:
         """Return the number of the crop that each view would show if it were a further one, int64 (B,)."""
         return below(draws[0][:, 0], self.num_crops)
+
+
+def padded_by(padding: int, mode: PaddingMode, images_NCHW: Tensor) -> Tensor:
+    """Pad images on each side. Raises `ConfigError` if a mirrored image has fewer pixels than the padding."""
+    if mode == "zero":
+        return F.pad(images_NCHW, (padding,) * 4)
+    twice = 1 if mode == "symmetric" else 0  # a border pixel is its own mirror image, or has one beside it
+    most = min(images_NCHW.shape[2:]) - 1 + twice
+    if mode != "edge" and padding > most:
+        raise ConfigError(
+            f"views.padding: expected at most {most} with padding_mode {mode} for images with a side of"
+            f" {min(images_NCHW.shape[2:])} pixels, got {padding}"
+        )
+    for axis in (2, 3):
+        side = images_NCHW.shape[axis]
+        place = torch.arange(-padding, side + padding, device=images_NCHW.device)
+        if mode == "edge":
+            place = place.clamp(0, side - 1)
+        else:
+            place = torch.where(place < 0, -place - twice, place)
+            place = torch.where(place < side, place, 2 * side - 2 + twice - place)
+        images_NCHW = images_NCHW.index_select(axis, place)
+    return images_NCHW

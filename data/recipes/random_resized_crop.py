@@ -12,13 +12,15 @@ from math import isqrt
 from typing import ClassVar
 
 import numpy as np
+import torch
 from dhkd.data.draws.keyed import BITS, keyed_draws
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.batched_cuts import cutter_of
 from dhkd.data.images.cuts import Box, Cut, cuts_of
 from dhkd.data.images.decoding import Photo
 from dhkd.data.images.resizing import Interpolation
-from dhkd.data.recipes.base import Recipe
+from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.unaugmented import CenterCrop
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,6 +28,7 @@ from torch import Tensor
 ATTEMPTS = 10  # boxes that are tried before the central one is taken; the usual number
 RATIOS = 4096  # number of different aspect ratios
 FRACTION = 24  # fractional bits of an aspect ratio
+DOUBTFUL = 1e-6  # pixels; float64 is more exact by far
 HALF = FRACTION + BITS >> 1  # fractional bits of the square root of area × aspect ratio
 
 
@@ -50,6 +53,7 @@ class RandomResizedCrop(Recipe):
 
     kind: ClassVar[str] = "random-resized-crop"
     version: ClassVar[int] = 1
+    interpolation: ClassVar[Interpolation] = "bilinear"
     num_views: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -91,7 +95,23 @@ class RandomResizedCrop(Recipe):
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
-        return cuts_of(photo, [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()])
+        cuts = [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()]
+        return cuts_of(photo, cuts, self.interpolation)
+
+    def resident(self, images_NCHW: Tensor) -> Render:
+        """Return a function that renders a whole batch at once; large images are rendered one by one."""
+        cut = cutter_of(images_NCHW, self.size, self.interpolation)
+        if cut is None:
+            return super().resident(images_NCHW)
+        device, (height, width) = images_NCHW.device, images_NCHW.shape[2:]
+
+        def render(view_B: Tensor, index_B: Tensor) -> Tensor:
+            index_B = index_B.to(device)
+            draws_BD = self.draws(view_B.to(device), index_B)
+            mirrored_B = (draws_BD[:, -1] >> BITS - 1 == 1) & self.flip
+            return cut(index_B, self.boxes(draws_BD, height, width), mirrored_B)
+
+        return render
 
     def at_test(self) -> CenterCrop:
         """Return the recipe for test images, which are resized and cropped at the centre."""
@@ -108,6 +128,28 @@ class RandomResizedCrop(Recipe):
         """Compute from the draws of one key which part of a photograph of `height` × `width` pixels is resized."""
         window = (0, 0, self.size, self.size)
         return Cut(self._box(draws, height, width), window[2:], window, self.flip and draws[-1] >> (BITS - 1) == 1)
+
+    def boxes(self, draws_BD: Tensor, height: int, width: int) -> Tensor:
+        """Compute the box of `cut` for each row of draws, int64 (B, 4), on their device.
+
+        float64 gives all sides but those very near to a half of a pixel; `cut` computes these.
+        """
+        area, ratio, top, left = draws_BD[:, :-1].reshape(-1, ATTEMPTS, 4).unbind(2)
+        least, most = self._areas
+        target = (height * width * (least + _product(area, most - least))).double() / (1 << BITS)
+        aspect = torch.tensor(self._ratios, device=draws_BD.device)[ratio * RATIOS >> BITS].double() / (1 << FRACTION)
+        exact = torch.stack([(target * aspect).sqrt(), (target / aspect).sqrt()])
+        box_width, box_height = (exact + 0.5).floor().long()
+        fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+        first_B1 = fits.int().argmax(1, keepdim=True)
+        right, down, top, left = (drawn.gather(1, first_B1)[:, 0] for drawn in (box_width, box_height, top, left))
+        top, left = top * (height - down + 1) >> BITS, left * (width - right + 1) >> BITS
+        central = torch.tensor(self._central(height, width), device=draws_BD.device)
+        box_B4 = torch.where(fits.any(1)[:, None], torch.stack([left, top, left + right, top + down], 1), central)
+        doubtful = ((exact - exact.floor() - 0.5).abs() < DOUBTFUL).any(0).any(1)
+        for row in doubtful.nonzero()[:, 0].tolist():
+            box_B4[row] = torch.tensor(self._box(draws_BD[row].tolist(), height, width))
+        return box_B4
 
     def _box(self, draws: list[int], height: int, width: int) -> Box:
         least, most = self._areas
@@ -158,16 +200,16 @@ class RandomResizedCrop(Recipe):
 class AtAnotherSize(RandomResizedCrop):
     """Shows the boxes and flips of a `RandomResizedCrop` of another size, for a network that takes larger images."""
 
-    interpolation: Interpolation = "bilinear"
-
-    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
-        """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, 3)."""
-        cuts = [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()]
-        return cuts_of(photo, cuts, self.interpolation)
+    interpolation: Interpolation = "bilinear"  # type: ignore[misc]  # fixed in the recipe, a field here
 
     def at_test(self) -> CenterCrop:
         """Return the recipe for test images of this size."""
         return replace(super().at_test(), interpolation=self.interpolation)
+
+
+def _product(draws: Tensor, factor: int) -> Tensor:
+    """Return draws · factor / 2³², rounded down, for a factor of up to 2³², in two parts that fit into 63 bits."""
+    return factor * (draws >> BITS // 2) + (factor * (draws & (1 << BITS // 2) - 1) >> BITS // 2) >> BITS // 2
 
 
 def _rounded_root(number: int) -> int:
