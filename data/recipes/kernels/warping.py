@@ -4,7 +4,6 @@ from typing import Literal
 
 import torch
 from dhkd.data.errors import ConfigError
-from dhkd.data.recipes.operations.base import require
 from torch import Tensor
 
 Warp = Literal["nearest", "bilinear"]
@@ -23,7 +22,8 @@ def limits_of(value: Limits) -> tuple[float, float]:
 def require_fill(name: str, fill: Fill) -> None:
     """Raise `ConfigError` unless grey levels are 0 to 255."""
     levels = fill if isinstance(fill, tuple) else (fill,)
-    require(name, "fill", all(0 <= level <= 255 for level in levels), "0 to 255", fill)
+    if not all(0 <= level <= 255 for level in levels):
+        raise ConfigError(f"views.{name}: fill: expected 0 to 255, got {fill}")
 
 
 def warped(pixels_BCHW: Tensor, map_B6: Tensor, interpolation: Warp, fill: Fill = 0) -> Tensor:
