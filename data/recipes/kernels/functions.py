@@ -47,9 +47,9 @@ def sines(low: float, high: float, fraction: int) -> Tensor:
 
 @lru_cache
 def gaussians(low: float, high: float, half: int, fraction: int) -> Tensor:
-    """Return weights of normalised Gaussians with deviations from `low` to `high`: int32 (STEPS, half + 1).
+    """Return weights of normalised Gaussians with deviations from `low` to `high`: int32 (STEPS, up to half + 1).
 
-    The first weight is the centre's; it and twice the others are 1 in all.
+    The first weight is the centre's; it and twice the others are 1 in all. Weights that are 0 in all are left out.
     """
     with localcontext() as context:
         context.prec = 30
@@ -63,7 +63,7 @@ def gaussians(low: float, high: float, half: int, fraction: int) -> Tensor:
     total = powers[0] + 2 * sum(powers[1:], torch.zeros_like(falling))
     weights = torch.stack([(power / total * (1 << fraction)).round() for power in powers], 1).int()
     weights[:, 0] = (1 << fraction) - 2 * weights[:, 1:].sum(1)
-    return weights
+    return weights[:, weights.any(0)]
 
 
 def _fixed(number: Decimal, fraction: int) -> int:

@@ -44,25 +44,25 @@ def warped(pixels_BCHW: Tensor, map_B6: Tensor, interpolation: Warp, fill: Fill 
     levels = (fill,) if isinstance(fill, int) else fill
     if len(levels) not in (1, channels):
         raise ConfigError(f"views: fill: expected one number for grey images, got {list(levels)}")
-    fill_C11 = torch.tensor(levels, dtype=torch.uint8, device=device)[:, None, None]
+    colour = torch.tensor(levels, dtype=torch.uint8, device=device)[:, None, None]
     if interpolation == "nearest":
         half = 1 << FINE - 1
-        return _at(pixels_BCHW, row + half >> FINE, column + half >> FINE, fill_C11)
+        return _at(pixels_BCHW, row + half >> FINE, column + half >> FINE, colour)
     top, left = row >> FINE, column >> FINE
     down, right = (((place & (1 << FINE) - 1) >> FINE - _SUBPIXEL).int() for place in (row, column))
     total = torch.zeros(pixels_BCHW.shape, dtype=torch.int32, device=device)
     for below, weight_down in ((0, (1 << _SUBPIXEL) - down), (1, down)):
         for beside, weight_right in ((0, (1 << _SUBPIXEL) - right), (1, right)):
-            corner = _at(pixels_BCHW, top + below, left + beside, fill_C11)
+            corner = _at(pixels_BCHW, top + below, left + beside, colour)
             total += corner * (weight_down * weight_right)[:, None]
     return (total + (1 << 2 * _SUBPIXEL - 1) >> 2 * _SUBPIXEL).to(torch.uint8)
 
 
-def _at(pixels_BCHW: Tensor, row_BHW: Tensor, column_BHW: Tensor, fill_C11: Tensor) -> Tensor:
+def _at(pixels_BCHW: Tensor, row_BHW: Tensor, column_BHW: Tensor, colour: Tensor) -> Tensor:
     """Return the pixels at these places, or `fill` outside."""
     num, channels, height, width = pixels_BCHW.shape
     inside = (row_BHW >= 0) & (row_BHW < height) & (column_BHW >= 0) & (column_BHW < width)
     place = row_BHW.clamp(0, height - 1) * width + column_BHW.clamp(0, width - 1)
     place_BCP = place.flatten(1)[:, None].expand(-1, channels, -1)
     found = pixels_BCHW.flatten(2).gather(2, place_BCP).view(num, channels, height, width)
-    return torch.where(inside[:, None], found, fill_C11)
+    return torch.where(inside[:, None], found, colour)
