@@ -153,7 +153,7 @@ class Views(Section):
     kind: str = "crop-flip"
     flip: bool | None = None
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the views, so part of the cache; training has its own seed")
-    padding: int | None = Field(None, ge=0, le=64, description="black pixels added on each side")
+    padding: int | None = Field(None, ge=0, le=64, description="pixels added on each side")
     size: int | None = Field(None, ge=1, le=4096, description="side of the crop, in pixels")
     scale: tuple[float, float] = Field(
         (0.08, 1.0), description="smallest and largest area of the crop, as a fraction of the image's area"

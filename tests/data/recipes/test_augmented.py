@@ -22,6 +22,7 @@ ALONE: dict[str, dict[str, object]] = {
     "noise": {"random_erasing": {"probability": 0.7, "value": "random"}},
     "randaugment": {"policy": {"name": "randaugment", "num_ops": 4}},
     "trivialaugment": {"policy": "trivialaugment"},
+    "three-augment": {"policy": {"name": "three-augment", "kernel_size": 7}},
     "autoaugment": {"policy": {"name": "autoaugment", "table": "cifar10"}},
 }
 GEOMETRIES: dict[str, dict[str, object]] = {

@@ -144,7 +144,25 @@ def test_grey_and_mirrored_images_are_torchvisions(channels: int) -> None:
         assert furthest(operation.apply(pictures, draws_of(operation)), expected) <= 1, name
 
 
+def test_three_augment_applies_one_of_three_evenly() -> None:
+    """To a picture that each of them changes in another way."""
+    policy = operation_of("policy", "three-augment")
+    num = 3000
+    pictures = PICTURES[:1].expand(num, -1, -1, -1)
+    draws_BD = draws_of(policy, num)
+    got = policy.apply(pictures, draws_BD)
+    grey = (got == reference.rgb_to_grayscale(PICTURES[0], 3)).flatten(1).float().mean(1) > 0.4
+    solarized = (got == reference.solarize(PICTURES[0], 128)).flatten(1).all(1)
+    assert not (grey & solarized).any()
+    for number, count in (("grey", grey.sum()), ("solarized", solarized.sum())):
+        assert abs(int(count) - num / 3) < 6 * math.sqrt(num / 3), number
+    row = int((~grey & ~solarized).nonzero()[0])
+    sigma = step_of(draws_BD[row : row + 1, 1], 0.1, 2.0)
+    assert furthest(got[row], reference.gaussian_blur(PICTURES[0], [23, 23], sigma * 2)) <= 1
+
+
 GOLDEN = {
+    "policy": ("three-augment", 1914142161),
     "vertical_flip": (0.5, 2650425724),
     "rotation": (15, 3455211076),
     "affine": (
@@ -213,7 +231,7 @@ def test_angles_are_uniform() -> None:
 
 
 def test_erased_boxes_are_distributed_as_torchvisions() -> None:
-    height, width, num = 60, 90, 20_000
+    height, width, num = 60, 90, 5_000
     erasing = RandomErasing(0.25)
     draws_BD = draws_of(erasing, MANY)
     assert (draws_BD[:, 0] < 2**30).float().mean() == pytest.approx(0.25, abs=0.01)

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.batched_cuts import cutter_of
 from dhkd.data.images.cuts import cut_of
-from dhkd.data.recipes.base import ENDLESS
+from dhkd.data.images.resizing import Interpolation
+from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.recipes.random_resized_crop import Box, CenterCrop, Cut, RandomResizedCrop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Int64
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
@@ -246,6 +249,45 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     apart = np.corrcoef(got) - np.corrcoef(expected)
     assert np.abs(apart).max() < 6 * np.sqrt(2 / num), "correlations are the same"
     assert np.abs(np.corrcoef([flips, *got])[0, 1:]).max() < 6 / np.sqrt(num)
+
+
+# images in memory
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (375, 500), (4096, 3000)])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_boxes_of_a_batch_are_those_of_each_key(recipe: RandomResizedCrop, height: int, width: int) -> None:
+    view_B = torch.arange(400)
+    draws_BD = recipe.draws(view_B, view_B + 3)
+    expected = [recipe.cut(draws, height, width).box for draws in draws_BD.tolist()]
+    assert recipe.boxes(draws_BD, height, width).tolist() == [list(box) for box in expected]
+
+
+def test_a_side_near_a_half_is_rounded_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhkd.data.recipes.random_resized_crop.DOUBTFUL", 0.1)
+    test_boxes_of_a_batch_are_those_of_each_key(STANDARD, 28, 20)
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 32, 32), (9, 1, 28, 20), (9, 3, 5, 1), (9, 3, 70, 40)])
+@pytest.mark.parametrize("size", [17, 32, (24, "bicubic")])
+def test_a_batch_in_memory_has_the_bytes_of_photographs(
+    shape: tuple[int, ...], size: int | tuple[int, Interpolation]
+) -> None:
+    """With and without the batched computation, which large images don't have."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    recipe = recipe_of(size=size) if isinstance(size, int) else recipe_of(size=12).at_size(*size)
+    view_B, index_B = torch.arange(150), torch.arange(150) % 9
+    one_by_one = Recipe.resident(recipe, images)(view_B, index_B)
+    together = recipe.resident(images)(view_B, index_B)
+    assert torch.equal(together, one_by_one)
+    assert (cutter_of(images, recipe.size, recipe.interpolation) is None) == (max(shape[2:]) > 32)
+
+
+def test_images_are_cut_one_by_one_if_pillow_computes_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros((2, 3, 7, 7), dtype=torch.uint8)
+    monkeypatch.setattr("dhkd.data.images.batched_cuts.PILLOWS", {"bilinear": Image.Resampling.HAMMING})
+    assert cutter_of(images, 6, "bilinear") is None
 
 
 # test images
