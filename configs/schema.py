@@ -142,9 +142,10 @@ class Views(Section):
     """The recipe, i.e. how a view is drawn; part of a cache's identity.
 
     `kind` names the recipe, and every other key is one of its parameters, which the recipe checks. crop-flip takes
-    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the
-    shorter side to which a test image is resized before its centre is cropped (null: size · 256 / 224). A recipe may
-    take keys that are not listed here.
+    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio`, `test_size`, the
+    side of test images (null: size), and `test_resize`, the shorter side to which a test image is resized before its
+    centre is cropped (null: test_size · 256 / 224). A recipe may take keys that are not listed here. Those of pixel
+    operations are in docs/augmentation.md.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -343,6 +343,17 @@ def test_possible_recipes_are_not(changed: dict[str, object]) -> None:
     assert recipe.cut(draws_of(recipe, 1)[0], 40, 50).size == (recipe.size, recipe.size) == recipe.shape
 
 
+def test_test_images_may_have_another_size() -> None:
+    """Of the crop's usual proportion, unless `test_resize` is set; a teacher of another size is tested at its own."""
+    assert recipe_of(size=160, test_size=224).at_test() == CenterCrop(224, 256)
+    larger = recipe_of(size=160, test_size=224, test_resize=236)
+    assert larger.at_test() == CenterCrop(224, 236)
+    assert larger.identity == recipe_of(size=160).identity
+    assert larger.at_size(448, "bilinear").at_test() == CenterCrop(448, 472)
+    with pytest.raises(ConfigError, match=r"^views\.test_size: expected 1 to views\.test_resize, 200, got 224$"):
+        recipe_of(test_resize=200, test_size=224)
+
+
 def test_test_images_larger_than_what_they_are_cut_from_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^views\.test_resize: expected at least views\.size, 33, got 32$"):
         CenterCrop(size=33, resize=32)
