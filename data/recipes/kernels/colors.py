@@ -5,7 +5,7 @@ the hue is that of its tensors, since Pillow's is rounded to 256 steps.
 """
 
 import torch
-from dhkd.data.recipes.kernels.blends import blended, mean_grey
+from dhkd.data.recipes.kernels.blends import blended, grey_levels, mean_of
 from torch import Tensor
 
 BITS = 16  # fractional bits of a turn of the hue
@@ -20,8 +20,15 @@ def brightened(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
 
 def contrasted(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
     """Multiply by each image's weight the differences of pixels from the image's mean grey value."""
-    mean_B111, weight_B111 = mean_grey(pixels_BCHW)[:, None, None, None], weight_B[:, None, None, None]
-    return blended(mean_B111, pixels_BCHW.int(), weight_B111)
+    mean_B111 = mean_of(grey_levels(pixels_BCHW))[:, :, None, None]
+    return blended(mean_B111, pixels_BCHW.int(), weight_B[:, None, None, None])
+
+
+def saturated(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
+    """Multiply by each image's weight the differences of colours from their grey values."""
+    if pixels_BCHW.shape[1] == 1:
+        return pixels_BCHW
+    return blended(grey_levels(pixels_BCHW), pixels_BCHW.int(), weight_B[:, None, None, None])
 
 
 def turned(pixels_BCHW: Tensor, turn_B: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ from dhkd.data.draws.keyed import below, chosen
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
 from dhkd.data.recipes.kernels.blends import BITS as WEIGHT_BITS
-from dhkd.data.recipes.kernels.blends import saturated
 from dhkd.data.recipes.kernels.colors import BITS as TURN_BITS
-from dhkd.data.recipes.kernels.colors import brightened, contrasted, turned
+from dhkd.data.recipes.kernels.colors import brightened, contrasted, saturated, turned
 from dhkd.data.recipes.operations.base import Operation, require, require_probability
 from dhkd.data.recipes.operations.drawn import between
 from torch import Tensor

@@ -108,7 +108,7 @@ def test_all_views_become_a_number_or_are_refused() -> None:
 
 def test_a_recipe_s_identity_holds_its_parameters() -> None:
     """All that change pixels: otherwise caches of different views would have the same identity."""
-    made = {"crop-flip": CropFlip(padding=2, flip=True, seed=4), "random-resized-crop": RandomResizedCrop(9, True, 4)}
+    made = {"crop-flip": CropFlip(2, True, 4, "edge"), "random-resized-crop": RandomResizedCrop(9, True, 4)}
     assert made.keys() == RECIPES.keys()
     for kind, recipe in made.items():
         parameters = {name for name in vars(recipe) if name not in ("test_resize", "test_size", "identity")}
