@@ -151,10 +151,10 @@ class RandomResizedCrop(Recipe):
         box_width, box_height = (exact + 0.5).floor().long()
         fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
         first_B1 = fits.int().argmax(1, keepdim=True)
-        right, down, top, left = (drawn.gather(1, first_B1)[:, 0] for drawn in (box_width, box_height, top, left))
-        top, left = top * (height - down + 1) >> BITS, left * (width - right + 1) >> BITS
+        across, down, top, left = (drawn.gather(1, first_B1)[:, 0] for drawn in (box_width, box_height, top, left))
+        top, left = top * (height - down + 1) >> BITS, left * (width - across + 1) >> BITS
         central = torch.tensor(self._central(height, width), device=draws_BD.device)
-        box_B4 = torch.where(fits.any(1)[:, None], torch.stack([left, top, left + right, top + down], 1), central)
+        box_B4 = torch.where(fits.any(1)[:, None], torch.stack([left, top, left + across, top + down], 1), central)
         doubtful = ((exact - exact.floor() - 0.5).abs() < DOUBTFUL).any(0).any(1)
         for row in doubtful.nonzero()[:, 0].tolist():
             box_B4[row] = torch.tensor(self._box(draws_BD[row].tolist(), height, width))

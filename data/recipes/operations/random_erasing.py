@@ -68,11 +68,11 @@ class RandomErasing(Operation):
         sides = squares.double().sqrt().long() + (1 << LENGTH - 1) >> LENGTH
         fits = (sides[..., 0] < height) & (sides[..., 1] < width)
         first_B1 = fits.int().argmax(1, keepdim=True)
-        box_height, box_width, top, left = (
+        down, across, top, left = (
             drawn.gather(1, first_B1)[:, 0] for drawn in (sides[..., 0], sides[..., 1], top, left)
         )
-        top, left = top * (height - box_height + 1) >> BITS, left * (width - box_width + 1) >> BITS
-        box = torch.stack([top, left, box_height, box_width], 1)
+        top, left = top * (height - down + 1) >> BITS, left * (width - across + 1) >> BITS
+        box = torch.stack([top, left, down, across], 1)
         return torch.where(fits.any(1)[:, None], box, 0)
 
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
