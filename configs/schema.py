@@ -146,9 +146,10 @@ class Views(Section):
     """The recipe, i.e. how a view is drawn; part of a cache's identity.
 
     `kind` names the recipe, and every other key is one of its parameters, which the recipe checks. crop-flip takes
-    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the
-    shorter side to which a test image is resized before its centre is cropped (null: size · 256 / 224). `mix` mixes two
-    images, by mixup or CutMix. A recipe may take keys that are not listed here.
+    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio`, `test_size`, the
+    side of test images (null: size), and `test_resize`, the shorter side to which a test image is resized before its
+    centre is cropped (null: test_size · 256 / 224). `mix` mixes two images, by mixup or CutMix. A recipe may take keys
+    that are not listed here. Those of pixel operations are in docs/augmentation.md.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -157,7 +158,7 @@ class Views(Section):
     kind: str = "crop-flip"
     flip: bool | None = None
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the views, so part of the cache; training has its own seed")
-    padding: int | None = Field(None, ge=0, le=64, description="black pixels added on each side")
+    padding: int | None = Field(None, ge=0, le=64, description="pixels added on each side")
     size: int | None = Field(None, ge=1, le=4096, description="side of the crop, in pixels")
     scale: tuple[float, float] = Field(
         (0.08, 1.0), description="smallest and largest area of the crop, as a fraction of the image's area"

@@ -55,7 +55,25 @@ def setting_of(
             f"objective {experiment.objective!r} trains {architecture}, which compares maps of one image size: expected"
             f" no teacher.size but the student's, got {size}; choose another objective, or leave teacher.size out"
         )
-    return replace(setting, student=student_shapes.of(architecture))
+    student_shapes = student_shapes.of(architecture)
+    _require_test_size(experiment, student_shapes)
+    return replace(setting, student=student_shapes)
+
+
+def _require_test_size(experiment: Experiment, shapes: Shapes) -> None:
+    """Raise `ConfigError` if the network takes images of the training's size alone, and test images have another."""
+    shape = recipe_of(experiment.views).at_test().shape
+    if shape is None or shape == shapes.image:
+        return
+    try:
+        _ = Shapes(shapes.wanted, shapes.num_classes, shape, shapes.channels).gives_logits
+    except ConfigError:
+        height, width = shape
+        raise ConfigError(
+            f"views.test_size: expected a size that {shapes.architecture} takes after training at views.size,"
+            f" {shapes.image[0]}, got {width}×{height}; leave test_size out, or choose a network that takes any size"
+            f" (timm's ViTs do with options.dynamic_img_size)"
+        ) from None
 
 
 def student_of(objective: Objective, setting: Setting, beginning: Beginning | None = None) -> Student:

@@ -91,8 +91,26 @@ IMAGES = (
     Fault(
         "one-crop-for-all-views",
         "A photograph's draws depend on its index and no longer on the view.",
-        {"Domain.VIEW, view, index, index + 1": "Domain.VIEW, 0, index, index + 1"},
+        {"Domain.VIEW, view_B, index_B, 4 *": "Domain.VIEW, view_B * 0, index_B, 4 *"},
         {"test_random_resized_crop.py": "draws"},
+    ),
+    Fault(
+        "rows-always-first",
+        "Batches in memory are resized along rows first, where Pillow resizes along columns first.",
+        {"found[length, tried] = ~rows_fit": "found[length, tried] = False"},
+        {"test_random_resized_crop.py": "batch_in_memory"},
+    ),
+    Fault(
+        "colours-in-one-order",
+        "Brightness, contrast, saturation and hue are always changed in this order.",
+        {"below(draws_BD[:, 1], len(_ORDERS))": "below(draws_BD[:, 1], 1)"},
+        {"test_operations.py": "orders"},
+    ),
+    Fault(
+        "other-boxes-for-a-larger-teacher",
+        "The boxes that are erased at another size are drawn anew for that size.",
+        {'"side": settings.get("side", before)': '"side": after'},
+        {"test_operations.py": "another_size"},
     ),
     Fault(
         "another-filter",
