@@ -6,6 +6,7 @@ checkpoint holds (`kron`).
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -105,9 +106,11 @@ def _of_timm(
     options: Mapping[str, object],
 ) -> torch.optim.Optimizer:
     try:
-        from timm import optim as timms
+        timms: Any = import_module("timm.optim")  # Any: timm exports these without saying so
     except ModuleNotFoundError as error:
         raise ConfigError(f"{where}: timm is not installed; pip install timm") from error
+    if not hasattr(timms, "get_optimizer_info"):
+        raise ConfigError(f"{where}: expected timm 1.0.12 or newer, got an older one; pip install --upgrade timm")
     if name not in timms.list_optimizers():
         raise ConfigError(f"{where}: {unknown('optimizer of timm', name, timms.list_optimizers())}")
     info, factory = timms.get_optimizer_info(name), timms.get_optimizer_class(name, bind_defaults=False)
@@ -118,8 +121,8 @@ def _of_timm(
     checked = _checked(where, factory, weight_decay, options)
     for option, taken in {"eps": info.has_eps, "betas": info.has_betas}.items():
         if option in checked and not taken:
-            raise ConfigError(f"{where}: unknown option {option!r}")
-    return _built(where, lambda: timms.create_optimizer_v2(groups, name, lr=lr, weight_decay=weight_decay, **checked))
+            raise ConfigError(f"{where}: unknown option {option!r}; timm gives it none")
+    return _built(where, lambda: timms.create_optimizer_v2(groups, name, lr=lr, **checked))
 
 
 def _own(
