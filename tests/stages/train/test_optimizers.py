@@ -84,7 +84,7 @@ def adamw(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Update
             first[i] = beta1 * first.get(i, torch.zeros_like(grad)) + (1 - beta1) * grad
             second[i] = beta2 * second.get(i, torch.zeros_like(grad)) + (1 - beta2) * grad**2
             m, v = first[i] / (1 - beta1 ** (step + 1)), second[i] / (1 - beta2 ** (step + 1))
-            weight -= rate * (m / (v.sqrt() + eps) + (decay if weight.ndim > 1 else 0) * weight)
+            weight.sub_(rate * (m / (v.sqrt() + eps) + (decay if weight.ndim > 1 else 0) * weight))
 
     return update
 
@@ -97,7 +97,7 @@ def lion(beta1: float = 0.9, beta2: float = 0.99) -> Update:
         for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
             m = momentum.get(i, torch.zeros_like(grad))
             c = beta1 * m + (1 - beta1) * grad
-            weight -= rate * (c.sign() + (decay if weight.ndim > 1 else 0) * weight)
+            weight.sub_(rate * (c.sign() + (decay if weight.ndim > 1 else 0) * weight))
             momentum[i] = beta2 * m + (1 - beta2) * grad
 
     return update
@@ -119,7 +119,7 @@ def lamb(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-6, largest: f
             if weight.ndim > 1:
                 change = change + decay * weight
                 change = change * weight.norm() / change.norm()
-            weight -= rate * change
+            weight.sub_(rate * change)
 
     return update
 
@@ -250,7 +250,7 @@ def test_a_run_resumed_after_any_epoch_is_the_same(
 def test_students_with_several_optimizers_train_side_by_side(processes: Processes, tmp_path: Path) -> None:
     world = World(tmp_path, processes, objective="kd")
     stream = world.stream()
-    kinds: list[Any] = [kind for kind in KINDS if isinstance(kind, tuple)]
+    kinds: list[Any] = [kind for kind in KINDS if len(kind) == 2]
     together = [
         task_with(world, tmp_path / str(i), name, options, epochs=2, stream=stream)
         for i, (name, options) in enumerate(kinds)
@@ -336,13 +336,15 @@ def test_every_optimizer_of_torch_resumes(name: str) -> None:
 def test_every_optimizer_of_timm_resumes_or_is_refused() -> None:
     from timm.optim import list_optimizers
 
-    refused = []
+    refused: list[str] = []
+    lines: list[str] = []
     for name in list_optimizers():
         try:
             assert resumes(f"timm:{name}"), name
         except ConfigError as error:
-            assert "\n" not in str(error)
             refused.append(name)
+            lines += str(error).splitlines()
+    assert len(lines) == len(refused)
     assert {"adahessian", "kron", "kronc", "kronw"} <= set(refused)
     assert all(name.startswith(("bnb", "fused", "kron", "adahessian")) for name in refused)  # bnb and fused need a GPU
 
@@ -365,14 +367,14 @@ class WithModes(Halving):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("adamm", {}, r"unknown optimizer 'adamm': did you mean 'adamw'\?"),
+        ("adamm", {}, r"unknown optimizer 'adamm': did you mean 'adam'\?"),
         ("lbfgs", {}, "unknown optimizer 'lbfgs'"),
         ("adamw", {"beta": 0.9}, "optimizer adamw: unknown option 'beta': did you mean 'betas'"),
         ("adamw", {"momentum": 0.9}, "optimizer adamw: unknown option 'momentum'"),
         (
             "adamw",
             {"betas": [1.5, 0.9]},
-            "optimizer adamw: expected options that it takes, got ValueError: Invalid beta",
+            "optimizer adamw: it can't be built: ValueError: Invalid beta",
         ),
         ("adamw", {"amsgrad": "yes"}, "optimizer adamw: amsgrad: expected a valid boolean, got 'yes'"),
         ("adamw", {"lr": 0.1}, "optimizer adamw: lr: .* it is a setting of its own"),
@@ -409,17 +411,17 @@ def test_faults_of_own_code_are_told() -> None:
     offer("my.py:broken", broken)
     offer("my.py:some", without_biases)
     with pytest.raises(
-        OwnCodeError, match="optimizer my.py:broken: ValueError: no such luck .*test_optimizers.py, line"
+        OwnCodeError, match=r"optimizer my.py:broken: ValueError: no such luck .*test_optimizers.py, line"
     ):
         build_optimizer("my.py:broken", {}, student, RATE, Decay(0.0))
-    with pytest.raises(ConfigError, match="optimizer my.py:some: .* trains all the parameters .* some left out"):
+    with pytest.raises(ConfigError, match=r"optimizer my.py:some: .* trains all the parameters .* some left out"):
         build_optimizer("my.py:some", {}, student, RATE, Decay(0.0))
 
 
 @needs_muon
 def test_muon_needs_matrices() -> None:
     student = Student(build_network("resnet8", 5), None)
-    with pytest.raises(ConfigError, match="optimizer muon: expected a network with hidden linear layers.*timm:muon"):
+    with pytest.raises(ConfigError, match=r"optimizer muon: expected a network with hidden linear layers.*timm:muon"):
         build_optimizer("muon", {}, student, RATE, Decay(0.1))
     optimizer = build_optimizer("muon", {}, student_of_layers(), RATE, Decay(0.1, spares=True, layer=0.5))
     assert isinstance(optimizer, MatricesAndOthers)
