@@ -6,6 +6,7 @@ checkpoint holds (`kron`).
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -154,6 +155,14 @@ def _own(
     trained = {parameter for group in made.param_groups for parameter in group["params"]}
     if any(parameter not in trained for group in groups for parameter in _parameters(group)):
         raise ConfigError(f"{where}: expected that it trains all the parameters that it is given, got some left out")
+    step = made.step
+
+    @wraps(step)
+    def step_of_own_code(*args: Any, **options: Any) -> Any:  # Any: whatever torch passes on
+        with running(f"{where}: its step"):
+            return step(*args, **options)
+
+    made.step = step_of_own_code  # type: ignore[method-assign]  # so that an exception in it names the code
     return made
 
 

@@ -1,4 +1,4 @@
-"""A script for several processes: `joint_training.py CACHE OUT NAME:BATCH_SIZE[:PARTS] …` trains a student for each case.
+"""A script for several processes: `joint_training.py CACHE OUT NAME:BATCH_SIZE[:PARTS] …` trains a student for each.
 
 Batch norm is frozen, so that several processes compute what one does. Each process writes the weights it ends with.
 """
