@@ -1,6 +1,7 @@
 """Optimizers, groups, parts of a batch and schedules as settings: recorded if set, resumed, and refused in one line."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.pipeline.conftest import experiment_of
 
 needs_timm = pytest.mark.skipif("not __import__('importlib').util.find_spec('timm')", reason="timm is not installed")
 
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 NEW = ("optimizer", "no_decay", "layer_decay", "accumulate", "warmup_lr", "min_lr", "cooldown_epochs", "lr_power")
 ALL = (
     *("epochs=2", "batch_size=10"),
