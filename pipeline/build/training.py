@@ -117,7 +117,7 @@ def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False)
 def require_trainable(training: Training, objective: Objective) -> None:
     """Raise `ConfigError` if schedule, optimizer or parts of a batch can't train with these settings, or `objective`.
 
-    So a mistake in the settings is found before any data is read. The optimizer is tried on a small network.
+    So a mistake in the settings is found before anything is written. The optimizer is tried on a small network.
     """
     learning_rate_of(training)
     small = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.LayerNorm(2))

@@ -396,8 +396,32 @@ TRAINING = (
     Fault(
         "shares-weigh-alike",
         "Processes of unequal shares count alike in the gradient's mean.",
-        {"else len(batch.index_B) * processes.world_size / batch.global_size": "else 1.0"},
+        {"else len(part.index_B) * world_size / part.global_size": "else 1.0"},
         {"test_golden_losses.py": "kd-two"},
+    ),
+    Fault(
+        "last-part-alone-is-aligned",
+        "Of a batch in parts, the aligned gradient is that of the last part.",
+        {"added(gradients, of_part) if gradients else of_part": "of_part"},
+        {"test_accumulation.py": "projection"},
+    ),
+    Fault(
+        "memory-in-parts",
+        "CRD computes a batch in parts, of which each remembers the ones before it.",
+        {"    remembers_rows = True\n": ""},
+        {"test_accumulation.py": "refused"},
+    ),
+    Fault(
+        "one-rate-for-all-layers",
+        "The schedule forgets the layers' factors.",
+        {'group["lr"] = rate * group.get(SCALE, 1.0)': 'group["lr"] = rate'},
+        {"test_parameter_groups.py": "rates"},
+    ),
+    Fault(
+        "muon-loads-nothing",
+        "The two optimizers of muon go on with the state from before a checkpoint was loaded.",
+        {"(state_dict)\n        self._share()\n": "(state_dict)\n"},
+        {"test_optimizers.py": "every_optimizer_of_torch_resumes"},
     ),
     Fault(
         "one-dropout-for-all",
