@@ -32,6 +32,7 @@ from dhkd.pipeline.build.data import (
     renderer_of,
     test_renderer_of,
 )
+from dhkd.pipeline.build.regularizing import require_regularizing
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.teacher import teacher_normalization, teacher_renderer, teacher_test_renderer
@@ -90,6 +91,8 @@ def train_teacher(
         raise ConfigError(
             "teacher.classes: expected none, since a teacher is trained on the data set's own classes; leave it out"
         )
+    objective = build_objective("ce", {})
+    require_regularizing(experiment, settings, objective)
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         objective = build_objective("ce", {})
         require_trainable(settings, objective)
