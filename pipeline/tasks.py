@@ -39,7 +39,7 @@ def task_of(
 
     `name` says what `accuracy_of` measures. The student begins with random weights unless `beginning` is given.
     """
-    student = student_of(objective, setting, beginning)
+    student = student_of(objective, setting, beginning, settings)
     return Task(
         student,
         optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
