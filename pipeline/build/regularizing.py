@@ -11,7 +11,7 @@ from dhkd.stages.train.early_stopping import EarlyStopping
 from dhkd.stages.train.ema import Ema
 from dhkd.stages.train.objectives import own_objectives
 from dhkd.stages.train.objectives.combined import CE
-from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.objectives.contract import LATE, Objective
 from torch import Tensor
 
 
@@ -53,7 +53,7 @@ def require_regularizing(experiment: Experiment, training: Training, objective: 
             f" option, got {smoothing}; train with the objective ce, or leave the setting out"
         )
     own = own_objectives(experiment.objective) if section == "student" else []
-    if CE not in objective.needs_labels and not own:
+    if not own and not any(objective.weights(epoch).get(CE) for epoch in (0, LATE)):
         raise ConfigError(
             f"{section}.label_smoothing: expected an objective with a cross-entropy, got {experiment.objective!r}, in"
             f" which none has a weight; leave the setting out"

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# What transformers calls it, from version 5 and before.
+TRANSFORMERS = ("activation_checkpointing", "gradient_checkpointing")
+
 
 def checkpoint_method(module: nn.Module, name: str = "forward") -> None:
     """Make a method of the module compute again, in the backward pass, what it computed in the forward pass."""
@@ -46,10 +49,11 @@ def enable_in_library(module: nn.Module) -> bool:
         if callable(timm := getattr(module, "set_grad_checkpointing", None)):
             timm(True)
             return True
-        if callable(transformers := getattr(module, "gradient_checkpointing_enable", None)):
-            # The older kind of checkpoint, with reentrant calls, gives no gradients to maps within it.
-            transformers(gradient_checkpointing_kwargs={"use_reentrant": False})
-            return True
+        # The older kind of checkpoint, with reentrant calls, gives no gradients to maps within it.
+        for name in TRANSFORMERS:
+            if callable(enable := getattr(module, f"{name}_enable", None)):
+                enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+                return True
     except (AssertionError, NotImplementedError, ValueError):  # how networks say that they can't
         return False
     return sum(enable_in_library(child) for child in module.children()) > 0  # all are asked
