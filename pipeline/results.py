@@ -1,6 +1,7 @@
 """The results of the commands as frozen values, and the one function that converts them to JSON.
 
-The fields of a class are in the order of the JSON object's keys. This module imports nothing heavy, so that the command
+The fields of a class are in the order of the JSON object's keys. The module is long because it holds the result of
+every command. This module imports nothing heavy, so that the command
 line can print the result of any command without loading torch.
 """
 
