@@ -9,7 +9,9 @@ from dhkd.data.images.base import Images
 from dhkd.pipeline.build.beginning import Beginning
 from dhkd.pipeline.build.data import channels_of, recipe_of
 from dhkd.pipeline.build.networks import chosen_network
+from dhkd.pipeline.build.regularizing import drops_of
 from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.dropping import with_drops
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
 from dhkd.stages.train.accumulation import require_divisible
@@ -76,13 +78,19 @@ def _require_test_size(experiment: Experiment, shapes: Shapes) -> None:
         ) from None
 
 
-def student_of(objective: Objective, setting: Setting, beginning: Beginning | None = None) -> Student:
+def student_of(
+    objective: Objective, setting: Setting, beginning: Beginning | None = None, training: Training | None = None
+) -> Student:
     """Build a freshly initialised student with the objective's extra head and adapter, in channels-last memory format.
 
-    The experiment's seed determines the initial values. The weights in `beginning`, if given, then replace them.
+    The experiment's seed determines the initial values. The weights in `beginning`, if given, then replace them. The
+    network has the dropout, drop path and checkpointing of the settings `training`, or none if they are None.
     """
     torch.manual_seed(setting.seed)
-    backbone = build_network(setting.student.wanted, setting.student.num_classes, setting.student.channels)
+    wanted = with_drops(setting.student.wanted, drops_of(training))
+    backbone = build_network(wanted, setting.student.num_classes, setting.student.channels)
+    if training is not None and training.checkpointing:
+        backbone.checkpoint_activations()
     if beginning is not None:
         beginning.into(backbone)
     objective.start(backbone, setting)

@@ -643,4 +643,56 @@ BROUGHT = (
     ),
 )
 
-FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND)
+# What regularizes a training.
+REGULARIZING = (
+    Fault(
+        "average-begins-with-random-weights",
+        "The first update of the average keeps a share of the initial weights.",
+        {"        if update == 1:\n            return 0.0\n": ""},
+        {"train/test_ema.py": "transcription"},
+    ),
+    Fault(
+        "average-resumes-at-its-first-step",
+        "A resumed average starts to count its steps anew.",
+        {"        self._steps = steps\n": "        self._steps = 0\n"},
+        {"train/test_ema.py": "resumed"},
+    ),
+    Fault(
+        "average-of-each-process",
+        "Each process tests the average of its own running statistics.",
+        {"self._processes.share(ema.tensors())": "self._processes.share(ema.tensors()[:0])"},
+        {"e2e/test_regularized.py": ""},
+    ),
+    Fault(
+        "smoothing-is-lost",
+        "Cross-entropy doesn't look at the smoothing of the labels.",
+        {"labels, labels.smoothing)": "labels, 0.0)"},
+        {"train/test_combined.py": "smoothed_labels", "build/test_regularizing.py": "smoothing_is_that"},
+    ),
+    Fault(
+        "a-tie-is-a-gain",
+        "An epoch that is as good as the best resets the patience.",
+        {"if value - self.min_delta > best:": "if value - self.min_delta >= best:"},
+        {"train/test_early_stopping.py": "rule"},
+    ),
+    Fault(
+        "patience-of-one-more",
+        "Training ends an epoch late.",
+        {">= self.patience": "> self.patience"},
+        {"train/test_early_stopping.py": "rule"},
+    ),
+    Fault(
+        "statistics-count-twice",
+        "What is computed again in the backward pass updates the running statistics again.",
+        {"if torch._C._current_graph_task_id() == -1:": "if torch._C._current_graph_task_id() > -2:"},
+        {"models/test_checkpointing.py": "networks"},
+    ),
+    Fault(
+        "calls-of-dropout-are-not-seen",
+        "Students whose dropout is a call train side by side.",
+        {"network.train().outputs(images_BCHW)": "network.outputs(images_BCHW)"},
+        {"models/test_dropping.py": "draws"},
+    ),
+)
+
+FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *REGULARIZING)

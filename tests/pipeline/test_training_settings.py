@@ -1,7 +1,6 @@
 """Optimizers, groups, parts of a batch and schedules as settings: recorded if set, resumed, and refused in one line."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 

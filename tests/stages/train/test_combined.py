@@ -238,6 +238,20 @@ def test_mixed_labels_change_the_cross_entropy_and_nothing_else(name: str) -> No
     torch.testing.assert_close(of_both["ce"], 0.75 * plain["ce"] + 0.25 * of_second["ce"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", [*sorted(OBJECTIVES.keys() - {"label-smoothing"}), "kd + 0.5 * rkd"])
+def test_smoothed_labels_change_the_cross_entropy_and_nothing_else(name: str) -> None:
+    objective = objective_of(name)
+    setting = setting_of(objective, "resnet14", "resnet8", 16, teacher_of("resnet14"))
+    network, batch = built(objective, setting).eval(), batch_of(objective, setting)
+    outputs = network(batch.images_BCHW, batch)
+    plain, smoothed = (
+        objective.terms(outputs, labels, batch.teacher) for labels in (batch.labels, batch.labels.smoothed(0.2))
+    )
+    assert {term for term, value in smoothed.items() if not torch.equal(value, plain[term])} == {"ce"}
+    expected = torch.nn.functional.cross_entropy(outputs.task, batch.labels.classes_B, label_smoothing=0.2)
+    assert torch.equal(smoothed["ce"], expected)
+
+
 @pytest.mark.parametrize("name", [*sorted(NEED_ONE_CLASS), "kd + dkd", "kd + crd"])
 def test_what_needs_one_class_for_each_image_refuses_mixed_labels(name: str) -> None:
     objective = objective_of(name)
