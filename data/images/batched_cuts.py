@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from dhkd.data.images.cuts import PILLOWS
+from dhkd.data.images.cuts import Cut, cut_of
+from dhkd.data.images.decoding import photo_of
 from dhkd.data.images.resizing import Interpolation
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 LARGEST = 64  # pixels; for larger images, building the tables takes long
@@ -187,7 +187,6 @@ def _columns_first(height: int, width: int, size: int, interpolation: Interpolat
 
 def _by_pillow(image_HW: NDArray[np.uint8], widths: list[int], size: int, interpolation: Interpolation) -> Tensor:
     """Resize the first columns of an image, as many as each width says: (B, size, size)."""
-    photo = Image.fromarray(image_HW)
-    boxes = [photo.crop((0, 0, width, len(image_HW))) for width in widths]
-    resized = [np.asarray(box.resize((size, size), PILLOWS[interpolation])) for box in boxes]
-    return torch.from_numpy(np.stack(resized))
+    photo, window = photo_of(image_HW[None]), (0, 0, size, size)
+    cuts = [Cut((0, 0, width, len(image_HW)), (size, size), window, mirrored=False) for width in widths]
+    return torch.from_numpy(np.stack([cut_of(photo, cut, interpolation)[..., 0] for cut in cuts]))

@@ -286,7 +286,7 @@ def test_a_batch_in_memory_has_the_bytes_of_photographs(
 
 def test_images_are_cut_one_by_one_if_pillow_computes_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.zeros((2, 3, 7, 7), dtype=torch.uint8)
-    monkeypatch.setattr("dhkd.data.images.batched_cuts.PILLOWS", {"bilinear": Image.Resampling.HAMMING})
+    monkeypatch.setattr("dhkd.data.images.cuts.PILLOWS", {"bilinear": Image.Resampling.HAMMING})
     assert cutter_of(images, 6, "bilinear") is None
 
 
