@@ -12,7 +12,7 @@ ARGS ?=
 # slow to make.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: setup demo test test-all soak check docs bench clean
+.PHONY: setup demo test test-all soak check lint types pages docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -33,15 +33,21 @@ test-all: setup
 soak: setup
 	$(PYTEST) -m soak $(ARGS)
 
+check: lint types pages
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pytest -q tests/test_imports.py
+
 # The root package and the root folders stand apart, so mypy gets a folder in which all of them have their import names.
-check: setup
+types: setup
 	mkdir -p .types/dhkd
 	for folder in pipeline stages data configs benchmarks; do ln -sfn ../../$$folder .types/dhkd/$$folder; done
 	for file in __init__.py py.typed; do ln -sfn ../../pipeline/package/$$file .types/dhkd/$$file; done
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
 	MYPYPATH=.types $(BIN)/mypy -p dhkd
-	$(BIN)/pytest -q tests/test_imports.py
+
+pages: setup
 	$(BIN)/mkdocs build --quiet --strict
 
 docs: setup
