@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +34,38 @@ def machine() -> dict[str, str]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Terms]:
-    """Record the terms that `backward` gets in every step, in whichever training module it was imported."""
+    """Record the terms whose gradients are computed in every step, in whichever training module that happens.
+
+    Gradients that are added up or aligned come from `backward` and `gradients_by_group`.
+    """
     from dhkd.stages.train import gradients, loop  # noqa: F401  # importing the loop imports all modules that train
 
     terms_of_steps: Terms = {}
-    backward = gradients.backward
 
-    def recording(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
-        for name, term in terms.items():
-            # Nine digits distinguish all float32 values.
-            terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))
-        return backward(terms, *args, **options)
+    def recording(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def record(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
+            for name, term in terms.items():
+                # Nine digits distinguish all float32 values.
+                terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))
+            return compute(terms, *args, **options)
+
+        return record
 
     training = [module for name, module in sys.modules.items() if name.startswith("dhkd.stages.train")]
-    holders = [module for module in training if getattr(module, "backward", None) is backward]
-    for module in holders:
-        module.backward = recording
+    replaced = [
+        (module, name, compute)
+        for name in ("backward", "gradients_by_group")
+        if (compute := getattr(gradients, name, None)) is not None
+        for module in training
+        if module is not gradients and getattr(module, name, None) is compute
+    ]
+    for module, name, compute in replaced:
+        setattr(module, name, recording(compute))
     try:
         yield terms_of_steps
     finally:
-        for module in holders:
-            module.backward = backward
+        for module, name, compute in replaced:
+            setattr(module, name, compute)
 
 
 def losses_of(case: Case) -> Terms:
