@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -34,27 +35,28 @@ def machine() -> dict[str, str]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Terms]:
-    """Record the terms that `backward` gets in every step, in whichever training module it was imported."""
+    """Record the terms of which a step takes gradients, in whichever training module it imported the functions."""
     from dhkd.stages.train import gradients, loop  # noqa: F401  # importing the loop imports all modules that train
 
     terms_of_steps: Terms = {}
-    backward = gradients.backward
 
-    def recording(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
-        for name, term in terms.items():
-            # Nine digits distinguish all float32 values.
-            terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))
-        return backward(terms, *args, **options)
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
+            for name, term in terms.items():
+                # Nine digits distinguish all float32 values.
+                terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))
+            return function(terms, *args, **options)
+
+        return record
 
     training = [module for name, module in sys.modules.items() if name.startswith("dhkd.stages.train")]
-    holders = [module for module in training if getattr(module, "backward", None) is backward]
-    for module in holders:
-        module.backward = recording
-    try:
+    with contextlib.ExitStack() as patches:
+        for name in ("backward", "gradients_by_group"):
+            function = getattr(gradients, name)
+            for module in training:
+                if module is not gradients and getattr(module, name, None) is function:
+                    patches.enter_context(patch.object(module, name, recording(function)))
         yield terms_of_steps
-    finally:
-        for module in holders:
-            module.backward = backward
 
 
 def losses_of(case: Case) -> Terms:
