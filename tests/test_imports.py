@@ -46,7 +46,12 @@ HOMES = {
         "stages/models/libraries.py",
     },
     "datasets": {"data/sources/huggingface.py", "data/sources/parquet_images.py"},
-    "timm": {"stages/models/class_names.py", "stages/models/libraries.py"},
+    "timm": {
+        "stages/models/class_names.py",
+        "stages/models/libraries.py",
+        "stages/train/optimizers.py",
+        "stages/train/parameter_groups.py",
+    },
     "obstore": {"data/cache/storage/bucket.py"},
     "google_crc32c": {
         "data/cache/index.py",

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -34,38 +35,29 @@ def machine() -> dict[str, str]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Terms]:
-    """Record the terms whose gradients are computed in every step, in whichever training module that happens.
-
-    Gradients that are added up or aligned come from `backward` and `gradients_by_group`.
-    """
+    """Record the terms of which a step takes gradients, in whichever training module it imported the functions."""
     from dhkd.stages.train import gradients, loop  # noqa: F401  # importing the loop imports all modules that train
 
     terms_of_steps: Terms = {}
+    missing = object()
 
-    def recording(compute: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
         def record(terms: Mapping[str, torch.Tensor], *args: Any, **options: Any) -> Any:
             for name, term in terms.items():
                 # Nine digits distinguish all float32 values.
                 terms_of_steps.setdefault(name, []).append(float(f"{term.item():.9g}"))
-            return compute(terms, *args, **options)
+            return function(terms, *args, **options)
 
         return record
 
     training = [module for name, module in sys.modules.items() if name.startswith("dhkd.stages.train")]
-    replaced = [
-        (module, name, compute)
-        for name in ("backward", "gradients_by_group")
-        if (compute := getattr(gradients, name, None)) is not None
-        for module in training
-        if module is not gradients and getattr(module, name, None) is compute
-    ]
-    for module, name, compute in replaced:
-        setattr(module, name, recording(compute))
-    try:
+    with contextlib.ExitStack() as patches:
+        for name in ("backward", "gradients_by_group"):
+            function = getattr(gradients, name, missing)  # a commit to compare with may lack one
+            for module in training:
+                if module is not gradients and getattr(module, name, None) is function:
+                    patches.enter_context(patch.object(module, name, recording(function)))
         yield terms_of_steps
-    finally:
-        for module, name, compute in replaced:
-            setattr(module, name, compute)
 
 
 def losses_of(case: Case) -> Terms:

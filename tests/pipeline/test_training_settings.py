@@ -1,5 +1,6 @@
 """Optimizers, groups, parts of a batch and schedules as settings: recorded if set, resumed, and refused in one line."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,21 @@ def test_parts_are_refused_for_objectives_that_compare_rows(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_commands_of_the_page(no_own_code: Path, reader: LogitReader) -> None:
+    """Each trains with the settings that it has there; only the data and the epochs are fewer."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    (code,) = [text for language, text in blocks if language == "python"]
+    file = code.partition("\n")[0].removeprefix("# ")
+    Path(file).write_text(code)
+    imported([file])
+    commands = [shlex.split(re.sub(r"\\\n\s*", "", text)) for language, text in blocks if not language]
+    assert len(commands) == 2
+    for number, words in enumerate(commands):
+        settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        student(experiment_of("student.epochs=2", *settings), reader, out := Path(f"run{number}"))
+        assert recorded(out, "student")["optimizer"]["name"] in ("adamw", "my_optimizers.py:SignSGD")
+
+
 MINE = """
 import torch
 
@@ -186,7 +202,7 @@ def test_changed_code_of_an_optimizer_is_noticed(
     student(experiment, reader, Path("run"))
     Path("mine.py").write_text(MINE.replace("0.5", "0.6"))
     monkeypatch.setattr(own_code, "_known", own_code._Known())
-    monkeypatch.delenv(own_code.VARIABLE)
+    os.environ.pop(own_code.VARIABLE)
     imported(["mine.py"])
     with pytest.raises(RunMismatch, match=r"mine\.py"):
         student(experiment, reader, Path("run"), resume=True)
