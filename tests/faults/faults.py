@@ -301,7 +301,7 @@ STREAM = (
     Fault(
         "labels-by-view",
         "A row gets the label of the sample whose index is the row's view.",
-        {"self._labels_N, gather_keys[1]": "self._labels_N, gather_keys[0]"},
+        {"return Labels(labels_N[index_B.to(device)])": "return Labels(labels_N[view_B.to(device)])"},
         {"test_stream.py": "joined"},
     ),
     Fault(

@@ -220,3 +220,11 @@ def test_in_memory_mixing_of_crops() -> None:
     own, partners = plain.pixels(view_B, index_B), plain.pixels(view_B, drawn.partner_B)
     row_B = torch.arange(len(index_B))
     assert torch.equal(got, drawn.pixels(torch.cat([own, partners]), row_B, row_B + len(row_B)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares its pixels with the CPU's")
+def test_a_gpu_gives_the_same_bytes() -> None:
+    images, (view_B, index_B) = make_images(50), shuffled_keys(500, 50)
+    recipe = build_recipe("crop-flip", {"padding": 1, "flip": True, "seed": 3, "mix": MIX})
+    on_cpu, on_gpu = (ResidentRenderer(images, recipe, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert torch.equal(on_cpu.pixels(view_B, index_B), on_gpu.pixels(view_B.cuda(), index_B.cuda()).cpu())
