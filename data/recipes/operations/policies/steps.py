@@ -70,16 +70,16 @@ class CompiledSteps:
         _, mapped, fixed, stretched, even, contrast, colour, sharpness = rows_of_kinds
         greyed = slice(contrast.start, colour.stop)
         grey_B1HW = grey_levels(pixels_BCHW[greyed]) if _any(greyed) else pixels_BCHW[greyed]
-        contrast_grey_B1HW, colour_grey_B1HW = grey_B1HW.split([_number(contrast), _number(colour)])
+        contrast_grey_B1HW, colour_grey_B1HW = torch.split(grey_B1HW, [_number(contrast), _number(colour)])
 
         def looked_up() -> Tensor:
             shape = (-1, pixels_BCHW.shape[1], tables.LEVELS)
-            made = [
+            made: tuple[tuple[slice, Callable[[], Tensor]], ...] = (
                 (fixed, lambda: self._tables[place_B[fixed]][:, None].expand(shape)),
                 (stretched, lambda: tables.auto_contrasts(pixels_BCHW[stretched])),
                 (even, lambda: tables.equalizations(pixels_BCHW[even])),
                 (contrast, lambda: tables.contrasts(contrast_grey_B1HW, weights(contrast))[:, None].expand(shape)),
-            ]
+            )
             return tables.looked_up(pixels_BCHW[with_table], torch.cat([make() for rows, make in made if _any(rows)]))
 
         def weights(rows: slice) -> Tensor:
