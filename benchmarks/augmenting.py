@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import torch
 from dhkd.benchmarks.figure import Figure, interleaved, middle
-from dhkd.benchmarks.photographs import MEAN, STD, InMemory, generated_photographs
+from dhkd.benchmarks.photographs import MEAN, RECIPE, STD, InMemory, generated_photographs
 from dhkd.benchmarks.pillow_steps import changed_by_pillow
 from dhkd.benchmarks.setup import Setup
 from dhkd.data.images.decoding_workers import PhotoRenderer
@@ -24,8 +24,8 @@ from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.augmented import Augmented
 from dhkd.data.recipes.base import ENDLESS, Render
 from dhkd.data.recipes.operations import OPERATIONS, build_operations
-from dhkd.data.recipes.operations.policies.base import Policy
 from dhkd.data.recipes.operations.policies.magnitudes import NAMES, usual
+from dhkd.data.recipes.operations.policies.rand_augment import RandAugment
 from dhkd.data.recipes.operations.policies.steps import CompiledSteps
 from PIL import Image
 from torch import Tensor
@@ -197,21 +197,19 @@ def _photographs(setup: Setup) -> Figure:
     """Measure photographs with RandAugment, relative to bare Pillow: decoding, the same boxes, the same operations."""
     images = photographs(setup.sizes.photographs)
     files, index_B = images.files, torch.arange(len(images))
-    recipe = build_recipe("random-resized-crop", {"size": 224, "flip": True, "seed": 0, "policy": "randaugment"})
-    assert isinstance(recipe, Augmented)
-    policy = recipe.operations["policy"]
-    assert isinstance(policy, Policy)
+    policy = RandAugment()
+    recipe = Augmented(RECIPE, {"policy": policy}, RECIPE.seed)
     assert isinstance(files, InMemory)
     view_B = torch.zeros_like(index_B)
-    boxes = recipe.geometry.draws(view_B, index_B).tolist()
-    step_BS = policy.chosen(policy.draws(0, view_B, index_B)).tolist()
+    boxes = RECIPE.draws(view_B, index_B).tolist()
+    step_BS = policy.chosen(policy.draws(RECIPE.seed, view_B, index_B)).tolist()
     steps = policy.steps(224, 224)
 
     def bare() -> None:
         for index, numbers in enumerate(step_BS):
             with Image.open(io.BytesIO(files.read(index))) as opened:
                 photo = opened.convert("RGB")
-            cut = recipe.geometry.cut(boxes[index], photo.height, photo.width)  # type: ignore[attr-defined]
+            cut = RECIPE.cut(boxes[index], photo.height, photo.width)
             view = photo.crop(cut.box).resize(cut.size, Image.Resampling.BILINEAR)
             if cut.mirrored:
                 view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

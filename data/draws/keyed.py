@@ -64,7 +64,9 @@ def draws_of_blocks(seed: int, blocks: Sequence[DrawBlock], view_B: Tensor, inde
     else:
         draws_BD = _draws(view_B, index_B, constants, torch.stack)
     widths = [len(_columns(block)) * _PER_STEP for block in blocks]
-    return [part_BD[:, : block.num] for block, part_BD in zip(blocks, draws_BD.split(widths, dim=1), strict=True)]
+    return [
+        part_BD[:, : block.num] for block, part_BD in zip(blocks, torch.split(draws_BD, widths, dim=1), strict=True)
+    ]
 
 
 def _columns(block: DrawBlock) -> list[tuple[int, int, int]]:

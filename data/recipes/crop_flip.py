@@ -111,8 +111,9 @@ class CropFlip(Recipe):
         shape = (num, copies.shape[1], self.num_offsets, self.num_offsets)
         if planar:
             per_image, per_copy, per_plane, per_row, _ = copies.stride()
-            strides = (per_image, per_copy, per_row, 1, per_plane, per_row, 1)
-            return copies.as_strided((*shape, channels, height, width), strides)
+            return copies.as_strided(
+                (*shape, channels, height, width), (per_image, per_copy, per_row, 1, per_plane, per_row, 1)
+            )
         stored = copies.permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
         per_image, per_copy, per_row, per_pixel, _ = stored.stride()
         return stored.as_strided(

@@ -643,6 +643,7 @@ BROUGHT = (
     ),
 )
 
+<<<<<<< HEAD
 # What regularizes a training.
 REGULARIZING = (
     Fault(
@@ -696,3 +697,40 @@ REGULARIZING = (
 )
 
 FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *REGULARIZING)
+=======
+# Policies: operations drawn at random.
+POLICIES = (
+    Fault(
+        "signs-of-one-kind",
+        "Signed operations always go in one direction.",
+        {"return operation_BS * 2 + sign_BS": "return operation_BS * 2 + sign_BS * 0"},
+        {"test_policies.py": "randaugment_draws"},
+    ),
+    Fault(
+        "probability-of-the-other",
+        "The operations of a pair have each other's probabilities.",
+        {"probability_NS[sub_policy_B] << BITS": "probability_NS.flip(1)[sub_policy_B] << BITS"},
+        {"test_policies.py": "applies_by_their_probabilities"},
+    ),
+    Fault(
+        "images-not-put-back",
+        "After a policy, images stay in the order of their operations.",
+        {"return pixels_BCHW.index_select(0, order_B.argsort()) if batch > 1": "return pixels_BCHW if batch > 1"},
+        {"test_policies.py": "order_change_no_bytes", "test_augmented.py": "same_bytes"},
+    ),
+    Fault(
+        "rotated-around-the-last-pixel",
+        "A map takes the corner of a pixel for its centre.",
+        {"c, f = c + (a + b) / 2, f + (d + e) / 2": "c, f = c + Fraction(1, 2), f + Fraction(1, 2)"},
+        {"test_policies.py": "pixels_of_each_operation and 3-32-32"},
+    ),
+    Fault(
+        "whole-products-cut",
+        "A factor's rounding takes a grey level from products that are whole numbers.",
+        {"_TOLERANCE = 1 << BITS - 12": "_TOLERANCE = -(1 << BITS - 5)"},
+        {"test_policies.py": "pixels_of_each_operation and 3-32-32"},
+    ),
+)
+
+FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *POLICIES)
+>>>>>>> K/main

@@ -51,11 +51,15 @@ def auto_contrasts(pixels_BCHW: Tensor) -> Tensor:
 
 def equalizations(pixels_BCHW: Tensor) -> Tensor:
     """Return tables that make each channel's values as evenly frequent as can be, uint8 (B, C, 256)."""
-    values_BCS = pixels_BCHW.flatten(2).long()
-    counts_BCL = values_BCS.new_zeros((*values_BCS.shape[:2], LEVELS))
-    counts_BCL.scatter_add_(2, values_BCS, torch.ones_like(values_BCS))
-    highest_BC1 = pixels_BCHW.flatten(2).amax(dim=2, keepdim=True).long()
-    step_BC1 = ((values_BCS.shape[2] - counts_BCL.gather(2, highest_BC1)) // 255).int()
+    values_BCS = pixels_BCHW.flatten(2)
+    planes, number = values_BCS.shape[0] * values_BCS.shape[1], values_BCS.shape[2]
+    first_BC1 = (
+        torch.arange(planes, dtype=torch.int32, device=pixels_BCHW.device).view(-1, values_BCS.shape[1], 1) * LEVELS
+    )
+    counts = torch.bincount((values_BCS + first_BC1).flatten(), minlength=planes * LEVELS)
+    counts_BCL = counts.view(*values_BCS.shape[:2], LEVELS)
+    highest_BC1 = values_BCS.amax(dim=2, keepdim=True).long()
+    step_BC1 = ((number - counts_BCL.gather(2, highest_BC1)) // 255).int()
     below_BCL = (counts_BCL.cumsum(dim=2) - counts_BCL).int()
     equalized_BCL = (step_BC1 // 2 + below_BCL).div_(step_BC1.clamp(min=1), rounding_mode="trunc").clamp_(max=255)
     values = torch.arange(LEVELS, dtype=torch.int32, device=pixels_BCHW.device)

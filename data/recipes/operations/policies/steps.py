@@ -48,30 +48,38 @@ class CompiledSteps:
     def apply(self, pixels_BCHW: Tensor, step_BS: Tensor) -> Tensor:
         """Return the pixels after the steps of each image in turn, uint8 (B, C, H, W), contiguous."""
         place_BS = self._place[step_BS]
-        order_B = torch.arange(len(place_BS), device=pixels_BCHW.device)
+        batch = len(place_BS)
+        if not batch:
+            return pixels_BCHW
+        order_B = torch.arange(batch, device=pixels_BCHW.device)
         pixels_BCHW = pixels_BCHW.contiguous()
         for slot in range(place_BS.shape[1]):
             place_B, further_B = place_BS[order_B, slot].sort(stable=True)
-            order_B, pixels_BCHW = order_B[further_B], pixels_BCHW.index_select(0, further_B)
+            if batch > 1:
+                order_B, pixels_BCHW = order_B[further_B], pixels_BCHW.index_select(0, further_B)
             ends = torch.searchsorted(place_B, self._first).tolist()
-            self._change(pixels_BCHW, place_B, [slice(*pair) for pair in pairwise((0, *ends, len(place_B)))])
-        return pixels_BCHW.index_select(0, order_B.argsort())
+            rows_of_kinds = [slice(*pair) for pair in pairwise((0, *ends, batch))]
+            pixels_BCHW = self._changed(pixels_BCHW, place_B, rows_of_kinds)
+        return pixels_BCHW.index_select(0, order_B.argsort()) if batch > 1 else pixels_BCHW
 
-    def _change(self, pixels_BCHW: Tensor, place_B: Tensor, rows_of_kinds: list[slice]) -> None:
-        """Compute the step of each image, in place; `rows_of_kinds` are the images of each of `KINDS`."""
+    def _changed(self, pixels_BCHW: Tensor, place_B: Tensor, rows_of_kinds: list[slice]) -> Tensor:
+        """Return the images after their steps; `rows_of_kinds` are the images of each of `KINDS`.
+
+        If several kinds occur, the pixels given are changed.
+        """
         _, mapped, fixed, stretched, even, contrast, colour, sharpness = rows_of_kinds
         greyed = slice(contrast.start, colour.stop)
         grey_B1HW = grey_levels(pixels_BCHW[greyed]) if _any(greyed) else pixels_BCHW[greyed]
-        contrast_grey_B1HW, colour_grey_B1HW = grey_B1HW.split([_number(contrast), _number(colour)])
+        contrast_grey_B1HW, colour_grey_B1HW = torch.split(grey_B1HW, [_number(contrast), _number(colour)])
 
         def looked_up() -> Tensor:
             shape = (-1, pixels_BCHW.shape[1], tables.LEVELS)
-            made = [
+            made: tuple[tuple[slice, Callable[[], Tensor]], ...] = (
                 (fixed, lambda: self._tables[place_B[fixed]][:, None].expand(shape)),
                 (stretched, lambda: tables.auto_contrasts(pixels_BCHW[stretched])),
                 (even, lambda: tables.equalizations(pixels_BCHW[even])),
                 (contrast, lambda: tables.contrasts(contrast_grey_B1HW, weights(contrast))[:, None].expand(shape)),
-            ]
+            )
             return tables.looked_up(pixels_BCHW[with_table], torch.cat([make() for rows, make in made if _any(rows)]))
 
         def weights(rows: slice) -> Tensor:
@@ -85,8 +93,11 @@ class CompiledSteps:
             (sharpness, lambda: sharpened(pixels_BCHW[sharpness], weights(sharpness))),
         )
         for rows, change in changes:
+            if _number(rows) == len(pixels_BCHW):
+                return change()
             if _any(rows):
                 pixels_BCHW[rows] = change()
+        return pixels_BCHW
 
 
 def _number(rows: slice) -> int:
