@@ -643,7 +643,6 @@ BROUGHT = (
     ),
 )
 
-<<<<<<< HEAD
 # What regularizes a training.
 REGULARIZING = (
     Fault(
@@ -696,8 +695,6 @@ REGULARIZING = (
     ),
 )
 
-FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *REGULARIZING)
-=======
 # Policies: operations drawn at random.
 POLICIES = (
     Fault(
@@ -732,5 +729,4 @@ POLICIES = (
     ),
 )
 
-FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *POLICIES)
->>>>>>> K/main
+FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *REGULARIZING, *POLICIES)
