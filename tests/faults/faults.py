@@ -444,7 +444,7 @@ TRAINING = (
     Fault(
         "momentum-forgotten",
         "A resumed run begins without its optimizer's momentum.",
-        {'task.optimizer.load_state_dict(checkpoint["optimizer"])': 'checkpoint["optimizer"]'},
+        {'        optimizer.load_state_dict(checkpoint["optimizer"])\n': ""},
         {"test_loop.py": "resumed"},
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_wrong_optimizer_is_refused_before_anything_is_written(
         (["optimizer=adamw"], "student.nesterov: expected none with optimizer adamw"),
         (["optimizer=adamw", "nesterov=null", "momentum=0.9"], "student.momentum: expected none with optimizer adamw"),
         (["optimizer={betas: [0, 0]}"], "student.optimizer.name: field required"),
-        (["optimizer=3"], "student.optimizer: "),
+        (["optimizer=3"], "student.optimizer"),
         (["optimizer={name: adamw, eps: .nan}", "nesterov=null"], "expected finite numbers"),
         (["no_decay=biases"], "student.no_decay: input should be 'norms-and-biases'"),
         (["layer_decay=0"], "student.layer_decay: "),
@@ -156,7 +157,7 @@ def test_the_commands_of_the_page(no_own_code: Path, reader: LogitReader) -> Non
     file = code.partition("\n")[0].removeprefix("# ")
     Path(file).write_text(code)
     imported([file])
-    commands = [shlex.split(re.sub(r"\\\n\s*", "", text)) for language, text in blocks if not language]
+    commands = [shlex.split(re.sub(r"\\\n\s*", "", text)) for language, text in blocks if "student.optimizer" in text]
     assert len(commands) == 2
     for number, words in enumerate(commands):
         settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
