@@ -10,7 +10,7 @@ ARGS ?=
 
 # Each test computes on one thread. The tests of a file run in one process, because they share caches and runs that are
 # slow to make.
-PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup demo test test-all soak check docs bench clean
 

@@ -29,9 +29,10 @@ HEADER = (
 SOURCE_OF_SIGNALS = {None: "–", True: "cache or live", False: "live"}
 
 
-def method_table(step_costs: Mapping[str, str]) -> list[str]:
+def method_table(step_costs: Mapping[str, str], presets: tuple[str, str] = PRESETS) -> list[str]:
     """Build the table's lines in Markdown; `step_costs` has each method's cost relative to cross-entropy, as text."""
-    on_cifar, on_imagenet = (list_methods(load_experiment(preset)) for preset in PRESETS)
+    described = {preset: list_methods(load_experiment(preset)) for preset in set(presets)}
+    on_cifar, on_imagenet = (described[preset] for preset in presets)
     lines = [f"| {' | '.join(HEADER)} |", "|---|---|" + "---:|" * 2 + "---|" + "---:|" * 2]
     for cifar, imagenet in zip(on_cifar, on_imagenet, strict=True):
         cells = (

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import yaml
 from dhkd.configs.places import require_below_here
-from dhkd.configs.schema import Codec, Experiment, Section
+from dhkd.configs.schema import Codec, Experiment, Section, is_bare
 from dhkd.configs.strict_yaml import LARGEST_TEXT, decode
 from dhkd.data.errors import ConfigError, unknown  # configs imports only this and `shown` from `data`
 from dhkd.data.shown import redacted
@@ -168,21 +168,21 @@ def _walk(folder: Traversable, prefix: str) -> Iterable[str]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. A string given for a section sets the section's main field and keeps its other fields."""
+    """Set a dotted key. A word or number given for a section sets its main field and keeps its other fields."""
     *sections, last = _parts_of(key)
     model: type[BaseModel] | None = Experiment
     node = tree
     for name in sections:
         model = _require_field(model, name, key)
         child = node.get(name)
-        if isinstance(child, str) and model is not None and issubclass(model, Section) and model.main_field:
+        if is_bare(child) and model is not None and issubclass(model, Section) and model.main_field:
             child = {model.main_field: child}
         if child is not None and not isinstance(child, dict):
             raise ConfigError(f"--set {key}: {name} is a single value, not a section")
         node[name] = dict(child or {})
         node = node[name]
     section = _require_field(model, last, key)
-    if section is not None and issubclass(section, Section) and section.main_field and isinstance(value, str):
+    if section is not None and issubclass(section, Section) and section.main_field and is_bare(value):
         existing = node.get(last)
         node[last] = {**(existing if isinstance(existing, dict) else {}), section.main_field: value}
     else:

@@ -1,8 +1,8 @@
 """The schema of a preset, as frozen, validated models.
 
-A section given as a single word sets its main field: `student: resnet8` is `student: {architecture: resnet8}`. The
-schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The module is
-long because it holds every setting, each with its limits and its description.
+A section given as a single word or number sets its main field: `student: resnet8` is `student: {architecture:
+resnet8}`. The schema does not check the names of sources, networks and objectives; pipeline.build looks them up. The
+module is long because it holds every setting, each with its limits and its description.
 """
 
 import math
@@ -32,6 +32,11 @@ MAX_BATCH = 2**20
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
+def is_bare(value: object) -> bool:
+    """Return whether a value given for a section is a word or number, and so the value of the section's main field."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
 class Section(BaseModel):
     """A part of a preset; an unknown key is an error."""
 
@@ -41,7 +46,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _bare_word(cls, value: Any) -> Any:
-        return {cls.main_field: value} if cls.main_field and isinstance(value, str) else value
+        return {cls.main_field: value} if cls.main_field and is_bare(value) else value
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -146,9 +151,10 @@ class Views(Section):
     """The recipe, i.e. how a view is drawn; part of a cache's identity.
 
     `kind` names the recipe, and every other key is one of its parameters, which the recipe checks. crop-flip takes
-    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio` and `test_resize`, the
-    shorter side to which a test image is resized before its centre is cropped (null: size · 256 / 224). A recipe may
-    take keys that are not listed here.
+    `padding`, and needs images of equal size. random-resized-crop takes `size`, `scale`, `ratio`, `test_size`, the
+    side of test images (null: size), and `test_resize`, the shorter side to which a test image is resized before its
+    centre is cropped (null: test_size · 256 / 224). `mix` mixes two images, by mixup or CutMix. A recipe may take keys
+    that are not listed here. Those of pixel operations are in docs/augmentation.md.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -157,7 +163,7 @@ class Views(Section):
     kind: str = "crop-flip"
     flip: bool | None = None
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the views, so part of the cache; training has its own seed")
-    padding: int | None = Field(None, ge=0, le=64, description="black pixels added on each side")
+    padding: int | None = Field(None, ge=0, le=64, description="pixels added on each side")
     size: int | None = Field(None, ge=1, le=4096, description="side of the crop, in pixels")
     scale: tuple[float, float] = Field(
         (0.08, 1.0), description="smallest and largest area of the crop, as a fraction of the image's area"
@@ -172,6 +178,24 @@ class Views(Section):
         differing = {name: value for name, value in self if name not in defaults or value != defaults[name]}
         differing.pop("kind", None)
         return {**differing, "seed": self.seed}
+
+
+class Ema(Section):
+    """An exponential moving average of the network's weights, kept and tested beside them; a bare number is `decay`."""
+
+    main_field = "decay"
+    decay: float = Field(ge=0, lt=1, description="share of the average that an update keeps, such as 0.9999")
+    warmup: bool = Field(False, description="let update k keep at most 1 - k^(-2/3), so that the average starts fast")
+    every: int = Field(1, ge=1, description="update the average at every N-th step, from the first")
+
+
+class EarlyStopping(Section):
+    """End training when the held-out part of the data shows no gain any more; a bare number is `patience`."""
+
+    main_field = "patience"
+    patience: int = Field(ge=1, le=10**6, description="epochs in a row without a gain after which training ends")
+    min_delta: float = Field(0, ge=0, le=100, description="a gain is more than this above the best, in percent")
+    monitor: Literal["top1", "ema_top1"] = Field("top1", description="of the weights, or of their average (ema)")
 
 
 class Optimizer(Section):
@@ -235,16 +259,50 @@ class Training(Section):
     cooldown_epochs: float | None = _later("last epochs, in which the rate stays at min_lr; null: 0", gt=0)
     lr_power: float | None = _later("exponent of the polynomial schedule; null: 1", gt=0, le=100)
     clip_norm: float | None = Field(None, ge=1e-6, le=1e6)
+    label_smoothing: float | None = _later(
+        "share of the target that every cross-entropy spreads over all classes; null: 0", gt=0, lt=1
+    )
+    drop_path: float | None = _later(
+        "largest probability of leaving out a residual branch, for networks that can; null: the network's own",
+        ge=0,
+        lt=1,
+    )
+    dropout: float | None = _later(
+        "probability of dropping a feature before the classifier, for networks that can; null: the network's own",
+        ge=0,
+        lt=1,
+    )
+    ema: Ema | None = _later("keep an average of the weights as well: its decay, or decay, warmup and every")
+    early_stopping: EarlyStopping | None = _later("end early: the patience, or patience, min_delta and monitor")
     precision: Precision = "auto"
     channels: Literal[1, 3] | None = _later("input channels, to which images are converted; null: those of the images")
     compile: Literal["off", "reduce-overhead", "max"] = Field(
         "off", description="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network"
+    )
+    checkpointing: bool | None = _later(
+        "compute activations again in the backward pass, which saves memory and costs time; null: false"
     )
     keep_every: int | None = Field(
         None,
         ge=1,
         description="keep the weights of every N-th epoch in the run's folder, for reports over training",
     )
+
+    @field_validator("early_stopping")
+    @classmethod
+    def _needs_an_average(cls, value: EarlyStopping | None, others: ValidationInfo) -> EarlyStopping | None:
+        if value is not None and value.monitor == "ema_top1" and others.data.get("ema") is None:
+            raise PydanticCustomError("monitor", "monitor ema_top1 expected the setting ema beside it, found none")
+        return value
+
+    @field_validator("checkpointing")
+    @classmethod
+    def _without_compile(cls, value: bool | None, others: ValidationInfo) -> bool | None:
+        if value and others.data.get("compile", "off") != "off":
+            raise PydanticCustomError(
+                "checkpointing", "expected compile off beside it, which keeps what checkpointing computes again"
+            )
+        return value
 
     def without_effect(self) -> Collection[str]:
         """Return the options of SGD if another optimizer is named."""

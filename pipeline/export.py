@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError, WeightsError
-from dhkd.pipeline.build.networks import recorded_architecture, trained_network, weights_file
+from dhkd.pipeline.build.networks import file_of_average, recorded_architecture, trained_network, weights_file
 from dhkd.pipeline.results import Exported
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha256
@@ -11,8 +11,11 @@ from dhkd.stages.models.weights import read_metadata, save_weights, weights_sha2
 FORMAT = ".safetensors"
 
 
-def export(run: Path, out: Path) -> Exported:
-    """Write a finished run's network, without its auxiliary head, as one safetensors file."""
+def export(run: Path, out: Path, *, ema: bool = False) -> Exported:
+    """Write a finished run's network, without its auxiliary head, as one safetensors file.
+
+    If `ema` is true, its weights are the average that the run kept of them.
+    """
     if out.suffix != FORMAT:
         raise ConfigError(
             f"--out {out}: expected a file that ends in {FORMAT}, the only format that export writes, got"
@@ -20,7 +23,7 @@ def export(run: Path, out: Path) -> Exported:
         )
     if out.exists():
         raise ConfigError(f"--out {out}: expected a new file, it exists; choose another or remove it")
-    file = weights_file(run, "student")
+    file = file_of_average(run) if ema else weights_file(run, "student")
     metadata = read_metadata(file)
     missing = [key for key in ("architecture", "num_classes") if key not in metadata]
     if missing:

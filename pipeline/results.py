@@ -1,6 +1,7 @@
 """The results of the commands as frozen values, and the one function that converts them to JSON.
 
-The fields of a class are in the order of the JSON object's keys. This module imports nothing heavy, so that the command
+The fields of a class are in the order of the JSON object's keys. The module is long because it holds the result of
+every command. This module imports nothing heavy, so that the command
 line can print the result of any command without loading torch.
 """
 
@@ -94,7 +95,9 @@ class TrainedRun(ShownAsText):
 
     Accuracies are in percent. `measured` is None for accuracy on the test split; otherwise it names what was measured:
     "val accuracy" on a held-out part, or "test agreement" or "val agreement" with the teacher. `seconds` is the sum
-    over all parts of an interrupted run. A teacher's run has no `distillation`. `settings_sha256` is the hash of the
+    over all parts of an interrupted run. The figures and the hash of `ema` are those of the average of the weights, and
+    None if none was kept. If the run was stopped early, `planned_epochs` is how many epochs it might have had. A
+    teacher's run has no `distillation`. `settings_sha256` is the hash of the
     settings in config.yaml with which the run was trained.
     """
 
@@ -108,11 +111,17 @@ class TrainedRun(ShownAsText):
     best_top5: float
     seconds: float
     samples_per_second: float
+    last_ema_top1: float | None = field(default=None, metadata=OMIT_NONE)
+    best_ema_top1: float | None = field(default=None, metadata=OMIT_NONE)
+    last_ema_top5: float | None = field(default=None, metadata=OMIT_NONE)
+    best_ema_top5: float | None = field(default=None, metadata=OMIT_NONE)
+    planned_epochs: int | None = field(default=None, metadata=OMIT_NONE)
     seed: int
     distillation: Distillation | None = field(default=None, metadata=INLINE)
     measured: str | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     sha256: str
+    ema_sha256: str | None = field(default=None, metadata=OMIT_NONE)
     settings_sha256: str | None = field(default=None, metadata=OMIT_NONE)
     precision: str
     hardware: str
@@ -120,9 +129,12 @@ class TrainedRun(ShownAsText):
     versions: Mapping[str, str]
 
     def __str__(self) -> str:
+        stopped = "" if self.planned_epochs is None else f" of {self.planned_epochs} (stopped early)"
+        ema = "" if self.last_ema_top1 is None else f", of the average of weights {self.last_ema_top1:.2f} %"
         return (
-            f"{self.architecture} after {self.epochs} epochs, {top1_name(self.measured)} {self.last_top1:.2f} %"
-            f" (best {self.best_top1:.2f}), top-5 {self.last_top5:.2f} %, {self.seconds:.1f} s"
+            f"{self.architecture} after {self.epochs}{stopped} epochs,"
+            f" {top1_name(self.measured)} {self.last_top1:.2f} % (best {self.best_top1:.2f}){ema},"
+            f" top-5 {self.last_top5:.2f} %, {self.seconds:.1f} s"
         )
 
     @classmethod

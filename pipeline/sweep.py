@@ -29,6 +29,7 @@ from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
 from dhkd.pipeline.build.checks import require_one_class
 from dhkd.pipeline.build.code import require_code_of_run
+from dhkd.pipeline.build.regularizing import require_regularizing
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.data_options import DataOptions
@@ -184,7 +185,9 @@ def _keep_failure(run: Path, line: str, error: Exception) -> None:
 def _require_trainable(experiments: Mapping[str, Experiment], cache: str | None, out: Path, data: DataOptions) -> None:
     """Raise, before anything is trained, the `DhkdError` that would otherwise end the sweep hours later."""
     for experiment in experiments.values():
-        require_one_class(experiment, objective_of(experiment))
+        objective = objective_of(experiment)
+        require_one_class(experiment, objective)
+        require_regularizing(experiment, experiment.student, objective)
     require_different(experiments)
     reader = reader_of(cache, data) if cache is not None else None
     if reader is not None:

@@ -10,15 +10,18 @@ from dhkd.data.runs.measured import USUAL
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.beginning import Beginning
 from dhkd.pipeline.build.code import code_metadata
-from dhkd.pipeline.build.networks import metadata_of
+from dhkd.pipeline.build.networks import OF_AVERAGE, metadata_of
+from dhkd.pipeline.build.regularizing import early_stopping_of, ema_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
 from dhkd.pipeline.environment import hardware, unreadable_files, versions
 from dhkd.pipeline.evaluation import Evaluator
 from dhkd.pipeline.results import Distillation, TrainedRun, plain
 from dhkd.stages.models import count_parameters
 from dhkd.stages.models.weights import save_weights, weights_sha256
+from dhkd.stages.train.ema import Ema
 from dhkd.stages.train.loop import Figures, Task
 from dhkd.stages.train.objectives.contract import Objective, Setting
+from torch import nn
 
 
 def task_of(
@@ -36,7 +39,7 @@ def task_of(
 
     `name` says what `accuracy_of` measures. The student begins with random weights unless `beginning` is given.
     """
-    student = student_of(objective, setting, beginning)
+    student = student_of(objective, setting, beginning, settings)
     return Task(
         student,
         optimizer_of(settings, student, fused=accuracy_of.processes.device.type == "cuda"),
@@ -53,6 +56,9 @@ def task_of(
         trackers=trackers,
         measured=name,
         accumulate=settings.accumulate or 1,
+        label_smoothing=settings.label_smoothing or 0.0,
+        ema=ema_of(settings),
+        early_stopping=early_stopping_of(settings),
     )
 
 
@@ -77,6 +83,7 @@ def finished(
         measured=task.measured if task.measured != USUAL else None,
         unreadable_files=unreadable_files(task.stream.renderer, processes),
         sha256=weights_sha256(network),
+        ema_sha256=_sha256_of_average(task.ema, network),
         settings_sha256=task.run.settings_sha256,
         precision=processes.precision,
         hardware=hardware(processes.device),
@@ -86,6 +93,17 @@ def finished(
     if processes.is_first:
         task.run.require_lock()
         metadata = metadata_of(architecture, accuracy_of.renderer.images, accuracy_of.normalize)
-        save_weights(task.run.path / f"{role}.safetensors", network, {**metadata, **code_metadata(architecture.name)})
+        metadata |= code_metadata(architecture.name)
+        save_weights(task.run.path / f"{role}.safetensors", network, metadata)
+        if task.ema is not None:
+            with task.ema.in_place_of_weights(network):
+                save_weights(task.run.path / f"{role}{OF_AVERAGE}.safetensors", network, metadata)
         task.run.write_result(plain(result))
     return result
+
+
+def _sha256_of_average(ema: Ema | None, network: nn.Module) -> str | None:
+    if ema is None:
+        return None
+    with ema.in_place_of_weights(network):
+        return weights_sha256(network)

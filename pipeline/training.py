@@ -32,6 +32,7 @@ from dhkd.pipeline.build.data import (
     renderer_of,
     test_renderer_of,
 )
+from dhkd.pipeline.build.regularizing import require_network, require_regularizing
 from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.teacher import teacher_normalization, teacher_renderer, teacher_test_renderer
@@ -90,6 +91,8 @@ def train_teacher(
         raise ConfigError(
             "teacher.classes: expected none, since a teacher is trained on the data set's own classes; leave it out"
         )
+    objective = build_objective("ce", {})
+    require_regularizing(experiment, settings, objective)
     with processes_for(settings.precision, cpu=cpu) as processes, ExitStack() as locks:
         objective = build_objective("ce", {})
         require_trainable(settings, objective)
@@ -107,6 +110,7 @@ def train_teacher(
         renderer = teacher_renderer(experiment, source.images, processes.device, data)
         normalize = teacher_normalization(experiment, source.images)
         setting = setting_of(experiment, settings, source.images, objective)
+        require_network(settings, "teacher", setting.student)
         stream = teacher_stream(experiment, setting, source, renderer, normalize, processes)
         test = teacher_test_renderer(experiment, processes.device, data, source.images)
         require_same_classes(source.images, test.images)
@@ -287,7 +291,7 @@ def _train_side_by_side(
         )
         for out, student in students.items()
     }
-    require_own_draws({out: task.student for out, task in tasks.items()})
+    require_own_draws({out: (task.student, students[out].setting.student) for out, task in tasks.items()})
     outcomes: Outcomes = {}
     for out, figures in zip(tasks, train_together(list(tasks.values()), processes), strict=True):
         if isinstance(figures, DhkdError):

@@ -9,7 +9,7 @@ large.
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar, cast
 
@@ -193,10 +193,14 @@ class Processes:
 
         This is needed because the running statistics of batch norm differ between processes.
         """
+        self.share(module.buffers())
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the first process's values of these tensors to all other processes, in place."""
         self._meet()
         if self.world_size > 1:
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
     def scale(self, loss: Tensor) -> Tensor:
         """Return the loss, multiplied by the gradient scaler's factor under fp16 and unchanged otherwise."""

@@ -3,6 +3,7 @@
 # ruff: noqa: E402 - modules of the program are imported after `check_shapes`
 
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+gc.disable()  # until everything is imported and collected, of which nothing becomes garbage
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for interpreters that tests start: tests run side by side already
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as joint commands set it before torch is imported, for those in forks
 import torch
 
@@ -29,15 +32,34 @@ from dhkd.stages.processes import Processes
 
 from tests.samples import make_images
 
+_frozen = {"modules": 0}
+
 # Shells start background jobs with Ctrl-C ignored, and tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests, so that at the end no process works on one alone."""
+    files = [list(of_file) for _, of_file in itertools.groupby(items, key=lambda item: item.path)]
+    files.sort(key=lambda of_file: -sum(item.get_closest_marker("slow") is not None for item in of_file))
+    items[:] = itertools.chain.from_iterable(files)
+
+
 def pytest_collection_finish() -> None:
     """Leave what is imported and collected out of garbage collection, which each training run asks for twice."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
+    _frozen["modules"] = len(sys.modules)
+
+
+def pytest_runtest_logfinish() -> None:
+    """Leave out large packages as well that a test has imported."""
+    if len(sys.modules) > _frozen["modules"] + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen["modules"] = len(sys.modules)
 
 
 def pytest_sessionfinish() -> None:

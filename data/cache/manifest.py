@@ -20,6 +20,7 @@ FORMAT_VERSION = 2
 MAX_DEPTH = 20
 LONGEST_SHOWN = 200  # characters of a value that a message shows
 NOTHING = "nothing"  # the expected value of a field that must be absent
+RECIPE = "recipe"  # the field of an identity that is compared as a whole
 
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 # A signal's name is part of paths and keys.
@@ -273,9 +274,13 @@ def differences(
 def require_identity(expected: Mapping[str, Any], manifest: Manifest, where: str, remedy: str) -> None:
     """Raise `CacheMismatch`, listing every difference, unless the manifest's identity matches `expected`.
 
-    Only the fields in `expected` are compared, so an experiment that names no teacher accepts any teacher.
+    Only the fields in `expected` are compared, so an experiment that names no teacher accepts any teacher. A recipe is
+    compared as a whole, because a setting that the experiment leaves out, such as an operation, changes its pictures.
     """
-    lines = differences(expected, manifest.identity.model_dump(mode="json"))
+    got = manifest.identity.model_dump(mode="json")
+    lines = differences({key: value for key, value in expected.items() if key != RECIPE}, got)
+    if RECIPE in expected:
+        lines += differences({RECIPE: expected[RECIPE]}, {RECIPE: got[RECIPE]}, exact=True)
     if lines:
         raise CacheMismatch(f"cache at {where}: {'; '.join(lines)}; {remedy}")
 

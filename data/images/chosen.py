@@ -1,8 +1,8 @@
 """A selection of a set's encoded images, used as a set of their own."""
 
 import torch
+from dhkd.data.images.chunks import Photos
 from dhkd.data.images.decoding import Photo
-from dhkd.data.images.decoding_workers import Photos
 from torch import Tensor
 
 

@@ -12,25 +12,21 @@ Otherwise they send pixels through pipes, which costs one more copy in each proc
 import contextlib
 import logging
 import resource
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import pairwise
 from multiprocessing import get_context
-from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
-from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
-from dhkd.data.images.decoding import FRAMES, Photo, in_mode
-from dhkd.data.recipes.base import Recipe, rendered
+from dhkd.data.errors import DataError, DhkdError
+from dhkd.data.images.chunks import Chunk, ChunkKeys, Chunks
+from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
 from dhkd.data.threads import threads_of_generator
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 if TYPE_CHECKING:
@@ -50,25 +46,6 @@ CHUNKS_AHEAD = 3  # rendered ahead by each worker; a chunk of images of 224×224
 
 # Each chunk in shared memory is an open file. With fewer than this many, chunks go through pipes.
 ENOUGH_OPEN_FILES = 1024
-
-# The keys of a chunk as arrays: tensors would reach a worker through shared memory, and never if that is full.
-ChunkKeys = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-class Photos(Protocol):
-    """The images of a set, one by one. Every worker has a copy of this object."""
-
-    def photo(self, index: int) -> Photo:
-        """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
-
-    def name(self, index: int) -> str:
-        """Return the name of sample `index` for a message."""
-
-    def names(self, num_samples: int) -> bytes:
-        """Return the names of the first `num_samples` samples for a fingerprint, one per line."""
-
-    def expect(self, index_B: Tensor) -> None:
-        """Fetch the files of these samples. The main process calls this before a worker reads the samples."""
 
 
 class PhotoRenderer:
@@ -152,14 +129,14 @@ class PhotoRenderer:
 
     def _started(
         self, chunks_of_keys: Iterator[ChunkKeys], recipes: Sequence[Recipe], workers: int
-    ) -> "Iterator[_Chunk | DhkdError]":
+    ) -> Iterator[Chunk | DhkdError]:
         """Start `workers` processes that render the chunks. Raises `OSError`, before any chunk, if that fails."""
         if workers:
             _require_semaphores(workers)
         enough_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= ENOUGH_OPEN_FILES
         return iter(
             DataLoader(
-                _Photos(self.images, recipes, in_shared_memory=enough_files),
+                Chunks(self.images, recipes, in_shared_memory=enough_files),
                 sampler=chunks_of_keys,
                 batch_size=None,
                 collate_fn=_as_it_is,
@@ -214,7 +191,7 @@ class PhotoRenderer:
             return index_B
         return torch.cat([index_B, self.recipe.mixing.partners(view_B, index_B, len(self.images))])
 
-    def _accept(self, chunk: "_Chunk | DhkdError") -> list[Tensor]:
+    def _accept(self, chunk: Chunk | DhkdError) -> list[Tensor]:
         if isinstance(chunk, DhkdError):
             raise chunk
         if chunk.stack is not None and not self._told_of_frames:
@@ -249,99 +226,3 @@ def _require_semaphores(workers: int) -> None:
 def _as_it_is(chunk: T) -> T:
     """Return a chunk unchanged; a DataLoader would turn arrays into tensors."""
     return chunk
-
-
-class _Chunk(NamedTuple):
-    by_recipe: Sequence[Tensor | NDArray[np.uint8]]  # (B, H, W, C) each
-    unreadable: list[tuple[int, str]]
-    stack: int | None  # the index of an image with several frames
-
-
-class _Photos(Dataset["_Chunk | DhkdError"]):
-    """A data set that renders a chunk of keys on request; every worker has a copy of it."""
-
-    def __init__(self, images: "PhotoSet", recipes: Sequence[Recipe], *, in_shared_memory: bool) -> None:
-        self._files, self._recipes, self._channels = images.files, recipes, images.channels
-        self._num_samples = len(images)
-        self._in_shared_memory = in_shared_memory
-        self._tried = False
-
-    def __getitem__(self, keys: ChunkKeys) -> "_Chunk | DhkdError":
-        # An error is returned as a value: if it were raised, its message would contain the worker's traceback.
-        try:
-            chunk = self._mixed(torch.from_numpy(keys[0]), torch.from_numpy(keys[1]))
-        except DhkdError as error:
-            if get_worker_info() is not None and error.__cause__ is not None:  # pickling drops the cause, notes stay
-                error.add_note("".join(traceback.format_exception(error.__cause__)))
-            return error
-        if get_worker_info() is None:
-            return chunk
-        return chunk._replace(by_recipe=[self._sendable(torch.as_tensor(pixels)) for pixels in chunk.by_recipe])
-
-    def _sendable(self, pixels_BHWC: Tensor) -> Tensor | NDArray[np.uint8]:
-        """Move a tensor into shared memory, or return it as an array, which goes through a pipe, if that fails.
-
-        A worker that sends a tensor finds out too late that it can't, and the main process would wait forever.
-        """
-        if self._in_shared_memory:
-            try:
-                pixels_BHWC.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
-                if not self._tried:  # sending needs a socket in the folder of temporary files, too
-                    ForkingPickler.dumps(pixels_BHWC)
-                    self._tried = True
-                return pixels_BHWC
-            except (RuntimeError, OSError) as error:
-                # A chunk that doesn't fit into the space may be followed by one that does.
-                self._in_shared_memory = self._tried
-                log.debug("pixels go through a pipe (%s)", error)
-        array: NDArray[np.uint8] = pixels_BHWC.numpy()
-        return array
-
-    def _mixed(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
-        """Render keys and mix their pictures, if the recipes mix. Each image is decoded once.
-
-        In memory are then at most two unmixed pictures and a mixed one for each key and recipe.
-        """
-        if any(recipe.mixing is None for recipe in self._recipes):
-            return self._render(view_B, index_B)
-        plans = [recipe.mixing.drawn(view_B, index_B, self._num_samples, recipe.shape) for recipe in self._recipes]
-        needed_B2 = torch.cat([torch.stack([index_B, view_B], 1), torch.stack([plans[0].partner_B, view_B], 1)])
-        keys_K2, place_B = needed_B2.unique(dim=0, return_inverse=True)  # sorted by index
-        chunk = self._render(keys_K2[:, 1].contiguous(), keys_K2[:, 0].contiguous())
-        own_B, partner_B = place_B.split(len(index_B))
-        by_recipe = [
-            plan.pixels(torch.as_tensor(pixels).permute(0, 3, 1, 2), own_B, partner_B).permute(0, 2, 3, 1)
-            for plan, pixels in zip(plans, chunk.by_recipe, strict=True)
-        ]
-        return chunk._replace(by_recipe=by_recipe)
-
-    def _render(self, view_B: Tensor, index_B: Tensor) -> _Chunk:
-        by_recipe = [_black(len(index_B), recipe, self._channels) for recipe in self._recipes]
-        arrays = [pixels_BHWC.numpy() for pixels_BHWC in by_recipe]  # of the same memory
-        draws = [recipe.draws(view_B, index_B) for recipe in self._recipes]
-        unreadable: list[tuple[int, str]] = []
-        stack = None
-        # Consecutive keys with one index are views of one image and share one decoding.
-        changes = (torch.nonzero(index_B[1:] != index_B[:-1])[:, 0] + 1).tolist()
-        for start, stop in pairwise([0, *changes, len(index_B)]):
-            index = int(index_B[start])
-            try:
-                photo = self._files.photo(index)
-                for recipe, pixels_BHWC, draws_BD in zip(self._recipes, arrays, draws, strict=True):
-                    pixels_BHWC[start:stop] = rendered(recipe, in_mode(photo, self._channels), draws_BD[start:stop])
-                stack = index if photo.info.get(FRAMES, 1) > 1 else stack
-            except ConfigError as error:
-                raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
-            except DataChanged:
-                raise  # no black image may stand in: labels may have changed, too
-            except DataError as error:
-                unreadable.append((index, str(error)))
-            except OSError as error:
-                unreadable.append((index, error.strerror or str(error)))
-        return _Chunk(by_recipe, unreadable, stack)
-
-
-def _black(rows: int, recipe: Recipe, channels: int) -> Tensor:
-    """Return black pixels, uint8 (rows, H, W, C)."""
-    assert recipe.shape is not None
-    return torch.zeros((rows, *recipe.shape, channels), dtype=torch.uint8)

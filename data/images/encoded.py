@@ -9,8 +9,9 @@ from dhkd.data.errors import DataChanged, DataError
 from dhkd.data.images.base import Decoding, PerChannel
 from dhkd.data.images.channels import in_channels
 from dhkd.data.images.chosen import Chosen
+from dhkd.data.images.chunks import Photos
 from dhkd.data.images.decoding import USUAL, Photo, Reading, decode
-from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer, Photos
+from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer
 from dhkd.data.images.in_memory import ImageSet, label_bytes
 from dhkd.data.images.levels import FULL, Levels
 from dhkd.data.progress import progress

@@ -20,6 +20,7 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 MIX = "mix"  # the key of `views` that sets mixing
+ADDED = frozenset((*OPERATIONS, MIX))  # the keys of `views` that add something to a geometry
 
 
 def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
@@ -29,8 +30,7 @@ def build_recipe(kind: str, parameters: Mapping[str, object]) -> Recipe:
     an unknown kind, for own code that is no subclass of `Recipe`, and for missing or unknown parameters.
     """
     operations = build_operations(parameters)
-    added = {*OPERATIONS, MIX}
-    geometry = _geometry(kind, {name: value for name, value in parameters.items() if name not in added})
+    geometry = _geometry(kind, {name: value for name, value in parameters.items() if name not in ADDED})
     if not operations and MIX not in parameters:
         return geometry
     seed = int(str(parameters["seed"]))

@@ -105,7 +105,8 @@ class CropFlip(Recipe):
         an image, where p is the padding and C the number of channels.
         """
         num, channels, height, width = images_NCHW.shape
-        padded = padded_by(self.padding, self.padding_mode, images_NCHW.contiguous())  # slower in other layouts
+        contiguous = images_NCHW.contiguous()  # padding takes 1.5 times as long in other layouts
+        padded = padded_by(self.padding, self.padding_mode, contiguous)
         copies = torch.stack([padded, padded.flip(-1)] if self.flip else [padded], dim=1)
         shape = (num, copies.shape[1], self.num_offsets, self.num_offsets)
         if planar:

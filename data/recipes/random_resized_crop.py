@@ -40,8 +40,8 @@ class RandomResizedCrop(Recipe):
     is uniform between the logarithms of the bounds in `ratio`. Up to ten boxes are drawn until one fits. If none fits,
     the largest central box with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for
     ImageNet). The number of views has no limit. For a test image, the shorter side is resized to `test_resize` and the
-    central square is kept; `test_resize` None stands for size · 256 / 224. `test_resize` is not part of the identity,
-    the values that a cache records and compares.
+    central square of `test_size` pixels is kept. None stands for test_size · 256 / 224 and for `size`. Both are not
+    part of the identity, the values that a cache records and compares.
     """
 
     size: int
@@ -50,6 +50,7 @@ class RandomResizedCrop(Recipe):
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     test_resize: int | None = None
+    test_size: int | None = None
 
     kind: ClassVar[str] = "random-resized-crop"
     version: ClassVar[int] = 1
@@ -65,6 +66,9 @@ class RandomResizedCrop(Recipe):
             raise ConfigError(f"views.ratio: expected 0.01 <= smallest <= largest <= 100, got {self.ratio}")
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"views.seed: expected 0 to 2^63 - 1, got {self.seed}")
+        if self.test_size is not None and not 1 <= self.test_size <= (self.test_resize or 4096):
+            most = "4096 pixels" if self.test_resize is None else f"views.test_resize, {self.test_resize}"
+            raise ConfigError(f"views.test_size: expected 1 to {most}, got {self.test_size}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -115,11 +119,16 @@ class RandomResizedCrop(Recipe):
 
     def at_test(self) -> CenterCrop:
         """Return the recipe for test images, which are resized and cropped at the centre."""
-        return CenterCrop(self.size, self.test_resize or round(self.size * 256 / 224))
+        size = self.test_size or self.size
+        return CenterCrop(size, self.test_resize or round(size * 256 / 224))
 
     def at_size(self, size: int, interpolation: Interpolation) -> "AtAnotherSize":
-        """Return the recipe that resizes the same boxes to another size; `test_resize` changes in proportion."""
-        test_resize = None if self.test_resize is None else round(self.test_resize * size / self.size)
+        """Return the recipe that resizes the same boxes to another size.
+
+        Test images have this size, too; `test_resize` changes in proportion.
+        """
+        shown = self.test_size or self.size
+        test_resize = None if self.test_resize is None else round(self.test_resize * size / shown)
         return AtAnotherSize(
             size, self.flip, self.seed, self.scale, self.ratio, test_resize, interpolation=interpolation
         )
@@ -142,10 +151,10 @@ class RandomResizedCrop(Recipe):
         box_width, box_height = (exact + 0.5).floor().long()
         fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
         first_B1 = fits.int().argmax(1, keepdim=True)
-        right, down, top, left = (drawn.gather(1, first_B1)[:, 0] for drawn in (box_width, box_height, top, left))
-        top, left = top * (height - down + 1) >> BITS, left * (width - right + 1) >> BITS
+        across, down, top, left = (drawn.gather(1, first_B1)[:, 0] for drawn in (box_width, box_height, top, left))
+        top, left = top * (height - down + 1) >> BITS, left * (width - across + 1) >> BITS
         central = torch.tensor(self._central(height, width), device=draws_BD.device)
-        box_B4 = torch.where(fits.any(1)[:, None], torch.stack([left, top, left + right, top + down], 1), central)
+        box_B4 = torch.where(fits.any(1)[:, None], torch.stack([left, top, left + across, top + down], 1), central)
         doubtful = ((exact - exact.floor() - 0.5).abs() < DOUBTFUL).any(0).any(1)
         for row in doubtful.nonzero()[:, 0].tolist():
             box_B4[row] = torch.tensor(self._box(draws_BD[row].tolist(), height, width))

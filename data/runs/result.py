@@ -12,6 +12,8 @@ from dhkd.data.runs.names import CONFIG, METRICS, RESULT
 
 # The numbers that every result holds, in the order of a table's columns; all are fields of `RunResult`.
 FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "epochs", "seconds", "samples_per_second", "parameters")
+# The same of the average (EMA) of the weights, which few runs keep.
+FIGURES_OF_AVERAGE = ("last_ema_top1", "best_ema_top1", "last_ema_top5", "best_ema_top5")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class RunCache:
 class RunResult:
     """The result of a finished run. Accuracies are in percent.
 
-    `live` names the signals that a teacher computed in every training step. Fields with a default are not in every
-    file: runs without a cache and runs of older versions lack some of them.
+    `live` names the signals that a teacher computed in every training step. If the run was stopped early,
+    `planned_epochs` is how many epochs it might have had. Fields with a default are not in every file: runs without a
+    cache, without an average of weights and of older versions lack some of them.
     """
 
     last_top1: float
@@ -51,6 +54,11 @@ class RunResult:
     seconds: float
     samples_per_second: float
     parameters: int
+    last_ema_top1: float | None = None
+    best_ema_top1: float | None = None
+    last_ema_top5: float | None = None
+    best_ema_top5: float | None = None
+    planned_epochs: int | None = None
     architecture: str | None = None
     cache: RunCache | None = None
     live: Sequence[str] = ()
@@ -63,6 +71,12 @@ class RunResult:
     def figures(self) -> dict[str, float]:
         """The numbers of `FIGURES`, by name."""
         return {name: getattr(self, name) for name in FIGURES}
+
+    @property
+    def figures_of_average(self) -> dict[str, float]:
+        """The numbers of `FIGURES_OF_AVERAGE`, by name; empty if the run kept no average of its weights."""
+        values = {name: getattr(self, name) for name in FIGURES_OF_AVERAGE}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def read_result(path: Path, epochs: Sequence[EpochMetrics], settings_sha256: str | None = None) -> RunResult | None:
@@ -102,6 +116,8 @@ def _result(plain: Mapping[str, Any]) -> RunResult:
         seconds=float(plain["seconds"]),
         samples_per_second=float(plain["samples_per_second"]),
         parameters=int(plain["parameters"]),
+        **{name: float(plain[name]) for name in FIGURES_OF_AVERAGE if plain.get(name) is not None},
+        planned_epochs=None if plain.get("planned_epochs") is None else int(plain["planned_epochs"]),
         architecture=plain.get("architecture"),
         cache=_cache(cache) if cache else None,
         live=tuple(plain.get("live") or ()),
@@ -132,8 +148,13 @@ def _require_agreement(result: RunResult, epochs: Sequence[EpochMetrics], file: 
     if all("top5" in epoch.values for epoch in epochs):  # older runs lack it
         by_metrics["last_top5"] = epochs[-1].values["top5"]
         by_metrics["best_top5"] = max(epoch.values["top5"] for epoch in epochs)
+    figures = result.figures | result.figures_of_average
+    for name in ("ema_top1", "ema_top5"):
+        if f"last_{name}" in figures and all(name in epoch.values for epoch in epochs):
+            by_metrics[f"last_{name}"] = epochs[-1].values[name]
+            by_metrics[f"best_{name}"] = max(epoch.values[name] for epoch in epochs)
     for name, value in by_metrics.items():
-        if abs(result.figures[name] - value) > 1e-6:
+        if abs(figures[name] - value) > 1e-6:
             raise RunMismatch(
-                f"{file}: {name} is {result.figures[name]:g}, but by {METRICS} it is {value:g}; one of them was edited"
+                f"{file}: {name} is {figures[name]:g}, but by {METRICS} it is {value:g}; one of them was edited"
             )

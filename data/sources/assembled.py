@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dhkd.data.images.decoding_workers import Photos
+from dhkd.data.images.chunks import Photos
 from dhkd.data.images.encoded import MEAN, STD, PhotoSet
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.images.levels import Levels

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataError, DhkdError, unknown
+from dhkd.data.images.chunks import Photos
 from dhkd.data.images.decoding import Reading
-from dhkd.data.images.decoding_workers import Photos
 from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.options import with_options
 from dhkd.data.shown import printable_line, some_of

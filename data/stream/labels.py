@@ -1,7 +1,7 @@
 """The labels of a batch: one class for each image, two classes and a share if images were mixed, or no labels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import torch
@@ -17,12 +17,14 @@ class Labels:
     """Classes `first_B`, int64. Mixed images also have `second_B`, int64, and `weight_B`, the first class's share.
 
     If `first_B` is None, the images have no labels; a loss that asks for them raises `ConfigError`. `weight_B` is in 0
-    to 1; if only some images of a batch are mixed, the others have weight 1.
+    to 1; if only some images of a batch are mixed, the others have weight 1. `smoothing`, in [0, 1], is the share of
+    the target that cross-entropy spreads over all classes.
     """
 
     first_B: Tensor | None = None
     second_B: Tensor | None = None
     weight_B: Tensor | None = None
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         assert (self.second_B is None) == (self.weight_B is None)
@@ -65,7 +67,11 @@ class Labels:
         """Return new labels, with `change` applied to each tensor, for example to move, clone or gather it."""
         second_B = None if self.second_B is None else change(self.second_B)
         weight_B = None if self.weight_B is None else change(self.weight_B)
-        return Labels(None if self.first_B is None else change(self.first_B), second_B, weight_B)
+        return Labels(None if self.first_B is None else change(self.first_B), second_B, weight_B, self.smoothing)
+
+    def smoothed(self, smoothing: float) -> "Labels":
+        """Return these labels with another share of smoothing."""
+        return replace(self, smoothing=smoothing)
 
     def copy_(self, source: "Labels") -> None:
         """Overwrite these tensors in place with those of `source`, which must be labels of the same kind."""

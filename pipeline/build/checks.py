@@ -23,7 +23,8 @@ from dhkd.pipeline.build.data import dataset_identity, num_views_of, recipe_of
 from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import expected_record
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.stages.models.signals import parse
+from dhkd.stages.models.dropping import draws_from_torch
+from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.models.student import Student
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.accumulation import LEAST_ROWS
@@ -276,12 +277,15 @@ def require_alike(experiments: Sequence[Experiment], processes: Processes) -> No
                 )
 
 
-def require_own_draws(students: Mapping[Path, Student]) -> None:
-    """Raise `ConfigError` if one of several students draws from torch's global generator, which all of them share."""
+def require_own_draws(students: Mapping[Path, tuple[Student, Shapes]]) -> None:
+    """Raise `ConfigError` if one of several students draws from torch's global generator, which all of them share.
+
+    Each student comes with the shapes of its network.
+    """
     if len(students) == 1:
         return
-    for out, student in students.items():
-        if student.draws_from_torch():
+    for out, (student, shapes) in students.items():
+        if student.adapter_draws_from_torch() or draws_from_torch(student.backbone, shapes.random_images()):
             raise ConfigError(
                 f"several students together: {out.name} has dropout that draws from torch's own generator,"
                 f" which they would share; train it alone"

@@ -29,6 +29,7 @@ MeanStd = tuple[PerChannel, PerChannel]
 NAMES_LISTED = 5
 NETWORK = "network"  # the metadata key for a network's settings besides its name
 CLASSES = "classes"  # the metadata key for the names of a network's outputs
+OF_AVERAGE = "-ema"  # ends the name of the file with the average of a network's weights
 PACKAGED = "packaged"  # in place of a path: the pretrained weights that torchvision or timm provides; a :TAG may follow
 
 
@@ -71,6 +72,20 @@ def weights_file(path: Path, role: str) -> Path:
     raise WeightsError(
         f"{path}: expected a finished run with {candidates[0].name}, got a folder of {some_of(held, NAMES_LISTED)};"
         " name a run's folder or a weights file"
+    )
+
+
+def file_of_average(path: Path) -> Path:
+    """Return the file with the average of the weights in the run folder `path`. Raises `WeightsError` without one."""
+    if not path.is_dir():
+        raise WeightsError(f"--ema {path}: expected a run's folder, got a file; name the run, or leave out --ema")
+    for role in ("student", "teacher"):
+        if (path / f"{role}{OF_AVERAGE}.safetensors").is_file():
+            return path / f"{role}{OF_AVERAGE}.safetensors"
+    weights_file(path, "student")  # raises for folders without a finished run
+    raise WeightsError(
+        f"{path}: expected an average of the weights beside them, found none; train with the setting ema, such as"
+        f" --set student.ema=0.999"
     )
 
 

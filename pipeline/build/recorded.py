@@ -1,7 +1,7 @@
 """Records in a cache the settings that it was made with, and reads them, so that later work needs only the cache.
 
-The cache's identity fully describes built-in recipes without pixel operations, and built-in sources that are held in
-memory. For other sources and recipes, the provenance records the settings.
+The cache's identity fully describes built-in recipes without pixel operations and mixing, and built-in sources that are
+held in memory. For other sources and recipes, the provenance records the settings.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,8 +11,7 @@ from dhkd.configs.load import parse_section
 from dhkd.configs.schema import Data, Experiment, Views
 from dhkd.data.cache.manifest import Manifest, signal_name
 from dhkd.data.errors import CacheMismatch, ConfigError
-from dhkd.data.recipes import RECIPES
-from dhkd.data.recipes.operations import OPERATIONS
+from dhkd.data.recipes import ADDED, RECIPES
 from dhkd.data.sources import SOURCES
 
 SETTINGS = "settings"  # the key in a signal's provenance
@@ -28,7 +27,7 @@ def settings_to_record(experiment: Experiment) -> dict[str, Any]:
     recorded: dict[str, Any] = {}
     if not known:
         recorded["data"] = data
-    if experiment.views.kind not in RECIPES or experiment.views.parameters.keys() & OPERATIONS.keys():
+    if experiment.views.kind not in RECIPES or experiment.views.parameters.keys() & ADDED:
         recorded["views"] = {"kind": experiment.views.kind, **experiment.views.parameters}
     return recorded
 

@@ -27,6 +27,7 @@ from dhkd.pipeline.build.checks import require_cache, require_labels, require_li
 from dhkd.pipeline.build.code import code_facts, code_of_student
 from dhkd.pipeline.build.data import images_of, recipe_of
 from dhkd.pipeline.build.networks import Trained
+from dhkd.pipeline.build.regularizing import require_network, require_regularizing
 from dhkd.pipeline.build.teacher import teachers_classes, trained_teacher
 from dhkd.pipeline.build.training import objective_of, require_trainable, setting_of
 from dhkd.pipeline.data_options import DataOptions
@@ -138,6 +139,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     settings, objective, reader = experiment.student, objective_of(experiment), source.reader
     require_labels(experiment, objective, source.images)
     require_one_class(experiment, objective)
+    require_regularizing(experiment, settings, objective)
     if objective.takes_of_teacher and source.network is None:
         raise ConfigError(
             f"--teacher: objective {experiment.objective!r} takes the teacher's {objective.takes_of_teacher}, which"
@@ -147,6 +149,7 @@ def prepared_student(experiment: Experiment, source: Source, begun_views: int | 
     # What the student or the schedule can't do is refused here, before anything is computed.
     require_trainable(settings, objective)
     setting.student.require_runs()
+    require_network(settings, "student", setting.student)
     for name in objective.reads(setting):
         setting.student.row(name)
     needs = objective.needs(setting)

@@ -9,7 +9,9 @@ from dhkd.data.images.base import Images
 from dhkd.pipeline.build.beginning import Beginning
 from dhkd.pipeline.build.data import channels_of, recipe_of
 from dhkd.pipeline.build.networks import chosen_network
+from dhkd.pipeline.build.regularizing import drops_of
 from dhkd.stages.models import Network, build_network
+from dhkd.stages.models.dropping import with_drops
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student, auxiliary_head
 from dhkd.stages.train.accumulation import require_divisible
@@ -55,16 +57,40 @@ def setting_of(
             f"objective {experiment.objective!r} trains {architecture}, which compares maps of one image size: expected"
             f" no teacher.size but the student's, got {size}; choose another objective, or leave teacher.size out"
         )
-    return replace(setting, student=student_shapes.of(architecture))
+    student_shapes = student_shapes.of(architecture)
+    _require_test_size(experiment, student_shapes)
+    return replace(setting, student=student_shapes)
 
 
-def student_of(objective: Objective, setting: Setting, beginning: Beginning | None = None) -> Student:
+def _require_test_size(experiment: Experiment, shapes: Shapes) -> None:
+    """Raise `ConfigError` if the network takes images of the training's size alone, and test images have another."""
+    shape = recipe_of(experiment.views).at_test().shape
+    if shape is None or shape == shapes.image:
+        return
+    try:
+        _ = Shapes(shapes.wanted, shapes.num_classes, shape, shapes.channels).gives_logits
+    except ConfigError:
+        height, width = shape
+        raise ConfigError(
+            f"views.test_size: expected a size that {shapes.architecture} takes after training at views.size,"
+            f" {shapes.image[0]}, got {width}×{height}; leave test_size out, or choose a network that takes any size"
+            f" (timm's ViTs do with options.dynamic_img_size)"
+        ) from None
+
+
+def student_of(
+    objective: Objective, setting: Setting, beginning: Beginning | None = None, training: Training | None = None
+) -> Student:
     """Build a freshly initialised student with the objective's extra head and adapter, in channels-last memory format.
 
-    The experiment's seed determines the initial values. The weights in `beginning`, if given, then replace them.
+    The experiment's seed determines the initial values. The weights in `beginning`, if given, then replace them. The
+    network has the dropout, drop path and checkpointing of the settings `training`, or none if they are None.
     """
     torch.manual_seed(setting.seed)
-    backbone = build_network(setting.student.wanted, setting.student.num_classes, setting.student.channels)
+    wanted = with_drops(setting.student.wanted, drops_of(training))
+    backbone = build_network(wanted, setting.student.num_classes, setting.student.channels)
+    if training is not None and training.checkpointing:
+        backbone.checkpoint_activations()
     if beginning is not None:
         beginning.into(backbone)
     objective.start(backbone, setting)
@@ -99,7 +125,7 @@ def optimizer_of(training: Training, student: nn.Module, *, fused: bool = False)
 def require_trainable(training: Training, objective: Objective) -> None:
     """Raise `ConfigError` if schedule, optimizer or parts of a batch can't train with these settings, or `objective`.
 
-    So a mistake in the settings is found before any data is read. The optimizer is tried on a small network.
+    So a mistake in the settings is found before anything is written. The optimizer is tried on a small network.
     """
     learning_rate_of(training)
     small = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.LayerNorm(2))

@@ -29,13 +29,15 @@ class EvaluateOptions:
 
     teacher: Path | None
     student: Path | None
+    ema: bool
     precision: str | None
     cpu: bool
 
     def network(self, preset: str) -> tuple[Path, str]:
         """Return the path of the weights, and their role: "teacher" or "student".
 
-        Without --teacher and --student, `preset` must be a run's folder; this run's weights are used.
+        Without --teacher and --student, `preset` must be a run's folder; this run's weights are used, with --ema their
+        average.
         """
         teacher, student, run = self.teacher, self.student, Path(preset)
         if teacher is None and student is None and run.is_dir():
@@ -43,7 +45,12 @@ class EvaluateOptions:
         weights = student or teacher
         if weights is None:
             raise click.UsageError("expected one of --teacher and --student, or a run's folder as PRESET")
-        return weights, "student" if student else "teacher"
+        role = "student" if student else "teacher"
+        if self.ema:
+            from dhkd.pipeline.build.networks import file_of_average
+
+            weights = file_of_average(weights)
+        return weights, role
 
 
 @click.command()
@@ -51,6 +58,7 @@ class EvaluateOptions:
 @gathered("evaluated", EvaluateOptions)
 @click.option("--teacher", type=PATH, help="Load these weights into the preset's teacher network, and evaluate it.")
 @click.option("--student", type=PATH, help="Load these weights into the preset's student network, and evaluate it.")
+@click.option("--ema", is_flag=True, help="Evaluate the average (EMA) that the run kept of its weights.")
 @precision_option
 @data_options
 @cpu_option
@@ -74,16 +82,17 @@ def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: Da
 @click.command()
 @click.argument("run", type=PATH)
 @click.option("--out", type=OUT_FILE, required=True, help="The .safetensors file to write; it must not exist yet.")
+@click.option("--ema", is_flag=True, help="Write the average (EMA) that the run kept of its weights.")
 @own_code_options
 @json_option
-def export(run: Path, out: Path, as_json: bool) -> None:
+def export(run: Path, out: Path, ema: bool, as_json: bool) -> None:
     """Write a run's trained network to a safetensors file.
 
     The auxiliary head, which is used only in training, is left out.
     """
     from dhkd.pipeline.export import export as export_network
 
-    result = export_network(run, out)
+    result = export_network(run, out, ema=ema)
     emit(result, as_json, lambda: _line_of_export(out, result))
 
 

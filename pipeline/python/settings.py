@@ -37,6 +37,12 @@ class TrainingSettings(TypedDict, total=False):
     cooldown_epochs: float | None
     lr_power: float | None
     clip_norm: float | None
+    label_smoothing: float | None
+    drop_path: float | None
+    dropout: float | None
+    ema: float | Mapping[str, object] | None
+    early_stopping: int | Mapping[str, object] | None
+    checkpointing: bool | None
     precision: Literal["auto", "float32", "bf16", "fp16"]
     compile: Literal["off", "reduce-overhead", "max"]
     keep_every: int | None

@@ -51,11 +51,8 @@ MOST_ROWS = 50  # of a picture, which is then as high as a page; the table and t
 def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> list[str]:
     """Write the comparison of these runs as a table and a picture; return the file names."""
     figures = ("mean", "deviation", "half")
-    header = [
-        *compared.axes,
-        "seeds",
-        *(f"{name}_{figure}" for name in ("last_top1", "best_top1") for figure in figures),
-    ]
+    names = ("last_top1", "best_top1", *(["last_ema_top1"] if compared.has_average else []))
+    header = [*compared.axes, "seeds", *(f"{name}_{figure}" for name in names for figure in figures)]
     header += ["baseline", "difference", "difference_half", "verdict", "published", "seconds"]
     lines = []
     for row in compared.rows:
@@ -64,7 +61,7 @@ def report_comparison(runs: Sequence[Run], compared: Comparison, out: Path) -> l
             [
                 *(row.values[axis] for axis in compared.axes),
                 len(row.seeds),
-                *(getattr(top1, figure) for top1 in (row.last_top1, row.best_top1) for figure in figures),
+                *(getattr(getattr(row, name), figure, None) for name in names for figure in figures),
                 compared.baseline,
                 *([difference.mean, difference.half, difference.verdict] if difference else [None] * 3),
                 row.published,

@@ -45,6 +45,7 @@ class ComparedRow:
 
     `values` holds the row's value on each axis. `difference` is the difference from the baseline after the last epoch;
     it is None for the baseline itself and for rows without a baseline. `published` is the paper's accuracy.
+    `last_ema_top1` is the accuracy of the average (EMA) of the weights; it is None unless every run kept one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ComparedRow:
     difference: Difference | None
     published: float | None
     seconds: float
+    last_ema_top1: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Comparison:
     cost: Cost
     top1: str = "top-1"
 
+    @property
+    def has_average(self) -> bool:
+        """Whether a row has the accuracy of an average of weights, which tables then show."""
+        return any(row.last_ema_top1 is not None for row in self.rows)
+
 
 def comparison_json(compared: Comparison) -> dict[str, Any]:
     """Convert the comparison to the JSON object that `dhkd report DIR --json` prints."""
@@ -94,6 +101,8 @@ def comparison_json(compared: Comparison) -> dict[str, Any]:
     if compared.top1 == "top-1":
         del plain["top1"]
     for row, plain_row in zip(compared.rows, plain["rows"], strict=True):
+        if row.last_ema_top1 is None:
+            del plain_row["last_ema_top1"]
         if row.difference is not None:
             plain_row["difference"]["verdict"] = row.difference.verdict
     return plain
@@ -216,6 +225,8 @@ def _row(name: str, kind: Sequence[Run], reference: Sequence[Run] | None, axes: 
     # If two runs have the same seed, as runs from different folders can, the last run counts.
     last = _last_top1_by_seed(kind)
     best = {run.seed: run.finished_result.best_top1 for run in kind}
+    averages = {run.seed: run.finished_result.last_ema_top1 for run in kind}
+    of_averages = [top1 for top1 in averages.values() if top1 is not None]
     return ComparedRow(
         name,
         values={short: _shown(key, kind[0].settings.get(key)) for short, key in axes.items()},
@@ -226,6 +237,7 @@ def _row(name: str, kind: Sequence[Run], reference: Sequence[Run] | None, axes: 
         difference=difference(last, _last_top1_by_seed(reference)) if reference else None,
         published=published_of(kind[0]),
         seconds=spread([run.finished_result.seconds for run in kind]).mean,
+        last_ema_top1=spread(of_averages) if len(of_averages) == len(averages) else None,
     )
 
 

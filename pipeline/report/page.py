@@ -1,7 +1,7 @@
 """Build the results page of `dhkd report DIR --html` and `dhkd serve DIR` from runs and their saved analyses."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from dhkd.data.shown import printable_line
 from dhkd.pipeline.report.comparison import ComparedRow, Comparison, Cost, compare
 from dhkd.pipeline.report.page_charts import accuracy_charts, analysis_charts, curve_charts
 from dhkd.pipeline.report.panels import run_panels
-from dhkd.pipeline.report.table import axes_of
+from dhkd.pipeline.report.table import axes_of, keeps_average
 from dhkd.stages.report.page import Cell, Fact, Page, RunPart, Table, html_of
 from dhkd.stages.report.text import difference_text, spread_text
 
@@ -80,6 +80,7 @@ def _comparison(compared: Comparison) -> Table:
         [
             *(compared.axes or ["runs"]),
             *("seeds", f"{compared.top1} %", "best %"),
+            *(["ema %"] if compared.has_average else []),
             *([f"against {compared.baseline}"] if compared.baseline else []),
             *(["published %"] if published else []),
             "seconds",
@@ -96,6 +97,9 @@ def _compared_row(row: ComparedRow, compared: Comparison, published: bool) -> li
     cells = [_setting(row.values[axis]) for axis in compared.axes] or [Cell("all", "all")]
     cells.append(Cell(str(len(row.seeds)), len(row.seeds)))
     cells += [Cell(spread_text(top1), top1.mean) for top1 in (row.last_top1, row.best_top1)]
+    if compared.has_average:
+        average = row.last_ema_top1
+        cells.append(Cell("") if average is None else Cell(spread_text(average), average.mean))
     if compared.baseline:
         cells.append(Cell(difference_text(row.difference), "" if row.difference is None else row.difference.mean))
     if published:
@@ -106,13 +110,17 @@ def _compared_row(row: ComparedRow, compared: Comparison, published: bool) -> li
 def _runs(runs: Sequence[Run]) -> Table:
     axes = axes_of(runs)
     top1 = common_top1_name([run.settings for run in runs])
-    columns = ["run", *axes, "state", f"{top1} %", "best %", "top-5 %", "epochs", "seconds"]
-    return Table(columns, [_run_row(run, list(axes.values())) for run in runs], left=2 + len(axes))
-
-
-def _run_row(run: Run, keys: Sequence[str]) -> list[Cell]:
     digits = {"last_top1": 2, "best_top1": 2, "last_top5": 2, "epochs": 0, "seconds": 1}
-    figures = {} if run.result is None else run.result.figures
+    names = [f"{top1} %", "best %", "top-5 %", "epochs", "seconds"]
+    if keeps_average(runs):
+        digits |= {"last_ema_top1": 2, "best_ema_top1": 2}
+        names += [f"ema {top1} %", "ema best %"]
+    columns = ["run", *axes, "state", *names]
+    return Table(columns, [_run_row(run, list(axes.values()), digits) for run in runs], left=2 + len(axes))
+
+
+def _run_row(run: Run, keys: Sequence[str], digits: Mapping[str, int]) -> list[Cell]:
+    figures = {} if run.result is None else run.result.figures | run.result.figures_of_average
     return [
         Cell(run.name, run.name),
         *(_setting(run.settings.get(key)) for key in keys),
@@ -128,7 +136,10 @@ def _part(run: Run) -> RunPart:
     curves = {label: line.y for panel in run_panels(run) for label, line in panel.lines.items()}
     facts: list[Fact] = []
     if run.result is not None:
-        facts += [(name, str(value)) for name, value in run.result.figures.items()]
+        figures = run.result.figures | run.result.figures_of_average
+        facts += [(name, str(value)) for name, value in figures.items()]
+        if run.result.planned_epochs is not None:
+            facts.append(("stopped early", f"after {run.result.epochs} of {run.result.planned_epochs} epochs"))
         facts += [("hardware", str(run.result.hardware)), ("sha256", str(run.result.sha256))]
     facts += [("failure", run.failure)] if run.failure else []
     facts += [("damage", run.damage)] if run.damage else []

@@ -77,10 +77,13 @@ def curves_of(trained: Sequence[Run]) -> tuple[list[EpochRow], list[Panel]]:
 
 def run_panels(run: Run) -> list[Panel]:
     """Build panels of one run's accuracy and loss over epochs; a metric that an epoch lacks gets no panel."""
-    epochs = list(range(1, len(run.metrics) + 1))
+    epochs, top1 = list(range(1, len(run.metrics) + 1)), label_of(common_top1_name([run.settings]))
+    names = {"top1": top1, "loss": "training loss"}
+    if any("ema_top1" in epoch.values for epoch in run.metrics):
+        names["ema_top1"] = f"{top1}, average of weights"
     return [
         Panel({label: Line(epochs, [epoch.values[name] for epoch in run.metrics])}, "epoch", label)
-        for name, label in (("top1", label_of(common_top1_name([run.settings]))), ("loss", "training loss"))
+        for name, label in names.items()
         if all(name in epoch.values for epoch in run.metrics)
     ]
 

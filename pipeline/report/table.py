@@ -18,7 +18,7 @@ from dhkd.data.runs.names import (
     TEACHER_KEY,
 )
 from dhkd.data.runs.read import Run
-from dhkd.data.runs.result import FIGURES
+from dhkd.data.runs.result import FIGURES, FIGURES_OF_AVERAGE
 
 TABLE = "results.csv"
 
@@ -43,7 +43,7 @@ def axes_of(runs: Sequence[Run]) -> dict[str, str]:
     if STUDENT_WEIGHTS_KEY in differing and BEGUN_KEY in differing:
         differing.remove(BEGUN_KEY)  # the paths already distinguish these runs
     short = {key: SHORT.get(key, key.rpartition(".")[2]) for key in differing}
-    taken = [*short.values(), *("run", "seed", "state", *FIGURES, "cache", "sha256")]
+    taken = [*short.values(), *("run", "seed", "state", *FIGURES, *FIGURES_OF_AVERAGE, "cache", "sha256")]
     return {name if taken.count(name) == 1 else key: key for key, name in short.items()}
 
 
@@ -56,15 +56,22 @@ def _values(key: str, runs: Sequence[Run]) -> list[Any]:
 def write_table(runs: Sequence[Run], folder: Path) -> Path:
     """Write results.csv into `folder` and return its path."""
     axes = axes_of(runs)
-    header = ["run", *axes, "seed", "state", *FIGURES, "cache", "sha256"]
+    names = [*FIGURES, *(FIGURES_OF_AVERAGE if keeps_average(runs) else ())]
+    header = ["run", *axes, "seed", "state", *names, "cache", "sha256"]
     path = folder / TABLE
-    write_csv(path, header, [_line(run, list(axes.values())) for run in runs])
+    write_csv(path, header, [_line(run, list(axes.values()), names) for run in runs])
     return path
 
 
-def _line(run: Run, keys: Sequence[str]) -> list[Any]:
+def keeps_average(runs: Sequence[Run]) -> bool:
+    """Return whether a finished run kept an average (EMA) of its weights, which tables then show."""
+    return any(run.result is not None and run.result.figures_of_average for run in runs)
+
+
+def _line(run: Run, keys: Sequence[str], names: Sequence[str]) -> list[Any]:
     settings = [_plain(run.settings.get(key)) for key in keys]
-    figures = [""] * len(FIGURES) if run.result is None else list(run.result.figures.values())
+    values = {} if run.result is None else run.result.figures | run.result.figures_of_average
+    figures = [values.get(name, "") for name in names]
     sha256 = "" if run.result is None else run.result.sha256
     cache = run.settings.get(CACHE_KEY) or ""
     return [run.name, *settings, run.settings.get(SEED_KEY, ""), run.state, *figures, cache, sha256]

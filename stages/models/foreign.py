@@ -12,6 +12,7 @@ import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.own_failures import failed
 from dhkd.stages.models.architecture import AUTO, NO_CLASSIFIER, Architecture
+from dhkd.stages.models.checkpointing import enable_in_library, keep_buffers_in_backward
 from dhkd.stages.models.forward_results import features_in, is_one_of_several, logits_in
 from dhkd.stages.models.module_maps import ModuleMaps, candidates, timm_maps
 from dhkd.stages.models.network import Network, Outputs, batch_norms_called
@@ -85,6 +86,19 @@ class ForeignNetwork(Network):
         if not self._protected:
             self._maps.protect()
             self._protected = True
+
+    def checkpoint_activations(self) -> None:
+        """Let a training step keep fewer activations, in the way of timm or transformers.
+
+        The module itself or modules in it must have the function of one of these libraries.
+        """
+        if not enable_in_library(self.inner):
+            raise ConfigError(
+                f"checkpointing: expected a network that can compute its activations again, as those of dhkd, timm and"
+                f" transformers can, got {self.name}; leave checkpointing out, or give the network a method"
+                f" set_grad_checkpointing"
+            )
+        keep_buffers_in_backward(self.inner)
 
     def drop_head(self) -> None:
         """Remove the classifier."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from dhkd.stages.models.architecture import AUTO, Architecture
+from dhkd.stages.models.checkpointing import blocks_of, checkpoint_method, keep_buffers_in_backward
 from torch import Tensor, nn
 
 # Published students may also hold the auxiliary head of their training, under one of these names. It is left out,
@@ -95,6 +96,13 @@ class Network(nn.Module, ABC):
     def prepare_maps(self) -> None:  # most have nothing to prepare
         """Prepare the network for outputs with maps; this changes no values."""
 
+    def checkpoint_activations(self) -> None:
+        """Let a training step keep fewer activations and compute the others again in the backward pass.
+
+        Outputs, gradients and buffers stay the same. Raises `ConfigError` for a network that can't.
+        """
+        raise ConfigError(f"checkpointing: expected a network that can, got a {type(self).__name__}; leave it out")
+
     def drop_head(self) -> None:
         """Remove the classifier, and the layers between the last map and the classifier."""
         for path in (self.head_name, *self.tail_names):
@@ -149,6 +157,13 @@ class StagedNetwork(Network):
         final_BDHW = self.final_map(stage_map.after)
         embedding_BD = final_BDHW.mean(dim=(2, 3))
         return Outputs(self.head(embedding_BD), embedding_BD, tuple(stage_maps), final_BDHW)
+
+    def checkpoint_activations(self) -> None:
+        """Let a training step keep the activations between blocks alone, and compute the others again."""
+        for block in blocks_of(self):
+            # The last block of a stage is not called, since its map before the activation is wanted as well.
+            checkpoint_method(block, "before" if isinstance(block, ReluBlock) else "forward")
+        keep_buffers_in_backward(self)
 
     def batch_norms(self, images_BCHW: Tensor) -> list[nn.BatchNorm2d]:
         """Return, for the map of the stem and of every stage, the last batch norm that runs before that map.

@@ -54,6 +54,10 @@ class ProjectedNetwork(Network):
         stage_maps = (*trunk_maps[:-1], StageMap(final_BDHW, final_BDHW, final_BDHW)) if maps else ()
         return Outputs(self.classifier(embedding_BD), embedding_BD, stage_maps, final_BDHW)
 
+    def checkpoint_activations(self) -> None:
+        """Let the trunk keep fewer activations in a training step."""
+        self.trunk.checkpoint_activations()
+
     def prepare_maps(self) -> None:
         """Prepare the trunk for outputs with maps; this changes no values."""
         self.trunk.prepare_maps()

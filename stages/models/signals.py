@@ -278,12 +278,13 @@ class Shapes:
     def _network(self) -> Network:
         if own_networks(self.architecture):  # own code may make tensors on the CPU, or look at values
             network = build_network(self.wanted, self.num_classes, self.channels).eval()
-            require_sound(network, self._image_tensor())
+            require_sound(network, self.random_images())
             return network
         with torch.device(self.device):  # some networks of timm can't be built on the meta device
             return build_network(self.wanted, self.num_classes, self.channels).to("meta").eval()
 
-    def _image_tensor(self) -> Tensor:
+    def random_images(self) -> Tensor:
+        """Return two images of random values, (2, C, H, W), on the CPU."""
         return torch.rand(2, self.channels, *self.image, generator=torch.Generator().manual_seed(0))
 
     @cached_property
@@ -295,7 +296,7 @@ class Shapes:
         return self._forward(maps=False)
 
     def _forward(self, *, maps: bool) -> Outputs:
-        network, images_BCHW = self._network, self._image_tensor()
+        network, images_BCHW = self._network, self.random_images()
         if not own_networks(self.architecture):
             images_BCHW = images_BCHW.to("meta")
         with torch.no_grad():
@@ -327,7 +328,7 @@ class Shapes:
             outputs = (
                 build_network(self.wanted, self.num_classes, self.channels)
                 .eval()
-                .outputs(self._image_tensor(), maps=True)
+                .outputs(self.random_images(), maps=True)
             )
         if outputs.final is None or outputs.embedding is None:
             return False

@@ -75,13 +75,11 @@ class Student(nn.Module):
         device = next(self.parameters()).device
         return [module.generator_on(device) for module in self.modules() if isinstance(module, SeededDropout)]
 
-    def draws_from_torch(self) -> bool:
-        """Return whether a module, such as a foreign network's dropout, draws from torch's global generator."""
-        drawing_layers = (_DropoutNd, nn.RReLU)
-        return any(
-            isinstance(module, drawing_layers) or type(module).__name__ in ("DropPath", "StochasticDepth")
-            for module in self.modules()
-        )
+    def adapter_draws_from_torch(self) -> bool:
+        """Return whether the adapter has a layer, such as dropout, that draws from torch's global generator."""
+        if self.adapter is None:
+            return False
+        return any(isinstance(module, _DropoutNd | nn.RReLU) for module in self.adapter.modules())
 
 
 class SeededDropout(nn.Module):

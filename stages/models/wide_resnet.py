@@ -8,6 +8,7 @@ norm before that activation runs once; the activation's output is both the stage
 from collections.abc import Iterator
 
 import torch.nn.functional as F
+from dhkd.stages.models.checkpointing import checkpoint_method, keep_buffers_in_backward
 from dhkd.stages.models.network import StagedNetwork, StageMap, start_convolutions
 from torch import Tensor, nn
 
@@ -72,6 +73,15 @@ class WideResNet(StagedNetwork):
     def start_linear(self, layer: nn.Linear) -> None:
         """Set the bias to 0."""
         nn.init.zeros_(layer.bias)
+
+    def checkpoint_activations(self) -> None:
+        """Let a training step keep the activations between blocks alone, and compute the others again."""
+        for stage in (self.block1, self.block2, self.block3):
+            first, *blocks = stage.layer.children()
+            checkpoint_method(first, "residual")  # the loop over stages calls its first batch norm
+            for block in blocks:
+                checkpoint_method(block)
+        keep_buffers_in_backward(self)
 
     def stages(self, images_BCHW: Tensor) -> Iterator[StageMap]:
         """Yield the maps of the stem and of the three stages: before and after the activation that follows, and bare.

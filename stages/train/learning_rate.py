@@ -51,7 +51,7 @@ class LearningRate:
             raise ConfigError(f"one-cycle has its own rise: warmup_epochs: expected 0, got {self.warmup_epochs}")
         if self.kind not in FALLING and (self.min_rate or self.cooldown_epochs):
             raise ConfigError(f"{self.kind} has no lowest rate: expected no min_lr and cooldown_epochs, got one")
-        if self.warmup_epochs + self.cooldown_epochs > self.epochs:
+        if self.cooldown_epochs and self.warmup_epochs + self.cooldown_epochs > self.epochs:
             raise ConfigError(
                 f"warmup_epochs and cooldown_epochs: expected at most {self.epochs} epochs together, got"
                 f" {self.warmup_epochs + self.cooldown_epochs:g}"

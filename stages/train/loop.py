@@ -15,18 +15,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
+from dhkd.data.errors import DhkdError, RunMismatch
 from dhkd.data.progress import duration, progress
 from dhkd.data.runs.folder import RunFolder
-from dhkd.data.runs.metrics import EpochMetrics, read_metrics
-from dhkd.data.runs.names import METRICS
-from dhkd.data.stream.batches import Stream
+from dhkd.data.runs.metrics import read_metrics
+from dhkd.data.stream.batches import Batch, Stream
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.models.evaluate import Accuracy
 from dhkd.stages.models.student import Student
-from dhkd.stages.models.weights import fit_weights, weights_sha256
+from dhkd.stages.models.weights import weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.trackers import Trackers
+from dhkd.stages.train.cursor import restored
+from dhkd.stages.train.early_stopping import EarlyStopping
+from dhkd.stages.train.ema import Ema
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
 from dhkd.stages.train.side_by_side import SideBySide, batches_by_stream
@@ -38,7 +40,7 @@ log = logging.getLogger("dhkd")
 
 @dataclass(frozen=True)
 class Task:
-    """A student to train, in place, for `epochs` epochs in total.
+    """A student to train, in place, for `epochs` epochs in total, or fewer if `early_stopping` says so.
 
     If `run` holds a checkpoint, training resumes from this checkpoint. Tasks may share a `stream`. `evaluate` takes the
     student's backbone, in eval mode, and returns the backbone's test accuracy, or what `measured` names. The host
@@ -46,7 +48,9 @@ class Task:
     is used. If `keep_every` is given, the student's weights are saved in the run's folder before the first epoch, after
     every `keep_every` epochs and after the last epoch; if it is None, no such weights are saved. If `clip_norm` is
     None, gradients are not clipped. The metrics of each epoch also go to the services named in `trackers`, such as
-    TensorBoard. Each batch is computed in `accumulate` parts.
+    TensorBoard. Each batch is computed in `accumulate` parts. `label_smoothing` acts in every cross-entropy with the
+    labels. `ema` becomes the average of the backbone's weights, which is tested beside them; if it is None, no average
+    is kept.
     """
 
     student: Student
@@ -65,6 +69,9 @@ class Task:
     trackers: Sequence[str] = ()
     measured: str = "test accuracy"
     accumulate: int = 1
+    label_smoothing: float = 0.0
+    ema: Ema | None = None
+    early_stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,9 @@ class Figures:
     """The results of a finished run.
 
     Accuracies are in percent. `seconds` is the time of all epochs, including evaluation and the epochs before an
-    interruption; `samples_per_second` counts only the time of the training steps.
+    interruption; `samples_per_second` counts only the time of the training steps. The figures of `ema` are those of the
+    average of the weights, and None if none was kept. If training was stopped early, `planned_epochs` is how many
+    epochs it might have had, else None.
     """
 
     epochs: int
@@ -82,6 +91,11 @@ class Figures:
     best_top5: float
     seconds: float
     samples_per_second: float
+    last_ema_top1: float | None = None
+    best_ema_top1: float | None = None
+    last_ema_top5: float | None = None
+    best_ema_top5: float | None = None
+    planned_epochs: int | None = None
 
 
 def train(task: Task, processes: Processes) -> Figures:
@@ -113,6 +127,8 @@ def train_together(tasks: Sequence[Task], processes: Processes) -> list[Figures 
         first = min((run.cursor.epochs_done for run in runs), default=0)
         for epoch in range(first, max((run.task.epochs for run in runs), default=0)):
             active = [run for run in runs if run not in errors and run.expects(epoch)]
+            if not active:
+                break
             errors |= _train_epoch(active, epoch, side_by_side, processes)
             errors |= side_by_side.run({run: run.end_epoch for run in active if run not in errors})
             finished = [run for run in active if run not in errors]
@@ -138,25 +154,11 @@ def _train_epoch(
             batches = {
                 run: batch_of[run.task.stream] for run in runs if run not in errors and run.task.stream in batch_of
             }
-            errors |= side_by_side.run({run: partial(run.step, step, batch) for run, batch in batches.items()})
+            errors |= side_by_side.run({run: partial(run.train_on, step, batch) for run, batch in batches.items()})
             advance(sum(batch.global_size for batch in batches.values()))
             if len(errors) == len(runs):
                 break
     return errors
-
-
-@dataclass
-class Cursor:
-    """The progress of a run. Checkpoints store it besides weights and optimizer state. Accuracies are in percent."""
-
-    epochs_done: int = 0
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    last_top1: float = 0.0
-    last_top5: float = 0.0
-    best_top1: float = 0.0
-    best_top5: float = 0.0
-    metrics_bytes: int = 0
 
 
 class _Run:
@@ -178,8 +180,11 @@ class _Run:
             compiled=task.compiled,
             alone=alone,
             accumulate=task.accumulate,
+            label_smoothing=task.label_smoothing,
         )
-        self.cursor = _restore(task)
+        if task.ema is not None:  # on the device, to which the step has moved the student
+            task.ema.begin(task.student.backbone)
+        self.cursor, self._epochs = restored(task.run, task.student, task.optimizer, task.ema)
         # A run's folder that is not shared by all machines would give each process another checkpoint.
         require_agreement(
             processes,
@@ -195,9 +200,35 @@ class _Run:
             if self.cursor.epochs_done == 0:
                 self._keep_weights()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether early stopping has ended the run before its last epoch."""
+        stopping = self.task.early_stopping
+        return (
+            stopping is not None
+            and self.cursor.epochs_done < self.task.epochs
+            and stopping.stops([epoch[stopping.monitor] for epoch in self._epochs])
+        )
+
+    def _why_stopped(self) -> str:
+        stopping = self.task.early_stopping
+        assert stopping is not None
+        values = [epoch[stopping.monitor] for epoch in self._epochs]
+        best = stopping.best_epoch(values)
+        return (
+            f"{self.task.run.path.name}: stopped early after epoch {len(values)} of {self.task.epochs}, because"
+            f" {stopping.monitor} has had no gain since epoch {best} ({values[best - 1]:.2f} %)"
+        )
+
     def expects(self, epoch: int) -> bool:
         """Return whether `epoch` is the next epoch to train."""
-        return self.cursor.epochs_done == epoch < self.task.epochs
+        return self.cursor.epochs_done == epoch < self.task.epochs and not self.stopped
+
+    def train_on(self, step: int, batch: Batch) -> None:
+        """Update the student with the batch of this step of the epoch, and then the average of its weights."""
+        self.step(step, batch)
+        if self.task.ema is not None:
+            self.task.ema.step(self.task.student.backbone)
 
     def begin_epoch(self) -> None:
         """Start the next epoch."""
@@ -214,6 +245,7 @@ class _Run:
         self._processes.share_buffers(student)
         student.eval()
         accuracy = self.task.evaluate(student.backbone)
+        averaged = self._accuracy_of_average()
         cursor.train_seconds += metrics["train_seconds"]
         cursor.seconds += time.perf_counter() - self._began
         cursor.epochs_done += 1
@@ -225,8 +257,20 @@ class _Run:
             **metrics,
             "top1": accuracy.top1,
             "top5": accuracy.top5,
+            **averaged,
             "seconds": cursor.seconds,
         }
+        self._epochs.append(self._metrics)
+
+    def _accuracy_of_average(self) -> dict[str, float]:
+        """Return the metrics of the average of the weights; empty if none is kept."""
+        ema, network = self.task.ema, self.task.student.backbone
+        if ema is None:
+            return {}
+        self._processes.share(ema.tensors())  # each process averaged its own running statistics of batch norm
+        with ema.in_place_of_weights(network):
+            accuracy = self.task.evaluate(network)
+        return {"ema_top1": accuracy.top1, "ema_top5": accuracy.top5}
 
     def record_epoch(self) -> None:
         """Log the finished epoch's metrics, and write them and a checkpoint into the run's folder.
@@ -241,98 +285,49 @@ class _Run:
             "" if self._alone else f"{task.run.path.name}: ",
             _summary(metrics, task.epochs, task.measured.removesuffix(" accuracy")),
         )
+        if self.stopped:
+            log.info("%s", self._why_stopped())
         self._trackers.log(metrics, self.cursor.epochs_done)
         self.cursor.metrics_bytes = task.run.append_metrics(metrics)
         self._keep_weights()
         tensors = {"student": task.student.state_dict(), "optimizer": task.optimizer.state_dict()}
+        if task.ema is not None:
+            tensors["ema"] = task.ema.state()
         task.run.save_checkpoint({"cursor": asdict(self.cursor), **tensors})
 
     def _keep_weights(self) -> None:
         task, epochs = self.task, self.cursor.epochs_done
-        if task.keep_every is not None and (epochs % task.keep_every == 0 or epochs == task.epochs):
+        if task.keep_every is not None and (epochs % task.keep_every == 0 or epochs == task.epochs or self.stopped):
             task.run.keep_weights(epochs, task.student.state_dict())
 
     def end_tracking(self) -> None:
         """Tell the trackers that no more metrics will come."""
-        self._trackers.end(failed=self.cursor.epochs_done < self.task.epochs)
+        self._trackers.end(failed=self.cursor.epochs_done < self.task.epochs and not self.stopped)
 
     def figures(self) -> Figures:
         """Return the results of the finished run."""
-        cursor, epochs = self.cursor, self.task.epochs
+        cursor = self.cursor
+        averages = {name: [epoch[name] for epoch in self._epochs if name in epoch] for name in ("ema_top1", "ema_top5")}
         return Figures(
-            epochs=epochs,
+            epochs=cursor.epochs_done,
             last_top1=cursor.last_top1,
             best_top1=cursor.best_top1,
             last_top5=cursor.last_top5,
             best_top5=cursor.best_top5,
             seconds=round(cursor.seconds, 2),
-            samples_per_second=round(self.task.stream.samples_per_epoch * epochs / cursor.train_seconds, 1),
+            samples_per_second=round(self.task.stream.samples_per_epoch * cursor.epochs_done / cursor.train_seconds, 1),
+            **{f"last_{name}": values[-1] for name, values in averages.items() if values},
+            **{f"best_{name}": max(values) for name, values in averages.items() if values},
+            planned_epochs=self.task.epochs if self.stopped else None,
         )
-
-
-def _restore(task: Task) -> Cursor:
-    """Load the checkpoint, if one exists, into student and optimizer. Return the run's progress.
-
-    Without a checkpoint, the progress is 0 epochs. Raises `RunMismatch` if the checkpoint doesn't fit this run.
-    """
-    run, student = task.run, task.student
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        return Cursor()
-    try:
-        cursor = Cursor(**checkpoint["cursor"])
-        _require_metrics_of(cursor, run)
-        fit_weights(student, checkpoint["student"], f"checkpoint in {run.path}")
-        task.optimizer.load_state_dict(checkpoint["optimizer"])
-    except WeightsError as error:
-        raise RunMismatch(f"{error}; choose another --out or train from the start") from error
-    except RunMismatch:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunMismatch(f"checkpoint in {run.path} is of another program or version ({error}); delete it") from error
-    return cursor
-
-
-def _require_metrics_of(cursor: Cursor, run: RunFolder) -> None:
-    """Raise `RunMismatch` unless a checkpoint's cursor is the one that the run had after the metrics before it."""
-    by_metrics = cursor_after(run.epochs_until(cursor.metrics_bytes), cursor.metrics_bytes)
-    differing = [
-        f"{name} is {value}, by {METRICS} it is {asdict(by_metrics)[name]}"
-        for name, value in asdict(cursor).items()
-        if value != asdict(by_metrics)[name]
-    ]
-    if differing:
-        raise RunMismatch(
-            f"checkpoint in {run.path}: {'; '.join(differing)}; one of the two was edited; put back the run's own"
-            f" files, or delete the checkpoint to train from the start"
-        )
-
-
-def cursor_after(epochs: Sequence[EpochMetrics], metrics_bytes: int) -> Cursor:
-    """Return the progress of a run whose metrics are these `epochs`, which take `metrics_bytes` bytes in its file."""
-    if not epochs:
-        return Cursor(metrics_bytes=metrics_bytes)
-    train_seconds = 0.0
-    for epoch in epochs:
-        train_seconds += epoch.values["train_seconds"]  # in the order of training, so that the sum is the same float
-    last = epochs[-1].values
-    return Cursor(
-        epochs_done=len(epochs),
-        seconds=last["seconds"],
-        train_seconds=train_seconds,
-        last_top1=last["top1"],
-        last_top5=last["top5"],
-        best_top1=max(0.0, *(epoch.top1 for epoch in epochs)),
-        best_top5=max(0.0, *(epoch.values["top5"] for epoch in epochs)),
-        metrics_bytes=metrics_bytes,
-    )
 
 
 def _summary(metrics: Mapping[str, float], epochs: int, measured: str) -> str:
     epochs_left = epochs - int(metrics["epoch"])
     left = f"  {duration(epochs_left * metrics['seconds'] / metrics['epoch'])} left" if epochs_left else ""
     train = f"  train {metrics['train_top1']:.2f} %" if "train_top1" in metrics else ""
+    average = f"  ema {metrics['ema_top1']:.2f} %" if "ema_top1" in metrics else ""
     return (
         f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}{train}"
-        f"  {measured} {metrics['top1']:.2f} %  {metrics['samples_per_second']:,.0f} samples/s{left}"
+        f"  {measured} {metrics['top1']:.2f} %{average}  {metrics['samples_per_second']:,.0f} samples/s{left}"
     )

@@ -6,7 +6,9 @@ checkpoint holds (`kron`).
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import wraps
+from importlib import import_module
+from typing import Any, TypeVar
 
 import torch
 from dhkd.data.errors import ConfigError, unknown
@@ -15,6 +17,8 @@ from dhkd.data.own_code import find, running
 from dhkd.stages.train.muon import muon
 from dhkd.stages.train.parameter_groups import SCALE, Decay, matrices, parameter_groups
 from torch import nn
+
+T = TypeVar("T")
 
 SGD = "sgd"
 MUON = "muon"
@@ -105,21 +109,25 @@ def _of_timm(
     options: Mapping[str, object],
 ) -> torch.optim.Optimizer:
     try:
-        from timm import optim as timms
+        timms: Any = import_module("timm.optim")  # Any: timm exports these without saying so
     except ModuleNotFoundError as error:
         raise ConfigError(f"{where}: timm is not installed; pip install timm") from error
+    if not hasattr(timms, "get_optimizer_info"):
+        raise ConfigError(f"{where}: expected timm 1.0.12 or newer, got an older one; pip install --upgrade timm")
     if name not in timms.list_optimizers():
         raise ConfigError(f"{where}: {unknown('optimizer of timm', name, timms.list_optimizers())}")
-    info, factory = timms.get_optimizer_info(name), timms.get_optimizer_class(name, bind_defaults=False)
+    info = timms.get_optimizer_info(name)
     if info.second_order:
         raise ConfigError(f"{where}: expected one that needs gradients alone, got one of second order")
     if name.startswith(_DRAWS):
         raise ConfigError(f"{where}: expected one whose checkpoint holds all that it needs, got one that draws numbers")
+    factory = _built(where, lambda: timms.get_optimizer_class(name, bind_defaults=False))
     checked = _checked(where, factory, weight_decay, options)
     for option, taken in {"eps": info.has_eps, "betas": info.has_betas}.items():
         if option in checked and not taken:
-            raise ConfigError(f"{where}: unknown option {option!r}")
-    return _built(where, lambda: timms.create_optimizer_v2(groups, name, lr=lr, weight_decay=weight_decay, **checked))
+            raise ConfigError(f"{where}: unknown option {option!r}; timm gives it none")
+    made: torch.optim.Optimizer = _built(where, lambda: timms.create_optimizer_v2(groups, name, lr=lr, **checked))
+    return made
 
 
 def _own(
@@ -147,6 +155,14 @@ def _own(
     trained = {parameter for group in made.param_groups for parameter in group["params"]}
     if any(parameter not in trained for group in groups for parameter in _parameters(group)):
         raise ConfigError(f"{where}: expected that it trains all the parameters that it is given, got some left out")
+    step = made.step
+
+    @wraps(step)
+    def step_of_own_code(*args: Any, **options: Any) -> Any:  # Any: whatever torch passes on
+        with running(f"{where}: its step"):
+            return step(*args, **options)
+
+    made.step = step_of_own_code  # type: ignore[method-assign]  # so that an exception in it names the code
     return made
 
 
@@ -175,12 +191,12 @@ def _checked(
     return checked_options(where, free, options) | ({"weight_decay": weight_decay} if decays else {})
 
 
-def _built(where: str, build: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """Call `build`; what a library says about the options' values becomes a `ConfigError`."""
+def _built(where: str, build: Callable[[], T]) -> T:
+    """Call `build`; a library's complaint, about values of options or a package that it lacks, is a `ConfigError`."""
     try:
         return build()
     except ConfigError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"{where}: expected options that it takes, got {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{where}: it can't be built: {type(error).__name__}: {reason}") from error

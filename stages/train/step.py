@@ -41,6 +41,7 @@ class TrainingStep:
     name the rows whose loss is not finite. A batch is computed in `accumulate` parts, whose gradients are added before
     the update. `alone` says whether no other student trains in this interpreter. If
     `alone` is true, every step also seeds torch's default generator, which the dropout of foreign networks uses.
+    `label_smoothing` is the share of the target that every cross-entropy with the labels spreads over all classes.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class TrainingStep:
         compiled: Compile = "off",
         alone: bool = True,
         accumulate: int = 1,
+        label_smoothing: float = 0.0,
     ) -> None:
         self._student, self._objective, self._stream = student, objective, stream
         self._learning_rate, self._seed, self._clip_norm = learning_rate, seed, clip_norm
         self._processes, self._alone, self._accumulate = processes, alone, accumulate
+        self._label_smoothing = label_smoothing
         self._model, self._optimizer = processes.prepare(
             student, optimizer, find_unused=student.backbone.may_leave_parameters_out
         )
@@ -150,8 +153,8 @@ class TrainingStep:
         self._optimizer.zero_grad()
 
     def _terms(self, outputs: StudentOutputs, batch: Batch) -> Mapping[str, Tensor]:
-        arguments = _joined(outputs, batch) if self._joint else (outputs, batch.labels, batch.teacher)
-        return self._objective.terms(*arguments)
+        arguments = outputs, batch.labels.smoothed(self._label_smoothing), batch.teacher
+        return self._objective.terms(*(_joined(*arguments) if self._joint else arguments))
 
     def _add_gradient(
         self, terms: Mapping[str, Tensor], part: Batch, gradients: list[Gradient], projects: bool
@@ -295,9 +298,11 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(raw_rows(seed, Domain.DROPOUT, step, rank, rank + 1)[0, 0] >> 1)
 
 
-def _joined(outputs: StudentOutputs, batch: Batch) -> tuple[StudentOutputs, Labels, dict[str, Tensor]]:
+def _joined(
+    outputs: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]
+) -> tuple[StudentOutputs, Labels, dict[str, Tensor]]:
     """Return the arguments of `Objective.terms` with the rows of all processes."""
     task, features = joined(outputs.task), {name: joined(feature) for name, feature in outputs.features.items()}
     distill = task if outputs.distill is outputs.task else joined(outputs.distill)
-    teacher = {name: joined(signal) for name, signal in batch.teacher.items()}
-    return StudentOutputs(task, distill, features), batch.labels.map(joined), teacher
+    teacher_rows = {name: joined(signal) for name, signal in teacher.items()}
+    return StudentOutputs(task, distill, features), labels.map(joined), teacher_rows

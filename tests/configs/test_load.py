@@ -362,7 +362,7 @@ def test_hostile_values_are_a_config_error(text: str, tmp_path: Path) -> None:
     text=st.text() | st.text("0123456789.-+eE_:[]{}!&*<=~'\", abx\n", max_size=12),
 )
 @example(key="data", text="{int: 3}")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_text_as_a_value_is_accepted_or_refused(key: str, text: str) -> None:
     try:
         experiment = load_experiment("digits", [f"{key}={text}"])
@@ -373,7 +373,7 @@ def test_any_text_as_a_value_is_accepted_or_refused(key: str, text: str) -> None
 
 
 @given(override=st.text() | st.text("abdelrstu.= 1", max_size=12) | st.sampled_from(SECTIONS).map(lambda s: f"{s}..=1"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_text_as_an_override_is_accepted_or_refused(override: str) -> None:
     try:
         experiment = load_experiment("digits", [override])
@@ -495,7 +495,7 @@ def mutated_presets(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(tree=mutated_presets(), smoke=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_mutated_preset_is_an_experiment_or_one_line(
     tree: dict[str, Any], smoke: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -1,4 +1,4 @@
-"""A script for several processes: train a small student for each case, `joint_training.py CACHE OUT NAME:BATCH_SIZE …`.
+"""A script for several processes: `joint_training.py CACHE OUT NAME:BATCH_SIZE[:PARTS] …` trains a student for each.
 
 Batch norm is frozen, so that several processes compute what one does. Each process writes the weights it ends with.
 """
@@ -50,7 +50,7 @@ def main(cache: Path, out: Path, cases: list[str]) -> None:
     torch.manual_seed(7)
     teacher = Teacher(build_network("resnet8", 10), normalize, processes)
     for case in cases:
-        name, batch_size = case.split(":")
+        name, batch_size, *parts = case.split(":")
         objective = combined_objective(name, OPTIONS)
         shapes = Shapes("resnet8", 10, (8, 8))
         setting = Setting(shapes, shapes, images.labels_N, 0)
@@ -82,6 +82,7 @@ def main(cache: Path, out: Path, cases: list[str]) -> None:
             seed=0,
             clip_norm=None,
             run=RunFolder(out / case, {}, resume=True),
+            accumulate=int(parts[0]) if parts else 1,
         )
         train(task, processes)
         torch.save(student.state_dict(), out / case / f"rank{processes.rank}.pt")

@@ -52,8 +52,8 @@ def swept(cache: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     done("report", "views", views, "--out", out / "report")
     shutil.rmtree(views)
     done("report", "conflict", out, "--cache", cache, "--samples", 40, "--cpu")
-    for analysis in ("correlation", "etf", "tsne"):
-        done("report", analysis, out, "--teacher", teacher, "--cpu")
+    for analysis, *more in (("correlation",), ("etf",), ("tsne", "--samples", 60)):
+        done("report", analysis, out, "--teacher", teacher, "--cpu", *more)
     return out
 
 

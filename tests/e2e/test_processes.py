@@ -129,7 +129,7 @@ def timings(line: dict[str, float]) -> dict[str, float]:
     return {name: line[name] for name in ("seconds", "train_seconds", "samples_per_second")}
 
 
-CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dist:31")
+CASES = ("dhkd:31", "kd:31", "kd:50", "dist:31", "rkd:31", "crd:31", "dhkd + dist:31", "dhkd:31:3", "kd:31:5")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,13 @@ def test_two_training_processes_take_the_steps_of_one(case: str, trained: dict[i
     assert one["train_top1"] == pytest.approx(two["train_top1"], abs=1)
     assert one["top1"] == pytest.approx(two["top1"], abs=0.6), "one or two of 360 images may be classified otherwise"
     assert one["top1"] > 5
+
+
+@pytest.mark.parametrize(("whole", "parts"), [("dhkd:31", "dhkd:31:3"), ("kd:31", "kd:31:5")])
+def test_the_parts_of_a_batch_take_the_steps_of_the_whole(whole: str, parts: str, trained: dict[int, Path]) -> None:
+    one, other = (torch.load(trained[2] / case / "rank0.pt", weights_only=True) for case in (whole, parts))
+    for name, weights in one.items():
+        torch.testing.assert_close(other[name], weights, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.soak  # in CI two processes cache through the command line, and train through a script

@@ -91,8 +91,26 @@ IMAGES = (
     Fault(
         "one-crop-for-all-views",
         "A photograph's draws depend on its index and no longer on the view.",
-        {"Domain.VIEW, view, index, index + 1": "Domain.VIEW, 0, index, index + 1"},
+        {"Domain.VIEW, view_B, index_B, 4 *": "Domain.VIEW, view_B * 0, index_B, 4 *"},
         {"test_random_resized_crop.py": "draws"},
+    ),
+    Fault(
+        "rows-always-first",
+        "Batches in memory are resized along rows first, where Pillow resizes along columns first.",
+        {"found[length, tried] = ~rows_fit": "found[length, tried] = False"},
+        {"test_random_resized_crop.py": "batch_in_memory"},
+    ),
+    Fault(
+        "colours-in-one-order",
+        "Brightness, contrast, saturation and hue are always changed in this order.",
+        {"below(draws_BD[:, 1], len(_ORDERS))": "below(draws_BD[:, 1], 1)"},
+        {"test_operations.py": "orders"},
+    ),
+    Fault(
+        "other-boxes-for-a-larger-teacher",
+        "The boxes that are erased at another size are drawn anew for that size.",
+        {'"side": settings.get("side", before)': '"side": after'},
+        {"test_operations.py": "another_size"},
     ),
     Fault(
         "another-filter",
@@ -123,6 +141,36 @@ IMAGES = (
         "A sample without a label is left out silently.",
         {"if not lonely and (self.images or not": "if (self.images or not"},
         {"test_tar_shards.py": "silence or incomplete"},
+    ),
+    Fault(
+        "one-partner-for-all-views",
+        "The partner of a sample depends on its group and no longer on the view.",
+        {"Domain.MIX_PARTNER, view_B, group_B": "Domain.MIX_PARTNER, 0 * view_B, group_B"},
+        {"recipes/test_mixing.py": "uniform"},
+    ),
+    Fault(
+        "weight-of-the-whole-box",
+        "A label weighs as if no part of the box were cut off at the image's edge.",
+        {"(height * width - area_B).float() / (height * width)": "kept_B.float() / WHOLE"},
+        {"recipes/test_mixing.py": "weighs", "test_mixed_batches.py": "weigh"},
+    ),
+    Fault(
+        "boxes-of-another-size-drawn-anew",
+        "A teacher that sees larger images sees another part of the partner.",
+        {"self.mixing and replace(self.mixing, drawn_at=self.shape)": "self.mixing"},
+        {"recipes/test_mixing.py": "another_size"},
+    ),
+    Fault(
+        "labels-of-the-own-image-alone",
+        "The second label of a mixed image is that of the first image.",
+        {"labels_N[mixed.partner_B.to(device)]": "labels_N[index_B.to(device)]"},
+        {"test_mixed_batches.py": "labels"},
+    ),
+    Fault(
+        "batches-across-groups",
+        "Batches of a block end wherever they are full, so that files are decoded twice.",
+        {"stop = stop // group * group": "pass"},
+        {"test_mixed_images.py": "caching"},
     ),
 )
 
@@ -348,8 +396,32 @@ TRAINING = (
     Fault(
         "shares-weigh-alike",
         "Processes of unequal shares count alike in the gradient's mean.",
-        {"else len(batch.index_B) * processes.world_size / batch.global_size": "else 1.0"},
+        {"else len(part.index_B) * world_size / part.global_size": "else 1.0"},
         {"test_golden_losses.py": "kd-two"},
+    ),
+    Fault(
+        "last-part-alone-is-aligned",
+        "Of a batch in parts, the aligned gradient is that of the last part.",
+        {"added(gradients, of_part) if gradients else of_part": "of_part"},
+        {"test_accumulation.py": "projection"},
+    ),
+    Fault(
+        "memory-in-parts",
+        "CRD computes a batch in parts, of which each remembers the ones before it.",
+        {"    remembers_rows = True\n": ""},
+        {"test_accumulation.py": "refused"},
+    ),
+    Fault(
+        "one-rate-for-all-layers",
+        "The schedule forgets the layers' factors.",
+        {'group["lr"] = rate * group.get(SCALE, 1.0)': 'group["lr"] = rate'},
+        {"test_parameter_groups.py": "rates"},
+    ),
+    Fault(
+        "muon-loads-nothing",
+        "The two optimizers of muon go on with the state from before a checkpoint was loaded.",
+        {"(state_dict)\n        self._share()\n": "(state_dict)\n"},
+        {"test_optimizers.py": "every_optimizer_of_torch_resumes"},
     ),
     Fault(
         "one-dropout-for-all",
@@ -605,4 +677,56 @@ POLICIES = (
     ),
 )
 
-FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *POLICIES)
+# What regularizes a training.
+REGULARIZING = (
+    Fault(
+        "average-begins-with-random-weights",
+        "The first update of the average keeps a share of the initial weights.",
+        {"        if update == 1:\n            return 0.0\n": ""},
+        {"train/test_ema.py": "transcription"},
+    ),
+    Fault(
+        "average-resumes-at-its-first-step",
+        "A resumed average starts to count its steps anew.",
+        {"        self._steps = steps\n": "        self._steps = 0\n"},
+        {"train/test_ema.py": "resumed"},
+    ),
+    Fault(
+        "average-of-each-process",
+        "Each process tests the average of its own running statistics.",
+        {"self._processes.share(ema.tensors())": "self._processes.share(ema.tensors()[:0])"},
+        {"e2e/test_regularized.py": ""},
+    ),
+    Fault(
+        "smoothing-is-lost",
+        "Cross-entropy doesn't look at the smoothing of the labels.",
+        {"labels, labels.smoothing)": "labels, 0.0)"},
+        {"train/test_combined.py": "smoothed_labels", "build/test_regularizing.py": "smoothing_is_that"},
+    ),
+    Fault(
+        "a-tie-is-a-gain",
+        "An epoch that is as good as the best resets the patience.",
+        {"if value - self.min_delta > best:": "if value - self.min_delta >= best:"},
+        {"train/test_early_stopping.py": "rule"},
+    ),
+    Fault(
+        "patience-of-one-more",
+        "Training ends an epoch late.",
+        {">= self.patience": "> self.patience"},
+        {"train/test_early_stopping.py": "rule"},
+    ),
+    Fault(
+        "statistics-count-twice",
+        "What is computed again in the backward pass updates the running statistics again.",
+        {"if torch._C._current_graph_task_id() == -1:": "if torch._C._current_graph_task_id() > -2:"},
+        {"models/test_checkpointing.py": "networks"},
+    ),
+    Fault(
+        "calls-of-dropout-are-not-seen",
+        "Students whose dropout is a call train side by side.",
+        {"network.train().outputs(images_BCHW)": "network.outputs(images_BCHW)"},
+        {"models/test_dropping.py": "draws"},
+    ),
+)
+
+FAULTS = (*DRAWS, *IMAGES, *CACHE, *STREAM, *TRAINING, *OBJECTIVES, *BROUGHT, *AROUND, *POLICIES, *REGULARIZING)

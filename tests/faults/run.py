@@ -1,8 +1,9 @@
 """Check that the tests see faults: `python tests/faults/run.py [NAME…]` seeds each in a copy of the tree and runs them.
 
 A line for each fault says `seen` or `NOT SEEN`, and by which files. The exit code is 1 if a fault isn't seen, or if its
-text doesn't occur exactly once. With --without, the same tests run without the faults and have to pass. Each test file
-runs in a fork of a process that has already imported torch and the other large packages.
+text doesn't occur exactly once. The soak's tests are left out, as in CI. With --without, the same tests run without the
+faults and have to pass. Each test file runs in a fork of a process that has already imported torch and the other large
+packages.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def seeded(changes: Mapping[str, str], folder: Path) -> Iterator[None]:
 def exit_code(name: str, expression: str, folder: Path) -> int:
     """Pytest's exit code for the selected tests of a file."""
     file = str(file_of_tests(name, folder))
-    words = ["-x", "-q", "-p", "no:cacheprovider", *(["-k", expression] if expression else []), file]
+    words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not soak", *(["-k", expression] if expression else []), file]
     child = os.fork()
     if not child:
         _test(words, folder)

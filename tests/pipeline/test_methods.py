@@ -51,7 +51,7 @@ def test_options_and_sizes_of_the_preset_count() -> None:
     experiment = load_experiment("digits", ["data.limit=100", "cache.codec=float32"])
     kd = next(method for method in list_methods(experiment) if method.method == "kd")
     assert (kd.row_bytes, kd.view_bytes) == (40, 4000)
-    folder = list_methods(load_experiment("imagenet/resnet34-resnet18"), samples=7, classes=30)
+    folder = list_methods(load_experiment("imagenet/resnet34-resnet18", ["views.size=64"]), samples=7, classes=30)
     kd = next(method for method in folder if method.method == "kd")
     assert (kd.row_bytes, kd.view_bytes) == (60, 420)
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from dhkd.data.draws.keyed import chosen
 from dhkd.data.draws.philox import Domain
+from dhkd.data.recipes.kernels.functions import at, sines
+from dhkd.data.recipes.kernels.warping import FINE, Fill, Limits, Warp, limits_of, require_fill, warped
 from dhkd.data.recipes.operations.base import Operation, require, require_probability, require_range
-from dhkd.data.recipes.operations.kernels import FRACTION, between, changed
-from dhkd.data.recipes.operations.tables import at, sines
-from dhkd.data.recipes.operations.warping import FINE, Fill, Limits, Warp, limits_of, require_fill, warped
+from dhkd.data.recipes.operations.drawn import between, changed
 from torch import Tensor
+
+FRACTION = 16  # fractional bits of scales and shares
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class Affine(Operation):
         # The map to the picture: rotation · scaling · shear along y · shear along x. Its determinant is scale².
         a, c = cosine + (sine * tan_y >> FINE), sine - (cosine * tan_y >> FINE)
         b, d = -(a * tan_x >> FINE) - sine, -(c * tan_x >> FINE) + cosine
-        factor = between(scale, *self.scale)
+        factor = between(scale, *self.scale, FRACTION)
         a, b, c, d = ((number << FRACTION) // factor for number in (d, -b, -c, a))
         x, y = (
-            _rounded(between(draw, -share, share) * side)
+            _rounded(between(draw, -share, share, FRACTION) * side)
             for draw, share, side in zip((right, down), self.translate, (width, height), strict=True)
         )
         return torch.stack([a, b, -a * x - b * y, c, d, -c * x - d * y], 1)

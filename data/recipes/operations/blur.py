@@ -6,9 +6,9 @@ import torch
 from dhkd.data.draws.keyed import chosen
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
+from dhkd.data.recipes.kernels.functions import at, gaussians
 from dhkd.data.recipes.operations.base import Operation, require, require_probability, require_range
-from dhkd.data.recipes.operations.kernels import changed
-from dhkd.data.recipes.operations.tables import at, gaussians
+from dhkd.data.recipes.operations.drawn import changed
 from torch import Tensor
 
 WEIGHT = 14  # fractional bits of a weight

@@ -1,19 +1,20 @@
 """Color jitter: brightness, contrast, saturation and hue, each changed by a random amount, in random order."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 
 import torch
 from dhkd.data.draws.keyed import below, chosen
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
+from dhkd.data.recipes.kernels.blends import BITS as WEIGHT_BITS
+from dhkd.data.recipes.kernels.colors import BITS as TURN_BITS
+from dhkd.data.recipes.kernels.colors import brightened, contrasted, saturated, turned
 from dhkd.data.recipes.operations.base import Operation, require, require_probability
-from dhkd.data.recipes.operations.kernels import between, brightness, changed, contrast, hue, saturation
+from dhkd.data.recipes.operations.drawn import between
 from torch import Tensor
 
-MOST = 10.0  # times; a factor has to stay below 64 in the kernels
+MOST = 5.0  # the kernels take factors below 8
 _ORDERS = torch.tensor(list(permutations(range(4))))
 
 
@@ -73,27 +74,23 @@ class ColorJitter(Operation):
         return _ORDERS.to(draws_BD.device)[below(draws_BD[:, 1], len(_ORDERS))]
 
     def amounts(self, draws_BD: Tensor) -> Tensor:
-        """Return the three factors and the turn, fixed-point numbers, int64 (B, 4)."""
-        limits = [(max(0.0, 1 - amount), 1 + amount) for amount in self._amounts] + [(-self.hue, self.hue)]
-        return torch.stack([between(draws_BD[:, 2 + k], *limits[k]) for k in range(4)], 1)
+        """Return the three factors and the turn, int32 (B, 4), with the numbers of fractional bits of the kernels."""
+        factors = [
+            between(draws_BD[:, 2 + place], max(0.0, 1 - amount), 1 + amount, WEIGHT_BITS)
+            for place, amount in enumerate(self._amounts)
+        ]
+        return torch.stack([*factors, between(draws_BD[:, 5], -self.hue, self.hue, TURN_BITS)], 1).int()
 
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
         """Return the changed pixels, uint8 (B, C, H, W)."""
         changes_B = chosen(draws_BD[:, 0], self.probability)
         order_B4, amount_B4 = self.orders(draws_BD), self.amounts(draws_BD)
-        kernels = [
-            (number, kernel)
-            for number, kernel in enumerate((brightness, contrast, saturation, hue))
-            if (*self._amounts, self.hue)[number]
-        ]
+        kernels = (brightened, contrasted, saturated, turned)
+        wanted = [number for number, amount in enumerate((*self._amounts, self.hue)) if amount]
+        pixels_BCHW = pixels_BCHW.clone(memory_format=torch.contiguous_format)
         for place in range(4):
-            for number, kernel in kernels:
-                chosen_B = changes_B & (order_B4[:, place] == number)
-                pixels_BCHW = changed(pixels_BCHW, chosen_B, partial(_with_amounts, kernel, amount_B4[:, number]))
+            for number in wanted:
+                rows = (changes_B & (order_B4[:, place] == number)).nonzero()[:, 0]
+                if len(rows) > 0:
+                    pixels_BCHW[rows] = kernels[number](pixels_BCHW[rows], amount_B4[rows, number])
         return pixels_BCHW
-
-
-def _with_amounts(
-    kernel: Callable[[Tensor, Tensor], Tensor], amount_B: Tensor, pixels_BCHW: Tensor, rows: Tensor
-) -> Tensor:
-    return kernel(pixels_BCHW, amount_B[rows])

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from dhkd.data.draws.keyed import chosen
 from dhkd.data.draws.philox import Domain
+from dhkd.data.images.channels import grey_of
 from dhkd.data.recipes.operations.base import Operation, require_probability
-from dhkd.data.recipes.operations.kernels import changed, grey
+from dhkd.data.recipes.operations.drawn import changed
 from torch import Tensor
 
 
@@ -31,4 +32,8 @@ class Grayscale(Operation):
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
         """Return the changed pixels, uint8 (B, C, H, W)."""
         chosen_B = chosen(draws_BD[:, 0], self.probability)
-        return changed(pixels_BCHW, chosen_B, lambda pixels, _: grey(pixels).expand_as(pixels))
+        return changed(pixels_BCHW, chosen_B, lambda pixels, _: _grey(pixels))
+
+
+def _grey(pixels_BCHW: Tensor) -> Tensor:
+    return pixels_BCHW if pixels_BCHW.shape[1] == 1 else grey_of(pixels_BCHW).expand_as(pixels_BCHW)

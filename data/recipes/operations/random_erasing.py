@@ -8,9 +8,9 @@ from dhkd.data.draws.keyed import BITS, chosen
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
+from dhkd.data.recipes.kernels.functions import at, log_uniform
 from dhkd.data.recipes.operations.base import Operation, require, require_probability, require_range
-from dhkd.data.recipes.operations.kernels import between, changed
-from dhkd.data.recipes.operations.tables import at, log_uniform
+from dhkd.data.recipes.operations.drawn import between, changed
 from torch import Tensor
 
 ATTEMPTS = 10  # boxes that are tried; if none fits, nothing is erased
@@ -61,18 +61,18 @@ class RandomErasing(Operation):
     def boxes(self, draws_BD: Tensor, height: int, width: int) -> Tensor:
         """Return the box (top, left, height, width) of each row of draws, int64 (B, 4); 0 × 0 pixels if none fits."""
         area, ratio, top, left = draws_BD[:, 1:-1].reshape(-1, ATTEMPTS, 4).unbind(2)
-        share = between(area, *self.scale)
+        share = between(area, *self.scale, SHARE)
         aspect = at(log_uniform(*self.ratio, RATIO), ratio)
         # The squares of the sides in units of 2^-20 pixels, below 2^52, so that float64 gives the root's whole part.
         squares = share[..., None] * aspect * (height * width) >> SHARE + RATIO - 2 * LENGTH
         sides = squares.double().sqrt().long() + (1 << LENGTH - 1) >> LENGTH
         fits = (sides[..., 0] < height) & (sides[..., 1] < width)
         first_B1 = fits.int().argmax(1, keepdim=True)
-        box_height, box_width, top, left = (
+        down, across, top, left = (
             drawn.gather(1, first_B1)[:, 0] for drawn in (sides[..., 0], sides[..., 1], top, left)
         )
-        top, left = top * (height - box_height + 1) >> BITS, left * (width - box_width + 1) >> BITS
-        box = torch.stack([top, left, box_height, box_width], 1)
+        top, left = top * (height - down + 1) >> BITS, left * (width - across + 1) >> BITS
+        box = torch.stack([top, left, down, across], 1)
         return torch.where(fits.any(1)[:, None], box, 0)
 
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from dhkd.data.draws.keyed import chosen
 from dhkd.data.draws.philox import Domain
+from dhkd.data.recipes.kernels.functions import at, sines
+from dhkd.data.recipes.kernels.warping import FINE, Fill, Limits, Warp, limits_of, require_fill, warped
 from dhkd.data.recipes.operations.base import Operation, require_probability, require_range
-from dhkd.data.recipes.operations.kernels import changed
-from dhkd.data.recipes.operations.tables import at, sines
-from dhkd.data.recipes.operations.warping import FINE, Fill, Limits, Warp, limits_of, require_fill, warped
+from dhkd.data.recipes.operations.drawn import changed
 from torch import Tensor
 
 

@@ -20,6 +20,7 @@ def run_columns(compared: Comparison) -> list[str]:
     return [
         *compared.axes,
         *("seeds", f"{compared.top1} %", "best"),
+        *(["ema"] if compared.has_average else []),
         *([f"against {compared.baseline}"] if compared.baseline else []),
         *(["published"] if _has_published(compared) else []),
         "seconds",
@@ -34,6 +35,7 @@ def run_cells(row: ComparedRow, compared: Comparison) -> list[str]:
         str(len(row.seeds)),
         spread_text(row.last_top1),
         spread_text(row.best_top1),
+        *([_of_average(row)] if compared.has_average else []),
         *([difference_text(row.difference)] if compared.baseline else []),
         *([published] if _has_published(compared) else []),
         f"{row.seconds:,.1f}",
@@ -59,6 +61,10 @@ def analysis_table(analysis: Analysis) -> str:
     header = columns_of(type(analysis.rows[0]))
     rows = [[_cell(value) for value in astuple(row)] for row in analysis.rows]
     return "\n".join([plain_table(header, rows, left=1), *analysis.files])
+
+
+def _of_average(row: ComparedRow) -> str:
+    return "" if row.last_ema_top1 is None else spread_text(row.last_ema_top1)
 
 
 def _has_published(compared: Comparison) -> bool:

@@ -100,6 +100,11 @@ class Combined(Objective):
         return all(part.capturable for _, _, part in self.parts)
 
     @property
+    def label_smoothing(self) -> float:  # type: ignore[override]
+        """The share of the target that the term `ce` spreads over all classes by an option of its part."""
+        return next((part.label_smoothing for _, _, part in self.parts if CE in part.weights(0)), 0.0)
+
+    @property
     def of_labels(self) -> tuple[str, ...]:  # type: ignore[override]
         """The terms of all parts that are computed from labels, each name once."""
         return tuple(dict.fromkeys(term for _, _, part in self.parts for term in part.of_labels))

@@ -26,7 +26,10 @@ class CrossEntropy(Objective):
 
 @dataclass(frozen=True)
 class LabelSmoothing(Objective):
-    """Cross-entropy with a share `smoothing` of the target spread over all classes; a teacher-free baseline."""
+    """Cross-entropy with a share `smoothing` of the target spread over all classes; a teacher-free baseline.
+
+    If it is 0, the share is that of the labels, as in every other objective.
+    """
 
     smoothing: float = 0.1
 
@@ -41,7 +44,7 @@ class LabelSmoothing(Objective):
 
     def terms(self, student: StudentOutputs, labels: Labels, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the only term, `ce`, with smoothed labels; `teacher` may be empty."""
-        return {"ce": losses.smoothed_cross_entropy(student.task, labels, self.smoothing)}
+        return {"ce": losses.smoothed_cross_entropy(student.task, labels, self.smoothing or labels.smoothing)}
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return weight 1 in every epoch."""

@@ -24,9 +24,9 @@ def cross_entropy(logits_BK: Tensor, labels: Labels) -> Tensor:
 
     s_i are the logits of row i of the N rows. The loss of a mixed image is w · CE(first) + (1 − w) · CE(second), where
     w is the share of the first class. Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization",
-    ICLR 2018, arXiv 1710.09412, section 2.
+    ICLR 2018, arXiv 1710.09412, section 2. Labels with a `smoothing` are smoothed as in `smoothed_cross_entropy`.
     """
-    return smoothed_cross_entropy(logits_BK, labels, 0.0)
+    return smoothed_cross_entropy(logits_BK, labels, labels.smoothing)
 
 
 def task_loss(logits_BK: Tensor, labels: Labels) -> Tensor:

@@ -20,7 +20,7 @@ ARGUMENTS = ("student_logits", "teacher_logits", "labels")
 # Names that a combination or the metrics use for something else, so that no term may have them.
 TAKEN = (
     *("ce", "loss", "learning_rate", "rows", "hits", "conflicts", "epoch", "seconds", "top1", "top5", "train_top1"),
-    *("train_seconds", "samples_per_second", "conflicting_steps", "skipped_steps"),
+    *("train_seconds", "samples_per_second", "conflicting_steps", "skipped_steps", "ema_top1", "ema_top5"),
 )
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

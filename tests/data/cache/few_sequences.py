@@ -6,5 +6,5 @@ from tests.data.cache.stateful import CacheMachine
 
 TestCache = CacheMachine.TestCase
 TestCache.settings = settings(
-    max_examples=30, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )

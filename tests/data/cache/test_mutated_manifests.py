@@ -101,7 +101,7 @@ def extend(path: Path) -> None:
 
 
 @pytest.mark.parametrize("store", STORES)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), finished=st.booleans())
 def test_a_mutated_manifest(store: str, data: st.DataObject, finished: bool, tmp_path_factory: Any) -> None:
     path = shutil.copytree(GOLDEN / STORES[store], tmp_path_factory.mktemp("m") / "c")
@@ -114,7 +114,7 @@ def test_a_mutated_manifest(store: str, data: st.DataObject, finished: bool, tmp
 
 
 @pytest.mark.parametrize("store", STORES)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), sealed=st.booleans())
 def test_a_mutated_index(store: str, data: st.DataObject, sealed: bool, tmp_path_factory: Any) -> None:
     """`sealed`: with a checksum that fits, as a forger would make it."""
@@ -133,7 +133,7 @@ def test_a_mutated_index(store: str, data: st.DataObject, sealed: bool, tmp_path
     shutil.rmtree(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_bytes_that_are_no_index(content: bytes) -> None:
     with pytest.raises(DhkdError) as caught:

@@ -145,7 +145,7 @@ def decodings(photos: PhotoSet, recipe: Recipe, batches: Iterable[Keys]) -> Coun
 def test_caching_decodes_each_file_once(photos: PhotoSet, num_views: int) -> None:
     """A batch begins and ends between groups, so a block that begins inside one decodes a few files of it again."""
     photos = photos.first(36)
-    for start, batch_size in ((0, 18), (0, 36), (9, 15)):
+    for start, batch_size in ((0, 20), (0, 36), (9, 17)):
         block = Block(0, 0, start, 36)
         batches = list(block.batches(batch_size, GROUP))
         assert all(stop % GROUP == 0 for _, stop in batches[:-1])

@@ -10,9 +10,19 @@ from dhkd.data.recipes.base import Recipe, rendered
 
 # Every operation alone, by a name, with settings that change most pictures.
 ALONE: dict[str, dict[str, object]] = {
+    "vertical_flip": {"vertical_flip": 0.7},
+    "rotation": {"rotation": 30},
+    "affine": {"affine": {"degrees": 10, "translate": [0.2, 0.1], "scale": [0.7, 1.3], "shear": [-5, 5, -9, 9]}},
+    "bilinear": {"affine": {"degrees": 10, "interpolation": "bilinear", "fill": 99, "probability": 0.7}},
+    "color_jitter": {"color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}},
+    "grayscale": {"grayscale": 0.7},
+    "blur": {"blur": {"probability": 0.7, "kernel_size": 7}},
     "solarize": {"solarize": 0.7},
+    "random_erasing": {"random_erasing": 0.7},
+    "noise": {"random_erasing": {"probability": 0.7, "value": "random"}},
     "randaugment": {"policy": {"name": "randaugment", "num_ops": 4}},
     "trivialaugment": {"policy": "trivialaugment"},
+    "three-augment": {"policy": {"name": "three-augment", "kernel_size": 7}},
     "autoaugment": {"policy": {"name": "autoaugment", "table": "cifar10"}},
 }
 GEOMETRIES: dict[str, dict[str, object]] = {

@@ -6,12 +6,13 @@ import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.images.witness import witnesses
-from dhkd.data.recipes.crop_flip import CropFlip
+from dhkd.data.recipes.crop_flip import CropFlip, PaddingMode
 from dhkd.data.render import Normalization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import UInt8
 from torch import Tensor
+from torchvision.transforms.functional import pad
 
 from tests.samples import make_images, pixels_of
 
@@ -78,6 +79,36 @@ def test_pixels_do_not_depend_on_batch_or_order(keys: list[tuple[int, int]], cut
     by_key = pixels_of(recipe, images.images_NCHW[index_B], recipe.draws(view_B, index_B))
     for rendered in (backwards, in_two, by_key):
         assert torch.equal(together, rendered)
+
+
+@pytest.mark.parametrize(
+    ("mode", "torchvisions"),
+    [("zero", "constant"), ("edge", "edge"), ("reflect", "reflect"), ("symmetric", "symmetric")],
+)
+def test_padding_modes_are_torchvisions(mode: PaddingMode, torchvisions: str) -> None:
+    images = make_images().images_NCHW
+    for padding in (0, 3, 7):
+        expected = pad(images.float(), [padding] * 4, padding_mode=torchvisions).to(torch.uint8)
+        recipe = CropFlip(padding, flip=False, seed=0, padding_mode=mode)
+        windows = recipe.windows(images)[:, 0, :: 2 * padding or 1, :: 2 * padding or 1].unflatten(-1, (-1, 3))
+        corners = expected.unfold(2, 8, 2 * padding or 1).unfold(3, 8, 2 * padding or 1)
+        assert torch.equal(windows.permute(0, 5, 1, 2, 3, 4), corners)
+
+
+def test_a_padding_mode_is_part_of_the_identity_where_it_is_set() -> None:
+    assert "padding_mode" not in CropFlip(4, flip=True, seed=0, padding_mode="zero").identity
+    assert CropFlip(4, flip=True, seed=0, padding_mode="edge").identity["padding_mode"] == "edge"
+    assert CropFlip(4, flip=True, seed=0, padding_mode="edge").without_end().identity["padding_mode"] == "edge"
+
+
+@pytest.mark.parametrize(("mode", "most"), [("reflect", 7), ("symmetric", 8)])
+def test_a_mirrored_padding_larger_than_the_image_is_one_line(mode: PaddingMode, most: int) -> None:
+    images = make_images().images_NCHW
+    assert len(CropFlip(most, flip=False, seed=0, padding_mode=mode).windows(images))
+    with pytest.raises(
+        ConfigError, match=rf"^views\.padding: expected at most {most} with padding_mode {mode}.*got 9$"
+    ):
+        CropFlip(9, flip=False, seed=0, padding_mode=mode).windows(images)
 
 
 def test_pixels_depend_on_view_index_and_seed(images: ImageSet) -> None:

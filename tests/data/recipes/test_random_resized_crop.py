@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.batched_cuts import cutter_of
 from dhkd.data.images.cuts import cut_of
-from dhkd.data.recipes.base import ENDLESS
+from dhkd.data.images.resizing import Interpolation
+from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.recipes.random_resized_crop import Box, CenterCrop, Cut, RandomResizedCrop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Int64
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
@@ -248,6 +251,45 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     assert np.abs(np.corrcoef([flips, *got])[0, 1:]).max() < 6 / np.sqrt(num)
 
 
+# images in memory
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (375, 500), (4096, 3000)])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_boxes_of_a_batch_are_those_of_each_key(recipe: RandomResizedCrop, height: int, width: int) -> None:
+    view_B = torch.arange(400)
+    draws_BD = recipe.draws(view_B, view_B + 3)
+    expected = [recipe.cut(draws, height, width).box for draws in draws_BD.tolist()]
+    assert recipe.boxes(draws_BD, height, width).tolist() == [list(box) for box in expected]
+
+
+def test_a_side_near_a_half_is_rounded_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhkd.data.recipes.random_resized_crop.DOUBTFUL", 0.1)
+    test_boxes_of_a_batch_are_those_of_each_key(STANDARD, 28, 20)
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 32, 32), (9, 1, 28, 20), (9, 3, 5, 1), (9, 3, 70, 40)])
+@pytest.mark.parametrize("size", [17, 32, (24, "bicubic")])
+def test_a_batch_in_memory_has_the_bytes_of_photographs(
+    shape: tuple[int, ...], size: int | tuple[int, Interpolation]
+) -> None:
+    """With and without the batched computation, which large images don't have."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    recipe = recipe_of(size=size) if isinstance(size, int) else recipe_of(size=12).at_size(*size)
+    view_B, index_B = torch.arange(150), torch.arange(150) % 9
+    one_by_one = Recipe.resident(recipe, images)(view_B, index_B)
+    together = recipe.resident(images)(view_B, index_B)
+    assert torch.equal(together, one_by_one)
+    assert (cutter_of(images, recipe.size, recipe.interpolation) is None) == (max(shape[2:]) > 32)
+
+
+def test_images_are_cut_one_by_one_if_pillow_computes_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros((2, 3, 7, 7), dtype=torch.uint8)
+    monkeypatch.setattr("dhkd.data.images.batched_cuts.PILLOWS", {"bilinear": Image.Resampling.HAMMING})
+    assert cutter_of(images, 6, "bilinear") is None
+
+
 # test images
 
 
@@ -299,6 +341,17 @@ def test_impossible_recipes_are_refused(changed: dict[str, object], name: str) -
 def test_possible_recipes_are_not(changed: dict[str, object]) -> None:
     recipe = recipe_of(**changed)
     assert recipe.cut(draws_of(recipe, 1)[0], 40, 50).size == (recipe.size, recipe.size) == recipe.shape
+
+
+def test_test_images_may_have_another_size() -> None:
+    """Of the crop's usual proportion, unless `test_resize` is set; a teacher of another size is tested at its own."""
+    assert recipe_of(size=160, test_size=224).at_test() == CenterCrop(224, 256)
+    larger = recipe_of(size=160, test_size=224, test_resize=236)
+    assert larger.at_test() == CenterCrop(224, 236)
+    assert larger.identity == recipe_of(size=160).identity
+    assert larger.at_size(448, "bilinear").at_test() == CenterCrop(448, 472)
+    with pytest.raises(ConfigError, match=r"^views\.test_size: expected 1 to views\.test_resize, 200, got 224$"):
+        recipe_of(test_resize=200, test_size=224)
 
 
 def test_test_images_larger_than_what_they_are_cut_from_are_refused() -> None:

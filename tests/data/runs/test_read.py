@@ -123,6 +123,19 @@ def test_a_result_that_contradicts_the_metrics_is_refused(edit: dict[str, Any], 
     assert read_result(path, []) is not None, "without metrics there is nothing to contradict"
 
 
+def test_a_result_with_an_average_of_weights_agrees_with_the_metrics(tmp_path: Path) -> None:
+    lines = [{**line, "ema_top1": top1} for line, top1 in zip(LINES, (60.0, 59.0), strict=True)]
+    whole = {**WHOLE, "last_ema_top1": 59.0, "best_ema_top1": 60.0, "planned_epochs": 9}
+    path = write_run(tmp_path / "r", whole, lines)
+    result = read_result(path, read_metrics(path))
+    assert result is not None
+    assert result.figures_of_average == {"last_ema_top1": 59.0, "best_ema_top1": 60.0}
+    assert result.planned_epochs == 9
+    edited = write_run(tmp_path / "edited", {**whole, "last_ema_top1": 60.0}, lines)
+    with pytest.raises(RunMismatch, match=r"last_ema_top1 is 60, but by metrics\.jsonl it is 59"):
+        read_result(edited, read_metrics(edited))
+
+
 def test_metrics_keep_all_their_values(tmp_path: Path) -> None:
     epochs = read_metrics(write_run(tmp_path / "r", lines=LINES))
     assert [epoch.top1 for epoch in epochs] == [71.0, 70.5]

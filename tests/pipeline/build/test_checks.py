@@ -29,7 +29,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.stages.models import build_network
 from dhkd.stages.models.signals import Shapes
 from dhkd.stages.models.student import Student
-from dhkd.stages.models.weights import save_weights
+from dhkd.stages.models.weights import save_weights, weights_sha256
 from dhkd.stages.processes import Processes
 from dhkd.stages.train.objectives.contract import Setting
 
@@ -181,17 +181,35 @@ def test_students_that_share_no_memory(setting: str, says: str, processes: Proce
         require_alike([experiment_of(), experiment_of("seed=1"), experiment_of(setting)], processes)
 
 
-def student(*overrides: str) -> Student:
+def student(*overrides: str) -> tuple[Student, Shapes]:
     experiment = experiment_of(*overrides)
-    return student_of(objective_of(experiment), setting_for(experiment))
+    setting = setting_for(experiment)
+    return student_of(objective_of(experiment), setting, training=experiment.student), setting.student
 
 
-def test_dropout_of_other_libraries_is_for_students_that_train_alone() -> None:
-    ours, foreign = student(), student("student=torchvision:mobilenet_v2", "objective=ce")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("student=torchvision:mobilenet_v2",),
+        ("student=timm:resnet10t", "student.drop_path=0.1"),
+        ("student=timm:resnet10t", "student.dropout=0.1"),  # a call of F.dropout, which no module shows
+    ],
+)
+def test_dropout_of_other_libraries_is_for_students_that_train_alone(settings: tuple[str, ...]) -> None:
+    ours, foreign = student(), student(*settings, "objective=ce")
+    before, drawn = weights_sha256(foreign[0]), torch.get_rng_state()
     require_own_draws({Path("a"): ours, Path("b"): ours})
     require_own_draws({Path("a"): foreign})
     with pytest.raises(ConfigError, match="several students together: b has dropout that draws from torch's own"):
         require_own_draws({Path("out/a"): ours, Path("out/b"): foreign})
+    assert weights_sha256(foreign[0]) == before, "the forward pass of the check leaves nothing behind"
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_dropout_that_is_switched_off_draws_nothing() -> None:
+    plain = student("student=timm:resnet10t", "objective=ce")
+    off = student("student=torchvision:mobilenet_v2", "student.dropout=0", "objective=ce")
+    require_own_draws({Path("a"): plain, Path("b"): off})
 
 
 def test_weights_are_drawn_anew(tmp_path: Path) -> None:

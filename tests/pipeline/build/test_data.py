@@ -11,6 +11,7 @@ from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.recipes.random_resized_crop import RandomResizedCrop
 from dhkd.data.recipes.unaugmented import AsTheyAre, CenterCrop
 from dhkd.pipeline.build.data import images_of, num_views_of, recipe_of, renderer_of, test_renderer_of
+from dhkd.pipeline.build.training import objective_of, setting_of
 from dhkd.pipeline.data_options import DataOptions
 
 CPU = torch.device("cpu")
@@ -55,6 +56,20 @@ def test_parameters_that_do_not_fit_are_refused(override: str, line: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("network", "taken"), [("torchvision:vit_b_16", False), ("resnet8", True)])
+def test_test_images_of_another_size_need_a_network_that_takes_them(network: str, taken: bool) -> None:
+    overrides = [*LARGER, "views.size=32", "views.test_size=48", f"student.architecture={network}", "data.limit=2"]
+    options = ["student.options={image_size: 32}"] if "vit" in network else []
+    experiment = load_experiment("digits", overrides + options)
+    images, objective = images_of(experiment, "train", DataOptions()), objective_of(experiment)
+    if taken:
+        assert setting_of(experiment, experiment.student, images, objective).student.image == (32, 32)
+        return
+    message = r"^views.test_size: expected a size that torchvision:vit_b_16 takes after training .* got 48×48; leave .*"
+    with pytest.raises(ConfigError, match=message):
+        setting_of(experiment, experiment.student, images, objective)
+
+
 def test_a_run_s_own_settings_build_the_same_recipe(tmp_path: object) -> None:
     for overrides in ([], LARGER):
         views = load_experiment("digits", overrides).views
@@ -93,9 +108,9 @@ def test_all_views_become_a_number_or_are_refused() -> None:
 
 def test_a_recipe_s_identity_holds_its_parameters() -> None:
     """All that change pixels: otherwise caches of different views would have the same identity."""
-    made = {"crop-flip": CropFlip(padding=2, flip=True, seed=4), "random-resized-crop": RandomResizedCrop(9, True, 4)}
+    made = {"crop-flip": CropFlip(2, True, 4, "edge"), "random-resized-crop": RandomResizedCrop(9, True, 4)}
     assert made.keys() == RECIPES.keys()
     for kind, recipe in made.items():
-        parameters = {name for name in vars(recipe) if name not in ("test_resize", "identity")}
+        parameters = {name for name in vars(recipe) if name not in ("test_resize", "test_size", "identity")}
         assert recipe.identity["kind"] == kind
         assert parameters <= recipe.identity.keys()

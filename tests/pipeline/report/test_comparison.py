@@ -7,6 +7,7 @@ import pytest
 from dhkd.data.errors import ConfigError
 from dhkd.data.runs.read import Run
 from dhkd.data.runs.result import RunCache
+from dhkd.pipeline.cli.tables.runs import run_cells, run_columns
 from dhkd.pipeline.report.comparison import Cost, compare, comparison_json
 from dhkd.pipeline.report.panels import accuracy_values
 
@@ -59,6 +60,21 @@ def test_a_kind_of_run_is_one_row_with_its_seeds() -> None:
 def test_last_and_best_are_not_confused() -> None:
     (row,) = compare([run_of(0, result=result_of(60.0, best_top1=65.0))]).rows
     assert (row.name, row.last_top1.mean, row.best_top1.mean, row.last_top1.half) == ("all", 60.0, 65.0, None)
+
+
+def test_averages_of_weights_are_a_column_where_each_run_of_a_row_kept_one() -> None:
+    kept = [run_of(seed, objective="kd", result=result_of(50.0, last_ema_top1=60.0 + seed)) for seed in range(2)]
+    some = [run_of(0, objective="rkd", result=result_of(50.0, last_ema_top1=60.0)), run_of(1, 50.0, objective="rkd")]
+    compared = compare([*kept, *some])
+    by_name = {row.name: row.last_ema_top1 for row in compared.rows}
+    assert by_name["kd"] is not None
+    assert (by_name["kd"].mean, by_name["rkd"]) == (60.5, None)
+    cells = {row.name: run_cells(row, compared) for row in compared.rows}
+    place = run_columns(compared).index("ema")
+    assert cells["kd"][place].startswith("60.50")
+    assert cells["rkd"][place] == ""
+    plain = comparison_json(compare(some[1:]))
+    assert "last_ema_top1" not in plain["rows"][0]
 
 
 def test_of_two_runs_with_one_seed_the_last_counts() -> None:

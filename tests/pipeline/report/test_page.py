@@ -97,6 +97,23 @@ def test_every_run_has_a_row_and_details(tmp_path: Path) -> None:
     assert dict(parts.data["runs"]["hot"]["settings"])["failure"] == "loss term kd is nan"
 
 
+def test_averages_of_weights_have_columns_and_a_chart_where_a_run_has_one(tmp_path: Path) -> None:
+    averaged = result_of(50.0, last_ema_top1=52.0, best_ema_top1=53.0, planned_epochs=9)
+    epochs = epochs_of({"top1": 50.0, "loss": 1.0, "ema_top1": 52.0})
+    run = run_of(0, name="averaged", objective="kd", student__ema__decay=0.9, metrics=epochs, result=averaged)
+    parts = page([*RUNS, run], tmp_path)
+    header, *rows = parts.tables["runs"]
+    assert header[-2:] == ["ema top-1 %", "ema best %"]
+    assert [row[-2:] for row in rows] == [*([["", ""]] * len(RUNS)), ["52.00", "53.00"]]
+    compared, *kinds = parts.tables["comparison"]
+    column = compared.index("ema %")
+    assert sorted(row[column] for row in kinds) == ["", "", "52.00"]
+    details = parts.data["runs"]["averaged"]
+    assert details["curves"]["test top-1 (%), average of weights"] == [52]
+    assert dict(details["settings"])["stopped early"] == "after 1 of 9 epochs"
+    assert "ema %" not in page(RUNS, tmp_path).tables["comparison"][0]
+
+
 def test_cost_and_provenance(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"commands": ["dhkd sweep …"], "runs": []}))
     parts = page(RUNS, tmp_path)

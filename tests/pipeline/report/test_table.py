@@ -81,3 +81,13 @@ def test_every_run_has_a_line(tmp_path: Path) -> None:
     assert done["cache"] == "d1" * 32
     assert (by_run["begun"]["state"], by_run["begun"]["last_top1"], by_run["begun"]["sha256"]) == ("unfinished", "", "")
     assert (by_run["odd"]["state"], by_run["old"]["state"], by_run["old"]["sha256"]) == ("damaged", "finished", "")
+
+
+def test_averages_of_weights_have_columns_where_a_run_has_one(tmp_path: Path) -> None:
+    averaged = result_of(1.0, last_ema_top1=2.0, best_ema_top1=3.0, last_ema_top5=4.0, best_ema_top5=5.0)
+    runs = [run_of(0, 1.0, name="plain"), run_of(1, name="averaged", result=averaged)]
+    header, plain, other = csv.reader(write_table(runs, tmp_path).read_text().splitlines())
+    first = header.index("last_ema_top1")
+    assert header[first:] == ["last_ema_top1", "best_ema_top1", "last_ema_top5", "best_ema_top5", "cache", "sha256"]
+    assert (plain[first : first + 4], other[first : first + 4]) == ([""] * 4, ["2.0", "3.0", "4.0", "5.0"])
+    assert "last_ema_top1" not in write_table(runs[:1], tmp_path).read_text()

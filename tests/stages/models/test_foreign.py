@@ -14,6 +14,7 @@ from dhkd.stages.models.foreign import ForeignNetwork
 from dhkd.stages.models.student import Student, auxiliary_head
 from torch import Tensor, nn
 
+from tests.few import few
 from tests.stages.models.forwards import basic_block, batch_norm, classified, relu, with_relu
 from tests.stages.models.networks import assert_shapes, assert_sides_of_an_activation, images_of_size, use, used_network
 
@@ -173,7 +174,13 @@ def test_maps_of_a_foreign_resnet_follow_from_its_names() -> None:
     torch.testing.assert_close([tuple(stage_map) for stage_map in stage_maps], expected.maps, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT_ON_META if re.match("(wide_)?resne", name)])
+@pytest.mark.parametrize(
+    "name",
+    few(
+        [name for name in BUILT_ON_META if re.match("(wide_)?resne", name)],
+        ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"],
+    ),
+)
 def test_every_resnet_of_torchvision_gives_maps(name: str) -> None:
     with torch.device("meta"), torch.no_grad():
         maps = build_network(f"torchvision:{name}", 7).outputs(torch.empty(2, 3, 64, 64), maps=True).maps

@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import random
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from dhkd.stages.models.weights import fit_weights, read_weights, weights_sha256
 from dhkd.stages.processes import Processes
 from torch import Tensor
 
+from tests.few import few
 from tests.stages.models.weight_files import CLASSES, LAYOUTS, CreatesAFolder, assert_state, copy_of, trained
 
 
@@ -34,27 +36,29 @@ def test_every_layout_gives_the_same_network(layout: str, network: Network, tmp_
     assert torch.equal(other(images_BCHW), network(images_BCHW))
 
 
+PUBLISHED_LAYOUTS = ("bare", "under model", "under state_dict", "module. prefix", "beside a Namespace")
 # The file of ResNet50 is large, so it is written only once.
+ONE_LAYOUT = [
+    *(("vgg8", "bare"), ("MobileNetV2", "under model"), ("ShuffleV1", "under state_dict")),
+    *(("ShuffleV2", "module. prefix"), ("MobileNetV1", "beside a Namespace"), ("ResNet50", "beside a Namespace")),
+    *(("torchvision:resnet18", "module. prefix"), ("torchvision:mnasnet0_5", "under model")),
+]
+ALL_LAYOUTS = list(product(["wrn_16_2"], PUBLISHED_LAYOUTS))
+OTHER_PAIRS = product(["vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "MobileNetV1"], PUBLISHED_LAYOUTS)
+
+
 @pytest.mark.parametrize(
-    ("name", "layouts"),
-    [
-        *(
-            (name, ["bare", "under model", "under state_dict", "module. prefix", "beside a Namespace"])
-            for name in ("wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "MobileNetV1")
-        ),
-        *(("ResNet50", ["beside a Namespace"]), ("torchvision:resnet18", ["module. prefix"])),
-        ("torchvision:mnasnet0_5", ["under model"]),
-    ],
+    ("name", "layout"),
+    few(dict.fromkeys([*ALL_LAYOUTS, *ONE_LAYOUT, *OTHER_PAIRS]), [*ALL_LAYOUTS, *ONE_LAYOUT]),
 )
-def test_every_family_is_read_from_published_layouts(name: str, layouts: list[str], tmp_path: Path) -> None:
+def test_every_family_is_read_from_published_layouts(name: str, layout: str, tmp_path: Path) -> None:
     images_BCHW = torch.randn(2, 3, 32, 32)
     original, path = trained(name), tmp_path / "w.pth"
-    for layout in layouts:
-        LAYOUTS[layout](copy_of(original), path)
-        network = build_network(name, CLASSES).eval()
-        fit_weights(network, read_weights(path), "w")
-        assert_state(network, copy_of(original))
-        assert torch.equal(network(images_BCHW), original(images_BCHW)), layout
+    LAYOUTS[layout](copy_of(original), path)
+    network = build_network(name, CLASSES).eval()
+    fit_weights(network, read_weights(path), "w")
+    assert_state(network, copy_of(original))
+    assert torch.equal(network(images_BCHW), original(images_BCHW))
 
 
 @pytest.mark.parametrize("layout", ["bare", "under model", "under state_dict", "module. prefix", "beside a Namespace"])

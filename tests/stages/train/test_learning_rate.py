@@ -1,6 +1,7 @@
 """The rates of each schedule, as tables."""
 
 import math
+from typing import Any
 
 import pytest
 from dhkd.data.errors import ConfigError
@@ -89,3 +90,58 @@ def test_one_cycle_refuses_a_warmup() -> None:
 def test_only_steps_of_the_run_have_a_rate(epoch: int, step: int) -> None:
     with pytest.raises(AssertionError):
         LearningRate(1.0, "cosine", epochs=3).at(epoch, step, 2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (LearningRate(1.0, "linear", epochs=2), [1.0, 0.75, 0.5, 0.25]),
+        (LearningRate(1.0, "linear", epochs=2, min_rate=0.2), [1.0, 0.8, 0.6, 0.4]),
+        (LearningRate(1.0, "polynomial", epochs=2, power=2.0), [1.0, 0.5625, 0.25, 0.0625]),
+        (LearningRate(1.0, "polynomial", epochs=2), [1.0, 0.75, 0.5, 0.25]),
+        (
+            LearningRate(1.0, "polynomial", epochs=2, power=0.5, min_rate=0.5),
+            [0.5 + (1 - i / 4) ** 0.5 / 2 for i in range(4)],
+        ),
+        (
+            LearningRate(0.2, "cosine", epochs=2, min_rate=0.1),
+            [0.2, 0.1 + 0.1 * (2 + math.sqrt(2)) / 4, 0.15, 0.1 + 0.1 * (2 - math.sqrt(2)) / 4],
+        ),
+        (LearningRate(1.0, "linear", epochs=3, min_rate=0.1, cooldown_epochs=1), [1.0, 0.775, 0.55, 0.325, 0.1, 0.1]),
+        (
+            LearningRate(1.0, "linear", epochs=4, min_rate=0.2, cooldown_epochs=1, warmup_epochs=1, warmup_start=0.1),
+            [0.1, 0.55, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2],
+        ),
+        (LearningRate(1.0, "linear", epochs=2, min_rate=0.1, cooldown_epochs=1, warmup_epochs=1), [0.5, 1.0, 0.1, 0.1]),
+        (LearningRate(1.0, "constant", epochs=2, warmup_epochs=1, warmup_start=0.0), [0.0, 0.5, 1.0, 1.0]),
+        (
+            LearningRate(1.0, "multistep", epochs=3, milestones=(1,), warmup_epochs=2, warmup_start=0.05),
+            [0.05, 0.2875, 0.075, 0.0875, 0.1, 0.1],
+        ),
+    ],
+)
+def test_where_schedules_begin_and_end(schedule: LearningRate, expected: list[float]) -> None:
+    assert rates(schedule, 2) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_cycle_ends_at_the_lowest_rate_and_stays_there() -> None:
+    schedule = LearningRate(1.0, "one-cycle", epochs=12, min_rate=0.01, cooldown_epochs=2)
+    both = rates(schedule, 10), rates(LearningRate(1.0, "one-cycle", epochs=10), 10)
+    assert both[0][:30] == both[1][:30]
+    assert both[0][30:100] == pytest.approx([0.01 + 0.99 * rate for rate in both[1][30:]], rel=1e-12)
+    assert both[0][100:] == [0.01] * 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "constant", "min_rate": 0.1}, "constant has no lowest rate"),
+        ({"kind": "multistep", "cooldown_epochs": 1}, "multistep has no lowest rate"),
+        ({"kind": "cosine", "cooldown_epochs": 2, "warmup_epochs": 2}, "expected at most 3 epochs together, got 4"),
+        ({"kind": "linear", "min_rate": 2.0}, "min_lr: expected at most lr"),
+    ],
+)
+def test_schedules_that_do_not_fit_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        LearningRate(base=1.0, epochs=3, **settings)
+    assert "\n" not in str(error.value)

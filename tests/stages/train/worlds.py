@@ -102,6 +102,8 @@ def task_of(
     fused: bool = False,
     compiled: Compile = "off",
     evaluate: Callable[[nn.Module], Accuracy] | None = None,
+    schedule_epochs: int = 3,
+    **regularizing: Any,
 ) -> Task:
     student = student or new_student(objective)
     optimizer = torch.optim.SGD(
@@ -113,13 +115,14 @@ def task_of(
         combined_objective(objective, OPTIONS, alignment),
         stream or world.stream(signals),
         evaluate or sum_of_logits,
-        learning_rate=LearningRate(lr, "cosine", epochs=3),
+        learning_rate=LearningRate(lr, "cosine", epochs=schedule_epochs),
         epochs=epochs,
         seed=seed,
         clip_norm=clip_norm,
         run=RunFolder(out, {}, resume=True),
         look_every=look_every,
         compiled=compiled,
+        **regularizing,
     )
 
 

@@ -7,6 +7,7 @@ from dhkd.data.options import with_options
 from dhkd.data.recipes.operations.base import Operation
 from dhkd.data.recipes.operations.policies.auto_augment import AutoAugment
 from dhkd.data.recipes.operations.policies.rand_augment import RandAugment
+from dhkd.data.recipes.operations.policies.three_augment import ThreeAugment
 from dhkd.data.recipes.operations.policies.trivial_augment import TrivialAugment
 
 # The names are values of `views.policy` in a preset. A policy may be any operation.
@@ -14,6 +15,7 @@ POLICIES: dict[str, Callable[..., Operation]] = {
     "randaugment": RandAugment,
     "trivialaugment": TrivialAugment,
     "autoaugment": AutoAugment,
+    "three-augment": ThreeAugment,
 }
 
 
