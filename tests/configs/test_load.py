@@ -92,9 +92,9 @@ def test_smoke_of_every_preset_is_short(name: str) -> None:
     sizes: dict[str, Any] = {
         "data": {"source", "limit", "test_limit"},
         "views": {"size", "test_resize"},
-        "teacher": {"epochs", "batch_size", "lr", "milestones"},
-        "student": {"epochs", "batch_size", "lr", "milestones", "window"},
-        "cache": {"views", "batch_size", "block_mb", "codec"},
+        "teacher": {"architecture", "epochs", "batch_size", "lr", "milestones"},  # a smaller one of its family
+        "student": {"options", "epochs", "batch_size", "lr", "milestones", "warmup_epochs", "window"},
+        "cache": {"views", "batch_size", "block_mb", "codec", "precision"},
     }
     assert smoke.model_dump(exclude=sizes) == full.model_dump(exclude=sizes)
 
