@@ -3,11 +3,13 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar
 
+import torch
 from dhkd.data.draws.philox import Domain
 from dhkd.data.recipes.operations.base import Operation
-from dhkd.data.recipes.operations.policies.steps import Step, compiled
+from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
 from torch import Tensor
 
 COLUMNS = 3  # draws of a slot: operation, magnitude, sign
@@ -37,8 +39,7 @@ class Policy(Operation):
 
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
         """Return the changed pixels, uint8 (B, C, H, W)."""
-        height, width = pixels_BCHW.shape[2:]
-        steps = compiled(self.steps(height, width), height, width, pixels_BCHW.device)
+        steps = _compiled(self, *pixels_BCHW.shape[2:], pixels_BCHW.device)
         return steps.apply(pixels_BCHW, self.chosen(draws_BD))
 
     def at_size(self, before: int, after: int) -> "PolicyAtSize":
@@ -85,3 +86,9 @@ class PolicyAtSize(Policy):
         if not step.name.startswith("Translate"):
             return step
         return Step(step.name, Fraction(round(Fraction(int(step.magnitude) * self.after, self.before))))
+
+
+@lru_cache(maxsize=64)
+def _compiled(policy: Policy, height: int, width: int, device: torch.device) -> CompiledSteps:
+    """Return the policy's steps as integers for images of this size; computed once for each size and device."""
+    return CompiledSteps(policy.steps(height, width), height, width, device)

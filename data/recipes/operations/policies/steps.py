@@ -108,12 +108,6 @@ def _any(rows: slice) -> bool:
     return _number(rows) > 0
 
 
-@lru_cache(maxsize=64)
-def compiled(steps: tuple[Step, ...], height: int, width: int, device: torch.device) -> CompiledSteps:
-    """Return the steps as integers for images of this size; computed once for each size and device."""
-    return CompiledSteps(steps, height, width, device)
-
-
 def _map_of(step: Step, height: int, width: int) -> affine.Map:
     zero, magnitude = Fraction(0), step.magnitude
     match step.name:
