@@ -337,6 +337,7 @@ def test_normalization_of_cifar_is_that_of_its_pixels(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("cifar10", "cifar100"), ("Digits", "digits"), ("glyph", "glyphs")])
+@pytest.mark.usefixtures("no_own_code")  # the message would list what other tests offered
 def test_an_unknown_source_names_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_source(name, "train")

@@ -294,6 +294,7 @@ def test_channels_last_changes_only_the_layout(name: str) -> None:
         ("transformer", ""),
     ],
 )
+@pytest.mark.usefixtures("no_own_code")  # the message would list what other tests offered
 def test_the_error_for_an_unknown_network_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build_network(name, CLASSES)
