@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from inspect import isclass
 
-from dhkd.data.errors import ConfigError
-from dhkd.data.options import with_options
+from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.options import parameters_of, with_options
 from dhkd.data.own_code import find, running
 from dhkd.data.recipes.augmented import Augmented
 from dhkd.data.recipes.base import Recipe
@@ -42,9 +42,17 @@ def _geometry(kind: str, parameters: Mapping[str, object]) -> Recipe:
     """Build the recipe without pixel operations."""
     recipe = find("views.kind", kind, RECIPES)
     if kind in RECIPES:
+        known = parameters_of(RECIPES[kind])
+        for name in parameters.keys() - known.keys():
+            raise ConfigError(f"views of kind {kind}: {unknown('option', name, [*known, *ADDED])}")
         return with_options(f"views of kind {kind}", RECIPES[kind], parameters)
     if isclass(recipe) and not _is_recipe(recipe):
         raise ConfigError(f"views.kind {kind}: expected a subclass of Recipe, got the class {recipe.__name__}")
+    if taken := sorted(ADDED & parameters_of(recipe).keys()):
+        raise ConfigError(
+            f"views.kind {kind}: {taken[0]}: expected parameters of other names than those of pixel operations and"
+            f" mixing; rename it"
+        )
     with running(f"views.kind {kind}"):
         made: Recipe = with_options(f"views of kind {kind}", recipe, parameters)
     if not _is_recipe(made):

@@ -345,6 +345,7 @@ def test_wrong_options_of_a_loss_are_one_line(fresh: Path) -> None:
 
 RECIPES = {
     "class Views: pass": "views.kind bad.py:Views: expected a subclass of Recipe, got the class Views",
+    "def Views(seed, blur=1): return 3": "views.kind bad.py:Views: blur: expected parameters of other names",
     "def Views(seed): return 3": "views.kind bad.py:Views: expected a Recipe, got a int",
     "def Views(seed): raise OSError('gone')": "views.kind bad.py:Views: OSError: gone (bad.py, line 4)",
     VIEWS.replace("Mirrored", "Views").replace("view_B[:, None] % 2", "1 / 0"): "bad.py: ZeroDivisionError",

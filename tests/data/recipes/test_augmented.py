@@ -86,7 +86,7 @@ def test_operations_are_part_of_the_identity() -> None:
         ({"solarize": 0}, "views.solarize: probability: expected above 0, up to 1, got 0"),
         ({"solarize": True}, "views.solarize: expected its settings, got True; leave it out if it isn't wanted"),
         ({"solarize": {"probability": 0.5, "treshold": 3}}, "views.solarize: unknown option 'treshold'"),
-        ({"solarise": 0.2}, "views of kind crop-flip: unknown option 'solarise'"),
+        ({"solarise": 0.2}, "views of kind crop-flip: unknown option 'solarise': did you mean 'solarize'?"),
     ],
 )
 def test_wrong_settings_are_one_line(operations: dict[str, object], message: str) -> None:
