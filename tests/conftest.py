@@ -83,6 +83,16 @@ def no_workers_of_the_last_test() -> Iterator[None]:
             rendered._shutdown_workers()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_modules_end_with_their_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no file of tests find modules that another one wrote and imported."""
+    yield
+    written = f"{tmp_path_factory.getbasetemp().resolve()}{os.sep}"
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__dict__", {}).get("__file__", "")).startswith(written):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def no_own_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Let nothing be imported or offered yet, in an empty current folder, which is returned."""
