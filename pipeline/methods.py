@@ -66,7 +66,7 @@ def list_methods(experiment: Experiment, *, samples: int | None = None, classes:
 
 
 def _refused(experiment: Experiment, objective: Objective) -> str | None:
-    """Return in one line why the objective doesn't take the preset's pictures; None if it does."""
+    """Return one line that says why the objective can't learn from the preset's images, or None if it can."""
     try:
         require_one_class(experiment, objective)
     except ConfigError as error:

@@ -18,7 +18,7 @@ class Chosen:
         return self._files.photo(int(self._index_N[index]))
 
     def name(self, index: int) -> str:
-        """Return the name of sample `index` for a message."""
+        """Return the name of sample `index`, which messages show."""
         return self._files.name(int(self._index_N[index]))
 
     def names(self, num_samples: int) -> bytes:

@@ -33,7 +33,7 @@ class Photos(Protocol):
         """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
 
     def name(self, index: int) -> str:
-        """Return the name of sample `index` for a message."""
+        """Return the name of sample `index`, which messages show."""
 
     def names(self, num_samples: int) -> bytes:
         """Return the names of the first `num_samples` samples for a fingerprint, one per line."""

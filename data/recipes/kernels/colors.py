@@ -5,6 +5,7 @@ the hue is that of its tensors, since Pillow's is rounded to 256 steps.
 """
 
 import torch
+from dhkd.data.recipes.kernels import blends
 from dhkd.data.recipes.kernels.blends import blended, grey_levels, mean_of
 from torch import Tensor
 
@@ -26,9 +27,7 @@ def contrasted(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
 
 def saturated(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
     """Multiply by each image's weight the differences of colours from their grey values."""
-    if pixels_BCHW.shape[1] == 1:
-        return pixels_BCHW
-    return blended(grey_levels(pixels_BCHW), pixels_BCHW.int(), weight_B[:, None, None, None])
+    return blends.saturated(pixels_BCHW, grey_levels(pixels_BCHW), weight_B)
 
 
 def turned(pixels_BCHW: Tensor, turn_B: Tensor) -> Tensor:
@@ -48,7 +47,8 @@ def turned(pixels_BCHW: Tensor, turn_B: Tensor) -> Tensor:
     place += spread * (turn_B.int() % ONE * 6)[:, None, None]
     spread <<= BITS
     place = torch.where(place >= 5 * spread, place - 6 * spread, place)
-    # A channel has the largest value up to one spread away from its own colour, and the smallest from two on.
+    # A channel has the largest value if the place is at most one spread away from the channel's own colour, and the
+    # smallest value if it is at least two spreads away.
     values = []
     for own in (0, 2, -2):
         apart = place - own * spread

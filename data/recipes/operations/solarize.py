@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Solarize(Operation):
-    """Inverts with this probability all values of at least `threshold`, 0 to 255, as torchvision's `RandomSolarize`."""
+    """With this probability, inverts all values of at least `threshold`, 0 to 255: torchvision's `RandomSolarize`."""
 
     probability: float
     threshold: int = 128

@@ -89,7 +89,7 @@ class Objective(ABC):
 
     # Whether a term compares the rows of a batch with each other, so that it needs the rows of all processes together.
     couples_rows: bool = False
-    # Whether rows change what other rows of their batch are compared with, so that it can't be computed in parts.
+    # Whether the method remembers rows and compares later rows with them. Then a batch can't be computed in parts.
     remembers_rows: bool = False
     # Whether the losses other than cross-entropy compare logits. An alignment whose `against` is None projects only the
     # terms of objectives for which this is true.
