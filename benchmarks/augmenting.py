@@ -7,6 +7,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -26,7 +27,8 @@ from dhkd.data.recipes.base import ENDLESS, Render
 from dhkd.data.recipes.operations import OPERATIONS, build_operations
 from dhkd.data.recipes.operations.policies.magnitudes import NAMES, usual
 from dhkd.data.recipes.operations.policies.rand_augment import RandAugment
-from dhkd.data.recipes.operations.policies.steps import CompiledSteps
+from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -128,9 +130,7 @@ def _recipes(setup: Setup, images: ImageSet) -> list[Figure]:
                 )
                 rendered(view_B, index_B)
 
-        figures.append(
-            _compared(name, render, lambda batches=batches: next(batches), setup, (RENDERED * BATCH, BATCH), target)  # type: ignore[misc]
-        )
+        figures.append(_compared(name, render, partial(next, batches), setup, (RENDERED * BATCH, BATCH), target))
     return figures
 
 
@@ -146,8 +146,8 @@ def _operations(setup: Setup, images: ImageSet) -> list[Figure]:
         figures.append(
             _compared(
                 f"operation {name}",
-                lambda one=operation, draws=draws_BD: one.apply(pixels_BCHW, draws),  # type: ignore[misc]
-                lambda one=transform: [one(picture) for picture in pictures],  # type: ignore[misc]
+                partial(operation.apply, pixels_BCHW, draws_BD),
+                partial(_each, transform, pictures),
                 setup,
                 (BATCH, len(pictures)),
             )
@@ -166,8 +166,8 @@ def _steps(setup: Setup, images: ImageSet) -> list[Figure]:
         compiled = CompiledSteps([step], height, width, CPU)
         seconds = interleaved(
             {
-                "ours": lambda: compiled.apply(pixels_BCHW, step_B1),  # noqa: B023  # called in this turn of the loop
-                "pillow": lambda: [np.asarray(changed_by_pillow(picture, step)) for picture in pictures],  # noqa: B023
+                "ours": partial(compiled.apply, pixels_BCHW, step_B1),
+                "pillow": partial(_each, partial(_array_by_pillow, step), pictures),
             },
             setup.sizes.render_rounds,
         )
@@ -225,3 +225,13 @@ def _photographs(setup: Setup) -> Figure:
     detail = f"{len(index_B)} photographs, 224 × 224: {rates['ours']:,.0f} images/s; bare Pillow: {rates['bare']:,.0f}"
     name = "random-resized-crop + randaugment / bare Pillow, one core"
     return middle(name, seconds["bare"] / seconds["ours"], "×", detail, at_least=0.9)
+
+
+def _each(change: Callable[[Image.Image], object], pictures: Sequence[Image.Image]) -> None:
+    """Change one picture after the other."""
+    for picture in pictures:
+        change(picture)
+
+
+def _array_by_pillow(step: Step, picture: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(changed_by_pillow(picture, step))
