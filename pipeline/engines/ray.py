@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ import yaml
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import RAY, EngineOptions
+from dhkd.pipeline.engines.ray_nodes import Node, Waiting, alive_nodes, names_of, room_of
 from dhkd.pipeline.engines.schedule import MOST_LOSSES, Schedule
 from dhkd.pipeline.engines.worker import Begun, Finished, Line, Placed, Refused, Told, Worker, as_told
 from ray.exceptions import RayActorError, RayError
@@ -33,10 +34,7 @@ U = TypeVar("U")
 R = TypeVar("R")
 
 POLL_SECONDS = 1.0  # between two looks at the cluster's nodes
-SAY_SECONDS = (20.0, 60.0)  # a command that waits for room says so after this time, and then as often
 PATIENCE_SECONDS = 300.0  # for a node that is large enough, which a cluster that scales itself may add
-
-Node = Mapping[str, Any]  # plain values, as Ray describes a node
 
 
 class RayEngine:
@@ -48,7 +46,7 @@ class RayEngine:
     @property
     def has_gpus(self) -> bool:
         """Whether any node has a GPU."""
-        return any(node["Resources"].get("GPU", 0) > 0 for node in _alive())
+        return any(node["Resources"].get("GPU", 0) > 0 for node in alive_nodes())
 
     def run(self, work: Work[U, R], units: Sequence[U], needs: Needs, hear: Hear) -> Iterator[Ended[U, R]]:
         """Yield every unit as it ends, as the contract says."""
@@ -93,7 +91,7 @@ def _connect(options: EngineOptions) -> bool:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts its own in place
-    nodes = _alive()
+    nodes = alive_nodes()
     resources = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     log.info("ray: %d nodes, %g CPUs, %g GPUs", len(nodes), resources["CPU"], resources["GPU"])
     node = getattr(ray._private.worker, "_global_node", None)
@@ -156,7 +154,7 @@ class _Pool(Generic[U, R]):
             "max_concurrency": 2,
         }
         self._looked = -math.inf
-        self._waits = _Waiting(needs, patience)
+        self._waits = Waiting(needs, patience)
 
     def ended(self) -> Iterator[Ended[U, R]]:
         """Yield every unit as it ends."""
@@ -250,7 +248,7 @@ class _Pool(Generic[U, R]):
         if member.node_id is None:
             return "ray"
         if member.node_id not in self._names:
-            self._names = _names(ray.nodes())
+            self._names = names_of(ray.nodes())
         return self._names.get(member.node_id, member.node_id[:8])
 
     def _fit(self) -> None:
@@ -259,8 +257,8 @@ class _Pool(Generic[U, R]):
         if now - self._looked < POLL_SECONDS and self._members:
             return
         self._looked = now
-        nodes = [node for node in _alive() if node["NodeID"] not in self._refusals]
-        room = sum(_room(node, self._needs) for node in nodes)
+        nodes = [node for node in alive_nodes() if node["NodeID"] not in self._refusals]
+        room = sum(room_of(node, self._needs) for node in nodes)
         self._require_room(room, nodes, now)
         working = sum(member.has_begun for member in self._members.values())
         left = self._schedule.num_waiting + working
@@ -285,70 +283,6 @@ class _Pool(Generic[U, R]):
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._refusals)})"}
         actor = self._actors.options(**options).remote(self._pickled, self._threads)
         self._members[actor.take.remote()] = _Member(f"worker {self._number}", actor)
-
-
-class _Waiting:
-    """Says that a command waits for room, and ends it if there will be none."""
-
-    def __init__(self, needs: Needs, patience: float) -> None:
-        self._needs, self._patience = needs, patience
-        self._since: float | None = None
-        self._said = 0.0
-
-    def say(self, placed: bool, room: bool, nodes: Sequence[Node], now: float) -> None:
-        """Log a line if it is due; raise `ConfigError` if no node has been large enough for long."""
-        if placed:
-            self._since = None
-            return
-        if self._since is None:
-            self._since, self._said = now, now + SAY_SECONDS[0] - SAY_SECONDS[1]
-        lacks = f"one task needs {_text(self._needs)}; the largest node has {_largest(nodes)}"
-        if not room and now - self._since >= self._patience:
-            raise ConfigError(f"--on: expected a node with room for one task, got none: {lacks}; ask for less")
-        if now - self._said >= SAY_SECONDS[1]:
-            self._said = now
-            log.info("ray: waiting for %s: %s", "room" if room else "a larger node", lacks)
-
-
-def _alive() -> list[Node]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _room(node: Node, needs: Needs) -> int:
-    """Return how many workers fit a node that does nothing else."""
-    wanted = _resources(needs)
-    return min((int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=0)
-
-
-def _resources(needs: Needs) -> dict[str, float]:
-    memory = 0.0 if needs.memory_gb is None else needs.memory_gb * 1e9
-    wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": memory}
-    return {name: amount for name, amount in wanted.items() if amount}
-
-
-def _largest(nodes: Sequence[Node]) -> str:
-    if not nodes:
-        return "nothing, since there is none"
-    of_nodes = [[node["Resources"].get(name, 0) for name in ("GPU", "CPU", "memory")] for node in nodes]
-    gpus, cpus, memory = max(of_nodes)
-    return _text(Needs(cpus, gpus, memory / 1e9))
-
-
-def _text(needs: Needs) -> str:
-    parts = [f"{needs.cpus:g} CPUs", f"{needs.gpus:g} GPUs"]
-    return ", ".join(parts if needs.memory_gb is None else [*parts, f"{needs.memory_gb:.3g} GB of memory"])
-
-
-def _names(nodes: Sequence[Node]) -> dict[str, str]:
-    """Name nodes by their names or hosts, with a part of the id where several have the same."""
-    plain = {
-        node["NodeID"]: node["NodeName"]
-        if node["NodeName"] != node["NodeManagerAddress"]
-        else node["NodeManagerHostname"]
-        for node in nodes
-    }
-    numbers = Counter(plain.values())
-    return {id: name if numbers[name] == 1 else f"{name}-{id[:6]}" for id, name in plain.items()}
 
 
 def _reason(error: RayError) -> str:
