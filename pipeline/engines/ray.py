@@ -8,6 +8,7 @@ the actors of a command that is gone.
 
 import logging
 import math
+import os
 import pickle
 import signal
 import threading
@@ -108,8 +109,8 @@ def _value(key: str, text: str) -> object:
 class _Actor:
     """The process of a worker on the cluster. Several calls run in it at a time: one waits for what the worker says."""
 
-    def __init__(self, pickled_work: bytes, threads: int) -> None:
-        self._worker = Worker(pickled_work, threads, ray.get_runtime_context().get_node_id())
+    def __init__(self, pickled_work: bytes, threads: int, folder: str) -> None:
+        self._worker = Worker(pickled_work, threads, folder, ray.get_runtime_context().get_node_id())
 
     def give(self, unit: object) -> None:
         """Give the worker its next unit."""
@@ -281,7 +282,7 @@ class _Pool(Generic[U, R]):
         options = dict(self._options)
         if self._refusals:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._refusals)})"}
-        actor = self._actors.options(**options).remote(self._pickled, self._threads)
+        actor = self._actors.options(**options).remote(self._pickled, self._threads, os.getcwd())
         self._members[actor.take.remote()] = _Member(f"worker {self._number}", actor)
 
 

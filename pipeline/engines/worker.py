@@ -3,6 +3,7 @@
 The work runs in a thread of its own. What it says waits here, in order, until the engine takes it home.
 """
 
+import contextlib
 import logging
 import os
 import pickle
@@ -65,9 +66,11 @@ class Finished:
 class Worker:
     """Begins a work in a thread, and does one unit after the other."""
 
-    def __init__(self, pickled_work: bytes, threads: int, node_id: str) -> None:
+    def __init__(self, pickled_work: bytes, threads: int, folder: str, node_id: str) -> None:
         # Before torch is imported, which happens when the work is unpickled.
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        with contextlib.suppress(OSError):  # relative paths in settings mean the command's, if it is seen here
+            os.chdir(folder)
         self._units: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._said = _Said()
         self._said.add(Placed(node_id))
