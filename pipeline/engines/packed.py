@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dhkd.data.errors import ProcessError
+from dhkd.data.own_travel import OwnCode, own_code
 from dhkd.pipeline.engines.base import Tell, Work
 from dhkd.pipeline.engines.same import Program, require_same, this_program
 
@@ -23,23 +24,31 @@ KNOWN = ("builtins", "dhkd", "torch")  # packages whose exceptions the command c
 
 @dataclass(frozen=True)
 class Packed(Generic[U, R]):
-    """A work that begins only in the same program as that of the command."""
+    """A work that begins only in the same program as that of the command, and brings the command's own code along."""
 
     program: Program
+    code: OwnCode
     pickled: bytes
 
     @contextmanager
     def begun(self, tell: Tell) -> Iterator[Callable[[U], R]]:
-        """Begin the work. Raises `ProcessError`, with this node's name, if this is another program."""
+        """Begin the work. Raises `ProcessError`, with this node's name, if this is another program.
+
+        Raises also what loading own code raises, and what the work itself does.
+        """
         require_same(self.program)
-        work: Work[U, R] = pickle.loads(self.pickled)
-        with work.begun(tell) as done:
-            yield done
+        with self.code.loaded():
+            work: Work[U, R] = pickle.loads(self.pickled)
+            with work.begun(tell) as done:
+                yield done
 
 
 def packed(work: Work[U, R]) -> Packed[U, R]:
-    """Pack a work in the command, so that engines can send it to workers."""
-    return Packed(this_program(), pickle.dumps(work))
+    """Pack a work in the command, so that engines can send it to workers.
+
+    Raises `ConfigError` if own code has changed since it was loaded.
+    """
+    return Packed(this_program(), own_code(), pickle.dumps(work))
 
 
 def portable(error: Exception) -> Exception:

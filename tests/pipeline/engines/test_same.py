@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from dhkd.data.errors import ConfigError, ProcessError
+from dhkd.data.own_travel import own_code
 from dhkd.pipeline.engines.base import Tell
 from dhkd.pipeline.engines.packed import Packed, packed, portable
 from dhkd.pipeline.engines.same import CODE, Program, differences_of, require_same, this_program
@@ -83,7 +84,7 @@ def test_a_packed_work_does_what_the_work_does() -> None:
 
 
 def test_a_packed_work_is_not_unpickled_by_another_program() -> None:
-    work = Packed[int, int](Program({CODE: "another"}), b"not a pickle")
+    work = Packed[int, int](Program({CODE: "another"}), own_code(), b"not a pickle")
     with pytest.raises(ProcessError, match="dhkd's code expected another"), work.begun(print):
         pass
 
