@@ -6,8 +6,8 @@ be stopped, killed and given again, with another engine or with none.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dhkd.pipeline.limits import available_cores
 from dhkd.pipeline.report.table import write_table
 from dhkd.pipeline.results import Swept
 from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept
+from dhkd.pipeline.sweep_apart import Apart, Files, Put, Received, token_in
 from dhkd.pipeline.sweep_work import Began, Group, Refused, SweepData, SweepWork
 from dhkd.pipeline.training import train_students
 
@@ -61,7 +62,7 @@ def sweep_on(
     require_trainable(experiments, cache, out, data)
     remember(out, command, list(experiments))
     first = next(iter(experiments.values()))
-    with engine_of(engine_options) as engine:
+    with token_in(out) as token, engine_of(engine_options) as engine:
         needs = engine_options.needs(_implied(first, data, engine, cpu))
         # One task's decoding processes are as many as its cores, so that tasks don't fight for cores.
         on_worker = data if data.workers is not None else replace(data, workers=max(1, round(needs.cpus)))
@@ -78,7 +79,7 @@ def sweep_on(
         share = dict(list(experiments.items())[part[0] :: part[1]])
         trainer = Trainer(out, share, again, train)
         home = _Home(trainer)
-        work = SweepWork(trainer, _data_of(first, cache, on_worker))
+        work = SweepWork(trainer, _data_of(first, cache, on_worker), token)
         units = home.units(together)
         for ended in engine.run(work, units, needs, home.hear) if units else ():
             home.end(ended)
@@ -114,12 +115,24 @@ def _data_of(first: Experiment, cache: str | None, options: DataOptions) -> Swee
     return SweepData(first, cache, options, digest, identity)
 
 
+@dataclass(frozen=True, eq=False)
+class _Sent(Group):
+    """A group in the command. It is pickled when a worker gets it, with the runs' files as they are at that time."""
+
+    files_given: Callable[[Sequence[str]], Mapping[str, Files]] = field(kw_only=True)
+
+    def __reduce__(self) -> tuple[type[Group], tuple[Sequence[str], Mapping[str, Files]]]:
+        return Group, (self.names, self.files_given(self.names))
+
+
 class _Home:
     """What the command does with what comes home: it keeps failures, writes the table, and says how far it is."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.refused: dict[str, str] = {}
         self._trainer = trainer
+        self._received = Received(trainer.out, trainer.is_open)
+        self._sends_files = False  # whether any worker doesn't see the sweep's folder
         self._began = time.perf_counter()
         self._table_at = 0.0
         self._left = self._number = 0
@@ -128,16 +141,23 @@ class _Home:
         """Return the open runs in groups."""
         names = self._trainer.open_runs()
         self._left = self._number = len(names)
-        return [Group(tuple(names[start : start + together])) for start in range(0, len(names), together)]
+        groups = [tuple(names[start : start + together]) for start in range(0, len(names), together)]
+        return [_Sent(group, files_given=self._given) for group in groups]
 
     def hear(self, node: str, message: object) -> None:
         """Take a message of a worker."""
-        assert isinstance(message, Began)
-        for name in message.names:
-            log.info("%s: %s: training", node, name)
+        match message:
+            case Began(names):
+                for name in names:
+                    log.info("%s: %s: training", node, name)
+            case Apart():
+                self._sends_files = True
+            case Put():
+                self._received.take(message)
 
     def end(self, ended: Ended[Group, Refused]) -> None:
         """Take the end of a group."""
+        self._received.release(ended.unit.names)
         if isinstance(ended.outcome, Exception):
             self._keep(ended.unit.names, ended.outcome)
         else:
@@ -148,6 +168,11 @@ class _Home:
             passed = time.perf_counter() - self._began
             left = duration(passed / (self._number - self._left) * self._left)
             log.info("sweep: %d of %d runs left, about %s", self._left, self._number, left)
+
+    def _given(self, names: Sequence[str]) -> Mapping[str, Files]:
+        """Return what a worker gets of these runs, and let them go that an earlier worker had, since it is lost."""
+        self._received.release(names)
+        return {name: self._received.files_of(name) if self._sends_files else {} for name in names}
 
     def _keep(self, names: Sequence[str], error: Exception) -> None:
         """Keep runs apart that have lost too many workers, or on which the program failed."""

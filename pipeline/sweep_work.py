@@ -3,7 +3,8 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import CacheMismatch, DataError
@@ -13,13 +14,13 @@ from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Tell
 from dhkd.pipeline.sweep import Trainer
+from dhkd.pipeline.sweep_apart import Apart, Files, Token, mirrored, scratch_for
 
 log = logging.getLogger("dhkd")
 
 # A lost worker may go on for moments, for example until it notices that its node's daemon is gone.
 LOST_SECONDS = 30.0
 
-Files = Mapping[str, bytes]  # contents by the path below a run's folder
 Refused = Mapping[str, str]  # the errors that no folder records, by run name
 
 
@@ -77,17 +78,25 @@ class SweepWork:
 
     trainer: Trainer
     data: SweepData
+    token: Token
 
     @contextlib.contextmanager
     def begun(self, tell: Tell) -> Iterator[Callable[[Group], Refused]]:
         """Check the node; the context gives the function that trains a group of runs."""
         self.data.require()
+        scratch = None if self.token.is_seen() else scratch_for(self.token)
+        if scratch is not None:
+            log.info("%s isn't seen from here; runs are trained in %s and sent home", self.trainer.out, scratch)
+            tell(Apart())
 
         def train(group: Group) -> Refused:
             tell(Began(group.names))
             with _lines_of(group.names):
-                _, refused = self.trainer.train_runs(group.names, LOST_SECONDS)
-            return refused
+                if scratch is None:
+                    return self.trainer.train_runs(group.names, LOST_SECONDS)[1]
+                with mirrored(scratch, group.files, tell) as saved:
+                    trainer = replace(self.trainer, out=scratch, train=partial(self.trainer.train, saved=saved))
+                    return trainer.train_runs(group.names, LOST_SECONDS)[1]
 
         yield train
 
