@@ -43,6 +43,11 @@ class Schedule(Generic[U]):
         """Take the unit that the worker has ended, and return it."""
         return self._with.pop(worker)
 
+    def give_back(self, worker: str) -> None:
+        """Take back the unit of a worker that something else has ended, so that it doesn't count as lost."""
+        if worker in self._with:
+            self._waiting.appendleft(self._with.pop(worker))
+
     def lose(self, worker: str) -> U | None:
         """Take back the unit of a lost worker, so that it is the next one to be given.
 

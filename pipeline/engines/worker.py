@@ -9,7 +9,7 @@ import os
 import pickle
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +94,7 @@ class Worker:
         return self._said.take()
 
     def _run(self, pickled_work: bytes) -> None:
-        with _log_lines(self._said):
+        with log_lines(self._said.add):
             try:
                 work: Work[object, object] = pickle.loads(pickled_work)
                 with work.begun(lambda message: self._said.add(Told(message))) as function:
@@ -134,18 +134,18 @@ class _Said:
 
 
 class _Lines(logging.Handler):
-    def __init__(self, said: _Said) -> None:
+    def __init__(self, say: Callable[[object], None]) -> None:
         super().__init__()
-        self._said = said
+        self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.add(Line(record.levelno, self.format(record)))
+        self._say(Line(record.levelno, self.format(record)))
 
 
 @contextmanager
-def _log_lines(said: _Said) -> Iterator[None]:
+def log_lines(say: Callable[[object], None]) -> Iterator[None]:
     """Let the lines of the log be said."""
-    handler = _Lines(said)
+    handler = _Lines(say)
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
