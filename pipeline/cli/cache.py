@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from dhkd.pipeline.cli.engines import engine_options
 from dhkd.pipeline.cli.options import (
     TEACHER_HELP,
     ExperimentOptions,
@@ -21,6 +22,8 @@ from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.cli.paths import LOCATION, OUT_LOCATION, PATH, require_apart
 from dhkd.pipeline.cli.recorded import OF_THE_MACHINE, recorded_command
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.engines.choice import EngineOptions
+from dhkd.pipeline.launch import settle_launch
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Codec
@@ -82,29 +85,39 @@ class CachingOptions:
 @precision_option
 @data_options
 @cpu_option
+@engine_options
 @json_option
-def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: DataOptions, as_json: bool) -> None:
+def cache_teacher(
+    experiment: ExperimentOptions, caching: CachingOptions, data: DataOptions, engine: EngineOptions, as_json: bool
+) -> None:
     """Run the teacher once over every view and cache its outputs.
 
     If interrupted, run the same command again: it resumes, and rewrites damaged blocks. To split the work within a
-    machine, for example among GPUs, use 'torchrun' or 'accelerate launch'. To split it among machines, run the same
-    command on each, or assign fixed shares with --part.
+    machine, for example among GPUs, use 'torchrun' or 'accelerate launch'. To split it among machines, use a cluster
+    with --on, run the same command on each, or assign fixed shares with --part.
     """
+    _require_alone(engine)
+    if engine.elsewhere and caching.part.parts > 1:
+        raise click.UsageError("--part: expected none beside --on, whose engine shares out all of the work")
     require_apart(caching.out, **{"--teacher": caching.teacher, "--data-root": data.root})
     loaded = experiment.load()
-    from dhkd.pipeline import caching as work
+    command = recorded_command(click.get_current_context(), without=OF_THE_MACHINE)
+    asked = {"data": data, "name": caching.name, "command": command, "cpu": caching.cpu}
+    if engine.elsewhere:
+        from dhkd.pipeline.caching import Caching
+        from dhkd.pipeline.caching_on import cache_teacher_on
 
-    result = work.cache_teacher(
-        loaded,
-        caching.teacher,
-        caching.out,
-        data=data,
-        name=caching.name,
-        part=caching.part,
-        command=recorded_command(click.get_current_context(), without=OF_THE_MACHINE),
-        cpu=caching.cpu,
-    )
+        result = cache_teacher_on(engine, Caching(loaded, caching.teacher, caching.out, **asked))
+    else:
+        from dhkd.pipeline import caching as work
+
+        result = work.cache_teacher(loaded, caching.teacher, caching.out, part=caching.part, **asked)
     emit(result, as_json, lambda: str(result))
+
+
+def _require_alone(engine: EngineOptions) -> None:
+    if engine.elsewhere and settle_launch().world_size > 1:
+        raise click.UsageError("--on: expected one process, which gives the work to others; leave torchrun out")
 
 
 @click.command()

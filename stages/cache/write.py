@@ -62,16 +62,6 @@ class Computing:
     views_at_once: int = 1
     group: int = 1
 
-    def units(self, blocks: Iterable[Block]) -> dict[tuple[int, int], Unit]:
-        """Group blocks into units of at most `views_at_once` views, which are computed together.
-
-        The key of a unit is the pair (number of its group of views, block number in each of the views).
-        """
-        units: dict[tuple[int, int], Unit] = {}
-        for block in blocks:
-            units.setdefault((block.view // self.views_at_once, block.number), []).append(block)
-        return units
-
     def batches_of(self, block: Block) -> Iterator[tuple[int, int]]:
         """Yield a block's rows in batches, as (start, stop)."""
         return block.batches(self.batch_size, self.group)
@@ -126,7 +116,7 @@ def write_blocks(
     repaired = remaining = 0
     while True:
         missing = processes.broadcast(writer.missing() if processes.is_first else None)
-        units = computing.units(missing)
+        units = units_of(missing, views_at_once)
         # Damaged blocks are computed again by the part that found the damage.
         todo = list(units.values()) if repaired else _of_part(units, part, writer.plan)
         if todo:
@@ -152,6 +142,17 @@ def write_blocks(
 
 
 # missing blocks → units → this part's units
+
+
+def units_of(blocks: Iterable[Block], views_at_once: int) -> dict[tuple[int, int], Unit]:
+    """Group blocks into units of at most `views_at_once` views.
+
+    The key of a unit is the pair (number of its group of views, block number in each of the views).
+    """
+    units: dict[tuple[int, int], Unit] = {}
+    for block in blocks:
+        units.setdefault((block.view // views_at_once, block.number), []).append(block)
+    return units
 
 
 def rows_of(unit: Iterable[Block]) -> int:
