@@ -14,18 +14,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
+from dhkd.configs.schema import Experiment
 from dhkd.data.cache.blocks import Block
-from dhkd.data.cache.codecs import row_bytes
-from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.storage.places import is_url
 from dhkd.data.cache.writer import Checked
 from dhkd.data.errors import CacheDamaged
 from dhkd.data.progress import progress
 from dhkd.pipeline.caching import Caching, require_known_store, result_of
 from dhkd.pipeline.caching_work import (
-    ONCE,
     Began,
     BeginWork,
     CheckUnit,
@@ -37,29 +34,37 @@ from dhkd.pipeline.caching_work import (
     ListWork,
     new_mark,
 )
-from dhkd.pipeline.engines.base import Engine, Needs, Work
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.engines.base import Engine, Needs
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.on_workers import absolute, implied_needs, on_worker, results
+from dhkd.pipeline.on_workers import READ_NEEDS, absolute, blocks_to_read, implied_needs, on_worker, once, results
 from dhkd.pipeline.results import CachedTeacher
 from dhkd.stages.cache.write import Written, rows_of, units_of
-
-R = TypeVar("R")
 
 # How long a worker computes on one unit, by the rate of the first worker. Between two units it renders nothing ahead,
 # which costs a fraction of a second. A lost unit costs less than this, because its written blocks stay; but workers
 # wait so long for the last one.
 UNIT_SECONDS = 20.0
-CHECK_BYTES = 256 * 2**20  # read by a worker before it reports: seconds from a disk or a bucket
 LEAST_GROUPS = 64  # so that many workers share a small cache
-CHECK_NEEDS = Needs(cpus=1.0)
 MOST_ROUNDS = 3  # of computing damaged blocks again, after which the storage itself is taken to be damaged
 
 
-def cache_teacher_on(engine_options: EngineOptions, asked: Caching) -> CachedTeacher:
-    """Write the teacher's signals as `cache_teacher` does, on the workers of an engine."""
+def cache_teacher_on(
+    engine_options: EngineOptions,
+    experiment: Experiment,
+    teacher: Path,
+    out: str,
+    *,
+    data: DataOptions,
+    name: str | None = None,
+    command: str = "",
+    cpu: bool = False,
+) -> CachedTeacher:
+    """Write the teacher's signals as `cache_teacher` does, on the workers of an engine; the arguments are as there."""
+    asked = Caching(experiment, teacher, out, data, name, command, cpu)
     require_known_store(asked)
     with engine_of(engine_options) as engine:
-        needs = engine_options.needs(implied_needs(asked.experiment, asked.data, engine, cpu=asked.cpu))
+        needs = engine_options.needs(implied_needs(experiment, data, engine, cpu=cpu))
         return _OnEngine(engine, needs, asked).cached()
 
 
@@ -80,7 +85,7 @@ class _OnEngine:
 
     def cached(self) -> CachedTeacher:
         """Do all of the work."""
-        first = self._once(BeginWork(self._on_worker, new_mark()), self._needs)
+        first = once(self._engine, BeginWork(self._on_worker, new_mark()), self._needs)
         began, units = replace(first, units=()), first.units  # the list, which may be long, is not for every worker
         since = time.perf_counter() - began.seconds
         # What the first worker resolved from --precision auto holds for all.
@@ -92,12 +97,12 @@ class _OnEngine:
         self._count(began.first)
         self._compute(began, units[1:])
         store = self._on_worker.experiment.cache.store
-        remaining = began.others and self._once(ListWork(self._on_worker.out, store, began), CHECK_NEEDS)
+        remaining = began.others and once(self._engine, ListWork(self._on_worker.out, store, began), READ_NEEDS)
         checked = [] if remaining else self._checked(began, fresh)
         written = Written(self._blocks, self._rows, time.perf_counter() - since, self._repaired, remaining)
         compared = None
         if not remaining:
-            compared = self._once(FinishWork(self._on_worker, began, checked), self._needs)
+            compared = once(self._engine, FinishWork(self._on_worker, began, checked), self._needs)
         files, signals = sorted(self._unreadable) or None, began.signals
         return result_of(self._asked, began.manifest, signals, written, files, compared, len(self._workers))
 
@@ -113,11 +118,12 @@ class _OnEngine:
     def _checked(self, began: Began, fresh: set[Block]) -> list[Checked]:
         """Let workers read all blocks back; return what they found when nothing is damaged any more."""
         work = CheckWork(self._on_worker.out, self._on_worker.experiment.cache.store, began)
-        plan = began.manifest.plan
+        plan, parts = began.manifest.plan, blocks_to_read(began.manifest)
         for _ in range(MOST_ROUNDS):
             checked: list[Checked] = []
+            units = [CheckUnit(part, tuple(block for block in part if block in fresh)) for part in parts]
             with progress("checking", plan.num_views * plan.num_samples) as advance:
-                for unit, read in results(self._engine, work, check_units(began.manifest, fresh), CHECK_NEEDS):
+                for unit, read in results(self._engine, work, units, READ_NEEDS):
                     checked.append(read)
                     advance(rows_of(unit.blocks))
             damages = [damage for read in checked for damage in read.damages]
@@ -131,11 +137,6 @@ class _OnEngine:
             f"cache at {self._asked.out}: {damages[0]}; computed {MOST_ROUNDS} times, and still damaged; look for what"
             f" is wrong with this place, or write to another one"
         )
-
-    def _once(self, work: Work[str, R], needs: Needs) -> R:
-        """Let one worker do a work that is done once."""
-        ((_, result),) = results(self._engine, work, [ONCE], needs)
-        return result
 
     def _count(self, done: Done) -> None:
         self._workers.add(done.worker)
@@ -155,12 +156,3 @@ def grouped(units: ComputeUnit, rate: float) -> Iterator[ComputeUnit]:
     number = max(1, min(of_time, len(units) // LEAST_GROUPS))
     for start in range(0, len(units), number):
         yield units[start : start + number]
-
-
-def check_units(manifest: Manifest, fresh: set[Block]) -> list[CheckUnit]:
-    """Return all blocks in units of about `CHECK_BYTES`; those in `fresh` may be newer than an existing index."""
-    blocks = manifest.plan.blocks()
-    of_block = manifest.block_rows * sum(row_bytes(manifest.parts(name)) for name in manifest.names)
-    number = max(1, CHECK_BYTES // of_block)
-    parts = [tuple(blocks[start : start + number]) for start in range(0, len(blocks), number)]
-    return [CheckUnit(part, tuple(block for block in part if block in fresh)) for part in parts]

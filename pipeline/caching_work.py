@@ -27,8 +27,6 @@ from dhkd.pipeline.results import LiveDifferences
 from dhkd.stages.cache.write import compute, discard, units_of
 from dhkd.stages.processes import Precision
 
-ONCE = "once"  # the only unit of a work that is done once
-
 ComputeUnit = tuple[tuple[Block, ...], ...]  # units as `units_of` makes them, one after the other
 
 # A folder may be another one on every node. So the command leaves a mark in the cache, which each worker looks for.

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from dhkd.configs.schema import Experiment
+from dhkd.data.cache.blocks import Block
+from dhkd.data.cache.codecs import row_bytes
+from dhkd.data.cache.manifest import Manifest
 from dhkd.data.errors import DhkdError, ProcessError, StorageError
 from dhkd.pipeline.build.data import recipe_of
 from dhkd.pipeline.data_options import DataOptions
@@ -18,6 +21,9 @@ log = logging.getLogger("dhkd")
 U = TypeVar("U")
 R = TypeVar("R")
 
+ONCE = "once"  # the only unit of a work that is done once
+READ_NEEDS = Needs(cpus=1.0)  # of a worker that only reads what is stored
+READ_BYTES = 256 * 2**20  # read by a worker before it reports: seconds from a disk or a bucket
 MOST_DECODERS = 8  # processes that decode photographs for a worker, unless --workers or --cpus says another number
 MOST_FAILURES = 3  # failures in a row, after which the trouble is taken to be everywhere
 TIMES = 2  # how often a unit may fail by its node's fault
@@ -66,6 +72,20 @@ def results(engine: Engine, work: Work[U, R], units: Sequence[U], needs: Needs) 
             log.warning("%s: %s; this is tried again later", ended.node, ended.outcome)
             failed.append(ended.unit)
         left = failed
+
+
+def once(engine: Engine, work: Work[str, R], needs: Needs) -> R:
+    """Let one worker do a work that is done once, and return its result."""
+    ((_, result),) = results(engine, work, [ONCE], needs)
+    return result
+
+
+def blocks_to_read(manifest: Manifest) -> list[tuple[Block, ...]]:
+    """Return all blocks of a cache in parts of about `READ_BYTES`."""
+    blocks = manifest.plan.blocks()
+    of_block = manifest.block_rows * sum(row_bytes(manifest.parts(name)) for name in manifest.names)
+    number = max(1, READ_BYTES // of_block)
+    return [tuple(blocks[start : start + number]) for start in range(0, len(blocks), number)]
 
 
 def _may_pass(error: Exception) -> bool:

@@ -1,6 +1,8 @@
 """The command `cache-teacher`, and the commands `inspect`, `verify` and `convert` for existing caches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ from dhkd.pipeline.launch import settle_launch
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Codec
-    from dhkd.pipeline.results import Converted, Verified
+    from dhkd.pipeline.results import CachedTeacher, Converted, Verified
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,20 @@ def cache_teacher(
     require_apart(caching.out, **{"--teacher": caching.teacher, "--data-root": data.root})
     loaded = experiment.load()
     command = recorded_command(click.get_current_context(), without=OF_THE_MACHINE)
-    asked = {"data": data, "name": caching.name, "command": command, "cpu": caching.cpu}
-    if engine.elsewhere:
-        from dhkd.pipeline.caching import Caching
-        from dhkd.pipeline.caching_on import cache_teacher_on
-
-        result = cache_teacher_on(engine, Caching(loaded, caching.teacher, caching.out, **asked))
-    else:
-        from dhkd.pipeline import caching as work
-
-        result = work.cache_teacher(loaded, caching.teacher, caching.out, part=caching.part, **asked)
+    result = _caching_of(engine, caching.part)(
+        loaded, caching.teacher, caching.out, data=data, name=caching.name, command=command, cpu=caching.cpu
+    )
     emit(result, as_json, lambda: str(result))
+
+
+def _caching_of(engine: EngineOptions, part: Part) -> Callable[..., "CachedTeacher"]:
+    if not engine.elsewhere:
+        from dhkd.pipeline.caching import cache_teacher
+
+        return partial(cache_teacher, part=part)
+    from dhkd.pipeline.caching_on import cache_teacher_on
+
+    return partial(cache_teacher_on, engine)
 
 
 def _require_alone(engine: EngineOptions) -> None:
@@ -155,9 +160,15 @@ class VerifyOptions:
 )
 @data_options
 @cpu_option
+@engine_options
 @json_option
 def verify(
-    cache: str, experiment: ExperimentOptions, compared: VerifyOptions, data: DataOptions, as_json: bool
+    cache: str,
+    experiment: ExperimentOptions,
+    compared: VerifyOptions,
+    data: DataOptions,
+    engine: EngineOptions,
+    as_json: bool,
 ) -> None:
     """Check a cache for damage; optionally, reproduce a sample.
 
@@ -165,12 +176,11 @@ def verify(
     --teacher as well, a sample of the logits (and other cached outputs) is recomputed. The result lists all damage. To
     repair it, run 'dhkd cache-teacher' again with its original arguments: only damaged parts are rewritten.
     """
+    _require_alone(engine)
     if experiment.preset is None and (compared.teacher is not None or experiment.overrides or experiment.smoke):
         raise click.UsageError("--teacher, --set and --smoke go with --preset")
     loaded = experiment.load() if experiment.preset else None
-    from dhkd.pipeline import cache_tools
-
-    result = cache_tools.verify(
+    result = _verifying_of(engine)(
         cache, loaded, data=data, teacher=compared.teacher, rows=compared.rows, cpu=compared.cpu
     )
     if as_json or not result.damaged:
@@ -179,6 +189,16 @@ def verify(
         from dhkd.data.errors import CacheDamaged
 
         raise CacheDamaged(_line_of_damage(cache, result))
+
+
+def _verifying_of(engine: EngineOptions) -> Callable[..., "Verified"]:
+    if not engine.elsewhere:
+        from dhkd.pipeline.cache_tools import verify
+
+        return verify
+    from dhkd.pipeline.verify_on import verify_on
+
+    return partial(verify_on, engine)
 
 
 def _line_of_verify(cache: str, result: "Verified") -> str:
