@@ -161,6 +161,11 @@ class LogitReader:
 
         For each object, yields the object's size in bytes if the object is as it was written, or else a `Damage`.
         """
+        yield from self.damages_of_metadata()
+        yield from self.damages_of(self.plan.blocks())
+
+    def damages_of_metadata(self) -> Iterator[Damage | int]:
+        """Read the objects that belong to no block, as `damages` does."""
         described, promised = self._layout.structure(), cache(self._promised)
         for key, checksum in self._index.structure.items():
             try:
@@ -172,7 +177,10 @@ class LogitReader:
                 yield len(content)
             except _Fault as fault:
                 yield Damage(key, None, None, str(fault))
-        arrays = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
+
+    def damages_of(self, blocks: Iterable[Block]) -> Iterator[Damage | int]:
+        """Read the objects of these blocks, as `damages` does."""
+        arrays = ((block, name) for block in blocks for name in self.manifest.names)
         for results in each(lambda array: self._checked(*array), arrays, self._storage.streams):
             yield from results
 
@@ -329,6 +337,12 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
     is no cache, or if the cache was never finished.
     """
     storage = storage_of(location)
+    index = complete_index(storage)
+    return LogitReader(storage, index, Nearby(storage, copies) if copies and is_url(location) else None)
+
+
+def complete_index(storage: Storage) -> Index:
+    """Read what is complete in a cache; raises `CacheIncomplete` as `open_cache` does."""
     existing = find(storage)
     if existing is None:
         raise CacheIncomplete(
@@ -336,4 +350,4 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
         )
     if existing.index is None:
         raise CacheIncomplete(f"cache at {storage.location}: {progress_of(storage, existing)}; {AGAIN}")
-    return LogitReader(storage, existing.index, Nearby(storage, copies) if copies and is_url(location) else None)
+    return existing.index
