@@ -1,7 +1,8 @@
 """Reading a complete cache from a path or URL. Every object is checked against the index before its values are used."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,12 @@ from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import how_many_exist, progress_of
 from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.disk.mapped import Content
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused, StorageError
 from dhkd.data.storage.base import Storage, each
 from dhkd.data.storage.nearby import Nearby
 from dhkd.data.storage.places import is_url, storage_of
+from dhkd.data.storage.sharing import UNSHARED, Sharing, sharing_of
 from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
@@ -47,13 +50,15 @@ class LogitReader:
     """A complete cache, or the complete part of a cache that is being extended.
 
     Blocks are read through `nearby`, which keeps copies on this machine. If `nearby` is None, blocks are read from the
-    storage, and no copies are kept.
+    storage, and no copies are kept. `sharing` says how the processes of this machine can share blocks in memory.
     """
 
-    def __init__(self, storage: Storage, index: Index, nearby: Nearby | None = None) -> None:
+    def __init__(
+        self, storage: Storage, index: Index, nearby: Nearby | None = None, sharing: Sharing = UNSHARED
+    ) -> None:
         self.manifest: Manifest = index.manifest
         self.plan: Plan = index.manifest.plan
-        self._storage, self._index, self._nearby = storage, index, nearby
+        self._storage, self._index, self._nearby, self._sharing = storage, index, nearby, sharing
         self._layout = layout_of(index.store, index.manifest)
 
     @property
@@ -120,21 +125,47 @@ class LogitReader:
         Raises `CacheMismatch` if the cache doesn't hold the signal, and `CacheDamaged` if an object is not as it was
         written.
         """
+        return self._stored(block, name, self._content)
+
+    def mapped(self, block: Block, name: str) -> dict[str, Array]:
+        """Read and check a block as `stored` does; the arrays lie in files that all processes of this machine share.
+
+        Where `why_unmapped` gives a reason, the arrays lie in memory of this process.
+        """
+        return self.stored(block, name) if self._sharing.objects is None else self._stored(block, name, self._mapped)
+
+    def why_unmapped(self, names: Sequence[str], num_blocks: int | None = None) -> str | None:
+        """Return why `num_blocks` blocks of these signals are not to be mapped at a time, or None if they are.
+
+        If `num_blocks` is None, all blocks are meant.
+        """
+        if not names or not self.plan.num_blocks:
+            return None
+        num_blocks = self.plan.num_blocks if num_blocks is None else num_blocks
+        first = self.plan.block(0, 0)
+        objects = [size for name in names for size in self._layout.objects(name, first).values()]
+        return self._sharing.refusal(num_blocks * len(objects), num_blocks * sum(objects))
+
+    def _stored(self, block: Block, name: str, content_of: Callable[[str], Content]) -> dict[str, Array]:
         if name != WITNESS:
             self._require_signal(name)
-        contents: dict[str, bytes] = {}
+        contents: dict[str, Content] = {}
         for key in self._keys(name, block):
             try:
-                contents[key] = self._content(key)
+                contents[key] = content_of(key)
             except _Fault as fault:
                 raise CacheDamaged(
                     f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
                 ) from fault
         return self._unpacked(name, block, contents)
 
-    def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
-        """Yield the result of `stored` for each block, in order; from a URL, several blocks are fetched at a time."""
-        return each(lambda block: self.stored(block, name), blocks, self._storage.streams)
+    def stored_each(self, blocks: Iterable[Block], name: str, *, mapped: bool = False) -> Iterator[dict[str, Array]]:
+        """Yield the result of `stored`, or of `mapped`, for each block, in order.
+
+        From a URL, several blocks are fetched at a time.
+        """
+        read = self.mapped if mapped else self.stored
+        return each(lambda block: read(block, name), blocks, self._storage.streams)
 
     def require_present(self) -> None:
         """Raise `CacheIncomplete` if an object is missing or has the wrong size.
@@ -203,7 +234,7 @@ class LogitReader:
             return [Damage(key, name, block, str(error)) for key in contents]
         return results
 
-    def _unpacked(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+    def _unpacked(self, name: str, block: Block, contents: Mapping[str, Content]) -> dict[str, Array]:
         """Return a block's parts; raises `CacheDamaged` if they can't be what the signal's codec stored."""
         parts = self._layout.unpack(name, block, contents)
         if name != WITNESS:
@@ -275,6 +306,18 @@ class LogitReader:
         self._require_intact(key, content)
         return content
 
+    def _mapped(self, key: str) -> Content:
+        """Return an object's bytes as a file that is mapped into memory, or else as `_content` does."""
+        assert self._sharing.objects is not None
+        size, checksum = self._entry(key)
+        with _faults(size):
+            content = self._sharing.objects.get_mapped(
+                key, size, checksum, lambda content: self._is_intact(key, content)
+            )
+        if isinstance(content, bytes):  # any bytes; mapped files were intact
+            self._require_intact(key, content)
+        return content
+
     def _is_intact(self, key: str, content: bytes) -> bool:
         try:
             self._require_intact(key, content)
@@ -318,8 +361,15 @@ class _Fault(Exception):
 
 def _get(storage: Storage, key: str, size: int) -> bytes:
     """Return an object's bytes, at most `size` of them; raises `_Fault` for an object that can't be read."""
-    try:
+    with _faults(size):
         return storage.get(key, size)
+
+
+@contextmanager
+def _faults(size: int) -> Iterator[None]:
+    """Raise `_Fault` for an object that is absent or can't be read, where `size` bytes were expected."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise _Fault(f"expected {size} bytes, got no object" if size != LARGEST_INDEX else "missing") from error
     except ObjectRefused as error:
@@ -338,7 +388,8 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
     """
     storage = storage_of(location)
     index = complete_index(storage)
-    return LogitReader(storage, index, Nearby(storage, copies) if copies and is_url(location) else None)
+    nearby = Nearby(storage, copies) if copies and is_url(location) else None
+    return LogitReader(storage, index, nearby, sharing_of(location, storage, copies))
 
 
 def complete_index(storage: Storage) -> Index:

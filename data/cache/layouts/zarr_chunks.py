@@ -21,6 +21,7 @@ import numpy as np
 import zarr
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Part
 from dhkd.data.cache.manifest import Manifest, array_name
+from dhkd.data.disk.mapped import Content
 from dhkd.data.errors import CacheDamaged
 from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
@@ -95,7 +96,7 @@ class ZarrLayout:
             chunks[_chunk(array, (dtype, row), block)] = content + CHECKSUM.pack(crc32c(content))
         return chunks
 
-    def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+    def unpack(self, name: str, block: Block, contents: Mapping[str, Content]) -> dict[str, Array]:
         """Return the block's rows, without the padding."""
         parts: dict[str, Array] = {}
         for part, (array, (dtype, row)) in zip(
