@@ -146,13 +146,13 @@ class LogitReader:
         objects = [size for name in names for size in self._layout.objects(name, first).values()]
         return self._sharing.refusal(num_blocks * len(objects), num_blocks * sum(objects))
 
-    def _stored(self, block: Block, name: str, content_of: Callable[[str], Content]) -> dict[str, Array]:
+    def _stored(self, block: Block, name: str, content_of: Callable[[str, int, int], Content]) -> dict[str, Array]:
         if name != WITNESS:
             self._require_signal(name)
         contents: dict[str, Content] = {}
-        for key in self._keys(name, block):
+        for key, entry in self._entries(name, block).items():
             try:
-                contents[key] = content_of(key)
+                contents[key] = content_of(key, *entry)
             except _Fault as fault:
                 raise CacheDamaged(
                     f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
@@ -179,7 +179,9 @@ class LogitReader:
             block
             for block in self.plan.blocks()
             if any(
-                sizes.get(key) != self._entry(key)[0] for name in self.manifest.names for key in self._keys(name, block)
+                sizes.get(key) != size
+                for name in self.manifest.names
+                for key, size in self._layout.objects(name, block).items()
             )
         ]
         if missing:
@@ -219,10 +221,10 @@ class LogitReader:
         """Read one block of an array from the storage; return each object's size or damage."""
         results: list[Damage | int] = []
         contents: dict[str, bytes] = {}
-        for key in self._keys(name, block):
+        for key, (size, checksum) in self._entries(name, block).items():
             try:
-                contents[key] = _get(self._storage, key, self._entry(key)[0])
-                self._require_intact(key, contents[key])
+                contents[key] = _get(self._storage, key, size)
+                self._require_intact(key, contents[key], size, checksum)
                 results.append(len(contents[key]))
             except _Fault as fault:
                 results.append(Damage(key, name, block, str(fault)))
@@ -252,15 +254,15 @@ class LogitReader:
     @property
     def num_objects(self) -> int:
         """How many objects `damages` reads: the blocks' objects and the metadata."""
-        return len(self._index.structure) + len(self._index.objects)
+        return self._index.num_objects
 
     def stored_bytes(self, names: Sequence[str] | None = None) -> int:
         """Return the total size in bytes of all blocks of the arrays `names`; if `names` is None, of every array."""
         return sum(
-            self._entry(key)[0]
+            size
             for name in names or self.manifest.names
             for block in self.plan.blocks()
-            for key in self._keys(name, block)
+            for size in self._layout.objects(name, block).values()
         )
 
     def _require_signal(self, name: str) -> None:
@@ -270,64 +272,49 @@ class LogitReader:
                 f" name one of these (a signal of a teacher with a name is TEACHER.SIGNAL)"
             )
 
-    def _keys(self, name: str, block: Block) -> list[str]:
-        """Return the keys of the block's objects; raises `CacheDamaged` if the index says other sizes than the layout.
+    def _entries(self, name: str, block: Block) -> dict[str, tuple[int, int]]:
+        """Return size and checksum of each of the block's objects, by key."""
+        checksums = self._index.known(name, block)
+        assert checksums is not None  # the reader has the index's manifest
+        objects = self._layout.objects(name, block)
+        return {key: (size, checksum) for (key, size), checksum in zip(objects.items(), checksums, strict=True)}
 
-        The sizes follow from the manifest. An index that contradicts it was not written by dhkd.
-        """
-        sizes = self._layout.objects(name, block)
-        for key, size in sizes.items():
-            listed, _ = self._entry(key)
-            if listed != size:
-                raise CacheDamaged(
-                    f"cache at {self.location}: {key} ({block}): expected {size} bytes by the manifest, the index says"
-                    f" {listed}; {AGAIN}"
-                )
-        return list(sizes)
-
-    def _entry(self, key: str) -> tuple[int, int]:
-        try:
-            return self._index.objects[key]
-        except KeyError as error:
-            raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
-
-    def _content(self, key: str) -> bytes:
+    def _content(self, key: str, size: int, checksum: int) -> bytes:
         """Return an object's bytes, from its copy on this machine if copies are kept; raises `_Fault`."""
-        size, checksum = self._entry(key)
         if self._nearby is None:
             content = _get(self._storage, key, size)
         else:
             try:
-                content = self._nearby.get_checked(key, size, checksum, lambda content: self._is_intact(key, content))
+                content = self._nearby.get_checked(
+                    key, size, checksum, lambda content: self._is_intact(key, content, size, checksum)
+                )
             except FileNotFoundError as error:
                 raise _Fault(f"expected {size} bytes, got no object") from error
             except ObjectRefused as error:
                 raise _Fault(str(error)) from error
-        self._require_intact(key, content)
+        self._require_intact(key, content, size, checksum)
         return content
 
-    def _mapped(self, key: str) -> Content:
+    def _mapped(self, key: str, size: int, checksum: int) -> Content:
         """Return an object's bytes as a file that is mapped into memory, or else as `_content` does."""
         assert self._sharing.objects is not None
-        size, checksum = self._entry(key)
         with _faults(size):
             content = self._sharing.objects.get_mapped(
-                key, size, checksum, lambda content: self._is_intact(key, content)
+                key, size, checksum, lambda content: self._is_intact(key, content, size, checksum)
             )
         if isinstance(content, bytes):  # any bytes; mapped files were intact
-            self._require_intact(key, content)
+            self._require_intact(key, content, size, checksum)
         return content
 
-    def _is_intact(self, key: str, content: bytes) -> bool:
+    def _is_intact(self, key: str, content: bytes, size: int, checksum: int) -> bool:
         try:
-            self._require_intact(key, content)
+            self._require_intact(key, content, size, checksum)
         except _Fault:
             return False
         return True
 
-    def _require_intact(self, key: str, content: bytes) -> None:
+    def _require_intact(self, key: str, content: bytes, size: int, checksum: int) -> None:
         """Raise `_Fault`, which says what is wrong, unless an object's bytes are as they were written."""
-        size, checksum = self._entry(key)
         if len(content) != size:
             raise _Fault(f"expected {size} bytes, got {len(content)}")
         try:
