@@ -9,9 +9,13 @@ from typing import ClassVar
 import torch
 from dhkd.data.draws.philox import Domain
 from dhkd.data.recipes.operations.base import Operation
-from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
+from dhkd.data.recipes.operations.policies.batched_steps import BatchedSteps
+from dhkd.data.recipes.operations.policies.single_steps import SingleSteps
+from dhkd.data.recipes.operations.policies.steps import Step
 from torch import Tensor
 
+# A batch is changed image by image if it has fewer than `FEW`, or if they have at least `LARGE` pixels.
+FEW, LARGE = 8, 64 * 64
 COLUMNS = 3  # draws of a slot: operation, magnitude, sign
 
 
@@ -39,8 +43,11 @@ class Policy(Operation):
 
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
         """Return the changed pixels, uint8 (B, C, H, W)."""
-        steps = _compiled(self, *pixels_BCHW.shape[2:], pixels_BCHW.device)
-        return steps.apply(pixels_BCHW, self.chosen(draws_BD))
+        batch, _, height, width = pixels_BCHW.shape
+        device, step_BS = pixels_BCHW.device, self.chosen(draws_BD)
+        if device.type == "cpu" and (batch < FEW or height * width >= LARGE):
+            return _single(self, height, width).apply(pixels_BCHW, step_BS)
+        return _batched(self, height, width, device).apply(pixels_BCHW, step_BS)
 
     def at_size(self, before: int, after: int) -> "PolicyAtSize":
         """Return the policy whose translations are those of images with the side `before`, in proportion."""
@@ -89,6 +96,12 @@ class PolicyAtSize(Policy):
 
 
 @lru_cache(maxsize=64)
-def _compiled(policy: Policy, height: int, width: int, device: torch.device) -> CompiledSteps:
-    """Return the policy's steps as integers for images of this size; computed once for each size and device."""
-    return CompiledSteps(policy.steps(height, width), height, width, device)
+def _batched(policy: Policy, height: int, width: int, device: torch.device) -> BatchedSteps:
+    """Return the policy's steps for batches of images of this size; computed once for each size and device."""
+    return BatchedSteps(policy.steps(height, width), height, width, device)
+
+
+@lru_cache(maxsize=64)
+def _single(policy: Policy, height: int, width: int) -> SingleSteps:
+    """Return the policy's steps for single images of this size; computed once for each size."""
+    return SingleSteps(policy.steps(height, width), height, width)
