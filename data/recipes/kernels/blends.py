@@ -8,7 +8,6 @@ from dhkd.data.images.channels import BLUE, GREEN, HALF, RED
 from torch import Tensor
 
 BITS = 20  # fractional bits of a weight; products with 255 and a weight up to 8 fit into 32 bits
-UNCHANGED = 1 << BITS  # the weight that leaves an image as it is
 # Added before fractions are cut off. It is more than the error of a weight makes of a product, so that a product which
 # is a whole number is not cut to the one below, and less than 0.001, the smallest step of usual weights.
 _TOLERANCE = 1 << BITS - 12
@@ -20,7 +19,7 @@ _THIRTEENTH, _THIRTEENTH_BITS = 80660, 20
 def weight_of(factor: Fraction) -> int:
     """Return a factor as a weight: 1 leaves the image unchanged, 0 gives the changed one, more than 1 the opposite."""
     assert 0 <= factor < 4
-    return round(factor * UNCHANGED)
+    return round(factor * (1 << BITS))
 
 
 def blended(changed: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
@@ -52,28 +51,18 @@ def saturated(pixels_BCHW: Tensor, grey_B1HW: Tensor, weight_B: Tensor) -> Tenso
 
 
 def sharpened(pixels_BCHW: Tensor, weight_B: Tensor) -> Tensor:
-    """Blend with the mean of 3 × 3 pixels, in which the central one counts five times; the border is unchanged.
-
-    The memory is contiguous or channels last, and so is that of the result.
-    """
+    """Blend with the mean of 3 × 3 pixels, in which the central one counts five times; the border is unchanged."""
     height, width = pixels_BCHW.shape[2:]
     if min(height, width) < 3:
         return pixels_BCHW
-    sharp_BCHW = pixels_BCHW.clone()
     # All rows of an image are one run of values, because loops over long runs are faster than loops over rows. At the
     # left and right border, neighbours in the run are no neighbours; these columns are restored at the end.
-    if sharp_BCHW.is_contiguous():
-        run_BNS, beside = sharp_BCHW.flatten(2), 1
-    else:
-        run_BNS, beside = sharp_BCHW.permute(0, 2, 3, 1).flatten(1)[:, None], sharp_BCHW.shape[1]
-    row = width * beside
-    values_BNS = run_BNS.short()
-    three_rows = values_BNS[..., : -2 * row] + values_BNS[..., row:-row]
-    three_rows += values_BNS[..., 2 * row :]
-    inner_BNS = values_BNS[..., row + beside : -row - beside]
-    sums = three_rows[..., : -2 * beside] + three_rows[..., beside:-beside]
-    sums.add_(three_rows[..., 2 * beside :]).add_(inner_BNS, alpha=4)
-    smoothed = sums.int().add_(6).mul_(_THIRTEENTH).bitwise_right_shift_(_THIRTEENTH_BITS)
-    run_BNS[..., row + beside : -row - beside] = blended(smoothed, inner_BNS, weight_B[:, None, None])
+    run_BCS = pixels_BCHW.short().flatten(2)
+    three_rows = run_BCS[..., : -2 * width] + run_BCS[..., width:-width] + run_BCS[..., 2 * width :]
+    inner = slice(width + 1, -width - 1)
+    sums = (three_rows[..., :-2] + three_rows[..., 1:-1] + three_rows[..., 2:]).add_(run_BCS[..., inner], alpha=4)
+    smoothed = sums.int().add_(6).mul_(_THIRTEENTH) >> _THIRTEENTH_BITS
+    sharp_BCHW = pixels_BCHW.clone(memory_format=torch.contiguous_format)
+    sharp_BCHW.view(run_BCS.shape)[..., inner] = blended(smoothed, run_BCS[..., inner], weight_B[:, None, None])
     sharp_BCHW[..., :: width - 1] = pixels_BCHW[..., :: width - 1]
     return sharp_BCHW

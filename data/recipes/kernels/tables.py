@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from dhkd.data.recipes.kernels.blends import blended, weight_of
@@ -37,6 +38,15 @@ def contrasts(mean_B1: Tensor, weight_B: Tensor) -> Tensor:
     return blended(mean_B1, values, weight_B[:, None])
 
 
+@lru_cache(maxsize=4096)
+def contrasted(mean: int, weight: int) -> list[int]:
+    """Return the table that blends with a mean grey value."""
+    mean_11, weight_1 = (torch.tensor(value, dtype=torch.int32) for value in ([[mean]], [weight]))
+    table: list[int] = contrasts(mean_11, weight_1)[0].tolist()
+    return table
+
+
+@lru_cache(maxsize=4096)
 def stretched(low: int, high: int) -> list[int]:
     """Return the table that stretches values from `low` to `high` to 0 to 255; for others, it has no meaning."""
     if low == high:

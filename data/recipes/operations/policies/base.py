@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from dhkd.data.draws.philox import Domain
+from dhkd.data.images.pictures import Pictures
 from dhkd.data.recipes.operations.base import Operation
 from dhkd.data.recipes.operations.policies.batched_steps import BatchedSteps
 from dhkd.data.recipes.operations.policies.single_steps import SingleSteps
@@ -44,10 +45,17 @@ class Policy(Operation):
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
         """Return the changed pixels, uint8 (B, C, H, W)."""
         batch, _, height, width = pixels_BCHW.shape
-        device, step_BS = pixels_BCHW.device, self.chosen(draws_BD)
+        device = pixels_BCHW.device
         if device.type == "cpu" and (batch < FEW or height * width >= LARGE):
-            return _single(self, height, width).apply(pixels_BCHW, step_BS)
-        return _batched(self, height, width, device).apply(pixels_BCHW, step_BS)
+            return self.change(Pictures(pixels_BCHW), draws_BD).tensor
+        return _batched(self, height, width, device).apply(pixels_BCHW, self.chosen(draws_BD))
+
+    def change(self, pictures: Pictures, draws_BD: Tensor) -> Pictures:
+        """Return the changed pictures, one after the other."""
+        photos = pictures.photos
+        if not photos:
+            return pictures
+        return Pictures(_single(self, *photos[0].size).changed(photos, self.chosen(draws_BD)))
 
     def at_size(self, before: int, after: int) -> "PolicyAtSize":
         """Return the policy whose translations are those of images with the side `before`, in proportion."""
@@ -102,6 +110,6 @@ def _batched(policy: Policy, height: int, width: int, device: torch.device) -> B
 
 
 @lru_cache(maxsize=64)
-def _single(policy: Policy, height: int, width: int) -> SingleSteps:
+def _single(policy: Policy, width: int, height: int) -> SingleSteps:
     """Return the policy's steps for single images of this size; computed once for each size."""
     return SingleSteps(policy.steps(height, width), height, width)

@@ -1,19 +1,21 @@
 """The steps of one image after the other, on a CPU, with the bytes of `batched_steps.py`.
 
-Of large images, this is faster: Pillow's loops read a pixel once, where a batch is read and written again by every
-operator. Of Pillow's functions, those are used that compute with integers alone: maps in fixed point, tables, grey values
-and equalization. Its blends are floating-point numbers, so those of `kernels/blends.py` take their place.
+For large images, this is faster: Pillow's loops read and write a pixel once, where each operator of a batch does so. Of
+Pillow's functions, those are used that compute with integers: maps in fixed point, tables, grey values, equalization.
+Its blends are in floating point, and are used where they are equal for every pair of levels.
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import lru_cache, partial
+from operator import mul
 
 import numpy as np
 import torch
-from dhkd.data.images.decoding import Photo, pixels_of
+from dhkd.data.images.decoding import Photo
 from dhkd.data.recipes.kernels import affine, tables
-from dhkd.data.recipes.kernels.blends import UNCHANGED, blended, mean_of, sharpened
-from dhkd.data.recipes.operations.policies.steps import MAPS, TABLES, Step, blend_of, map_of, table_of
+from dhkd.data.recipes.kernels.blends import blended, weight_of
+from dhkd.data.recipes.operations.policies.steps import BLENDS, MAPS, TABLES, Step, map_of, table_of
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -27,49 +29,28 @@ class SingleSteps:
     def __init__(self, steps: Sequence[Step], height: int, width: int) -> None:
         self._changes = [_change_of(step, height, width) for step in steps]
 
-    def apply(self, pixels_BCHW: Tensor, step_BS: Tensor) -> Tensor:
-        """Return the pixels after the steps of each image in turn, uint8 (B, C, H, W), channels last in memory."""
-        pixels_BHWC = pixels_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
-        changed_BHWC = np.empty_like(pixels_BHWC)
-        for row, numbers in enumerate(step_BS.tolist()):
-            changes = [change for number in numbers if (change := self._changes[number]) is not None]
-            changed_BHWC[row] = _changed(pixels_BHWC[row], changes) if changes else pixels_BHWC[row]
-        return torch.from_numpy(changed_BHWC).permute(0, 3, 1, 2)
+    def changed(self, photos: Sequence[Photo], step_BS: Tensor) -> list[Photo]:
+        """Return the photos after the steps of each in turn."""
+        return [self._changed(photo, numbers) for photo, numbers in zip(photos, step_BS.tolist(), strict=True)]
 
-
-def _changed(pixels_HWC: NDArray[np.uint8], changes: Sequence[Change]) -> NDArray[np.uint8]:
-    photo = _photo_of(pixels_HWC)
-    for change in changes:
-        photo = change(photo)
-    return pixels_of(photo)
-
-
-def _photo_of(pixels_HWC: NDArray[np.uint8]) -> Photo:
-    return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
+    def _changed(self, photo: Photo, numbers: Sequence[int]) -> Photo:
+        for number in numbers:
+            change = self._changes[number]
+            photo = photo if change is None else change(photo)
+        return photo
 
 
 def _change_of(step: Step, height: int, width: int) -> Change | None:
-    weight, weight_1 = blend_of(step), torch.tensor([blend_of(step)], dtype=torch.int32)
-    if weight == UNCHANGED:
-        return None
     if step.name in MAPS:
         coefficients = map_of(step, height, width)
         return None if coefficients == affine.IDENTITY else partial(_mapped, data=_data_of(coefficients))
     if step.name in TABLES:
         table = table_of(step)
         return None if table == tables.IDENTITY else partial(_looked_up, table=table)
-    match step.name:
-        case "AutoContrast":
-            return _stretched
-        case "Equalize":
-            return ImageOps.equalize
-        case "Contrast":
-            return partial(_contrasted, weight=weight)
-        case "Color":
-            return partial(_saturated, weight_1=weight_1)
-        case "Sharpness":
-            return partial(_sharpened, weight_1=weight_1)
-    return None
+    if step.name in BLENDS:
+        change = {"Contrast": _contrasted, "Color": _saturated, "Sharpness": _sharpened}[step.name]
+        return partial(change, factor=1 + step.magnitude) if step.magnitude else None
+    return {"AutoContrast": _stretched, "Equalize": ImageOps.equalize}.get(step.name)
 
 
 def _data_of(coefficients: affine.Map) -> tuple[float, ...]:
@@ -88,32 +69,56 @@ def _looked_up(photo: Photo, table: list[int]) -> Photo:
 
 
 def _stretched(photo: Photo) -> Photo:
-    counts = photo.histogram()
-    bands = [counts[start : start + tables.LEVELS] for start in range(0, len(counts), tables.LEVELS)]
-    occurring = [[level for level, number in enumerate(band) if number] for band in bands]
-    return photo.point([level for levels in occurring for level in tables.stretched(levels[0], levels[-1])])
+    counts = np.array(photo.histogram()).reshape(-1, tables.LEVELS)
+    lowest = counts.astype(bool).argmax(axis=1).tolist()
+    highest = (tables.LEVELS - 1 - counts[:, ::-1].astype(bool).argmax(axis=1)).tolist()
+    return photo.point([level for bounds in zip(lowest, highest, strict=True) for level in tables.stretched(*bounds)])
 
 
-def _contrasted(photo: Photo, weight: int) -> Photo:
-    mean_11 = mean_of(torch.from_numpy(np.array(photo.convert("L")))[None, None])
-    return _looked_up(photo, _contrast(int(mean_11), weight))
+def _contrasted(photo: Photo, factor: Fraction) -> Photo:
+    counts, number = photo.convert("L").histogram(), photo.width * photo.height
+    mean = (2 * sum(map(mul, counts, range(tables.LEVELS))) + number) // (2 * number)
+    return _looked_up(photo, tables.contrasted(mean, weight_of(factor)))
+
+
+def _saturated(photo: Photo, factor: Fraction) -> Photo:
+    return photo if photo.mode == "L" else _blended(Image.merge("RGB", [photo.convert("L")] * 3), photo, factor)
+
+
+def _sharpened(photo: Photo, factor: Fraction) -> Photo:
+    return photo if min(photo.size) < 3 else _blended(Image.fromarray(_smoothed(np.asarray(photo))), photo, factor)
+
+
+def _smoothed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the means of 3 × 3 pixels in which the central one counts five times, and the border as it is."""
+    values = pixels.astype(np.uint16)
+    rows = values[:-2] + values[1:-1]
+    rows += values[2:]
+    sums = rows[:, :-2] + rows[:, 1:-1]
+    sums += rows[:, 2:]
+    sums += values[1:-1, 1:-1] << 2
+    sums += 6
+    smoothed = pixels.copy()
+    smoothed[1:-1, 1:-1] = sums // 13
+    return smoothed
+
+
+def _blended(changed: Photo, photo: Photo, factor: Fraction) -> Photo:
+    if _floats_are_exact(factor):
+        return Image.blend(changed, photo, float(factor))
+    return Image.fromarray(_blended_exactly(np.asarray(changed), np.asarray(photo), factor))
 
 
 @lru_cache(maxsize=4096)
-def _contrast(mean: int, weight: int) -> list[int]:
-    mean_1, weight_1 = (torch.tensor([value], dtype=torch.int32) for value in (mean, weight))
-    table: list[int] = tables.contrasts(mean_1[None], weight_1)[0].tolist()
-    return table
+def _floats_are_exact(factor: Fraction) -> bool:
+    """Whether Pillow's blend gives, for every pair of levels, what `blended` does. It does for most factors."""
+    changed, level = (np.ascontiguousarray(side, dtype=np.uint8) for side in np.indices((tables.LEVELS,) * 2))
+    floats = Image.blend(Image.fromarray(changed), Image.fromarray(level), float(factor))
+    return np.array_equal(floats, _blended_exactly(changed, level, factor))
 
 
-def _saturated(photo: Photo, weight_1: Tensor) -> Photo:
-    if photo.mode == "L":
-        return photo
-    grey = photo.convert("L")
-    grey_HWC, pixels_HWC = (torch.from_numpy(np.array(one)).int() for one in (Image.merge("RGB", [grey] * 3), photo))
-    return Image.fromarray(blended(grey_HWC, pixels_HWC, weight_1).numpy())
-
-
-def _sharpened(photo: Photo, weight_1: Tensor) -> Photo:
-    pixels_HWC = torch.from_numpy(pixels_of(photo).copy())
-    return _photo_of(sharpened(pixels_HWC.permute(2, 0, 1)[None], weight_1)[0].permute(1, 2, 0).numpy())
+def _blended_exactly(changed: NDArray[np.uint8], pixels: NDArray[np.uint8], factor: Fraction) -> NDArray[np.uint8]:
+    weight = torch.tensor(weight_of(factor), dtype=torch.int32)
+    sides = (torch.from_numpy(side.astype(np.int32)) for side in (changed, pixels))
+    exact: NDArray[np.uint8] = blended(*sides, weight).numpy()
+    return exact
