@@ -15,9 +15,10 @@ from dhkd.data.recipes.operations.policies import POLICIES
 from dhkd.data.recipes.operations.policies.auto_augment import AutoAugment
 from dhkd.data.recipes.operations.policies.auto_augment_tables import TABLES
 from dhkd.data.recipes.operations.policies.base import Policy
+from dhkd.data.recipes.operations.policies.batched_steps import BatchedSteps
 from dhkd.data.recipes.operations.policies.magnitudes import NAMES, Space, usual, wide
 from dhkd.data.recipes.operations.policies.rand_augment import RandAugment
-from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
+from dhkd.data.recipes.operations.policies.steps import Step
 from dhkd.data.recipes.operations.policies.trivial_augment import TrivialAugment
 from numpy.typing import NDArray
 from PIL import Image
@@ -95,7 +96,7 @@ def assert_as_torchvision(images: list[Pixels], steps: list[Step]) -> dict[str, 
     """Compare every step on every image; return each operation's share of values that differ, by one level."""
     (height, width, channels), pixels_BCHW = images[0].shape, in_one_batch(images)
     photos = [Image.fromarray(image.squeeze(2) if channels == 1 else image) for image in images]
-    compiled = CompiledSteps(steps, height, width, CPU)
+    compiled = BatchedSteps(steps, height, width, CPU)
     shares: dict[str, list[float]] = {}
     for number, step in enumerate(steps):
         chosen_B1 = torch.full((len(images), 1), number)
@@ -240,7 +241,7 @@ def test_pixels_and_draws_are_those_of_version_1() -> None:
     for name in (*NAMES, "Invert"):
         steps = [space.step(name, place, sign) for place in (7, 19) for sign in (1, -1)]
         images = image_1CHW.expand(len(steps), -1, -1, -1)
-        found[name] = digest(CompiledSteps(steps, 19, 23, CPU).apply(images, torch.arange(len(steps))[:, None]))
+        found[name] = digest(BatchedSteps(steps, 19, 23, CPU).apply(images, torch.arange(len(steps))[:, None]))
     view_B = torch.arange(40)
     for name in ("randaugment", "trivialaugment", "autoaugment"):
         policy = POLICIES[name]()
