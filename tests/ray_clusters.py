@@ -36,6 +36,10 @@ class Nodes:
             num_cpus=cpus, object_store_memory=MEMORY, node_name=name, env_vars=variables, **arguments
         )
 
+    def remove(self, name: str) -> None:
+        """End the node."""
+        self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+
     def kill(self, name: str) -> None:
         """Kill the node's raylet as a crash would; the workers find out for themselves."""
         (process,) = self._nodes[name].all_processes["raylet"]
