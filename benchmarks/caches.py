@@ -8,8 +8,8 @@ import numpy as np
 from dhkd.data.cache.blocks import WITNESS, Array, Block
 from dhkd.data.cache.codecs import AnyCodec, Float
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.storage.places import storage_of
 
 FLOAT16 = Float("float16")
 

@@ -14,7 +14,7 @@ from dhkd.benchmarks.setup import Setup
 from dhkd.data.cache.codecs import AnyCodec, Float, Int8, TopK
 from dhkd.data.cache.find import find
 from dhkd.data.cache.reader import Damage, open_cache
-from dhkd.data.cache.storage.places import storage_of
+from dhkd.data.storage.places import storage_of
 
 STORES = {"zarr": 0.15, "webdataset": 0.1}  # targets: the least reading rate, relative to numpy.memmap
 CODECS: dict[str, AnyCodec] = {

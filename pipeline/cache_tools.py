@@ -12,10 +12,10 @@ from dhkd.data.cache.find import find
 from dhkd.data.cache.manifest import Manifest, require_identity, signal_name, teachers_own
 from dhkd.data.cache.missing import missing_blocks
 from dhkd.data.cache.reader import Damage, LogitReader, open_cache
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
 from dhkd.data.progress import progress
+from dhkd.data.storage.places import storage_of
 from dhkd.pipeline.build.cache import LOGITS, codec_of, reader_of, summary_of
 from dhkd.pipeline.build.checks import require_cache
 from dhkd.pipeline.build.code import code_of_teacher, require_code_of_cache

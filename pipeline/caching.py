@@ -13,13 +13,13 @@ from dhkd.data.cache.find import find
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import one_of
 from dhkd.data.images.base import Images
 from dhkd.data.images.held_out import VAL
 from dhkd.data.render import Normalization, Renderer
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.places import storage_of
 from dhkd.pipeline.build.cache import cache_identity, gives_logits, plan_of, summary_of
 from dhkd.pipeline.build.checks import require_small_blocks
 from dhkd.pipeline.build.code import Code, code_facts, code_of_teacher, require_code_of_cache

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.blocks import Block
-from dhkd.data.cache.storage.places import is_url
 from dhkd.data.cache.writer import Checked
 from dhkd.data.errors import CacheDamaged
 from dhkd.data.progress import progress
+from dhkd.data.storage.places import is_url
 from dhkd.pipeline.caching import Caching, require_known_store, result_of
 from dhkd.pipeline.caching_work import (
     Began,

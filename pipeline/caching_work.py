@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from dhkd.data.cache.blocks import Block
 from dhkd.data.cache.find import find
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import Checked, LogitWriter
 from dhkd.data.errors import CacheIncomplete, ProcessError
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.places import storage_of
 from dhkd.pipeline.build.code import require_code_of_cache
 from dhkd.pipeline.caching import Caching, Prepared, begun, must_state_provenance, prepare
 from dhkd.pipeline.engines.base import Tell

@@ -7,7 +7,7 @@ from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import RunMismatch, RunTaken
-from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.folder import RunFolder, Saved
 from dhkd.data.runs.lock import RunLock, held
 from dhkd.data.runs.metrics import read_metrics
 from dhkd.data.runs.names import METRICS, RESULT
@@ -48,9 +48,17 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def claimed(
-    out: Path, experiment: Experiment, facts: Mapping[str, Any], processes: Processes, resume: bool, lock: Lock
+    out: Path,
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    processes: Processes,
+    resume: bool,
+    lock: Lock,
+    saved: Saved,
 ) -> tuple[RunFolder, TrainedRun | None]:
     """Claim the folder `out` for a run of the experiment; `facts` are further plain values for config.yaml.
+
+    `saved` is called with the folder whenever something new was saved there; only the first process calls it.
 
     Also returns the result if the run is finished already. Raises what `RunFolder` raises, `RunTaken` if another
     process trains in the folder, and `RunMismatch` if the result is not that of the settings and metrics beside it.
@@ -62,7 +70,7 @@ def claimed(
     # Every process takes part in `lock`, even if only some see a result that another program is writing.
     if all(processes.collect(result is not None)):
         return run, result
-    run = RunFolder(out, config, resume=resume, lock=lock(out, processes))
+    run = RunFolder(out, config, resume=resume, lock=lock(out, processes), saved=saved)
     result = _finished(run, processes)  # another process may have finished the run before this one got the lock
     # Processes whose machines share no disk would see different runs. This also keeps the first process from writing
     # into the folder before the others have checked it.

@@ -15,7 +15,7 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError, DhkdError
 from dhkd.data.runs.config import begun_views
-from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.folder import RunFolder, Saved
 from dhkd.data.runs.lock import RunLock
 from dhkd.pipeline.build.checks import (
     require_alike,
@@ -60,7 +60,8 @@ Outcomes = dict[Path, TrainedRun | DhkdError]  # by run folder: the result, or t
 class TrainingOptions:
     """Options of how runs are trained, which are not part of the experiments.
 
-    `locks` holds the locks of run folders that the caller has taken already.
+    `locks` holds the locks of run folders that the caller has taken already. `saved` is called with a run's folder
+    whenever something new was saved there.
     """
 
     data: DataOptions
@@ -70,6 +71,7 @@ class TrainingOptions:
     cpu: bool
     resume: bool
     locks: Mapping[Path, RunLock] = field(default_factory=dict)
+    saved: Saved = lambda folder: None
 
 
 def train_teacher(
@@ -80,10 +82,12 @@ def train_teacher(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
+    saved: Saved = lambda folder: None,
 ) -> TrainedRun:
     """Train the preset's teacher with cross-entropy on freshly drawn views; the result is also written into `out`.
 
-    `track` names the trackers that show the run, as `installed_trackers` takes them.
+    `track` names the trackers that show the run, as `installed_trackers` takes them. `saved` is called with the folder
+    whenever something new was saved there, for example a checkpoint.
     """
     trackers = installed_trackers(track)
     settings = experiment.teacher
@@ -100,7 +104,7 @@ def train_teacher(
         require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
         part = {} if experiment.data.val_fraction is None else {"measured": "val accuracy"}
         facts = {"command": "train-teacher", **listed_classes(experiment, data), **part, **code}
-        run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}))
+        run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}), saved)
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
@@ -133,15 +137,16 @@ def train_student(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
+    saved: Saved = lambda folder: None,
 ) -> TrainedRun:
     """Train the preset's student from the cache; the result is also written into `out`.
 
     The cache must be complete, and made from this data set and recipe with the teacher that the experiment or `teacher`
     specifies. If `cache` is None, the objective must need no teacher, or the experiment must run the teacher live.
     Pixels that differ from those that the teacher saw raise an error; with `allow_drift`, the difference is only
-    logged. `track` names the trackers that show the run, as `installed_trackers` takes them.
+    logged. `track` and `saved` are as in `train_teacher`.
     """
-    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume, saved=saved)
     (outcome,) = _train({out: experiment}, cache, options).values()
     if isinstance(outcome, DhkdError):
         raise outcome
@@ -159,6 +164,7 @@ def train_students(
     cpu: bool = False,
     resume: bool = False,
     locks: Mapping[Path, RunLock] | None = None,
+    saved: Saved = lambda folder: None,
 ) -> Outcomes:
     """Train each folder's student as `train_student` does, side by side.
 
@@ -166,7 +172,9 @@ def train_students(
     folders that the caller has taken already. Raises `ConfigError` if the students can't train side by side, for
     example because their data differs or several processes share the work.
     """
-    return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume, locks or {}))
+    return _train(
+        experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume, locks or {}, saved)
+    )
 
 
 def train_grid(
@@ -180,13 +188,14 @@ def train_grid(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
+    saved: Saved = lambda folder: None,
 ) -> Outcomes:
     """Train all students as `train_students` does, `together` at a time.
 
     An error that concerns the whole first group is raised, since nothing was trained. Such an error of a later group is
     the outcome of each of its students, and the groups after it are trained.
     """
-    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume)
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume, saved=saved)
     outcomes: Outcomes = {}
     outs = list(experiments)
     for start in range(0, len(outs), together):
@@ -234,7 +243,9 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
         lock, of_data = locker(locks, options.locks), listed_classes(first, options.data)
         of_data |= measured_fact(first, source.images)
         claims = {
-            out: claimed(out, student.experiment, student.facts() | of_data, processes, options.resume, lock)
+            out: claimed(
+                out, student.experiment, student.facts() | of_data, processes, options.resume, lock, options.saved
+            )
             for out, student in students.items()
         }
         outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}

@@ -12,9 +12,9 @@ from dhkd.data.cache.blocks import Block
 from dhkd.data.cache.find import find
 from dhkd.data.cache.index import Index
 from dhkd.data.cache.reader import Damage, LogitReader, complete_index
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.errors import CacheIncomplete
 from dhkd.data.progress import progress
+from dhkd.data.storage.places import storage_of
 from dhkd.pipeline.build.cache import reader_of
 from dhkd.pipeline.cache_tools import sampling, verified_of
 from dhkd.pipeline.data_options import DataOptions

@@ -19,10 +19,10 @@ from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, TrackerError
 from dhkd.data.runs.flat import flat
+from dhkd.data.runs.names import TRACKED, TRACKING
 
 log = logging.getLogger("dhkd")
 
-TRACKING, IDS = "tracking", "names.json"
 PROJECT = "dhkd"
 
 Log = Callable[[dict[str, float], int], None]
@@ -147,7 +147,7 @@ def _shown_name(folder: Path) -> str:
 
 
 def _ids(folder: Path) -> dict[str, str]:
-    path = folder / TRACKING / IDS
+    path = folder / TRACKED
     ids: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
     return ids
 
@@ -159,7 +159,7 @@ def _known_id(folder: Path, tracker: str) -> str | None:
 
 def _keep_id(folder: Path, tracker: str, run_id: str) -> None:
     content = json.dumps({**_ids(folder), tracker: run_id}).encode()
-    write_atomically(folder / TRACKING / IDS, lambda stream: stream.write(content))
+    write_atomically(folder / TRACKED, lambda stream: stream.write(content))
 
 
 def _first_line(error: Exception) -> str:

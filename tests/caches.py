@@ -9,9 +9,9 @@ from dhkd.data.cache.find import read_index
 from dhkd.data.cache.index import Index
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import Damage, LogitReader
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.places import storage_of
 
 IMAGE_BLOCK_ROWS = 10
 TEACHER = {"architecture": "resnet8", "sha256": "0" * 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}

@@ -52,7 +52,7 @@ HOMES = {
         "stages/train/optimizers.py",
         "stages/train/parameter_groups.py",
     },
-    "obstore": {"data/cache/storage/bucket.py"},
+    "obstore": {"data/storage/bucket.py"},
     "google_crc32c": {
         "data/cache/index.py",
         "data/cache/reader.py",

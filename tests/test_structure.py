@@ -16,7 +16,7 @@ MAX_FUNCTION, MAX_MODULE = 60, 350  # lines; a function's docstring isn't counte
 LONG_MODULE = re.compile(r"\blong because\b")  # the docstring of a longer module must say this and give a reason
 
 # Other modules use the classes of these folders only through the attributes and methods of a contract.
-BEHIND_CONTRACTS = ("data/recipes", "data/images", "data/cache/codecs", "data/cache/layouts", "data/cache/storage")
+BEHIND_CONTRACTS = ("data/recipes", "data/images", "data/cache/codecs", "data/cache/layouts", "data/storage")
 
 # Modules at the program's edges, where values are of any type by nature. In any other module, a comment or docstring
 # next to the type gives the reason and names the edge.

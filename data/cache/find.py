@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from dhkd.data.cache.index import INDEX_KEY, LARGEST_INDEX, Index
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.storage.base import Storage
 from dhkd.data.errors import CacheDamaged, CacheMismatch, DhkdError
+from dhkd.data.storage.base import Storage
 
 
 @dataclass(frozen=True)

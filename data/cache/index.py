@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from dhkd.data.cache.codecs import row_bytes
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import FORMAT_VERSION, Manifest, require_version
-from dhkd.data.cache.storage.base import LARGEST_OBJECT
 from dhkd.data.errors import CacheDamaged, CacheMismatch, unknown
+from dhkd.data.storage.base import LARGEST_OBJECT
 from dhkd.data.strict_json import canonical, decode
 from google_crc32c import value as crc32c
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator

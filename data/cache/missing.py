@@ -7,7 +7,7 @@ from dhkd.data.cache.find import StoredCache
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
-from dhkd.data.cache.storage.base import Storage
+from dhkd.data.storage.base import Storage
 
 
 def progress_of(storage: Storage, unfinished: StoredCache) -> str:

@@ -14,11 +14,11 @@ from dhkd.data.cache.index import LARGEST_INDEX, Bound, Index
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import how_many_exist, progress_of
-from dhkd.data.cache.storage.base import Storage, each
-from dhkd.data.cache.storage.nearby import Nearby
-from dhkd.data.cache.storage.places import is_url, storage_of
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused, StorageError
+from dhkd.data.storage.base import Storage, each
+from dhkd.data.storage.nearby import Nearby
+from dhkd.data.storage.places import is_url, storage_of
 from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray

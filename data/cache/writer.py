@@ -17,8 +17,8 @@ from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import missing_blocks
 from dhkd.data.cache.reader import AGAIN, Damage
-from dhkd.data.cache.storage.base import Storage, each
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused
+from dhkd.data.storage.base import Storage, each
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from dhkd.data.shown import printable_line
 from safetensors.torch import save
 from torch import Tensor
 
+Saved = Callable[[Path], None]
+
 RUN = "run"  # the entry of a checkpoint that says whose it is
 
 
@@ -38,10 +40,19 @@ class RunFolder:
     interpret them.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool, lock: RunLock | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        lock: RunLock | None = None,
+        saved: Saved = lambda folder: None,
+    ) -> None:
         """Claim `path` for the run that `config` describes.
 
         The first compute process passes the folder's `lock`; without a lock, no other process may train in the folder.
+        `saved` is called with the folder whenever it holds something new from which the run can be resumed or reported.
         Raises `RunExists` if the folder already holds a run and `resume` is false. Raises `RunMismatch` if `resume` is
         true and the folder holds a run with other settings, and if the folder holds parts of a run but no settings.
         Resuming an empty folder starts a new run.
@@ -49,7 +60,7 @@ class RunFolder:
         self.path = path
         self.config = dict(config)
         self.class_names: Sequence[str] = ()  # in the order of their numbers; set before the run begins
-        self._lock = lock
+        self._lock, self._saved = lock, saved
         if path.exists() and not path.is_dir():
             raise RunExists(f"output folder {path}: expected a folder, got a file; choose another --out")
         existing = read_config(path)
@@ -82,6 +93,7 @@ class RunFolder:
             write_atomically(self.path / CLASSES, lambda stream: stream.write(lines))
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode()
         write_atomically(self.path / CONFIG, lambda stream: stream.write(text))
+        self._saved(self.path)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -124,6 +136,7 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save({RUN: run, **state}, buffer)
         write_atomically(self.path / CHECKPOINT, lambda stream: stream.write(buffer.getbuffer()))
+        self._saved(self.path)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Load the latest checkpoint onto the CPU; return None if there is no checkpoint.
@@ -192,12 +205,14 @@ class RunFolder:
         self.require_lock()
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         write_atomically(self.path / WEIGHTS / f"epoch-{epochs:04d}.safetensors", lambda stream: stream.write(content))
+        self._saved(self.path)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
         self.require_lock()
         text = json.dumps(result, indent=2).encode() + b"\n"
         write_atomically(self.path / RESULT, lambda stream: stream.write(text))
+        self._saved(self.path)
 
 
 _RESTORE = "put the file back as it was, or delete the checkpoint to train from the start"

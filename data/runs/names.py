@@ -10,6 +10,8 @@ RESULT = "result.json"
 CHECKPOINT = "checkpoint/state.pt"
 CLASSES = "classes.txt"  # the names of the data set's classes, one to a line, where it has any
 WEIGHTS = "weights"  # a folder for the weights files that are kept during training
+TRACKING = "tracking"  # a folder for what trackers write
+TRACKED = f"{TRACKING}/names.json"  # the identifiers that the run has in trackers
 FAILED = "failed.txt"  # the error in one line, then the traceback
 SWEEP = "sweep.json"  # in a sweep's folder: the sweep's commands, and the names of all its runs
 

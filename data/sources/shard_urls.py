@@ -189,7 +189,7 @@ def _download(url: str, out: BinaryIO, *, largest: int) -> None:
     scheme = urlsplit(url).scheme
     if scheme in WEB:
         return fetch(url, out, largest)
-    from dhkd.data.cache.storage.bucket import Bucket  # late, since only buckets need its imports
+    from dhkd.data.storage.bucket import Bucket  # late, since only buckets need its imports
 
     place, _, key = url.rpartition("/")
     return Bucket(place).download(key, out, largest)

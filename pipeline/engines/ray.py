@@ -8,6 +8,7 @@ the actors of a command that is gone.
 
 import logging
 import math
+import os
 import pickle
 import signal
 import threading
@@ -23,6 +24,7 @@ import yaml
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import RAY, EngineOptions
+from dhkd.pipeline.engines.packed import packed
 from dhkd.pipeline.engines.ray_nodes import Node, Waiting, alive_nodes, names_of, room_of
 from dhkd.pipeline.engines.schedule import MOST_LOSSES, Schedule
 from dhkd.pipeline.engines.worker import Begun, Finished, Line, Placed, Refused, Told, Worker, as_told
@@ -34,6 +36,7 @@ U = TypeVar("U")
 R = TypeVar("R")
 
 POLL_SECONDS = 1.0  # between two looks at the cluster's nodes
+END_SECONDS = 5.0  # for workers to tidy up
 PATIENCE_SECONDS = 300.0  # for a node that is large enough, which a cluster that scales itself may add
 
 
@@ -108,12 +111,16 @@ def _value(key: str, text: str) -> object:
 class _Actor:
     """The process of a worker on the cluster. Several calls run in it at a time: one waits for what the worker says."""
 
-    def __init__(self, pickled_work: bytes, threads: int) -> None:
-        self._worker = Worker(pickled_work, threads, ray.get_runtime_context().get_node_id())
+    def __init__(self, pickled_work: bytes, threads: int, folder: str) -> None:
+        self._worker = Worker(pickled_work, threads, folder, ray.get_runtime_context().get_node_id())
 
     def give(self, unit: object) -> None:
         """Give the worker its next unit."""
         self._worker.give(unit)
+
+    def end(self) -> None:
+        """Let the worker end its work, and wait for that."""
+        self._worker.end()
 
     def take(self) -> list[bytes]:
         """Wait until the worker has said something, and return it."""
@@ -140,18 +147,19 @@ class _Pool(Generic[U, R]):
         self._needs, self._hear, self._most = needs, hear, math.inf if most is None else most
         self._schedule: Schedule[U] = Schedule(units)
         self._members: dict[Any, _Member] = {}  # Any: by Ray's reference to what each says next
+        self._ending: dict[Any, _Member] = {}  # Any: by Ray's reference to the end of each
         self._refusals: dict[str, DhkdError] = {}  # by the id of the node
         self._lost_beginnings: Counter[str | None] = Counter()  # by the id of the node; None if there is none yet
         self._names: dict[str, str] = {}  # of nodes, by id
         self._number = 0
-        self._pickled = ray.put(pickle.dumps(work))
+        self._pickled = ray.put(pickle.dumps(packed(work)))
         self._threads = max(1, round(needs.cpus))
         self._actors = ray.remote(_Actor)
         self._options: dict[str, Any] = {  # plain values, as Ray takes them
             "num_cpus": needs.cpus,
             "num_gpus": needs.gpus,
             "memory": None if needs.memory_gb is None else int(needs.memory_gb * 1e9),
-            "max_concurrency": 2,
+            "max_concurrency": 4,
         }
         self._looked = -math.inf
         self._waits = Waiting(needs, patience)
@@ -166,12 +174,15 @@ class _Pool(Generic[U, R]):
                 ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
             for reference in ready:
                 yield from self._taken(reference)
+        if self._ending:
+            ray.wait(list(self._ending), num_returns=len(self._ending), timeout=END_SECONDS)
 
     def close(self) -> None:
         """End all workers, whatever they do."""
-        for member in self._members.values():
+        for member in (*self._members.values(), *self._ending.values()):
             ray.kill(member.actor)
         self._members.clear()
+        self._ending.clear()
 
     def _taken(self, reference: Any) -> Iterator[Ended[U, R]]:
         """Take home what a worker has said; yield the unit that it has ended or that was given up."""
@@ -214,9 +225,11 @@ class _Pool(Generic[U, R]):
 
     def _release(self, member: _Member) -> None:
         """End a worker that has no unit."""
-        member.is_idle = False
-        for reference in [reference for reference, each in self._members.items() if each is member]:
-            del self._members[reference]
+        self._members = {reference: each for reference, each in self._members.items() if each is not member}
+        if member.is_idle:
+            member.is_idle = False
+            self._ending[member.actor.end.remote()] = member
+        else:
             ray.kill(member.actor)
 
     def _refuse(self, member: _Member, error: DhkdError) -> None:
@@ -257,6 +270,10 @@ class _Pool(Generic[U, R]):
         if now - self._looked < POLL_SECONDS and self._members:
             return
         self._looked = now
+        if self._ending:
+            ended, _ = ray.wait(list(self._ending), num_returns=len(self._ending), timeout=0)
+            for reference in ended:
+                ray.kill(self._ending.pop(reference).actor)
         nodes = [node for node in alive_nodes() if node["NodeID"] not in self._refusals]
         room = sum(room_of(node, self._needs) for node in nodes)
         self._require_room(room, nodes, now)
@@ -281,7 +298,7 @@ class _Pool(Generic[U, R]):
         options = dict(self._options)
         if self._refusals:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._refusals)})"}
-        actor = self._actors.options(**options).remote(self._pickled, self._threads)
+        actor = self._actors.options(**options).remote(self._pickled, self._threads, os.getcwd())
         self._members[actor.take.remote()] = _Member(f"worker {self._number}", actor)
 
 

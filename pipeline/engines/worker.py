@@ -3,6 +3,7 @@
 The work runs in a thread of its own. What it says waits here, in order, until the engine takes it home.
 """
 
+import contextlib
 import logging
 import os
 import pickle
@@ -15,8 +16,11 @@ from typing import Any
 
 from dhkd.data.errors import DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Work
+from dhkd.pipeline.engines.packed import portable
 
 MOST_BYTES = 64 * 2**20  # of messages that wait to be taken; then `tell` waits
+
+_END = object()  # in place of a unit
 
 log = logging.getLogger("dhkd")
 
@@ -65,17 +69,25 @@ class Finished:
 class Worker:
     """Begins a work in a thread, and does one unit after the other."""
 
-    def __init__(self, pickled_work: bytes, threads: int, node_id: str) -> None:
+    def __init__(self, pickled_work: bytes, threads: int, folder: str, node_id: str) -> None:
         # Before torch is imported, which happens when the work is unpickled.
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        with contextlib.suppress(OSError):  # relative paths in settings mean the command's, if it is seen here
+            os.chdir(folder)
         self._units: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._said = _Said()
         self._said.add(Placed(node_id))
-        threading.Thread(target=self._run, args=(pickled_work,), name="work", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(pickled_work,), name="work", daemon=True)
+        self._thread.start()
 
     def give(self, unit: object) -> None:
         """Give the worker its next unit."""
         self._units.put(unit)
+
+    def end(self) -> None:
+        """Let the worker end its work, after the unit that it has, and wait for that."""
+        self._units.put(_END)
+        self._thread.join()
 
     def take(self) -> list[bytes]:
         """Wait until the worker has said something, and return all of it in order, pickled."""
@@ -87,15 +99,14 @@ class Worker:
                 work: Work[object, object] = pickle.loads(pickled_work)
                 with work.begun(lambda message: self._said.add(Told(message))) as function:
                     self._said.add(Begun())
-                    while True:
-                        unit = self._units.get()
+                    while (unit := self._units.get()) is not _END:
                         try:
                             outcome = function(unit)
                         except BaseException as error:  # own code may even raise SystemExit
-                            outcome = portable(error)
+                            outcome = _portable(error)
                         self._said.add(Finished(outcome))
             except BaseException as error:
-                self._said.add(Refused(portable(error)))
+                self._said.add(Refused(_portable(error)))
 
 
 class _Said:
@@ -144,15 +155,8 @@ def _log_lines(said: _Said) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def portable(error: BaseException) -> Exception:
-    """Return an exception that can be sent to the command; one that can't be pickled becomes a `ProcessError`."""
-    if isinstance(error, Exception):
-        try:
-            if type(pickle.loads(pickle.dumps(error))) is type(error):
-                return error
-        except Exception:
-            log.debug("%s can't be pickled", type(error).__name__)
-    return ProcessError(f"{type(error).__name__}: {error}")
+def _portable(error: BaseException) -> Exception:
+    return portable(error if isinstance(error, Exception) else ProcessError(f"{type(error).__name__}: {error}"))
 
 
 def as_told(error: Exception) -> DhkdError:

@@ -256,7 +256,7 @@ def test_training_refuses_a_forged_cache_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_repair_writes_nothing_through_links(tmp_path: Path) -> None:
-    from dhkd.data.cache.storage.folder import Folder
+    from dhkd.data.storage.folder import Folder
 
     (tmp_path / "cache").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -11,9 +11,9 @@ from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.layouts.base import Layout
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.places import storage_of
 
 from tests import servers
 from tests.caches import writer_at

@@ -11,10 +11,10 @@ from dhkd.data.cache.blocks import WITNESS, Block, Plan
 from dhkd.data.cache.layouts import LAYOUTS
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ConfigError, NonFiniteLoss
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.places import storage_of
 
 from tests import caches
 from tests.caches import complete, damages_of, writer_at

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from dhkd.data.cache.storage.base import each
+from dhkd.data.storage.base import each
 from dhkd.data.threads import threads_of_generator
 
 

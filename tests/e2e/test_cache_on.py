@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.cache.storage.folder import Folder
+from dhkd.data.storage.folder import Folder
 from dhkd.pipeline import caching_on, on_workers, verify_on
 from dhkd.pipeline.engines.base import Needs
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 import webdataset
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.cache.storage.bucket import Bucket
 from dhkd.data.patience import Patience
+from dhkd.data.storage.bucket import Bucket
 from dhkd.pipeline.api import DistillationSet
 
 from tests import servers

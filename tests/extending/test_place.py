@@ -1,9 +1,9 @@
 """The example place of docs/extending.md passes the suites of storages and caches once it has a line in `PLACES`."""
 
 import pytest
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.places import PLACES, is_url, storage_of
 from dhkd.data.errors import ConfigError
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.places import PLACES, is_url, storage_of
 
 from tests.conformance import test_store
 from tests.conformance.places import Place

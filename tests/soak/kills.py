@@ -24,12 +24,12 @@ import torch
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import missing_blocks
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheIncomplete
 from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
 from dhkd.data.recipes.crop_flip import CropFlip
 from dhkd.data.render import Keys, Normalization
+from dhkd.data.storage.places import storage_of
 from dhkd.stages.cache.write import write_blocks
 from dhkd.stages.models.teacher import Teacher
 from dhkd.stages.processes import Processes

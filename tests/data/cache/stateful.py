@@ -15,10 +15,10 @@ import numpy as np
 from dhkd.data.cache.blocks import WITNESS, Block
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import Damage, LogitReader, open_cache
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheDamaged, CacheMismatch, DhkdError
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.folder import Folder
 from dhkd.stages.cache.convert import convert_blocks, converted
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

@@ -25,12 +25,12 @@ from dhkd.data.cache.find import find
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage.base import LARGEST_OBJECT
-from dhkd.data.cache.storage.bucket import Bucket
-from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.cache.writer import LogitWriter, begin
 from dhkd.data.errors import CacheDamaged, CacheIncomplete, StorageError
 from dhkd.data.patience import Patience
+from dhkd.data.storage.base import LARGEST_OBJECT
+from dhkd.data.storage.bucket import Bucket
+from dhkd.data.storage.folder import Folder
 
 from tests import caches, servers
 from tests.caches import complete, damages_of, writer_at

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.bucket import RESUMES, Bucket
-from dhkd.data.cache.storage.folder import Folder
-from dhkd.data.cache.storage.nearby import Nearby
-from dhkd.data.cache.storage.places import PLACES, is_url, storage_of
-from dhkd.data.cache.storage.web_server import WebServer
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DhkdError, StorageError
 from dhkd.data.patience import PATIENCE, Patience
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.bucket import RESUMES, Bucket
+from dhkd.data.storage.folder import Folder
+from dhkd.data.storage.nearby import Nearby
+from dhkd.data.storage.places import PLACES, is_url, storage_of
+from dhkd.data.storage.web_server import WebServer
 from dhkd.data.web import WEB
 
 from tests.servers import S3, Fault, Flaky, every, flaky, in_order, make_bucket, s3_endpoint, web
@@ -470,7 +470,7 @@ def test_without_obstore_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 FORKS = """
 import os, pickle, signal, sys
-from dhkd.data.cache.storage.bucket import Bucket
+from dhkd.data.storage.bucket import Bucket
 from dhkd.data.errors import StorageError
 
 bucket = Bucket(sys.argv[1])
@@ -656,8 +656,8 @@ def test_threads_fetch_an_object_once(kept: Kept) -> None:
 FETCH = """
 import sys
 from pathlib import Path
-from dhkd.data.cache.storage.bucket import Bucket
-from dhkd.data.cache.storage.nearby import Nearby
+from dhkd.data.storage.bucket import Bucket
+from dhkd.data.storage.nearby import Nearby
 from dhkd.data.disk.copies import BoundedCopies
 
 nearby = Nearby(Bucket(sys.argv[1]), BoundedCopies(Path(sys.argv[2]), 10**9))

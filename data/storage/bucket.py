@@ -16,11 +16,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from dhkd.data.cache.storage.base import LARGEST_OBJECT, require_size
-from dhkd.data.cache.storage.bucket_errors import REMEDIES, explained, may_pass, reason_of, status_of
-from dhkd.data.cache.storage.urls import require_plain, where_is
 from dhkd.data.errors import ConfigError, StorageError
 from dhkd.data.patience import PATIENCE, Patience
+from dhkd.data.storage.base import LARGEST_OBJECT, require_size
+from dhkd.data.storage.bucket_errors import REMEDIES, explained, may_pass, reason_of, status_of
+from dhkd.data.storage.urls import require_plain, where_is
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig

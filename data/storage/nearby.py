@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from dhkd.data.cache.storage.base import LARGEST_OBJECT, Storage
 from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.storage.base import LARGEST_OBJECT, Storage
 
 
 class Nearby:

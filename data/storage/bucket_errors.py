@@ -6,8 +6,8 @@ these texts.
 
 import re
 
-from dhkd.data.cache.storage.urls import kind_of, where_is
 from dhkd.data.errors import StorageError
+from dhkd.data.storage.urls import kind_of, where_is
 
 # What users should check if access is refused, by scheme.
 REMEDIES = {

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Storage(Protocol):
-    """A cache's objects. The key of an object is a relative path with slashes. Threads may share a storage."""
+    """Objects of a cache or of runs, whose keys are relative paths with slashes. Threads may share a storage."""
 
     location: str  # the path or URL by which users know the storage
     streams: int  # how many objects to read at a time for the best speed

@@ -5,9 +5,9 @@ import os
 import stat
 from pathlib import Path
 
-from dhkd.data.cache.storage.base import LARGEST_OBJECT, require_size
 from dhkd.data.disk.atomic import sync_folder, write_atomically
 from dhkd.data.errors import ObjectRefused
+from dhkd.data.storage.base import LARGEST_OBJECT, require_size
 
 
 class Folder:

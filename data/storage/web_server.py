@@ -3,10 +3,10 @@
 from io import BytesIO
 from urllib.parse import quote
 
-from dhkd.data.cache.storage.base import LARGEST_OBJECT
-from dhkd.data.cache.storage.urls import require_plain, where_is
 from dhkd.data.errors import ObjectRefused, StorageError
 from dhkd.data.patience import Patience
+from dhkd.data.storage.base import LARGEST_OBJECT
+from dhkd.data.storage.urls import require_plain, where_is
 from dhkd.data.web import PATIENT, TooLarge, WebError, fetch, size_at
 
 ABSENT = (404, 410)

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from dhkd.data.cache.storage.base import Storage
-from dhkd.data.cache.storage.folder import Folder
-from dhkd.data.cache.storage.web_server import WebServer
 from dhkd.data.errors import ConfigError
+from dhkd.data.storage.base import Storage
+from dhkd.data.storage.folder import Folder
+from dhkd.data.storage.web_server import WebServer
 
 
 def _bucket(url: str) -> Storage:
-    from dhkd.data.cache.storage.bucket import Bucket  # late, since only buckets need its imports
+    from dhkd.data.storage.bucket import Bucket  # late, since only buckets need its imports
 
     return Bucket(url)
 
