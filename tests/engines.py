@@ -38,6 +38,7 @@ class Turns:
     done: list[tuple[str, str, Any]] = field(default_factory=list)
     needs: dict[str, Needs] = field(default_factory=dict)
     refused: dict[str, list[DhkdError]] = field(default_factory=dict)
+    turns: Iterator[int] = field(default_factory=count)
 
     def run(self, work: Work[U, R], units: Sequence[U], needs: Needs, hear: Hear) -> Iterator[Ended[U, R]]:
         """Yield every unit as it ends, as the contract says."""
@@ -45,13 +46,11 @@ class Turns:
         self.needs[kind] = needs
         schedule: Schedule[U] = Schedule(units)
         refused: dict[str, DhkdError] = {}
-        for turn in count():
-            if schedule.is_done:
-                return
+        while not schedule.is_done:
             nodes = [node for node in self.nodes if node not in refused]
             if not nodes:
                 raise next(iter(refused.values()))
-            node = nodes[turn % len(nodes)]
+            node = nodes[next(self.turns) % len(nodes)]
             try:
                 with self.on_node(node), copied(work).begun(partial(_tell, hear, node)) as function:
                     yield from self._turn(kind, node, function, schedule)
