@@ -39,9 +39,7 @@ class SimulatedBucket:
         self.bytes_sent, self.bytes_read = (
             (self.bytes_sent + num_bytes, self.bytes_read) if writes else (self.bytes_sent, self.bytes_read + num_bytes)
         )
-        queue, rate = (
-            (self._writes, self.limits.writes_per_s) if writes else (self._reads, self.limits.reads_per_s)
-        )
+        queue, rate = (self._writes, self.limits.writes_per_s) if writes else (self._reads, self.limits.reads_per_s)
         admitted = queue.serve(now, number / rate)
         carried = self._network.serve(now, num_bytes / self.limits.bytes_per_s)
         alone = now + number * self.limits.latency_s + num_bytes / self.limits.worker_bytes_per_s

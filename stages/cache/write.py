@@ -163,6 +163,9 @@ def _compute(
                 unit = waiting.popleft()
                 lacking = [block for block in unit if not writer.has(block)]
                 advance(sum(len(block) for block in unit) - sum(len(block) for block in lacking))
+                if len(lacking) < len(unit) and waiting:
+                    # Another run is at work here. Following it would mean to catch up with it again and again.
+                    waiting.rotate(-secrets.randbelow(len(waiting)))
                 if lacking:
                     rendering.append(lacking)
                     yield from _keys(lacking, batches_of)
