@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from dhkd.benchmarks.scale.clock import Clock, Queue
@@ -113,7 +114,7 @@ class Simulation:
             self.starts[block] += 1
             worker.unfinished.add(block)
             now += len(block) / worker.rate
-            self.clock.at(now, lambda: self._store(worker, unit, block))
+            self.clock.at(now, partial(self._store, worker, unit, block))
             return
         # The unit ends when its last block is stored.
         self.clock.at(max(now, worker.written_at), lambda: self._end(worker, unit))

@@ -1,6 +1,6 @@
 """What is simulated: a cache, its workers and how they fail."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dhkd.benchmarks.caches import manifest_of
 from dhkd.benchmarks.scale.store import Limits
@@ -48,8 +48,8 @@ class Workers:
 class Setting:
     """One simulated stage one; `coordinator_s` is what one unit costs the command that gives the units."""
 
-    size: Size = Size()
-    workers: Workers = Workers()
-    store: Limits = Limits()
+    size: Size = field(default_factory=Size)
+    workers: Workers = field(default_factory=Workers)
+    store: Limits = field(default_factory=Limits)
     coordinator_s: float = 0.001
     seed: int = 0
