@@ -16,7 +16,7 @@ from dhkd.data.recipes.operations.policies.steps import Step
 from torch import Tensor
 
 # A batch is changed image by image if it has fewer than `FEW`, or if they have at least `LARGE` pixels.
-FEW, LARGE = 8, 64 * 64
+FEW, LARGE = 16, 112 * 112
 COLUMNS = 3  # draws of a slot: operation, magnitude, sign
 
 
