@@ -1,7 +1,7 @@
 """Whole views of signals, held such that any rows of them can be gathered.
 
-On a CPU, they stay in files that are mapped into memory where that is possible, so that the processes of a machine share
-one copy. Otherwise, they are in tensors of this process.
+On a CPU, they stay in files that are mapped into memory where that is possible, so that the processes of a machine
+share one copy. Otherwise, they are in tensors of this process.
 """
 
 from collections.abc import Iterator, Sequence

@@ -193,14 +193,10 @@ def compute(
             while waiting:
                 unit = waiting.popleft()
                 lacking = [block for block in unit if not writer.has(block)]
-<<<<<<< HEAD
                 advance(rows_of(unit) - rows_of(lacking))
-=======
-                advance(sum(len(block) for block in unit) - sum(len(block) for block in lacking))
                 if len(lacking) < len(unit) and waiting:
                     # Another run is at work here. Following it would mean to catch up with it again and again.
                     waiting.rotate(-secrets.randbelow(len(waiting)))
->>>>>>> refs/remotes/p/main
                 if lacking:
                     rendering.append(lacking)
                     yield from _keys(lacking, batches_of)
