@@ -23,22 +23,11 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from dhkd.data.errors import ConfigError, OwnCodeError, unknown
-from dhkd.data.own_failures import failed, running
+from dhkd.data.own_failures import failed
+from dhkd.data.own_failures import running as running
 from dhkd.data.own_files import LoadedFile, load_file
-from dhkd.data.own_origins import Origin, changes, origin_of_module, origin_of_object
-
-__all__ = [
-    "VARIABLE",
-    "Origin",
-    "Own",
-    "changes_allowed",
-    "find",
-    "imported",
-    "is_reference",
-    "offer",
-    "origin_of",
-    "running",
-]
+from dhkd.data.own_origins import Origin as Origin
+from dhkd.data.own_origins import changes, origin_of_module, origin_of_object
 
 log = logging.getLogger("dhkd")
 
@@ -58,9 +47,15 @@ class _Known:
     modules: dict[str, ModuleType] = field(default_factory=dict)
     offered: dict[str, object] = field(default_factory=dict)
     allow_changed: bool = False  # whether code may differ from what a run or cache recorded
+    folder: Path | None = None  # to which relative paths belong, if this is not the process's current folder
 
 
 _known = _Known()
+
+
+def known() -> _Known:
+    """Return what this process may use; `own_travel` sends it to others."""
+    return _known
 
 
 # Loading
@@ -82,7 +77,7 @@ def imported(
         if _is_file(name):
             loaded.append(str(_load_file(name)))
         else:
-            _load_module(name)
+            load_module(name)
             loaded.append(name)
     if loaded:
         variables[VARIABLE] = "".join(f"{name}\n" for name in dict.fromkeys(loaded))
@@ -105,12 +100,18 @@ def _load_file(name: str) -> Path:
     if path.suffix != SUFFIX or not path.is_file():
         found = "a folder" if path.is_dir() else "another kind of file" if path.exists() else "nothing"
         raise ConfigError(f"--import {name}: expected a Python file (.py) or an installed module, found {found}")
-    with _loading(name, path):
-        _known.files[path] = load_file(path)
+    load_as(path, path, name)
     return path
 
 
-def _load_module(name: str) -> None:
+def load_as(path: Path, at: Path, name: str) -> None:
+    """Load the file that lies `at` a path as if it were at `path`; `name` stands for it in messages."""
+    with _loading(name, path):
+        _known.files[path] = load_file(path, at)
+
+
+def load_module(name: str) -> None:
+    """Import an installed module, or one that lies in the current folder. Raises as `imported` does."""
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"--import {name}: expected a file that ends in .py, or a module such as package.module")
     if name in _known.modules:
@@ -230,8 +231,8 @@ def _own_place(file: str, module: str) -> str | None:
     packages = [*_known.modules, *(entry.module.partition(".")[0] for entry in _entries().values())]
     if any(f"{module}.".startswith(f"{package}.") for package in packages):
         return module
-    for path, loaded in _known.files.items():
-        if file in (str(path), *(str(path.parent / name) for name in loaded.beside)):
+    for loaded in _known.files.values():
+        if file in (str(loaded.path), *(str(loaded.path.parent / name) for name in loaded.beside)):
             return Path(file).name
     return None
 
@@ -296,7 +297,8 @@ def _loaded_file(kind: str, name: str, place: str) -> LoadedFile:
         return _known.files[path]
     parts = tuple(part for part in PurePath(place).parts if part not in ("/", ".", "..", "~"))
     ending = parts[-1:] if PurePath(place).is_absolute() else parts
-    matches = [] if path.exists() else [file for file in _known.files if file.parts[-len(ending) :] == ending]
+    elsewhere = _known.folder is not None or not path.exists()
+    matches = [file for file in _known.files if elsewhere and file.parts[-len(ending) :] == ending]
     if len(matches) == 1:
         return _known.files[matches[0]]
     if matches:
@@ -334,6 +336,6 @@ def _of_entry(kind: str, entry: EntryPoint) -> object:
 
 def _real(name: str) -> Path:
     try:
-        return Path(name).expanduser().resolve()
+        return Path(_known.folder or "", Path(name).expanduser()).resolve()
     except (RuntimeError, OSError, ValueError) as error:  # an unknown user, a loop of links, or a NUL in the path
         raise ConfigError(f"file {name}: expected a path ({error})") from error

@@ -24,7 +24,8 @@ LARGEST_SOURCE = 2**24  # bytes; a larger file is not taken for code
 class LoadedFile:
     """A file that was loaded: its module and the SHA-256 of the bytes that ran.
 
-    `beside` has the SHA-256 of each file beside it that it imports, by the file's path relative to its folder.
+    `path` is where the file lies. `beside` has the SHA-256 of each file beside it that it imports, by the file's path
+    relative to its folder.
     """
 
     path: Path
@@ -33,28 +34,30 @@ class LoadedFile:
     beside: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_file(path: Path) -> LoadedFile:
-    """Run the file at the absolute `path` as a module.
+def load_file(path: Path, at: Path | None = None) -> LoadedFile:
+    """Run the file at the absolute `path` as a module; `at` is where the file lies, if that is elsewhere.
 
-    The bytes that run are the bytes whose hash is returned, never an older compiled copy. Raises whatever the code
-    raises, `SyntaxError` if the file isn't valid Python, and `OSError` if it can't be read.
+    The module's name depends on `path` alone. The bytes that run are the bytes whose hash is returned, never an older
+    compiled copy. Raises whatever the code raises, `SyntaxError` if the file isn't valid Python, and `OSError` if it
+    can't be read.
     """
-    content = _read(path)
-    code = compile(content, str(path), "exec", dont_inherit=True)
-    neighbours = _neighbours(path, content)
+    at = at or path
+    content = _read(at)
+    code = compile(content, str(at), "exec", dont_inherit=True)
+    neighbours = files_imported(at, content, at.parent)
     name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    spec = ModuleSpec(name, None, origin=str(path))
+    spec = ModuleSpec(name, None, origin=str(at))
     spec.has_location = True  # sets __file__
     module = importlib.util.module_from_spec(spec)
-    with _beside(path.parent, neighbours):
+    with _beside(at.parent, neighbours):
         sys.modules[name] = module  # dataclasses and pickle look their module up
         try:
             exec(code, module.__dict__)
         except BaseException:
             del sys.modules[name]
             raise
-    hashes = {str(file.relative_to(path.parent)): hashlib.sha256(_read(file)).hexdigest() for file in neighbours}
-    return LoadedFile(path, module, hashlib.sha256(content).hexdigest(), hashes)
+    hashes = {str(file.relative_to(at.parent)): hashlib.sha256(_read(file)).hexdigest() for file in neighbours}
+    return LoadedFile(at, module, hashlib.sha256(content).hexdigest(), hashes)
 
 
 def _read(path: Path) -> bytes:
@@ -65,14 +68,14 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _neighbours(path: Path, content: bytes) -> list[Path]:
-    """Return the sorted files below the folder of `path` that it imports, directly or indirectly."""
+def files_imported(path: Path, content: bytes, root: Path) -> list[Path]:
+    """Return the sorted files below the folder `root` that the file at `path` imports, directly or indirectly."""
     found: dict[Path, None] = {}
     pending = [(path, content)]
     while pending:
         importer, text = pending.pop()
-        for name in _imported_names(ast.parse(text), importer, path.parent):
-            for file in _files_of(name, path.parent):
+        for name in _imported_names(ast.parse(text), importer, root):
+            for file in files_of(name, root):
                 if file not in found and file != path:
                     found[file] = None
                     pending.append((file, _read(file)))
@@ -92,7 +95,7 @@ def _imported_names(tree: ast.Module, importer: Path, root: Path) -> Iterator[st
             yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names)
 
 
-def _files_of(name: str, root: Path) -> Iterator[Path]:
+def files_of(name: str, root: Path) -> Iterator[Path]:
     """Yield the files below `root` that run when the module with this dotted name is imported."""
     parts = name.split(".")
     if parts[0] in sys.stdlib_module_names:

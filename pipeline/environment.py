@@ -1,6 +1,5 @@
 """The environment of a command: its processes, and the versions and hardware that its result records."""
 
-import hashlib
 import logging
 import platform
 import sys
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dhkd import configs, data, pipeline, stages
 from dhkd.data.errors import DhkdError
 from dhkd.data.render import Renderer
+from dhkd.pipeline.engines.same import CODE, code_digest
 from dhkd.pipeline.launch import settle_launch
 from dhkd.stages.agreement import require_agreement
 from dhkd.stages.processes import Processes, resolve_precision, watched
@@ -46,13 +45,7 @@ def processes_for(precision: str, *, cpu: bool) -> Iterator[Processes]:
 
 def _program() -> dict[str, Any]:
     """Return what the program is: versions of the libraries, and a digest of its own code, as plain values."""
-    digest = hashlib.sha256()
-    for package in (pipeline, stages, data, configs):
-        assert package.__file__ is not None
-        folder = Path(package.__file__).parent
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(f"{folder.name}/{file.relative_to(folder)}\n".encode() + file.read_bytes())
-    return {"versions": versions(), "dhkd's code": digest.hexdigest()}
+    return {"versions": versions(), CODE: code_digest()}
 
 
 def _require_proc() -> None:

@@ -41,6 +41,8 @@ log = logging.getLogger("dhkd")
 
 Train = Callable[[Mapping[Path, Experiment]], Outcomes]
 
+LOCK_SECONDS = 1.0  # between two attempts to take a lock that is waited for
+
 
 def sweep(
     experiments: Mapping[str, Experiment],
@@ -63,8 +65,8 @@ def sweep(
     side. With `again`, failed runs are continued. `command` is recorded in `out`. The other arguments are as in
     `train_student`. If a run ends early, the other runs go on. Raises `DhkdError` for errors that concern all runs.
     """
-    _require_trainable(experiments, cache, out, data)
-    _remember(out, command, list(experiments))
+    require_trainable(experiments, cache, out, data)
+    remember(out, command, list(experiments))
     train = partial(
         train_students,
         cache=cache,
@@ -77,68 +79,104 @@ def sweep(
     )
     began = time.perf_counter()
     share = dict(list(experiments.items())[part[0] :: part[1]])
-    refused = _Worker(out, share, again, train).work(together)
+    refused = _work(Trainer(out, share, again, train), together)
+    return swept(out, len(experiments), refused, began)
+
+
+def swept(out: Path, number: int, refused: Mapping[str, str], began: float) -> Swept:
+    """Write the table, and return the result of a sweep over a `number` of runs that began at this performance count.
+
+    `refused` has the errors that no folder records, by run name.
+    """
     runs = read_runs(out)
     return Swept(
         folder=str(out),
         table=str(write_table(runs, out)),
-        runs=len(experiments),
+        runs=number,
         finished=[run.name for run in runs if run.state == "finished"],
-        failed={run.name: run.failure for run in runs if run.failure is not None} | refused,
+        failed={run.name: run.failure for run in runs if run.failure is not None} | dict(refused),
         seconds=round(time.perf_counter() - began, 1),
     )
 
 
 @dataclass(frozen=True)
-class _Worker:
-    """One process's share of a sweep. Several workers may have the same share, because each run has a lock."""
+class Trainer:
+    """Trains runs of a sweep that are not finished and have not failed. Runs are locked, so several may share them."""
 
     out: Path
     experiments: Mapping[str, Experiment]
     again: bool
     train: Callable[..., Outcomes]  # a `Train` that also takes the `locks` of the runs' folders
 
-    def work(self, together: int) -> dict[str, str]:
-        """Train the open runs, `together` at a time; return the errors that no folder records, by run name."""
-        names = [name for name in self.experiments if self._is_open(name)]
+    def is_open(self, name: str) -> bool:
+        """Return whether this run is to be trained."""
+        return is_open(self.out / name, self.again)
+
+    def open_runs(self) -> list[str]:
+        """Return the runs that are to be trained, and log how many they are."""
+        names = [name for name in self.experiments if self.is_open(name)]
         finished = sum((self.out / name / RESULT).exists() for name in self.experiments)
         counted = f", {finished} finished" if finished else ""
         log.info("sweep: %d of %d runs to train%s", len(names), len(self.experiments), counted)
-        began = time.perf_counter()
-        refused: dict[str, str] = {}
-        for start in range(0, len(names), together):
-            with self._locked(names[start : start + together]) as locks:
-                group = {run: self.experiments[str(run.relative_to(self.out))] for run in locks}
-                refused |= train_or_record(group, partial(self.train, locks=locks))
-            write_table(read_runs(self.out), self.out)
-            # Workers with the same share go through the same list, so runs before `passed` are all taken.
-            passed = start + together
-            left = sum(self._is_open(name) for name in names[passed:])
-            if group and left:
-                minutes = (time.perf_counter() - began) / passed * left / 60
-                log.info("sweep: %d of %d runs left, about %.1f min", left, len(names), minutes)
-        return refused
+        return names
 
-    def _is_open(self, name: str) -> bool:
-        return is_open(self.out / name, self.again)
+    def train_runs(self, names: Sequence[str], patience: float = 0.0) -> tuple[bool, dict[str, str]]:
+        """Train these runs side by side, except those that are not open or that another worker trains.
+
+        A lock that another worker holds is waited for, up to `patience` in seconds. Returns whether any run was
+        trained, and the errors that no folder records, by run name.
+        """
+        with self._locked(names, patience) as locks:
+            group = {run: self.experiments[str(run.relative_to(self.out))] for run in locks}
+            return bool(group), train_or_record(group, partial(self.train, locks=locks))
 
     @contextlib.contextmanager
-    def _locked(self, names: Sequence[str]) -> Iterator[dict[Path, RunLock]]:
+    def _locked(self, names: Sequence[str], patience: float) -> Iterator[dict[Path, RunLock]]:
         """Lock the open runs of `names` that no other worker holds, delete their failed.txt, and yield their locks."""
+        until = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
             locks = {}
             for name in names:
                 run = self.out / name
                 try:
-                    lock = stack.enter_context(held(run))
+                    lock = _locked_by(run, stack, until)
                 except RunTaken as error:
                     log.info("%s: another worker trains it (%s)", name, error)
                     continue
                 # Another worker may have ended the run before this worker got the run's lock.
-                if self._is_open(name):
+                if self.is_open(name):
                     (run / FAILED).unlink(missing_ok=True)
                     locks[run] = lock
             yield locks
+
+
+def _locked_by(run: Path, stack: contextlib.ExitStack, until: float) -> RunLock:
+    """Take the lock of a run until the stack ends; wait for it up to a time on the monotonic clock."""
+    while True:
+        try:
+            return stack.enter_context(held(run))
+        except RunTaken:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(LOCK_SECONDS)
+
+
+def _work(trainer: Trainer, together: int) -> dict[str, str]:
+    """Train the open runs, `together` at a time; return the errors that no folder records, by run name."""
+    names = trainer.open_runs()
+    began = time.perf_counter()
+    refused: dict[str, str] = {}
+    for start in range(0, len(names), together):
+        trained, errors = trainer.train_runs(names[start : start + together])
+        refused |= errors
+        write_table(read_runs(trainer.out), trainer.out)
+        # Workers with the same share go through the same list, so runs before `passed` are all taken.
+        passed = start + together
+        left = sum(trainer.is_open(name) for name in names[passed:])
+        if trained and left:
+            minutes = (time.perf_counter() - began) / passed * left / 60
+            log.info("sweep: %d of %d runs left, about %.1f min", left, len(names), minutes)
+    return refused
 
 
 def is_open(run: Path, again: bool) -> bool:
@@ -171,18 +209,19 @@ def train_or_record(group: Mapping[Path, Experiment], train: Train) -> dict[str,
         log.error("%s: %s", run.name, line)
         # An error of a tracker is no failure of the run, and a run that another process took is that process's.
         if (run / CONFIG).exists() and not isinstance(outcome, TrackerError | RunTaken):
-            _keep_failure(run, line, outcome)
+            keep_failure(run, line, outcome)
         else:
             refused[run.name] = line
     return refused
 
 
-def _keep_failure(run: Path, line: str, error: Exception) -> None:
+def keep_failure(run: Path, line: str, error: Exception) -> None:
+    """Write failed.txt, which keeps the run apart: the error in one line, then the traceback."""
     text = "".join([line, "\n\n", *traceback.format_exception(error)])
     write_atomically(run / FAILED, lambda stream: stream.write(text.encode()))
 
 
-def _require_trainable(experiments: Mapping[str, Experiment], cache: str | None, out: Path, data: DataOptions) -> None:
+def require_trainable(experiments: Mapping[str, Experiment], cache: str | None, out: Path, data: DataOptions) -> None:
     """Raise, before anything is trained, the `DhkdError` that would otherwise end the sweep hours later."""
     for experiment in experiments.values():
         objective = objective_of(experiment)
@@ -226,7 +265,7 @@ def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
         raise RunMismatch(f"run at {run}: {'; '.join(changed)}; give its own settings or choose another --out")
 
 
-def _remember(out: Path, command: str, names: Sequence[str]) -> None:
+def remember(out: Path, command: str, names: Sequence[str]) -> None:
     """Add the command and its runs to the sweep's file in `out`, which reports read.
 
     Earlier commands of the same sweep stay in the file.

@@ -1,5 +1,8 @@
 """The options that say where a command's work runs: on this machine, on a Ray cluster, or as jobs of Slurm."""
 
+import functools
+from typing import Any
+
 import click
 from dhkd.pipeline.cli.options import FiniteRange, Function, gathered, options
 from dhkd.pipeline.engines.choice import HERE, EngineOptions
@@ -49,4 +52,11 @@ _engine_options = (
 
 def engine_options(function: Function) -> Function:
     """Add --on and the options that go with it, gathered into the argument `engine`."""
-    return options(*_engine_options)(gathered("engine", EngineOptions)(function))
+
+    @functools.wraps(function)
+    def checked(*, engine: EngineOptions, **parameters: Any) -> Any:
+        if not engine.elsewhere and engine != EngineOptions():
+            raise click.UsageError("--on-option, --cpus, --gpus, --memory and --tasks are for --on")
+        return function(**parameters, engine=engine)
+
+    return options(*_engine_options)(gathered("engine", EngineOptions)(checked))

@@ -1,12 +1,14 @@
 """The commands `train-teacher`, `train-student` and `sweep`: from a preset to trained networks."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 from dhkd.data.errors import DhkdError
+from dhkd.pipeline.cli.engines import engine_options
 from dhkd.pipeline.cli.options import (
     ExperimentOptions,
     Part,
@@ -29,6 +31,7 @@ from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.cli.paths import OUT_FOLDER, PATH, require_apart
 from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.engines.choice import EngineOptions
 from dhkd.pipeline.launch import is_first_process, settle_launch
 
 if TYPE_CHECKING:
@@ -212,29 +215,35 @@ class SweepOptions:
 @track_option
 @data_options
 @cpu_option
+@engine_options
 @json_option
 def sweep(
-    experiment: ExperimentOptions, run: RunOptions, chosen: SweepOptions, data: DataOptions, as_json: bool
+    experiment: ExperimentOptions,
+    run: RunOptions,
+    chosen: SweepOptions,
+    data: DataOptions,
+    engine: EngineOptions,
+    as_json: bool,
 ) -> None:
     """Train and compare students for every combination in a grid.
 
     If interrupted, run the same command again: it resumes. To split the runs among processes, start the command several
-    times, or once with 'torchrun' or 'accelerate launch', which give each process its own device. A failed run does not
-    stop the others.
+    times, or once with 'torchrun' or 'accelerate launch', which give each process its own device. With --on, the runs
+    are trained on the machines of a cluster. A failed run does not stop the others.
     """
     _require_apart(run, data)
     if not chosen.whole_grid:
         raise click.UsageError("expected --grid or --seeds; a single student is train-student's")
     experiments = experiment.load_grid(chosen.whole_grid)
-    settle_launch()
+    if settle_launch().world_size > 1 and engine.elsewhere:
+        raise click.UsageError("--on: expected one process, which gives the work to others; leave torchrun out")
     prints = is_first_process()
     _work_alone()
     from dhkd.data.runs.read import read_runs
     from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.results import plain
-    from dhkd.pipeline.sweep import sweep as train_all
 
-    result = train_all(
+    result = _sweep_of(engine)(
         experiments,
         run.cache,
         run.out,
@@ -260,6 +269,16 @@ def sweep(
     if result.failed:
         lines = "; ".join(f"{name}: {line}" for name, line in result.failed.items())
         raise DhkdError(f"{len(result.failed)} of {result.runs} runs failed: {lines}")
+
+
+def _sweep_of(engine: EngineOptions) -> Callable[..., "Swept"]:
+    if not engine.elsewhere:
+        from dhkd.pipeline.sweep import sweep
+
+        return sweep
+    from dhkd.pipeline.sweep_on import sweep_on
+
+    return functools.partial(sweep_on, engine)
 
 
 def _text_of_sweep(result: "Swept", compared: "Comparison") -> str:

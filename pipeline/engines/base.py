@@ -50,6 +50,10 @@ class Ended(Generic[U, R]):
 class Engine(Protocol):
     """Runs units on workers. An engine is used as a context manager, which starts it and ends what still runs."""
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether its nodes have GPUs, as far as it knows."""
+
     def run(self, work: Work[U, R], units: Sequence[U], needs: Needs, hear: Hear) -> Iterator[Ended[U, R]]:
         """Yield every unit as it ends, in any order, and pass each worker's messages to `hear`, in the caller's thread.
 

@@ -12,6 +12,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.pipeline.engines.base import Engine, Needs
 
 HERE = "here"
+RAY = "ray"
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,14 @@ def engine_of(options: EngineOptions) -> AbstractContextManager[Engine]:
 
     Raises `ConfigError` for another name, and if the engine's library is not installed.
     """
-    # ray and slurm modules are imported here, each in its own branch, when they exist
+    if options.on == RAY or options.on.startswith(f"{RAY}://"):
+        try:
+            from dhkd.pipeline.engines.ray import ray_engine
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != RAY:
+                raise
+            raise ConfigError(
+                f"--on {options.on}: expected the library Ray, found none; pip install 'dhkd[ray]'"
+            ) from None
+        return ray_engine(options)
     raise ConfigError(f"--on: expected here, ray, ray://HOST:PORT, slurm or slurm:local, got {options.on!r}")

@@ -1,0 +1,163 @@
+"""A worker, whatever the engine: it begins a work once, does the units that it is given, and says what happens.
+
+The work runs in a thread of its own. What it says waits here, in order, until the engine takes it home.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dhkd.data.errors import DhkdError, ProcessError
+from dhkd.pipeline.engines.base import Work
+
+MOST_BYTES = 64 * 2**20  # of messages that wait to be taken; then `tell` waits
+
+log = logging.getLogger("dhkd")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The worker's process has started, on the node with this id."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The worker has begun its work, and waits for a unit."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The worker can't begin."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Told:
+    """A message of the work."""
+
+    message: object
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the log."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of the unit that the worker had: its result, or the exception that its function raised."""
+
+    outcome: Any  # Any: whatever the unit's function returns
+
+
+class Worker:
+    """Begins a work in a thread, and does one unit after the other."""
+
+    def __init__(self, pickled_work: bytes, threads: int, folder: str, node_id: str) -> None:
+        # Before torch is imported, which happens when the work is unpickled.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        with contextlib.suppress(OSError):  # relative paths in settings mean the command's, if it is seen here
+            os.chdir(folder)
+        self._units: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._said = _Said()
+        self._said.add(Placed(node_id))
+        threading.Thread(target=self._run, args=(pickled_work,), name="work", daemon=True).start()
+
+    def give(self, unit: object) -> None:
+        """Give the worker its next unit."""
+        self._units.put(unit)
+
+    def take(self) -> list[bytes]:
+        """Wait until the worker has said something, and return all of it in order, pickled."""
+        return self._said.take()
+
+    def _run(self, pickled_work: bytes) -> None:
+        with _log_lines(self._said):
+            try:
+                work: Work[object, object] = pickle.loads(pickled_work)
+                with work.begun(lambda message: self._said.add(Told(message))) as function:
+                    self._said.add(Begun())
+                    while True:
+                        unit = self._units.get()
+                        try:
+                            outcome = function(unit)
+                        except BaseException as error:  # own code may even raise SystemExit
+                            outcome = portable(error)
+                        self._said.add(Finished(outcome))
+            except BaseException as error:
+                self._said.add(Refused(portable(error)))
+
+
+class _Said:
+    """What a worker has said and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        self._changed = threading.Condition()
+
+    def add(self, said: object) -> None:
+        pickled = pickle.dumps(said)
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes <= MOST_BYTES)
+            self._waiting.append(pickled)
+            self._bytes += len(pickled)
+            self._changed.notify_all()
+
+    def take(self) -> list[bytes]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            taken, self._waiting, self._bytes = self._waiting, [], 0
+            self._changed.notify_all()
+            return taken
+
+
+class _Lines(logging.Handler):
+    def __init__(self, said: _Said) -> None:
+        super().__init__()
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.add(Line(record.levelno, self.format(record)))
+
+
+@contextmanager
+def _log_lines(said: _Said) -> Iterator[None]:
+    """Let the lines of the log be said."""
+    handler = _Lines(said)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def portable(error: BaseException) -> Exception:
+    """Return an exception that can be sent to the command; one that can't be pickled becomes a `ProcessError`."""
+    if isinstance(error, Exception):
+        try:
+            if type(pickle.loads(pickle.dumps(error))) is type(error):
+                return error
+        except Exception:
+            log.debug("%s can't be pickled", type(error).__name__)
+    return ProcessError(f"{type(error).__name__}: {error}")
+
+
+def as_told(error: Exception) -> DhkdError:
+    """Return the error that a worker's failed beginning is for the command."""
+    return error if isinstance(error, DhkdError) else ProcessError(f"{type(error).__name__}: {error}")

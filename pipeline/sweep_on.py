@@ -1,0 +1,169 @@
+"""`dhkd sweep --on`: the runs of a sweep are units of an engine, which trains them on workers elsewhere.
+
+The folder of the sweep holds the truth, as in a sweep on this machine: a run's folder shows its state. So a sweep may
+be stopped, killed and given again, with another engine or with none.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dhkd.configs.schema import Experiment
+from dhkd.data.errors import DataError, ProcessError
+from dhkd.data.progress import duration
+from dhkd.data.runs.names import CONFIG
+from dhkd.data.runs.read import read_runs
+from dhkd.pipeline.build.cache import reader_of
+from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
+from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.engines.base import Ended, Engine, Needs
+from dhkd.pipeline.engines.choice import EngineOptions, engine_of
+from dhkd.pipeline.limits import available_cores
+from dhkd.pipeline.report.table import write_table
+from dhkd.pipeline.results import Swept
+from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept
+from dhkd.pipeline.sweep_work import Began, Group, Refused, SweepData, SweepWork
+from dhkd.pipeline.training import train_students
+
+log = logging.getLogger("dhkd")
+
+MOST_DECODERS = 8  # processes that decode photographs for a task, unless --workers or --cpus says another number
+TABLE_SHARE = 0.1  # of the time goes at most into writing the table again
+
+
+def sweep_on(
+    engine_options: EngineOptions,
+    experiments: Mapping[str, Experiment],
+    cache: str | None,
+    out: Path,
+    *,
+    command: str,
+    data: DataOptions,
+    part: tuple[int, int] = (0, 1),
+    together: int = 1,
+    again: bool = False,
+    teacher: Path | None = None,
+    allow_drift: bool = False,
+    track: Sequence[str] = (),
+    cpu: bool = False,
+) -> Swept:
+    """Train the students as `sweep` does, on the workers of an engine; the arguments are as there.
+
+    Raises `DhkdError` for errors that concern all runs, for example if no node has the data.
+    """
+    began = time.perf_counter()
+    cache, out, teacher = _absolute(cache), out.absolute(), Path(str(_absolute(teacher))) if teacher else None
+    data = replace(data, root=_absolute(data.root))
+    require_trainable(experiments, cache, out, data)
+    remember(out, command, list(experiments))
+    first = next(iter(experiments.values()))
+    with engine_of(engine_options) as engine:
+        needs = engine_options.needs(_implied(first, data, engine, cpu))
+        # One task's decoding processes are as many as its cores, so that tasks don't fight for cores.
+        on_worker = data if data.workers is not None else replace(data, workers=max(1, round(needs.cpus)))
+        train = partial(
+            train_students,
+            cache=cache,
+            data=on_worker,
+            teacher=teacher,
+            allow_drift=allow_drift,
+            track=track,
+            cpu=cpu,
+            resume=True,
+        )
+        share = dict(list(experiments.items())[part[0] :: part[1]])
+        trainer = Trainer(out, share, again, train)
+        home = _Home(trainer)
+        work = SweepWork(trainer, _data_of(first, cache, on_worker))
+        units = home.units(together)
+        for ended in engine.run(work, units, needs, home.hear) if units else ():
+            home.end(ended)
+    return swept(out, len(experiments), home.refused, began)
+
+
+def _absolute(location: Any) -> str | None:
+    """Return a path as it is from any folder; URLs and names stay as they are."""
+    if location is None or "://" in str(location) or not Path(location).exists():
+        return None if location is None else str(location)
+    return str(Path(location).absolute())
+
+
+def _implied(first: Experiment, data: DataOptions, engine: Engine, cpu: bool) -> Needs:
+    """Return what one task needs by default.
+
+    Memory is left out, because the workers of a machine share images and caches.
+    """
+    decodes = recipe_of(first.views).shape is not None
+    decoders = min(available_cores(), MOST_DECODERS) if data.workers is None else max(1, data.workers)
+    return Needs(cpus=float(decoders) if decodes else 1.0, gpus=1.0 if engine.has_gpus and not cpu else 0.0)
+
+
+def _data_of(first: Experiment, cache: str | None, options: DataOptions) -> SweepData:
+    """Return what the nodes are to have; the command itself needs no images, but compares them if it has them."""
+    digest = None if cache is None else reader_of(cache, options).manifest.digest
+    identity = None
+    if cache is None:  # else the cache says which images it was made from
+        try:
+            identity = plain_identity(images_of(first, "train", options))
+        except DataError as error:
+            log.info("data: not compared with the nodes', because it isn't here: %s", error)
+    return SweepData(first, cache, options, digest, identity)
+
+
+class _Home:
+    """What the command does with what comes home: it keeps failures, writes the table, and says how far it is."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.refused: dict[str, str] = {}
+        self._trainer = trainer
+        self._began = time.perf_counter()
+        self._table_at = 0.0
+        self._left = self._number = 0
+
+    def units(self, together: int) -> list[Group]:
+        """Return the open runs in groups."""
+        names = self._trainer.open_runs()
+        self._left = self._number = len(names)
+        return [Group(tuple(names[start : start + together])) for start in range(0, len(names), together)]
+
+    def hear(self, node: str, message: object) -> None:
+        """Take a message of a worker."""
+        assert isinstance(message, Began)
+        for name in message.names:
+            log.info("%s: %s: training", node, name)
+
+    def end(self, ended: Ended[Group, Refused]) -> None:
+        """Take the end of a group."""
+        if isinstance(ended.outcome, Exception):
+            self._keep(ended.unit.names, ended.outcome)
+        else:
+            self.refused |= ended.outcome
+        self._left -= len(ended.unit.names)
+        self._write_table()
+        if self._left:
+            passed = time.perf_counter() - self._began
+            left = duration(passed / (self._number - self._left) * self._left)
+            log.info("sweep: %d of %d runs left, about %s", self._left, self._number, left)
+
+    def _keep(self, names: Sequence[str], error: Exception) -> None:
+        """Keep runs apart that have lost too many workers, or on which the program failed."""
+        line = str(error) if isinstance(error, ProcessError) else f"{type(error).__name__}: {error}"
+        for name in names:
+            log.error("%s: %s", name, line)
+            run = self._trainer.out / name
+            if (run / CONFIG).exists() and self._trainer.is_open(name):
+                keep_failure(run, line, error)
+            elif self._trainer.is_open(name):
+                self.refused[name] = line
+
+    def _write_table(self) -> None:
+        """Write the table, unless that would take much of the time."""
+        now = time.perf_counter()
+        if now >= self._table_at:
+            write_table(read_runs(self._trainer.out), self._trainer.out)
+            took = time.perf_counter() - now
+            self._table_at = now + took / TABLE_SHARE
