@@ -15,17 +15,16 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import DataError, ProcessError
 from dhkd.data.progress import duration
-from dhkd.data.runs.names import CONFIG
-from dhkd.data.runs.read import read_runs
+from dhkd.data.runs.names import CONFIG, FAILED
+from dhkd.data.runs.place import is_elsewhere, runs_at
 from dhkd.pipeline.build.cache import reader_of
 from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Ended, Engine, Needs
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
 from dhkd.pipeline.limits import available_cores
-from dhkd.pipeline.report.table import write_table
 from dhkd.pipeline.results import Swept
-from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept
+from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept, written_table
 from dhkd.pipeline.sweep_work import Began, Group, Refused, SweepData, SweepWork
 from dhkd.pipeline.training import train_students
 
@@ -39,7 +38,7 @@ def sweep_on(
     engine_options: EngineOptions,
     experiments: Mapping[str, Experiment],
     cache: str | None,
-    out: Path,
+    out: str | Path,
     *,
     command: str,
     data: DataOptions,
@@ -56,10 +55,12 @@ def sweep_on(
     Raises `DhkdError` for errors that concern all runs, for example if no node has the data.
     """
     began = time.perf_counter()
-    cache, out, teacher = _absolute(cache), out.absolute(), Path(str(_absolute(teacher))) if teacher else None
+    cache, teacher = _absolute(cache), Path(str(_absolute(teacher))) if teacher else None
     data = replace(data, root=_absolute(data.root))
-    require_trainable(experiments, cache, out, data)
-    remember(out, command, list(experiments))
+    place = runs_at(out if is_elsewhere(out) else Path(out).absolute())
+    place.refresh()
+    require_trainable(experiments, cache, place, data)
+    remember(place, command, list(experiments))
     first = next(iter(experiments.values()))
     with engine_of(engine_options) as engine:
         needs = engine_options.needs(_implied(first, data, engine, cpu))
@@ -76,13 +77,13 @@ def sweep_on(
             resume=True,
         )
         share = dict(list(experiments.items())[part[0] :: part[1]])
-        trainer = Trainer(out, share, again, train)
+        trainer = Trainer(place, share, again, train)
         home = _Home(trainer)
         work = SweepWork(trainer, _data_of(first, cache, on_worker))
         units = home.units(together)
         for ended in engine.run(work, units, needs, home.hear) if units else ():
             home.end(ended)
-    return swept(out, len(experiments), home.refused, began)
+    return swept(place, len(experiments), home.refused, began)
 
 
 def _absolute(location: Any) -> str | None:
@@ -154,9 +155,11 @@ class _Home:
         line = str(error) if isinstance(error, ProcessError) else f"{type(error).__name__}: {error}"
         for name in names:
             log.error("%s: %s", name, line)
-            run = self._trainer.out / name
-            if (run / CONFIG).exists() and self._trainer.is_open(name):
-                keep_failure(run, line, error)
+            place = self._trainer.place
+            place.refresh()
+            if (place.folder / name / CONFIG).exists() and self._trainer.is_open(name):
+                keep_failure(place.folder / name, line, error)
+                place.send(f"{name}/{FAILED}")
             elif self._trainer.is_open(name):
                 self.refused[name] = line
 
@@ -164,6 +167,6 @@ class _Home:
         """Write the table, unless that would take much of the time."""
         now = time.perf_counter()
         if now >= self._table_at:
-            write_table(read_runs(self._trainer.out), self._trainer.out)
+            written_table(self._trainer.place)
             took = time.perf_counter() - now
             self._table_at = now + took / TABLE_SHARE

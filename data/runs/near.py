@@ -2,7 +2,7 @@
 
 Only what has changed is fetched, and only what reports read: settings, metrics and results. Weights are fetched on
 request; until then, an empty file stands for each. Left out on purpose: training in this folder, which another process
-may bring up to date at any time (see `at_url.py`).
+may bring up to date at any time (see `place.py`).
 """
 
 import contextlib
@@ -63,11 +63,12 @@ class NearRuns:
                 )
             stamps = {key: stamp for key, stamp in listed.items() if _is_plain(key) and _matches(key, READ + ANALYSES)}
             weights_here = {key: stamp for key, stamp in listed.items() if _is_plain(key) and _is_weights(key)}
+            known = self._known()
             stamps |= {
-                key: stamp if _matches(key, weights) or self._known().get(key) == stamp else ABSENT
+                key: stamp if _matches(key, weights) or known.get(key) == stamp else ABSENT
                 for key, stamp in weights_here.items()
             }
-            self._follow(stamps)
+            self._follow(stamps, known)
         forget_unused(self.folder.parent.parent, keep=self.folder.parent)
 
     def _known(self) -> dict[str, str]:
@@ -77,9 +78,8 @@ class NearRuns:
         except (OSError, ValueError):
             return {}
 
-    def _follow(self, stamps: Mapping[str, str]) -> None:
+    def _follow(self, stamps: Mapping[str, str], known: Mapping[str, str]) -> None:
         """Make the folder's files those of `stamps`: fetched, or empty where the stamp is `ABSENT`."""
-        known = self._known()
         for key in known.keys() - stamps.keys():
             with contextlib.suppress(OSError):
                 (self.folder / key).unlink()
@@ -99,7 +99,8 @@ class NearRuns:
                     stored[key] = stamps[key]
         if stored != known:
             write_atomically(self._index, lambda stream: stream.write(json.dumps(stored).encode()))
-        os.utime(self._index) if self._index.exists() else None
+        elif self._index.exists():
+            os.utime(self._index)  # it was used
 
 
 def forget_unused(root: Path, keep: Path) -> None:

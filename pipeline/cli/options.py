@@ -63,7 +63,7 @@ class ExperimentOptions:
 class RunOptions:
     """Where a run is written, what it is trained from, and how it is carried out."""
 
-    out: Path
+    out: str
     cache: str | None = None
     teacher: Path | None = None
     allow_drift: bool = False
