@@ -115,19 +115,22 @@ def train_student(
     place = place_to_write(out)
     tree, chosen, data = _of_student(model, cache, objective, dataset, test, recipe, teacher, preset, data)
     experiment = built(tree, {**chosen, **below("student", student), **_seeded(seed), **(settings or {})})
-    with undisturbed(allow_changed_code=allow_changed_code), weights_of(teacher, teacher_weights) as file:
-        with near_runs(place, resume=resume) as runs:
-            folder, held = runs[""].folder, {runs[""].folder: runs[""]}
-            return training.train_student(
-                *(experiment, _location(cache), folder),
-                data=data,
-                teacher=file,
-                allow_drift=allow_drift,
-                track=track,
-                cpu=cpu,
-                resume=resume,
-                held=held,
-            )
+    with (
+        undisturbed(allow_changed_code=allow_changed_code),
+        weights_of(teacher, teacher_weights) as file,
+        near_runs(place, resume=resume) as runs,
+    ):
+        folder, held = runs[""].folder, {runs[""].folder: runs[""]}
+        return training.train_student(
+            *(experiment, _location(cache), folder),
+            data=data,
+            teacher=file,
+            allow_drift=allow_drift,
+            track=track,
+            cpu=cpu,
+            resume=resume,
+            held=held,
+        )
 
 
 def sweep(
