@@ -104,7 +104,7 @@ def swept(place: Runs, number: int, refused: Mapping[str, str], began: float) ->
 def written_table(place: Runs) -> list[Run]:
     """Write the table of all runs as they are now, and return the runs."""
     place.refresh()
-    runs = read_runs(place.folder)
+    runs = read_runs(place.folder, place.shown)
     write_table(runs, place.folder)
     place.send(TABLE)
     return runs

@@ -1,6 +1,7 @@
 """Where a folder of runs is: on a file system, or at a URL. Commands read and train runs without asking which."""
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dhkd.data.disk.user_cache import user_cache_folder
+from dhkd.data.disk.writable import PROBE, require_writable_folder
 from dhkd.data.errors import ConfigError, StorageError
 from dhkd.data.runs.folder import Saved
 from dhkd.data.runs.lock import RunLock, held
@@ -68,6 +70,12 @@ class Runs(Protocol):
         Raises `RunTaken` if another process trains it. A process that is not the `first` of several takes no lock.
         """
 
+    def require_writable(self, what: str, name: str = "") -> None:
+        """Raise `StorageError` unless files can be written into the place, or its subfolder `name`.
+
+        `what` names the place in the message.
+        """
+
     def named(self) -> AbstractContextManager[None]:
         """Let errors and log lines name the `location`, in place of `folder`."""
 
@@ -111,6 +119,10 @@ class RunsInFolder:
         """Hold the lock of the run's folder."""
         with held(self.folder / name) as lock:
             yield NearRun(self.folder / name, lock=lock)
+
+    def require_writable(self, what: str, name: str = "") -> None:
+        """Try it out; nothing is left behind."""
+        require_writable_folder(self.folder / name, what)
 
     def named(self) -> AbstractContextManager[None]:
         """Do nothing: errors name the folder."""
@@ -172,6 +184,12 @@ class RunsAtUrl:
                 mirror.fetch()
                 yield NearRun(mirror.folder, lambda folder: mirror.saved(), location=home.location)
             _send_the_rest(mirror)
+
+    def require_writable(self, what: str, name: str = "") -> None:
+        """Try it out; nothing is left behind."""
+        key = f".dhkd-{secrets.token_hex(8)}.partial"
+        self.storage.put(key, PROBE, replace=True)
+        self.storage.delete(key)
 
     def named(self) -> AbstractContextManager[None]:
         """Let errors and log lines name the URL."""

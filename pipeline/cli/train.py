@@ -28,7 +28,7 @@ from dhkd.pipeline.cli.options import (
     training_cache_option,
 )
 from dhkd.pipeline.cli.output import emit
-from dhkd.pipeline.cli.paths import OUT_LOCATION, PATH, require_apart
+from dhkd.pipeline.cli.paths import OUT_LOCATION, RUN, require_apart
 from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.choice import EngineOptions
@@ -85,7 +85,7 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
 )
 @click.option(
     "--teacher",
-    type=PATH,
+    type=RUN,
     help="Teacher weights: a run's folder, a weights file, or packaged[:TAG] for the pretrained weights that"
     " torchvision or timm provides (TAG chooses among several). Only a cache of this teacher is accepted. Required if"
     " the teacher runs in every step, and by methods that reuse part of its network (simkd).",
@@ -233,7 +233,7 @@ class SweepOptions:
 @baseline_option
 @click.option(
     "--teacher",
-    type=PATH,
+    type=RUN,
     help="Teacher weights: a run's folder or a weights file. Needed if the teacher runs in every step"
     " (teacher.live=true) or the method reuses part of its network (simkd).",
 )
@@ -289,7 +289,8 @@ def sweep(
     if prints:
         from dhkd.pipeline.results import plain
 
-        compared = compare(read_runs(runs_at(run.out).folder), chosen.baseline)
+        place = runs_at(run.out)
+        compared = compare(read_runs(place.folder, place.shown), chosen.baseline)
         emit(
             {**plain(result), "comparison": comparison_json(compared)},
             as_json,

@@ -91,7 +91,7 @@ def report(folder: str | Path, *, baseline: str | None = None) -> RunTable:
     if not place.folder.is_dir():
         found = "a file" if place.folder.exists() else "none"
         raise ConfigError(f"folder {folder}: expected a folder of runs, found {found}")
-    runs = read_runs(place.folder)
+    runs = read_runs(place.folder, place.shown)
     failed = {run.name: run.failure for run in runs if run.failure is not None}
     return RunTable(str(folder), compare(runs, baseline), failed)
 
