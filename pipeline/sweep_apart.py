@@ -101,16 +101,12 @@ class RunsApart(RunsInFolder):
     @contextlib.contextmanager
     def trained(self, name: str, *, resume: bool = True, first: bool = True) -> Iterator[NearRun]:
         """Bring a run into the private folder, and send its files home whenever it saved something, and at the end."""
-        mirror = Mirror(self.folder / name, _Channel(name, self.files[name], self.tell), _nothing)
+        mirror = Mirror(self.folder / name, _Channel(name, self.files[name], self.tell))
         mirror.fetch()
         with super().trained(name) as near:
             yield replace(near, saved=lambda folder: mirror.saved())
         mirror.send()
         shutil.rmtree(mirror.folder, ignore_errors=True)
-
-
-def _nothing() -> None:
-    pass
 
 
 class _Channel:
