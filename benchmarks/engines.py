@@ -63,7 +63,8 @@ def _measured(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
         processes = [
             subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=errors) for words in commands
         ]
-        if any([process.wait() for process in processes]):
+        codes = [process.wait() for process in processes]
+        if any(codes):
             errors.seek(0)
             raise RuntimeError(errors.read())
     took = time.perf_counter() - began
