@@ -34,7 +34,9 @@ log = logging.getLogger("dhkd")
 U = TypeVar("U")
 R = TypeVar("R")
 
+NO_REASONS = ("before finishing this task", "The actor never ran")  # in sentences of Ray that stand beside the reason
 POLL_SECONDS = 1.0  # between two looks at the cluster's nodes
+MOST_UNSTARTED = 30  # workers in a row that the cluster could not start
 END_SECONDS = 5.0  # for workers to tidy up
 PATIENCE_SECONDS = 300.0  # for a node that is large enough, which a cluster that scales itself may add
 
@@ -195,6 +197,7 @@ class _Pool(Generic[U, R]):
                     log.log(level, "%s: %s", self._node(member), text)
                 case Begun():
                     member.has_begun = member.is_idle = True
+                    self._lost_beginnings.clear()
                 case Refused(refusal):
                     self._refuse(member, as_told(refusal))
                 case Finished(outcome):
@@ -235,19 +238,26 @@ class _Pool(Generic[U, R]):
         ray.kill(member.actor)  # one that can't be reached for the moment must not come back
         node, reason = self._node(member), _reason(error)
         if not member.has_begun:
-            self._lost_beginnings[member.node_id] += 1
             log.warning("%s: a worker was lost before it began: %s", node, reason)
-            if self._lost_beginnings[member.node_id] >= MOST_LOSSES:
-                failure = ProcessError(f"{MOST_LOSSES} workers were lost before they began, the last one: {reason}")
-                if member.node_id is None:
-                    raise failure
-                self._refuse(member, failure)
+            self._count_beginning(member, error, reason)
             return
         log.warning("%s: a worker was lost: %s", node, reason)
         unit = self._schedule.lose(member.name)
         if unit is not None:
             lost = f"expected a worker to end it, got {MOST_LOSSES} lost workers, the last one on {node}: {reason}"
             yield Ended(unit, ProcessError(lost), node)
+
+    def _count_beginning(self, member: _Member, error: RayError, reason: str) -> None:
+        """Refuse a node on which too many workers were lost before they began; raise if it seems to be every node."""
+        self._lost_beginnings[member.node_id] += 1
+        number = self._lost_beginnings[member.node_id]
+        failure = ProcessError(f"{number} workers were lost before they began, the last one: {reason}")
+        if member.node_id is not None:
+            if number >= MOST_LOSSES:
+                self._refuse(member, failure)
+        # Ray also drops workers that a busy node couldn't start in time, or that were to start on a lost node.
+        elif number >= (MOST_LOSSES if _is_of_program(error) else MOST_UNSTARTED):
+            raise failure
 
     def _node(self, member: _Member) -> str:
         if member.node_id is None:
@@ -294,10 +304,15 @@ class _Pool(Generic[U, R]):
         self._members[actor.take.remote()] = _Member(f"worker {self._number}", actor)
 
 
+def _is_of_program(error: RayError) -> bool:
+    """Return whether a worker's process started and failed by its program, for example because dhkd isn't installed."""
+    return isinstance(error, RayActorError) and bool(error.actor_init_failed)
+
+
 def _reason(error: RayError) -> str:
     """Return the sentence in which Ray says why an actor is gone."""
-    if isinstance(error, RayActorError) and error.actor_init_failed:
+    if _is_of_program(error):
         return " ".join(str(error).split())[-300:]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    dead = [line for line in lines if line.startswith("The actor") and "before finishing this task" not in line]
+    dead = [line for line in lines if line.startswith("The actor") and not any(words in line for words in NO_REASONS)]
     return (dead or lines or [type(error).__name__])[-1].partition(" Some common causes")[0][:300]
