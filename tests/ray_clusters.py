@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's workers have a lower priority by default, so they would wait for all other tests of the machine.
+os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"})
 
 import ray
 from ray.cluster_utils import Cluster
