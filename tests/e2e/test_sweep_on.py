@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.command_line import ENVIRONMENT, SMALL, done, spawn
 from tests.ray_clusters import Nodes, ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 GRID = ("--grid", "objective=ce,kd,dhkd", "--seeds", 8, "--track", "none")
 
@@ -77,6 +77,5 @@ def test_nodes_and_the_command_die(shared: bool, nodes: Nodes, cache: Path, tmp_
     after = finished_in(out)
     assert {path: after[path] for path in before} == before
     assert weights_in(out) == weights_in(tmp_path / "here")
-    assert not list(out.rglob("lock.*"))
     for name in (*first[:2], new):
         nodes.remove(name)
