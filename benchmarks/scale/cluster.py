@@ -14,7 +14,7 @@ from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import missing_blocks
 from dhkd.pipeline.engines.schedule import Schedule
-from dhkd.stages.cache.write import _units as units_of
+from dhkd.stages.cache.write import units_of
 
 Unit = tuple[Block, ...]
 
