@@ -30,7 +30,9 @@ Files = Mapping[str, bytes]  # contents by the path below a run's folder
 
 @dataclass(frozen=True)
 class Apart:
-    """The message that a worker doesn't see the sweep's folder."""
+    """The message that a worker doesn't see the sweep's folder, and trains in this one."""
+
+    scratch: str
 
 
 @dataclass(frozen=True)

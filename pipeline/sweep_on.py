@@ -132,7 +132,7 @@ class _Home:
         self.refused: dict[str, str] = {}
         self._trainer = trainer
         self._received = Received(trainer.out, trainer.is_open)
-        self._sends_files = False  # whether any worker doesn't see the sweep's folder
+        self._apart: set[str] = set()  # the nodes that don't see the sweep's folder
         self._began = time.perf_counter()
         self._table_at = 0.0
         self._left = self._number = 0
@@ -150,8 +150,10 @@ class _Home:
             case Began(names):
                 for name in names:
                     log.info("%s: %s: training", node, name)
-            case Apart():
-                self._sends_files = True
+            case Apart(scratch):
+                if node not in self._apart:
+                    log.info("%s: doesn't see %s; trains in %s and sends runs home", node, self._trainer.out, scratch)
+                self._apart.add(node)
             case Put():
                 self._received.take(message)
 
@@ -172,7 +174,7 @@ class _Home:
     def _given(self, names: Sequence[str]) -> Mapping[str, Files]:
         """Return what a worker gets of these runs, and let them go that an earlier worker had, since it is lost."""
         self._received.release(names)
-        return {name: self._received.files_of(name) if self._sends_files else {} for name in names}
+        return {name: self._received.files_of(name) if self._apart else {} for name in names}
 
     def _keep(self, names: Sequence[str], error: Exception) -> None:
         """Keep runs apart that have lost too many workers, or on which the program failed."""

@@ -86,8 +86,7 @@ class SweepWork:
         self.data.require()
         scratch = None if self.token.is_seen() else scratch_for(self.token)
         if scratch is not None:
-            log.info("%s isn't seen from here; runs are trained in %s and sent home", self.trainer.out, scratch)
-            tell(Apart())
+            tell(Apart(str(scratch)))
 
         def train(group: Group) -> Refused:
             tell(Began(group.names))

@@ -9,8 +9,9 @@ import torch
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo
+from dhkd.data.images.pictures import channels_last
 from dhkd.data.images.resizing import Interpolation
-from dhkd.data.recipes.base import Recipe, Render, rendered
+from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.mixing import Mixing
 from dhkd.data.recipes.operations.base import Operation
 from numpy.typing import NDArray
@@ -58,8 +59,10 @@ class Augmented(Recipe):
         """Render one decoded image with each row of draws: uint8 (B, H, W, C)."""
         widths = [one.num_draws for one in self.operations.values()]
         geometry_draws, *draws = torch.split(draws_BD, [draws_BD.shape[1] - sum(widths), *widths], dim=1)
-        pixels_BHWC = torch.from_numpy(np.array(rendered(self.geometry, photo, geometry_draws)))
-        return self._operated(pixels_BHWC.permute(0, 3, 1, 2), draws).permute(0, 2, 3, 1).numpy()
+        pictures = self.geometry.pictures(photo, geometry_draws)
+        for operation, drawn_BD in zip(self.operations.values(), draws, strict=True):
+            pictures = operation.change(pictures, drawn_BD)
+        return pictures.array
 
     def at_test(self) -> Recipe:
         """Return the geometry's recipe for test images, which are not augmented."""
@@ -99,11 +102,3 @@ class Augmented(Recipe):
         for operation, draws_BD in zip(self.operations.values(), draws, strict=True):
             pixels_BCHW = operation.apply(pixels_BCHW, draws_BD)
         return channels_last(pixels_BCHW)
-
-
-def channels_last(pixels_BCHW: Tensor) -> Tensor:
-    """Return the pixels channels last in memory."""
-    if pixels_BCHW.is_contiguous(memory_format=torch.channels_last):
-        return pixels_BCHW
-    # Faster than `contiguous`, which handles three channels one by one for every pixel.
-    return torch.stack(pixels_BCHW.unbind(1), dim=-1).permute(0, 3, 1, 2)

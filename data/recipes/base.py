@@ -17,6 +17,7 @@ from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo, photo_of
+from dhkd.data.images.pictures import Pictures
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.mixing import Mixing
 from numpy.typing import NDArray
@@ -70,6 +71,10 @@ class Recipe(ABC):
 
         For grey images, the last axis may be left out.
         """
+
+    def pictures(self, photo: Photo, draws_BD: Tensor) -> Pictures:
+        """Render as `pixels` does. A recipe whose pixels are those of a photo overrides this to save conversions."""
+        return Pictures(torch.from_numpy(np.array(rendered(self, photo, draws_BD))).permute(0, 3, 1, 2))
 
     def without_end(self) -> "Recipe":
         """Return a recipe without a limit on views, whose first views are those of this one.

@@ -17,8 +17,9 @@ from dhkd.data.draws.keyed import BITS, keyed_draws
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.batched_cuts import cutter_of
-from dhkd.data.images.cuts import Box, Cut, cuts_of
+from dhkd.data.images.cuts import Box, Cut, cut_of
 from dhkd.data.images.decoding import Photo
+from dhkd.data.images.pictures import Pictures
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.unaugmented import CenterCrop
@@ -99,8 +100,12 @@ class RandomResizedCrop(Recipe):
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
+        return self.pictures(photo, draws_BD).array
+
+    def pictures(self, photo: Photo, draws_BD: Tensor) -> Pictures:
+        """Compute from a photograph the photos that each row of draws describes."""
         cuts = [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()]
-        return cuts_of(photo, cuts, self.interpolation)
+        return Pictures([cut_of(photo, cut, self.interpolation) for cut in cuts])
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once; large images are rendered one by one."""
