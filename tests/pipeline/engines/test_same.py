@@ -17,7 +17,7 @@ from dhkd.pipeline.engines.base import Tell
 from dhkd.pipeline.engines.packed import Packed, packed, portable
 from dhkd.pipeline.engines.same import CODE, Program, differences_of, require_same, this_program
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_process_is_the_same_program_as_itself() -> None:

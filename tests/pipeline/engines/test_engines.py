@@ -20,7 +20,7 @@ from dhkd.pipeline.engines.same import CODE, Program, this_program
 
 from tests.engine_works import Acting, Refusing, Unit, left
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NEEDS = Needs(cpus=1)
 
 Make = Callable[..., AbstractContextManager[Engine]]  # takes the number of tasks
