@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from dhkd.benchmarks.caching import caching, opening
+from dhkd.benchmarks.engines import engines
 from dhkd.benchmarks.figure import Figure
 from dhkd.benchmarks.gpu import gpu
 from dhkd.benchmarks.large_cache import large_cache
@@ -43,6 +45,7 @@ from rich.console import Console
 
 progress = Console(stderr=True)
 
+ENGINES = "engines"
 ON_THE_CPU: dict[str, Callable[[Setup], list[Figure]]] = {
     "step": student_step,
     "pairs": pairs,
@@ -58,6 +61,7 @@ ON_THE_CPU: dict[str, Callable[[Setup], list[Figure]]] = {
     "own-data": own_data,
     "large": large_cache,
     "methods": method_steps,
+    ENGINES: engines,
 }
 GPU = "gpu"
 POINTS = (*ON_THE_CPU, GPU)
@@ -127,7 +131,9 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
     setup = set_up(sizes, folder, processes)
     figures: list[Figure] = []
     for point in points:
-        if point != GPU:
+        if point == ENGINES and find_spec("ray") is None:
+            progress.print("        skipped: engines; pip install 'dhkd[ray]'", highlight=False)
+        elif point != GPU:
             report(point)
             figures += ON_THE_CPU[point](setup)
     processes.end()

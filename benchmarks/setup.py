@@ -38,6 +38,8 @@ class Sizes:
     large_samples: int  # in the cache of ImageNet's size
     method_samples: int
     method_rounds: int
+    engine_runs: int
+    engine_rounds: int
     gpu_steps: int
     gpu_rounds: int
     gpu_samples: int
@@ -68,6 +70,8 @@ FULL = Sizes(
     large_samples=1_281_167,
     method_samples=50_000,
     method_rounds=30,
+    engine_runs=40,
+    engine_rounds=3,
     gpu_steps=400,
     gpu_rounds=5,
     gpu_samples=50_000,
@@ -97,6 +101,8 @@ QUICK = Sizes(
     large_samples=40_000,
     method_samples=500,
     method_rounds=2,
+    engine_runs=4,
+    engine_rounds=1,
     gpu_steps=20,
     gpu_rounds=2,
     gpu_samples=2_000,

@@ -7,7 +7,7 @@ sent. The files are sent in such an order that a home which got only some of the
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -47,8 +47,9 @@ class Home(Protocol):
 class Mirror:
     """Keeps the home of one run's files as its folder is. Only one process may train the run, which a lock ensures."""
 
-    def __init__(self, folder: Path, home: Home) -> None:
-        self.folder, self._home = folder, home
+    def __init__(self, folder: Path, home: Home, require: Callable[[], None] = lambda: None) -> None:
+        """`require` is called before anything is sent, and raises if the run is no longer this process's."""
+        self.folder, self._home, self._require = folder, home, require
         self._sent: dict[str, Stamp] = {}  # the files that the home has as they are in the folder
 
     def fetch(self) -> None:
@@ -76,6 +77,7 @@ class Mirror:
 
         Raises what the home raises; what was not sent is sent by the next call.
         """
+        self._require()
         for name in [name for name in self._sent if not (self.folder / name).exists()]:
             self._home.delete(name)
             del self._sent[name]
@@ -87,7 +89,7 @@ class Mirror:
                 self._sent[name] = stamp
 
     def saved(self) -> None:
-        """Send what has changed, as a run calls it whenever it saved something.
+        """Send what has changed; a run calls this whenever it saved something.
 
         If the home can't be reached, training goes on, and the next call sends what this one could not.
         """

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-import yaml
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import RAY, EngineOptions
@@ -78,7 +77,7 @@ def ray_engine(options: EngineOptions) -> Iterator[RayEngine]:
 
 def _connect(options: EngineOptions) -> bool:
     """Connect to a cluster; return whether it was started here, so that no other nodes are to be expected."""
-    settings: dict[str, Any] = {key: _value(key, text) for key, text in options.settings.items()}  # YAML
+    settings = dict(options.values)
     if options.on != RAY:
         settings["address"] = options.on
     # Ray's own printing is left out, because workers' lines come home as messages.
@@ -99,13 +98,6 @@ def _connect(options: EngineOptions) -> bool:
     log.info("ray: %d nodes, %g CPUs, %g GPUs", len(nodes), resources["CPU"], resources["GPU"])
     node = getattr(ray._private.worker, "_global_node", None)
     return options.on == RAY and node is not None and node.head
-
-
-def _value(key: str, text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--on-option {key}: expected a value in YAML, got {text!r}") from error
 
 
 class _Actor:
