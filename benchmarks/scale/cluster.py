@@ -107,7 +107,7 @@ class Simulation:
         now = self.clock.now
         while worker.rest:
             block = worker.rest.pop()
-            keys = self._keys(block)
+            keys = self.keys(block)
             now = self.bucket.answered(now, "HEAD", number=1 if keys[0] not in self.bucket.objects else len(keys))
             if all(key in self.bucket.objects for key in keys):
                 continue
@@ -128,7 +128,7 @@ class Simulation:
         def stored() -> None:
             if not worker.dead:
                 worker.unfinished.discard(block)
-                self.bucket.objects |= dict(zip(self._keys(block), sizes, strict=True))
+                self.bucket.objects |= dict(zip(self.keys(block), sizes, strict=True))
 
         worker.written_at = self.bucket.answered(begins, "PUT", sum(sizes), len(sizes))
         self.clock.at(worker.written_at, stored)
@@ -171,7 +171,8 @@ class Simulation:
         while self._idle and self.schedule.num_waiting:
             self._give(self._idle.pop())
 
-    def _keys(self, block: Block) -> list[str]:
+    def keys(self, block: Block) -> list[str]:
+        """Return the keys of a block's objects."""
         return [key for name in self._manifest.names for key in self._layout.objects(name, block)]
 
 
