@@ -204,7 +204,9 @@ def make_plan(
         pays_from=pays_from(views, epochs),
         students=tuple(_students_cost(number, rates.ratio, data.samples, views, epochs) for number in numbers),
         asked_students=students,
-        cluster=cluster and plan_on(cluster, experiment, size, rates.teacher, rates.student, students, data.samples),
+        cluster=None
+        if cluster is None
+        else plan_on(cluster, experiment, size, rates.teacher, rates.student, students, data.samples),
     )
 
 

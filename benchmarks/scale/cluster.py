@@ -13,8 +13,9 @@ from dhkd.data.cache.blocks import Block
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import missing_blocks
+from dhkd.pipeline.caching_on import grouped
 from dhkd.pipeline.engines.schedule import Schedule
-from dhkd.stages.cache.write import _units as units_of
+from dhkd.stages.cache.write import units_of
 
 Unit = tuple[Block, ...]
 
@@ -179,9 +180,7 @@ class Simulation:
 def units_to_compute(setting: Setting, manifest: Manifest) -> list[Unit]:
     """Return the missing blocks of an empty cache in units, as `cache-teacher --on` groups them."""
     units = [tuple(unit) for unit in units_of(manifest.plan.blocks(), setting.size.views_at_once).values()]
-    rows = sum(map(len, units[0]))
-    number = max(1, min(int(setting.workers.unit_s * setting.workers.rate / rows), len(units) // 64))
-    groups = [units[start : start + number] for start in range(0, len(units), number)]
+    groups = grouped(tuple(units), setting.workers.rate)
     return [tuple(block for unit in group for block in unit) for group in groups]
 
 

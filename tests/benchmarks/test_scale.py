@@ -24,7 +24,6 @@ clusters = st.builds(
     noticed_s=st.sampled_from([0.0, 1.0, 30.0]),
     late_s=st.sampled_from([0.0, 100.0]),
     begin_s=st.sampled_from([0.0, 5.0]),
-    unit_s=st.sampled_from([0.1, 20.0]),
 )
 stores = st.sampled_from([Limits(), Limits(latency_s=2.0, bytes_per_s=1000.0, worker_bytes_per_s=100.0)])
 
@@ -65,7 +64,7 @@ def test_a_cluster_without_failures_takes_what_its_rate_implies() -> None:
 def test_chance_alone_gives_no_unit_up() -> None:
     """Some thousand losses among a thousand units: several units are lost three times."""
     size = Size(samples=20_000, views=50, classes=10, block_mb=0.02, views_at_once=1)
-    workers = Workers(number=50, rate=10.0, lives_s=300.0, away_s=10.0, begin_s=1.0, unit_s=100.0, noticed_s=5.0)
+    workers = Workers(number=50, rate=10.0, lives_s=300.0, away_s=10.0, begin_s=1.0, noticed_s=5.0)
     outcome, _, _ = simulate(Setting(size, workers))
     assert outcome.losses > 300
     assert (outcome.lost, outcome.unexplained, outcome.given_up) == (0, 0, 0)

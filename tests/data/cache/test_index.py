@@ -11,8 +11,8 @@ from dhkd.data.cache import index as index_module
 from dhkd.data.cache.blocks import WITNESS
 from dhkd.data.cache.find import read_index
 from dhkd.data.cache.reader import open_cache
-from dhkd.data.cache.storage.places import storage_of
 from dhkd.data.errors import CacheDamaged, CacheMismatch
+from dhkd.data.storage.places import storage_of
 from dhkd.data.strict_json import canonical
 from google_crc32c import value as crc32c
 
