@@ -1,6 +1,6 @@
 """A recipe with pixel operations or mixing: first its crop or box, then each operation, from the key's own draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -63,6 +63,16 @@ class Augmented(Recipe):
         for operation, drawn_BD in zip(self.operations.values(), draws, strict=True):
             pictures = operation.change(pictures, drawn_BD)
         return pictures.array
+
+    @property
+    def reduces(self) -> bool:  # type: ignore[override]
+        """Whether the geometry does."""
+        return self.geometry.reduces
+
+    def reduction(self, height: int, width: int, draws: Sequence[int]) -> int:
+        """Return the geometry's."""
+        others = sum(one.num_draws for one in self.operations.values())
+        return self.geometry.reduction(height, width, draws[: len(draws) - others])
 
     def at_test(self) -> Recipe:
         """Return the geometry's recipe for test images, which are not augmented."""

@@ -43,6 +43,9 @@ class Recipe(ABC):
     # renders keys mixes them (`Renderer`).
     mixing: Mixing | None = None
 
+    # Whether a view may be rendered from an image file that was decoded at a part of its size, as `reduction` says.
+    reduces: bool = False
+
     # The draws that `resident_drawn` takes, so that they can be computed in one call with those of pixel operations.
     blocks: Sequence[DrawBlock] = ()
 
@@ -75,6 +78,14 @@ class Recipe(ABC):
     def pictures(self, photo: Photo, draws_BD: Tensor) -> Pictures:
         """Render as `pixels` does. A recipe whose pixels are those of a photo overrides this to save conversions."""
         return Pictures(torch.from_numpy(np.array(rendered(self, photo, draws_BD))).permute(0, 3, 1, 2))
+
+    def reduction(self, height: int, width: int, draws: Sequence[int]) -> int:
+        """Return by what the sides of an image file may be divided when it is decoded for these draws: 1, 2, 4 or 8.
+
+        A recipe that sets `reduces` overrides this; its pixels are then computed from such a photo, of which
+        `reduced_of` gives the size in the file.
+        """
+        return 1
 
     def without_end(self) -> "Recipe":
         """Return a recipe without a limit on views, whose first views are those of this one.
