@@ -4,6 +4,7 @@ Signals are teacher outputs, such as logits. A codec is the number format in whi
 of consecutive rows of one view.
 """
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -31,6 +32,8 @@ from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.processes import Precision
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Setting
+
+log = logging.getLogger("dhkd")
 
 LOGITS, EMBEDDING = "logits", "embedding"
 
@@ -274,16 +277,24 @@ def signals_of(
     """Build the source of the cached signals `names`.
 
     The source reads windows of blocks if the student's order has windows, reads one view at a time for the schedule
-    `cycle`, and holds all views in memory otherwise. `copies` is the number of processes on this machine that hold
-    their own copy. Raises `ConfigError` if all views are to be in memory but do not fit.
+    `cycle`, and holds all views in memory otherwise. `copies` is the number of processes on this machine, each of which
+    holds a copy of its own unless they can share one. Raises `ConfigError` if all views are to be in memory but do not
+    fit.
     """
     if not names:
         return NoSignals(reader.plan.num_views)
     if student.window is not None and student.view_schedule != "independent":
         return WindowedSignals(reader, names, device, student.window)
-    if student.view_schedule == "cycle":
+    stored, cycle = [name for signals in names.values() for name in signals], student.view_schedule == "cycle"
+    why = reader.why_unmapped(stored, 2 * reader.plan.blocks_per_view if cycle else None)
+    if device.type == "cpu" and why is None:
+        copies = 1
+    if copies > 1:
+        where = f"cache at {reader.location}"
+        log.info("%s: each of %d processes holds a copy of its own in memory, because %s", where, copies, why)
+    if cycle:
         return StreamedSignals(reader, names, device)
-    needed = copies * reader.stored_bytes([name for signals in names.values() for name in signals])
+    needed = copies * reader.stored_bytes(stored)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > 0.9 * free:
         raise ConfigError(
