@@ -272,7 +272,10 @@ def tell_others(what: str) -> None:
 
 def _keys(number: int) -> str:
     """Return the beginning of the keys of this interpreter's watch with this number, counted from 0."""
-    return f"dhkd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{number}/"
+    # A store of torchrun's outlives the processes that it starts again. One in the first process doesn't, and machines
+    # that joined later count fewer restarts than the others.
+    lasts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return f"dhkd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if lasts else '0'}/{number}/"
 
 
 def _what_follows() -> str:
