@@ -58,7 +58,7 @@ def sweep_on(
     """
     began = time.perf_counter()
     cache, out, teacher = _absolute(cache), out.absolute(), Path(str(_absolute(teacher))) if teacher else None
-    data = replace(data, root=_absolute(data.root))
+    data = replace(data, root=_absolute(data.root), shared=True)
     require_trainable(experiments, cache, out, data)
     remember(out, command, list(experiments))
     first = next(iter(experiments.values()))

@@ -15,14 +15,12 @@ from dhkd.data.cache.blocks import MOST_BLOCKS, Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
 from dhkd.data.cache.manifest import Identity, Manifest, SignalIdentity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.disk.copies import BoundedCopies
-from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
-from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.data import copies_of, dataset_identity, num_views_of
 from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import teacher_record
 from dhkd.pipeline.data_options import DataOptions
@@ -168,7 +166,7 @@ def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: i
 
 def reader_of(location: str, options: DataOptions) -> LogitReader:
     """Open the complete cache at a path or URL."""
-    return open_cache(location, BoundedCopies(user_cache_folder() / "objects", options.fetched_gb * 10**9))
+    return open_cache(location, copies_of(options))
 
 
 def summary_of(location: str, manifest: Manifest) -> CacheSummary:
