@@ -1,22 +1,27 @@
 """How much memory a cache takes in several processes that train from it at the same time on one machine."""
 
 import multiprocessing
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 
+import torch
 from dhkd.benchmarks.caches import complete_cache, manifest_of
-from dhkd.benchmarks.figure import Figure
+from dhkd.benchmarks.figure import Figure, interleaved, middle
 from dhkd.benchmarks.setup import Setup
 from dhkd.benchmarks.steps import NUM_CLASSES, RECIPE, Loop, random_images, stream_of
 from dhkd.data.cache.find import find
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.cache.storage.folder import Folder
 from dhkd.data.images.in_memory import ResidentRenderer
+from dhkd.data.storage.folder import Folder
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import NoSignals, ResidentSignals
 from dhkd.stages.processes import Processes
 
 PROCESSES, STEPS, BATCH = 8, 5, 64
+CPU = torch.device("cpu")
+ROUNDS = 500  # of gathering
 NETWORKS = ("resnet8", "resnet20")
 MEMORY = "Pss:"  # the line with the proportional set size: a page that n processes share counts as 1/n in each
 
@@ -38,7 +43,20 @@ def shared_cache(setup: Setup) -> list[Figure]:
         growth = _growth(path, samples, shared)
         detail = f"{PROCESSES} processes train from a cache of {size / 1e9:.2f} GB: {growth / 1e9:.2f} GB more in all"
         figures.append(Figure(f"resident cache, {name}", growth / size, "× its size", detail, at_most=target))
-    return figures
+    return [*figures, *(_gathering(path, samples, batch_size) for batch_size in (BATCH, 2 * BATCH))]
+
+
+def _gathering(cache: Path, samples: int, batch_size: int) -> Figure:
+    """Compare gathering a batch's rows from mapped files with gathering them from one tensor."""
+    readers = {"mapped": open_cache(cache), "own": _reader_without_sharing(cache)}
+    signals = {name: ResidentSignals(reader, {"logits": ["logits"]}, CPU) for name, reader in readers.items()}
+    generator = torch.Generator().manual_seed(0)
+    view_B = torch.randint(RECIPE.num_crops, (batch_size,), generator=generator)
+    index_B = torch.randint(samples, (batch_size,), generator=generator)
+    actions = {name: partial(held.gather, view_B, index_B) for name, held in signals.items()}
+    seconds = interleaved(actions, ROUNDS)
+    detail = f"batch {batch_size}, 100 classes in float16: {median(seconds['mapped']) * 1e6:.0f} µs"
+    return middle("gathering from mapped files / from one tensor", seconds["mapped"] / seconds["own"], "×", detail)
 
 
 def _growth(cache: Path, samples: int, shared: bool) -> int:
