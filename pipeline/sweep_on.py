@@ -63,7 +63,7 @@ def sweep_on(
     first = next(iter(experiments.values()))
     with token_in(place) as token, engine_of(engine_options) as engine:
         needs = engine_options.needs(implied_needs(first, data, engine, cpu=cpu))
-        options = on_worker(data, needs)
+        options = replace(on_worker(data, needs), shared=True)
         train = partial(
             train_students,
             cache=cache,

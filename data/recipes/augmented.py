@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from dhkd.data.disk.shared_tensors import Keep
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo
@@ -91,6 +92,10 @@ class Augmented(Recipe):
         """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1."""
         operations = {name: one.for_mean(mean) for name, one in self.operations.items()}
         return Augmented(self.geometry.for_mean(mean), operations, self.seed, self.mixing)
+
+    def kept_by(self, keep: Keep) -> "Augmented":
+        """Return the recipe that passes the geometry's large tensors to `keep`."""
+        return Augmented(self.geometry.kept_by(keep), self.operations, self.seed, self.mixing)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""

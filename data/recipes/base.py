@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from dhkd.data.disk.shared_tensors import Keep
 from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
@@ -115,6 +116,13 @@ class Recipe(ABC):
         """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1.
 
         A recipe whose pixels depend on it overrides this.
+        """
+        return self
+
+    def kept_by(self, keep: Keep) -> "Recipe":
+        """Return the recipe whose `resident` passes large tensors of its own to `keep`, which may share their memory.
+
+        A recipe with such tensors overrides this.
         """
         return self
 
