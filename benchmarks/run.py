@@ -33,6 +33,7 @@ from dhkd.benchmarks.photographs import decoding
 from dhkd.benchmarks.profiled import profiled
 from dhkd.benchmarks.rendering import rendering
 from dhkd.benchmarks.setup import FULL, QUICK, Setup, Sizes, set_up
+from dhkd.benchmarks.shared_cache import shared_cache
 from dhkd.benchmarks.stores import stores
 from dhkd.benchmarks.student_step import alignment, student_step
 from dhkd.benchmarks.together import together
@@ -56,6 +57,7 @@ ON_THE_CPU: dict[str, Callable[[Setup], list[Figure]]] = {
     "alignment": alignment,
     "opening": opening,
     "memory": memory,
+    "shared": shared_cache,
     "stores": stores,
     "photographs": decoding,
     "own-data": own_data,

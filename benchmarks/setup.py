@@ -43,6 +43,7 @@ class Sizes:
     gpu_steps: int
     gpu_rounds: int
     gpu_samples: int
+    shared_samples: int  # in the cache that several processes share
     block_megabytes: float  # size in float32 of the blocks in the measurement of memory
 
 
@@ -75,6 +76,7 @@ FULL = Sizes(
     gpu_steps=400,
     gpu_rounds=5,
     gpu_samples=50_000,
+    shared_samples=31_000,  # with all views, 1 GB
     block_megabytes=32.0,
 )
 QUICK = Sizes(
@@ -106,6 +108,7 @@ QUICK = Sizes(
     gpu_steps=20,
     gpu_rounds=2,
     gpu_samples=2_000,
+    shared_samples=500,
     block_megabytes=8.0,
 )
 

@@ -52,7 +52,7 @@ def _read_everything(engine: Engine, cache: str) -> Verified:
     parts = blocks_to_read(manifest)
     units = [ReadUnit(number, blocks) for number, blocks in enumerate([(), *parts])]
     read: dict[int, Read] = {}
-    with progress("reading", len(opened.index.structure) + len(opened.index.objects)) as advance:
+    with progress("reading", opened.index.num_objects) as advance:
         for unit, part in results(engine, ReadWork(place, opened), units, READ_NEEDS):
             read[unit.number] = part
             advance(part.good + len(part.damages))

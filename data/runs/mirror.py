@@ -25,6 +25,8 @@ RESUMED_FROM = (CLASSES, CONFIG, TRACKED, FAILED, METRICS, RESULT, CHECKPOINT)
 BEFORE_OTHERS = (CLASSES, CONFIG, METRICS)
 AFTER_OTHERS = (CHECKPOINT, "", RESULT, FAILED)  # "" stands for files that are written after the last epoch
 
+UNSENT = ".unsent"  # a file in the folder while the home lacks something of it
+
 Stamp = tuple[int, int, int]
 
 
@@ -55,14 +57,14 @@ class Mirror:
     def fetch(self) -> None:
         """Make the folder hold the run as the home has it, as far as resuming needs it.
 
-        The folder may hold an earlier attempt. It is kept if it is the home's run and got further, which happens if the
-        home could not be reached; otherwise it is emptied.
+        The folder may hold an earlier attempt. It is kept if it could not be sent and goes on from what the home has;
+        otherwise it is emptied.
         """
         listed = self._home.sizes() or {}
         names = [name for name in RESUMED_FROM if name in listed]
         small = {name: self._home.get(name, listed[name]) for name in names if name != CHECKPOINT}
         self._sent = {}
-        if self._goes_on_from(small):
+        if (self.folder / UNSENT).exists() and self._goes_on_from(small):
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,7 @@ class Mirror:
         Raises what the home raises; what was not sent is sent by the next call.
         """
         self._require()
+        (self.folder / UNSENT).touch()  # until everything is sent
         for name in [name for name in self._sent if not (self.folder / name).exists()]:
             self._home.delete(name)
             del self._sent[name]
@@ -87,6 +90,12 @@ class Mirror:
             if self._sent.get(name) != stamp:
                 self._home.put(name, path.read_bytes(), replace=True)
                 self._sent[name] = stamp
+        (self.folder / UNSENT).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder, unless it holds what could not be sent."""
+        if not (self.folder / UNSENT).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def saved(self) -> None:
         """Send what has changed; a run calls this whenever it saved something.
@@ -117,7 +126,7 @@ def _files(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.suffix != ".partial":
             name = path.relative_to(folder).as_posix()
-            if not name.startswith(f"{LOCK}."):
+            if not name.startswith(f"{LOCK}.") and name != UNSENT:
                 yield name
 
 

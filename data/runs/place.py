@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -180,10 +179,13 @@ class RunsAtUrl:
             return
         with held_at(home) as lock:
             mirror = Mirror(near_folder("training", home.location), home, lock.require)
-            with named_as(mirror.folder, home.location):
-                mirror.fetch()
-                yield NearRun(mirror.folder, lambda folder: mirror.saved(), location=home.location)
-            _send_the_rest(mirror)
+            try:
+                with named_as(mirror.folder, home.location):
+                    mirror.fetch()
+                    yield NearRun(mirror.folder, lambda folder: mirror.saved(), location=home.location)
+                _send_the_rest(mirror)
+            finally:
+                mirror.remove()
 
     def require_writable(self, what: str, name: str = "") -> None:
         """Try it out; nothing is left behind."""
@@ -201,14 +203,13 @@ class RunsAtUrl:
 
 
 def _send_the_rest(mirror: Mirror) -> None:
-    """Send what has not been sent, and remove the folder; it is kept if the home can't be reached."""
+    """Send what has not been sent; the error for a home that can't be reached says where it is."""
     try:
         mirror.send()
     except StorageError as error:
         raise StorageError(
             f"{error}; the run's files are in {mirror.folder}, and are sent when it goes on here with --resume"
         ) from error
-    shutil.rmtree(mirror.folder.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from dhkd.pipeline import caching_on, on_workers, verify_on
 from dhkd.pipeline.engines.base import Needs
 
 from tests.e2e.command_line import SMALL, SMALL_VERIFY, Outcome, assert_one_line, dhkd, done, spawn
-from tests.engines import Lost, Turns
 from tests.samples import files_of
+from tests.turns import Lost, Turns
 
 ON = ["--on", "ray"]  # whose place the tests' engine takes
 
