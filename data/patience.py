@@ -11,7 +11,7 @@ _RANDOM = random.SystemRandom()  # not seeded, so that processes started alike w
 class Patience:
     """How often and for how long a request is retried before a failing or slow store counts as unreachable."""
 
-    retries: int = 10  # all waits together last about 50 s, longer than a load balancer takes to replace a server
+    retries: int = 14  # all waits together last about 100 s: a store that refuses for a minute ends nothing
     total_s: float = 180.0  # no retry starts later than this after the first attempt
     first_wait_s: float = 0.1  # doubled with each retry
     longest_wait_s: float = 15.0

@@ -1,9 +1,9 @@
 """`dhkd sweep`: trains every student of a grid once, despite interruptions, and writes one table of the results.
 
-A run folder shows the state of its run. With result.json, the run is finished. With failed.txt, it ended early and is
-skipped unless the command has --again. Otherwise the run is open and will be started or continued. A worker, i.e. a
-process of the sweep, holds the lock of the run that it trains, so the same command may be started several times, also
-on machines that share the folder.
+A run folder, which may lie at a URL, shows the state of its run. With result.json, the run is finished. With
+failed.txt, it ended early and is skipped unless the command has --again. Otherwise the run is open and will be started
+or continued. A worker, i.e. a process of the sweep, holds the lock of the run that it trains, so the same command may
+be started several times, also on machines that share the folder.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.cache.manifest import differences
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, RunTaken, TrackerError
+from dhkd.data.errors import ConfigError, DhkdError, RunMismatch, RunTaken, StorageError, TrackerError
 from dhkd.data.runs.config import read_config, require_no_remains
-from dhkd.data.runs.lock import RunLock, held
 from dhkd.data.runs.measured import top1_name
 from dhkd.data.runs.names import CONFIG, FAILED, RESULT, SWEEP
-from dhkd.data.runs.read import read_runs
+from dhkd.data.runs.place import NearRun, Runs, runs_at
+from dhkd.data.runs.read import Run, read_runs
 from dhkd.pipeline.build.cache import digest_for, reader_of
 from dhkd.pipeline.build.checks import require_one_class
 from dhkd.pipeline.build.code import require_code_of_run
@@ -33,7 +33,7 @@ from dhkd.pipeline.build.regularizing import require_regularizing
 from dhkd.pipeline.build.training import objective_of
 from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.report.table import write_table
+from dhkd.pipeline.report.table import TABLE, write_table
 from dhkd.pipeline.results import Swept, TrainedRun
 from dhkd.pipeline.training import Outcomes, train_students
 
@@ -47,7 +47,7 @@ LOCK_SECONDS = 1.0  # between two attempts to take a lock that is waited for
 def sweep(
     experiments: Mapping[str, Experiment],
     cache: str | None,
-    out: Path,
+    out: str | Path,
     *,
     command: str,
     data: DataOptions,
@@ -65,12 +65,14 @@ def sweep(
     side. With `again`, failed runs are continued. `command` is recorded in `out`. The other arguments are as in
     `train_student`. If a run ends early, the other runs go on. Raises `DhkdError` for errors that concern all runs.
     """
-    require_trainable(experiments, cache, out, data)
-    remember(out, command, list(experiments))
+    place = runs_at(out)
+    place.refresh()
+    require_trainable(experiments, cache, place, data)
+    remember(place, command, list(experiments))
     train = partial(
         train_students,
         cache=cache,
-        data=data,
+        data=replace(data, shared=True),  # several copies of the command may train on this machine
         teacher=teacher,
         allow_drift=allow_drift,
         track=track,
@@ -79,19 +81,19 @@ def sweep(
     )
     began = time.perf_counter()
     share = dict(list(experiments.items())[part[0] :: part[1]])
-    refused = _work(Trainer(out, share, again, train), together)
-    return swept(out, len(experiments), refused, began)
+    refused = _work(Trainer(place, share, again, train), together)
+    return swept(place, len(experiments), refused, began)
 
 
-def swept(out: Path, number: int, refused: Mapping[str, str], began: float) -> Swept:
+def swept(place: Runs, number: int, refused: Mapping[str, str], began: float) -> Swept:
     """Write the table, and return the result of a sweep over a `number` of runs that began at this performance count.
 
     `refused` has the errors that no folder records, by run name.
     """
-    runs = read_runs(out)
+    runs = written_table(place)
     return Swept(
-        folder=str(out),
-        table=str(write_table(runs, out)),
+        folder=place.location,
+        table=place.shown(str(place.folder / TABLE)),
         runs=number,
         finished=[run.name for run in runs if run.state == "finished"],
         failed={run.name: run.failure for run in runs if run.failure is not None} | dict(refused),
@@ -99,23 +101,32 @@ def swept(out: Path, number: int, refused: Mapping[str, str], began: float) -> S
     )
 
 
+def written_table(place: Runs) -> list[Run]:
+    """Write the table of all runs as they are now, and return the runs."""
+    place.refresh()
+    runs = read_runs(place.folder, place.shown)
+    write_table(runs, place.folder)
+    place.send(TABLE)
+    return runs
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Trains runs of a sweep that are not finished and have not failed. Runs are locked, so several may share them."""
 
-    out: Path
+    place: Runs
     experiments: Mapping[str, Experiment]
     again: bool
-    train: Callable[..., Outcomes]  # a `Train` that also takes the `locks` of the runs' folders
+    train: Callable[..., Outcomes]  # a `Train` that also takes how the runs' folders are `held`
 
     def is_open(self, name: str) -> bool:
-        """Return whether this run is to be trained."""
-        return is_open(self.out / name, self.again)
+        """Return whether this run is to be trained, as far as is known here."""
+        return is_open(self.place.folder / name, self.again)
 
     def open_runs(self) -> list[str]:
         """Return the runs that are to be trained, and log how many they are."""
         names = [name for name in self.experiments if self.is_open(name)]
-        finished = sum((self.out / name / RESULT).exists() for name in self.experiments)
+        finished = sum((self.place.folder / name / RESULT).exists() for name in self.experiments)
         counted = f", {finished} finished" if finished else ""
         log.info("sweep: %d of %d runs to train%s", len(names), len(self.experiments), counted)
         return names
@@ -126,39 +137,68 @@ class Trainer:
         A lock that another worker holds is waited for, up to `patience` in seconds. Returns whether any run was
         trained, and the errors that no folder records, by run name.
         """
-        with self._locked(names, patience) as locks:
-            group = {run: self.experiments[str(run.relative_to(self.out))] for run in locks}
-            return bool(group), train_or_record(group, partial(self.train, locks=locks))
+        unsent: dict[str, str] = {}
+        with self._locked(names, patience, unsent) as runs:
+            group = {near.folder: self.experiments[name] for name, near in runs.items()}
+            refused = train_or_record(group, partial(self._train, {near.folder: near for near in runs.values()}))
+        return bool(group), refused | unsent
+
+    def _train(self, runs: Mapping[Path, NearRun], group: Mapping[Path, Experiment]) -> Outcomes:
+        """Train the runs of the group, whose errors then name the places where the runs lie."""
+        try:
+            outcomes = self.train(group, held=runs)
+        except Exception as error:
+            for near in runs.values():
+                near.rename(error)
+            raise
+        for folder, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                runs[folder].rename(outcome)
+        return outcomes
 
     @contextlib.contextmanager
-    def _locked(self, names: Sequence[str], patience: float) -> Iterator[dict[Path, RunLock]]:
-        """Lock the open runs of `names` that no other worker holds, delete their failed.txt, and yield their locks."""
+    def _locked(self, names: Sequence[str], patience: float, unsent: dict[str, str]) -> Iterator[dict[str, NearRun]]:
+        """Hold the open runs of `names` that no other worker trains, and delete their failed.txt.
+
+        If the files of a run can't be sent to its home in the end, the error is added to `unsent`.
+        """
         until = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
-            locks = {}
+            runs = {}
             for name in names:
-                run = self.out / name
                 try:
-                    lock = _locked_by(run, stack, until)
+                    near = self._held_by(stack, name, until, unsent)
                 except RunTaken as error:
                     log.info("%s: another worker trains it (%s)", name, error)
                     continue
                 # Another worker may have ended the run before this worker got the run's lock.
-                if self.is_open(name):
-                    (run / FAILED).unlink(missing_ok=True)
-                    locks[run] = lock
-            yield locks
+                if is_open(near.folder, self.again):
+                    (near.folder / FAILED).unlink(missing_ok=True)
+                    runs[name] = near
+            yield runs
 
+    def _held_by(self, stack: contextlib.ExitStack, name: str, until: float, unsent: dict[str, str]) -> NearRun:
+        """Hold a run until the stack ends; wait for its lock up to a time on the monotonic clock."""
+        while True:
+            try:
+                return stack.enter_context(self._held(name, unsent))
+            except RunTaken:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(LOCK_SECONDS)
 
-def _locked_by(run: Path, stack: contextlib.ExitStack, until: float) -> RunLock:
-    """Take the lock of a run until the stack ends; wait for it up to a time on the monotonic clock."""
-    while True:
+    @contextlib.contextmanager
+    def _held(self, name: str, unsent: dict[str, str]) -> Iterator[NearRun]:
+        begun = False
         try:
-            return stack.enter_context(held(run))
-        except RunTaken:
-            if time.monotonic() >= until:
+            with self.place.trained(name) as near:
+                begun = True
+                yield near
+        except (StorageError, RunTaken) as error:
+            if not begun:
                 raise
-            time.sleep(LOCK_SECONDS)
+            log.error("%s: %s", name, error)
+            unsent[name] = str(error)
 
 
 def _work(trainer: Trainer, together: int) -> dict[str, str]:
@@ -169,7 +209,7 @@ def _work(trainer: Trainer, together: int) -> dict[str, str]:
     for start in range(0, len(names), together):
         trained, errors = trainer.train_runs(names[start : start + together])
         refused |= errors
-        write_table(read_runs(trainer.out), trainer.out)
+        written_table(trainer.place)
         # Workers with the same share go through the same list, so runs before `passed` are all taken.
         passed = start + together
         left = sum(trainer.is_open(name) for name in names[passed:])
@@ -221,7 +261,7 @@ def keep_failure(run: Path, line: str, error: Exception) -> None:
     write_atomically(run / FAILED, lambda stream: stream.write(text.encode()))
 
 
-def require_trainable(experiments: Mapping[str, Experiment], cache: str | None, out: Path, data: DataOptions) -> None:
+def require_trainable(experiments: Mapping[str, Experiment], cache: str | None, place: Runs, data: DataOptions) -> None:
     """Raise, before anything is trained, the `DhkdError` that would otherwise end the sweep hours later."""
     for experiment in experiments.values():
         objective = objective_of(experiment)
@@ -231,9 +271,10 @@ def require_trainable(experiments: Mapping[str, Experiment], cache: str | None, 
     reader = reader_of(cache, data) if cache is not None else None
     if reader is not None:
         reader.require_present()
-    for name, experiment in experiments.items():
-        digest = None if reader is None else digest_for(reader, experiment.student.teacher)
-        require_same(out / name, experiment, digest)
+    with place.named():
+        for name, experiment in experiments.items():
+            digest = None if reader is None else digest_for(reader, experiment.student.teacher)
+            require_same(place.folder / name, experiment, digest)
 
 
 def require_different(experiments: Mapping[str, Experiment]) -> None:
@@ -265,12 +306,12 @@ def require_same(run: Path, experiment: Experiment, digest: str | None) -> None:
         raise RunMismatch(f"run at {run}: {'; '.join(changed)}; give its own settings or choose another --out")
 
 
-def remember(out: Path, command: str, names: Sequence[str]) -> None:
-    """Add the command and its runs to the sweep's file in `out`, which reports read.
+def remember(place: Runs, command: str, names: Sequence[str]) -> None:
+    """Add the command and its runs to the sweep's file at `place`, which reports read.
 
     Earlier commands of the same sweep stay in the file.
     """
-    path = out / SWEEP
+    path = place.folder / SWEEP
     before: dict[str, Any] = {"commands": [], "runs": []}  # JSON, as the file holds it
     with contextlib.suppress(FileNotFoundError, ValueError):
         before |= json.loads(path.read_bytes())
@@ -278,3 +319,4 @@ def remember(out: Path, command: str, names: Sequence[str]) -> None:
     both = {key: list(dict.fromkeys([*before[key], *values])) for key, values in added.items()}
     if both != before:
         write_atomically(path, lambda stream: stream.write(json.dumps(both, indent=2).encode() + b"\n"))
+        place.send(SWEEP)

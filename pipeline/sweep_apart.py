@@ -12,13 +12,14 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import RunTaken
 from dhkd.data.runs.lock import RunLock, held
 from dhkd.data.runs.mirror import RESUMED_FROM, Mirror
+from dhkd.data.runs.place import NearRun, Runs, RunsInFolder, is_elsewhere
 from dhkd.pipeline.engines.base import Tell
 
 log = logging.getLogger("dhkd")
@@ -61,8 +62,12 @@ class Token:
 
 
 @contextlib.contextmanager
-def token_in(folder: Path) -> Iterator[Token]:
-    """Put a token into the folder while the context lasts."""
+def token_in(place: Runs) -> Iterator[Token | None]:
+    """Put a token into the folder of the runs while the context lasts; a URL needs none, since every worker sees it."""
+    if is_elsewhere(place.location):
+        yield None
+        return
+    folder = place.folder
     content = secrets.token_hex(16)
     token = Token(folder / f".command-{content[:8]}", content, f"{socket.gethostname()}:{folder}")
     token.path.write_text(content)
@@ -86,20 +91,22 @@ def scratch_for(token: Token) -> Path:
     return scratch
 
 
-@contextlib.contextmanager
-def mirrored(scratch: Path, files: Mapping[str, Files], tell: Tell) -> Iterator[Callable[[Path], None]]:
-    """Bring runs into a private folder while the context lasts, and send them home when it ends well.
+@dataclass(frozen=True)
+class RunsApart(RunsInFolder):
+    """Runs in a private folder of this node; `files` are those that the command has of each run, by name."""
 
-    `files` are those that the command has of each run, by name. The context gives the function that sends what a run
-    has saved so far.
-    """
-    mirrors = {scratch / run: Mirror(scratch / run, _Channel(run, of_run, tell)) for run, of_run in files.items()}
-    for mirror in mirrors.values():
+    files: Mapping[str, Files]
+    tell: Tell
+
+    @contextlib.contextmanager
+    def trained(self, name: str, *, resume: bool = True, first: bool = True) -> Iterator[NearRun]:
+        """Bring a run into the private folder, and send its files home whenever it saved something, and at the end."""
+        mirror = Mirror(self.folder / name, _Channel(name, self.files[name], self.tell))
         mirror.fetch()
-    yield lambda folder: mirrors[folder].saved()
-    for folder, mirror in mirrors.items():
+        with super().trained(name) as near:
+            yield replace(near, saved=lambda folder: mirror.saved())
         mirror.send()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(mirror.folder, ignore_errors=True)
 
 
 class _Channel:

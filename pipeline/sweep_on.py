@@ -7,32 +7,29 @@ be stopped, killed and given again, with another engine or with none.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import DataError, ProcessError
 from dhkd.data.progress import duration
-from dhkd.data.runs.names import CONFIG
-from dhkd.data.runs.read import read_runs
+from dhkd.data.runs.names import CONFIG, FAILED
+from dhkd.data.runs.place import is_elsewhere, runs_at
 from dhkd.pipeline.build.cache import reader_of
-from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
+from dhkd.pipeline.build.data import images_of, plain_identity
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.engines.base import Ended, Engine, Needs
+from dhkd.pipeline.engines.base import Ended
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.limits import available_cores
-from dhkd.pipeline.report.table import write_table
+from dhkd.pipeline.on_workers import absolute, implied_needs, on_worker
 from dhkd.pipeline.results import Swept
-from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept
+from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept, written_table
 from dhkd.pipeline.sweep_apart import Apart, Files, Put, Received, token_in
 from dhkd.pipeline.sweep_work import Began, Group, Refused, SweepData, SweepWork
 from dhkd.pipeline.training import train_students
 
 log = logging.getLogger("dhkd")
 
-MOST_DECODERS = 8  # processes that decode photographs for a task, unless --workers or --cpus says another number
 TABLE_SHARE = 0.1  # of the time goes at most into writing the table again
 
 
@@ -40,7 +37,7 @@ def sweep_on(
     engine_options: EngineOptions,
     experiments: Mapping[str, Experiment],
     cache: str | None,
-    out: Path,
+    out: str | Path,
     *,
     command: str,
     data: DataOptions,
@@ -57,19 +54,20 @@ def sweep_on(
     Raises `DhkdError` for errors that concern all runs, for example if no node has the data.
     """
     began = time.perf_counter()
-    cache, out, teacher = _absolute(cache), out.absolute(), Path(str(_absolute(teacher))) if teacher else None
-    data = replace(data, root=_absolute(data.root))
-    require_trainable(experiments, cache, out, data)
-    remember(out, command, list(experiments))
+    cache = None if cache is None else absolute(cache)
+    teacher = None if teacher is None else Path(absolute(str(teacher)))
+    place = runs_at(out if is_elsewhere(out) else Path(out).absolute())
+    place.refresh()
+    require_trainable(experiments, cache, place, data)
+    remember(place, command, list(experiments))
     first = next(iter(experiments.values()))
-    with token_in(out) as token, engine_of(engine_options) as engine:
-        needs = engine_options.needs(_implied(first, data, engine, cpu))
-        # One task's decoding processes are as many as its cores, so that tasks don't fight for cores.
-        on_worker = data if data.workers is not None else replace(data, workers=max(1, round(needs.cpus)))
+    with token_in(place) as token, engine_of(engine_options) as engine:
+        needs = engine_options.needs(implied_needs(first, data, engine, cpu=cpu))
+        options = replace(on_worker(data, needs), shared=True)
         train = partial(
             train_students,
             cache=cache,
-            data=on_worker,
+            data=options,
             teacher=teacher,
             allow_drift=allow_drift,
             track=track,
@@ -77,30 +75,13 @@ def sweep_on(
             resume=True,
         )
         share = dict(list(experiments.items())[part[0] :: part[1]])
-        trainer = Trainer(out, share, again, train)
+        trainer = Trainer(place, share, again, train)
         home = _Home(trainer)
-        work = SweepWork(trainer, _data_of(first, cache, on_worker), token)
+        work = SweepWork(trainer, _data_of(first, cache, options), token)
         units = home.units(together)
         for ended in engine.run(work, units, needs, home.hear) if units else ():
             home.end(ended)
-    return swept(out, len(experiments), home.refused, began)
-
-
-def _absolute(location: Any) -> str | None:
-    """Return a path as it is from any folder; URLs and names stay as they are."""
-    if location is None or "://" in str(location) or not Path(location).exists():
-        return None if location is None else str(location)
-    return str(Path(location).absolute())
-
-
-def _implied(first: Experiment, data: DataOptions, engine: Engine, cpu: bool) -> Needs:
-    """Return what one task needs by default.
-
-    Memory is left out, because the workers of a machine share images and caches.
-    """
-    decodes = recipe_of(first.views).shape is not None
-    decoders = min(available_cores(), MOST_DECODERS) if data.workers is None else max(1, data.workers)
-    return Needs(cpus=float(decoders) if decodes else 1.0, gpus=1.0 if engine.has_gpus and not cpu else 0.0)
+    return swept(place, len(experiments), home.refused, began)
 
 
 def _data_of(first: Experiment, cache: str | None, options: DataOptions) -> SweepData:
@@ -131,7 +112,7 @@ class _Home:
     def __init__(self, trainer: Trainer) -> None:
         self.refused: dict[str, str] = {}
         self._trainer = trainer
-        self._received = Received(trainer.out, trainer.is_open)
+        self._received = Received(trainer.place.folder, trainer.is_open)
         self._apart: set[str] = set()  # the nodes that don't see the sweep's folder
         self._began = time.perf_counter()
         self._table_at = 0.0
@@ -152,7 +133,12 @@ class _Home:
                     log.info("%s: %s: training", node, name)
             case Apart(scratch):
                 if node not in self._apart:
-                    log.info("%s: doesn't see %s; trains in %s and sends runs home", node, self._trainer.out, scratch)
+                    log.info(
+                        "%s: doesn't see %s; trains in %s and sends runs home",
+                        node,
+                        self._trainer.place.location,
+                        scratch,
+                    )
                 self._apart.add(node)
             case Put():
                 self._received.take(message)
@@ -181,9 +167,11 @@ class _Home:
         line = str(error) if isinstance(error, ProcessError) else f"{type(error).__name__}: {error}"
         for name in names:
             log.error("%s: %s", name, line)
-            run = self._trainer.out / name
-            if (run / CONFIG).exists() and self._trainer.is_open(name):
-                keep_failure(run, line, error)
+            place = self._trainer.place
+            place.refresh()
+            if (place.folder / name / CONFIG).exists() and self._trainer.is_open(name):
+                keep_failure(place.folder / name, line, error)
+                place.send(f"{name}/{FAILED}")
             elif self._trainer.is_open(name):
                 self.refused[name] = line
 
@@ -191,6 +179,6 @@ class _Home:
         """Write the table, unless that would take much of the time."""
         now = time.perf_counter()
         if now >= self._table_at:
-            write_table(read_runs(self._trainer.out), self._trainer.out)
+            written_table(self._trainer.place)
             took = time.perf_counter() - now
             self._table_at = now + took / TABLE_SHARE

@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import CacheMismatch, DataError
@@ -14,7 +13,7 @@ from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Tell
 from dhkd.pipeline.sweep import Trainer
-from dhkd.pipeline.sweep_apart import Apart, Files, Token, mirrored, scratch_for
+from dhkd.pipeline.sweep_apart import Apart, Files, RunsApart, Token, scratch_for
 
 log = logging.getLogger("dhkd")
 
@@ -78,24 +77,23 @@ class SweepWork:
 
     trainer: Trainer
     data: SweepData
-    token: Token
+    token: Token | None  # None where every worker sees the place of the runs
 
     @contextlib.contextmanager
     def begun(self, tell: Tell) -> Iterator[Callable[[Group], Refused]]:
         """Check the node; the context gives the function that trains a group of runs."""
         self.data.require()
-        scratch = None if self.token.is_seen() else scratch_for(self.token)
+        scratch = None if self.token is None or self.token.is_seen() else scratch_for(self.token)
         if scratch is not None:
             tell(Apart(str(scratch)))
 
         def train(group: Group) -> Refused:
             tell(Began(group.names))
+            trainer = self.trainer
+            if scratch is not None:
+                trainer = replace(trainer, place=RunsApart(scratch, group.files, tell))
             with _lines_of(group.names):
-                if scratch is None:
-                    return self.trainer.train_runs(group.names, LOST_SECONDS)[1]
-                with mirrored(scratch, group.files, tell) as saved:
-                    trainer = replace(self.trainer, out=scratch, train=partial(self.trainer.train, saved=saved))
-                    return trainer.train_runs(group.names, LOST_SECONDS)[1]
+                return trainer.train_runs(group.names, LOST_SECONDS)[1]
 
         yield train
 

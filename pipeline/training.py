@@ -15,8 +15,8 @@ from typing import Any
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError, DhkdError
 from dhkd.data.runs.config import begun_views
-from dhkd.data.runs.folder import RunFolder, Saved
-from dhkd.data.runs.lock import RunLock
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.place import NearRun
 from dhkd.pipeline.build.checks import (
     require_alike,
     require_batches,
@@ -37,7 +37,7 @@ from dhkd.pipeline.build.streams import student_streams, teacher_stream
 from dhkd.pipeline.build.students import PreparedStudent, Source, prepared_student, source_of
 from dhkd.pipeline.build.teacher import teacher_normalization, teacher_renderer, teacher_test_renderer
 from dhkd.pipeline.build.training import require_trainable, setting_of
-from dhkd.pipeline.claims import claimed, locker, settings_of
+from dhkd.pipeline.claims import claimed, settings_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.drift import check_pixels
 from dhkd.pipeline.environment import log_once, processes_for
@@ -53,6 +53,7 @@ from dhkd.stages.train.objectives import build_objective
 
 log = logging.getLogger("dhkd")
 
+Held = Mapping[Path, NearRun]
 Outcomes = dict[Path, TrainedRun | DhkdError]  # by run folder: the result, or the error that ended the run
 
 
@@ -60,8 +61,8 @@ Outcomes = dict[Path, TrainedRun | DhkdError]  # by run folder: the result, or t
 class TrainingOptions:
     """Options of how runs are trained, which are not part of the experiments.
 
-    `locks` holds the locks of run folders that the caller has taken already. `saved` is called with a run's folder
-    whenever something new was saved there.
+    `held` says how the caller holds run folders: their locks, where their runs lie, and what is called when a run saved
+    something.
     """
 
     data: DataOptions
@@ -70,8 +71,7 @@ class TrainingOptions:
     track: Sequence[str]
     cpu: bool
     resume: bool
-    locks: Mapping[Path, RunLock] = field(default_factory=dict)
-    saved: Saved = lambda folder: None
+    held: Held = field(default_factory=dict)
 
 
 def train_teacher(
@@ -82,13 +82,14 @@ def train_teacher(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-    saved: Saved = lambda folder: None,
+    held: Held | None = None,
 ) -> TrainedRun:
     """Train the preset's teacher with cross-entropy on freshly drawn views; the result is also written into `out`.
 
-    `track` names the trackers that show the run, as `installed_trackers` takes them. `saved` is called with the folder
-    whenever something new was saved there, for example a checkpoint.
+    `track` names the trackers that show the run, as `installed_trackers` takes them. `held` says how the caller holds
+    the folder, if it does.
     """
+    near = (held or {}).get(out, NearRun(out))
     trackers = installed_trackers(track)
     settings = experiment.teacher
     if settings.classes is not None:
@@ -101,10 +102,10 @@ def train_teacher(
         objective = build_objective("ce", {})
         require_trainable(settings, objective)
         code = code_facts({**code_of_teacher(experiment), **code_of_optimizer(settings)})
-        require_agreement(processes, lambda: code | _told(out, experiment, resume=resume, track=trackers))
+        require_agreement(processes, lambda: code | _told(near, experiment, resume=resume, track=trackers))
         part = {} if experiment.data.val_fraction is None else {"measured": "val accuracy"}
         facts = {"command": "train-teacher", **listed_classes(experiment, data), **part, **code}
-        run, result = claimed(out, experiment, facts, processes, resume, locker(locks, {}), saved)
+        run, result = claimed(near, experiment, facts, processes, resume, locks)
         if result is not None:
             return result
         source = source_of(experiment, None, None, data, cpu=cpu)
@@ -137,16 +138,16 @@ def train_student(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-    saved: Saved = lambda folder: None,
+    held: Held | None = None,
 ) -> TrainedRun:
     """Train the preset's student from the cache; the result is also written into `out`.
 
     The cache must be complete, and made from this data set and recipe with the teacher that the experiment or `teacher`
     specifies. If `cache` is None, the objective must need no teacher, or the experiment must run the teacher live.
     Pixels that differ from those that the teacher saw raise an error; with `allow_drift`, the difference is only
-    logged. `track` and `saved` are as in `train_teacher`.
+    logged. `track` and `held` are as in `train_teacher`.
     """
-    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume, saved=saved)
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume, held or {})
     (outcome,) = _train({out: experiment}, cache, options).values()
     if isinstance(outcome, DhkdError):
         raise outcome
@@ -163,18 +164,15 @@ def train_students(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-    locks: Mapping[Path, RunLock] | None = None,
-    saved: Saved = lambda folder: None,
+    held: Held | None = None,
 ) -> Outcomes:
     """Train each folder's student as `train_student` does, side by side.
 
-    Each student's result is the same as if it were trained alone with as many threads. `locks` holds the locks of run
-    folders that the caller has taken already. Raises `ConfigError` if the students can't train side by side, for
+    Each student's result is the same as if it were trained alone with as many threads. `held` says how the caller holds
+    the runs' folders. Raises `ConfigError` if the students can't train side by side, for
     example because their data differs or several processes share the work.
     """
-    return _train(
-        experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume, locks or {}, saved)
-    )
+    return _train(experiments, cache, TrainingOptions(data, teacher, allow_drift, track, cpu, resume, held or {}))
 
 
 def train_grid(
@@ -188,14 +186,14 @@ def train_grid(
     track: Sequence[str] = (),
     cpu: bool = False,
     resume: bool = False,
-    saved: Saved = lambda folder: None,
+    held: Held | None = None,
 ) -> Outcomes:
     """Train all students as `train_students` does, `together` at a time.
 
     An error that concerns the whole first group is raised, since nothing was trained. Such an error of a later group is
     the outcome of each of its students, and the groups after it are trained.
     """
-    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume, saved=saved)
+    options = TrainingOptions(data, teacher, allow_drift, track, cpu, resume, held or {})
     outcomes: Outcomes = {}
     outs = list(experiments)
     for start in range(0, len(outs), together):
@@ -218,9 +216,12 @@ def _as_outcome(error: Exception) -> DhkdError:
     return outcome
 
 
-def _told(out: Path, experiment: Experiment, *, resume: bool, track: Sequence[str]) -> dict[str, Any]:
+def _told(near: NearRun, experiment: Experiment, *, resume: bool, track: Sequence[str]) -> dict[str, Any]:
     """Return what all processes must have been told, as plain values: settings and options of the command."""
-    return {**settings_of(experiment), "options": {"out": str(out), "resume": resume, "track": list(track)}}
+    return {
+        **settings_of(experiment),
+        "options": {"out": near.location or str(near.folder), "resume": resume, "track": list(track)},
+    }
 
 
 def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: TrainingOptions) -> Outcomes:
@@ -229,8 +230,9 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
     first = next(iter(experiments.values()))
     with processes_for(first.student.precision, cpu=options.cpu) as processes, ExitStack() as locks:
         require_alike(list(experiments.values()), processes)
+        near = {out: options.held.get(out, NearRun(out)) for out in experiments}
         out, told = next(iter(experiments)), {"cache": cache is not None, "allow_drift": options.allow_drift}
-        require_agreement(processes, lambda: told | _told(out, first, resume=options.resume, track=options.track))
+        require_agreement(processes, lambda: told | _told(near[out], first, resume=options.resume, track=options.track))
         source = source_of(first, cache, options.teacher, options.data, cpu=options.cpu)
         views = {out: begun_views(out) if options.resume else None for out in experiments}
         students = {out: prepared_student(experiment, source, views[out]) for out, experiment in experiments.items()}
@@ -240,12 +242,9 @@ def _train(experiments: Mapping[Path, Experiment], cache: str | None, options: T
             require_batches("student", student.experiment.student, source.images, processes)
         student = students[out]
         require_agreement(processes, lambda: {"data": plain_identity(source.images), "student": student.facts()})
-        lock, of_data = locker(locks, options.locks), listed_classes(first, options.data)
-        of_data |= measured_fact(first, source.images)
+        of_data = listed_classes(first, options.data) | measured_fact(first, source.images)
         claims = {
-            out: claimed(
-                out, student.experiment, student.facts() | of_data, processes, options.resume, lock, options.saved
-            )
+            out: claimed(near[out], student.experiment, student.facts() | of_data, processes, options.resume, locks)
             for out, student in students.items()
         }
         outcomes: Outcomes = {out: result for out, (_, result) in claims.items() if result is not None}

@@ -53,6 +53,8 @@ class Acting:
                     raise SystemExit(f"unit {unit.number}")
                 case "wait":
                     time.sleep(600)
+                case "wait-once" if times == 1:
+                    time.sleep(600)
             for part in range(3):
                 tell((unit.number, part))
             log.info("unit %d: done", unit.number)

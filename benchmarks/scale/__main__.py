@@ -17,6 +17,7 @@ from dhkd.benchmarks.scale.commands import Commands
 from dhkd.benchmarks.scale.costs import index_costs, schedule_seconds
 from dhkd.benchmarks.scale.settings import Setting, Size, Workers
 from dhkd.benchmarks.scale.store import LISTED_AT_A_TIME, Limits
+from dhkd.benchmarks.scale.waiting import seconds_for_a_message
 from dhkd.pipeline.environment import hardware
 from rich.console import Console
 
@@ -28,7 +29,7 @@ def main() -> None:
     """Simulate as the command line says, and print one line for each figure, or JSON."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m dhkd.benchmarks.scale", description=summary)
-    parser.add_argument("what", choices=("cluster", "commands", "index"))
+    parser.add_argument("what", choices=tuple(KINDS))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coordinator-s", type=float, default=Setting().coordinator_s)
@@ -40,7 +41,7 @@ def main() -> None:
     parts = {name: part(**{field.name: options[field.name] for field in fields(part)}) for name, part in PARTS.items()}
     setting = replace(Setting(**parts), seed=options["seed"], coordinator_s=options["coordinator_s"])
     began = time.process_time()
-    figures = {"cluster": cluster, "commands": commands, "index": index}[options["what"]](setting)
+    figures = KINDS[options["what"]](setting)
     figures = {**figures, "processor seconds of the simulation": round(time.process_time() - began, 1)}
     if options["json"]:
         result = {"setting": asdict(setting), "figures": figures, "hardware": hardware(torch.device("cpu"))}
@@ -99,6 +100,14 @@ def index(setting: Setting) -> Mapping[str, object]:
         figures[f"{cost.step}: memory, GB"] = f"{cost.memory_gb:.2f} {cost.detail}".strip()
     return figures
 
+
+def messages(setting: Setting) -> Mapping[str, object]:
+    """Measure Ray's share of what a unit costs the command."""
+    number = setting.workers.number
+    return {f"processor seconds for a message among {number:,} workers": seconds_for_a_message(number)}
+
+
+KINDS = {"cluster": cluster, "commands": commands, "index": index, "ray": messages}
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from dhkd.data.cache.blocks import Block
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import missing_blocks
+from dhkd.pipeline.caching_on import grouped
 from dhkd.pipeline.engines.schedule import Schedule
 from dhkd.stages.cache.write import units_of
 
@@ -107,7 +108,7 @@ class Simulation:
         now = self.clock.now
         while worker.rest:
             block = worker.rest.pop()
-            keys = self._keys(block)
+            keys = self.keys(block)
             now = self.bucket.answered(now, "HEAD", number=1 if keys[0] not in self.bucket.objects else len(keys))
             if all(key in self.bucket.objects for key in keys):
                 continue
@@ -128,7 +129,7 @@ class Simulation:
         def stored() -> None:
             if not worker.dead:
                 worker.unfinished.discard(block)
-                self.bucket.objects |= dict(zip(self._keys(block), sizes, strict=True))
+                self.bucket.objects |= dict(zip(self.keys(block), sizes, strict=True))
 
         worker.written_at = self.bucket.answered(begins, "PUT", sum(sizes), len(sizes))
         self.clock.at(worker.written_at, stored)
@@ -171,16 +172,15 @@ class Simulation:
         while self._idle and self.schedule.num_waiting:
             self._give(self._idle.pop())
 
-    def _keys(self, block: Block) -> list[str]:
+    def keys(self, block: Block) -> list[str]:
+        """Return the keys of a block's objects."""
         return [key for name in self._manifest.names for key in self._layout.objects(name, block)]
 
 
 def units_to_compute(setting: Setting, manifest: Manifest) -> list[Unit]:
     """Return the missing blocks of an empty cache in units, as `cache-teacher --on` groups them."""
     units = [tuple(unit) for unit in units_of(manifest.plan.blocks(), setting.size.views_at_once).values()]
-    rows = sum(map(len, units[0]))
-    number = max(1, min(int(setting.workers.unit_s * setting.workers.rate / rows), len(units) // 64))
-    groups = [units[start : start + number] for start in range(0, len(units), number)]
+    groups = grouped(tuple(units), setting.workers.rate)
     return [tuple(block for unit in group for block in unit) for group in groups]
 
 

@@ -30,7 +30,6 @@ class Workers:
 
     A worker dies after `lives_s` on average, and another one takes its place `away_s` later on average; the loss is
     noticed after `noticed_s`. `late_s` is the time in which the first ones join. Loading the teacher takes `begin_s`.
-    A unit is computed in `unit_s`, if its blocks are small enough.
     """
 
     number: int = 1000
@@ -41,7 +40,6 @@ class Workers:
     noticed_s: float = 30.0
     late_s: float = 120.0
     begin_s: float = 60.0
-    unit_s: float = 20.0
 
 
 @dataclass(frozen=True)

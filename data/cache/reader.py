@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
+from dhkd.data.cache.faults import Fault, describes_another_array, faults, get_object
 from dhkd.data.cache.find import find
 from dhkd.data.cache.index import LARGEST_INDEX, Bound, Index
 from dhkd.data.cache.layouts import layout_of
@@ -17,12 +17,11 @@ from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import how_many_exist, progress_of
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.disk.mapped import Content
-from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused, StorageError
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused
 from dhkd.data.storage.base import Storage, each
 from dhkd.data.storage.nearby import Nearby
 from dhkd.data.storage.places import is_url, storage_of
 from dhkd.data.storage.sharing import UNSHARED, Sharing, sharing_of
-from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -153,7 +152,7 @@ class LogitReader:
         for key, entry in self._entries(name, block).items():
             try:
                 contents[key] = content_of(key, *entry)
-            except _Fault as fault:
+            except Fault as fault:
                 raise CacheDamaged(
                     f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
                 ) from fault
@@ -202,13 +201,13 @@ class LogitReader:
         described, promised = self._layout.structure(), cache(self._promised)
         for key, checksum in self._index.structure.items():
             try:
-                content = _get(self._storage, key, LARGEST_INDEX)
+                content = get_object(self._storage, key, LARGEST_INDEX)
                 if crc32c(content) != checksum and content != promised().get(key):
-                    raise _Fault(UNLIKE_WRITTEN)
-                if _describes_another_array(content, described.get(key, content)):
-                    raise _Fault("describes another array than the manifest does")
+                    raise Fault(UNLIKE_WRITTEN)
+                if describes_another_array(content, described.get(key, content)):
+                    raise Fault("describes another array than the manifest does")
                 yield len(content)
-            except _Fault as fault:
+            except Fault as fault:
                 yield Damage(key, None, None, str(fault))
 
     def damages_of(self, blocks: Iterable[Block]) -> Iterator[Damage | int]:
@@ -223,10 +222,10 @@ class LogitReader:
         contents: dict[str, bytes] = {}
         for key, (size, checksum) in self._entries(name, block).items():
             try:
-                contents[key] = _get(self._storage, key, size)
+                contents[key] = get_object(self._storage, key, size)
                 self._require_intact(key, contents[key], size, checksum)
                 results.append(len(contents[key]))
-            except _Fault as fault:
+            except Fault as fault:
                 results.append(Damage(key, name, block, str(fault)))
         if any(isinstance(result, Damage) for result in results):
             return results
@@ -280,25 +279,25 @@ class LogitReader:
         return {key: (size, checksum) for (key, size), checksum in zip(objects.items(), checksums, strict=True)}
 
     def _content(self, key: str, size: int, checksum: int) -> bytes:
-        """Return an object's bytes, from its copy on this machine if copies are kept; raises `_Fault`."""
+        """Return an object's bytes, from its copy on this machine if copies are kept; raises `Fault`."""
         if self._nearby is None:
-            content = _get(self._storage, key, size)
+            content = get_object(self._storage, key, size)
         else:
             try:
                 content = self._nearby.get_checked(
                     key, size, checksum, lambda content: self._is_intact(key, content, size, checksum)
                 )
             except FileNotFoundError as error:
-                raise _Fault(f"expected {size} bytes, got no object") from error
+                raise Fault(f"expected {size} bytes, got no object") from error
             except ObjectRefused as error:
-                raise _Fault(str(error)) from error
+                raise Fault(str(error)) from error
         self._require_intact(key, content, size, checksum)
         return content
 
     def _mapped(self, key: str, size: int, checksum: int) -> Content:
         """Return an object's bytes as a file that is mapped into memory, or else as `_content` does."""
         assert self._sharing.objects is not None
-        with _faults(size):
+        with faults(size):
             content = self._sharing.objects.get_mapped(
                 key, size, checksum, lambda content: self._is_intact(key, content, size, checksum)
             )
@@ -309,62 +308,20 @@ class LogitReader:
     def _is_intact(self, key: str, content: bytes, size: int, checksum: int) -> bool:
         try:
             self._require_intact(key, content, size, checksum)
-        except _Fault:
+        except Fault:
             return False
         return True
 
     def _require_intact(self, key: str, content: bytes, size: int, checksum: int) -> None:
-        """Raise `_Fault`, which says what is wrong, unless an object's bytes are as they were written."""
+        """Raise `Fault`, which says what is wrong, unless an object's bytes are as they were written."""
         if len(content) != size:
-            raise _Fault(f"expected {size} bytes, got {len(content)}")
+            raise Fault(f"expected {size} bytes, got {len(content)}")
         try:
             actual = self._layout.checksum(key, content)
         except CacheDamaged as error:
-            raise _Fault(UNLIKE_WRITTEN) from error
+            raise Fault(UNLIKE_WRITTEN) from error
         if actual != checksum:
-            raise _Fault("is not the block that was written")  # intact, but another block
-
-
-def _describes_another_array(content: bytes, expected: bytes) -> bool:
-    """Return whether an array's metadata contradicts the manifest. The number of views may differ, because it grows.
-
-    dhkd reads arrays by the manifest, and other programs by this metadata. Libraries may write it with more or fewer
-    fields.
-    """
-    try:
-        got, wanted = decode(content), decode(expected)
-    except ValueError:
-        return content != expected
-    if not (isinstance(got, dict) and isinstance(wanted, dict) and "shape" in wanted):
-        return False
-    shape = got.get("shape")
-    same = isinstance(shape, list) and shape[1:] == wanted["shape"][1:]
-    return not same or any(got.get(field) != wanted.get(field) for field in ("data_type", "chunk_grid"))
-
-
-class _Fault(Exception):
-    """What is wrong with an object."""
-
-
-def _get(storage: Storage, key: str, size: int) -> bytes:
-    """Return an object's bytes, at most `size` of them; raises `_Fault` for an object that can't be read."""
-    with _faults(size):
-        return storage.get(key, size)
-
-
-@contextmanager
-def _faults(size: int) -> Iterator[None]:
-    """Raise `_Fault` for an object that is absent or can't be read, where `size` bytes were expected."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise _Fault(f"expected {size} bytes, got no object" if size != LARGEST_INDEX else "missing") from error
-    except ObjectRefused as error:
-        raise _Fault(str(error)) from error
-    except StorageError:
-        raise  # of the whole storage, not of one object
-    except OSError as error:
-        raise _Fault(f"can't be read ({error.strerror or error})") from error
+            raise Fault("is not the block that was written")  # intact, but another block
 
 
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:

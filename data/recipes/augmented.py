@@ -1,11 +1,12 @@
 """A recipe with pixel operations or mixing: first its crop or box, then each operation, from the key's own draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from dhkd.data.disk.shared_tensors import Keep
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo
@@ -64,6 +65,16 @@ class Augmented(Recipe):
             pictures = operation.change(pictures, drawn_BD)
         return pictures.array
 
+    @property
+    def reduces(self) -> bool:  # type: ignore[override]
+        """Whether the geometry does."""
+        return self.geometry.reduces
+
+    def reduction(self, height: int, width: int, draws: Sequence[int]) -> int:
+        """Return the geometry's."""
+        others = sum(one.num_draws for one in self.operations.values())
+        return self.geometry.reduction(height, width, draws[: len(draws) - others])
+
     def at_test(self) -> Recipe:
         """Return the geometry's recipe for test images, which are not augmented."""
         return self.geometry.at_test()
@@ -81,6 +92,10 @@ class Augmented(Recipe):
         """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1."""
         operations = {name: one.for_mean(mean) for name, one in self.operations.items()}
         return Augmented(self.geometry.for_mean(mean), operations, self.seed, self.mixing)
+
+    def kept_by(self, keep: Keep) -> "Augmented":
+        """Return the recipe that passes the geometry's large tensors to `keep`."""
+        return Augmented(self.geometry.kept_by(keep), self.operations, self.seed, self.mixing)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""

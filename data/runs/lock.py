@@ -10,18 +10,15 @@ delete the first one's new lock. Instead, the next process makes the file with t
 """
 
 import contextlib
-import json
 import logging
 import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dhkd.data.errors import RunTaken
+from dhkd.data.runs.holder import Holder, holder_in, is_gone, refusal, this_machine, this_process
 
 log = logging.getLogger("dhkd")
 
@@ -30,28 +27,10 @@ BEAT_SECONDS = 3.0  # between two bytes that a holder appends
 SILENT_SECONDS = 30.0  # a holder on another machine that is silent for so long is dead
 
 
-@dataclass(frozen=True)
-class _Holder:
-    """The process that holds a lock: its host and number, and what tells it from a later process of that number.
-
-    `machine` is the same for two processes only if the numbers of processes mean the same to both; None if unknown.
-    `started` is when the process began, in ticks since the machine's start.
-    """
-
-    token: str
-    host: str
-    pid: int
-    machine: str | None
-    started: int | None
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-
 class RunLock:
     """A held lock of a run's folder."""
 
-    def __init__(self, path: Path, holder: _Holder) -> None:
+    def __init__(self, path: Path, holder: Holder) -> None:
         self._path, self._holder = path, holder
         self._ended = threading.Event()
         # A thread, because loading a cache or compiling a network may take longer than `SILENT_SECONDS`.
@@ -60,7 +39,7 @@ class RunLock:
 
     def require(self) -> None:
         """Raise `RunTaken` if another process has taken the folder, which happens if this one was suspended."""
-        if _holder_in(_content(self._path)) != self._holder:
+        if holder_in(_content(self._path)) != self._holder:
             raise RunTaken(
                 f"run at {self._path.parent}: expected its lock {self._path.name}, found none: another process took the"
                 f" folder while this one stood still, or the file was deleted; go on with --resume when nobody else"
@@ -72,7 +51,7 @@ class RunLock:
         self._ended.set()
         self._beats.join()
         with contextlib.suppress(OSError):  # the folder may be out of reach, which is told elsewhere
-            if _holder_in(_content(self._path)) == self._holder:
+            if holder_in(_content(self._path)) == self._holder:
                 self._path.unlink()
 
     def _beat(self) -> None:
@@ -113,17 +92,17 @@ def _taken(folder: Path) -> RunLock:
         _require_dead(path)
         dead[number] = path
     path = folder / f"{LOCK}.{max(dead, default=0) + 1}"
-    holder = _this_process()
+    holder = this_process()
     try:
         with path.open("xb") as stream:
-            stream.write(json.dumps(asdict(holder)).encode() + b"\n")
+            stream.write(holder.line)
     except FileExistsError:
-        raise _refusal(folder, "another process, which began in the same moment,") from None
+        raise refusal(folder, "another process, which began in the same moment,") from None
     lock = RunLock(path, holder)
     # A process that saw other files than this one may have made a file with another number.
     if others := _locks(folder).keys() - dead.keys() - {max(dead, default=0) + 1}:
         lock.end()
-        raise _refusal(folder, f"another process, which made {LOCK}.{min(others)} in the same moment,")
+        raise refusal(folder, f"another process, which made {LOCK}.{min(others)} in the same moment,")
     for old in dead.values():
         old.unlink(missing_ok=True)
     return lock
@@ -138,12 +117,12 @@ def _locks(folder: Path) -> dict[int, Path]:
 def _require_dead(path: Path) -> None:
     """Return if nobody holds this file's lock any more; raise `RunTaken` if somebody does."""
     content = _content(path)
-    holder = _holder_in(content)
+    holder = holder_in(content)
     who = str(holder) if holder else "a process that says nothing about itself"
-    machine = _machine()
+    machine = this_machine()
     if holder is not None and machine is not None and holder.machine == machine:
-        if not _is_gone(holder):
-            raise _refusal(path.parent, who)
+        if not is_gone(holder):
+            raise refusal(path.parent, who)
         return
     log.info(
         "run at %s: %s has held its lock; looking for up to %.0f s if it still does", path.parent, who, SILENT_SECONDS
@@ -152,14 +131,8 @@ def _require_dead(path: Path) -> None:
     while content is not None and time.monotonic() < until:
         time.sleep(BEAT_SECONDS / 10)
         if (now := _content(path)) != content and now is not None:
-            raise _refusal(path.parent, who)
+            raise refusal(path.parent, who)
         content = now
-
-
-def _refusal(folder: Path, who: str) -> RunTaken:
-    return RunTaken(
-        f"run at {folder}: expected nobody to train there, got {who}; wait until it has ended, or choose another --out"
-    )
 
 
 def _content(path: Path) -> bytes | None:
@@ -167,58 +140,4 @@ def _content(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        return None
-
-
-def _holder_in(content: bytes | None) -> _Holder | None:
-    """Read who holds a lock; None if the file is absent, or was not written to its end."""
-    try:
-        holder = _Holder(**json.loads((content or b"").splitlines()[0]))
-    except (ValueError, TypeError, IndexError, RecursionError):
-        return None
-    return holder if type(holder.pid) is int and holder.pid > 0 else None
-
-
-def _this_process() -> _Holder:
-    pid = os.getpid()
-    state = _state(pid)
-    return _Holder(secrets.token_hex(8), socket.gethostname(), pid, _machine(), state[1] if state else None)
-
-
-def _is_gone(holder: _Holder) -> bool:
-    """Return whether a process of this machine has ended, even if another process has its number by now."""
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it is another user's
-        pass
-    state = _state(holder.pid)
-    if state is None or holder.started is None:
-        return False
-    letter, started = state
-    return letter in "ZX" or started != holder.started
-
-
-def _state(pid: int) -> tuple[str, int] | None:
-    """Return a process's state (Z or X: dead) and the time at which it began; None where the system doesn't tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the program's name before may hold anything
-    return fields[0], int(fields[19])
-
-
-def _machine() -> str | None:
-    """Name the running machine, and the namespace in which its processes have their numbers; None if unknown.
-
-    Containers of one machine, and hosts with equal names, have other names here.
-    """
-    try:
-        if int(os.readlink("/proc/self")) != os.getpid():  # /proc is that of another namespace
-            return None
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except (OSError, ValueError):
         return None

@@ -7,7 +7,7 @@ sent. The files are sent in such an order that a home which got only some of the
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,8 @@ RESUMED_FROM = (CLASSES, CONFIG, TRACKED, FAILED, METRICS, RESULT, CHECKPOINT)
 # before it, so all of these are sent first. A result says that everything else is there.
 BEFORE_OTHERS = (CLASSES, CONFIG, METRICS)
 AFTER_OTHERS = (CHECKPOINT, "", RESULT, FAILED)  # "" stands for files that are written after the last epoch
+
+UNSENT = ".unsent"  # a file in the folder while the home lacks something of it
 
 Stamp = tuple[int, int, int]
 
@@ -47,21 +49,22 @@ class Home(Protocol):
 class Mirror:
     """Keeps the home of one run's files as its folder is. Only one process may train the run, which a lock ensures."""
 
-    def __init__(self, folder: Path, home: Home) -> None:
-        self.folder, self._home = folder, home
+    def __init__(self, folder: Path, home: Home, require: Callable[[], None] = lambda: None) -> None:
+        """`require` is called before anything is sent, and raises if the run is no longer this process's."""
+        self.folder, self._home, self._require = folder, home, require
         self._sent: dict[str, Stamp] = {}  # the files that the home has as they are in the folder
 
     def fetch(self) -> None:
         """Make the folder hold the run as the home has it, as far as resuming needs it.
 
-        The folder may hold an earlier attempt. It is kept if it is the home's run and got further, which happens if the
-        home could not be reached; otherwise it is emptied.
+        The folder may hold an earlier attempt. It is kept if it could not be sent and goes on from what the home has;
+        otherwise it is emptied.
         """
         listed = self._home.sizes() or {}
         names = [name for name in RESUMED_FROM if name in listed]
         small = {name: self._home.get(name, listed[name]) for name in names if name != CHECKPOINT}
         self._sent = {}
-        if self._goes_on_from(small):
+        if (self.folder / UNSENT).exists() and self._goes_on_from(small):
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,8 @@ class Mirror:
 
         Raises what the home raises; what was not sent is sent by the next call.
         """
+        self._require()
+        (self.folder / UNSENT).touch()  # until everything is sent
         for name in [name for name in self._sent if not (self.folder / name).exists()]:
             self._home.delete(name)
             del self._sent[name]
@@ -85,9 +90,15 @@ class Mirror:
             if self._sent.get(name) != stamp:
                 self._home.put(name, path.read_bytes(), replace=True)
                 self._sent[name] = stamp
+        (self.folder / UNSENT).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder, unless it holds what could not be sent."""
+        if not (self.folder / UNSENT).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def saved(self) -> None:
-        """Send what has changed, as a run calls it whenever it saved something.
+        """Send what has changed; a run calls this whenever it saved something.
 
         If the home can't be reached, training goes on, and the next call sends what this one could not.
         """
@@ -115,7 +126,7 @@ def _files(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.suffix != ".partial":
             name = path.relative_to(folder).as_posix()
-            if not name.startswith(f"{LOCK}."):
+            if not name.startswith(f"{LOCK}.") and name != UNSENT:
                 yield name
 
 

@@ -5,7 +5,7 @@ It makes no difference whether a sweep trained the runs or somebody trained them
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,8 +74,9 @@ class SweepRecord:
 class RunReader:
     """Reads a folder of runs again and again, and of these only the runs whose files have changed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, shown: Callable[[str], str] = str) -> None:
+        """`shown` puts the place that users know into a message that names `folder`."""
+        self._folder, self._shown = folder, shown
         self._known: dict[Path, tuple[Stamp, Run]] = {}
 
     def read(self) -> list[Run]:
@@ -92,24 +93,24 @@ class RunReader:
             stamp = _stamp(path)
             known = self._known.get(path)
             if known is None or known[0] != stamp:
-                known = stamp, _read(path, printable_line(folder.name if name == "." else name))
+                known = stamp, _read(path, printable_line(folder.name if name == "." else name), self._shown)
             runs[path] = known
         self._known = runs
         return [run for _, run in runs.values() if run.settings.get(COMMAND_KEY, "train-student") == "train-student"]
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path, shown: Callable[[str], str] = str) -> list[Run]:
     """Read every run of the command `train-student` in `folder`, at any depth; return the runs sorted by name.
 
     A name is the path of the run's folder, with an escape for each character that can't be printed. Raises
-    `RunMismatch` if `folder` is not a folder.
+    `RunMismatch` if `folder` is not a folder. `shown` puts the place that users know into messages that name `folder`.
     """
-    return RunReader(folder).read()
+    return RunReader(folder, shown).read()
 
 
-def require_runs(folder: Path) -> list[Run]:
+def require_runs(folder: Path, shown: Callable[[str], str] = str) -> list[Run]:
     """Read the runs as `read_runs` does; raises `RunMismatch` unless at least one run is finished."""
-    runs = read_runs(folder)
+    runs = read_runs(folder, shown)
     if not finished_of(runs):
         raise RunMismatch(f"{folder}: expected finished runs of train-student or sweep, found {why_unusable(runs)}")
     return runs
@@ -161,7 +162,7 @@ def _stamp(path: Path) -> Stamp:
     return tuple(stamp)
 
 
-def _read(path: Path, name: str) -> Run:
+def _read(path: Path, name: str, shown: Callable[[str], str]) -> Run:
     settings: dict[str, Any] = {}  # Any: see `Run`
     metrics: list[EpochMetrics] = []
     failed = path / FAILED
@@ -176,7 +177,7 @@ def _read(path: Path, name: str) -> Run:
         metrics = read_metrics(path)
         result = read_result(path, metrics, settings_sha256(config or {}))
     except RunMismatch as error:
-        return Run(name, path, settings, metrics, failure=failure, damage=printable_line(str(error)))
+        return Run(name, path, settings, metrics, failure=failure, damage=printable_line(shown(str(error))))
     return Run(name, path, settings, metrics, result, failure)
 
 

@@ -36,6 +36,9 @@ class Storage(Protocol):
     def sizes(self) -> dict[str, int] | None:
         """Return every object's size, by key; return None if the storage can't list its objects."""
 
+    def stamps(self) -> dict[str, str] | None:
+        """Return a text for each object that changes when the object does, by key; None as `sizes` does."""
+
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Write the object durably, and return True.
 

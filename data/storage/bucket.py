@@ -23,6 +23,7 @@ from dhkd.data.storage.bucket_errors import REMEDIES, explained, may_pass, reaso
 from dhkd.data.storage.urls import require_plain, where_is
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 T = TypeVar("T")
@@ -106,8 +107,18 @@ class Bucket:
     def sizes(self) -> dict[str, int]:
         """Return every object's size, by key."""
 
-        def list_all(store: "ObjectStore") -> dict[str, int]:
-            return {entry["path"]: int(entry["size"]) for page in self._obstore.list(store) for entry in page}
+        return {entry["path"]: int(entry["size"]) for entry in self._entries()}
+
+    def stamps(self) -> dict[str, str]:
+        """Return every object's size and entity tag, or the time of its last change, by key."""
+        return {
+            entry["path"]: f"{entry['size']} {entry['e_tag'] or entry['last_modified'].isoformat()}"
+            for entry in self._entries()
+        }
+
+    def _entries(self) -> "list[ObjectMeta]":
+        def list_all(store: "ObjectStore") -> "list[ObjectMeta]":
+            return [entry for page in self._obstore.list(store) for entry in page]
 
         return self._ask("", list_all)
 

@@ -84,6 +84,15 @@ class Folder:
                         sizes[key] = self.size(key) if entry.is_symlink() else entry.stat(follow_symlinks=False).st_size
         return sizes
 
+    def stamps(self) -> dict[str, str]:
+        """Return every file's size, time and number, by its path relative to the folder."""
+        stamps = {}
+        for key in self.sizes():
+            with contextlib.suppress(FileNotFoundError, ObjectRefused):
+                facts = self._inside(key).stat()
+                stamps[key] = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+        return stamps
+
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Write the file under another name, flush it and rename it; return whether the file was written."""
         return write_atomically(self._inside(key, follow=False), lambda stream: stream.write(content), replace=replace)

@@ -80,6 +80,10 @@ class Nearby:
         """Return every object's size, by key; return None if the storage can't list its objects."""
         return self._storage.sizes()
 
+    def stamps(self) -> dict[str, str] | None:
+        """Return a text for each object that changes when the object does; None if the storage can't list them."""
+        return self._storage.stamps()
+
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Write the object to the storage; return whether it was written."""
         return self._storage.put(key, content, replace=replace)

@@ -57,6 +57,10 @@ class WebServer:
         """Return None: a web server can't list its objects."""
         return
 
+    def stamps(self) -> None:
+        """Return None: a web server can't list its objects."""
+        return
+
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Raise `StorageError`."""
         raise self._readonly(key)

@@ -21,7 +21,7 @@ from dhkd.pipeline.cli.options import (
     precision_option,
 )
 from dhkd.pipeline.cli.output import emit
-from dhkd.pipeline.cli.paths import LOCATION, OUT_LOCATION, PATH, require_apart
+from dhkd.pipeline.cli.paths import LOCATION, OUT_LOCATION, RUN, require_apart
 from dhkd.pipeline.cli.recorded import OF_THE_MACHINE, recorded_command
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.choice import EngineOptions
@@ -54,7 +54,7 @@ class CachingOptions:
     }
 )
 @gathered("caching", CachingOptions)
-@click.option("--teacher", type=PATH, required=True, help=TEACHER_HELP)
+@click.option("--teacher", type=RUN, required=True, help=TEACHER_HELP)
 @click.option(
     "--out",
     type=OUT_LOCATION,
@@ -154,7 +154,7 @@ class VerifyOptions:
     )
 )
 @gathered("compared", VerifyOptions)
-@click.option("--teacher", type=PATH, help=f"{TEACHER_HELP} Requires --preset; recomputes a sample of logits, too.")
+@click.option("--teacher", type=RUN, help=f"{TEACHER_HELP} Requires --preset; recomputes a sample of logits, too.")
 @click.option(
     "--rows", type=click.IntRange(1), default=256, show_default=True, help="Number of images to render and recompute."
 )

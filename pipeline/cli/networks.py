@@ -16,7 +16,7 @@ from dhkd.pipeline.cli.options import (
     precision_option,
 )
 from dhkd.pipeline.cli.output import emit
-from dhkd.pipeline.cli.paths import OUT_FILE, PATH
+from dhkd.pipeline.cli.paths import OUT_FILE, RUN
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class EvaluateOptions:
 @click.command()
 @experiment_options()
 @gathered("evaluated", EvaluateOptions)
-@click.option("--teacher", type=PATH, help="Load these weights into the preset's teacher network, and evaluate it.")
-@click.option("--student", type=PATH, help="Load these weights into the preset's student network, and evaluate it.")
+@click.option("--teacher", type=RUN, help="Load these weights into the preset's teacher network, and evaluate it.")
+@click.option("--student", type=RUN, help="Load these weights into the preset's student network, and evaluate it.")
 @click.option("--ema", is_flag=True, help="Evaluate the average (EMA) that the run kept of its weights.")
 @precision_option
 @data_options
@@ -80,7 +80,7 @@ def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: Da
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--out", type=OUT_FILE, required=True, help="The .safetensors file to write; it must not exist yet.")
 @click.option("--ema", is_flag=True, help="Write the average (EMA) that the run kept of its weights.")
 @own_code_options

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
-from dhkd.pipeline.cli.paths import LOCATION
+from dhkd.pipeline.cli.paths import LOCATION, PRESET_OR_RUN
 from dhkd.pipeline.data_options import DataOptions
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]  # a command's function; click calls it with the values of all options
 Decorator = Callable[[Function], Function]
 
-PRESET: Decorator = click.argument("preset", type=LOCATION)
+PRESET: Decorator = click.argument("preset", type=PRESET_OR_RUN)
 CACHE_HELP = "Location of the cache: a folder, or a URL (s3://, gs://, az://; https:// is read-only)."
 TEACHER_HELP = (
     "A run's folder, a weights file (.safetensors, .pth), FILE::KEY for one of several networks in a file, or"
@@ -63,7 +63,7 @@ class ExperimentOptions:
 class RunOptions:
     """Where a run is written, what it is trained from, and how it is carried out."""
 
-    out: Path
+    out: str
     cache: str | None = None
     teacher: Path | None = None
     allow_drift: bool = False

@@ -32,14 +32,33 @@ class _Expanded(click.ParamType):  # type: ignore[type-arg]  # generic in some v
                 self.fail("expected a path, got nothing", param, ctx)
             if not text.isprintable() and os.fsencode(text).decode(errors="replace") != text:
                 raise ConfigError(f"{text!r}: expected a path in UTF-8, got other bytes; choose another one")
+            what = param.opts[0] if isinstance(param, click.Option) else "OUT"
+            if "://" in text and self._kind is Path:
+                raise ConfigError(f"{what} {text}: expected a path, got a URL; choose a place on this machine")
             if "://" not in text:
-                what = param.opts[0] if isinstance(param, click.Option) else "OUT"
                 require = require_writable_folder if self._writes == "folder" else require_writable_file
                 require(Path(text), what)
         return self._kind(text)
 
 
+class _Run(_Expanded):
+    """The type of a path of weights: a file, or the folder of a run, which may lie at a URL and is then fetched."""
+
+    # Any: as for paths.
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" not in os.fspath(value):
+            return super().convert(value, param, ctx)
+        from dhkd.data.runs.near import FINAL_WEIGHTS
+        from dhkd.data.runs.place import runs_at
+
+        place = runs_at(value)
+        place.refresh(FINAL_WEIGHTS)
+        return self._kind(place.folder)
+
+
 PATH = _Expanded(Path)
+RUN = _Run(Path)
+PRESET_OR_RUN = _Run(str)
 LOCATION = _Expanded(str)  # a path or a URL
 OUT_FOLDER, OUT_FILE = _Expanded(Path, "folder"), _Expanded(Path, "file")
 OUT_LOCATION = _Expanded(str, "folder")

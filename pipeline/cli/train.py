@@ -28,7 +28,7 @@ from dhkd.pipeline.cli.options import (
     training_cache_option,
 )
 from dhkd.pipeline.cli.output import emit
-from dhkd.pipeline.cli.paths import OUT_FOLDER, PATH, require_apart
+from dhkd.pipeline.cli.paths import OUT_LOCATION, RUN, require_apart
 from dhkd.pipeline.cli.recorded import recorded_command
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.choice import EngineOptions
@@ -46,7 +46,9 @@ OF_STUDENT = {"precision": "student.precision={}", "compiled": "student.compile=
 @click.command("train-teacher")
 @experiment_options(OF_TEACHER)
 @gathered("run", RunOptions)
-@click.option("--out", type=OUT_FOLDER, required=True, help="The run's folder.")
+@click.option(
+    "--out", type=OUT_LOCATION, required=True, help="The run's folder, or its URL in a bucket: s3://, gs://, az://."
+)
 @precision_option
 @compile_option
 @track_option
@@ -59,8 +61,18 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
     _require_apart(run, data)
     loaded = experiment.load()
     from dhkd.pipeline import training
+    from dhkd.pipeline.claims import near_runs
 
-    result = training.train_teacher(loaded, run.out, data=data, track=run.track, cpu=run.cpu, resume=run.resume)
+    with near_runs(run.out, resume=run.resume) as runs:
+        near = runs[""]
+        result = training.train_teacher(
+            *(loaded, near.folder),
+            data=data,
+            track=run.track,
+            cpu=run.cpu,
+            resume=run.resume,
+            held={near.folder: near},
+        )
     emit(result, as_json, lambda: f"{run.out}: {result}")
 
 
@@ -68,10 +80,12 @@ def train_teacher(experiment: ExperimentOptions, run: RunOptions, data: DataOpti
 @experiment_options(OF_STUDENT)
 @gathered("run", RunOptions)
 @training_cache_option
-@click.option("--out", type=OUT_FOLDER, required=True, help="The run's folder.")
+@click.option(
+    "--out", type=OUT_LOCATION, required=True, help="The run's folder, or its URL in a bucket: s3://, gs://, az://."
+)
 @click.option(
     "--teacher",
-    type=PATH,
+    type=RUN,
     help="Teacher weights: a run's folder, a weights file, or packaged[:TAG] for the pretrained weights that"
     " torchvision or timm provides (TAG chooses among several). Only a cache of this teacher is accepted. Required if"
     " the teacher runs in every step, and by methods that reuse part of its network (simkd).",
@@ -115,18 +129,22 @@ def train_student(
         raise click.UsageError("--together is for a --grid")
     loaded = experiment.load()
     from dhkd.pipeline import training
+    from dhkd.pipeline.claims import near_runs
 
-    result = training.train_student(
-        loaded,
-        run.cache,
-        run.out,
-        data=data,
-        teacher=run.teacher,
-        allow_drift=run.allow_drift,
-        track=run.track,
-        cpu=run.cpu,
-        resume=run.resume,
-    )
+    with near_runs(run.out, resume=run.resume) as runs:
+        near = runs[""]
+        result = training.train_student(
+            loaded,
+            run.cache,
+            near.folder,
+            data=data,
+            teacher=run.teacher,
+            allow_drift=run.allow_drift,
+            track=run.track,
+            cpu=run.cpu,
+            resume=run.resume,
+            held={near.folder: near},
+        )
     return emit(result, as_json, lambda: f"{run.out}: {result}")
 
 
@@ -135,22 +153,29 @@ def _train_grid(
 ) -> None:
     """Train the students of a grid in subfolders of `run.out`. Raises `DhkdError` at the end if any student failed."""
     from dhkd.pipeline import training
+    from dhkd.pipeline.claims import near_runs
 
-    outcomes = training.train_grid(
-        {run.out / name: experiment for name, experiment in experiments.items()},
-        run.cache,
-        data=data,
-        together=together or len(experiments),
-        teacher=run.teacher,
-        allow_drift=run.allow_drift,
-        track=run.track,
-        cpu=run.cpu,
-        resume=run.resume,
-    )
-    failed = {str(out): str(error) for out, error in outcomes.items() if isinstance(error, DhkdError)}
+    with near_runs(run.out, list(experiments), resume=run.resume) as runs:
+        trained = training.train_grid(
+            {near.folder: experiments[name] for name, near in runs.items()},
+            run.cache,
+            data=data,
+            together=together or len(experiments),
+            teacher=run.teacher,
+            allow_drift=run.allow_drift,
+            track=run.track,
+            cpu=run.cpu,
+            resume=run.resume,
+            held={near.folder: near for near in runs.values()},
+        )
+    outcomes = {near.location or str(near.folder): trained[near.folder] for near in runs.values()}
+    for near in runs.values():
+        if isinstance(error := trained[near.folder], DhkdError):
+            near.rename(error)
+    failed = {out: str(error) for out, error in outcomes.items() if isinstance(error, DhkdError)}
     finished = {out: result for out, result in outcomes.items() if not isinstance(result, DhkdError)}
     if finished or as_json:
-        result = {"runs": {str(out): figures for out, figures in finished.items()}, "failed": failed}
+        result = {"runs": finished, "failed": failed}
         emit(result, as_json, lambda: "\n".join(f"{out}: {figures}" for out, figures in finished.items()))
     if failed:
         lines = "; ".join(f"{out}: {error}" for out, error in failed.items())
@@ -184,7 +209,10 @@ class SweepOptions:
 @gathered("chosen", SweepOptions)
 @training_cache_option
 @click.option(
-    "--out", type=OUT_FOLDER, required=True, help="Output folder: one subfolder per run, and the results table."
+    "--out",
+    type=OUT_LOCATION,
+    required=True,
+    help="Output folder, or its URL in a bucket: one subfolder per run, and the results table.",
 )
 @click.option(
     "--grid",
@@ -205,7 +233,7 @@ class SweepOptions:
 @baseline_option
 @click.option(
     "--teacher",
-    type=PATH,
+    type=RUN,
     help="Teacher weights: a run's folder or a weights file. Needed if the teacher runs in every step"
     " (teacher.live=true) or the method reuses part of its network (simkd).",
 )
@@ -239,6 +267,7 @@ def sweep(
         raise click.UsageError("--on: expected one process, which gives the work to others; leave torchrun out")
     prints = is_first_process()
     _work_alone()
+    from dhkd.data.runs.place import runs_at
     from dhkd.data.runs.read import read_runs
     from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.results import plain
@@ -260,7 +289,8 @@ def sweep(
     if prints:
         from dhkd.pipeline.results import plain
 
-        compared = compare(read_runs(run.out), chosen.baseline)
+        place = runs_at(run.out)
+        compared = compare(read_runs(place.folder, place.shown), chosen.baseline)
         emit(
             {**plain(result), "comparison": comparison_json(compared)},
             as_json,

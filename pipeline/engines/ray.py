@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-import yaml
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import RAY, EngineOptions
@@ -35,7 +34,9 @@ log = logging.getLogger("dhkd")
 U = TypeVar("U")
 R = TypeVar("R")
 
+NO_REASONS = ("before finishing this task", "The actor never ran")  # in sentences of Ray that stand beside the reason
 POLL_SECONDS = 1.0  # between two looks at the cluster's nodes
+MOST_UNSTARTED = 30  # workers in a row that the cluster could not start
 END_SECONDS = 5.0  # for workers to tidy up
 NEVER_RAN = "never ran"  # Ray's words for a worker that had no process yet; its exceptions have no field for that
 PATIENCE_SECONDS = 300.0  # for a node that is large enough, which a cluster that scales itself may add
@@ -79,7 +80,7 @@ def ray_engine(options: EngineOptions) -> Iterator[RayEngine]:
 
 def _connect(options: EngineOptions) -> bool:
     """Connect to a cluster; return whether it was started here, so that no other nodes are to be expected."""
-    settings: dict[str, Any] = {key: _value(key, text) for key, text in options.settings.items()}  # YAML
+    settings = dict(options.values)
     if options.on != RAY:
         settings["address"] = options.on
     # Ray's own printing is left out, because workers' lines come home as messages.
@@ -100,13 +101,6 @@ def _connect(options: EngineOptions) -> bool:
     log.info("ray: %d nodes, %g CPUs, %g GPUs", len(nodes), resources["CPU"], resources["GPU"])
     node = getattr(ray._private.worker, "_global_node", None)
     return options.on == RAY and node is not None and node.head
-
-
-def _value(key: str, text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--on-option {key}: expected a value in YAML, got {text!r}") from error
 
 
 class _Actor:
@@ -204,6 +198,7 @@ class _Pool(Generic[U, R]):
                     log.log(level, "%s: %s", self._node(member), text)
                 case Begun():
                     member.has_begun = member.is_idle = True
+                    self._lost_beginnings.clear()
                 case Refused(refusal):
                     self._refuse(member, as_told(refusal))
                 case Finished(outcome):
@@ -247,19 +242,26 @@ class _Pool(Generic[U, R]):
             log.debug("ray: %s", reason)  # it waited for room on a node that is gone, and another is asked for
             return
         if not member.has_begun:
-            self._lost_beginnings[member.node_id] += 1
             log.warning("%s: a worker was lost before it began: %s", node, reason)
-            if self._lost_beginnings[member.node_id] >= MOST_LOSSES:
-                failure = ProcessError(f"{MOST_LOSSES} workers were lost before they began, the last one: {reason}")
-                if member.node_id is None:
-                    raise failure
-                self._refuse(member, failure)
+            self._count_beginning(member, error, reason)
             return
         log.warning("%s: a worker was lost: %s", node, reason)
         unit = self._schedule.lose(member.name)
         if unit is not None:
             lost = f"expected a worker to end it, got {MOST_LOSSES} lost workers, the last one on {node}: {reason}"
             yield Ended(unit, ProcessError(lost), node)
+
+    def _count_beginning(self, member: _Member, error: RayError, reason: str) -> None:
+        """Refuse a node on which too many workers were lost before they began; raise if it seems to be every node."""
+        self._lost_beginnings[member.node_id] += 1
+        number = self._lost_beginnings[member.node_id]
+        failure = ProcessError(f"{number} workers were lost before they began, the last one: {reason}")
+        if member.node_id is not None:
+            if number >= MOST_LOSSES:
+                self._refuse(member, failure)
+        # Ray also drops workers that a busy node couldn't start in time, or that were to start on a lost node.
+        elif number >= (MOST_LOSSES if _is_of_program(error) else MOST_UNSTARTED):
+            raise failure
 
     def _node(self, member: _Member) -> str:
         if member.node_id is None:
@@ -306,10 +308,15 @@ class _Pool(Generic[U, R]):
         self._members[actor.take.remote()] = _Member(f"worker {self._number}", actor)
 
 
+def _is_of_program(error: RayError) -> bool:
+    """Return whether a worker's process started and failed by its program, for example because dhkd isn't installed."""
+    return isinstance(error, RayActorError) and bool(error.actor_init_failed)
+
+
 def _reason(error: RayError) -> str:
     """Return the sentence in which Ray says why an actor is gone."""
-    if isinstance(error, RayActorError) and error.actor_init_failed:
+    if _is_of_program(error):
         return " ".join(str(error).split())[-300:]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    dead = [line for line in lines if line.startswith("The actor") and "before finishing this task" not in line]
+    dead = [line for line in lines if line.startswith("The actor") and not any(words in line for words in NO_REASONS)]
     return (dead or lines or [type(error).__name__])[-1].partition(" Some common causes")[0][:300]

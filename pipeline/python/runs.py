@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dhkd.data.disk.user_cache import expanded
 from dhkd.data.errors import ConfigError
+from dhkd.data.runs.place import runs_at
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline import evaluation
 from dhkd.pipeline.build.networks import architecture_in, recorded_metadata, trained_network
@@ -85,10 +86,12 @@ def report(folder: str | Path, *, baseline: str | None = None) -> RunTable:
     `baseline` is what the other runs are compared with, such as "objective=kd"; if it is None, the baseline is ce if
     present, or else kd.
     """
-    place = Path(expanded(str(folder)))
-    if not place.is_dir():
-        raise ConfigError(f"folder {folder}: expected a folder of runs, found {'a file' if place.exists() else 'none'}")
-    runs = read_runs(place)
+    place = runs_at(expanded(str(folder)))
+    place.refresh()
+    if not place.folder.is_dir():
+        found = "a file" if place.folder.exists() else "none"
+        raise ConfigError(f"folder {folder}: expected a folder of runs, found {found}")
+    runs = read_runs(place.folder, place.shown)
     failed = {run.name: run.failure for run in runs if run.failure is not None}
     return RunTable(str(folder), compare(runs, baseline), failed)
 

@@ -11,6 +11,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.pipeline import training
 from dhkd.pipeline.build.cache import reader_of
 from dhkd.pipeline.build.recorded import recorded_settings
+from dhkd.pipeline.claims import near_runs
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.python.objects import Loss, Model, Views, name_of_loss, name_of_model, views_of, weights_of
 from dhkd.pipeline.python.own_data import Dataset, Split, settings_of_data
@@ -54,7 +55,7 @@ def train_teacher(
     network, it is copied, and the copy starts from its weights. Repeating the call continues an interrupted run, or
     returns the result of a finished one; with `resume=False`, it raises an error.
     """
-    folder = Path(place_to_write(out))
+    place = place_to_write(out)
     tree, chosen, data = _begun(dataset, test, recipe, preset, data)
     if model is not None:
         chosen["teacher.architecture"] = name_of_model(model, "student")
@@ -63,8 +64,9 @@ def train_teacher(
         needed = {key: teacher[key] for key in ("epochs", "lr") if key in teacher}
         tree["teacher"], tree["student"] = {}, {"architecture": chosen.get("teacher.architecture"), **needed}
     experiment = built(tree, {**chosen, **below("teacher", teacher), **_seeded(seed), **(settings or {})})
-    with undisturbed(allow_changed_code=allow_changed_code):
-        return training.train_teacher(experiment, folder, data=data, track=track, cpu=cpu, resume=resume)
+    with undisturbed(allow_changed_code=allow_changed_code), near_runs(place, resume=resume) as runs:
+        folder, held = runs[""].folder, {runs[""].folder: runs[""]}
+        return training.train_teacher(experiment, folder, data=data, track=track, cpu=cpu, resume=resume, held=held)
 
 
 def train_student(
@@ -110,20 +112,24 @@ def train_student(
     raises an error. Raises `RunMismatch` if the folder holds a run with other settings, another network or another
     cache, and also if code has changed since, unless `allow_changed_code` is set.
     """
-    folder = Path(place_to_write(out))
+    place = place_to_write(out)
     tree, chosen, data = _of_student(model, cache, objective, dataset, test, recipe, teacher, preset, data)
     experiment = built(tree, {**chosen, **below("student", student), **_seeded(seed), **(settings or {})})
-    with undisturbed(allow_changed_code=allow_changed_code), weights_of(teacher, teacher_weights) as file:
+    with (
+        undisturbed(allow_changed_code=allow_changed_code),
+        weights_of(teacher, teacher_weights) as file,
+        near_runs(place, resume=resume) as runs,
+    ):
+        folder, held = runs[""].folder, {runs[""].folder: runs[""]}
         return training.train_student(
-            experiment,
-            _location(cache),
-            folder,
+            *(experiment, _location(cache), folder),
             data=data,
             teacher=file,
             allow_drift=allow_drift,
             track=track,
             cpu=cpu,
             resume=resume,
+            held=held,
         )
 
 
@@ -163,7 +169,7 @@ def sweep(
 
     Repeating the call continues where it was interrupted.
     """
-    folder = Path(place_to_write(out))
+    place = place_to_write(out)
     tree, chosen, data = _of_student(model, cache, objective, dataset, test, recipe, teacher, preset, data)
     chosen |= {**below("student", student), **(settings or {})}
     choices = dict(grid or {})
@@ -174,7 +180,7 @@ def sweep(
         train_all(
             experiments,
             _location(cache),
-            folder,
+            place,
             command="dhkd.sweep",
             data=data,
             part=part,
@@ -185,7 +191,7 @@ def sweep(
             track=track,
             cpu=cpu,
         )
-    return report(folder, baseline=baseline)
+    return report(place, baseline=baseline)
 
 
 # Any: settings are plain values, as YAML stores them.

@@ -7,12 +7,14 @@ import os
 import re
 import socket
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from dhkd.data.errors import ConfigError, DhkdError
+from dhkd.data.errors import ConfigError, DhkdError, StorageError
 from dhkd.data.runs.names import CONFIG, FAILED, METRICS, RESULT, SWEEP
+from dhkd.data.runs.place import Runs
 from dhkd.data.runs.read import RunReader
 from dhkd.pipeline.report.page import page_of
 
@@ -23,6 +25,7 @@ ADDRESS = "127.0.0.1"
 # be another one, because it may be forwarded, or missing, where it is 80.
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 PATIENCE = 10  # seconds that a connection may take to say what it wants
+REFRESH_SECONDS = 5.0  # between two listings of a URL, which cost money
 WATCHED = (CONFIG, METRICS, RESULT, FAILED, SWEEP)
 ANALYSES = (".csv", ".npz")
 
@@ -30,11 +33,13 @@ ANALYSES = (".csv", ".npz")
 class Pages:
     """The page of a folder's runs, which is built again only when a file has changed, from the runs that changed."""
 
-    def __init__(self, folder: Path, baseline: str | None) -> None:
-        """`baseline` is "AXIS=VALUE", as in `compare`. Raises `RunMismatch` if `folder` is not a folder."""
-        self._folder, self._baseline = folder, baseline
-        self._reader = RunReader(folder)
+    def __init__(self, place: Runs, baseline: str | None) -> None:
+        """`baseline` is "AXIS=VALUE", as in `compare`. Raises `RunMismatch` if there is no folder of runs."""
+        self._place, self._baseline = place, baseline
+        self._reader = RunReader(place.folder, place.shown)
+        place.refresh()
         self._reader.read()  # so that a wrong folder raises now, not at the first request
+        self._refreshed = time.monotonic()
         self._lock = threading.Lock()
         self._version = ""
         self._page = b""
@@ -42,11 +47,26 @@ class Pages:
     def page(self) -> bytes:
         """Return the page as HTML. Raises `DhkdError` if the runs can't be compared."""
         with self._lock:  # several requests at once build it once
-            version = version_of(self._folder)  # before the runs are read, so that later changes alter the version
+            version = self._version_now()  # before the runs are read, so that later changes alter the version
             if version != self._version:
-                text = page_of(self._reader.read(), self._folder, self._baseline, version)
+                text = page_of(self._reader.read(), self._place.folder, self._baseline, version)
                 self._page, self._version = text.encode(errors="backslashreplace"), version
             return self._page
+
+    def version(self) -> str:
+        """Return a text that changes when the page does."""
+        with self._lock:
+            return self._version_now()
+
+    def _version_now(self) -> str:
+        """Look for changes, at a URL only every few seconds; one that can't be reached is shown as it was."""
+        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+            try:
+                self._place.refresh()
+            except StorageError as error:
+                log.warning("%s; the page shows what was there before", error)
+            self._refreshed = time.monotonic()
+        return version_of(self._place.folder)
 
 
 class _Server(ThreadingHTTPServer):
@@ -55,12 +75,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # connections that may wait to be accepted
 
 
-def server_of(folder: Path, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
-    """Create a server of `folder`'s page for requests from this machine only; port 0 takes any free port.
+def server_of(place: Runs, port: int, baseline: str | None = None) -> ThreadingHTTPServer:
+    """Create a server of the page of a folder of runs, for requests from this machine only; port 0 takes any free port.
 
     `baseline` is "AXIS=VALUE", as in `compare`. Raises `ConfigError` if the port can't be used.
     """
-    pages = Pages(folder, baseline)
+    pages = Pages(place, baseline)
 
     class Handler(BaseHTTPRequestHandler):
         timeout = PATIENCE
@@ -88,7 +108,7 @@ def server_of(folder: Path, port: int, baseline: str | None = None) -> Threading
                 except DhkdError as error:
                     self._answer(str(error).encode(), "text/plain", HTTPStatus.INTERNAL_SERVER_ERROR)
             elif self.path == "/version":
-                self._answer(version_of(folder).encode(), "text/plain")
+                self._answer(pages.version().encode(), "text/plain")
             else:
                 self.send_error(HTTPStatus.NOT_FOUND)
 

@@ -16,6 +16,7 @@ from dhkd.data.disk.csv_table import text_of, write_csv
 from dhkd.data.errors import RunMismatch
 from dhkd.data.runs.config import read_config
 from dhkd.data.runs.metrics import read_metrics
+from dhkd.data.runs.place import RunsInFolder
 from dhkd.data.runs.read import RunReader, read_runs
 from dhkd.data.shown import printable_line
 from dhkd.pipeline.cli.output import emit
@@ -153,7 +154,7 @@ def test_only_runs_that_changed_are_read_again(tmp_path: Path) -> None:
 
 def test_the_page_is_built_again_only_when_a_file_has_changed(tmp_path: Path) -> None:
     run_named(tmp_path, "a")
-    pages = Pages(tmp_path, None)
+    pages = Pages(RunsInFolder(tmp_path), None)
     first = pages.page()
     assert pages.page() is first
     (tmp_path / "a" / "result.json").unlink()
@@ -186,7 +187,7 @@ def test_many_epochs_are_thinned_in_tables_only_and_the_page_says_so(
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = tmp_path_factory.mktemp("served")
     run_named(folder, "a")
-    with server_of(folder, 0) as server:
+    with server_of(RunsInFolder(folder), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()
@@ -232,7 +233,7 @@ def test_idle_connections_block_nobody_and_end(port: int, monkeypatch: pytest.Mo
 def test_a_connection_that_says_nothing_or_drips_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dhkd.pipeline.report.serve.PATIENCE", 1)
     run_named(tmp_path, "a")
-    with server_of(tmp_path, 0) as server:
+    with server_of(RunsInFolder(tmp_path), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with socket.create_connection(server.server_address[:2], timeout=60) as silent:
             assert silent.recv(1) == b""
@@ -255,7 +256,7 @@ def sent_until_ended(client: socket.socket) -> int:
 
 def test_a_changed_run_is_on_the_next_page(tmp_path: Path) -> None:
     write_run(tmp_path, "kd", "0.1", 0, epochs=2)
-    pages = Pages(tmp_path, None)
+    pages = Pages(RunsInFolder(tmp_path), None)
     assert b"1 finished" in pages.page()
     (run,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     from dhkd.data.runs.folder import RunFolder

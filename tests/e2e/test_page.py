@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from dhkd.data.runs.config import settings_sha256
+from dhkd.data.runs.place import RunsInFolder
 from dhkd.data.runs.read import read_runs
 from dhkd.pipeline.report.page import page_of
 from dhkd.pipeline.report.serve import server_of
@@ -309,7 +310,7 @@ def test_a_page_needs_a_finished_run(tmp_path: Path) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[int]:
-    with server_of(folder, 0) as server:
+    with server_of(RunsInFolder(folder), 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server.server_port
@@ -378,7 +379,7 @@ def asked(port: int, path: str, host: str) -> int:
 
 
 def test_only_this_machine_is_answered_and_only_the_page(swept: Path) -> None:
-    with server_of(swept, 0) as unused:
+    with server_of(RunsInFolder(swept), 0) as unused:
         assert unused.server_address[0] == "127.0.0.1"
     with served(swept) as port:
         assert asked(port, "/version", f"127.0.0.1:{port}") == 200

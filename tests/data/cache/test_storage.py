@@ -371,15 +371,15 @@ def test_a_web_server_that_stalls_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_usually_a_store_is_asked_again_for_minutes() -> None:
-    assert (PATIENCE.retries, PATIENCE.total_s) == (10, 180)
-    assert 30 < sum(PATIENCE.waits()) < PATIENCE.total_s
+    assert (PATIENCE.retries, PATIENCE.total_s) == (14, 180)
+    assert 60 < sum(PATIENCE.waits()) < PATIENCE.total_s
 
 
 def test_waiting_for_a_store_is_seen(
     s3: S3, proxied: Flaky, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    bucket = Bucket(s3.url, replace(PATIENCE, longest_wait_s=2))
+    bucket = Bucket(s3.url, replace(PATIENCE, retries=10, longest_wait_s=2))
     proxied.faults = every(1, Fault("status", 503))
     with caplog.at_level("WARNING"):
         refused(lambda: bucket.get("k"), "asked 11 times")

@@ -48,9 +48,10 @@ def _change_of(step: Step, height: int, width: int) -> Change | None:
         table = table_of(step)
         return None if table == tables.IDENTITY else partial(_looked_up, table=table)
     if step.name in BLENDS:
-        change = {"Contrast": _contrasted, "Color": _saturated, "Sharpness": _sharpened}[step.name]
-        return partial(change, factor=1 + step.magnitude) if step.magnitude else None
-    return {"AutoContrast": _stretched, "Equalize": ImageOps.equalize}.get(step.name)
+        blend = {"Contrast": _contrasted, "Color": _saturated, "Sharpness": _sharpened}[step.name]
+        return partial(blend, factor=1 + step.magnitude) if step.magnitude else None
+    others: dict[str, Change] = {"AutoContrast": _stretched, "Equalize": ImageOps.equalize}
+    return others.get(step.name)
 
 
 def _data_of(coefficients: affine.Map) -> tuple[float, ...]:
@@ -114,11 +115,10 @@ def _floats_are_exact(factor: Fraction) -> bool:
     """Whether Pillow's blend gives, for every pair of levels, what `blended` does. It does for most factors."""
     changed, level = (np.ascontiguousarray(side, dtype=np.uint8) for side in np.indices((tables.LEVELS,) * 2))
     floats = Image.blend(Image.fromarray(changed), Image.fromarray(level), float(factor))
-    return np.array_equal(floats, _blended_exactly(changed, level, factor))
+    return np.array_equal(np.asarray(floats), _blended_exactly(changed, level, factor))
 
 
 def _blended_exactly(changed: NDArray[np.uint8], pixels: NDArray[np.uint8], factor: Fraction) -> NDArray[np.uint8]:
-    weight = torch.tensor(weight_of(factor), dtype=torch.int32)
-    sides = (torch.from_numpy(side.astype(np.int32)) for side in (changed, pixels))
-    exact: NDArray[np.uint8] = blended(*sides, weight).numpy()
+    other, own = (torch.from_numpy(side.astype(np.int32)) for side in (changed, pixels))
+    exact: NDArray[np.uint8] = blended(other, own, torch.tensor(weight_of(factor), dtype=torch.int32)).numpy()
     return exact

@@ -16,13 +16,14 @@ import pytest
 from dhkd.data.errors import DataError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Engine, Needs
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
+from dhkd.pipeline.engines.same import CODE, Program, this_program
 
 from tests.engine_works import Acting, Refusing, Unit, left
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NEEDS = Needs(cpus=1)
 
-Make = Callable[..., AbstractContextManager[Engine]]  # takes the number of tasks, and the workers' PYTHONPATH
+Make = Callable[..., AbstractContextManager[Engine]]  # takes the number of tasks
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,13 @@ def python_path() -> Iterator[None]:
     """Let workers import the works of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         yield
 
 
 @contextmanager
 def on_slurm(tasks: int, path: str | None = None) -> Iterator[Engine]:
+    """Run jobs as processes of this machine, with a PYTHONPATH of their own if there is one."""
     with tempfile.TemporaryDirectory() as folder:
         setup = [] if path is None else [f'local_setup=["export PYTHONPATH={path}"]']
         options = EngineOptions("slurm:local", [f"folder={folder}/jobs", *setup], tasks=tasks)
@@ -42,22 +45,25 @@ def on_slurm(tasks: int, path: str | None = None) -> Iterator[Engine]:
             yield engine
 
 
-@contextmanager
-def on_ray(tasks: int, path: str | None = None) -> Iterator[Engine]:
-    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as folder:
-        settings = ["address=local", "num_cpus=4", "object_store_memory=100000000", f"_temp_dir={folder}"]
-        environment = [] if path is None else [f"runtime_env={{env_vars: {{PYTHONPATH: '{path}'}}}}"]
-        with engine_of(EngineOptions("ray", [*settings, *environment], tasks=tasks)) as engine:
-            yield engine
+def on_ray(tasks: int) -> AbstractContextManager[Engine]:
+    return engine_of(EngineOptions("ray", tasks=tasks))
 
 
 @pytest.fixture(scope="module", params=["slurm:local", "ray"])
-def make(request: pytest.FixtureRequest, python_path: None) -> Make:
-    if request.param == "ray":
-        pytest.importorskip("ray")
-        return on_ray
-    pytest.importorskip("submitit")
-    return on_slurm
+def make(request: pytest.FixtureRequest, python_path: None) -> Iterator[Make]:
+    """Make an engine; all tests share a Ray cluster of one node, which takes long to start."""
+    if request.param == "slurm:local":
+        pytest.importorskip("submitit")
+        yield on_slurm
+        return
+    ray = pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        quiet = {"include_dashboard": False, "log_to_driver": False}
+        ray.init("local", num_cpus=4, object_store_memory=10**8, _temp_dir=folder, **quiet)
+        try:
+            yield on_ray
+        finally:
+            ray.shutdown()
 
 
 @dataclass
@@ -176,16 +182,20 @@ def test_if_no_node_can_begin_the_first_error_is_raised(make: Make, caplog: pyte
     assert told[0].endswith(": it gets no work: data set cats: expected a folder, found nothing")
 
 
-def test_another_version_of_dhkd_is_refused(make: Make, tmp_path: Path) -> None:
-    for folder in ("pipeline", "stages", "data", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / "dhkd" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pipeline" / "package" / "__init__.py", tmp_path / "dhkd" / "__init__.py")
-    with (tmp_path / "dhkd" / "stages" / "processes.py").open("a") as file:
-        file.write("# a change\n")
-    with (
-        make(1, path=f"{tmp_path}:{ROOT}") as engine,
-        pytest.raises(ProcessError, match=r"^program on .*: dhkd's code expected .*…, got .*…; install there"),
-    ):
+def test_another_version_of_dhkd_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if make is on_slurm:
+        for folder in ("pipeline", "stages", "data", "configs"):
+            shutil.copytree(ROOT / folder, tmp_path / "dhkd" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pipeline" / "package" / "__init__.py", tmp_path / "dhkd" / "__init__.py")
+        with (tmp_path / "dhkd" / "stages" / "processes.py").open("a") as file:
+            file.write("# a change\n")
+        engine_for_other = on_slurm(1, path=f"{tmp_path}:{ROOT}")
+    else:  # the cluster's processes have this code, so the command pretends to have another
+        other = Program({**this_program().parts, CODE: "0" * 64})
+        monkeypatch.setattr("dhkd.pipeline.engines.packed.this_program", lambda: other)
+        engine_for_other = make(1)
+    line = r"^program on .*: dhkd's code expected .*…, got .*…; install there"
+    with engine_for_other as engine, pytest.raises(ProcessError, match=line):
         list(engine.run(Acting(tmp_path), [Unit(1)], NEEDS, print))
     assert left(tmp_path, "work") == []
 
