@@ -60,6 +60,7 @@ HOMES = {
         "data/cache/layouts/tar_shards.py",
         "data/cache/writer.py",
         "data/cache/layouts/zarr_chunks.py",
+        "data/disk/shared_tensors.py",
     },
     "pydantic": {
         "data/options.py",
