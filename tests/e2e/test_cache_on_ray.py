@@ -18,7 +18,6 @@ from dhkd.pipeline.engines.choice import EngineOptions, engine_of
 from tests import servers
 from tests.conformance.places import s3_endpoint
 from tests.e2e.command_line import ENVIRONMENT, dhkd, done, spawn
-from tests.e2e.interrupted import wait_until
 from tests.ray_clusters import Nodes, ray_cluster
 from tests.samples import files_of
 
@@ -117,7 +116,7 @@ def on(nodes: Nodes) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_a_killed_command_is_given_again(
     nodes: Nodes, bucket: servers.S3, teacher: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +132,11 @@ def test_a_killed_command_is_given_again(
 
     killed = spawn(*words, env={**ENVIRONMENT, **bucket.env()})
     try:
-        wait_until(lambda: blocks() > 20, killed)
+        deadline = time.monotonic() + 240
+        while blocks() <= 20:
+            assert killed.poll() is None, killed.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     finally:
         killed.kill()
         killed.communicate()
@@ -148,7 +151,7 @@ def test_a_killed_command_is_given_again(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_a_node_is_killed_and_another_joins(
     nodes: Nodes, teacher: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
