@@ -146,8 +146,14 @@ def test_a_killed_command_is_given_again(
     assert (outcome.result["complete"], outcome.result["blocks_left_to_others"]) == (True, 0)
     assert 0 < outcome.result["blocks_written"] < 180
     assert {key: storage.get(key) for key in storage.sizes() or ()} == files_of(alone)
-    verified = dhkd("verify", url, *on(nodes))
-    assert (verified.code, verified.result["damaged"]) == (0, []), verified.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_verify_on_ray(nodes: Nodes, alone: Path) -> None:
+    outcome = dhkd("verify", alone, *on(nodes))
+    assert outcome.code == 0, outcome.err
+    assert {**outcome.result, "seconds": 0} == {**done("verify", alone, "--json").result, "seconds": 0}
 
 
 @pytest.mark.slow
