@@ -37,10 +37,13 @@ def implied_needs(experiment: Experiment, data: DataOptions, engine: Engine, *, 
 
 
 def on_worker(data: DataOptions, needs: Needs) -> DataOptions:
-    """Return the options for a worker: its decoding processes are as many as its cores, unless the user says more."""
+    """Return the options for a worker: as many decoding processes as cores, unless the user says another number.
+
+    The workers of a machine share large images in memory.
+    """
     root = None if data.root is None else absolute(data.root)
     workers = max(1, round(needs.cpus)) if data.workers is None else data.workers
-    return replace(data, root=root, workers=workers)
+    return replace(data, root=root, workers=workers, shared=True)
 
 
 def absolute(location: str) -> str:

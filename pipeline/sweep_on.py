@@ -7,7 +7,7 @@ be stopped, killed and given again, with another engine or with none.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def sweep_on(
     first = next(iter(experiments.values()))
     with token_in(place) as token, engine_of(engine_options) as engine:
         needs = engine_options.needs(implied_needs(first, data, engine, cpu=cpu))
-        options = replace(on_worker(data, needs), shared=True)
+        options = on_worker(data, needs)
         train = partial(
             train_students,
             cache=cache,

@@ -10,12 +10,17 @@ import pytest
 import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.storage.folder import Folder
+from dhkd.data.storage.places import storage_of
 from dhkd.pipeline import caching_on, on_workers, verify_on
 from dhkd.pipeline.engines.base import Needs
 
+from tests import servers
+from tests.conformance.places import s3_endpoint
 from tests.e2e.command_line import SMALL, SMALL_VERIFY, Outcome, assert_one_line, dhkd, done, spawn
 from tests.samples import files_of
 from tests.turns import Lost, Turns
+
+__all__ = ["s3_endpoint"]
 
 ON = ["--on", "ray"]  # whose place the tests' engine takes
 
@@ -149,6 +154,24 @@ def test_another_command_on_the_same_cache(cache: Path, teacher: Path, tmp_path:
     assert outcome.result["blocks_written"] == 2
     assert engine.refused == {}
     assert files_of(tmp_path / "c") == files_of(cache)
+
+
+def test_a_bucket_that_refuses_now_and_then(
+    cache: Path, teacher: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = servers.make_bucket(s3_endpoint)
+    url = f"{bucket.url}/c"
+    with servers.flaky(s3_endpoint, servers.every(5, servers.Fault("status", 503))) as proxy:
+        for name, value in bucket.env(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        outcome = cached(Turns(), *caching(teacher, url))
+        assert outcome.code == 0, outcome.err
+        assert verified(Turns(), url).code == 0
+        assert proxy.count() > 50
+    for name, value in bucket.env().items():
+        monkeypatch.setenv(name, value)
+    storage = storage_of(url)
+    assert {key: storage.get(key) for key in storage.sizes() or ()} == files_of(cache)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`cache-teacher --on ray` on a cluster of three nodes, of which one is killed half-way and another joins."""
+"""`cache-teacher --on ray` on a cluster: a node or the command itself is killed half-way; the bytes stay the same."""
 
 import contextlib
 import os
@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dhkd.data.storage.places import storage_of
 from dhkd.pipeline import caching_on
 from dhkd.pipeline.engines.base import Ended, Engine, Hear, Needs, Tell
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
 
-from tests.e2e.command_line import dhkd, done
+from tests import servers
+from tests.conformance.places import s3_endpoint
+from tests.e2e.command_line import ENVIRONMENT, dhkd, done, spawn
 from tests.ray_clusters import Nodes, ray_cluster
 from tests.samples import files_of
+
+__all__ = ["s3_endpoint"]
 
 # 200 blocks.
 BLOCKS = [
@@ -81,18 +86,80 @@ class Disturbed:
         (self.folder / "killed").touch()
 
 
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str) -> servers.S3:
+    return servers.make_bucket(s3_endpoint)
+
+
+@pytest.fixture(scope="module")
+def nodes(bucket: servers.S3) -> Iterator[Nodes]:
     with ray_cluster() as cluster:
         for name in ("one", "two"):
-            cluster.add(name, **{NODE: name})
+            cluster.add(name, **bucket.env(), **{NODE: name})
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def alone(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that one process writes."""
+    out = tmp_path_factory.mktemp("alone") / "c"
+    done(*words_of(teacher, out))
+    return out
+
+
+def words_of(teacher: Path, out: object) -> list[object]:
+    return ["cache-teacher", "digits", *BLOCKS, "--teacher", teacher, "--out", out]
+
+
+def on(nodes: Nodes) -> list[str]:
+    return ["--on", "ray", "--on-option", f"address={nodes.address}", "--json"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_killed_command_is_given_again(
+    nodes: Nodes, bucket: servers.S3, teacher: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache lies in a bucket. Ray ends the workers of a command that is gone."""
+    for name, value in bucket.env().items():
+        monkeypatch.setenv(name, value)
+    url = f"{bucket.url}/c"
+    words = [*words_of(teacher, url), *on(nodes)]
+    storage = storage_of(url)
+
+    def blocks() -> int:
+        return sum("logits/c/" in key for key in storage.sizes() or ())
+
+    killed = spawn(*words, env={**ENVIRONMENT, **bucket.env()})
+    try:
+        deadline = time.monotonic() + 240
+        while blocks() <= 20:
+            assert killed.poll() is None, killed.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        killed.kill()
+        killed.communicate()
+    assert blocks() < 200
+    outcome = dhkd(*words)
+    assert outcome.code == 0, outcome.err
+    assert (outcome.result["complete"], outcome.result["blocks_left_to_others"]) == (True, 0)
+    assert 0 < outcome.result["blocks_written"] < 180
+    assert {key: storage.get(key) for key in storage.sizes() or ()} == files_of(alone)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_verify_on_ray(nodes: Nodes, alone: Path) -> None:
+    outcome = dhkd("verify", alone, *on(nodes))
+    assert outcome.code == 0, outcome.err
+    assert {**outcome.result, "seconds": 0} == {**done("verify", alone, "--json").result, "seconds": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_a_node_is_killed_and_another_joins(
-    nodes: Nodes, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, teacher: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
     def disturbed(options: EngineOptions) -> Iterator[Disturbed]:
@@ -100,13 +167,10 @@ def test_a_node_is_killed_and_another_joins(
             yield Disturbed(engine, nodes, tmp_path)
 
     monkeypatch.setattr(caching_on, "engine_of", disturbed)
-    words = ["cache-teacher", "digits", *BLOCKS, "--teacher", teacher]
-    on = ["--on", "ray", "--on-option", f"address={nodes.address}"]
-    outcome = dhkd(*words, "--out", tmp_path / "c", *on, "--json")
+    outcome = dhkd(*words_of(teacher, tmp_path / "c"), *on(nodes))
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "killed").exists()
     assert outcome.err.count("a worker was lost") == 1
     result = outcome.result
     assert (result["complete"], result["blocks_written"], result["blocks_repaired"]) == (True, 200, 0)
-    done(*words, "--out", tmp_path / "alone")
-    assert files_of(tmp_path / "c") == files_of(tmp_path / "alone")
+    assert files_of(tmp_path / "c") == files_of(alone)
