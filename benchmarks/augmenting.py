@@ -25,9 +25,10 @@ from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.augmented import Augmented
 from dhkd.data.recipes.base import ENDLESS, Render
 from dhkd.data.recipes.operations import OPERATIONS, build_operations
+from dhkd.data.recipes.operations.policies.batched_steps import BatchedSteps
 from dhkd.data.recipes.operations.policies.magnitudes import NAMES, usual
 from dhkd.data.recipes.operations.policies.rand_augment import RandAugment
-from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
+from dhkd.data.recipes.operations.policies.steps import Step
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -163,7 +164,7 @@ def _steps(setup: Setup, images: ImageSet) -> list[Figure]:
     figures = []
     for name in (*NAMES, "Invert"):
         step = usual(height, width, BINS).step(name, MAGNITUDE)
-        compiled = CompiledSteps([step], height, width, CPU)
+        compiled = BatchedSteps([step], height, width, CPU)
         seconds = interleaved(
             {
                 "ours": partial(compiled.apply, pixels_BCHW, step_B1),

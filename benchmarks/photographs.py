@@ -7,7 +7,9 @@ files.
 import io
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from statistics import median
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,15 +49,15 @@ class InMemory(EncodedFiles):
         """Do nothing, because all images are in memory."""
 
 
-def generated_photographs(number: int) -> PhotoSet:
+def generated_photographs(number: int, width: int = 500, height: int = 375) -> PhotoSet:
     """Generate different photographs of smooth colours with some noise."""
     rng = np.random.default_rng(0)
     contents = []
     for _ in range(number):
         smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
+            (width, height), Image.Resampling.BICUBIC
         )
-        noisy = np.asarray(smooth, dtype=np.int16) + rng.integers(-24, 25, (375, 500, 3), dtype=np.int16)
+        noisy = np.asarray(smooth, dtype=np.int16) + rng.integers(-24, 25, (height, width, 3), dtype=np.int16)
         stream = io.BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=94)
         contents.append(stream.getvalue())
@@ -97,4 +99,24 @@ def decoding(setup: Setup) -> list[Figure]:
             "decode + crop / bare Pillow, one core", seconds["bare"] / seconds["renderer"], "×", detail, at_least=0.9
         ),
         middle("one DataLoader worker / bare Pillow", seconds["bare"] / seconds["one worker"], "×", of_worker),
+        *(_scaled(setup, images, size) for size in (224, 112)),
+        _scaled(setup, generated_photographs(max(4, number // 16), 2000, 1500), 224),
     ]
+
+
+def _scaled(setup: Setup, images: PhotoSet, size: int) -> Figure:
+    """Measure the rate with the decoder "scaled", relative to that with "pillow"."""
+    index_B = torch.arange(len(images))
+    keys = [(torch.zeros_like(index_B), index_B)]
+
+    def rendered(decoder: Literal["pillow", "scaled"]) -> Callable[[], object]:
+        renderer = PhotoRenderer(images, replace(RECIPE, size=size, decoder=decoder), CPU, workers=0)
+        return lambda: deque(renderer.render(keys), maxlen=0)
+
+    actions = {"pillow": rendered("pillow"), "scaled": rendered("scaled")}
+    seconds = interleaved(actions, setup.sizes.photograph_rounds, warm_up=1)
+    rates = {name: len(index_B) / median(values) for name, values in seconds.items()}
+    photo = images.files.photo(0)
+    detail = f"{len(index_B)} JPEGs, one core: {rates['scaled']:,.0f}, {rates['pillow']:,.0f} images/s"
+    name = f"decoder scaled / pillow, {photo.width} × {photo.height} at {size} × {size}"
+    return middle(name, seconds["pillow"] / seconds["scaled"], "×", detail)

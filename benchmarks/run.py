@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from dhkd.benchmarks.caching import caching, opening
+from dhkd.benchmarks.engines import engines
 from dhkd.benchmarks.figure import Figure
 from dhkd.benchmarks.gpu import gpu
 from dhkd.benchmarks.large_cache import large_cache
@@ -31,6 +33,7 @@ from dhkd.benchmarks.photographs import decoding
 from dhkd.benchmarks.profiled import profiled
 from dhkd.benchmarks.rendering import rendering
 from dhkd.benchmarks.setup import FULL, QUICK, Setup, Sizes, set_up
+from dhkd.benchmarks.shared_cache import shared_cache
 from dhkd.benchmarks.stores import stores
 from dhkd.benchmarks.student_step import alignment, student_step
 from dhkd.benchmarks.together import together
@@ -43,6 +46,7 @@ from rich.console import Console
 
 progress = Console(stderr=True)
 
+ENGINES = "engines"
 ON_THE_CPU: dict[str, Callable[[Setup], list[Figure]]] = {
     "step": student_step,
     "pairs": pairs,
@@ -53,11 +57,13 @@ ON_THE_CPU: dict[str, Callable[[Setup], list[Figure]]] = {
     "alignment": alignment,
     "opening": opening,
     "memory": memory,
+    "shared": shared_cache,
     "stores": stores,
     "photographs": decoding,
     "own-data": own_data,
     "large": large_cache,
     "methods": method_steps,
+    ENGINES: engines,
 }
 GPU = "gpu"
 POINTS = (*ON_THE_CPU, GPU)
@@ -127,7 +133,9 @@ def measure(sizes: Sizes, folder: Path, points: Sequence[str]) -> list[Figure]:
     setup = set_up(sizes, folder, processes)
     figures: list[Figure] = []
     for point in points:
-        if point != GPU:
+        if point == ENGINES and find_spec("ray") is None:
+            progress.print("        skipped: engines; pip install 'dhkd[ray]'", highlight=False)
+        elif point != GPU:
             report(point)
             figures += ON_THE_CPU[point](setup)
     processes.end()

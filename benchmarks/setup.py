@@ -38,9 +38,12 @@ class Sizes:
     large_samples: int  # in the cache of ImageNet's size
     method_samples: int
     method_rounds: int
+    engine_runs: int
+    engine_rounds: int
     gpu_steps: int
     gpu_rounds: int
     gpu_samples: int
+    shared_samples: int  # in the cache that several processes share
     block_megabytes: float  # size in float32 of the blocks in the measurement of memory
 
 
@@ -68,9 +71,12 @@ FULL = Sizes(
     large_samples=1_281_167,
     method_samples=50_000,
     method_rounds=30,
+    engine_runs=40,
+    engine_rounds=3,
     gpu_steps=400,
     gpu_rounds=5,
     gpu_samples=50_000,
+    shared_samples=31_000,  # with all views, 1 GB
     block_megabytes=32.0,
 )
 QUICK = Sizes(
@@ -97,9 +103,12 @@ QUICK = Sizes(
     large_samples=40_000,
     method_samples=500,
     method_rounds=2,
+    engine_runs=4,
+    engine_rounds=1,
     gpu_steps=20,
     gpu_rounds=2,
     gpu_samples=2_000,
+    shared_samples=500,
     block_megabytes=8.0,
 )
 

@@ -170,6 +170,9 @@ class Views(Section):
     )
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height of the crop")
     test_resize: int | None = Field(None, ge=1, le=8192)
+    decoder: Literal["pillow", "scaled"] | None = _later(
+        "scaled: of random-resized-crop, JPEG files are decoded at the smallest size that a view needs; null: pillow"
+    )
 
     @property
     def parameters(self) -> Mapping[str, object]:

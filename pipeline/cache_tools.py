@@ -1,7 +1,8 @@
 """Tools for an existing cache: inspect, verify, convert."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def verify(
     verified = _read_everything(cache, reader)
     if verified.damaged or experiment is None:
         return verified
+    with sampling(cache, reader, experiment, data=data, teacher=teacher, cpu=cpu) as sampled:
+        return sampled(verified, rows)
+
+
+@contextmanager
+def sampling(
+    cache: str, reader: LogitReader, experiment: Experiment, *, data: DataOptions, teacher: Path | None, cpu: bool
+) -> Iterator[Callable[[Verified, int], Verified]]:
+    """Load what `verify` compares with; the context gives the function that adds a comparison of random rows.
+
+    Raises `CacheMismatch` if the cache was made with other settings or weights.
+    """
     names = _signals_of_teacher(reader.manifest, experiment.student.teacher)
     with processes_for(reader.manifest.signals[names[0]].precision, cpu=cpu) as processes:
         images = images_of(experiment, "train", data, lambda: reader.manifest.num_classes)
@@ -60,15 +73,19 @@ def verify(
             require_code_of_cache(reader.manifest, cache, names, code_of_teacher(experiment))
             _require_weights(trained.sha256, reader.manifest, names, cache)
         renderer = renderer_of(images, recipe, processes.device, data)
-        per_block = max(1, -(-rows // WITNESS_BLOCKS))
-        rendered = rerender(renderer, reader, seed=experiment.seed, rows_per_block=per_block)
-        verified = replace(verified, rows_rendered=rendered)
-        if trained is None:
-            return verified
-        normalize = teacher_normalization(experiment, images, trained.mean_std)
-        live = Teacher(trained.network, normalize, processes, recipe=teacher_recipe_of(experiment))
-        compared = compare_signals(live, renderer, reader, names, experiment.seed, rows)
-        return replace(verified, rows_recomputed=rows, live=compared)
+
+        def sampled(verified: Verified, rows: int) -> Verified:
+            per_block = max(1, -(-rows // WITNESS_BLOCKS))
+            rendered = rerender(renderer, reader, seed=experiment.seed, rows_per_block=per_block)
+            verified = replace(verified, rows_rendered=rendered)
+            if trained is None:
+                return verified
+            normalize = teacher_normalization(experiment, images, trained.mean_std)
+            live = Teacher(trained.network, normalize, processes, recipe=teacher_recipe_of(experiment))
+            compared = compare_signals(live, renderer, reader, names, experiment.seed, rows)
+            return replace(verified, rows_recomputed=rows, live=compared)
+
+        yield sampled
 
 
 def convert(cache: str, out: str, *, store: str | None, codec: Codec | None, allow_loss: bool) -> Converted:
@@ -132,11 +149,17 @@ def _read_everything(cache: str, reader: LogitReader) -> Verified:
             else:
                 sizes.append(size_or_damage)
             advance(1)
-    seconds = time.perf_counter() - began
+    return verified_of(cache, reader.manifest, len(sizes), sum(sizes), damages, time.perf_counter() - began)
+
+
+def verified_of(
+    cache: str, manifest: Manifest, good: int, num_bytes: int, damages: Sequence[Damage], seconds: float
+) -> Verified:
+    """Return the result of reading a whole cache: `good` objects of together `num_bytes`, and the damaged ones."""
     return Verified(
-        cache=summary_of(cache, reader.manifest),
-        objects=len(sizes) + len(damages),
-        bytes=sum(sizes),
+        cache=summary_of(cache, manifest),
+        objects=good + len(damages),
+        bytes=num_bytes,
         seconds=round(seconds, 3),
         damaged=[
             DamagedObject(key=damage.key, block=str(damage.block) if damage.block else None, reason=damage.reason)

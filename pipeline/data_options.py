@@ -15,7 +15,8 @@ class DataOptions:
 
     `workers` is the number of processes that decode photographs for each compute process; None means one for each core
     in the compute process's share of the cores. Up to `allow_bad` files may be unreadable in each compute process.
-    Image shards fetched from URLs take up to `fetched_gb` GB of disk, and fetched parts of caches as much again.
+    Image shards fetched from URLs take up to `fetched_gb` GB of disk, and fetched parts of caches as much again. With
+    `shared`, large images in memory are among the latter, in files that the processes of this machine map.
     """
 
     root: str | None = None
@@ -23,6 +24,12 @@ class DataOptions:
     workers: int | None = None
     allow_bad: int = 0
     fetched_gb: int = 20
+    shared: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes on this machine are known or expected to hold the same images."""
+        return self.shared or processes_here() > 1
 
     @property
     def num_workers(self) -> int:

@@ -17,6 +17,7 @@ from dhkd.pipeline.build.cache import LOGITS, asked_signals, codec_of, codec_of_
 from dhkd.pipeline.build.checks import require_one_class
 from dhkd.pipeline.build.data import num_views_of, recipe_of
 from dhkd.pipeline.build.training import objective_of
+from dhkd.pipeline.cluster_plan import CacheSize, Cluster, ClusterPlan, plan_on
 from dhkd.pipeline.measure import Rates, measure_rates
 from dhkd.pipeline.sizes import DataSize, data_size_of, setting_without_data
 from dhkd.stages.models.signals import parse
@@ -146,6 +147,7 @@ class CachePlan:
     pays_from: int
     students: tuple[StudentsCost, ...]
     asked_students: int | None
+    cluster: ClusterPlan | None = None
 
 
 def make_plan(
@@ -157,12 +159,13 @@ def make_plan(
     measure: bool = False,
     students: int | None = None,
     cpu: bool = False,
+    cluster: Cluster | None = None,
 ) -> CachePlan:
     """Compute disk, memory, forward passes, hours and break-even of the experiment's cache.
 
     `samples` and `classes` are for sources whose size is unknown until they are read. With `measure`, the rates are
     measured on this machine; if they are neither given nor measured, hours and costs are None. `students` adds this
-    number of students to those for which costs are computed.
+    number of students to those for which costs are computed. With `cluster`, the costs on it are computed as well.
     """
     rates = (rates or Rates()).completed()
     data = data_size_of(experiment, samples, classes)
@@ -175,6 +178,7 @@ def make_plan(
     if measure:
         rates = measure_rates(experiment, data.classes, cpu)
     forwards, row = data.samples * views, row_bytes(codec.parts((data.classes,))) + WITNESS_BYTES
+    size = _cache_size(experiment, codecs, signals, forwards)
     numbers = sorted({*USUAL_STUDENTS, *([students] if students else [])})
     return CachePlan(
         data=data,
@@ -200,6 +204,26 @@ def make_plan(
         pays_from=pays_from(views, epochs),
         students=tuple(_students_cost(number, rates.ratio, data.samples, views, epochs) for number in numbers),
         asked_students=students,
+        cluster=None
+        if cluster is None
+        else plan_on(cluster, experiment, size, rates.teacher, rates.student, students, data.samples),
+    )
+
+
+def _cache_size(
+    experiment: Experiment, codecs: Iterable[Storage], signals: Iterable[SignalSize], rows: int
+) -> CacheSize:
+    """Return the size of the preset's cache: logits, other signals and witness."""
+    (logits,) = [storage for storage in codecs if storage.preset]
+    with_logits = LOGITS in experiment.cache.signals
+    others = [signal for signal in signals if signal.cached]
+    per_block = LAYOUTS[experiment.cache.store].objects_per_block(1)
+    return CacheSize(
+        rows=rows,
+        row_bytes=WITNESS_BYTES + logits.row_bytes * with_logits + sum(signal.row_bytes for signal in others),
+        blocks=logits.blocks,
+        objects=(logits.objects[experiment.cache.store] if with_logits else logits.blocks)
+        + len(others) * logits.blocks * per_block,
     )
 
 

@@ -96,9 +96,10 @@ class TrainedRun(ShownAsText):
     Accuracies are in percent. `measured` is None for accuracy on the test split; otherwise it names what was measured:
     "val accuracy" on a held-out part, or "test agreement" or "val agreement" with the teacher. `seconds` is the sum
     over all parts of an interrupted run. The figures and the hash of `ema` are those of the average of the weights, and
-    None if none was kept. If the run was stopped early, `planned_epochs` is how many epochs it might have had. A
-    teacher's run has no `distillation`. `settings_sha256` is the hash of the
-    settings in config.yaml with which the run was trained.
+    None if none was kept. If the run was stopped early, `planned_epochs` is how many epochs it might have had. If the
+    run went on with another number of processes, `parts` says how many of them trained how many epochs, in order. A
+    teacher's run has no `distillation`. `settings_sha256` is the hash of the settings in config.yaml with which the run
+    was trained.
     """
 
     role: str
@@ -116,6 +117,7 @@ class TrainedRun(ShownAsText):
     last_ema_top5: float | None = field(default=None, metadata=OMIT_NONE)
     best_ema_top5: float | None = field(default=None, metadata=OMIT_NONE)
     planned_epochs: int | None = field(default=None, metadata=OMIT_NONE)
+    parts: list[Mapping[str, int]] | None = field(default=None, metadata=OMIT_NONE)
     seed: int
     distillation: Distillation | None = field(default=None, metadata=INLINE)
     measured: str | None = field(default=None, metadata=OMIT_NONE)

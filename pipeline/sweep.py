@@ -12,7 +12,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def sweep(
     train = partial(
         train_students,
         cache=cache,
-        data=data,
+        data=replace(data, shared=True),  # several copies of the command may train on this machine
         teacher=teacher,
         allow_drift=allow_drift,
         track=track,

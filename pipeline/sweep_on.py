@@ -6,11 +6,10 @@ be stopped, killed and given again, with another engine or with none.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import DataError, ProcessError
@@ -18,19 +17,19 @@ from dhkd.data.progress import duration
 from dhkd.data.runs.names import CONFIG, FAILED
 from dhkd.data.runs.place import is_elsewhere, runs_at
 from dhkd.pipeline.build.cache import reader_of
-from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
+from dhkd.pipeline.build.data import images_of, plain_identity
 from dhkd.pipeline.data_options import DataOptions
-from dhkd.pipeline.engines.base import Ended, Engine, Needs
+from dhkd.pipeline.engines.base import Ended
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.limits import available_cores
+from dhkd.pipeline.on_workers import absolute, implied_needs, on_worker
 from dhkd.pipeline.results import Swept
 from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept, written_table
+from dhkd.pipeline.sweep_apart import Apart, Files, Put, Received, token_in
 from dhkd.pipeline.sweep_work import Began, Group, Refused, SweepData, SweepWork
 from dhkd.pipeline.training import train_students
 
 log = logging.getLogger("dhkd")
 
-MOST_DECODERS = 8  # processes that decode photographs for a task, unless --workers or --cpus says another number
 TABLE_SHARE = 0.1  # of the time goes at most into writing the table again
 
 
@@ -55,21 +54,20 @@ def sweep_on(
     Raises `DhkdError` for errors that concern all runs, for example if no node has the data.
     """
     began = time.perf_counter()
-    cache, teacher = _absolute(cache), Path(str(_absolute(teacher))) if teacher else None
-    data = replace(data, root=_absolute(data.root))
+    cache = None if cache is None else absolute(cache)
+    teacher = None if teacher is None else Path(absolute(str(teacher)))
     place = runs_at(out if is_elsewhere(out) else Path(out).absolute())
     place.refresh()
     require_trainable(experiments, cache, place, data)
     remember(place, command, list(experiments))
     first = next(iter(experiments.values()))
-    with engine_of(engine_options) as engine:
-        needs = engine_options.needs(_implied(first, data, engine, cpu))
-        # One task's decoding processes are as many as its cores, so that tasks don't fight for cores.
-        on_worker = data if data.workers is not None else replace(data, workers=max(1, round(needs.cpus)))
+    with token_in(place) as token, engine_of(engine_options) as engine:
+        needs = engine_options.needs(implied_needs(first, data, engine, cpu=cpu))
+        options = replace(on_worker(data, needs), shared=True)
         train = partial(
             train_students,
             cache=cache,
-            data=on_worker,
+            data=options,
             teacher=teacher,
             allow_drift=allow_drift,
             track=track,
@@ -79,28 +77,11 @@ def sweep_on(
         share = dict(list(experiments.items())[part[0] :: part[1]])
         trainer = Trainer(place, share, again, train)
         home = _Home(trainer)
-        work = SweepWork(trainer, _data_of(first, cache, on_worker))
+        work = SweepWork(trainer, _data_of(first, cache, options), token)
         units = home.units(together)
         for ended in engine.run(work, units, needs, home.hear) if units else ():
             home.end(ended)
     return swept(place, len(experiments), home.refused, began)
-
-
-def _absolute(location: Any) -> str | None:
-    """Return a path as it is from any folder; URLs and names stay as they are."""
-    if location is None or "://" in str(location) or not Path(location).exists():
-        return None if location is None else str(location)
-    return str(Path(location).absolute())
-
-
-def _implied(first: Experiment, data: DataOptions, engine: Engine, cpu: bool) -> Needs:
-    """Return what one task needs by default.
-
-    Memory is left out, because the workers of a machine share images and caches.
-    """
-    decodes = recipe_of(first.views).shape is not None
-    decoders = min(available_cores(), MOST_DECODERS) if data.workers is None else max(1, data.workers)
-    return Needs(cpus=float(decoders) if decodes else 1.0, gpus=1.0 if engine.has_gpus and not cpu else 0.0)
 
 
 def _data_of(first: Experiment, cache: str | None, options: DataOptions) -> SweepData:
@@ -115,12 +96,24 @@ def _data_of(first: Experiment, cache: str | None, options: DataOptions) -> Swee
     return SweepData(first, cache, options, digest, identity)
 
 
+@dataclass(frozen=True, eq=False)
+class _Sent(Group):
+    """A group in the command. It is pickled when a worker gets it, with the runs' files as they are at that time."""
+
+    files_given: Callable[[Sequence[str]], Mapping[str, Files]] = field(kw_only=True)
+
+    def __reduce__(self) -> tuple[type[Group], tuple[Sequence[str], Mapping[str, Files]]]:
+        return Group, (self.names, self.files_given(self.names))
+
+
 class _Home:
     """What the command does with what comes home: it keeps failures, writes the table, and says how far it is."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.refused: dict[str, str] = {}
         self._trainer = trainer
+        self._received = Received(trainer.place.folder, trainer.is_open)
+        self._apart: set[str] = set()  # the nodes that don't see the sweep's folder
         self._began = time.perf_counter()
         self._table_at = 0.0
         self._left = self._number = 0
@@ -129,16 +122,30 @@ class _Home:
         """Return the open runs in groups."""
         names = self._trainer.open_runs()
         self._left = self._number = len(names)
-        return [Group(tuple(names[start : start + together])) for start in range(0, len(names), together)]
+        groups = [tuple(names[start : start + together]) for start in range(0, len(names), together)]
+        return [_Sent(group, files_given=self._given) for group in groups]
 
     def hear(self, node: str, message: object) -> None:
         """Take a message of a worker."""
-        assert isinstance(message, Began)
-        for name in message.names:
-            log.info("%s: %s: training", node, name)
+        match message:
+            case Began(names):
+                for name in names:
+                    log.info("%s: %s: training", node, name)
+            case Apart(scratch):
+                if node not in self._apart:
+                    log.info(
+                        "%s: doesn't see %s; trains in %s and sends runs home",
+                        node,
+                        self._trainer.place.location,
+                        scratch,
+                    )
+                self._apart.add(node)
+            case Put():
+                self._received.take(message)
 
     def end(self, ended: Ended[Group, Refused]) -> None:
         """Take the end of a group."""
+        self._received.release(ended.unit.names)
         if isinstance(ended.outcome, Exception):
             self._keep(ended.unit.names, ended.outcome)
         else:
@@ -149,6 +156,11 @@ class _Home:
             passed = time.perf_counter() - self._began
             left = duration(passed / (self._number - self._left) * self._left)
             log.info("sweep: %d of %d runs left, about %s", self._left, self._number, left)
+
+    def _given(self, names: Sequence[str]) -> Mapping[str, Files]:
+        """Return what a worker gets of these runs, and let them go that an earlier worker had, since it is lost."""
+        self._received.release(names)
+        return {name: self._received.files_of(name) if self._apart else {} for name in names}
 
     def _keep(self, names: Sequence[str], error: Exception) -> None:
         """Keep runs apart that have lost too many workers, or on which the program failed."""

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import CacheMismatch, DataError
@@ -13,13 +13,13 @@ from dhkd.pipeline.build.data import images_of, plain_identity, recipe_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Tell
 from dhkd.pipeline.sweep import Trainer
+from dhkd.pipeline.sweep_apart import Apart, Files, RunsApart, Token, scratch_for
 
 log = logging.getLogger("dhkd")
 
 # A lost worker may go on for moments, for example until it notices that its node's daemon is gone.
 LOST_SECONDS = 30.0
 
-Files = Mapping[str, bytes]  # contents by the path below a run's folder
 Refused = Mapping[str, str]  # the errors that no folder records, by run name
 
 
@@ -77,17 +77,23 @@ class SweepWork:
 
     trainer: Trainer
     data: SweepData
+    token: Token | None  # None where every worker sees the place of the runs
 
     @contextlib.contextmanager
     def begun(self, tell: Tell) -> Iterator[Callable[[Group], Refused]]:
         """Check the node; the context gives the function that trains a group of runs."""
         self.data.require()
+        scratch = None if self.token is None or self.token.is_seen() else scratch_for(self.token)
+        if scratch is not None:
+            tell(Apart(str(scratch)))
 
         def train(group: Group) -> Refused:
             tell(Began(group.names))
+            trainer = self.trainer
+            if scratch is not None:
+                trainer = replace(trainer, place=RunsApart(scratch, group.files, tell))
             with _lines_of(group.names):
-                _, refused = self.trainer.train_runs(group.names, LOST_SECONDS)
-            return refused
+                return trainer.train_runs(group.names, LOST_SECONDS)[1]
 
         yield train
 

@@ -140,7 +140,7 @@ class Watch:
 
     def error(self, lost: Lost) -> ProcessError:
         """Return the error with which this process ends because another one was lost."""
-        return ProcessError(f"process {lost.rank} of {self.world_size} {lost.what}; start all of them again")
+        return ProcessError(f"process {lost.rank} of {self.world_size} {lost.what}; {_what_follows()}")
 
     def _wait_for(self, happened: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -272,7 +272,18 @@ def tell_others(what: str) -> None:
 
 def _keys(number: int) -> str:
     """Return the beginning of the keys of this interpreter's watch with this number, counted from 0."""
-    return f"dhkd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{number}/"
+    # A store of torchrun's outlives the processes that it starts again. One in the first process doesn't, and machines
+    # that joined later count fewer restarts than the others.
+    lasts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return f"dhkd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if lasts else '0'}/{number}/"
+
+
+def _what_follows() -> str:
+    """Say who starts the processes again: torchrun, if it has restarts left, or else the user."""
+    done, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if done.isdecimal() and most.isdecimal() and int(done) < int(most):
+        return f"torchrun starts all of them again (restart {int(done) + 1} of {most})"
+    return "start all of them again"
 
 
 def _first_lost(store: Store, keys: str, lost: Lost | None) -> Lost | None:

@@ -52,6 +52,7 @@ HOMES = {
         "stages/train/optimizers.py",
         "stages/train/parameter_groups.py",
     },
+    "submitit": {"pipeline/engines/slurm.py", "pipeline/engines/slurm_job.py"},
     "obstore": {"data/storage/bucket.py"},
     "google_crc32c": {
         "data/cache/index.py",
@@ -59,6 +60,7 @@ HOMES = {
         "data/cache/layouts/tar_shards.py",
         "data/cache/writer.py",
         "data/cache/layouts/zarr_chunks.py",
+        "data/disk/shared_tensors.py",
     },
     "pydantic": {
         "data/options.py",

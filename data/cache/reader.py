@@ -1,7 +1,7 @@
 """Reading a complete cache from a path or URL. Every object is checked against the index before its values are used."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
+from dhkd.data.cache.faults import Fault, describes_another_array, faults, get_object
 from dhkd.data.cache.find import find
 from dhkd.data.cache.index import LARGEST_INDEX, Bound, Index
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import how_many_exist, progress_of
 from dhkd.data.disk.copies import BoundedCopies
-from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused, StorageError
+from dhkd.data.disk.mapped import Content
+from dhkd.data.errors import CacheDamaged, CacheIncomplete, CacheMismatch, ObjectRefused
 from dhkd.data.storage.base import Storage, each
 from dhkd.data.storage.nearby import Nearby
 from dhkd.data.storage.places import is_url, storage_of
-from dhkd.data.strict_json import decode
+from dhkd.data.storage.sharing import UNSHARED, Sharing, sharing_of
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -47,13 +49,15 @@ class LogitReader:
     """A complete cache, or the complete part of a cache that is being extended.
 
     Blocks are read through `nearby`, which keeps copies on this machine. If `nearby` is None, blocks are read from the
-    storage, and no copies are kept.
+    storage, and no copies are kept. `sharing` says how the processes of this machine can share blocks in memory.
     """
 
-    def __init__(self, storage: Storage, index: Index, nearby: Nearby | None = None) -> None:
+    def __init__(
+        self, storage: Storage, index: Index, nearby: Nearby | None = None, sharing: Sharing = UNSHARED
+    ) -> None:
         self.manifest: Manifest = index.manifest
         self.plan: Plan = index.manifest.plan
-        self._storage, self._index, self._nearby = storage, index, nearby
+        self._storage, self._index, self._nearby, self._sharing = storage, index, nearby, sharing
         self._layout = layout_of(index.store, index.manifest)
 
     @property
@@ -120,21 +124,47 @@ class LogitReader:
         Raises `CacheMismatch` if the cache doesn't hold the signal, and `CacheDamaged` if an object is not as it was
         written.
         """
+        return self._stored(block, name, self._content)
+
+    def mapped(self, block: Block, name: str) -> dict[str, Array]:
+        """Read and check a block as `stored` does; the arrays lie in files that all processes of this machine share.
+
+        Where `why_unmapped` gives a reason, the arrays lie in memory of this process.
+        """
+        return self.stored(block, name) if self._sharing.objects is None else self._stored(block, name, self._mapped)
+
+    def why_unmapped(self, names: Sequence[str], num_blocks: int | None = None) -> str | None:
+        """Return why `num_blocks` blocks of these signals are not to be mapped at a time, or None if they are.
+
+        If `num_blocks` is None, all blocks are meant.
+        """
+        if not names or not self.plan.num_blocks:
+            return None
+        num_blocks = self.plan.num_blocks if num_blocks is None else num_blocks
+        first = self.plan.block(0, 0)
+        objects = [size for name in names for size in self._layout.objects(name, first).values()]
+        return self._sharing.refusal(num_blocks * len(objects), num_blocks * sum(objects))
+
+    def _stored(self, block: Block, name: str, content_of: Callable[[str, int, int], Content]) -> dict[str, Array]:
         if name != WITNESS:
             self._require_signal(name)
-        contents: dict[str, bytes] = {}
-        for key in self._keys(name, block):
+        contents: dict[str, Content] = {}
+        for key, entry in self._entries(name, block).items():
             try:
-                contents[key] = self._content(key)
-            except _Fault as fault:
+                contents[key] = content_of(key, *entry)
+            except Fault as fault:
                 raise CacheDamaged(
                     f"cache at {self.location}: {key} ({block}): {fault}; {AGAIN}: it writes just those blocks"
                 ) from fault
         return self._unpacked(name, block, contents)
 
-    def stored_each(self, blocks: Iterable[Block], name: str) -> Iterator[dict[str, Array]]:
-        """Yield the result of `stored` for each block, in order; from a URL, several blocks are fetched at a time."""
-        return each(lambda block: self.stored(block, name), blocks, self._storage.streams)
+    def stored_each(self, blocks: Iterable[Block], name: str, *, mapped: bool = False) -> Iterator[dict[str, Array]]:
+        """Yield the result of `stored`, or of `mapped`, for each block, in order.
+
+        From a URL, several blocks are fetched at a time.
+        """
+        read = self.mapped if mapped else self.stored
+        return each(lambda block: read(block, name), blocks, self._storage.streams)
 
     def require_present(self) -> None:
         """Raise `CacheIncomplete` if an object is missing or has the wrong size.
@@ -148,7 +178,9 @@ class LogitReader:
             block
             for block in self.plan.blocks()
             if any(
-                sizes.get(key) != self._entry(key)[0] for name in self.manifest.names for key in self._keys(name, block)
+                sizes.get(key) != size
+                for name in self.manifest.names
+                for key, size in self._layout.objects(name, block).items()
             )
         ]
         if missing:
@@ -161,18 +193,26 @@ class LogitReader:
 
         For each object, yields the object's size in bytes if the object is as it was written, or else a `Damage`.
         """
+        yield from self.damages_of_metadata()
+        yield from self.damages_of(self.plan.blocks())
+
+    def damages_of_metadata(self) -> Iterator[Damage | int]:
+        """Read the objects that belong to no block, as `damages` does."""
         described, promised = self._layout.structure(), cache(self._promised)
         for key, checksum in self._index.structure.items():
             try:
-                content = _get(self._storage, key, LARGEST_INDEX)
+                content = get_object(self._storage, key, LARGEST_INDEX)
                 if crc32c(content) != checksum and content != promised().get(key):
-                    raise _Fault(UNLIKE_WRITTEN)
-                if _describes_another_array(content, described.get(key, content)):
-                    raise _Fault("describes another array than the manifest does")
+                    raise Fault(UNLIKE_WRITTEN)
+                if describes_another_array(content, described.get(key, content)):
+                    raise Fault("describes another array than the manifest does")
                 yield len(content)
-            except _Fault as fault:
+            except Fault as fault:
                 yield Damage(key, None, None, str(fault))
-        arrays = ((block, name) for block in self.plan.blocks() for name in self.manifest.names)
+
+    def damages_of(self, blocks: Iterable[Block]) -> Iterator[Damage | int]:
+        """Read the objects of these blocks, as `damages` does."""
+        arrays = ((block, name) for block in blocks for name in self.manifest.names)
         for results in each(lambda array: self._checked(*array), arrays, self._storage.streams):
             yield from results
 
@@ -180,12 +220,12 @@ class LogitReader:
         """Read one block of an array from the storage; return each object's size or damage."""
         results: list[Damage | int] = []
         contents: dict[str, bytes] = {}
-        for key in self._keys(name, block):
+        for key, (size, checksum) in self._entries(name, block).items():
             try:
-                contents[key] = _get(self._storage, key, self._entry(key)[0])
-                self._require_intact(key, contents[key])
+                contents[key] = get_object(self._storage, key, size)
+                self._require_intact(key, contents[key], size, checksum)
                 results.append(len(contents[key]))
-            except _Fault as fault:
+            except Fault as fault:
                 results.append(Damage(key, name, block, str(fault)))
         if any(isinstance(result, Damage) for result in results):
             return results
@@ -195,7 +235,7 @@ class LogitReader:
             return [Damage(key, name, block, str(error)) for key in contents]
         return results
 
-    def _unpacked(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+    def _unpacked(self, name: str, block: Block, contents: Mapping[str, Content]) -> dict[str, Array]:
         """Return a block's parts; raises `CacheDamaged` if they can't be what the signal's codec stored."""
         parts = self._layout.unpack(name, block, contents)
         if name != WITNESS:
@@ -213,15 +253,15 @@ class LogitReader:
     @property
     def num_objects(self) -> int:
         """How many objects `damages` reads: the blocks' objects and the metadata."""
-        return len(self._index.structure) + len(self._index.objects)
+        return self._index.num_objects
 
     def stored_bytes(self, names: Sequence[str] | None = None) -> int:
         """Return the total size in bytes of all blocks of the arrays `names`; if `names` is None, of every array."""
         return sum(
-            self._entry(key)[0]
+            size
             for name in names or self.manifest.names
             for block in self.plan.blocks()
-            for key in self._keys(name, block)
+            for size in self._layout.objects(name, block).values()
         )
 
     def _require_signal(self, name: str) -> None:
@@ -231,95 +271,57 @@ class LogitReader:
                 f" name one of these (a signal of a teacher with a name is TEACHER.SIGNAL)"
             )
 
-    def _keys(self, name: str, block: Block) -> list[str]:
-        """Return the keys of the block's objects; raises `CacheDamaged` if the index says other sizes than the layout.
+    def _entries(self, name: str, block: Block) -> dict[str, tuple[int, int]]:
+        """Return size and checksum of each of the block's objects, by key."""
+        checksums = self._index.known(name, block)
+        assert checksums is not None  # the reader has the index's manifest
+        objects = self._layout.objects(name, block)
+        return {key: (size, checksum) for (key, size), checksum in zip(objects.items(), checksums, strict=True)}
 
-        The sizes follow from the manifest. An index that contradicts it was not written by dhkd.
-        """
-        sizes = self._layout.objects(name, block)
-        for key, size in sizes.items():
-            listed, _ = self._entry(key)
-            if listed != size:
-                raise CacheDamaged(
-                    f"cache at {self.location}: {key} ({block}): expected {size} bytes by the manifest, the index says"
-                    f" {listed}; {AGAIN}"
-                )
-        return list(sizes)
-
-    def _entry(self, key: str) -> tuple[int, int]:
-        try:
-            return self._index.objects[key]
-        except KeyError as error:
-            raise CacheDamaged(f"cache at {self.location}: the index lacks {key}; {AGAIN}") from error
-
-    def _content(self, key: str) -> bytes:
-        """Return an object's bytes, from its copy on this machine if copies are kept; raises `_Fault`."""
-        size, checksum = self._entry(key)
+    def _content(self, key: str, size: int, checksum: int) -> bytes:
+        """Return an object's bytes, from its copy on this machine if copies are kept; raises `Fault`."""
         if self._nearby is None:
-            content = _get(self._storage, key, size)
+            content = get_object(self._storage, key, size)
         else:
             try:
-                content = self._nearby.get_checked(key, size, checksum, lambda content: self._is_intact(key, content))
+                content = self._nearby.get_checked(
+                    key, size, checksum, lambda content: self._is_intact(key, content, size, checksum)
+                )
             except FileNotFoundError as error:
-                raise _Fault(f"expected {size} bytes, got no object") from error
+                raise Fault(f"expected {size} bytes, got no object") from error
             except ObjectRefused as error:
-                raise _Fault(str(error)) from error
-        self._require_intact(key, content)
+                raise Fault(str(error)) from error
+        self._require_intact(key, content, size, checksum)
         return content
 
-    def _is_intact(self, key: str, content: bytes) -> bool:
+    def _mapped(self, key: str, size: int, checksum: int) -> Content:
+        """Return an object's bytes as a file that is mapped into memory, or else as `_content` does."""
+        assert self._sharing.objects is not None
+        with faults(size):
+            content = self._sharing.objects.get_mapped(
+                key, size, checksum, lambda content: self._is_intact(key, content, size, checksum)
+            )
+        if isinstance(content, bytes):  # any bytes; mapped files were intact
+            self._require_intact(key, content, size, checksum)
+        return content
+
+    def _is_intact(self, key: str, content: bytes, size: int, checksum: int) -> bool:
         try:
-            self._require_intact(key, content)
-        except _Fault:
+            self._require_intact(key, content, size, checksum)
+        except Fault:
             return False
         return True
 
-    def _require_intact(self, key: str, content: bytes) -> None:
-        """Raise `_Fault`, which says what is wrong, unless an object's bytes are as they were written."""
-        size, checksum = self._entry(key)
+    def _require_intact(self, key: str, content: bytes, size: int, checksum: int) -> None:
+        """Raise `Fault`, which says what is wrong, unless an object's bytes are as they were written."""
         if len(content) != size:
-            raise _Fault(f"expected {size} bytes, got {len(content)}")
+            raise Fault(f"expected {size} bytes, got {len(content)}")
         try:
             actual = self._layout.checksum(key, content)
         except CacheDamaged as error:
-            raise _Fault(UNLIKE_WRITTEN) from error
+            raise Fault(UNLIKE_WRITTEN) from error
         if actual != checksum:
-            raise _Fault("is not the block that was written")  # intact, but another block
-
-
-def _describes_another_array(content: bytes, expected: bytes) -> bool:
-    """Return whether an array's metadata contradicts the manifest. The number of views may differ, because it grows.
-
-    dhkd reads arrays by the manifest, and other programs by this metadata. Libraries may write it with more or fewer
-    fields.
-    """
-    try:
-        got, wanted = decode(content), decode(expected)
-    except ValueError:
-        return content != expected
-    if not (isinstance(got, dict) and isinstance(wanted, dict) and "shape" in wanted):
-        return False
-    shape = got.get("shape")
-    same = isinstance(shape, list) and shape[1:] == wanted["shape"][1:]
-    return not same or any(got.get(field) != wanted.get(field) for field in ("data_type", "chunk_grid"))
-
-
-class _Fault(Exception):
-    """What is wrong with an object."""
-
-
-def _get(storage: Storage, key: str, size: int) -> bytes:
-    """Return an object's bytes, at most `size` of them; raises `_Fault` for an object that can't be read."""
-    try:
-        return storage.get(key, size)
-    except FileNotFoundError as error:
-        raise _Fault(f"expected {size} bytes, got no object" if size != LARGEST_INDEX else "missing") from error
-    except ObjectRefused as error:
-        raise _Fault(str(error)) from error
-    except StorageError:
-        raise  # of the whole storage, not of one object
-    except OSError as error:
-        raise _Fault(f"can't be read ({error.strerror or error})") from error
+            raise Fault("is not the block that was written")  # intact, but another block
 
 
 def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> LogitReader:
@@ -329,6 +331,13 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
     is no cache, or if the cache was never finished.
     """
     storage = storage_of(location)
+    index = complete_index(storage)
+    nearby = Nearby(storage, copies) if copies and is_url(location) else None
+    return LogitReader(storage, index, nearby, sharing_of(location, storage, copies))
+
+
+def complete_index(storage: Storage) -> Index:
+    """Read what is complete in a cache; raises `CacheIncomplete` as `open_cache` does."""
     existing = find(storage)
     if existing is None:
         raise CacheIncomplete(
@@ -336,4 +345,4 @@ def open_cache(location: str | Path, copies: BoundedCopies | None = None) -> Log
         )
     if existing.index is None:
         raise CacheIncomplete(f"cache at {storage.location}: {progress_of(storage, existing)}; {AGAIN}")
-    return LogitReader(storage, existing.index, Nearby(storage, copies) if copies and is_url(location) else None)
+    return existing.index

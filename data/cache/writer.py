@@ -6,13 +6,13 @@ everything is read back, checked and indexed; only the index makes a cache compl
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from dhkd.data.cache import codecs
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Plan
 from dhkd.data.cache.find import StoredCache, find, read_index
-from dhkd.data.cache.index import INDEX_KEY, Bound, Index
+from dhkd.data.cache.index import INDEX_KEY, Bound, Index, ObjectMissing
 from dhkd.data.cache.layouts import layout_of
 from dhkd.data.cache.manifest import Manifest
 from dhkd.data.cache.missing import missing_blocks
@@ -59,8 +59,7 @@ class LogitWriter:
         self.signals = list(signals)
         self._storage, self._store = storage, store
         self._layout = layout_of(store, manifest)
-        index = read_index(storage)
-        self._indexed: Mapping[str, tuple[int, int]] = index.objects if index else {}
+        self._index = read_index(storage)
 
     @property
     def location(self) -> str:
@@ -167,18 +166,18 @@ class LogitWriter:
     def finish(self, checked: Sequence[Checked]) -> None:
         """Write the index, which makes the cache complete; raises `CacheIncomplete` if an object is missing."""
         objects = {key: entry for part in checked for key, entry in part.objects.items()}
-        for block in self.plan.blocks():
-            for name in self.manifest.names:
-                for key in self._layout.objects(name, block):
-                    if key not in objects:
-                        raise CacheIncomplete(f"cache at {self.location}: {key} ({block}) is missing; {AGAIN}")
         bounds: dict[str, Bound] = {}
         for part in checked:
             for name, bound in part.bounds:
                 bounds[name] = bound.or_worse(bounds.get(name, bound))
+        try:
+            index = Index.of_entries(self._store, self.manifest, {}, objects, bounds)
+        except ObjectMissing as error:
+            raise CacheIncomplete(
+                f"cache at {self.location}: {error.key} ({error.block}) is missing; {AGAIN}"
+            ) from error
         structure = _put_structure(self._storage, self._store, self.manifest)
-        index = Index(store=self._store, manifest=self.manifest, structure=structure, objects=objects, bounds=bounds)
-        _put_if_changed(self._storage, INDEX_KEY, index.to_bytes())
+        _put_if_changed(self._storage, INDEX_KEY, replace(index, structure=structure).to_bytes())
 
     def _compare_witness(self, block: Block, witness: NDArray[np.generic]) -> None:
         stored = self._read(WITNESS, block, known=True).parts
@@ -197,13 +196,14 @@ class LogitWriter:
         contents: dict[str, bytes] = {}
         entries: Entries = {}
         damages: list[Damage] = []
-        for key, size in self._layout.objects(name, block).items():
+        indexed = self._index.known(name, block) if known and self._index else None
+        for number, (key, size) in enumerate(self._layout.objects(name, block).items()):
             try:
                 content = self._storage.get(key, size)
                 if len(content) != size:
                     raise CacheDamaged(f"expected {size} bytes, got {len(content)}")
                 entry = (size, self._layout.checksum(key, content))
-                if known and self._indexed.get(key, entry) != entry:
+                if indexed and indexed[number] != entry[1]:
                     raise CacheDamaged("not the block that was written")
                 contents[key], entries[key] = content, entry
             except (FileNotFoundError, CacheDamaged, ObjectRefused) as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from dhkd.data.disk.shared_tensors import Keep, private
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ PerChannel = tuple[float, ...]  # one number for each channel, of which there ar
 class Decoding:
     """How encoded images are decoded: by `workers` processes, or by the calling process if `workers` is 0.
 
-    Up to `allow_bad` images may be unreadable; black images replace the unreadable ones.
+    Up to `allow_bad` images may be unreadable; black images replace the unreadable ones. Decoded images in memory are
+    passed to `keep`, which may move them to memory that processes share.
     """
 
     workers: int = 0
     allow_bad: int = 0
+    keep: Keep = private
 
 
 class Images(Protocol):

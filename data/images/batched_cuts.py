@@ -189,4 +189,4 @@ def _by_pillow(image_HW: NDArray[np.uint8], widths: list[int], size: int, interp
     """Resize the first columns of an image, as many as each width says: (B, size, size)."""
     photo, window = photo_of(image_HW[None]), (0, 0, size, size)
     cuts = [Cut((0, 0, width, len(image_HW)), (size, size), window, mirrored=False) for width in widths]
-    return torch.from_numpy(np.stack([cut_of(photo, cut, interpolation)[..., 0] for cut in cuts]))
+    return torch.from_numpy(np.stack([np.asarray(cut_of(photo, cut, interpolation)) for cut in cuts]))

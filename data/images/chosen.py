@@ -3,6 +3,7 @@
 import torch
 from dhkd.data.images.chunks import Photos
 from dhkd.data.images.decoding import Photo
+from dhkd.data.images.reduced import Reduction
 from torch import Tensor
 
 
@@ -13,9 +14,9 @@ class Chosen:
         self._files = files
         self._index_N = index_N.numpy()  # an array, since a tensor would reach a worker through shared memory
 
-    def photo(self, index: int) -> Photo:
+    def photo(self, index: int, reduction: Reduction | None = None) -> Photo:
         """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
-        return self._files.photo(int(self._index_N[index]))
+        return self._files.photo(int(self._index_N[index]), reduction)
 
     def name(self, index: int) -> str:
         """Return the name of sample `index`, which messages show."""

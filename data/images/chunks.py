@@ -2,7 +2,8 @@
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from dhkd.data.errors import ConfigError, DataChanged, DataError, DhkdError
 from dhkd.data.images.decoding import FRAMES, Photo, in_mode
+from dhkd.data.images.reduced import Decodings, Reduction
 from dhkd.data.recipes.base import Recipe, rendered
 from dhkd.data.recipes.mixing import Mixed
 from numpy.typing import NDArray
@@ -29,8 +31,11 @@ ChunkKeys = tuple[NDArray[np.int64], NDArray[np.int64]]
 class Photos(Protocol):
     """The images of a set, one by one. Every worker has a copy of this object."""
 
-    def photo(self, index: int) -> Photo:
-        """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
+    def photo(self, index: int, reduction: Reduction | None = None) -> Photo:
+        """Return the image of sample `index`, decoded, as RGB, reduced if its format can be.
+
+        Raises `DataError` or `OSError`.
+        """
 
     def name(self, index: int) -> str:
         """Return the name of sample `index`, which messages show."""
@@ -126,10 +131,12 @@ class Chunks(Dataset["Chunk | DhkdError"]):
         for start, stop in pairwise([0, *changes, len(index_B)]):
             index = int(index_B[start])
             try:
-                photo = self._files.photo(index)
+                photos = Decodings(partial(self._files.photo, index))
                 for recipe, pixels_BHWC, draws_BD in zip(self._recipes, arrays, draws, strict=True):
-                    pixels_BHWC[start:stop] = rendered(recipe, in_mode(photo, self._channels), draws_BD[start:stop])
-                stack = index if photo.info.get(FRAMES, 1) > 1 else stack
+                    for rows, reduction in _reductions(recipe, start, stop, draws_BD):
+                        photo = photos.at(reduction)
+                        pixels_BHWC[rows] = rendered(recipe, in_mode(photo, self._channels), draws_BD[rows])
+                        stack = index if photo.info.get(FRAMES, 1) > 1 else stack
             except ConfigError as error:
                 raise ConfigError(f"{self._files.name(index)} (index {index}): {error}") from error
             except DataChanged:
@@ -139,6 +146,14 @@ class Chunks(Dataset["Chunk | DhkdError"]):
             except OSError as error:
                 unreadable.append((index, error.strerror or str(error)))
         return Chunk(by_recipe, unreadable, stack)
+
+
+def _reductions(recipe: Recipe, start: int, stop: int, draws_BD: Tensor) -> Iterable[tuple[slice, Reduction | None]]:
+    """Return the rows of one image that are rendered together, and the reduction of each such part."""
+    if not recipe.reduces:
+        return [(slice(start, stop), None)]
+    rows = range(start, stop)
+    return [(slice(row, row + 1), partial(recipe.reduction, draws=draws_BD[row].tolist())) for row in rows]
 
 
 def _black(rows: int, recipe: Recipe, channels: int) -> Tensor:

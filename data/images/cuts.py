@@ -1,12 +1,10 @@
 """Cuts: a cut describes which part of a photo is resized, and what is kept of it. Pillow computes the pixels."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from dhkd.data.images.decoding import Photo, pixels_of
+from dhkd.data.images.decoding import Photo
+from dhkd.data.images.reduced import reduced_of
 from dhkd.data.images.resizing import Interpolation
-from numpy.typing import NDArray
 from PIL import Image
 
 PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -27,12 +25,15 @@ class Cut(NamedTuple):
     mirrored: bool
 
 
-def cut_of(photo: Photo, cut: Cut, interpolation: Interpolation = "bilinear") -> NDArray[np.uint8]:
-    """Compute from the photo the pixels that `cut` describes, uint8 (H, W, C).
+def cut_of(photo: Photo, cut: Cut, interpolation: Interpolation = "bilinear") -> Photo:
+    """Compute from the photo the part that `cut` describes, with the size of `cut.window`.
 
-    H and W are the height and width of `cut.window`.
+    The cut is one of the size in the file, at which a reduced photo is not.
     """
-    if cut.box != (0, 0, photo.width, photo.height):
+    factor = reduced_of(photo).factor
+    if factor > 1:
+        photo = _resized(photo, cut, factor, interpolation)
+    elif cut.box != (0, 0, photo.width, photo.height):
         # Cropped first, because resizing with a box blends pixels from outside the box into its borders.
         photo = photo.crop(cut.box)
     if photo.size != cut.size:
@@ -41,10 +42,13 @@ def cut_of(photo: Photo, cut: Cut, interpolation: Interpolation = "bilinear") ->
         photo = photo.crop(cut.window)
     if cut.mirrored:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return pixels_of(photo)
+    return photo
 
 
-def cuts_of(photo: Photo, cuts: Sequence[Cut], interpolation: Interpolation = "bilinear") -> NDArray[np.uint8]:
-    """Compute the pixels of cuts with windows of one size, uint8 (B, H, W, C), which may be read-only."""
-    pixels = [cut_of(photo, cut, interpolation) for cut in cuts]
-    return pixels[0][None] if len(pixels) == 1 else np.stack(pixels)  # one, as usual in training, needs no copy
+def _resized(photo: Photo, cut: Cut, factor: int, interpolation: Interpolation) -> Photo:
+    """Resize the box of a photo that is reduced by `factor`, which may begin and end within its pixels."""
+    left, top, right, bottom = cut.box
+    x, y = left // factor, top // factor
+    part = photo.crop((x, y, -(-right // factor), -(-bottom // factor)))
+    box = (left / factor - x, top / factor - y, right / factor - x, bottom / factor - y)  # exact: quotients by 2^k
+    return part.resize(cut.size, PILLOWS[interpolation], box)

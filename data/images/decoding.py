@@ -13,6 +13,7 @@ import numpy as np
 import PIL
 from dhkd.data.errors import DataError
 from dhkd.data.images.levels import Levels, eight_bits, require_full_colours
+from dhkd.data.images.reduced import Reduction, reduce
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
@@ -55,8 +56,11 @@ STACKS = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
 FRAMES = "dhkd frames"  # the key in a photo's `info` under which its number of frames stands
 
 
-def decode(content: bytes, reading: Reading = USUAL) -> Photo:
-    """Decode the whole image to RGB. Raises `DataError` for anything but a complete image within the limits."""
+def decode(content: bytes, reading: Reading = USUAL, reduction: Reduction | None = None) -> Photo:
+    """Decode an image to RGB, at the size that `reduction` gives; it is whole if that is None.
+
+    Raises `DataError` for anything but a complete image within the limits.
+    """
     if not content:
         raise DataError("an empty file")
     _set_limits(reading)
@@ -67,6 +71,8 @@ def decode(content: bytes, reading: Reading = USUAL) -> Photo:
         frames = getattr(image, "n_frames", 1) if image.format in STACKS else 1
         tiles = getattr(image, "tile", None)
         source = str(tiles[0].args) if tiles else ""  # names the bits of a colour
+        if reduction is not None:
+            reduce(image, reduction)
         image.load()
         require_full_colours(image, source, reading.levels)
         photo = as_rgb(image, reading.levels)

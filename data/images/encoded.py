@@ -14,6 +14,7 @@ from dhkd.data.images.decoding import USUAL, Photo, Reading, decode
 from dhkd.data.images.decoding_workers import CHUNK, PhotoRenderer
 from dhkd.data.images.in_memory import ImageSet, label_bytes
 from dhkd.data.images.levels import FULL, Levels
+from dhkd.data.images.reduced import Reduction
 from dhkd.data.progress import progress
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import AsTheyAre
@@ -31,9 +32,9 @@ class EncodedFiles(ABC):
     def read(self, index: int) -> bytes:
         """Return the bytes of sample `index`. Raises `DataError` or `OSError`."""
 
-    def photo(self, index: int) -> Photo:
+    def photo(self, index: int, reduction: Reduction | None = None) -> Photo:
         """Return the image of sample `index`, decoded, as RGB. Raises `DataError` or `OSError`."""
-        return decode(self.read(index), self.reading)
+        return decode(self.read(index), self.reading, reduction)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import tee
 from types import MappingProxyType
 
 import torch
+from dhkd.data.disk.shared_tensors import Keep, private
 from dhkd.data.errors import DataError
 from dhkd.data.images.base import Decoding, PerChannel
 from dhkd.data.images.channels import grey_of, in_channels
@@ -109,12 +110,12 @@ class ImageSet:
         return replace(self, mean=mean or self.mean, std=std or self.std)
 
     def in_memory(self, decoding: Decoding) -> "ImageSet":
-        """Return the set itself, because its images are already decoded."""
-        return self
+        """Return the set itself, because its images are already decoded; only `decoding.keep` may move them."""
+        return replace(self, images_NCHW=decoding.keep(self.images_NCHW))
 
     def renderer(self, recipe: Recipe, device: torch.device, decoding: Decoding) -> "ResidentRenderer":
         """Return a renderer that renders any key (view, index) of this set with `recipe`, without decoding."""
-        return ResidentRenderer(self, recipe, device)
+        return ResidentRenderer(self, recipe, device, decoding.keep)
 
 
 def label_bytes(labels_N: Tensor | None) -> bytes:
@@ -139,8 +140,8 @@ class ResidentRenderer:
     in_memory = True
     unreadable: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device) -> None:
-        self.images, self.recipe, self.device = images, recipe, device
+    def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device, keep: Keep = private) -> None:
+        self.images, self.recipe, self.device, self._keep = images, recipe, device, keep
         self.exact = recipe.exact
         self.pixels = self._pixels(recipe)
 
@@ -157,7 +158,8 @@ class ResidentRenderer:
 
     def _pixels(self, recipe: Recipe) -> Render:
         """Return a function that renders any keys with this recipe, mixed if the recipe mixes."""
-        unmixed = recipe.for_mean(self.images.mean).resident(self.images.images_NCHW.to(self.device))
+        adapted = recipe.for_mean(self.images.mean).kept_by(self._keep)
+        unmixed = adapted.resident(self.images.images_NCHW.to(self.device))
         if recipe.mixing is None:
             return unmixed
         return recipe.mixing.render(unmixed, len(self.images), recipe.shape or self.images.shape, self.device)

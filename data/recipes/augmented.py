@@ -1,16 +1,18 @@
 """A recipe with pixel operations or mixing: first its crop or box, then each operation, from the key's own draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from dhkd.data.disk.shared_tensors import Keep
 from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo
+from dhkd.data.images.pictures import channels_last
 from dhkd.data.images.resizing import Interpolation
-from dhkd.data.recipes.base import Recipe, Render, rendered
+from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.mixing import Mixing
 from dhkd.data.recipes.operations.base import Operation
 from numpy.typing import NDArray
@@ -58,8 +60,20 @@ class Augmented(Recipe):
         """Render one decoded image with each row of draws: uint8 (B, H, W, C)."""
         widths = [one.num_draws for one in self.operations.values()]
         geometry_draws, *draws = torch.split(draws_BD, [draws_BD.shape[1] - sum(widths), *widths], dim=1)
-        pixels_BHWC = torch.from_numpy(np.array(rendered(self.geometry, photo, geometry_draws)))
-        return self._operated(pixels_BHWC.permute(0, 3, 1, 2), draws).permute(0, 2, 3, 1).numpy()
+        pictures = self.geometry.pictures(photo, geometry_draws)
+        for operation, drawn_BD in zip(self.operations.values(), draws, strict=True):
+            pictures = operation.change(pictures, drawn_BD)
+        return pictures.array
+
+    @property
+    def reduces(self) -> bool:  # type: ignore[override]
+        """Whether the geometry does."""
+        return self.geometry.reduces
+
+    def reduction(self, height: int, width: int, draws: Sequence[int]) -> int:
+        """Return the geometry's."""
+        others = sum(one.num_draws for one in self.operations.values())
+        return self.geometry.reduction(height, width, draws[: len(draws) - others])
 
     def at_test(self) -> Recipe:
         """Return the geometry's recipe for test images, which are not augmented."""
@@ -78,6 +92,10 @@ class Augmented(Recipe):
         """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1."""
         operations = {name: one.for_mean(mean) for name, one in self.operations.items()}
         return Augmented(self.geometry.for_mean(mean), operations, self.seed, self.mixing)
+
+    def kept_by(self, keep: Keep) -> "Augmented":
+        """Return the recipe that passes the geometry's large tensors to `keep`."""
+        return Augmented(self.geometry.kept_by(keep), self.operations, self.seed, self.mixing)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once."""
@@ -99,11 +117,3 @@ class Augmented(Recipe):
         for operation, draws_BD in zip(self.operations.values(), draws, strict=True):
             pixels_BCHW = operation.apply(pixels_BCHW, draws_BD)
         return channels_last(pixels_BCHW)
-
-
-def channels_last(pixels_BCHW: Tensor) -> Tensor:
-    """Return the pixels channels last in memory."""
-    if pixels_BCHW.is_contiguous(memory_format=torch.channels_last):
-        return pixels_BCHW
-    # Faster than `contiguous`, which handles three channels one by one for every pixel.
-    return torch.stack(pixels_BCHW.unbind(1), dim=-1).permute(0, 3, 1, 2)

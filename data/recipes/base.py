@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from dhkd.data.disk.shared_tensors import Keep
 from dhkd.data.draws.keyed import DrawBlock
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.decoding import Photo, photo_of
+from dhkd.data.images.pictures import Pictures
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.mixing import Mixing
 from numpy.typing import NDArray
@@ -41,6 +43,9 @@ class Recipe(ABC):
     # How pictures of two samples are mixed, or None. `draws`, `pixels` and `resident` are of unmixed pictures; whoever
     # renders keys mixes them (`Renderer`).
     mixing: Mixing | None = None
+
+    # Whether a view may be rendered from an image file that was decoded at a part of its size, as `reduction` says.
+    reduces: bool = False
 
     # The draws that `resident_drawn` takes, so that they can be computed in one call with those of pixel operations.
     blocks: Sequence[DrawBlock] = ()
@@ -71,6 +76,18 @@ class Recipe(ABC):
         For grey images, the last axis may be left out.
         """
 
+    def pictures(self, photo: Photo, draws_BD: Tensor) -> Pictures:
+        """Render as `pixels` does. A recipe whose pixels are those of a photo overrides this to save conversions."""
+        return Pictures(torch.from_numpy(np.array(rendered(self, photo, draws_BD))).permute(0, 3, 1, 2))
+
+    def reduction(self, height: int, width: int, draws: Sequence[int]) -> int:
+        """Return by what the sides of an image file may be divided when it is decoded for these draws: 1, 2, 4 or 8.
+
+        A recipe that sets `reduces` overrides this; its pixels are then computed from such a photo, of which
+        `reduced_of` gives the size in the file.
+        """
+        return 1
+
     def without_end(self) -> "Recipe":
         """Return a recipe without a limit on views, whose first views are those of this one.
 
@@ -99,6 +116,13 @@ class Recipe(ABC):
         """Return the recipe for a data set with this mean pixel value of each channel, 0 to 1.
 
         A recipe whose pixels depend on it overrides this.
+        """
+        return self
+
+    def kept_by(self, keep: Keep) -> "Recipe":
+        """Return the recipe whose `resident` passes large tensors of its own to `keep`, which may share their memory.
+
+        A recipe with such tensors overrides this.
         """
         return self
 

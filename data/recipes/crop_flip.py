@@ -1,12 +1,14 @@
 """Pad, crop, mirror: the usual augmentation for CIFAR. The number of different views is finite."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dhkd.data.disk.shared_tensors import Keep, private
 from dhkd.data.draws.keyed import DrawBlock, below, draws_of_blocks
 from dhkd.data.draws.philox import Domain, permutations, raw_rows
 from dhkd.data.errors import ConfigError
@@ -40,6 +42,8 @@ class CropFlip(Recipe):
     version: ClassVar[int] = 1
     shape: ClassVar[None] = None
     exact = True
+
+    _keep: Keep = field(default=private, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.padding <= 64:
@@ -108,13 +112,15 @@ class CropFlip(Recipe):
         contiguous = images_NCHW.contiguous()  # padding takes 1.5 times as long in other layouts
         padded = padded_by(self.padding, self.padding_mode, contiguous)
         copies = torch.stack([padded, padded.flip(-1)] if self.flip else [padded], dim=1)
+        if planar:
+            copies = self._keep(copies)
         shape = (num, copies.shape[1], self.num_offsets, self.num_offsets)
         if planar:
             per_image, per_copy, per_plane, per_row, _ = copies.stride()
             return copies.as_strided(
                 (*shape, channels, height, width), (per_image, per_copy, per_row, 1, per_plane, per_row, 1)
             )
-        stored = copies.permute(0, 1, 3, 4, 2).contiguous()  # (N, flips, H + 2p, W + 2p, C)
+        stored = self._keep(copies.permute(0, 1, 3, 4, 2).contiguous())  # (N, flips, H + 2p, W + 2p, C)
         per_image, per_copy, per_row, per_pixel, _ = stored.stride()
         return stored.as_strided(
             (*shape, height, width * channels), (per_image, per_copy, per_row, per_pixel, per_row, 1)
@@ -140,6 +146,12 @@ class CropFlip(Recipe):
         image_1CHW = torch.from_numpy(pixels_of(photo).copy()).permute(2, 0, 1)[None]
         row_B = torch.zeros(len(draws_BD), dtype=torch.int64)
         return self.gather(self.windows(image_1CHW), row_B, draws_BD).permute(0, 2, 3, 1).numpy()
+
+    def kept_by(self, keep: Keep) -> "CropFlip":
+        """Return the recipe that passes the padded images in memory to `keep`."""
+        recipe = copy.copy(self)
+        object.__setattr__(recipe, "_keep", keep)
+        return recipe
 
     def at_test(self) -> AsTheyAre:
         """Return the recipe that leaves images unchanged."""

@@ -5,11 +5,12 @@ of the photograph is resized. All arithmetic is on integers, so the cut is the s
 cut depend on the decoder and on Pillow's resizing, so both are part of the recipe's identity.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from functools import cached_property
 from math import isqrt
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from dhkd.data.draws.keyed import BITS, keyed_draws
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.batched_cuts import cutter_of
-from dhkd.data.images.cuts import Box, Cut, cuts_of
+from dhkd.data.images.cuts import Box, Cut, cut_of
 from dhkd.data.images.decoding import Photo
+from dhkd.data.images.pictures import Pictures
+from dhkd.data.images.reduced import FACTORS, reduced_of
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import Recipe, Render
 from dhkd.data.recipes.unaugmented import CenterCrop
@@ -41,7 +44,8 @@ class RandomResizedCrop(Recipe):
     the largest central box with an allowed ratio is taken (after Szegedy et al., 2015, section 6, as usual for
     ImageNet). The number of views has no limit. For a test image, the shorter side is resized to `test_resize` and the
     central square of `test_size` pixels is kept. None stands for test_size · 256 / 224 and for `size`. Both are not
-    part of the identity, the values that a cache records and compares.
+    part of the identity, the values that a cache records and compares. With the decoder "scaled", JPEG files of
+    training images are decoded at half, a quarter or an eighth of their size for views that need no more (`reduction`).
     """
 
     size: int
@@ -51,6 +55,7 @@ class RandomResizedCrop(Recipe):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     test_resize: int | None = None
     test_size: int | None = None
+    decoder: Literal["pillow", "scaled"] = "pillow"
 
     kind: ClassVar[str] = "random-resized-crop"
     version: ClassVar[int] = 1
@@ -86,7 +91,7 @@ class RandomResizedCrop(Recipe):
             "ratio": list(self.ratio),
             "flip": self.flip,
             "seed": self.seed,
-            "decoder": "pillow",
+            "decoder": self.decoder,
             "resize": "pillow bilinear, antialiased",
         }
 
@@ -99,11 +104,32 @@ class RandomResizedCrop(Recipe):
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Compute from a photograph the pixels that each row of draws describes: uint8 (B, size, size, C)."""
-        cuts = [self.cut(draws, photo.height, photo.width) for draws in draws_BD.tolist()]
-        return cuts_of(photo, cuts, self.interpolation)
+        return self.pictures(photo, draws_BD).array
+
+    def pictures(self, photo: Photo, draws_BD: Tensor) -> Pictures:
+        """Compute from a photograph the photos that each row of draws describes."""
+        _, height, width = reduced_of(photo)
+        cuts = [self.cut(draws, height, width) for draws in draws_BD.tolist()]
+        return Pictures([cut_of(photo, cut, self.interpolation) for cut in cuts])
+
+    @property
+    def reduces(self) -> bool:  # type: ignore[override]  # a class's attribute may be a property
+        """Whether the decoder is "scaled"."""
+        return self.decoder == "scaled"
+
+    def reduction(self, height: int, width: int, draws: Sequence[int]) -> int:
+        """Return the largest factor at which both sides of the box still have at least `size` pixels."""
+        left, top, right, bottom = self.cut(list(draws), height, width).box
+        shorter = min(right - left, bottom - top)
+        return next((factor for factor in FACTORS if shorter >= factor * self.size), 1)
 
     def resident(self, images_NCHW: Tensor) -> Render:
         """Return a function that renders a whole batch at once; large images are rendered one by one."""
+        if self.reduces:
+            raise ConfigError(
+                "views.decoder: scaled: expected image files, which are decoded at the size that a view needs, got"
+                " images in memory; leave it out"
+            )
         cut = cutter_of(images_NCHW, self.size, self.interpolation)
         if cut is None:
             return super().resident(images_NCHW)
@@ -130,7 +156,14 @@ class RandomResizedCrop(Recipe):
         shown = self.test_size or self.size
         test_resize = None if self.test_resize is None else round(self.test_resize * size / shown)
         return AtAnotherSize(
-            size, self.flip, self.seed, self.scale, self.ratio, test_resize, interpolation=interpolation
+            size,
+            self.flip,
+            self.seed,
+            self.scale,
+            self.ratio,
+            test_resize,
+            decoder=self.decoder,
+            interpolation=interpolation,
         )
 
     def cut(self, draws: list[int], height: int, width: int) -> Cut:

@@ -81,7 +81,7 @@ class CenterCrop(Unaugmented):
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Return the central square of the resized image, once for each row of draws."""
-        square = cut_of(photo, self.cut(photo.height, photo.width), self.interpolation)
+        square = pixels_of(cut_of(photo, self.cut(photo.height, photo.width), self.interpolation))
         return np.repeat(square[None], len(draws_BD), axis=0)
 
     def cut(self, height: int, width: int) -> Cut:

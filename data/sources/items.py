@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from dhkd.data.errors import OwnCodeError
 from dhkd.data.images.decoding import Photo, as_rgb, photo_of
+from dhkd.data.images.reduced import Reduction
 from dhkd.data.own_failures import running
 from dhkd.data.progress import progress
 from dhkd.data.sources.pixel_layout import as_nchw, layout_of, require_uint8, tensor_of
@@ -37,8 +38,8 @@ class Items:
     def __init__(self, name: str, dataset: Any, item_N: NDArray[np.int64]) -> None:
         self._name, self._dataset, self._item_N = name, dataset, item_N
 
-    def photo(self, index: int) -> Photo:
-        """Return the image of sample `index` as RGB. Raises `OwnCodeError` if anything goes wrong."""
+    def photo(self, index: int, reduction: Reduction | None = None) -> Photo:
+        """Return the whole image of sample `index` as RGB. Raises `OwnCodeError` if anything goes wrong."""
         return item_of(self._name, self._dataset, int(self._item_N[index]))[0]
 
     def name(self, index: int) -> str:

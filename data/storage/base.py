@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
+from dhkd.data.disk.mapped import Content
 from dhkd.data.errors import ObjectRefused
 from dhkd.data.threads import threads_of_generator
 
@@ -46,6 +47,17 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object, if it exists."""
+
+
+class Mappable(Protocol):
+    """Objects that are files on this machine, which processes can map into memory and so share."""
+
+    def get_mapped(self, key: str, size: int, checksum: int, is_intact: Callable[[bytes], bool]) -> Content:
+        """Return the object's bytes, which the index says have this size and checksum, mapped into memory if possible.
+
+        Bytes that `is_intact` refuses are returned unmapped, and the caller must check those. Raises
+        `FileNotFoundError` if there is no such object.
+        """
 
 
 def require_size(where: str, size: int, largest: int) -> None:

@@ -3,9 +3,12 @@
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from dhkd.data.disk.atomic import sync_folder, write_atomically
+from dhkd.data.disk.mapped import Content, mapped
 from dhkd.data.errors import ObjectRefused
 from dhkd.data.storage.base import LARGEST_OBJECT, require_size
 
@@ -27,6 +30,17 @@ class Folder:
 
         Raises `ObjectRefused` if the file is larger than `largest` bytes, or if a link leads outside the folder.
         """
+        with self._opened(key, largest) as file:
+            return file.read(os.fstat(file.fileno()).st_size)
+
+    def get_mapped(self, key: str, size: int, checksum: int, is_intact: Callable[[bytes], bool]) -> Content:
+        """Return the file's bytes, mapped into memory if `is_intact` accepts them; raises what `get` raises."""
+        with self._opened(key, size) as file:
+            # Reading lets other threads work, and brings the pages into memory; mapping alone would do neither.
+            content = file.read(size)
+            return mapped(file, content) if is_intact(content) else content
+
+    def _opened(self, key: str, largest: int) -> BinaryIO:
         path = self._inside(key)
         try:
             # Without O_NONBLOCK, a named pipe would be waited for.
@@ -38,10 +52,10 @@ class Folder:
             if not stat.S_ISREG(facts.st_mode):
                 raise FileNotFoundError(f"{path}: no file")
             require_size(str(path), facts.st_size, largest)
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(facts.st_size)
-        finally:
+            return open(descriptor, "rb")
+        except BaseException:
             os.close(descriptor)
+            raise
 
     def size(self, key: str) -> int:
         """Return the file's size in bytes, or -1 if there is no such file."""

@@ -2,10 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.disk.mapped import Content, mapped
 from dhkd.data.storage.base import LARGEST_OBJECT, Storage
+
+C = TypeVar("C", bound=Content)
 
 
 class Nearby:
@@ -30,6 +33,21 @@ class Nearby:
         if they have the right size and `is_intact` returns True. `checksum` is only part of the copy's name. Raises
         `FileNotFoundError` if there is no such object, and `OSError` if the copy can't be written.
         """
+        return self._checked(key, size, checksum, is_intact, lambda copy, content: content)
+
+    def get_mapped(self, key: str, size: int, checksum: int, is_intact: Callable[[bytes], bool]) -> Content:
+        """Return what `get_checked` returns, and of a good copy the file mapped into memory."""
+        return self._checked(key, size, checksum, is_intact, mapped)
+
+    def _checked(
+        self,
+        key: str,
+        size: int,
+        checksum: int,
+        is_intact: Callable[[bytes], bool],
+        result: Callable[[BinaryIO, bytes], C],
+    ) -> C | bytes:
+        """Return the `result` of a good copy and its bytes, or else the object's bytes as they were fetched."""
         name = self._name(key, size, checksum)
         fetched: list[bytes] = []
 
@@ -40,8 +58,8 @@ class Nearby:
         for _ in range(2):
             with self._copies.open(name, fetch) as copy:
                 content = copy.read()
-            if len(content) == size and is_intact(content):
-                return content
+                if len(content) == size and is_intact(content):
+                    return result(copy, content)
             self._copies.forget(name)
             if fetched:
                 break

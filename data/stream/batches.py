@@ -65,7 +65,7 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.renderer, self.num_samples = renderer, len(renderer.images)
+        self.renderer, self.num_samples, self.batch_size = renderer, len(renderer.images), batch_size
         self._seed, self._window, self._block_rows = seed, window, block_rows or self.num_samples
         self._schedule = one_of("schedule", schedule, SCHEDULES)
         self._shares, self._rank = shares(self.num_samples, batch_size, world_size), rank

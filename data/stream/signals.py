@@ -2,7 +2,7 @@
 
 They are: no signals, all signals in memory, one view at a time, or one window of blocks at a time. A block is a run of
 consecutive indices of one view. Signals stay in their stored form until the rows of a batch are gathered; only those
-rows are decoded.
+rows are decoded. Blocks are mapped from files where that is possible, so that the processes of a machine share them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from dhkd.data.cache.blocks import Array
 from dhkd.data.cache.reader import LogitReader
+from dhkd.data.stream.held import Held, Parts, held_views
 from dhkd.data.stream.read_ahead import ReadAhead
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,8 +21,6 @@ from torch import Tensor
 # Maps the name of each signal in a batch to names of cached signals: one name, or one for each of several teachers. The
 # batch's signal is the mean of the cached signals.
 Names = Mapping[str, Sequence[str]]
-
-Parts = dict[str, dict[str, Tensor]]  # stored rows, by cached signal and by part (an array that the codec stores)
 
 
 class Signals(Protocol):
@@ -63,35 +62,21 @@ class NoSignals:
 
 
 class ResidentSignals:
-    """All views of the named signals, read into memory once, so that any schedule can gather from them."""
+    """All views of the named signals, read once at the start, so that any schedule can gather from them."""
 
     in_memory = True
 
     def __init__(self, reader: LogitReader, names: Names, device: torch.device) -> None:
-        plan = reader.plan
-        self.num_views = plan.num_views
+        self.num_views = reader.plan.num_views
         self._decode = _Decoder(reader, names)
-        self._planes: Parts = {}  # (V, N, …) each
-        for name in self._decode.stored:
-            self._planes[name] = {
-                part: torch.empty((plan.num_views, plan.num_samples, *row), dtype=_torch_dtype(dtype), device=device)
-                for part, (dtype, row) in reader.manifest.parts(name).items()
-            }
-            for block, stored in zip(plan.blocks(), reader.stored_each(plan.blocks(), name), strict=True):
-                for part, array in stored.items():
-                    self._planes[name][part][block.view, block.start : block.stop] = torch.from_numpy(array.copy())
+        self._held = held_views(reader, self._decode.stored, range(self.num_views), device)
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Do nothing."""
 
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """Return the rows of every signal for these keys: {name: float32 (B, …)}."""
-        return self._decode(
-            {
-                name: {part: plane[view_B, index_B] for part, plane in parts.items()}
-                for name, parts in self._planes.items()
-            }
-        )
+        return self._decode(self._held.rows(view_B, index_B))
 
 
 # one view at a time
@@ -107,8 +92,8 @@ class StreamedSignals:
         self._reader, self._device = reader, device
         self._decode = _Decoder(reader, names)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-view")
-        self._next: tuple[int, Future[Parts]] | None = None  # the view that is being read
-        self._current: tuple[int, Parts] | None = None  # the view in memory; each array is (N, …)
+        self._next: tuple[int, Future[Held]] | None = None  # the view that is being read
+        self._current: tuple[int, Held] | None = None  # the view in memory
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Load the epoch's view into memory, and begin to read the next view."""
@@ -124,21 +109,12 @@ class StreamedSignals:
     def gather(self, view_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
         """Return the rows of every signal for keys of the epoch's view, and no other: {name: float32 (B, …)}."""
         assert self._current is not None
-        view, planes = self._current
+        view, held = self._current
         assert bool((view_B == view).all())
-        return self._decode(
-            {name: {part: plane[index_B] for part, plane in parts.items()} for name, parts in planes.items()}
-        )
+        return self._decode(held.rows(view_B, index_B))
 
-    def _read(self, view: int) -> Parts:
-        planes: Parts = {}
-        for name in self._decode.stored:
-            blocks = list(self._reader.stored_each(self._reader.plan.blocks_of_view(view), name))
-            planes[name] = {
-                part: torch.from_numpy(np.concatenate([block[part] for block in blocks])).to(self._device)
-                for part in blocks[0]
-            }
-        return planes
+    def _read(self, view: int) -> Held:
+        return held_views(self._reader, self._decode.stored, range(view, view + 1), self._device)
 
 
 # a window of blocks at a time
@@ -158,7 +134,10 @@ class WindowedSignals:
         self._reader, self._device = reader, device
         self._decode = _Decoder(reader, names)
         self._position_N = np.zeros(0, dtype=np.int64)  # where each index comes in the epoch's order
-        self._blocks = ReadAhead(self._read, capacity=2 * max(1, window // reader.plan.block_rows))
+        capacity = 2 * max(1, window // reader.plan.block_rows)
+        unmapped = reader.why_unmapped(self._decode.stored, min(capacity, reader.plan.num_blocks))
+        self._stored = reader.mapped if unmapped is None else reader.stored
+        self._blocks = ReadAhead(self._read, capacity)
 
     def prepare(self, epoch: int, view_N: Tensor, index_N: Tensor) -> None:
         """Find out which blocks the epoch uses, and in which order."""
@@ -190,7 +169,7 @@ class WindowedSignals:
     def _read(self, block_id: int) -> dict[str, dict[str, Array]]:
         plan = self._reader.plan
         block = plan.block(*divmod(block_id, plan.blocks_per_view))
-        return {name: self._reader.stored(block, name) for name in self._decode.stored}
+        return {name: self._stored(block, name) for name in self._decode.stored}
 
 
 class _Decoder:
@@ -207,7 +186,3 @@ class _Decoder:
             name: values[signals[0]] if len(signals) == 1 else torch.stack([values[s] for s in signals]).mean(dim=0)
             for name, signals in self._names.items()
         }
-
-
-def _torch_dtype(dtype: str) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype

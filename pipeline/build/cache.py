@@ -4,6 +4,7 @@ Signals are teacher outputs, such as logits. A codec is the number format in whi
 of consecutive rows of one view.
 """
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -14,14 +15,12 @@ from dhkd.data.cache.blocks import MOST_BLOCKS, Plan
 from dhkd.data.cache.codecs import Codec, Float, Int8, TopK, row_bytes
 from dhkd.data.cache.manifest import Identity, Manifest, SignalIdentity, signal_name, teachers_own
 from dhkd.data.cache.reader import LogitReader, open_cache
-from dhkd.data.disk.copies import BoundedCopies
-from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import CacheMismatch, ConfigError
 from dhkd.data.images.base import Images
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Normalization
 from dhkd.data.stream.signals import Names, NoSignals, ResidentSignals, Signals, StreamedSignals, WindowedSignals
-from dhkd.pipeline.build.data import dataset_identity, num_views_of
+from dhkd.pipeline.build.data import copies_of, dataset_identity, num_views_of
 from dhkd.pipeline.build.networks import Trained, chosen_network, teacher_facts
 from dhkd.pipeline.build.teacher import teacher_record
 from dhkd.pipeline.data_options import DataOptions
@@ -31,6 +30,8 @@ from dhkd.stages.models.signals import Shapes, parse
 from dhkd.stages.processes import Precision
 from dhkd.stages.train.objectives import build_objective
 from dhkd.stages.train.objectives.contract import Setting
+
+log = logging.getLogger("dhkd")
 
 LOGITS, EMBEDDING = "logits", "embedding"
 
@@ -165,7 +166,7 @@ def _plan(experiment: Experiment, images: Images, setting: Setting, num_views: i
 
 def reader_of(location: str, options: DataOptions) -> LogitReader:
     """Open the complete cache at a path or URL."""
-    return open_cache(location, BoundedCopies(user_cache_folder() / "objects", options.fetched_gb * 10**9))
+    return open_cache(location, copies_of(options))
 
 
 def summary_of(location: str, manifest: Manifest) -> CacheSummary:
@@ -274,16 +275,24 @@ def signals_of(
     """Build the source of the cached signals `names`.
 
     The source reads windows of blocks if the student's order has windows, reads one view at a time for the schedule
-    `cycle`, and holds all views in memory otherwise. `copies` is the number of processes on this machine that hold
-    their own copy. Raises `ConfigError` if all views are to be in memory but do not fit.
+    `cycle`, and holds all views in memory otherwise. `copies` is the number of processes on this machine, each of which
+    holds a copy of its own unless they can share one. Raises `ConfigError` if all views are to be in memory but do not
+    fit.
     """
     if not names:
         return NoSignals(reader.plan.num_views)
     if student.window is not None and student.view_schedule != "independent":
         return WindowedSignals(reader, names, device, student.window)
-    if student.view_schedule == "cycle":
+    stored, cycle = [name for signals in names.values() for name in signals], student.view_schedule == "cycle"
+    why = reader.why_unmapped(stored, 2 * reader.plan.blocks_per_view if cycle else None)
+    if device.type == "cpu" and why is None:
+        copies = 1
+    if copies > 1:
+        where = f"cache at {reader.location}"
+        log.info("%s: each of %d processes holds a copy of its own in memory, because %s", where, copies, why)
+    if cycle:
         return StreamedSignals(reader, names, device)
-    needed = copies * reader.stored_bytes([name for signals in names.values() for name in signals])
+    needed = copies * reader.stored_bytes(stored)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > 0.9 * free:
         raise ConfigError(

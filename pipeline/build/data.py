@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from dhkd.configs.schema import Experiment, Teacher, Training, Views
 from dhkd.data.cache.manifest import DatasetIdentity
-from dhkd.data.disk.user_cache import expanded
+from dhkd.data.disk.copies import BoundedCopies
+from dhkd.data.disk.shared_tensors import private, sharing_with
+from dhkd.data.disk.user_cache import expanded, user_cache_folder
 from dhkd.data.errors import ConfigError, DataError
 from dhkd.data.images.base import Decoding, Images
 from dhkd.data.images.channels import in_channels
@@ -190,7 +192,13 @@ def plain_identity(images: Images) -> dict[str, Any]:
 
 
 def _decoding(options: DataOptions) -> Decoding:
-    return Decoding(workers=options.num_workers, allow_bad=options.allow_bad)
+    keep = sharing_with(copies_of(options)) if options.is_shared else private
+    return Decoding(workers=options.num_workers, allow_bad=options.allow_bad, keep=keep)
+
+
+def copies_of(options: DataOptions) -> BoundedCopies:
+    """Return the folder in which this machine's processes keep copies of caches and images."""
+    return BoundedCopies(user_cache_folder() / "objects", options.fetched_gb * 10**9)
 
 
 # Any: plain values, as YAML stores them.

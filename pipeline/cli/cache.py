@@ -1,10 +1,13 @@
 """The command `cache-teacher`, and the commands `inspect`, `verify` and `convert` for existing caches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from dhkd.pipeline.cli.engines import engine_options
 from dhkd.pipeline.cli.options import (
     TEACHER_HELP,
     ExperimentOptions,
@@ -21,10 +24,12 @@ from dhkd.pipeline.cli.output import emit
 from dhkd.pipeline.cli.paths import LOCATION, OUT_LOCATION, RUN, require_apart
 from dhkd.pipeline.cli.recorded import OF_THE_MACHINE, recorded_command
 from dhkd.pipeline.data_options import DataOptions
+from dhkd.pipeline.engines.choice import EngineOptions
+from dhkd.pipeline.launch import settle_launch
 
 if TYPE_CHECKING:
     from dhkd.configs.schema import Codec
-    from dhkd.pipeline.results import Converted, Verified
+    from dhkd.pipeline.results import CachedTeacher, Converted, Verified
 
 
 @dataclass(frozen=True)
@@ -82,29 +87,42 @@ class CachingOptions:
 @precision_option
 @data_options
 @cpu_option
+@engine_options
 @json_option
-def cache_teacher(experiment: ExperimentOptions, caching: CachingOptions, data: DataOptions, as_json: bool) -> None:
+def cache_teacher(
+    experiment: ExperimentOptions, caching: CachingOptions, data: DataOptions, engine: EngineOptions, as_json: bool
+) -> None:
     """Run the teacher once over every view and cache its outputs.
 
     If interrupted, run the same command again: it resumes, and rewrites damaged blocks. To split the work within a
-    machine, for example among GPUs, use 'torchrun' or 'accelerate launch'. To split it among machines, run the same
-    command on each, or assign fixed shares with --part.
+    machine, for example among GPUs, use 'torchrun' or 'accelerate launch'. To split it among machines, use a cluster
+    with --on, run the same command on each, or assign fixed shares with --part.
     """
+    _require_alone(engine)
+    if engine.elsewhere and caching.part.parts > 1:
+        raise click.UsageError("--part: expected none beside --on, whose engine shares out all of the work")
     require_apart(caching.out, **{"--teacher": caching.teacher, "--data-root": data.root})
     loaded = experiment.load()
-    from dhkd.pipeline import caching as work
-
-    result = work.cache_teacher(
-        loaded,
-        caching.teacher,
-        caching.out,
-        data=data,
-        name=caching.name,
-        part=caching.part,
-        command=recorded_command(click.get_current_context(), without=OF_THE_MACHINE),
-        cpu=caching.cpu,
+    command = recorded_command(click.get_current_context(), without=OF_THE_MACHINE)
+    result = _caching_of(engine, caching.part)(
+        loaded, caching.teacher, caching.out, data=data, name=caching.name, command=command, cpu=caching.cpu
     )
     emit(result, as_json, lambda: str(result))
+
+
+def _caching_of(engine: EngineOptions, part: Part) -> Callable[..., "CachedTeacher"]:
+    if not engine.elsewhere:
+        from dhkd.pipeline.caching import cache_teacher
+
+        return partial(cache_teacher, part=part)
+    from dhkd.pipeline.caching_on import cache_teacher_on
+
+    return partial(cache_teacher_on, engine)
+
+
+def _require_alone(engine: EngineOptions) -> None:
+    if engine.elsewhere and settle_launch().world_size > 1:
+        raise click.UsageError("--on: expected one process, which gives the work to others; leave torchrun out")
 
 
 @click.command()
@@ -142,9 +160,15 @@ class VerifyOptions:
 )
 @data_options
 @cpu_option
+@engine_options
 @json_option
 def verify(
-    cache: str, experiment: ExperimentOptions, compared: VerifyOptions, data: DataOptions, as_json: bool
+    cache: str,
+    experiment: ExperimentOptions,
+    compared: VerifyOptions,
+    data: DataOptions,
+    engine: EngineOptions,
+    as_json: bool,
 ) -> None:
     """Check a cache for damage; optionally, reproduce a sample.
 
@@ -152,12 +176,11 @@ def verify(
     --teacher as well, a sample of the logits (and other cached outputs) is recomputed. The result lists all damage. To
     repair it, run 'dhkd cache-teacher' again with its original arguments: only damaged parts are rewritten.
     """
+    _require_alone(engine)
     if experiment.preset is None and (compared.teacher is not None or experiment.overrides or experiment.smoke):
         raise click.UsageError("--teacher, --set and --smoke go with --preset")
     loaded = experiment.load() if experiment.preset else None
-    from dhkd.pipeline import cache_tools
-
-    result = cache_tools.verify(
+    result = _verifying_of(engine)(
         cache, loaded, data=data, teacher=compared.teacher, rows=compared.rows, cpu=compared.cpu
     )
     if as_json or not result.damaged:
@@ -166,6 +189,16 @@ def verify(
         from dhkd.data.errors import CacheDamaged
 
         raise CacheDamaged(_line_of_damage(cache, result))
+
+
+def _verifying_of(engine: EngineOptions) -> Callable[..., "Verified"]:
+    if not engine.elsewhere:
+        from dhkd.pipeline.cache_tools import verify
+
+        return verify
+    from dhkd.pipeline.verify_on import verify_on
+
+    return partial(verify_on, engine)
 
 
 def _line_of_verify(cache: str, result: "Verified") -> str:

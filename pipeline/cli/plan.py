@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import click
+from dhkd.pipeline.cli.cluster import ClusterOptions, cluster_options
 from dhkd.pipeline.cli.options import (
     ExperimentOptions,
     classes_option,
@@ -47,17 +48,21 @@ class PlanOptions:
 )
 @click.option("--measure", is_flag=True, help="Benchmark teacher and student on this machine, for a few seconds each.")
 @cpu_option
+@cluster_options
 @json_option
-def plan(experiment: ExperimentOptions, known: PlanOptions, as_json: bool) -> None:
+def plan(experiment: ExperimentOptions, known: PlanOptions, cluster: ClusterOptions, as_json: bool) -> None:
     """Estimate the cost of caching and training; reads no data.
 
     Reports disk space, memory and (if speeds are given or measured) time, and the number of students at which caching
-    becomes cheaper than running the teacher live.
+    becomes cheaper than running the teacher live. With --on, also reports hours, requests, bytes and money on a
+    cluster.
     """
+    of_cluster = cluster.known()
     if known.measure and any(rate is not None for rate in (known.teacher_rate, known.student_rate, known.ratio)):
         raise click.UsageError("--measure finds out --teacher-rate, --student-rate and --ratio; leave them out")
     loaded = experiment.load()
     from dhkd.pipeline.cli.tables.plan import plan_table
+    from dhkd.pipeline.cluster_plan import Cluster
     from dhkd.pipeline.measure import Rates
     from dhkd.pipeline.plan import make_plan
 
@@ -69,6 +74,7 @@ def plan(experiment: ExperimentOptions, known: PlanOptions, as_json: bool) -> No
         measure=known.measure,
         students=known.students,
         cpu=known.cpu,
+        cluster=Cluster(**of_cluster) if of_cluster else None,  # type: ignore[arg-type]
     )
     emit(result, as_json, lambda: plan_table(result))
 

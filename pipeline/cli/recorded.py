@@ -9,9 +9,22 @@ from click.core import ParameterSource
 from dhkd.data.shown import redacted
 
 # Options that a cache does not record, because a cache must be the same to the bit on whichever machine it is written:
-# where files are, which share of the work this call does, and how this machine does it.
+# where files are, which share of the work this call does, and how this machine, or which others, do it.
 OF_THE_MACHINE = frozenset(
-    {"--out", "--part", "--data-root", "--download", "--workers", "--allow-bad", "--fetched-gb", "--cpu", "--json"}
+    {
+        *(
+            "--out",
+            "--part",
+            "--data-root",
+            "--download",
+            "--workers",
+            "--allow-bad",
+            "--fetched-gb",
+            "--cpu",
+            "--json",
+        ),
+        *("--on", "--on-option", "--cpus", "--gpus", "--memory", "--tasks"),
+    }
 )
 
 

@@ -13,6 +13,7 @@ from dhkd.pipeline.engines.base import Engine, Needs
 
 HERE = "here"
 RAY = "ray"
+SLURM = "slurm"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class EngineOptions:
             settings[key] = value
         return settings
 
+    @property
+    def values(self) -> Mapping[str, object]:
+        """The `settings` with their values read as YAML. Raises `ConfigError` for a value that isn't YAML."""
+        import yaml
+
+        values = {}
+        for key, text in self.settings.items():
+            try:
+                values[key] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"--on-option {key}: expected a value in YAML, got {text!r}") from error
+        return values
+
     def needs(self, implied: Needs) -> Needs:
         """Return what one worker needs: what the user said, and otherwise what is `implied`."""
         return Needs(
@@ -70,4 +84,14 @@ def engine_of(options: EngineOptions) -> AbstractContextManager[Engine]:
                 f"--on {options.on}: expected the library Ray, found none; pip install 'dhkd[ray]'"
             ) from None
         return ray_engine(options)
+    if options.on in (SLURM, f"{SLURM}:local"):
+        try:
+            from dhkd.pipeline.engines.slurm import slurm_engine
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "submitit":
+                raise
+            raise ConfigError(
+                f"--on {options.on}: expected the library submitit, found none; pip install 'dhkd[slurm]'"
+            ) from None
+        return slurm_engine(options)
     raise ConfigError(f"--on: expected here, ray, ray://HOST:PORT, slurm or slurm:local, got {options.on!r}")

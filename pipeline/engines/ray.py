@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-import yaml
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import RAY, EngineOptions
+from dhkd.pipeline.engines.packed import packed
 from dhkd.pipeline.engines.ray_nodes import Node, Waiting, alive_nodes, names_of, room_of
 from dhkd.pipeline.engines.schedule import MOST_LOSSES, Schedule
 from dhkd.pipeline.engines.worker import Begun, Finished, Line, Placed, Refused, Told, Worker, as_told
@@ -34,7 +34,11 @@ log = logging.getLogger("dhkd")
 U = TypeVar("U")
 R = TypeVar("R")
 
+NO_REASONS = ("before finishing this task", "The actor never ran")  # in sentences of Ray that stand beside the reason
 POLL_SECONDS = 1.0  # between two looks at the cluster's nodes
+MOST_UNSTARTED = 30  # workers in a row that the cluster could not start
+END_SECONDS = 5.0  # for workers to tidy up
+NEVER_RAN = "never ran"  # Ray's words for a worker that had no process yet; its exceptions have no field for that
 PATIENCE_SECONDS = 300.0  # for a node that is large enough, which a cluster that scales itself may add
 
 
@@ -76,7 +80,7 @@ def ray_engine(options: EngineOptions) -> Iterator[RayEngine]:
 
 def _connect(options: EngineOptions) -> bool:
     """Connect to a cluster; return whether it was started here, so that no other nodes are to be expected."""
-    settings: dict[str, Any] = {key: _value(key, text) for key, text in options.settings.items()}  # YAML
+    settings = dict(options.values)
     if options.on != RAY:
         settings["address"] = options.on
     # Ray's own printing is left out, because workers' lines come home as messages.
@@ -99,13 +103,6 @@ def _connect(options: EngineOptions) -> bool:
     return options.on == RAY and node is not None and node.head
 
 
-def _value(key: str, text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--on-option {key}: expected a value in YAML, got {text!r}") from error
-
-
 class _Actor:
     """The process of a worker on the cluster. Several calls run in it at a time: one waits for what the worker says."""
 
@@ -115,6 +112,10 @@ class _Actor:
     def give(self, unit: object) -> None:
         """Give the worker its next unit."""
         self._worker.give(unit)
+
+    def end(self) -> None:
+        """Let the worker end its work, and wait for that."""
+        self._worker.end()
 
     def take(self) -> list[bytes]:
         """Wait until the worker has said something, and return it."""
@@ -141,18 +142,19 @@ class _Pool(Generic[U, R]):
         self._needs, self._hear, self._most = needs, hear, math.inf if most is None else most
         self._schedule: Schedule[U] = Schedule(units)
         self._members: dict[Any, _Member] = {}  # Any: by Ray's reference to what each says next
+        self._ending: dict[Any, _Member] = {}  # Any: by Ray's reference to the end of each
         self._refusals: dict[str, DhkdError] = {}  # by the id of the node
         self._lost_beginnings: Counter[str | None] = Counter()  # by the id of the node; None if there is none yet
         self._names: dict[str, str] = {}  # of nodes, by id
         self._number = 0
-        self._pickled = ray.put(pickle.dumps(work))
+        self._pickled = ray.put(pickle.dumps(packed(work)))
         self._threads = max(1, round(needs.cpus))
         self._actors = ray.remote(_Actor)
         self._options: dict[str, Any] = {  # plain values, as Ray takes them
             "num_cpus": needs.cpus,
             "num_gpus": needs.gpus,
             "memory": None if needs.memory_gb is None else int(needs.memory_gb * 1e9),
-            "max_concurrency": 2,
+            "max_concurrency": 4,
         }
         self._looked = -math.inf
         self._waits = Waiting(needs, patience)
@@ -167,12 +169,15 @@ class _Pool(Generic[U, R]):
                 ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
             for reference in ready:
                 yield from self._taken(reference)
+        if self._ending:
+            ray.wait(list(self._ending), num_returns=len(self._ending), timeout=END_SECONDS)
 
     def close(self) -> None:
         """End all workers, whatever they do."""
-        for member in self._members.values():
+        for member in (*self._members.values(), *self._ending.values()):
             ray.kill(member.actor)
         self._members.clear()
+        self._ending.clear()
 
     def _taken(self, reference: Any) -> Iterator[Ended[U, R]]:
         """Take home what a worker has said; yield the unit that it has ended or that was given up."""
@@ -193,6 +198,7 @@ class _Pool(Generic[U, R]):
                     log.log(level, "%s: %s", self._node(member), text)
                 case Begun():
                     member.has_begun = member.is_idle = True
+                    self._lost_beginnings.clear()
                 case Refused(refusal):
                     self._refuse(member, as_told(refusal))
                 case Finished(outcome):
@@ -215,9 +221,11 @@ class _Pool(Generic[U, R]):
 
     def _release(self, member: _Member) -> None:
         """End a worker that has no unit."""
-        member.is_idle = False
-        for reference in [reference for reference, each in self._members.items() if each is member]:
-            del self._members[reference]
+        self._members = {reference: each for reference, each in self._members.items() if each is not member}
+        if member.is_idle:
+            member.is_idle = False
+            self._ending[member.actor.end.remote()] = member
+        else:
             ray.kill(member.actor)
 
     def _refuse(self, member: _Member, error: DhkdError) -> None:
@@ -230,20 +238,30 @@ class _Pool(Generic[U, R]):
         """Take back the unit of a lost worker; yield it if it has lost too many."""
         ray.kill(member.actor)  # one that can't be reached for the moment must not come back
         node, reason = self._node(member), _reason(error)
+        if member.node_id is None and NEVER_RAN in reason:
+            log.debug("ray: %s", reason)  # it waited for room on a node that is gone, and another is asked for
+            return
         if not member.has_begun:
-            self._lost_beginnings[member.node_id] += 1
             log.warning("%s: a worker was lost before it began: %s", node, reason)
-            if self._lost_beginnings[member.node_id] >= MOST_LOSSES:
-                failure = ProcessError(f"{MOST_LOSSES} workers were lost before they began, the last one: {reason}")
-                if member.node_id is None:
-                    raise failure
-                self._refuse(member, failure)
+            self._count_beginning(member, error, reason)
             return
         log.warning("%s: a worker was lost: %s", node, reason)
         unit = self._schedule.lose(member.name)
         if unit is not None:
             lost = f"expected a worker to end it, got {MOST_LOSSES} lost workers, the last one on {node}: {reason}"
             yield Ended(unit, ProcessError(lost), node)
+
+    def _count_beginning(self, member: _Member, error: RayError, reason: str) -> None:
+        """Refuse a node on which too many workers were lost before they began; raise if it seems to be every node."""
+        self._lost_beginnings[member.node_id] += 1
+        number = self._lost_beginnings[member.node_id]
+        failure = ProcessError(f"{number} workers were lost before they began, the last one: {reason}")
+        if member.node_id is not None:
+            if number >= MOST_LOSSES:
+                self._refuse(member, failure)
+        # Ray also drops workers that a busy node couldn't start in time, or that were to start on a lost node.
+        elif number >= (MOST_LOSSES if _is_of_program(error) else MOST_UNSTARTED):
+            raise failure
 
     def _node(self, member: _Member) -> str:
         if member.node_id is None:
@@ -258,6 +276,10 @@ class _Pool(Generic[U, R]):
         if now - self._looked < POLL_SECONDS and self._members:
             return
         self._looked = now
+        if self._ending:
+            ended, _ = ray.wait(list(self._ending), num_returns=len(self._ending), timeout=0)
+            for reference in ended:
+                ray.kill(self._ending.pop(reference).actor)
         nodes = [node for node in alive_nodes() if node["NodeID"] not in self._refusals]
         room = sum(room_of(node, self._needs) for node in nodes)
         self._require_room(room, nodes, now)
@@ -286,10 +308,15 @@ class _Pool(Generic[U, R]):
         self._members[actor.take.remote()] = _Member(f"worker {self._number}", actor)
 
 
+def _is_of_program(error: RayError) -> bool:
+    """Return whether a worker's process started and failed by its program, for example because dhkd isn't installed."""
+    return isinstance(error, RayActorError) and bool(error.actor_init_failed)
+
+
 def _reason(error: RayError) -> str:
     """Return the sentence in which Ray says why an actor is gone."""
-    if isinstance(error, RayActorError) and error.actor_init_failed:
+    if _is_of_program(error):
         return " ".join(str(error).split())[-300:]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    dead = [line for line in lines if line.startswith("The actor") and "before finishing this task" not in line]
+    dead = [line for line in lines if line.startswith("The actor") and not any(words in line for words in NO_REASONS)]
     return (dead or lines or [type(error).__name__])[-1].partition(" Some common causes")[0][:300]

@@ -9,7 +9,11 @@ from typing import Generic, TypeVar
 
 U = TypeVar("U", bound=Hashable)
 
-MOST_LOSSES = 3  # a unit that was lost so many times probably ends its workers itself, for example by their memory
+# A unit that was lost so many times probably ends its workers itself, for example by their memory. But where workers
+# are lost all the time, chance alone loses some of many units so often: those get more attempts.
+MOST_LOSSES = 3
+LOSSES_AT_ALL = 10
+BY_CHANCE = 0.01  # how probable it may be that chance alone gives up any of the units
 
 
 class Schedule(Generic[U]):
@@ -20,6 +24,8 @@ class Schedule(Generic[U]):
         self._with: dict[str, U] = {}
         self._losses: Counter[U] = Counter()
         self._most_losses = most_losses
+        self._num_units = len(self._waiting)
+        self._num_ended = self._num_losses = 0
 
     @property
     def num_waiting(self) -> int:
@@ -41,7 +47,13 @@ class Schedule(Generic[U]):
 
     def end(self, worker: str) -> U:
         """Take the unit that the worker has ended, and return it."""
+        self._num_ended += 1
         return self._with.pop(worker)
+
+    def give_back(self, worker: str) -> None:
+        """Take back the unit of a worker that something else has ended, so that it doesn't count as lost."""
+        if worker in self._with:
+            self._waiting.appendleft(self._with.pop(worker))
 
     def lose(self, worker: str) -> U | None:
         """Take back the unit of a lost worker, so that it is the next one to be given.
@@ -52,7 +64,17 @@ class Schedule(Generic[U]):
         if unit is None:
             return None
         self._losses[unit] += 1
-        if self._losses[unit] >= self._most_losses:
+        self._num_losses += 1
+        if self._losses[unit] >= self._most_losses and not self._by_chance(unit):
             return unit
         self._waiting.appendleft(unit)
         return None
+
+    def _by_chance(self, unit: U) -> bool:
+        """Return whether the rate at which other units are lost explains that some unit was lost as often as this."""
+        lost = self._losses[unit]
+        others = self._num_losses - lost
+        if lost >= LOSSES_AT_ALL or not self._num_ended:
+            return False
+        share = others / (others + self._num_ended)
+        return self._num_units * share**lost > BY_CHANCE

@@ -9,15 +9,18 @@ import os
 import pickle
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dhkd.data.errors import DhkdError, ProcessError
 from dhkd.pipeline.engines.base import Work
+from dhkd.pipeline.engines.packed import portable
 
 MOST_BYTES = 64 * 2**20  # of messages that wait to be taken; then `tell` waits
+
+_END = object()  # in place of a unit
 
 log = logging.getLogger("dhkd")
 
@@ -74,31 +77,36 @@ class Worker:
         self._units: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._said = _Said()
         self._said.add(Placed(node_id))
-        threading.Thread(target=self._run, args=(pickled_work,), name="work", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(pickled_work,), name="work", daemon=True)
+        self._thread.start()
 
     def give(self, unit: object) -> None:
         """Give the worker its next unit."""
         self._units.put(unit)
+
+    def end(self) -> None:
+        """Let the worker end its work, after the unit that it has, and wait for that."""
+        self._units.put(_END)
+        self._thread.join()
 
     def take(self) -> list[bytes]:
         """Wait until the worker has said something, and return all of it in order, pickled."""
         return self._said.take()
 
     def _run(self, pickled_work: bytes) -> None:
-        with _log_lines(self._said):
+        with log_lines(self._said.add):
             try:
                 work: Work[object, object] = pickle.loads(pickled_work)
                 with work.begun(lambda message: self._said.add(Told(message))) as function:
                     self._said.add(Begun())
-                    while True:
-                        unit = self._units.get()
+                    while (unit := self._units.get()) is not _END:
                         try:
                             outcome = function(unit)
                         except BaseException as error:  # own code may even raise SystemExit
-                            outcome = portable(error)
+                            outcome = _portable(error)
                         self._said.add(Finished(outcome))
             except BaseException as error:
-                self._said.add(Refused(portable(error)))
+                self._said.add(Refused(_portable(error)))
 
 
 class _Said:
@@ -126,18 +134,18 @@ class _Said:
 
 
 class _Lines(logging.Handler):
-    def __init__(self, said: _Said) -> None:
+    def __init__(self, say: Callable[[object], None]) -> None:
         super().__init__()
-        self._said = said
+        self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.add(Line(record.levelno, self.format(record)))
+        self._say(Line(record.levelno, self.format(record)))
 
 
 @contextmanager
-def _log_lines(said: _Said) -> Iterator[None]:
+def log_lines(say: Callable[[object], None]) -> Iterator[None]:
     """Let the lines of the log be said."""
-    handler = _Lines(said)
+    handler = _Lines(say)
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
@@ -147,15 +155,8 @@ def _log_lines(said: _Said) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def portable(error: BaseException) -> Exception:
-    """Return an exception that can be sent to the command; one that can't be pickled becomes a `ProcessError`."""
-    if isinstance(error, Exception):
-        try:
-            if type(pickle.loads(pickle.dumps(error))) is type(error):
-                return error
-        except Exception:
-            log.debug("%s can't be pickled", type(error).__name__)
-    return ProcessError(f"{type(error).__name__}: {error}")
+def _portable(error: BaseException) -> Exception:
+    return portable(error if isinstance(error, Exception) else ProcessError(f"{type(error).__name__}: {error}"))
 
 
 def as_told(error: Exception) -> DhkdError:

@@ -17,16 +17,18 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from dhkd.data.cache.blocks import WITNESS, Block, Plan
 from dhkd.data.cache.manifest import teachers_own
+from dhkd.data.cache.reader import Damage
 from dhkd.data.cache.writer import LogitWriter
 from dhkd.data.images.witness import witnesses
 from dhkd.data.progress import progress
@@ -42,6 +44,34 @@ log = logging.getLogger("dhkd")
 Rows = dict[str, NDArray[np.generic]]  # one block's signals and witness (a checksum of each row's rendered pixels)
 Unit = list[Block]  # blocks of the same rows in several views, which are computed together
 Batches = Callable[[Block], Iterator[tuple[int, int]]]  # a block's rows in batches, as (start, stop)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computes the blocks of a cache: a teacher, the renderer of its images, and the writer of its signals.
+
+    Blocks of the same rows in `views_at_once` views are computed together. Batches have at most `batch_size` rows; they
+    begin and end between groups of `group` consecutive samples, where they can, because a renderer may need all images
+    of a group for any of them.
+    """
+
+    teacher: Teacher
+    renderer: Renderer
+    writer: LogitWriter
+    batch_size: int
+    views_at_once: int = 1
+    group: int = 1
+
+    def batches_of(self, block: Block) -> Iterator[tuple[int, int]]:
+        """Yield a block's rows in batches, as (start, stop)."""
+        return block.batches(self.batch_size, self.group)
+
+
+class Computed(NamedTuple):
+    """How many blocks and rows were computed."""
+
+    blocks: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -75,19 +105,18 @@ def write_blocks(
     The first process lists the missing blocks and sends the list to the others, again and again until nothing is
     missing. `part` is the pair (number of this part, from 0; number of parts), and only this part's share of all blocks
     is computed; by default, that is all blocks. The part that finds nothing missing at the end finishes the cache for
-    all parts. Batches begin and end between groups of `group` consecutive samples, where they can, because a renderer
-    may need all images of a group for any of them. Whatever the size of the cache, each process holds in memory a few
-    batches and 2 · `views_at_once` blocks: half are being computed, and half are being written and are held in encoded
-    form as well. Raises `NonFiniteLoss` for values that can't be stored.
+    all parts. The other arguments are those of `Computing`. Whatever the size of the cache, each process holds in
+    memory a few batches and 2 · `views_at_once` blocks: half are being computed, and half are being written and are
+    held in encoded form as well. Raises `NonFiniteLoss` for values that can't be stored.
     """
     began = time.perf_counter()
+    computing = Computing(teacher, renderer, writer, batch_size, views_at_once, group)
     computed = torch.zeros(2, dtype=torch.int64, device=processes.device)  # this process's blocks and rows
     fresh: set[Block] = set()  # blocks written by this call; an existing index is older than they are
     repaired = remaining = 0
-    batches_of = partial(Block.batches, batch_size=batch_size, group=group)
     while True:
         missing = processes.broadcast(writer.missing() if processes.is_first else None)
-        units = _units(missing, views_at_once)
+        units = units_of(missing, views_at_once)
         # Damaged blocks are computed again by the part that found the damage.
         todo = list(units.values()) if repaired else _of_part(units, part, writer.plan)
         if todo:
@@ -95,7 +124,9 @@ def write_blocks(
             # All processes have the same list, and each takes every `world_size`-th unit; so the shares stay balanced
             # however few units are left.
             mine = todo[processes.rank :: processes.world_size]
-            computed += _compute(mine, teacher, renderer, writer, batches_of, processes)
+            with progress("caching", sum(map(rows_of, mine)), visible=processes.is_first) as advance:
+                done = compute(mine, computing, processes.device, advance)
+            computed += torch.tensor(done, device=processes.device)
             processes.wait()
             continue
         remaining = len(missing) or processes.broadcast(len(writer.missing_of_others()) if processes.is_first else None)
@@ -113,7 +144,7 @@ def write_blocks(
 # missing blocks → units → this part's units
 
 
-def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Unit]:
+def units_of(blocks: Iterable[Block], views_at_once: int) -> dict[tuple[int, int], Unit]:
     """Group blocks into units of at most `views_at_once` views.
 
     The key of a unit is the pair (number of its group of views, block number in each of the views).
@@ -122,6 +153,11 @@ def _units(blocks: list[Block], views_at_once: int) -> dict[tuple[int, int], Uni
     for block in blocks:
         units.setdefault((block.view // views_at_once, block.number), []).append(block)
     return units
+
+
+def rows_of(unit: Iterable[Block]) -> int:
+    """Return the number of rows in the blocks of a unit."""
+    return sum(map(len, unit))
 
 
 def _of_part(units: Mapping[tuple[int, int], Unit], part: tuple[int, int], plan: Plan) -> list[Unit]:
@@ -137,51 +173,50 @@ def _of_part(units: Mapping[tuple[int, int], Unit], part: tuple[int, int], plan:
 # units → keys → pixels → teacher → blocks → store
 
 
-def _compute(
-    units: list[Unit],
-    teacher: Teacher,
-    renderer: Renderer,
-    writer: LogitWriter,
-    batches_of: Batches,
-    processes: Processes,
-) -> Tensor:
+def compute(
+    units: Iterable[Unit], computing: Computing, device: torch.device, advance: Callable[[int], None]
+) -> Computed:
     """Compute and write these units, except blocks that other runs have written in the meantime.
 
-    Returns the numbers of blocks and rows computed, int64 (2,).
+    `advance` is told numbers of rows that are computed, or that others had written.
     """
     waiting, rendering = deque(units), deque[Unit]()
-    computed = np.zeros(2, dtype=np.int64)
+    writer, batches_of = computing.writer, computing.batches_of
+    blocks = rows = 0
     writes: list[Future[bool]] = []
     with (
-        progress("caching", sum(len(b) for unit in units for b in unit), visible=processes.is_first) as advance,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as thread,
-        HandOver(processes.device) as hand_over,
+        HandOver(device) as hand_over,
     ):
 
         def keys_of_units() -> Iterator[Keys]:
             while waiting:
                 unit = waiting.popleft()
                 lacking = [block for block in unit if not writer.has(block)]
-                advance(sum(len(block) for block in unit) - sum(len(block) for block in lacking))
+                advance(rows_of(unit) - rows_of(lacking))
+                if len(lacking) < len(unit) and waiting:
+                    # Another run is at work here. Following it would mean to catch up with it again and again.
+                    waiting.rotate(-secrets.randbelow(len(waiting)))
                 if lacking:
                     rendering.append(lacking)
                     yield from _keys(lacking, batches_of)
 
-        pixels = renderer.render_twice(keys_of_units(), teacher.recipe)
+        pixels = computing.renderer.render_twice(keys_of_units(), computing.teacher.recipe)
         for first in pixels:
             unit = rendering.popleft()
-            rows, collected = _launch(
-                unit, teacher, writer.signals, chain([first], pixels), batches_of, advance, hand_over
+            arrays_of_blocks, collected = _launch(
+                unit, computing.teacher, writer.signals, chain([first], pixels), batches_of, advance, hand_over
             )
-            computed += len(unit), sum(len(block) for block in unit)
+            blocks, rows = blocks + len(unit), rows + rows_of(unit)
             if not all(write.result() for write in writes) and waiting:
                 waiting.rotate(-secrets.randbelow(len(waiting)))  # away from another run that computes the same blocks
             writes = [
-                thread.submit(_put, writer, block, arrays, collected) for block, arrays in zip(unit, rows, strict=True)
+                thread.submit(_put, writer, block, arrays, collected)
+                for block, arrays in zip(unit, arrays_of_blocks, strict=True)
             ]
         for write in writes:
             write.result()
-    return torch.from_numpy(computed).to(processes.device)
+    return Computed(blocks, rows)
 
 
 def _keys(unit: Unit, batches_of: Batches) -> Iterator[Keys]:
@@ -255,11 +290,16 @@ def _check(writer: LogitWriter, fresh: set[Block], processes: Processes) -> set[
     damages = [damage for part in everything for damage in part.damages]
     if not damages and processes.is_first:
         writer.finish(everything)
-    for damage in checked.damages:
-        log.warning("cache at %s: %s; its block is computed again", writer.location, damage)
-    writer.discard(checked.damages)
+    discard(writer, checked.damages)
     processes.wait()
     return {damage.block for damage in damages if damage.block is not None}
+
+
+def discard(writer: LogitWriter, damages: Sequence[Damage]) -> None:
+    """Remove damaged objects, so that their blocks count as missing, and log a warning for each."""
+    for damage in damages:
+        log.warning("cache at %s: %s; its block is computed again", writer.location, damage)
+    writer.discard(damages)
 
 
 def _advancing(blocks: list[Block], advance: Callable[[int], None]) -> Iterator[Block]:

@@ -11,6 +11,7 @@ from dhkd.data.runs.names import METRICS
 from dhkd.stages.models.student import Student
 from dhkd.stages.models.weights import fit_weights
 from dhkd.stages.train.ema import Ema
+from dhkd.stages.train.parts import Part
 
 
 @dataclass
@@ -29,15 +30,16 @@ class Cursor:
 
 def restored(
     run: RunFolder, student: Student, optimizer: torch.optim.Optimizer, ema: Ema | None
-) -> tuple[Cursor, list[Mapping[str, float]]]:
+) -> tuple[Cursor, list[Mapping[str, float]], list[Part]]:
     """Load the checkpoint, if one exists, into student, optimizer and `ema`.
 
-    Returns the run's progress and the metrics of each finished epoch. Without a checkpoint, the progress is 0 epochs.
+    Returns the run's progress, the metrics of each finished epoch, and the parts that the run was trained in. Without a
+    checkpoint, the progress is 0 epochs. Checkpoints of older versions don't record parts.
     Raises `RunMismatch` if the checkpoint doesn't fit this run.
     """
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
-        return Cursor(), []
+        return Cursor(), [], []
     try:
         cursor = Cursor(**checkpoint["cursor"])
         epochs = run.epochs_until(cursor.metrics_bytes)
@@ -46,13 +48,14 @@ def restored(
         optimizer.load_state_dict(checkpoint["optimizer"])
         if ema is not None:
             ema.load(checkpoint["ema"])
+        parts = [Part(**part) for part in checkpoint.get("parts", [])]
     except WeightsError as error:
         raise RunMismatch(f"{error}; choose another --out or train from the start") from error
     except RunMismatch:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunMismatch(f"checkpoint in {run.path} is of another program or version ({error}); delete it") from error
-    return cursor, [epoch.values for epoch in epochs]
+    return cursor, [epoch.values for epoch in epochs], parts
 
 
 def _require_metrics_of(cursor: Cursor, epochs: Sequence[EpochMetrics], run: RunFolder) -> None:

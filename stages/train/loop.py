@@ -31,6 +31,7 @@ from dhkd.stages.train.early_stopping import EarlyStopping
 from dhkd.stages.train.ema import Ema
 from dhkd.stages.train.learning_rate import LearningRate
 from dhkd.stages.train.objectives.contract import Objective
+from dhkd.stages.train.parts import Part, change, with_epoch
 from dhkd.stages.train.side_by_side import SideBySide, batches_by_stream
 from dhkd.stages.train.step import Compile, TrainingStep
 from torch import nn
@@ -81,7 +82,7 @@ class Figures:
     Accuracies are in percent. `seconds` is the time of all epochs, including evaluation and the epochs before an
     interruption; `samples_per_second` counts only the time of the training steps. The figures of `ema` are those of the
     average of the weights, and None if none was kept. If training was stopped early, `planned_epochs` is how many
-    epochs it might have had, else None.
+    epochs it might have had, else None. If the number of processes changed, `parts` says how many trained which epochs.
     """
 
     epochs: int
@@ -96,6 +97,7 @@ class Figures:
     last_ema_top5: float | None = None
     best_ema_top5: float | None = None
     planned_epochs: int | None = None
+    parts: Sequence[Part] | None = None
 
 
 def train(task: Task, processes: Processes) -> Figures:
@@ -184,7 +186,7 @@ class _Run:
         )
         if task.ema is not None:  # on the device, to which the step has moved the student
             task.ema.begin(task.student.backbone)
-        self.cursor, self._epochs = restored(task.run, task.student, task.optimizer, task.ema)
+        self.cursor, self._epochs, self._parts = restored(task.run, task.student, task.optimizer, task.ema)
         # A run's folder that is not shared by all machines would give each process another checkpoint.
         require_agreement(
             processes,
@@ -192,6 +194,9 @@ class _Run:
         )
         # The trackers begin first, so that the files of the run are unchanged if a tracker can't begin.
         self._trackers = Trackers(task.trackers if processes.is_first else (), task.run.path, task.run.config)
+        changed = change(self._parts, processes.world_size, task.stream.batch_size)
+        if changed is not None and processes.is_first and self.cursor.epochs_done < task.epochs:
+            log.info("run at %s: after epoch %d, it %s", task.run.path, self.cursor.epochs_done, changed)
         if processes.is_first:
             task.run.begin()
             if self.cursor.epochs_done == 0 and (lost := len(read_metrics(task.run.path))):
@@ -261,6 +266,7 @@ class _Run:
             "seconds": cursor.seconds,
         }
         self._epochs.append(self._metrics)
+        self._parts = with_epoch(self._parts, self._processes.world_size)
 
     def _accuracy_of_average(self) -> dict[str, float]:
         """Return the metrics of the average of the weights; empty if none is kept."""
@@ -293,7 +299,8 @@ class _Run:
         tensors = {"student": task.student.state_dict(), "optimizer": task.optimizer.state_dict()}
         if task.ema is not None:
             tensors["ema"] = task.ema.state()
-        task.run.save_checkpoint({"cursor": asdict(self.cursor), **tensors})
+        parts = [asdict(part) for part in self._parts]
+        task.run.save_checkpoint({"cursor": asdict(self.cursor), "parts": parts, **tensors})
 
     def _keep_weights(self) -> None:
         task, epochs = self.task, self.cursor.epochs_done
@@ -319,6 +326,7 @@ class _Run:
             **{f"last_{name}": values[-1] for name, values in averages.items() if values},
             **{f"best_{name}": max(values) for name, values in averages.items() if values},
             planned_epochs=self.task.epochs if self.stopped else None,
+            parts=self._parts if len(self._parts) > 1 else None,
         )
 
 

@@ -35,6 +35,7 @@ KEYS = {
     "data", "views", "view_kind", "all_views", "teacher", "student", "epochs", "window", "in_memory", "store",
     "block_mb", "codecs", "witness_bytes", "suggestion", "forwards", "rates", "stage_one_hours", "bytes_per_second",
     "student_hours", "pays_from", "students", "asked_students",
+    "cluster",
 }  # fmt: skip
 
 

@@ -237,6 +237,7 @@ def test_plain_values_have_the_keys_of_the_json() -> None:
         "data", "views", "view_kind", "all_views", "teacher", "student", "epochs", "window", "in_memory", "store",
         "block_mb", "codecs", "signals", "witness_bytes", "suggestion", "forwards", "rates", "stage_one_hours",
         "bytes_per_second", "student_hours", "pays_from", "students", "asked_students",
+        "cluster",
     ]  # fmt: skip
     assert list(plan["codecs"][0]) == [
         "codec", "k", "row_bytes", "view_bytes", "bytes", "block_rows", "block_bytes", "blocks", "objects", "memory",

@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol
 
 from dhkd.data.cache.blocks import Array, Block
 from dhkd.data.cache.manifest import Manifest
+from dhkd.data.disk.mapped import Content
 
 
 class Layout(Protocol):
@@ -39,8 +40,11 @@ class Layout(Protocol):
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
         """Pack a block of an array into objects; equal parts give equal bytes, at any time and on any machine."""
 
-    def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+    def unpack(self, name: str, block: Block, contents: Mapping[str, Content]) -> dict[str, Array]:
         """Extract a block's parts from its objects, which `checksum` must have accepted.
+
+        An object may be a file that is mapped into memory. Arrays that lie in it without a copy are shared by the
+        processes of the machine.
 
         Raises `CacheDamaged` if the objects don't hold this block.
         """

@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 from dhkd.data.cache.blocks import Array, Block, Part
 from dhkd.data.cache.manifest import Manifest, array_name
+from dhkd.data.disk.mapped import Content
 from dhkd.data.errors import CacheDamaged
 from dhkd.data.strict_json import decode
 from google_crc32c import extend
@@ -81,7 +82,7 @@ class TarLayout:
             _add(shard, f"{_sample(block)}.seal.json", seal.encode().ljust(SEAL_BYTES))
         return {_shard(name, block): stream.getvalue()}
 
-    def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+    def unpack(self, name: str, block: Block, contents: Mapping[str, Content]) -> dict[str, Array]:
         """Return the shard's arrays without copying them; raises `CacheDamaged` if the arrays aren't this block's."""
         key, position = _shard(name, block), 0
         content, arrays = contents[key], dict[str, Array]()

@@ -21,6 +21,7 @@ import numpy as np
 import zarr
 from dhkd.data.cache.blocks import WITNESS, Array, Block, Part
 from dhkd.data.cache.manifest import Manifest, array_name
+from dhkd.data.disk.mapped import Content
 from dhkd.data.errors import CacheDamaged
 from dhkd.data.strict_json import decode
 from google_crc32c import value as crc32c
@@ -40,6 +41,7 @@ class ZarrLayout:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        self._chunks: dict[str, list[tuple[str, str, int]]] = {}  # of an array's parts: how keys begin and end, size
 
     @staticmethod
     def manifest_tree(content: bytes) -> object:
@@ -80,28 +82,30 @@ class ZarrLayout:
 
         All chunks of an array have the same size, because the last chunk of a view is padded.
         """
-        rows = self._manifest.block_rows
-        return {
-            _chunk(array, part, block): rows * _row_size(part) + CHECKSUM.size
-            for array, part in _arrays(self._manifest, name).items()
-        }
+        if name not in self._chunks:  # what all blocks share is computed once: a cache may have a million chunks
+            rows = self._manifest.block_rows
+            self._chunks[name] = [
+                (f"{array}/c/", "/0" * len(part[1]), rows * _row_size(part) + CHECKSUM.size)
+                for array, part in _arrays(self._manifest, name).items()
+            ]
+        return {f"{begin}{block.view}/{block.number}{end}": size for begin, end, size in self._chunks[name]}
 
     def pack(self, name: str, block: Block, parts: Mapping[str, Array]) -> dict[str, bytes]:
         """Build the chunks: little-endian values in C order, padded with the fill value, then their crc32c."""
         chunks = {}
-        for part, (array, (dtype, row)) in zip(parts, _arrays(self._manifest, name).items(), strict=True):
+        arrays = _arrays(self._manifest, name).values()
+        for key, part, (dtype, row) in zip(self.objects(name, block), parts, arrays, strict=True):
             filling = np.full((self._manifest.block_rows - len(block), *row), _fill(dtype), _little(dtype))
             content = parts[part].astype(_little(dtype), copy=False).tobytes() + filling.tobytes()
-            chunks[_chunk(array, (dtype, row), block)] = content + CHECKSUM.pack(crc32c(content))
+            chunks[key] = content + CHECKSUM.pack(crc32c(content))
         return chunks
 
-    def unpack(self, name: str, block: Block, contents: Mapping[str, bytes]) -> dict[str, Array]:
+    def unpack(self, name: str, block: Block, contents: Mapping[str, Content]) -> dict[str, Array]:
         """Return the block's rows, without the padding."""
         parts: dict[str, Array] = {}
-        for part, (array, (dtype, row)) in zip(
-            self._manifest.parts(name), _arrays(self._manifest, name).items(), strict=True
-        ):
-            content = contents[_chunk(array, (dtype, row), block)]
+        described = self._manifest.parts(name)
+        for key, (part, (dtype, row)) in zip(self.objects(name, block), described.items(), strict=True):
+            content = contents[key]
             count = len(block) * math.prod(row)
             values = np.frombuffer(content, _little(dtype), count).reshape(len(block), *row)
             parts[part] = values.astype(dtype, copy=False)
@@ -119,11 +123,6 @@ def _arrays(manifest: Manifest, name: str) -> dict[str, Part]:
     """Return the arrays that hold a signal or the witness: dtype and row shape, by the array's path."""
     prefix = "" if name == WITNESS else "signals/"
     return {f"{prefix}{array_name(name, part)}": described for part, described in manifest.parts(name).items()}
-
-
-def _chunk(array: str, part: Part, block: Block) -> str:
-    zeros = "/0" * len(part[1])
-    return f"{array}/c/{block.view}/{block.number}{zeros}"
 
 
 def _row_size(part: Part) -> int:

@@ -24,7 +24,7 @@ def weight_of(factor: Fraction) -> int:
 
 def blended(changed: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Return changed + weight · (pixels - changed), cut to whole numbers from 0 to 255, uint8. All are int32."""
-    product = (pixels - changed).mul_(weight).add_(_TOLERANCE) >> BITS
+    product = (pixels - changed).mul_(weight).add_(_TOLERANCE).bitwise_right_shift_(BITS)
     return product.add_(changed).clamp_(0, 255).to(torch.uint8)
 
 

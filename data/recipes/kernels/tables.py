@@ -2,9 +2,10 @@
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
-from dhkd.data.recipes.kernels.blends import blended, mean_of, weight_of
+from dhkd.data.recipes.kernels.blends import blended, weight_of
 from torch import Tensor
 
 LEVELS = 256
@@ -31,10 +32,26 @@ def solarized(threshold: Fraction) -> list[int]:
 INVERTED = solarized(Fraction(0))
 
 
-def contrasts(grey_B1HW: Tensor, weight_B: Tensor) -> Tensor:
-    """Return tables that blend with the mean of each image's grey values, uint8 (B, 256)."""
-    values = torch.arange(LEVELS, dtype=torch.int32, device=grey_B1HW.device)
-    return blended(mean_of(grey_B1HW), values, weight_B[:, None])
+def contrasts(mean_B1: Tensor, weight_B: Tensor) -> Tensor:
+    """Return tables that blend with each image's mean grey value, int32 (B, 1): uint8 (B, 256)."""
+    values = torch.arange(LEVELS, dtype=torch.int32, device=mean_B1.device)
+    return blended(mean_B1, values, weight_B[:, None])
+
+
+@lru_cache(maxsize=4096)
+def contrasted(mean: int, weight: int) -> list[int]:
+    """Return the table that blends with a mean grey value."""
+    mean_11, weight_1 = (torch.tensor(value, dtype=torch.int32) for value in ([[mean]], [weight]))
+    table: list[int] = contrasts(mean_11, weight_1)[0].tolist()
+    return table
+
+
+@lru_cache(maxsize=4096)
+def stretched(low: int, high: int) -> list[int]:
+    """Return the table that stretches values from `low` to `high` to 0 to 255; for others, it has no meaning."""
+    if low == high:
+        return IDENTITY
+    return [(value - low) * 255 // (high - low) for value in range(LEVELS)]
 
 
 def auto_contrasts(pixels_BCHW: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dhkd.data.draws.keyed import DrawBlock, draws_of_blocks
 from dhkd.data.draws.philox import Domain
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.base import PerChannel
+from dhkd.data.images.pictures import Pictures
 from torch import Tensor
 
 
@@ -54,6 +55,10 @@ class Operation(ABC):
 
         The pixels given are not changed.
         """
+
+    def change(self, pictures: Pictures, draws_BD: Tensor) -> Pictures:
+        """Return the changed pictures, with the bytes that `apply` gives. An operation on photos overrides this."""
+        return Pictures(self.apply(pictures.tensor, draws_BD))
 
     def at_size(self, before: int, after: int) -> "Operation":
         """Return the operation that changes, for every key, the same part of images of another side, in pixels.

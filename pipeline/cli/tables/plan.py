@@ -1,13 +1,17 @@
 """The tables of `dhkd plan`: the size and cost of a cache, and the number of students from which it pays."""
 
+from dhkd.pipeline.cli.tables.cluster import cluster_lines
 from dhkd.pipeline.cli.tables.plain import plain_table
 from dhkd.pipeline.plan import CachePlan, Storage
 from dhkd.stages.report.text import bytes_text, duration_text
 
 
 def plan_table(plan: CachePlan) -> str:
-    """Return the sections on data, disk, memory, work and break-even, in this order."""
-    return "\n".join([_head(plan), "", _disk(plan), "", _memory(plan), "", *_work(plan), "", *_break_even(plan)])
+    """Return the sections on data, disk, memory, work, break-even and the cluster, if one is planned for."""
+    on_cluster = ["", *cluster_lines(plan.cluster, plan.asked_students)] if plan.cluster else []
+    return "\n".join(
+        [_head(plan), "", _disk(plan), "", _memory(plan), "", *_work(plan), "", *_break_even(plan), *on_cluster]
+    )
 
 
 def _head(plan: CachePlan) -> str:

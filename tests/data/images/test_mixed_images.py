@@ -15,6 +15,7 @@ from dhkd.data.images.decoding import Photo
 from dhkd.data.images.decoding_workers import CHUNK, MOST_MIXED, PhotoRenderer
 from dhkd.data.images.encoded import PhotoSet
 from dhkd.data.images.in_memory import ImageSet, ResidentRenderer
+from dhkd.data.images.reduced import Reduction
 from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.render import Keys
@@ -43,9 +44,9 @@ class Counted(FolderFiles):
 
     decoded: Counter[int]
 
-    def photo(self, index: int) -> Photo:
+    def photo(self, index: int, reduction: Reduction | None = None) -> Photo:
         self.decoded[index] += 1
-        return super().photo(index)
+        return super().photo(index, reduction)
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from dhkd.data.errors import ConfigError
+from dhkd.data.images.pictures import Pictures
 from dhkd.data.recipes import build_recipe
 from dhkd.data.recipes.augmented import Augmented
 from dhkd.data.recipes.operations.policies import POLICIES
 from dhkd.data.recipes.operations.policies.auto_augment import AutoAugment
 from dhkd.data.recipes.operations.policies.auto_augment_tables import TABLES
-from dhkd.data.recipes.operations.policies.base import Policy
+from dhkd.data.recipes.operations.policies.base import FEW, Policy
+from dhkd.data.recipes.operations.policies.batched_steps import BatchedSteps
 from dhkd.data.recipes.operations.policies.magnitudes import NAMES, Space, usual, wide
 from dhkd.data.recipes.operations.policies.rand_augment import RandAugment
-from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
+from dhkd.data.recipes.operations.policies.single_steps import SingleSteps, _floats_are_exact
+from dhkd.data.recipes.operations.policies.steps import Step
 from dhkd.data.recipes.operations.policies.trivial_augment import TrivialAugment
 from numpy.typing import NDArray
 from PIL import Image
@@ -95,7 +98,7 @@ def assert_as_torchvision(images: list[Pixels], steps: list[Step]) -> dict[str, 
     """Compare every step on every image; return each operation's share of values that differ, by one level."""
     (height, width, channels), pixels_BCHW = images[0].shape, in_one_batch(images)
     photos = [Image.fromarray(image.squeeze(2) if channels == 1 else image) for image in images]
-    compiled = CompiledSteps(steps, height, width, CPU)
+    compiled = BatchedSteps(steps, height, width, CPU)
     shares: dict[str, list[float]] = {}
     for number, step in enumerate(steps):
         chosen_B1 = torch.full((len(images), 1), number)
@@ -129,6 +132,41 @@ def test_pixels_of_real_images_are_torchvisions(real_data: Path, photographs: Pa
         height, width, _ = pictures[0].shape
         shares = assert_as_torchvision(pictures, list(steps_of([usual(height, width, 31), wide(31)], (9, 23))))
         assert {name for name, share in shares.items() if share > INEXACT.get(name, 0)} == set()
+
+
+def one_after_the_other(steps: list[Step], pixels_BCHW: torch.Tensor, step_BS: torch.Tensor) -> torch.Tensor:
+    single = SingleSteps(steps, *pixels_BCHW.shape[2:])
+    return Pictures(single.changed(Pictures(pixels_BCHW).photos, step_BS)).tensor
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 40), (3, 3), (2, 9), (1, 1)])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_images_one_after_the_other_have_the_bytes_of_a_batch(height: int, width: int, channels: int) -> None:
+    """With factors for which Pillow's blends are equal, and with some for which they are not."""
+    images = drawn_images(height, width)
+    pixels_BCHW = in_one_batch([image if channels == 3 else grey(image) for image in images])
+    spaces = {(0, 9, 20): [usual(height, width, 31), wide(31)], (2, 8): [usual(height, width, 10)]}
+    steps = [step for places, some in spaces.items() for step in steps_of(some, places)]
+    exact = {_floats_are_exact(1 + step.magnitude) for step in steps if step.name == "Color"}
+    assert exact == {True, False}
+    batched = BatchedSteps(steps, height, width, CPU)
+    for number, step in enumerate(steps):
+        step_B1 = torch.full((len(images), 1), number)
+        expected = batched.apply(pixels_BCHW, step_B1)
+        assert torch.equal(one_after_the_other(steps, pixels_BCHW, step_B1), expected), step
+
+
+@pytest.mark.parametrize("num", [1, FEW, 3 * FEW])
+@pytest.mark.parametrize("side", [32, 128])
+def test_few_and_large_images_are_changed_one_after_the_other(num: int, side: int) -> None:
+    generator, policy = torch.Generator().manual_seed(0), RandAugment()
+    pixels_BCHW = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, generator=generator)
+    draws_BD = policy.draws(1, torch.arange(num), torch.arange(num))
+    changed = policy.apply(pixels_BCHW, draws_BD)
+    assert policy.apply(pixels_BCHW[:0], draws_BD[:0]).shape == (0, 3, side, side)
+    assert torch.equal(changed, policy.change(Pictures(pixels_BCHW), draws_BD).tensor)
+    batched = BatchedSteps(policy.steps(side, side), side, side, CPU)
+    assert torch.equal(changed, batched.apply(pixels_BCHW, policy.chosen(draws_BD)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 160), (28, 331)])
@@ -240,7 +278,9 @@ def test_pixels_and_draws_are_those_of_version_1() -> None:
     for name in (*NAMES, "Invert"):
         steps = [space.step(name, place, sign) for place in (7, 19) for sign in (1, -1)]
         images = image_1CHW.expand(len(steps), -1, -1, -1)
-        found[name] = digest(CompiledSteps(steps, 19, 23, CPU).apply(images, torch.arange(len(steps))[:, None]))
+        step_B1 = torch.arange(len(steps))[:, None]
+        found[name] = digest(BatchedSteps(steps, 19, 23, CPU).apply(images, step_B1))
+        assert digest(one_after_the_other(steps, images, step_B1)) == found[name], name
     view_B = torch.arange(40)
     for name in ("randaugment", "trivialaugment", "autoaugment"):
         policy = POLICIES[name]()

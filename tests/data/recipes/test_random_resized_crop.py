@@ -11,6 +11,7 @@ import torch
 from dhkd.data.errors import ConfigError
 from dhkd.data.images.batched_cuts import cutter_of
 from dhkd.data.images.cuts import cut_of
+from dhkd.data.images.decoding import pixels_of
 from dhkd.data.images.resizing import Interpolation
 from dhkd.data.recipes.base import ENDLESS, Recipe
 from dhkd.data.recipes.random_resized_crop import Box, CenterCrop, Cut, RandomResizedCrop
@@ -300,7 +301,7 @@ def test_images_are_cut_one_by_one_if_pillow_computes_other_bytes(monkeypatch: p
 def test_test_images_are_torchvisions(width: int, height: int, size: int, resize: int) -> None:
     photo = make_photo(3, width, height)
     expected = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])(photo)
-    got = cut_of(photo, CenterCrop(size, resize).cut(height, width))
+    got = pixels_of(cut_of(photo, CenterCrop(size, resize).cut(height, width)))
     assert got.shape == (size, size, 3)
     assert (got == np.asarray(expected)).all()
 

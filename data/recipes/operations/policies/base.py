@@ -8,10 +8,15 @@ from typing import ClassVar
 
 import torch
 from dhkd.data.draws.philox import Domain
+from dhkd.data.images.pictures import Pictures
 from dhkd.data.recipes.operations.base import Operation
-from dhkd.data.recipes.operations.policies.steps import CompiledSteps, Step
+from dhkd.data.recipes.operations.policies.batched_steps import BatchedSteps
+from dhkd.data.recipes.operations.policies.single_steps import SingleSteps
+from dhkd.data.recipes.operations.policies.steps import Step
 from torch import Tensor
 
+# A batch is changed image by image if it has fewer than `FEW`, or if they have at least `LARGE` pixels.
+FEW, LARGE = 16, 112 * 112
 COLUMNS = 3  # draws of a slot: operation, magnitude, sign
 
 
@@ -39,8 +44,18 @@ class Policy(Operation):
 
     def apply(self, pixels_BCHW: Tensor, draws_BD: Tensor) -> Tensor:
         """Return the changed pixels, uint8 (B, C, H, W)."""
-        steps = _compiled(self, *pixels_BCHW.shape[2:], pixels_BCHW.device)
-        return steps.apply(pixels_BCHW, self.chosen(draws_BD))
+        batch, _, height, width = pixels_BCHW.shape
+        device = pixels_BCHW.device
+        if device.type == "cpu" and (batch < FEW or height * width >= LARGE):
+            return self.change(Pictures(pixels_BCHW), draws_BD).tensor
+        return _batched(self, height, width, device).apply(pixels_BCHW, self.chosen(draws_BD))
+
+    def change(self, pictures: Pictures, draws_BD: Tensor) -> Pictures:
+        """Return the changed pictures, one after the other."""
+        photos = pictures.photos
+        if not photos:
+            return pictures
+        return Pictures(_single(self, *photos[0].size).changed(photos, self.chosen(draws_BD)))
 
     def at_size(self, before: int, after: int) -> "PolicyAtSize":
         """Return the policy whose translations are those of images with the side `before`, in proportion."""
@@ -89,6 +104,12 @@ class PolicyAtSize(Policy):
 
 
 @lru_cache(maxsize=64)
-def _compiled(policy: Policy, height: int, width: int, device: torch.device) -> CompiledSteps:
-    """Return the policy's steps as integers for images of this size; computed once for each size and device."""
-    return CompiledSteps(policy.steps(height, width), height, width, device)
+def _batched(policy: Policy, height: int, width: int, device: torch.device) -> BatchedSteps:
+    """Return the policy's steps for batches of images of this size; computed once for each size and device."""
+    return BatchedSteps(policy.steps(height, width), height, width, device)
+
+
+@lru_cache(maxsize=64)
+def _single(policy: Policy, width: int, height: int) -> SingleSteps:
+    """Return the policy's steps for single images of this size; computed once for each size."""
+    return SingleSteps(policy.steps(height, width), height, width)

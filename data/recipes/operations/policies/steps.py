@@ -1,19 +1,18 @@
-"""Steps of policies: one operation with its magnitude, by torchvision's names, and how a batch of them is computed.
+"""Steps of policies: one operation with its magnitude, by torchvision's names, and the integers that describe it.
 
-A batch draws a different step for each image. Images are put into an order in which those with the same kind of step
-are neighbours, so that each kind is computed at once; at the end they are put back.
+`batched_steps.py` computes the steps of a whole batch at once, `single_steps.py` those of one image after the other.
 """
 
-from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from dhkd.data.recipes.kernels import affine, tables
-from dhkd.data.recipes.kernels.blends import grey_levels, saturated, sharpened, weight_of
-from torch import Tensor
+from dhkd.data.recipes.kernels.blends import weight_of
+
+MAPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+TABLES = ("Brightness", "Posterize", "Solarize", "Invert")  # the same for all images
+BLENDS = ("Contrast", "Color", "Sharpness")
 
 
 class Step(NamedTuple):
@@ -23,92 +22,8 @@ class Step(NamedTuple):
     magnitude: Fraction = Fraction(0)
 
 
-# The kinds of steps, in the order in which images are put. Those from "table" to "Contrast" look values up in tables;
-# those of Contrast and Color need grey values.
-KINDS = ("Identity", "map", "table", "AutoContrast", "Equalize", "Contrast", "Color", "Sharpness")
-_KIND_OF = {
-    **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"), "map"),
-    **dict.fromkeys(("Brightness", "Posterize", "Solarize", "Invert"), "table"),
-}
-
-
-class CompiledSteps:
-    """Steps for images of one size on one device, as integers: `maps` and `tables` and `weights` of each step."""
-
-    def __init__(self, steps: Sequence[Step], height: int, width: int, device: torch.device) -> None:
-        kind_N = torch.tensor([KINDS.index(_KIND_OF.get(step.name, step.name)) for step in steps])
-        order_N = kind_N.argsort(stable=True)
-        self._place = order_N.argsort().to(device)  # of each step among those ordered by kind
-        self._first = torch.searchsorted(kind_N[order_N], torch.arange(1, len(KINDS))).to(device)
-        ordered = [steps[number] for number in order_N.tolist()]
-        self._maps = torch.tensor([_map_of(step, height, width) for step in ordered], dtype=torch.int32, device=device)
-        self._tables = torch.tensor([_table_of(step) for step in ordered], dtype=torch.uint8, device=device)
-        self._weights = torch.tensor([_weight_of(step) for step in ordered], dtype=torch.int32, device=device)
-
-    def apply(self, pixels_BCHW: Tensor, step_BS: Tensor) -> Tensor:
-        """Return the pixels after the steps of each image in turn, uint8 (B, C, H, W), contiguous."""
-        place_BS = self._place[step_BS]
-        batch = len(place_BS)
-        if not batch:
-            return pixels_BCHW
-        order_B = torch.arange(batch, device=pixels_BCHW.device)
-        pixels_BCHW = pixels_BCHW.contiguous()
-        for slot in range(place_BS.shape[1]):
-            place_B, further_B = place_BS[order_B, slot].sort(stable=True)
-            if batch > 1:
-                order_B, pixels_BCHW = order_B[further_B], pixels_BCHW.index_select(0, further_B)
-            ends = torch.searchsorted(place_B, self._first).tolist()
-            rows_of_kinds = [slice(*pair) for pair in pairwise((0, *ends, batch))]
-            pixels_BCHW = self._changed(pixels_BCHW, place_B, rows_of_kinds)
-        return pixels_BCHW.index_select(0, order_B.argsort()) if batch > 1 else pixels_BCHW
-
-    def _changed(self, pixels_BCHW: Tensor, place_B: Tensor, rows_of_kinds: list[slice]) -> Tensor:
-        """Return the images after their steps; `rows_of_kinds` are the images of each of `KINDS`.
-
-        If several kinds occur, the pixels given are changed.
-        """
-        _, mapped, fixed, stretched, even, contrast, colour, sharpness = rows_of_kinds
-        greyed = slice(contrast.start, colour.stop)
-        grey_B1HW = grey_levels(pixels_BCHW[greyed]) if _any(greyed) else pixels_BCHW[greyed]
-        contrast_grey_B1HW, colour_grey_B1HW = torch.split(grey_B1HW, [_number(contrast), _number(colour)])
-
-        def looked_up() -> Tensor:
-            shape = (-1, pixels_BCHW.shape[1], tables.LEVELS)
-            made: tuple[tuple[slice, Callable[[], Tensor]], ...] = (
-                (fixed, lambda: self._tables[place_B[fixed]][:, None].expand(shape)),
-                (stretched, lambda: tables.auto_contrasts(pixels_BCHW[stretched])),
-                (even, lambda: tables.equalizations(pixels_BCHW[even])),
-                (contrast, lambda: tables.contrasts(contrast_grey_B1HW, weights(contrast))[:, None].expand(shape)),
-            )
-            return tables.looked_up(pixels_BCHW[with_table], torch.cat([make() for rows, make in made if _any(rows)]))
-
-        def weights(rows: slice) -> Tensor:
-            return self._weights[place_B[rows]]
-
-        with_table = slice(fixed.start, contrast.stop)
-        changes: tuple[tuple[slice, Callable[[], Tensor]], ...] = (
-            (mapped, lambda: affine.nearest(pixels_BCHW[mapped], self._maps[place_B[mapped]])),
-            (with_table, looked_up),
-            (colour, lambda: saturated(pixels_BCHW[colour], colour_grey_B1HW, weights(colour))),
-            (sharpness, lambda: sharpened(pixels_BCHW[sharpness], weights(sharpness))),
-        )
-        for rows, change in changes:
-            if _number(rows) == len(pixels_BCHW):
-                return change()
-            if _any(rows):
-                pixels_BCHW[rows] = change()
-        return pixels_BCHW
-
-
-def _number(rows: slice) -> int:
-    return int(rows.stop - rows.start)
-
-
-def _any(rows: slice) -> bool:
-    return _number(rows) > 0
-
-
-def _map_of(step: Step, height: int, width: int) -> affine.Map:
+def map_of(step: Step, height: int, width: int) -> affine.Map:
+    """Return the map of a step in `MAPS`, and for any other step the one that changes nothing."""
     zero, magnitude = Fraction(0), step.magnitude
     match step.name:
         case "ShearX":
@@ -125,7 +40,8 @@ def _map_of(step: Step, height: int, width: int) -> affine.Map:
 
 
 @lru_cache(maxsize=512)
-def _table_of(step: Step) -> list[int]:
+def table_of(step: Step) -> list[int]:
+    """Return the table of a step in `TABLES`, and for any other step the one that changes nothing."""
     match step.name:
         case "Brightness":
             return tables.brightened(1 + step.magnitude)
@@ -138,5 +54,6 @@ def _table_of(step: Step) -> list[int]:
     return tables.IDENTITY
 
 
-def _weight_of(step: Step) -> int:
-    return weight_of(1 + step.magnitude) if step.name in ("Contrast", "Color", "Sharpness") else 0
+def blend_of(step: Step) -> int:
+    """Return the weight of a step in `BLENDS`, and 0 for any other step."""
+    return weight_of(1 + step.magnitude) if step.name in BLENDS else 0

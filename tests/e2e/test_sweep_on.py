@@ -1,0 +1,82 @@
+"""`dhkd sweep --on ray` on a cluster of three nodes: nodes and the command die, and every run is trained once."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command_line import ENVIRONMENT, SMALL, done, spawn
+from tests.ray_clusters import Nodes, ray_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+GRID = ("--grid", "objective=ce,kd,dhkd", "--seeds", 8, "--track", "none")
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with ray_cluster() as cluster:
+        yield cluster
+
+
+def finished_in(out: Path) -> dict[Path, tuple[int, bytes]]:
+    """Each finished run's files: when they were written, and their bytes."""
+    files = [path for result in out.glob("*/result.json") for path in result.parent.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files if not path.name.startswith("lock.")}
+
+
+def until_finished(process: subprocess.Popen[str], out: Path, number: int) -> None:
+    while len(list(out.glob("*/result.json"))) < number:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def weights_in(out: Path) -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_bytes())["sha256"] for path in out.glob("*/result.json")}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_nodes_and_the_command_die(shared: bool, nodes: Nodes, cache: Path, tmp_path: Path) -> None:
+    words = ["sweep", "digits", *SMALL, "--cache", cache, *GRID]
+    done(*words, "--out", tmp_path / "here")
+    names = [f"{name} {shared}" for name in ("one", "two", "lost", "new")]
+    places = {name: {} if shared else {"DHKD_SCRATCH": str(tmp_path / name)} for name in names}
+    *first, new = names
+    for name in first:
+        nodes.add(name, **places[name])
+    out = tmp_path / "on"
+    command = (*words, "--out", out, "--on", "ray")
+    environment = {**ENVIRONMENT, "RAY_ADDRESS": nodes.address}
+
+    process = spawn(*command, env=environment)
+    until_finished(process, out, 3)
+    before = finished_in(out)
+    nodes.kill(first[2])
+    nodes.add(new, **places[new])
+    until_finished(process, out, 8)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    process = spawn(*command, env=environment)
+    until_finished(process, out, 14)
+    before |= finished_in(out)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "run the same command again to continue" in errors.splitlines()[-1]
+
+    process = spawn(*command, "--json", env=environment)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    result = json.loads(output)
+    assert (len(result["finished"]), result["failed"]) == (24, {})
+    after = finished_in(out)
+    assert {path: after[path] for path in before} == before
+    assert weights_in(out) == weights_in(tmp_path / "here")
+    assert not list(out.rglob("lock.*"))
+    for name in (*first[:2], new):
+        nodes.remove(name)
