@@ -1,7 +1,9 @@
 """How much memory a cache takes in several processes that train from it at the same time on one machine."""
 
 import multiprocessing
+from collections.abc import Iterator
 from functools import partial
+from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -18,6 +20,7 @@ from dhkd.data.storage.folder import Folder
 from dhkd.data.stream.batches import Stream
 from dhkd.data.stream.signals import NoSignals, ResidentSignals
 from dhkd.stages.processes import Processes
+from torch import Tensor
 
 PROCESSES, STEPS, BATCH = 8, 5, 64
 CPU = torch.device("cpu")
@@ -51,12 +54,19 @@ def _gathering(cache: Path, samples: int, batch_size: int) -> Figure:
     readers = {"mapped": open_cache(cache), "own": _reader_without_sharing(cache)}
     signals = {name: ResidentSignals(reader, {"logits": ["logits"]}, CPU) for name, reader in readers.items()}
     generator = torch.Generator().manual_seed(0)
-    view_B = torch.randint(RECIPE.num_crops, (batch_size,), generator=generator)
-    index_B = torch.randint(samples, (batch_size,), generator=generator)
-    actions = {name: partial(held.gather, view_B, index_B) for name, held in signals.items()}
-    seconds = interleaved(actions, ROUNDS)
+    keys = [  # new ones in each round, whose rows are not in the processor's cache
+        [torch.randint(largest, (batch_size,), generator=generator) for largest in (RECIPE.num_crops, samples)]
+        for _ in range(ROUNDS)
+    ]
+    rounds = {name: cycle(keys) for name in signals}
+    actions = {name: partial(_gather, held, rounds[name]) for name, held in signals.items()}
+    seconds = interleaved(actions, ROUNDS, warm_up=0)
     detail = f"batch {batch_size}, 100 classes in float16: {median(seconds['mapped']) * 1e6:.0f} µs"
     return middle("gathering from mapped files / from one tensor", seconds["mapped"] / seconds["own"], "×", detail)
+
+
+def _gather(signals: ResidentSignals, keys: Iterator[list[Tensor]]) -> None:
+    signals.gather(*next(keys))
 
 
 def _growth(cache: Path, samples: int, shared: bool) -> int:

@@ -63,9 +63,9 @@ class _InFiles:
             self._blocks[name] = {part: _Blocks([stored[part] for stored in blocks]) for part in blocks[0]}
 
     def rows(self, view_B: Tensor, index_B: Tensor) -> Parts:
-        block_rows = self._plan.block_rows
-        block_B = (view_B - self._first) * self._plan.blocks_per_view + index_B // block_rows
-        numbers, rows = block_B.tolist(), (index_B % block_rows).tolist()
+        number_B, row_B = np.divmod(index_B.numpy(), self._plan.block_rows)
+        number_B += (view_B.numpy() - self._first) * self._plan.blocks_per_view
+        numbers, rows = number_B.tolist(), row_B.tolist()
         return {
             name: {part: blocks.gather(numbers, rows) for part, blocks in parts.items()}
             for name, parts in self._blocks.items()
@@ -85,7 +85,7 @@ class _Blocks:
         size, blocks = self._row_bytes, self._bytes
         if not rows:
             return torch.empty((0, *self._shape), dtype=self._dtype)
-        # As fast as a gather from one tensor, and twice as fast as copies between arrays (128 rows of 200 bytes).
+        # Twice as fast as copies between arrays; a gather from one tensor takes three quarters of the time (128 rows).
         parts = [blocks[number][row * size : (row + 1) * size] for number, row in zip(numbers, rows, strict=True)]
         return torch.frombuffer(bytearray().join(parts), dtype=self._dtype).view(-1, *self._shape)
 
