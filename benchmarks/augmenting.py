@@ -5,6 +5,7 @@ On one thread, every operation alone, whole recipes of images in memory, and pho
 
 import io
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -221,7 +222,7 @@ def _photographs(setup: Setup) -> Figure:
     keys = [(torch.zeros_like(batch_B), batch_B) for batch_B in torch.split(index_B, 64)]
     renderer = PhotoRenderer(images, recipe, CPU, workers=0)
     actions = {"bare": bare, "ours": lambda: deque(renderer.render(keys), maxlen=0)}
-    seconds = interleaved(actions, setup.sizes.photograph_rounds, warm_up=1)
+    seconds = interleaved(actions, setup.sizes.photograph_rounds, warm_up=1, clock=time.process_time)
     rates = {name: len(index_B) / median(values) for name, values in seconds.items()}
     detail = f"{len(index_B)} photographs, 224 × 224: {rates['ours']:,.0f} images/s; bare Pillow: {rates['bare']:,.0f}"
     name = "random-resized-crop + randaugment / bare Pillow, one core"

@@ -5,6 +5,7 @@ files.
 """
 
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -114,7 +115,7 @@ def _scaled(setup: Setup, images: PhotoSet, size: int) -> Figure:
         return lambda: deque(renderer.render(keys), maxlen=0)
 
     actions = {"pillow": rendered("pillow"), "scaled": rendered("scaled")}
-    seconds = interleaved(actions, setup.sizes.photograph_rounds, warm_up=1)
+    seconds = interleaved(actions, setup.sizes.photograph_rounds, warm_up=1, clock=time.process_time)
     rates = {name: len(index_B) / median(values) for name, values in seconds.items()}
     photo = images.files.photo(0)
     detail = f"{len(index_B)} JPEGs, one core: {rates['scaled']:,.0f}, {rates['pillow']:,.0f} images/s"

@@ -36,8 +36,8 @@ def reduce(image: Image.Image, reduction: Reduction) -> None:
 
 def reduced_of(photo: Image.Image) -> Reduced:
     """Return how a photo was reduced."""
-    reduced = photo.info.get(_KEY)
-    return reduced if isinstance(reduced, Reduced) else Reduced(1, photo.height, photo.width)
+    reduced: Reduced | None = photo.info.get(_KEY)
+    return reduced or Reduced(1, photo.height, photo.width)
 
 
 class Decodings:
