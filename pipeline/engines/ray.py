@@ -34,11 +34,11 @@ log = logging.getLogger("dhkd")
 U = TypeVar("U")
 R = TypeVar("R")
 
-NO_REASONS = ("before finishing this task", "The actor never ran")  # in sentences of Ray that stand beside the reason
+NEVER_RAN = "never ran"  # Ray's words for a worker that had no process yet; its exceptions have no field for that
+NO_REASONS = ("before finishing this task", NEVER_RAN)  # in sentences of Ray that stand beside the reason
 POLL_SECONDS = 1.0  # between two looks at the cluster's nodes
 MOST_UNSTARTED = 30  # workers in a row that the cluster could not start
 END_SECONDS = 5.0  # for workers to tidy up
-NEVER_RAN = "never ran"  # Ray's words for a worker that had no process yet; its exceptions have no field for that
 PATIENCE_SECONDS = 300.0  # for a node that is large enough, which a cluster that scales itself may add
 
 
@@ -238,11 +238,10 @@ class _Pool(Generic[U, R]):
         """Take back the unit of a lost worker; yield it if it has lost too many."""
         ray.kill(member.actor)  # one that can't be reached for the moment must not come back
         node, reason = self._node(member), _reason(error)
-        if member.node_id is None and NEVER_RAN in reason:
-            log.debug("ray: %s", reason)  # it waited for room on a node that is gone, and another is asked for
-            return
         if not member.has_begun:
-            log.warning("%s: a worker was lost before it began: %s", node, reason)
+            # One that never ran may have waited for room on a node that is gone; another one is asked for.
+            level = logging.DEBUG if member.node_id is None and NEVER_RAN in str(error) else logging.WARNING
+            log.log(level, "%s: a worker was lost before it began: %s", node, reason)
             self._count_beginning(member, error, reason)
             return
         log.warning("%s: a worker was lost: %s", node, reason)
