@@ -58,7 +58,7 @@ def _mapped(tensor: Tensor, copies: BoundedCopies) -> Tensor:
     name = f"{crc32c(content):08x}-{len(content)}.tensor"
 
     def write(file: BinaryIO) -> None:
-        file.write(content)
+        file.write(content.data)
 
     for _ in range(2):
         with copies.open(name, write) as file:
