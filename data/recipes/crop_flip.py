@@ -43,7 +43,8 @@ class CropFlip(Recipe):
     shape: ClassVar[None] = None
     exact = True
 
-    _keep: Keep = field(default=private, init=False, repr=False, compare=False)
+    # By a factory, because a function that is a class's attribute would become a method.
+    _keep: Keep = field(default_factory=lambda: private, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.padding <= 64:
