@@ -37,7 +37,7 @@ def recorded(command: click.Command, *words: str) -> str:
         ),
         (
             "digits --teacher t --out s3://b/c --part 2/3 --data-root d --download --workers 0 --allow-bad 3"
-            " --fetched-gb 5 --cpu --json",
+            " --fetched-gb 5 --cpu --json --on ray --on-option a=1 --cpus 2 --gpus 0.5 --memory 3 --tasks 4",
             "dhkd cache-teacher digits --teacher t",
         ),
         (
@@ -72,6 +72,8 @@ def sample(option: click.Option) -> str | None:
         return str(option.type.choices[-1])
     if isinstance(option.type, click.IntRange):
         return "7"
+    if isinstance(option.type, click.FloatRange):
+        return "0.5"
     return "2/3" if option.name == "part" else "some thing"
 
 
