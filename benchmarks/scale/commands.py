@@ -7,6 +7,7 @@ are decoded ahead, so that a real command asks a little earlier.
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from dhkd.benchmarks.scale.clock import Clock
@@ -51,7 +52,7 @@ class Commands:
             for _ in range(workers.number)
         ]
         for command in self.commands:
-            self.clock.at(self._rng.uniform(0, workers.late_s) + workers.begin_s, lambda c=command: self._list(c))
+            self.clock.at(self._rng.uniform(0, workers.late_s) + workers.begin_s, partial(self._list, command))
 
     def run(self) -> Shared:
         """Run until all commands have ended."""

@@ -78,7 +78,7 @@ class _Blocks:
     def __init__(self, blocks: Sequence[Array]) -> None:
         self._shape, self._dtype = blocks[0].shape[1:], _torch_dtype(blocks[0].dtype.str)
         self._row_bytes = blocks[0][:1].nbytes
-        self._bytes = [memoryview(block.reshape(-1).view(np.uint8)) for block in blocks]
+        self._bytes = [block.reshape(-1).view(np.uint8).data for block in blocks]
 
     def gather(self, numbers: Sequence[int], rows: Sequence[int]) -> Tensor:
         """Return row `rows[b]` of block `numbers[b]` for each b."""

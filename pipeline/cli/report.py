@@ -59,9 +59,10 @@ def report() -> None:
 @click.option("--html", type=OUT_FILE, metavar="FILE", help="Also write the report as one self-contained HTML file.")
 @json_option
 def report_runs(folder: str, baseline: str | None, html: Path | None, as_json: bool) -> None:
-    """Compare the finished runs in FOLDER, a folder or its URL in a bucket.
+    """Compare the finished runs in FOLDER.
 
-    Shows mean accuracies over seeds, differences from the baseline, and costs. The word 'runs' may be left out.
+    Shows mean accuracies over seeds, differences from the baseline, and costs. The word 'runs' may be left out. FOLDER
+    may also be a URL in a bucket.
     """
     from dhkd.data.runs.place import runs_at
     from dhkd.data.runs.read import require_runs
@@ -102,9 +103,9 @@ def report_runs(folder: str, baseline: str | None, html: Path | None, as_json: b
 )
 @baseline_option
 def serve(folder: str, port: int, baseline: str | None) -> None:
-    """Serve a web page that shows the runs of a folder, or of its URL in a bucket, as they train.
+    """Serve a web page that shows the runs in FOLDER as they train.
 
-    Only this machine can reach the page. Ctrl-C stops the server.
+    FOLDER may also be a URL in a bucket. Only this machine can reach the page. Ctrl-C stops the server.
     """
     from dhkd.data.runs.place import runs_at
     from dhkd.pipeline.report.serve import server_of
