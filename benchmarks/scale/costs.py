@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dhkd.benchmarks.scale.store import SimulatedBucket
+from dhkd.benchmarks.scale.store import Limits, SimulatedBucket
 from dhkd.data.cache.blocks import Block
 from dhkd.data.cache.index import Bound, Index
 from dhkd.data.cache.layouts import layout_of
@@ -53,7 +53,7 @@ def schedule_seconds(units: Sequence[tuple[Block, ...]], workers: int) -> float:
     return (time.process_time() - began) / len(units)
 
 
-def index_costs(manifest: Manifest, bucket: SimulatedBucket | None = None) -> list[Cost]:
+def index_costs(manifest: Manifest) -> list[Cost]:
     """Measure what the coordinator of a complete cache does with all blocks: list, index, write and read the index."""
     costs: list[Cost] = []
 
@@ -63,17 +63,13 @@ def index_costs(manifest: Manifest, bucket: SimulatedBucket | None = None) -> li
         costs.append(Cost(step, time.process_time() - began, _memory_gb()))
         return result
 
-    layout, objects = layout_of("zarr", manifest), bucket.objects if bucket else {}
-    blocks = measured("blocks of the plan", manifest.plan.blocks)
-    if bucket is None:
-        bucket = SimulatedBucket.__new__(SimulatedBucket)
-        bucket.objects = objects
-        for block in blocks:
-            for name in manifest.names:
-                objects |= layout.objects(name, block)
+    layout, bucket = layout_of("zarr", manifest), SimulatedBucket(Limits())
+    for block in measured("blocks of the plan", manifest.plan.blocks):
+        for name in manifest.names:
+            bucket.objects |= layout.objects(name, block)
     missing = measured("missing blocks, of a listing", lambda: missing_blocks(bucket, "zarr", manifest, manifest.names))
     assert not missing
-    entries = {key: (size, number % 2**32) for number, (key, size) in enumerate(objects.items())}
+    entries = {key: (size, number % 2**32) for number, (key, size) in enumerate(bucket.objects.items())}
     bounds = {name: Bound(error=0.01) for name in manifest.signals}
     index = measured("index made", lambda: Index.of_entries("zarr", manifest, {}, entries, bounds))
     content = measured("index written", index.to_bytes)

@@ -54,6 +54,10 @@ class SimulatedBucket:
         """Return every object's size, by key."""
         return self.objects
 
+    def stamps(self) -> dict[str, str]:
+        """Return every object's size as its stamp, by key: an object never changes without it."""
+        return {key: str(size) for key, size in self.objects.items()}
+
     def size(self, key: str) -> int:
         """Return the object's size in bytes, or -1 if there is no such object."""
         return self.objects.get(key, -1)
