@@ -1,10 +1,10 @@
 """What an engine costs: a sweep of short runs on Ray, compared with as many processes of `dhkd sweep`.
 
 Both sides are whole commands, with the start of Python, torch and the cluster. Seconds of CPU are counted for all
-processes that a command starts, also for daemons that outlive it for a moment; on a busy machine they say more.
+processes that a command starts; on a busy machine they say more.
 """
 
-import ctypes
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+import psutil
 from dhkd.benchmarks.figure import Figure, middle
 from dhkd.benchmarks.setup import Setup
 
 WORKERS = 2
 EPOCHS = 8  # of digits: a run of about two seconds
 RAY = ("--on", "ray", "--on-option", "address=local", "--on-option", f"num_cpus={WORKERS}", "--cpus", "1")
-ADOPT = 36  # the number of PR_SET_CHILD_SUBREAPER in Linux
+LOOK_SECONDS = 0.5  # between two looks at the seconds that processes have used
 
 
 def engines(setup: Setup) -> list[Figure]:
     """Measure a sweep on Ray over the same sweep as two processes, in seconds and in seconds of CPU."""
     rounds, runs = setup.sizes.engine_rounds, setup.sizes.engine_runs
-    ctypes.CDLL(None).prctl(ADOPT, 1, 0, 0, 0)  # daemons whose parent ends are waited for here, so that they count
     seconds: dict[str, list[tuple[float, float]]] = {"here": [], "ray": []}
     for number in range(rounds):
         for name in ("here", "ray") if number % 2 == 0 else ("ray", "here"):
@@ -57,24 +57,23 @@ def _commands(name: str, folder: Path, runs: int) -> list[Sequence[str]]:
 
 def _measured(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
     """Run the commands side by side; return seconds, and seconds of CPU of all their processes."""
-    before, began = os.times(), time.perf_counter()
+    began = time.perf_counter()
     # Ray's workers have a lower priority by default, so other programs would slow down one side alone.
     ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **ray}
+    used: dict[tuple[int, float], float] = {}  # by process; looked at while it runs, since Ray's daemons wait for none
     with tempfile.TemporaryFile("w+") as errors:
         processes = [
             subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=errors) for words in commands
         ]
-        codes = [process.wait() for process in processes]
-        if any(codes):
+        while any(process.poll() is None for process in processes):
+            for each in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    times = each.cpu_times()
+                    used[each.pid, each.create_time()] = times.user + times.system
+            time.sleep(LOOK_SECONDS)
+        took = time.perf_counter() - began
+        if any(process.returncode for process in processes):
             errors.seek(0)
             raise RuntimeError(errors.read())
-    took = time.perf_counter() - began
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return took, used
+    return took, sum(used.values())
