@@ -66,10 +66,6 @@ class SimulatedBucket:
         """Raise `FileNotFoundError`: nothing is kept but sizes, and there is no index yet."""
         raise FileNotFoundError(key)
 
-    def stamps(self) -> None:
-        """Return None: nothing in the simulation asks which objects changed."""
-        return
-
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Keep the size of the object; return whether it was created or replaced."""
         if key in self.objects and not replace:
