@@ -187,4 +187,21 @@ def test_a_schedule_decides_what_is_in_memory(settings: list[str], kind: type[Si
 
 def test_a_cache_that_does_not_fit_into_memory_is_refused(reader: LogitReader) -> None:
     with pytest.raises(ConfigError, match=r"GB free, got .* GB; use --set student.view_schedule=cycle"):
-        signals_of({"logits": ["logits"]}, reader, experiment_of().student, CPU, copies=10**12)
+        signals_of({"logits": ["logits"]}, unshared(reader), experiment_of().student, CPU, copies=10**12)
+
+
+def unshared(reader: LogitReader) -> LogitReader:
+    """The same cache, opened so that processes can't share it."""
+    return LogitReader(reader._storage, reader._index)
+
+
+def test_processes_that_can_not_share_a_cache_say_why(reader: LogitReader, caplog: pytest.LogCaptureFixture) -> None:
+    names, student = {"logits": ["logits"]}, experiment_of().student
+    with caplog.at_level("INFO", "dhkd"):
+        signals_of(names, reader, student, CPU, copies=10**12)  # one copy of all
+        assert not caplog.records
+        signals_of(names, unshared(reader), student, CPU, copies=2)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        f"cache at {reader.location}: each of 2 processes holds a copy of its own in memory, because"
+    )
