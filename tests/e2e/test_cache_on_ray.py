@@ -115,7 +115,7 @@ def on(nodes: Nodes) -> list[str]:
     return ["--on", "ray", "--on-option", f"address={nodes.address}", "--json"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(500)
 def test_a_killed_command_is_given_again(
     nodes: Nodes, bucket: servers.S3, teacher: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,7 +148,7 @@ def test_a_killed_command_is_given_again(
     assert {key: storage.get(key) for key in storage.sizes() or ()} == files_of(alone)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_verify_on_ray(nodes: Nodes, alone: Path) -> None:
     outcome = dhkd("verify", alone, *on(nodes))
@@ -156,7 +156,7 @@ def test_verify_on_ray(nodes: Nodes, alone: Path) -> None:
     assert {**outcome.result, "seconds": 0} == {**done("verify", alone, "--json").result, "seconds": 0}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(500)
 def test_a_node_is_killed_and_another_joins(
     nodes: Nodes, teacher: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

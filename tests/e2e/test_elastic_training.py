@@ -19,7 +19,7 @@ from tests.e2e.command_line import COMMAND, ENVIRONMENT, SMALL
 from tests.e2e.interrupted import wait_until
 from tests.runs import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 # torchrun waits so long for further nodes once the least number has come, and for signs of life of each.
 RENDEZVOUS = "last_call_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=3"

@@ -9,7 +9,7 @@ import yaml
 from tests.e2e.command_line import SMALL, done
 from tests.samples import files_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ON = ("--on", "slurm:local", "--tasks", 2)
 
@@ -38,12 +38,14 @@ def folder(tmp_path: Path, no_own_code: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.soak
 def test_a_cache_is_that_of_here(cache: Path, teacher: Path, folder: Path) -> None:
     done("cache-teacher", "digits", *SMALL, "--teacher", teacher, "--out", folder / "c", *ON)
     assert files_of(folder / "c") == files_of(cache)
     assert not (folder / "dhkd-jobs").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_with_own_code_is_that_of_here(cache: Path, folder: Path) -> None:
     words = ["sweep", "digits", *SMALL, "--set", "student=mine.py:Net", "--import", "mine.py", "--cache", cache]
     words += ["--grid", "objective=kd,dhkd", "--seeds", 2, "--track", "none", "--json"]

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.command_line import ENVIRONMENT, SMALL, done, spawn
 from tests.ray_clusters import Nodes, ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 GRID = ("--grid", "objective=ce,kd,dhkd", "--seeds", 8, "--track", "none")
 
@@ -39,6 +39,20 @@ def weights_in(out: Path) -> dict[str, str]:
     return {path.parent.name: json.loads(path.read_bytes())["sha256"] for path in out.glob("*/result.json")}
 
 
+@pytest.mark.slow
+def test_a_sweep_on_a_cluster_of_its_own_is_that_of_here(cache: Path, tmp_path: Path) -> None:
+    words = ["sweep", "digits", *SMALL, "--cache", cache, "--grid", "objective=ce,dhkd", "--track", "none"]
+    done(*words, "--out", tmp_path / "here")
+    options = ("--on", "ray", "--tasks", 1, "--on-option", "num_cpus=1", "--on-option", f"object_store_memory={10**8}")
+    # In a process of its own, because Ray ends the one that is connected if the cluster fails.
+    process = spawn(*words, "--out", tmp_path / "on", *options, "--json", env=ENVIRONMENT)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert len(json.loads(output)["finished"]) == 2
+    assert weights_in(tmp_path / "on") == weights_in(tmp_path / "here")
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("shared", [True, False])
 def test_nodes_and_the_command_die(shared: bool, nodes: Nodes, cache: Path, tmp_path: Path) -> None:
     words = ["sweep", "digits", *SMALL, "--cache", cache, *GRID]

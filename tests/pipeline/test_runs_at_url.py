@@ -20,6 +20,7 @@ from dhkd.pipeline.sweep import sweep
 from dhkd.pipeline.training import train_student
 
 from tests.buckets import bucket, near_cache, proxied, s3_endpoint
+from tests.few import few
 from tests.pipeline.conftest import experiment_of
 from tests.samples import files_of
 from tests.servers import S3, Fault, Flaky
@@ -109,7 +110,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], None]:
 POINTS = (0, 1, 3, 4, 5, 8, 9, 10)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", few(POINTS, (3, 8)))
 def test_a_run_killed_on_its_way_to_the_url_is_resumed_to_the_bit(
     point: int, bucket: S3, in_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

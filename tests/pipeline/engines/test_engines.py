@@ -49,7 +49,7 @@ def on_ray(tasks: int) -> AbstractContextManager[Engine]:
     return engine_of(EngineOptions("ray", tasks=tasks))
 
 
-@pytest.fixture(scope="module", params=["slurm:local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["slurm:local", pytest.param("ray", marks=pytest.mark.soak)])
 def make(request: pytest.FixtureRequest, python_path: None) -> Iterator[Make]:
     """Make an engine; all tests share a Ray cluster of one node, which takes long to start."""
     if request.param == "slurm:local":

@@ -16,7 +16,7 @@ from dhkd.pipeline.engines.ray import RayEngine
 
 from tests.ray_clusters import Nodes, ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]  # tests/engines has what CI runs of Ray
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(120)]  # a cluster takes long to start
 
 ONE = Needs()
 BAD = "DHKD_TEST_BAD_NODE"
