@@ -94,7 +94,9 @@ def test_a_stranger_that_is_silent_is_dead(beats: int, quick: None, storage: Sto
     if beats:
         storage.put(beat, b"3", replace=True)
     with held_at(storage):
-        assert keys(storage) == ["lock.2"]
+        # The new holder's second object may be there already, or be in the making.
+        assert {".".join(key.split(".")[:2]) for key in keys(storage)} == {"lock.2"}
+    assert keys(storage) == []
 
 
 def test_a_stranger_that_goes_on_writing_lives(quick: None, monkeypatch: pytest.MonkeyPatch, storage: Storage) -> None:
