@@ -54,7 +54,7 @@ def elsewhere(folder: Path, *names: str, keep: bool = False, path: Path | None =
     if not keep:
         folder.rename(away)
     try:
-        paths = [*([str(path)] if path else []), os.environ["PYTHONPATH"]]
+        paths = [*([str(path)] if path else []), os.environ.get("PYTHONPATH", "")]
         variables = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-P", "-c", ELSEWHERE, str(sent), *names]
         done = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True, check=False)
