@@ -88,7 +88,8 @@ def views_of(recipe: Views) -> Mapping[str, object]:
         raise ConfigError(f"recipe: expected a name, a mapping or a Recipe, got {_described(recipe)}")
     kind = next((kind for kind, known in RECIPES.items() if known is type(recipe)), None)
     if kind is not None:
-        return {"kind": kind, **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}}  # type: ignore[arg-type]  # all are
+        fields = [field for field in dataclasses.fields(recipe) if field.init]  # type: ignore[arg-type]  # all are
+        return {"kind": kind, **{field.name: getattr(recipe, field.name) for field in fields}}
     name = f"{_place(type(recipe))}@{_digest(repr(sorted(recipe.identity.items())))}"
     return {"kind": offer(name, _like(type(recipe), lambda seed: recipe, "seed", int))}
 
