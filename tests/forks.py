@@ -72,6 +72,7 @@ def _run(options: Mapping[str, Any]) -> NoReturn:
         sys.stderr.flush()
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
 

@@ -7,13 +7,13 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Ray's workers have a lower priority by default, so they would wait for all other tests of the machine.
 os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"})
 
-import ray
-from ray.cluster_utils import Cluster
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 MEMORY = 100 * 2**20  # of the object store of a node
 HEAD = "head"
@@ -22,7 +22,7 @@ HEAD = "head"
 class Nodes:
     """The nodes of a cluster by name. The head has no CPUs, so that no worker runs there."""
 
-    def __init__(self, cluster: Cluster, folder: str) -> None:
+    def __init__(self, cluster: "Cluster", folder: str) -> None:
         self._cluster, self._folder = cluster, folder
         self._nodes: dict[str, Any] = {}  # Any: Ray's nodes have no types
 
@@ -50,6 +50,9 @@ class Nodes:
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[Nodes]:
     """Start a cluster that has only a head, without connecting to it; end what was started there."""
+    import ray  # late, so that only processes of these tests load it
+    from ray.cluster_utils import Cluster
+
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")  # short, because the paths of sockets may have 107 characters
     before = os.environ.get("RAY_TMPDIR")
     os.environ["RAY_TMPDIR"] = folder  # where Ray notes the address of this machine's cluster, which is not to be found

@@ -313,7 +313,7 @@ STREAM = (
     Fault(
         "twice-the-memory",
         "Four windows of blocks are held instead of two.",
-        {"capacity=2 * max(1, window //": "capacity=4 * max(1, window //"},
+        {"capacity = 2 * max(1, window //": "capacity = 4 * max(1, window //"},
         {"test_stream.py": "windows_are_in_memory"},
     ),
     Fault(

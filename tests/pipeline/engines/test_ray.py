@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from dhkd.data.errors import ConfigError, DataError, ProcessError
 from dhkd.pipeline.engines.base import Ended, Needs, Tell
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.engines.ray import RayEngine
 
 from tests.ray_clusters import Nodes, ray_cluster
+
+if TYPE_CHECKING:
+    from dhkd.pipeline.engines.ray import RayEngine
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(120)]  # a cluster takes long to start
 
@@ -64,13 +67,15 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def engine(nodes: Nodes) -> Iterator[RayEngine]:
+def engine(nodes: Nodes) -> Iterator["RayEngine"]:
     with engine_of(EngineOptions("ray", [f"address={nodes.address}"])) as engine:
+        from dhkd.pipeline.engines.ray import RayEngine  # late, so that only processes of these tests load Ray
+
         assert isinstance(engine, RayEngine)
         yield engine
 
 
-def done(engine: RayEngine, folder: Path, *units: str, needs: Needs = ONE) -> tuple[dict[str, object], list[object]]:
+def done(engine: "RayEngine", folder: Path, *units: str, needs: Needs = ONE) -> tuple[dict[str, object], list[object]]:
     """Outcomes by unit, and what was heard, by node."""
     heard: list[object] = []
     ended: list[Ended[str, str]] = list(engine.run(Doing(folder), units, needs, lambda *said: heard.append(said)))
@@ -78,7 +83,7 @@ def done(engine: RayEngine, folder: Path, *units: str, needs: Needs = ONE) -> tu
     return {each.unit: each.outcome for each in ended}, heard
 
 
-def test_units_errors_and_messages(engine: RayEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_units_errors_and_messages(engine: "RayEngine", tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dhkd")
     outcomes, heard = done(engine, tmp_path, "count 100", "fail x", "exit")
     assert outcomes["count 100"] == "count 100 with 1 threads"
@@ -93,7 +98,7 @@ def test_units_errors_and_messages(engine: RayEngine, tmp_path: Path, caplog: py
     assert (tmp_path / "tidied").exists(), "the works' contexts end"
 
 
-def test_a_unit_that_ends_its_workers_is_given_up(engine: RayEngine, tmp_path: Path) -> None:
+def test_a_unit_that_ends_its_workers_is_given_up(engine: "RayEngine", tmp_path: Path) -> None:
     outcomes, _ = done(engine, tmp_path, "die", "count 1", needs=Needs(cpus=0.5))
     assert outcomes["count 1"] == "count 1 with 1 threads"
     assert isinstance(outcomes["die"], ProcessError)
@@ -101,7 +106,7 @@ def test_a_unit_that_ends_its_workers_is_given_up(engine: RayEngine, tmp_path: P
     assert "\n" not in str(outcomes["die"])
 
 
-def test_no_room_is_one_line(engine: RayEngine, tmp_path: Path) -> None:
+def test_no_room_is_one_line(engine: "RayEngine", tmp_path: Path) -> None:
     says = "one task needs 4 CPUs, 0 GPUs; the largest node has 1 CPUs, 0 GPUs, .* GB of memory; ask for less"
     with pytest.raises(ConfigError, match=says):
         done(RayEngine(patience=0.0), tmp_path, "count 1", needs=Needs(cpus=4))
@@ -109,7 +114,7 @@ def test_no_room_is_one_line(engine: RayEngine, tmp_path: Path) -> None:
 
 
 def test_a_node_is_killed_and_another_joins(
-    nodes: Nodes, engine: RayEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    nodes: Nodes, engine: "RayEngine", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The lost unit goes to another worker, and the new node gets units."""
     nodes.add("lost")
@@ -133,7 +138,7 @@ def test_a_node_is_killed_and_another_joins(
 
 
 def test_a_node_that_can_not_begin_is_told_once(
-    nodes: Nodes, engine: RayEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    nodes: Nodes, engine: "RayEngine", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes.add("bad", cpus=4, **{BAD: "none"})
 
