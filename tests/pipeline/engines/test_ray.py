@@ -107,6 +107,8 @@ def test_a_unit_that_ends_its_workers_is_given_up(engine: "RayEngine", tmp_path:
 
 
 def test_no_room_is_one_line(engine: "RayEngine", tmp_path: Path) -> None:
+    from dhkd.pipeline.engines.ray import RayEngine
+
     says = "one task needs 4 CPUs, 0 GPUs; the largest node has 1 CPUs, 0 GPUs, .* GB of memory; ask for less"
     with pytest.raises(ConfigError, match=says):
         done(RayEngine(patience=0.0), tmp_path, "count 1", needs=Needs(cpus=4))
