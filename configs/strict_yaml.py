@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import yaml
+from dhkd.data.shown import line_of
 
 LARGEST_TEXT = 2**18  # characters
 MOST_VALUES = 20_000  # with every alias replaced by what it stands for
@@ -42,7 +43,7 @@ def decode(text: str) -> Any:  # YAML may hold any value
         return loader.construct_document(node)
     # PyYAML does not catch the errors of int(), datetime.date() and its lookup tables, as for 2024-99-99 and !!bool x.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(line_of(error)) from error
 
 
 def _measure(node: yaml.Node, depth: int, sizes: dict[int, int]) -> int:

@@ -35,6 +35,11 @@ def printable_line(text: str, limit: int | None = None) -> str:
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def line_of(error: BaseException) -> str:
+    """Return an error's text in one line, or its kind if it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def some_of(names: list[str], most: int) -> str:
     """List the first `most` names, each printable and not long, with an ellipsis if there are more."""
     listed = [printable_line(name, 60) for name in names[:most]]

@@ -37,7 +37,7 @@ from dhkd.pipeline.caching_work import (
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Engine, Needs
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.on_workers import READ_NEEDS, absolute, blocks_to_read, implied_needs, on_worker, once, results
+from dhkd.pipeline.on_workers import READ_NEEDS, absolute_path, blocks_to_read, implied_needs, on_worker, once, results
 from dhkd.pipeline.results import CachedTeacher
 from dhkd.stages.cache.write import Written, rows_of, units_of
 
@@ -75,7 +75,7 @@ class _OnEngine:
         self._engine, self._needs, self._asked = engine, needs, asked
         self._on_worker = replace(
             asked,
-            teacher=Path(absolute(str(asked.teacher))),
+            teacher=absolute_path(asked.teacher),
             out=asked.out if is_url(asked.out) else str(Path(asked.out).absolute()),
             data=on_worker(asked.data, needs),
         )

@@ -53,6 +53,11 @@ def absolute(location: str) -> str:
     return str(Path(location).absolute())
 
 
+def absolute_path(path: Path) -> Path:
+    """Return the path of a file or folder as `absolute` does."""
+    return Path(absolute(str(path)))
+
+
 def results(engine: Engine, work: Work[U, R], units: Sequence[U], needs: Needs) -> Iterator[tuple[U, R]]:
     """Yield each unit with its result, as they end.
 

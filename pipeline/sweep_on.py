@@ -21,7 +21,7 @@ from dhkd.pipeline.build.data import images_of, plain_identity
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Ended
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.on_workers import absolute, implied_needs, on_worker
+from dhkd.pipeline.on_workers import absolute, absolute_path, implied_needs, on_worker
 from dhkd.pipeline.results import Swept
 from dhkd.pipeline.sweep import Trainer, keep_failure, remember, require_trainable, swept, written_table
 from dhkd.pipeline.sweep_apart import Apart, Files, Put, Received, token_in
@@ -55,7 +55,7 @@ def sweep_on(
     """
     began = time.perf_counter()
     cache = None if cache is None else absolute(cache)
-    teacher = None if teacher is None else Path(absolute(str(teacher)))
+    teacher = None if teacher is None else absolute_path(teacher)
     place = runs_at(out if is_elsewhere(out) else Path(out).absolute())
     place.refresh()
     require_trainable(experiments, cache, place, data)

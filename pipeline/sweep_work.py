@@ -49,7 +49,7 @@ class SweepData:
     identity: Mapping[str, object] | None  # plain values
 
     def require(self) -> None:
-        """Raise `DhkdError` if this node lacks the cache or the images, or has others than the command."""
+        """Raise `DhkdError` unless this node has the same cache and the same images as the command."""
         reader = None if self.cache is None else reader_of(self.cache, self.options)
         if reader is not None:
             reader.require_present()

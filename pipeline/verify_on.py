@@ -20,7 +20,16 @@ from dhkd.pipeline.cache_tools import sampling, verified_of
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.engines.base import Engine, Tell
 from dhkd.pipeline.engines.choice import EngineOptions, engine_of
-from dhkd.pipeline.on_workers import READ_NEEDS, absolute, blocks_to_read, implied_needs, on_worker, once, results
+from dhkd.pipeline.on_workers import (
+    READ_NEEDS,
+    absolute,
+    absolute_path,
+    blocks_to_read,
+    implied_needs,
+    on_worker,
+    once,
+    results,
+)
 from dhkd.pipeline.results import Verified
 
 
@@ -40,7 +49,7 @@ def verify_on(
         if verified.damaged or experiment is None:
             return verified
         needs = engine_options.needs(implied_needs(experiment, data, engine, cpu=cpu))
-        place = None if teacher is None else Path(absolute(str(teacher)))
+        place = None if teacher is None else absolute_path(teacher)
         work = SampleWork(absolute(cache), experiment, on_worker(data, needs), place, rows, cpu, verified)
         return once(engine, work, needs)
 

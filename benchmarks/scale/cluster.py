@@ -35,7 +35,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened. Seconds are simulated, unless they are called CPU seconds."""
+    """The figures of one simulated run. Seconds are of the simulated clock, unless they are called CPU seconds."""
 
     blocks: int
     units: int

@@ -1,4 +1,4 @@
-"""What Ray costs the command for each message of one of many workers."""
+"""How much processor time one message of a worker takes in the command, with Ray and many workers."""
 
 import asyncio
 import time

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from dhkd.data.cache.blocks import MOST_BLOCKS, WITNESS, Part, Plan
 from dhkd.data.cache.codecs import AnyCodec
 from dhkd.data.errors import CacheDamaged, CacheMismatch
+from dhkd.data.shown import line_of
 from dhkd.data.strict_json import canonical
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -297,4 +298,4 @@ def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         return f"{'.'.join(map(_short, fault['loc']))}: {fault['msg']}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return line_of(error)

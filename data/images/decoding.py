@@ -14,6 +14,7 @@ import PIL
 from dhkd.data.errors import DataError
 from dhkd.data.images.levels import Levels, eight_bits, require_full_colours
 from dhkd.data.images.reduced import Reduction, reduce
+from dhkd.data.shown import line_of
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
@@ -93,7 +94,7 @@ def decode(content: bytes, reading: Reading = USUAL, reduction: Reduction | None
                 f"text or a colour profile above the limit of {reading.max_metadata / 1e6:g} MB; if you trust the"
                 f" file, raise the limit with data.max_metadata_mb"
             ) from error
-        raise DataError(f"a damaged image ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise DataError(f"a damaged image ({line_of(error)})") from error
 
 
 def as_rgb(image: Photo, levels: Levels | None = None) -> Photo:

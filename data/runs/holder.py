@@ -4,10 +4,13 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dhkd.data.errors import RunTaken
+
+LOCK = "lock"  # the files or objects of a lock are lock.1, lock.2, …
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,18 @@ class Holder:
 
 
 def holder_in(content: bytes | None) -> Holder | None:
-    """Read who holds a lock; None if the file is absent, or was not written to its end."""
+    """Return the holder that a lock's content names; None if there is no content, or only a part of it."""
     try:
         holder = Holder(**json.loads((content or b"").splitlines()[0]))
     except (ValueError, TypeError, IndexError, RecursionError):
         return None
     return holder if type(holder.pid) is int and holder.pid > 0 else None
+
+
+def locks_among(names: Iterable[str]) -> dict[int, str]:
+    """Return the names of a run's lock among those of its files, by number; several are there only for moments."""
+    numbers = {name: name.removeprefix(f"{LOCK}.") for name in names if name.startswith(f"{LOCK}.")}
+    return {int(number): name for name, number in sorted(numbers.items()) if number.isdecimal()}
 
 
 def this_process() -> Holder:

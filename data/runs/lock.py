@@ -12,17 +12,16 @@ delete the first one's new lock. Instead, the next process makes the file with t
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dhkd.data.beats import Beats
 from dhkd.data.errors import RunTaken
-from dhkd.data.runs.holder import Holder, holder_in, is_gone, refusal, this_machine, this_process
+from dhkd.data.runs.holder import LOCK, Holder, holder_in, is_gone, locks_among, refusal, this_machine, this_process
 
 log = logging.getLogger("dhkd")
 
-LOCK = "lock"  # the lock's files are lock.1, lock.2, …
 BEAT_SECONDS = 3.0  # between two bytes that a holder appends
 SILENT_SECONDS = 30.0  # a holder on another machine that is silent for so long is dead
 
@@ -32,10 +31,7 @@ class RunLock:
 
     def __init__(self, path: Path, holder: Holder) -> None:
         self._path, self._holder = path, holder
-        self._ended = threading.Event()
-        # A thread, because loading a cache or compiling a network may take longer than `SILENT_SECONDS`.
-        self._beats = threading.Thread(target=self._beat, name="run-lock", daemon=True)
-        self._beats.start()
+        self._beats = Beats(self._beat, BEAT_SECONDS)
 
     def require(self) -> None:
         """Raise `RunTaken` if another process has taken the folder, which happens if this one was suspended."""
@@ -48,21 +44,19 @@ class RunLock:
 
     def end(self) -> None:
         """Let the lock go."""
-        self._ended.set()
-        self._beats.join()
+        self._beats.end()
         with contextlib.suppress(OSError):  # the folder may be out of reach, which is told elsewhere
             if holder_in(_content(self._path)) == self._holder:
                 self._path.unlink()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            # An error, such as that of a full disk, ends the run where it writes its results.
-            with contextlib.suppress(OSError):
-                file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-                try:
-                    os.write(file, b".")
-                finally:
-                    os.close(file)
+        # An error, such as that of a full disk, ends the run where it writes its results.
+        with contextlib.suppress(OSError):
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(file, b".")
+            finally:
+                os.close(file)
 
 
 @contextlib.contextmanager
@@ -110,8 +104,9 @@ def _taken(folder: Path) -> RunLock:
 
 def _locks(folder: Path) -> dict[int, Path]:
     """Return the files of the folder's lock, by number; more than one is there only for moments."""
-    numbers = {path: path.name.removeprefix(f"{LOCK}.") for path in folder.glob(f"{LOCK}.*")}
-    return {int(number): path for path, number in sorted(numbers.items()) if number.isdecimal()}
+    return {
+        number: folder / name for number, name in locks_among(path.name for path in folder.glob(f"{LOCK}.*")).items()
+    }
 
 
 def _require_dead(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import StorageError
-from dhkd.data.runs.lock import LOCK
+from dhkd.data.runs.holder import LOCK
 from dhkd.data.runs.names import CHECKPOINT, CLASSES, CONFIG, FAILED, METRICS, RESULT, TRACKED, TRACKING, WEIGHTS
 
 log = logging.getLogger("dhkd")

@@ -7,13 +7,12 @@ second object's name has the holder's token, so that a holder that stood still t
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Iterator
 
+from dhkd.data.beats import Beats
 from dhkd.data.errors import RunTaken, StorageError
-from dhkd.data.runs.holder import Holder, holder_in, is_gone, refusal, this_machine, this_process
-from dhkd.data.runs.lock import LOCK
+from dhkd.data.runs.holder import LOCK, Holder, holder_in, is_gone, locks_among, refusal, this_machine, this_process
 from dhkd.data.storage.base import Storage
 
 log = logging.getLogger("dhkd")
@@ -30,9 +29,8 @@ class ObjectLock:
 
     def __init__(self, storage: Storage, key: str, holder: Holder) -> None:
         self._storage, self._key, self._holder = storage, key, holder
-        self._ended = threading.Event()
-        self._beats = threading.Thread(target=self._beat, name="run-lock", daemon=True)
-        self._beats.start()
+        self._number = 0  # of the latest beat
+        self._beats = Beats(self._beat, BEAT_SECONDS)
 
     def require(self) -> None:
         """Raise `RunTaken` if another process has taken the run, which happens if this one was suspended."""
@@ -45,19 +43,16 @@ class ObjectLock:
 
     def end(self) -> None:
         """Let the lock go."""
-        self._ended.set()
-        self._beats.join()
+        self._beats.end()
         with contextlib.suppress(StorageError):  # the store may be out of reach; then the lock is free after a while
             self._storage.delete(_beat_key(self._key, self._holder))
             if _holder_of(self._storage, self._key) == self._holder:
                 self._storage.delete(self._key)
 
     def _beat(self) -> None:
-        number = 0
-        while not self._ended.wait(BEAT_SECONDS):
-            number += 1
-            with contextlib.suppress(StorageError):  # which ends the run where it sends its results
-                self._storage.put(_beat_key(self._key, self._holder), str(number).encode(), replace=True)
+        self._number += 1
+        with contextlib.suppress(StorageError):  # which ends the run where it sends its results
+            self._storage.put(_beat_key(self._key, self._holder), str(self._number).encode(), replace=True)
 
 
 @contextlib.contextmanager
@@ -76,7 +71,7 @@ def held_at(storage: Storage) -> Iterator[ObjectLock]:
 
 
 def _taken(storage: Storage) -> ObjectLock:
-    dead = _locks(storage)
+    dead = locks_among(storage.sizes() or ())
     for number in dead:
         _require_dead(storage, f"{LOCK}.{number}")
     own, holder = max(dead, default=0) + 1, this_process()
@@ -86,7 +81,7 @@ def _taken(storage: Storage) -> ObjectLock:
     lock = ObjectLock(storage, key, holder)
     # A process that saw other objects than this one may have made another number. A store that can't create an object
     # only if it is absent may have replaced this one's.
-    others = _locks(storage).keys() - set(dead) - {own}
+    others = locks_among(storage.sizes() or ()).keys() - set(dead) - {own}
     if others or _holder_of(storage, key) != holder:
         lock.end()
         raise refusal(storage.location, "another process, which began in the same moment,")
@@ -96,12 +91,6 @@ def _taken(storage: Storage) -> ObjectLock:
             storage.delete(_beat_key(old, gone))
         storage.delete(old)
     return lock
-
-
-def _locks(storage: Storage) -> dict[int, str]:
-    """Return the keys of the run's lock, by number; more than one is there only for moments."""
-    numbers = {key: key.removeprefix(f"{LOCK}.") for key in storage.sizes() or {} if key.startswith(f"{LOCK}.")}
-    return {int(number): key for key, number in sorted(numbers.items()) if number.isdecimal()}
 
 
 def _require_dead(storage: Storage, key: str) -> None:

@@ -120,7 +120,7 @@ class RunsInFolder:
             yield NearRun(self.folder / name, lock=lock)
 
     def require_writable(self, what: str, name: str = "") -> None:
-        """Try it out; nothing is left behind."""
+        """Write a file, and remove it again."""
         require_writable_folder(self.folder / name, what)
 
     def named(self) -> AbstractContextManager[None]:
@@ -188,7 +188,7 @@ class RunsAtUrl:
                 mirror.remove()
 
     def require_writable(self, what: str, name: str = "") -> None:
-        """Try it out; nothing is left behind."""
+        """Write a file, and remove it again."""
         key = f".dhkd-{secrets.token_hex(8)}.partial"
         self.storage.put(key, PROBE, replace=True)
         self.storage.delete(key)

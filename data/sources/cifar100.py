@@ -20,6 +20,7 @@ from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import DataError
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.progress import on_terminal
+from dhkd.data.shown import line_of
 from dhkd.data.sources.base import Place, Size, Source
 
 log = logging.getLogger("dhkd")
@@ -82,7 +83,7 @@ def _download(root: Path) -> None:
             CIFAR100(str(root), download=True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(
-            f"cifar100: the download to {root} failed ({' '.join(str(error).split()) or type(error).__name__});"
+            f"cifar100: the download to {root} failed ({line_of(error)});"
             f" fetch it elsewhere and name the folder that holds {FOLDER} with --data-root DIR"
         ) from error
 

@@ -51,17 +51,17 @@ def packed(work: Work[U, R]) -> Packed[U, R]:
     return Packed(this_program(), own_code(), pickle.dumps(work))
 
 
-def portable(error: Exception) -> Exception:
+def portable(error: BaseException) -> Exception:
     """Return an exception that can be sent to the command, with its traceback as a note.
 
     An exception of another library's class, or of own code's, becomes a `ProcessError` of the same text, because the
-    command may not have that class.
+    command may not have that class. So does one that would end the command, such as `SystemExit`.
     """
-    note = "".join(traceback.format_exception(error)).rstrip()
-    if type(error).__module__.partition(".")[0] not in KNOWN or not _travels(error):
-        error = ProcessError(f"{type(error).__name__}: {error}")
-    error.add_note(note)
-    return error
+    sent: Exception = ProcessError(f"{type(error).__name__}: {error}")
+    if isinstance(error, Exception) and type(error).__module__.partition(".")[0] in KNOWN and _travels(error):
+        sent = error
+    sent.add_note("".join(traceback.format_exception(error)).rstrip())
+    return sent
 
 
 def _travels(error: Exception) -> bool:

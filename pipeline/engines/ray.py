@@ -21,12 +21,13 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from dhkd.data.errors import ConfigError, DhkdError, ProcessError
+from dhkd.data.shown import line_of
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import RAY, EngineOptions
 from dhkd.pipeline.engines.packed import packed
 from dhkd.pipeline.engines.ray_nodes import Node, Waiting, alive_nodes, names_of, room_of
 from dhkd.pipeline.engines.schedule import MOST_LOSSES, Schedule
-from dhkd.pipeline.engines.worker import Begun, Finished, Line, Placed, Refused, Told, Worker, as_told
+from dhkd.pipeline.engines.worker import Begun, Finished, Line, Placed, Refused, Told, Worker, as_told, given_up
 from ray.exceptions import RayActorError, RayError
 
 log = logging.getLogger("dhkd")
@@ -91,8 +92,8 @@ def _connect(options: EngineOptions) -> bool:
         # Ray prints its daemons' messages on standard output, which is for results. Lost workers are told here.
         ray._private.worker._worker_logs_enabled = False
     except (Exception, SystemExit) as error:  # Ray raises many kinds, and exits for some
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"--on {options.on}: expected a Ray cluster, got {type(error).__name__}: {line}") from error
+        kind = type(error).__name__
+        raise ConfigError(f"--on {options.on}: expected a Ray cluster, got {kind}: {line_of(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts its own in place
@@ -134,7 +135,7 @@ class _Member:
 
 
 class _Pool(Generic[U, R]):
-    """The workers of one work, and what they have ended."""
+    """The workers that share the units of one work, and the decisions about them."""
 
     def __init__(
         self, work: Work[U, R], units: Sequence[U], needs: Needs, hear: Hear, most: int | None, patience: float
@@ -247,8 +248,7 @@ class _Pool(Generic[U, R]):
         log.warning("%s: a worker was lost: %s", node, reason)
         unit = self._schedule.lose(member.name)
         if unit is not None:
-            lost = f"expected a worker to end it, got {MOST_LOSSES} lost workers, the last one on {node}: {reason}"
-            yield Ended(unit, ProcessError(lost), node)
+            yield Ended(unit, given_up(self._schedule.losses_of(unit), node, reason), node)
 
     def _count_beginning(self, member: _Member, error: RayError, reason: str) -> None:
         """Refuse a node on which too many workers were lost before they began; raise if it seems to be every node."""

@@ -70,6 +70,10 @@ class Schedule(Generic[U]):
         self._waiting.appendleft(unit)
         return None
 
+    def losses_of(self, unit: U) -> int:
+        """Return how many workers were lost while they had this unit."""
+        return self._losses[unit]
+
     def _by_chance(self, unit: U) -> bool:
         """Return whether the rate at which other units are lost explains that some unit was lost as often as this."""
         lost = self._losses[unit]

@@ -13,7 +13,6 @@ import pickle
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import submitit
+from dhkd.data.beats import Beats
 from dhkd.data.errors import ConfigError
+from dhkd.data.shown import line_of
 from dhkd.pipeline.engines import slurm_job
 from dhkd.pipeline.engines.base import Ended, Hear, Needs, Work
 from dhkd.pipeline.engines.choice import SLURM, EngineOptions
@@ -92,8 +93,8 @@ def slurm_engine(options: EngineOptions) -> Iterator[SlurmEngine]:
     except RuntimeError as error:
         _remove(folder, parent)
         raise ConfigError(
-            f"--on {options.on}: expected Slurm's commands on this machine, got {_line(error)}; give the command where"
-            f" you can give sbatch, or try it with --on {SLURM}:local"
+            f"--on {options.on}: expected Slurm's commands on this machine, got {line_of(error)}; give the command"
+            f" where you can give sbatch, or try it with --on {SLURM}:local"
         ) from error
     try:
         Submitter(executor, values)
@@ -118,7 +119,7 @@ def _made(parent: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent))
     except OSError as error:
         raise ConfigError(
-            f"{parent}: expected a folder for jobs, on a file system that all nodes see, got {_line(error)}; name"
+            f"{parent}: expected a folder for jobs, on a file system that all nodes see, got {line_of(error)}; name"
             " another one with --on-option folder=PATH"
         ) from error
 
@@ -127,10 +128,6 @@ def _remove(folder: Path, parent: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         parent.rmdir()  # unless others are in it
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parameters(needs: Needs) -> dict[str, Any]:  # plain values
@@ -152,21 +149,18 @@ def _most_here(needs: Needs) -> int:
 @contextmanager
 def _signs_of_life(file: Path) -> Iterator[None]:
     """Append to a file again and again while the context lasts, so that jobs see that the command runs."""
-    ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(slurm_job.BEAT_SECONDS):
-            with file.open("ab") as beats:
-                beats.write(b".")
+        # After an error, such as that of a full disk, the next one may be seen.
+        with contextlib.suppress(OSError), file.open("ab") as signs:
+            signs.write(b".")
 
     file.touch()
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
+    beats = Beats(beat, slurm_job.BEAT_SECONDS)
     try:
         yield
     finally:
-        ended.set()
-        thread.join()
+        beats.end()
 
 
 class Submitter:
@@ -179,7 +173,7 @@ class Submitter:
         try:
             executor.update_parameters(**values)
         except (NameError, ValueError, TypeError, AssertionError) as error:
-            raise ConfigError(f"--on-option: {_line(error)}") from error
+            raise ConfigError(f"--on-option: {line_of(error)}") from error
 
     def exclude(self, node: str) -> None:
         """Submit no more jobs to a node."""
@@ -195,7 +189,7 @@ class Submitter:
                 submitted = [self._executor.submit(job) for job in jobs]
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise ConfigError(
-                f"--on {SLURM}: expected {len(jobs)} jobs to be accepted, got {_line(error)}; see --on-option"
+                f"--on {SLURM}: expected {len(jobs)} jobs to be accepted, got {line_of(error)}; see --on-option"
                 " (slurm_partition, timeout_min, …) and --tasks"
             ) from error
         return submitted

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dhkd.data.errors import ProcessError
 from dhkd.pipeline.engines.base import Work
 from dhkd.pipeline.engines.mail import Inbox, repair, send
 from dhkd.pipeline.engines.packed import portable
-from dhkd.pipeline.engines.worker import Begun, Refused, Told, log_lines
+from dhkd.pipeline.engines.worker import Begun, Refused, Told, log_lines, settle
 
 BEAT_SECONDS = 10.0  # between two signs of life, of a job and of the command
 GONE_SECONDS = 120.0  # without a sign of life of the command, after which an idle job ends
@@ -104,7 +103,7 @@ class Job:
             except BaseException as error:
                 if self._leaving:
                     raise
-                self._say(Refused(_portable(error)))
+                self._say(Refused(portable(error)))
 
     def checkpoint(self) -> Any:  # Any: of submitit, which has no types
         """Say that the job is interrupted, and return what it is to do when it starts again; submitit calls this."""
@@ -121,10 +120,7 @@ class Job:
     @contextmanager
     def _begun(self) -> Iterator[Any]:
         setting: Setting = pickle.loads((self.folder / WORK).read_bytes())
-        # Before torch is imported, which happens when the work is unpickled.
-        os.environ["OMP_NUM_THREADS"] = str(setting.threads)
-        with contextlib.suppress(OSError):  # relative paths in settings mean the command's, if it is seen here
-            os.chdir(setting.folder)
+        settle(setting.threads, setting.folder)
         work: Work[object, object] = pickle.loads(setting.pickled)
         with work.begun(lambda message: self._say(Told(message))) as function:
             yield function
@@ -139,7 +135,7 @@ class Job:
             except BaseException as error:  # own code may even raise SystemExit
                 if self._leaving:
                     raise
-                outcome = _portable(error)
+                outcome = portable(error)
             self._say(Done(each.number, outcome))
 
     def _units(self, given: Inbox) -> Iterator[Given]:
@@ -190,7 +186,3 @@ def node_name() -> str:
 def _size(path: Path) -> int:
     with path.open("rb") as file:
         return file.seek(0, os.SEEK_END)
-
-
-def _portable(error: BaseException) -> Exception:
-    return portable(error if isinstance(error, Exception) else ProcessError(f"{type(error).__name__}: {error}"))

@@ -26,7 +26,7 @@ from dhkd.pipeline.engines.slurm_job import (
     given_to,
     said_by,
 )
-from dhkd.pipeline.engines.worker import Begun, Line, Refused, Told, as_told
+from dhkd.pipeline.engines.worker import Begun, Line, Refused, Told, as_told, given_up
 
 log = logging.getLogger("dhkd")
 
@@ -71,7 +71,7 @@ class _Member:
 
 
 class Pool(Generic[U, R]):
-    """The workers of one work, and what they have ended."""
+    """The workers that share the units of one work, and the decisions about them."""
 
     def __init__(self, submitter: Submits, folder: Path, units: Sequence[U], hear: Hear, most: int) -> None:
         """`folder` is for the files of workers; at most `most` workers work at a time."""
@@ -206,8 +206,8 @@ class Pool(Generic[U, R]):
         log.warning("%s: a worker was lost: %s", _node(member), reason)
         unit = self._schedule.lose(member.name)
         if unit is not None:
-            lost = f"got {MOST_LOSSES} lost workers, the last one on {_node(member)}: {reason}"
-            yield Ended(unit, ProcessError(f"expected a worker to end it, {lost}"), _node(member))
+            node = _node(member)
+            yield Ended(unit, given_up(self._schedule.losses_of(unit), node, reason), node)
 
     def _is_gone(self, member: _Member) -> bool:
         """Return whether a worker's job has ended, as far as is known."""

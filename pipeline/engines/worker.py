@@ -70,10 +70,7 @@ class Worker:
     """Begins a work in a thread, and does one unit after the other."""
 
     def __init__(self, pickled_work: bytes, threads: int, folder: str, node_id: str) -> None:
-        # Before torch is imported, which happens when the work is unpickled.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        with contextlib.suppress(OSError):  # relative paths in settings mean the command's, if it is seen here
-            os.chdir(folder)
+        settle(threads, folder)
         self._units: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._said = _Said()
         self._said.add(Placed(node_id))
@@ -103,10 +100,17 @@ class Worker:
                         try:
                             outcome = function(unit)
                         except BaseException as error:  # own code may even raise SystemExit
-                            outcome = _portable(error)
+                            outcome = portable(error)
                         self._said.add(Finished(outcome))
             except BaseException as error:
-                self._said.add(Refused(_portable(error)))
+                self._said.add(Refused(portable(error)))
+
+
+def settle(threads: int, folder: str) -> None:
+    """Prepare a worker's process, before it unpickles the work, which imports torch."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with contextlib.suppress(OSError):  # relative paths in settings mean the command's folder, if it is seen here
+        os.chdir(folder)
 
 
 class _Said:
@@ -155,8 +159,9 @@ def log_lines(say: Callable[[object], None]) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _portable(error: BaseException) -> Exception:
-    return portable(error if isinstance(error, Exception) else ProcessError(f"{type(error).__name__}: {error}"))
+def given_up(losses: int, node: str, reason: str) -> ProcessError:
+    """Build the error of a unit that has lost too many workers, the last one on `node`."""
+    return ProcessError(f"expected a worker to end it, got {losses} lost workers, the last one on {node}: {reason}")
 
 
 def as_told(error: Exception) -> DhkdError:

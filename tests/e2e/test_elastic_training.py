@@ -93,7 +93,7 @@ def nodes(cache: Path, tmp_path: Path) -> Iterator[Nodes]:
 
 
 def processes_of(run: Path) -> int:
-    """How many processes trained the last epoch that has a checkpoint."""
+    """Return how many processes trained the last epoch before the latest checkpoint."""
     checkpoint = run / CHECKPOINT
     return torch.load(checkpoint, weights_only=True)["parts"][-1]["processes"] if checkpoint.exists() else 0
 

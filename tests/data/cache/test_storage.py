@@ -24,7 +24,10 @@ from dhkd.data.storage.places import PLACES, is_url, storage_of
 from dhkd.data.storage.web_server import WebServer
 from dhkd.data.web import WEB
 
-from tests.servers import S3, Fault, Flaky, every, flaky, in_order, make_bucket, s3_endpoint, web
+from tests.buckets import bucket, proxied, s3_endpoint
+from tests.servers import S3, Fault, Flaky, every, flaky, in_order, web
+
+__all__ = ["bucket", "proxied", "s3_endpoint"]
 
 # Quick to ask again, but not so impatient that a busy machine is taken for a store that stalls.
 QUICK = Patience(retries=4, total_s=60, first_wait_s=0.01, longest_wait_s=0.04, connect_s=10, stall_s=20)
@@ -32,29 +35,9 @@ IMPATIENT = replace(QUICK, stall_s=0.5)
 KEYS = ["a", "nested/deep/b.bin", "with space/ü%20+&=#?.json", "0/0.0.0", "~x/_-.(1)'"]
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with s3_endpoint() as endpoint:
-        yield endpoint
-
-
 @pytest.fixture
-def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """An empty bucket, and the environment that leads to it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    bucket = make_bucket(endpoint)
-    for name, value in bucket.env().items():
-        monkeypatch.setenv(name, value)
+def s3(bucket: S3) -> S3:
     return bucket
-
-
-@pytest.fixture
-def proxied(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
-    """The bucket by way of a proxy that counts requests, and fails on demand."""
-    with flaky(s3.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
 
 
 def nearby(storage: Storage, folder: Path, keep_bytes: int = 10**9) -> Nearby:

@@ -1,4 +1,4 @@
-"""The steps of a whole batch at once, on any device.
+"""Computes the steps of a whole batch at once, on any device.
 
 A batch draws a different step for each image. Images are put into an order in which those with the same kind of step
 are neighbours, so that each kind is computed at once; at the end they are put back.

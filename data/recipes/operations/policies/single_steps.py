@@ -1,4 +1,4 @@
-"""The steps of one image after the other, on a CPU, with the bytes of `batched_steps.py`.
+"""Computes the steps of one image after the other, on a CPU; the bytes are those of `batched_steps.py`.
 
 For large images, this is faster: Pillow's loops read and write a pixel once, where each operator of a batch does so. Of
 Pillow's functions, those are used that compute with integers: maps in fixed point, tables, grey values, equalization.
@@ -24,7 +24,7 @@ Change = Callable[[Photo], Photo]
 
 
 class SingleSteps:
-    """Steps for images of one size on a CPU, each as a function of one image; None for a step that changes nothing."""
+    """Steps for images of one size on a CPU. Each is a function of one image, or None if it changes nothing."""
 
     def __init__(self, steps: Sequence[Step], height: int, width: int) -> None:
         self._changes = [_change_of(step, height, width) for step in steps]
