@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 
 class Forked(subprocess.Popen[str]):
@@ -94,6 +95,8 @@ def _become_another(options: Mapping[str, Any]) -> None:
     atexit._clear()
     multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
     multiprocessing.process._children.clear()  # type: ignore[attr-defined]
+    for kind in (PartialState, AcceleratorState, GradientState):  # an `Accelerator` of the test's process, alone there
+        kind._shared_state.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
