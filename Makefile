@@ -12,7 +12,7 @@ ARGS ?=
 # slow to make.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: setup demo test test-all soak check lint types pages docs bench clean
+.PHONY: setup demo test test-all test-lowest soak check lint types pages docs bench notes release clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,19 @@ test-all: setup
 
 soak: setup
 	$(PYTEST) -m soak $(ARGS)
+
+# The same tests with the oldest version of each package that pyproject.toml allows, in an environment of their own.
+LOWEST ?= .venv-lowest
+LOWEST_PYTHON ?= 3.11
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder \
+		-m 'not slow and not soak' $(ARGS)
+
+$(LOWEST)/.installed: pyproject.toml
+	@test -n "$(UV)" || { echo "make test-lowest: expected uv, found none; pip install uv" >&2; exit 1; }
+	test -x $(LOWEST)/bin/python || $(UV) venv --quiet --python $(LOWEST_PYTHON) $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
 
 check: lint types pages
 
@@ -56,5 +69,14 @@ docs: setup
 bench: setup
 	$(BIN)/dhkd bench $(ARGS)
 
+# The changelog's section of a version, "Unreleased" unless told otherwise: make notes VERSION=0.1.0
+VERSION ?= Unreleased
+notes:
+	@awk '/^## / { inside = $$2 == "$(VERSION)"; next } inside' CHANGELOG.md
+
+# Build the wheel and the source distribution, check both, and try each in a fresh environment.
+release:
+	PYTHON=$(PYTHON) .ci/release
+
 clean:
-	rm -rf $(VENV) .types build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) .types build dist *.egg-info

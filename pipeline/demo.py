@@ -54,7 +54,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
         curves[objective] = Line(range(1, len(epochs) + 1), [epoch.top1 for epoch in epochs])
     title = f"{experiment.teacher.architecture} → {experiment.student.architecture}, glyphs, one seed"
     panel = Panel(curves, "epoch", "test top-1 accuracy (%)", levels={"teacher": teacher.last_top1})
-    picture, _ = draw_lines([panel], title, out / "accuracy")
+    picture = next(iter(draw_lines([panel], title, out / "accuracy")), None)
     return Demo(
         runs=runs,
         cache=cache,
@@ -65,7 +65,7 @@ def run_demo(out: Path | None, *, cpu: bool, smoke: bool) -> Demo:
     )
 
 
-def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str) -> list[str]:
+def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str | None) -> list[str]:
     """Describe in sentences what the figures show, and why they prove little."""
     saved = sum(run.teacher_seconds_saved or 0.0 for run in runs)
     distilled = sum(1 for run in runs if run.teacher_seconds_saved)
@@ -77,7 +77,7 @@ def _reading(runs: Sequence[DemoRun], cache: CachedTeacher, picture: str) -> lis
         f" student number {pays_from} on, and earlier the longer students train.",
         f"Short runs ({cache.cache.samples:,} images, {runs[0].run.epochs} epochs for the teacher,"
         f" {runs[-1].run.epochs} a student) and one seed: differences of a percent or two mean nothing.",
-        f"Curves: {picture}",
+        *([f"Curves: {picture}"] if picture else []),
     ]
 
 

@@ -15,7 +15,7 @@ from dhkd.data.render import Renderer
 from dhkd.pipeline.engines.same import CODE, code_digest
 from dhkd.pipeline.launch import settle_launch
 from dhkd.stages.agreement import require_agreement
-from dhkd.stages.processes import Processes, resolve_precision, watched
+from dhkd.stages.processes import Processes, cpu_capabilities, resolve_precision, watched
 
 log = logging.getLogger("dhkd")
 
@@ -71,7 +71,7 @@ def hardware_name(device: torch.device) -> str:
     """Return the device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+    return str(cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
 
 def hardware(device: torch.device) -> str:

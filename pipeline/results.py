@@ -318,11 +318,14 @@ class DemoRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """The demo's results and where they were written; each line of `reading` states a conclusion from the results."""
+    """The demo's results and where they were written; each line of `reading` states a conclusion from the results.
+
+    `picture` is None if matplotlib is not installed.
+    """
 
     runs: list[DemoRun]
     cache: CachedTeacher
-    picture: str
+    picture: str | None
     folder: str
     seconds: float
     reading: list[str]

@@ -44,7 +44,7 @@ def resolve_precision(precision: str, cpu: bool) -> tuple[Precision, str | None]
         if on_gpu:
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             return ("bf16", "this GPU computes bf16") if native else ("float32", "this GPU would emulate bf16")
-        return cpu_precision(torch.cpu.get_capabilities())
+        return cpu_precision(cpu_capabilities())
     if precision == "fp16" and not on_gpu:
         raise ConfigError("precision fp16: expected a GPU, found none; use --precision bf16 or float32")
     if precision not in ("float32", "bf16", "fp16"):
@@ -52,8 +52,17 @@ def resolve_precision(precision: str, cpu: bool) -> tuple[Precision, str | None]
     return cast(Precision, precision), None
 
 
+# Any: torch's table of plain values
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return what torch knows of the CPU; before version 2.11, that is only whether it has AMX."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+        return capabilities
+    return {"amx_bf16": torch.cpu._is_amx_tile_supported()}
+
+
 def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[Precision, str]:  # Any: torch's table of plain values
-    """Return the faster precision of a CPU with these `torch.cpu.get_capabilities`, and the reason.
+    """Return the faster precision of a CPU with these `cpu_capabilities`, and the reason.
 
     Only AMX multiplies matrices in bf16 faster than in float32. With the bf16 instructions of AVX-512 alone, resnet56
     classifies 0.70 times as many images a second as in float32, and resnet20 trains on 0.84 times as many. Without such

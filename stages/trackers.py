@@ -11,13 +11,13 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.errors import ConfigError, TrackerError
+from dhkd.data.errors import TrackerError
+from dhkd.data.extras import is_installed, require
 from dhkd.data.runs.flat import flat
 from dhkd.data.runs.names import TRACKED, TRACKING
 
@@ -35,13 +35,10 @@ def installed_trackers(names: Sequence[str] = ()) -> tuple[str, ...]:
     If `names` is empty, return TensorBoard if it is installed. Raises `ConfigError` for a tracker that isn't installed.
     """
     if not names:
-        return ("tensorboard",) if find_spec("tensorboard") else ()
+        return ("tensorboard",) if is_installed("tensorboard") else ()
     wanted = tuple(name for name in dict.fromkeys(names) if name != "none")
     for name in wanted:
-        if not find_spec(name):
-            raise ConfigError(
-                f"--track {name}: expected {name} to be installed, found none; pip install 'dhkd[{name}]'"
-            )
+        require(name, f"--track {name}")
     return wanted
 
 

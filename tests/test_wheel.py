@@ -50,7 +50,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_module_and_preset_is_in_the_wheel(unpacked: Path) -> None:
-    kinds = ("py", "yaml", "html", "css", "js")
+    kinds = ("py", "yaml", "html", "css", "js", "png", "npz")
     wanted = [file for folder in FOLDERS for kind in kinds for file in (ROOT / folder).rglob(f"*.{kind}")]
     root = ROOT / "pipeline" / "package"  # the package dhkd itself
     places = {f: f.relative_to(root if f.is_relative_to(root) else ROOT) for f in wanted}

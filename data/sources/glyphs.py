@@ -1,17 +1,18 @@
-"""The embedded data set: 100 printed characters, drawn by this program with the fonts that matplotlib includes.
+"""The embedded data set: 100 printed characters in six fonts, drawn by this program.
 
 Images are 16×16 RGB: 200 training and 40 test images of each character, with small rotation, shear, scale and shift,
 random colours, noise and an occluding stroke. Views must not be mirrored: a mirrored b is a d.
 
 An image depends only on its split and its number in the split; it is computed from Philox draws in integer arithmetic.
-Only the characters' outlines come from FreeType through Pillow; they may differ by a grey level between versions. Such
-a difference changes the data set's fingerprint, which a cache's manifest holds. The set is drawn once and kept in the
-user's cache folder.
+So it is the same on every machine: the characters' outlines, which differ by a grey level between versions of FreeType,
+are a file of the program (tests/golden/draw_outlines.py made it). The set is drawn once and kept in the user's cache
+folder.
 """
 
 import hashlib
 import logging
 from collections.abc import Mapping
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,10 +21,10 @@ import torch
 from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.draws.philox import Domain, below, raw_rows
-from dhkd.data.errors import DataError
 from dhkd.data.images.in_memory import ImageSet
 from dhkd.data.sources.base import Place, Size, Source
 from numpy.typing import NDArray
+from PIL import Image
 
 log = logging.getLogger("dhkd")
 
@@ -32,14 +33,14 @@ GLYPHS_VERSION = 1  # raise it when any pixel changes
 # No two characters look alike at this size: the set has one of 0 O o, one of 1 I l and one of C c, Σ but not ∑, and n
 # but not η.
 CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789abdefghijmnqrtyΓΔΘΛΞΠΣΦΨΩαβγδεζλμξπσφψ!?&%#@$+=*/<>[]{}~€£¥§¶÷±√∞∫"
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono")
+NUM_FONTS = 6
+OUTLINES = "glyphs.png"  # a row for each font, a column for each character
 PER_CLASS = {"train": 200, "test": 40}
 SEED = (1 << 63) + 1  # above every seed that a preset can have, so that no recipe's views share this stream
 
 SIZE = 16
 SAMPLES = 4  # a pixel is the mean of 4×4 samples of the outline
 OUTLINE = 2 * SIZE * SAMPLES  # pixels along a side of an outline: two for each sample
-FONT_SIZE = 96  # in the outline's pixels; a capital letter is a little higher than half of the outline
 FRACTION = 12  # bits after the point of fixed-point numbers
 ONE = 1 << FRACTION
 
@@ -70,10 +71,7 @@ def labels(start: int, stop: int) -> NDArray[np.int64]:
 
 
 def draw(split: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """Draw images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16).
-
-    Raises `DataError` if matplotlib's fonts lack a character.
-    """
+    """Draw images `start` to `stop` of a split, uint8 (stop - start, 3, 16, 16)."""
     outlines = _outlines()
     bounds = [*range(start, stop, 250), stop]  # 250 images take about 20 MB of temporary memory
     return np.concatenate([_draw(outlines, split, *pair) for pair in pairwise(bounds)])
@@ -90,7 +88,7 @@ def _draw(outlines: NDArray[np.uint8], split: str, start: int, stop: int) -> NDA
 
     # The affine map from a sample's position, relative to the image's centre, to a pixel of the outline: first a
     # rotation, then shear, scale and shift.
-    outline = uniform(0, len(FONTS) - 1) * len(CHARACTERS) + labels(start, stop)
+    outline = uniform(0, NUM_FONTS - 1) * len(CHARACTERS) + labels(start, stop)
     cos, sin = _rotation(uniform(-14, 14))
     shear, scale = uniform(-ONE // 6, ONE // 6), uniform(ONE * 84 // 100, ONE * 116 // 100)
     shift_x, shift_y = uniform(-8 * ONE, 8 * ONE), uniform(-8 * ONE, 8 * ONE)
@@ -150,31 +148,10 @@ def _rotation(degrees: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _outlines() -> NDArray[np.uint8]:
-    """Draw every character in every font, centred, uint8 (fonts · characters, OUTLINE, OUTLINE): 0 paper, 255 ink."""
-    import matplotlib
-    from matplotlib.ft2font import FT2Font
-    from PIL import Image, ImageDraw, ImageFont
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    outlines = []
-    for font in FONTS:
-        path = str(folder / f"{font}.ttf")
-        drawable = FT2Font(path).get_charmap()
-        lacking = [character for character in CHARACTERS if ord(character) not in drawable]
-        if lacking:  # missing characters would be drawn as empty boxes
-            raise DataError(
-                f"glyphs: {path}: expected all {len(CHARACTERS)} characters, but {' '.join(lacking)} are missing;"
-                f" install matplotlib again, with its own fonts"
-            )
-        face = ImageFont.truetype(path, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
-        for character in CHARACTERS:
-            canvas = Image.new("L", (OUTLINE, OUTLINE))
-            left, top, right, bottom = face.getbbox(character)
-            # Centred by its ink, so that a glyph's height above the line carries no information.
-            corner = (OUTLINE - round(left + right)) // 2, (OUTLINE - round(top + bottom)) // 2
-            ImageDraw.Draw(canvas).text(corner, character, fill=255, font=face)
-            outlines.append(np.asarray(canvas))
-    return np.stack(outlines)
+    """Return every character in every font, uint8 (fonts · characters, OUTLINE, OUTLINE): 0 paper, 255 ink."""
+    with files("dhkd.data.sources").joinpath(OUTLINES).open("rb") as stream, Image.open(stream) as picture:
+        rows = np.asarray(picture).reshape(NUM_FONTS, OUTLINE, len(CHARACTERS), OUTLINE)
+    return rows.swapaxes(1, 2).reshape(-1, OUTLINE, OUTLINE)
 
 
 def _store(path: Path, pixels: Mapping[str, NDArray[np.uint8]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from dhkd.data.disk.user_cache import user_cache_folder
 from dhkd.data.errors import ConfigError, DataError, DhkdError, unknown
+from dhkd.data.extras import needing
 from dhkd.data.images.chunks import Photos
 from dhkd.data.images.decoding import Reading
 from dhkd.data.images.encoded import PhotoSet
@@ -219,10 +220,8 @@ def _column(where: str, role: str, wanted: str | None, kinds: Mapping[str, str],
 
 def _splits(place: Place, hub_name: str | None, options: Options) -> Splits:
     """Open all splits."""
-    try:
+    with needing("datasets", "huggingface"):
         import datasets
-    except ImportError as error:
-        raise ConfigError("huggingface: the package datasets is missing; install dhkd[huggingface]") from error
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # the hub counts every opening, also of local files

@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from dhkd.data.errors import ConfigError, StorageError
+from dhkd.data.errors import StorageError
+from dhkd.data.extras import needing
 from dhkd.data.patience import PATIENCE, Patience
 from dhkd.data.storage.base import LARGEST_OBJECT, require_size
 from dhkd.data.storage.bucket_errors import REMEDIES, explained, may_pass, reason_of, status_of
@@ -247,9 +248,7 @@ class Bucket:
 
 
 def _library(location: str) -> ModuleType:
-    try:
+    with needing("obstore", location):
         import obstore
         import obstore.exceptions
-    except ImportError as error:
-        raise ConfigError(f"{location}: buckets need obstore; install dhkd[remote]") from error
     return obstore

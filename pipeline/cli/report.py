@@ -64,6 +64,7 @@ def report_runs(folder: str, baseline: str | None, html: Path | None, as_json: b
     Shows mean accuracies over seeds, differences from the baseline, and costs. The word 'runs' may be left out. FOLDER
     may also be a URL in a bucket.
     """
+    from dhkd.data.extras import require
     from dhkd.data.runs.place import runs_at
     from dhkd.data.runs.read import require_runs
     from dhkd.pipeline.cli.tables.runs import runs_table
@@ -71,6 +72,8 @@ def report_runs(folder: str, baseline: str | None, html: Path | None, as_json: b
     from dhkd.pipeline.report.comparison import compare, comparison_json
     from dhkd.pipeline.report.table import write_table
 
+    if html is not None:
+        require("plotly", "--html")
     place = runs_at(folder)
     with place.named():
         place.refresh()
@@ -107,9 +110,11 @@ def serve(folder: str, port: int, baseline: str | None) -> None:
 
     FOLDER may also be a URL in a bucket. Only this machine can reach the page. Ctrl-C stops the server.
     """
+    from dhkd.data.extras import require
     from dhkd.data.runs.place import runs_at
     from dhkd.pipeline.report.serve import server_of
 
+    require("plotly", "serve")
     with server_of(runs_at(folder), port, baseline) as server:
         click.echo(f"http://127.0.0.1:{server.server_port}/", err=True)
         try:

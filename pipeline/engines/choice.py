@@ -4,11 +4,12 @@ This is a separate module without heavy imports, because the command line reads 
 library is imported when the engine is made.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.extras import needing
 from dhkd.pipeline.engines.base import Engine, Needs
 
 HERE = "here"
@@ -75,24 +76,11 @@ def engine_of(options: EngineOptions) -> AbstractContextManager[Engine]:
     Raises `ConfigError` for another name, and if the engine's library is not installed.
     """
     if options.on == RAY or options.on.startswith(f"{RAY}://"):
-        with _needing(options, RAY, "Ray"):
+        with needing("ray", f"--on {options.on}"):
             from dhkd.pipeline.engines.ray import ray_engine
         return ray_engine(options)
     if options.on in (SLURM, f"{SLURM}:local"):
-        with _needing(options, SLURM, "submitit"):
+        with needing("submitit", f"--on {options.on}"):
             from dhkd.pipeline.engines.slurm import slurm_engine
         return slurm_engine(options)
     raise ConfigError(f"--on: expected here, ray, ray://HOST:PORT, slurm or slurm:local, got {options.on!r}")
-
-
-@contextmanager
-def _needing(options: EngineOptions, extra: str, library: str) -> Iterator[None]:
-    """Raise `ConfigError` if the library that an engine imports is not installed; the `extra` installs it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != library.lower():
-            raise
-        raise ConfigError(
-            f"--on {options.on}: expected the library {library}, found none; pip install 'dhkd[{extra}]'"
-        ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from dhkd.data.disk.csv_table import write_csv
 from dhkd.data.errors import RunMismatch
+from dhkd.data.extras import require
 from dhkd.data.runs.names import EPOCHS_KEY, LIVE_KEY, VIEWS_KEY
 from dhkd.data.runs.read import Run, finished_of, kept_weights, why_unusable
 from dhkd.pipeline.data_options import DataOptions
@@ -206,6 +207,7 @@ def report_tsne(
     """
     from dhkd.pipeline.report.networks import outputs_of_runs
 
+    require("sklearn", "report tsne")
     finished = _finished(runs)
     kind_of = kind_by_run(finished)
     first = {kind_of[run.name]: run for run in reversed(finished)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from dhkd.data.errors import ConfigError
+from dhkd.data.extras import needing
 
 
 def torchvisions_names() -> tuple[str, ...]:
@@ -17,10 +17,8 @@ def timms_names() -> tuple[str, ...]:
 
     Raises `ConfigError` if timm is not installed.
     """
-    try:
+    with needing("timm", "teacher.classes: timm"):
         from timm.data.imagenet_info import ImageNetInfo
-    except ModuleNotFoundError as error:
-        raise ConfigError("teacher.classes: timm: it is not installed; pip install timm") from error
     names: list[str] = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]  # timm's
     return tuple(names)
 

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dhkd.data.errors import ConfigError, WeightsError, unknown
+from dhkd.data.extras import needing
 from dhkd.stages.models.architecture import NO_CLASSIFIER, Architecture, options_refused
 from dhkd.stages.models.foreign import ForeignNetwork
 from torch import Tensor, nn
@@ -155,10 +156,8 @@ PACKAGED = {"torchvision": _torchvision_weights, "timm": _timm_weights}
 
 
 def _timm(name: str) -> Any:
-    try:
+    with needing("timm", f"network timm:{name}"):
         import timm
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"network timm:{name}: timm is not installed; pip install timm") from error
     return timm
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from dhkd.data.extras import needing
 from dhkd.stages.report.charts import Figure, LegendEntry, all_rounded, line_charts
 from dhkd.stages.report.figures import Line, Panel
 
@@ -85,7 +86,8 @@ def html_of(page: Page) -> str:
     """Render the page as one HTML file. All text is escaped, whatever its origin."""
     from jinja2 import Environment
 
-    plotly = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    with needing("plotly", "the page of results"):
+        plotly = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
     folder = files("dhkd.stages.report")
     template, css, js = (folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     charts = {re.sub(r"\W+", "-", chart.title.lower()): chart for chart in page.charts}

@@ -1,13 +1,18 @@
-"""Figures as PNG and SVG files for papers and slides, drawn with matplotlib."""
+"""Figures as PNG and SVG files for papers and slides, drawn with matplotlib.
 
+Without matplotlib, which is in an extra, no file is drawn, and a line says so: tables don't need it.
+"""
+
+import logging
 import math
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from dhkd.data.disk.atomic import write_atomically
+from dhkd.data.extras import is_installed, missing
 from dhkd.stages.report.figures import Line, Matrices, Panel, Points, Values, names_of
 from dhkd.stages.report.looks import Look, looks_of
 from dhkd.stages.report.statistics import spread
@@ -16,7 +21,26 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
+log = logging.getLogger("dhkd")
 
+Content = TypeVar("Content")
+Draw = Callable[[Content, str, Path], list[str]]
+
+
+def _if_possible(draw: "Draw[Content]") -> "Draw[Content]":
+    """Return a function that draws if matplotlib is installed, and otherwise says what is missing."""
+
+    @wraps(draw)
+    def draw_or_say(content: Content, title: str, path: Path) -> list[str]:
+        if is_installed("matplotlib"):
+            return draw(content, title, path)
+        log.warning("picture %s is left out: %s", path.name, missing("matplotlib"))
+        return []
+
+    return draw_or_say
+
+
+@_if_possible
 def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     """Draw panels side by side with one legend; return the file names."""
     names = names_of(panels)
@@ -36,6 +60,7 @@ def draw_lines(panels: Sequence[Panel], title: str, path: Path) -> list[str]:
     return _save(figure, path)
 
 
+@_if_possible
 def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
     """Draw panels side by side and return the file names.
 
@@ -55,6 +80,7 @@ def draw_values(panels: Sequence[Values], title: str, path: Path) -> list[str]:
     return _save(figure, path)
 
 
+@_if_possible
 def draw_matrices(matrices: Matrices, title: str, path: Path) -> list[str]:
     """Draw matrices in a grid, with a colour scale that is symmetric about 0; return the file names."""
     limit = matrices.limit
@@ -66,6 +92,7 @@ def draw_matrices(matrices: Matrices, title: str, path: Path) -> list[str]:
     return _save(figure, path)
 
 
+@_if_possible
 def draw_points(points: Points, title: str, path: Path) -> list[str]:
     """Draw a grid with a scatter plot for each name, coloured by label; return the file names."""
     figure, cells = _grid(list(points.by_name), 3.8)

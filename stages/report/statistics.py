@@ -76,11 +76,27 @@ def _deviation_and_half(values: Sequence[float], mean: float) -> tuple[float | N
     # `statistics.stdev` computes in fractions, which is exact, and slow for the curves of hundreds of runs.
     squares = math.fsum((value - mean) ** 2 for value in values) if min(values) < max(values) else 0.0
     deviation = math.sqrt(squares / (len(values) - 1))
-    return deviation, _quantile(len(values) - 1) * deviation / len(values) ** 0.5
+    return deviation, quantile(len(values) - 1) * deviation / len(values) ** 0.5
 
 
 @cache
-def _quantile(freedom: int) -> float:
-    from scipy.special import stdtrit  # scipy.stats has it, too, and takes a second longer to import
+def quantile(freedom: int) -> float:
+    """Return the t with which P(|T| ≤ t) is `CONFIDENCE`, for T of Student's distribution with so many degrees.
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    It is computed here because it is all that stage two would need of scipy.
+    """
+    low, high = 0.0, math.pi / 2
+    while low < (angle := (low + high) / 2) < high:
+        low, high = (angle, high) if _within(angle, freedom) < CONFIDENCE else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """Compute P(|T| ≤ √freedom · tan(angle)). Source: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    odd = freedom % 2
+    power, total = math.cos(angle) if odd else 1.0, 0.0
+    for degree in range(3 if odd else 2, freedom + 1, 2):
+        total += power
+        power *= math.cos(angle) ** 2 * (degree - 1) / degree
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from dhkd.data.errors import ConfigError, unknown
+from dhkd.data.extras import needing
 from dhkd.data.options import checked_options, parameters_of
 from dhkd.data.own_code import find, running
 from dhkd.stages.train.muon import muon
@@ -108,10 +109,8 @@ def _of_timm(
     weight_decay: float,
     options: Mapping[str, object],
 ) -> torch.optim.Optimizer:
-    try:
+    with needing("timm", where):
         timms: Any = import_module("timm.optim")  # Any: timm exports these without saying so
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{where}: timm is not installed; pip install timm") from error
     if not hasattr(timms, "get_optimizer_info"):
         raise ConfigError(f"{where}: expected timm 1.0.12 or newer, got an older one; pip install --upgrade timm")
     if name not in timms.list_optimizers():

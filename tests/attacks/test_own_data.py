@@ -225,7 +225,7 @@ def test_texts_as_labels_are_sorted_and_a_list_reorders_them(tmp_path: Path) -> 
 
 def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    refused(lambda: load("huggingface", tmp_path), "install dhkd[huggingface]")
+    refused(lambda: load("huggingface", tmp_path), "pip install 'dhkd[huggingface]'")
 
 
 # arrays

@@ -7,12 +7,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 from dhkd.data.cache.reader import open_cache
 from dhkd.data.storage.folder import Folder
 from dhkd.data.storage.places import storage_of
 from dhkd.pipeline import caching_on, on_workers, verify_on
 from dhkd.pipeline.engines.base import Needs
+from dhkd.stages import processes
 
 from tests import servers
 from tests.conformance.places import s3_endpoint
@@ -239,7 +239,7 @@ def test_precision_is_decided_once(teacher: Path, tmp_path: Path, monkeypatch: p
     @contextmanager
     def of(node: str) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": node == "one"})
+            patch.setattr(processes, "cpu_capabilities", lambda: {"amx_bf16": node == "one"})
             yield
 
     out = tmp_path / "c"

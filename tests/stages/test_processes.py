@@ -6,7 +6,7 @@ import pytest
 import torch
 from dhkd.data.errors import ConfigError
 from dhkd.pipeline.environment import processes_for
-from dhkd.stages.processes import Processes, cpu_precision, resolve_precision
+from dhkd.stages.processes import Processes, cpu_capabilities, cpu_precision, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_cpu_takes_bf16_only_where_it_is_faster(capabilities: dict[str, bool],
 def test_only_auto_needs_a_reason() -> None:
     assert resolve_precision("bf16", cpu=True) == ("bf16", None)
     assert resolve_precision("float32", cpu=True) == ("float32", None)
-    assert resolve_precision("auto", cpu=True) == cpu_precision(torch.cpu.get_capabilities())
+    assert resolve_precision("auto", cpu=True) == cpu_precision(cpu_capabilities())
     with pytest.raises(ConfigError, match="precision fp16: expected a GPU"):
         resolve_precision("fp16", cpu=True)
     with pytest.raises(ConfigError, match="expected auto, float32, bf16 or fp16, got 'half'"):

@@ -24,14 +24,15 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.golden import draw_outlines
 from tests.samples import make_images
 
 SMALL = {"train": 3, "test": 1}  # glyphs of each character, where the tests need only a few
 
 
 @pytest.fixture(autouse=True, scope="module")
-def outlines_are_drawn_once() -> Iterator[None]:
-    """Drawn once, because outlines never change and drawing them takes longer than a test's images."""
+def outlines_are_read_once() -> Iterator[None]:
+    """Read once, because reading them takes longer than drawing a test's images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "_outlines", cache(glyphs._outlines))
         yield
@@ -73,6 +74,15 @@ def test_glyphs_are_a_function_of_split_and_position(bounds: list[int], split: s
 @cache
 def first_glyphs(split: str) -> NDArray[np.uint8]:
     return glyphs.draw(split, 0, 300)
+
+
+def test_outlines_are_characters_of_the_fonts() -> None:
+    """As matplotlib's copies of the fonts draw them; versions of FreeType may differ in the grey of an edge."""
+    drawn = draw_outlines.outlines().reshape(glyphs.NUM_FONTS, glyphs.OUTLINE, 100, glyphs.OUTLINE)
+    stored = glyphs._outlines().reshape(glyphs.NUM_FONTS, 100, glyphs.OUTLINE, glyphs.OUTLINE)
+    difference = np.abs(drawn.swapaxes(1, 2).astype(np.int16) - stored)
+    assert difference.max() <= 8
+    assert difference.mean() < 0.01
 
 
 def test_glyphs_are_all_different(train_glyphs: NDArray[np.uint8]) -> None:

@@ -36,7 +36,7 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "dhkd.pipeline.engines.ray_nodes", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     outcome = dhkd(*WORDS, "--out", tmp_path, "--on", "ray")
-    assert_one_line(outcome, 2, ["expected the library Ray, found none; pip install 'dhkd[ray]'"])
+    assert_one_line(outcome, 2, ["--on ray: expected ray to be installed, found none; pip install 'dhkd[ray]'"])
 
 
 def test_help_and_runs_here_import_no_engine() -> None:

@@ -64,7 +64,10 @@ def test_without_slurm_the_line_says_so(tmp_path: Path, monkeypatch: pytest.Monk
 def test_without_submitit_the_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.delitem(sys.modules, "dhkd.pipeline.engines.slurm", raising=False)
-    assert refusal(tmp_path) == "--on slurm:local: expected the library submitit, found none; pip install 'dhkd[slurm]'"
+    assert (
+        refusal(tmp_path)
+        == "--on slurm:local: expected submitit to be installed, found none; pip install 'dhkd[slurm]'"
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Means, spreads and paired differences over seeds, compared with scipy and with cases computed by hand."""
 
 import pytest
-from dhkd.stages.report.statistics import difference, spread
+from dhkd.stages.report.statistics import difference, quantile, spread
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,13 @@ def test_the_interval_is_students_t(values: list[float]) -> None:
     assert found.interval == pytest.approx((low, high))
     assert (found.count, found.mean) == (len(values), pytest.approx(stats.tmean(values)))
     assert found.deviation == pytest.approx(stats.tstd(values))
+
+
+def test_quantiles_are_those_of_scipy() -> None:
+    from scipy.special import stdtrit
+
+    for freedom in (*range(1, 40), 100, 999, 10_000):
+        assert quantile(freedom) == pytest.approx(stdtrit(freedom, 0.975), rel=1e-12)
 
 
 def test_one_value_has_no_spread() -> None:
