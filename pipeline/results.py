@@ -98,7 +98,8 @@ class TrainedRun(ShownAsText):
     over all parts of an interrupted run. The figures and the hash of `ema` are those of the average of the weights, and
     None if none was kept. If the run was stopped early, `planned_epochs` is how many epochs it might have had. If the
     run went on with another number of processes, `parts` says how many of them trained how many epochs, in order. A
-    teacher's run has no `distillation`. `settings_sha256` is the hash of the settings in config.yaml with which the run
+    teacher's run has no `distillation`. `test_samples` is the number of images on which accuracy was measured; results
+    of earlier versions lack it. `settings_sha256` is the hash of the settings in config.yaml with which the run
     was trained.
     """
 
@@ -121,6 +122,7 @@ class TrainedRun(ShownAsText):
     seed: int
     distillation: Distillation | None = field(default=None, metadata=INLINE)
     measured: str | None = field(default=None, metadata=OMIT_NONE)
+    test_samples: int | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     sha256: str
     ema_sha256: str | None = field(default=None, metadata=OMIT_NONE)

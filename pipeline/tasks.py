@@ -81,6 +81,7 @@ def finished(
         seed=setting.seed,
         distillation=distillation,
         measured=task.measured if task.measured != USUAL else None,
+        test_samples=len(accuracy_of.renderer.images),
         unreadable_files=unreadable_files(task.stream.renderer, processes),
         sha256=weights_sha256(network),
         ema_sha256=_sha256_of_average(task.ema, network),

@@ -35,4 +35,4 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return digits.images, digits.target
 
 
-SOURCE = Source(load, Size(NUM_TRAIN, 10, 8))
+SOURCE = Source(load, Size(NUM_TRAIN, 10, 8, tested=360), bundled=True)

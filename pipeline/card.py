@@ -1,0 +1,360 @@
+"""The model card of a finished run: the README with which a model hub shows what the network is and how good it is.
+
+It begins with YAML that hubs read. It names neither a licence, which only the network's owner can choose, nor paths of
+the machine where the run was trained.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from dhkd.configs.load import experiment_of_run, parse_experiment
+from dhkd.configs.schema import Experiment, Training
+from dhkd.data.cache.find import find
+from dhkd.data.cache.manifest import Facts, signal_name
+from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
+from dhkd.data.runs.config import read_config
+from dhkd.data.runs.folder import RunFolder
+from dhkd.data.runs.measured import USUAL, top1_name
+from dhkd.data.runs.names import CLASSES, CODE, COMMAND_KEY, CONFIG, RESULT, SEED_KEY, SWEEP
+from dhkd.data.runs.read import finished_of, read_runs
+from dhkd.data.sources import SOURCES
+from dhkd.data.storage.places import storage_of
+from dhkd.pipeline.claims import settings_of
+from dhkd.pipeline.markdown import code, fenced, folded, front_matter, table
+from dhkd.pipeline.results import CacheSummary, TrainedRun
+from dhkd.stages.report.statistics import Spread, spread, wilson_interval
+
+NAME = "README.md"
+SETTINGS = "settings.yaml"  # the name under which the card's reader saves its settings
+HUGGINGFACE = "huggingface:"
+ON_HUB = {"cifar100": "uoft-cs/cifar100"}  # the names of data sets on the hub, by source
+LIBRARY = "dhkd"
+
+
+def model_card(run: Path, *, files: Sequence[str] = (), ema: bool = False, name: str | None = None) -> str:
+    """Return the model card of the finished run in the folder `run`.
+
+    `files` are the names of the files with the network that will lie beside the card, such as "student.onnx"; the card
+    says how to use each. If `ema` is true, the network is the average that the run kept of its weights. `name` is the
+    network's name on the hub; it is made of network and data set if it is None. If the run belongs to a sweep, the card
+    also has the mean over the sweep's runs that differ only in their seed.
+
+    Raises `WeightsError` for a folder without a finished run, and `RunMismatch` for a damaged one.
+    """
+    facts = _facts(run, ema)
+    name = name or f"{_plain(facts.result.architecture)}-{_plain(facts.experiment.data.source)}"
+    parts = [
+        front_matter(_hub_facts(facts, name)),
+        f"# {name}",
+        _summary(facts),
+        "## Accuracy",
+        _accuracy(facts),
+        *(["## Use", *(_use(file) for file in files)] if files else []),
+        "## Training",
+        table(["", ""], [[key, value] for key, value in _training(facts)]),
+        "## Commands",
+        _commands(facts),
+        folded(f"Settings ({SETTINGS})", fenced(_settings_text(facts.experiment), "yaml")),
+        *([folded(f"The {len(facts.classes)} classes", fenced("\n".join(facts.classes)))] if facts.classes else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known about a run. `seeds` is None unless a sweep has runs that differ from this one in their seed."""
+
+    result: TrainedRun
+    experiment: Experiment
+    ema: bool
+    classes: Sequence[str]
+    code: Sequence[str]
+    seeds: Spread | None
+
+    @property
+    def training(self) -> Training:
+        """The settings with which this network was trained."""
+        return self.experiment.teacher if self.result.role == "teacher" else self.experiment.student
+
+    @property
+    def cache(self) -> CacheSummary | None:
+        """The cache that the student was trained from."""
+        return self.result.distillation.cache if self.result.distillation else None
+
+    @property
+    def top1(self) -> float:
+        """Accuracy, or agreement with the teacher, in percent."""
+        return self.result.last_top1 if not self.ema else _of_average(self.result.last_ema_top1)
+
+    @property
+    def top5(self) -> float:
+        """The same for the five most probable classes."""
+        return self.result.last_top5 if not self.ema else _of_average(self.result.last_ema_top5)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, if it is recorded."""
+        return len(self.classes) or (self.cache.classes if self.cache else None) or self.experiment.data.num_classes
+
+    @property
+    def tested_on(self) -> int | None:
+        """The number of images on which accuracy was measured; None if it is unknown."""
+        data = self.experiment.data
+        if self.result.test_samples is not None or self.result.measured not in (None, USUAL, "test agreement"):
+            return self.result.test_samples
+        source = SOURCES.get(data.source)
+        return data.test_limit or (source.size.tested if source and source.size else None)
+
+    @cached_property
+    def of_teacher(self) -> Facts:
+        """What the cache records of how its teacher was run; empty if the cache is not at hand any more."""
+        if self.cache is None:
+            return {}
+        try:
+            stored = find(storage_of(self.cache.path))
+        except DhkdError:
+            return {}
+        if stored is None or stored.manifest.digest != self.cache.digest:
+            return {}
+        recorded = stored.manifest.provenance.get(signal_name(self.experiment.student.teacher, "logits"))
+        return recorded if isinstance(recorded, dict) else {}
+
+
+def _facts(run: Path, ema: bool) -> _Facts:
+    config = read_config(run)
+    plain = RunFolder(run, config, resume=True).result if config is not None else None
+    if config is None or plain is None:
+        raise WeightsError(f"{run}: expected a finished run with {CONFIG} and {RESULT}, found none; finish it first")
+    result = TrainedRun.from_json(plain, str(run / RESULT))
+    recorded = config.get("run")
+    origins = recorded.get(CODE) if isinstance(recorded, dict) else None
+    if ema and result.last_ema_top1 is None:
+        raise WeightsError(f"{run}: expected an average of the weights, the run kept none; leave out --ema")
+    return _Facts(
+        result=result,
+        experiment=experiment_of_run(run),
+        ema=ema,
+        classes=_lines(run / CLASSES),
+        code=sorted({name.rpartition(":")[0] for name in origins or ()}),
+        seeds=_over_seeds(run, ema),
+    )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunMismatch(f"{file}: expected the names of classes, one in each line, got something else") from error
+
+
+def _over_seeds(run: Path, ema: bool) -> Spread | None:
+    """Return the accuracy over the runs of a sweep that have the settings of this one but for the seed."""
+    sweep = run.absolute().parent
+    if not (sweep / SWEEP).is_file():
+        return None
+    finished = finished_of(read_runs(sweep))
+    mine = next((other for other in finished if other.path.absolute() == run.absolute()), None)
+    if mine is None or mine.settings.get(COMMAND_KEY) not in (None, "train-student"):
+        return None
+
+    # Any: settings are YAML.
+    def without_seed(settings: Any) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key != SEED_KEY}
+
+    alike = [one.finished_result for one in finished if without_seed(one.settings) == without_seed(mine.settings)]
+    values = [one.last_ema_top1 if ema else one.last_top1 for one in alike]
+    return spread([value for value in values if value is not None]) if len(values) > 1 else None
+
+
+def _of_average(figure: float | None) -> float:
+    assert figure is not None, "checked before"
+    return figure
+
+
+# Any: the hub's YAML.
+def _hub_facts(facts: _Facts, name: str) -> dict[str, Any]:
+    source = facts.experiment.data.source
+    on_hub = source.removeprefix(HUGGINGFACE) if source.startswith(HUGGINGFACE) else ON_HUB.get(source)
+    split = "validation" if (facts.result.measured or "").startswith("val") else "test"
+    of_teacher = (facts.result.measured or "").endswith("agreement")
+    figures = [
+        {"type": "agreement" if of_teacher else "accuracy", "value": round(value, 2), "name": f"{title} (%)"}
+        for title, value in ((_top1_title(facts), facts.top1), (_top1_title(facts).replace("1", "5"), facts.top5))
+    ]
+    return {
+        "library_name": LIBRARY,
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "pytorch", *(["knowledge-distillation"] * (facts.result.role == "student"))],
+        **({"datasets": [on_hub]} if on_hub else {}),
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification", "name": "Image classification"},
+                        "dataset": {"name": _plain(source), "type": on_hub or _plain(source), "split": split},
+                        "metrics": figures,
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _plain(name: str) -> str:
+    """Return the last part of a name, such as resnet50 for torchvision:resnet50, in characters that titles may have."""
+    last = PurePosixPath(name.rpartition(":")[2]).name
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in last) or "network"
+
+
+def _top1_title(facts: _Facts) -> str:
+    name = top1_name(facts.result.measured)
+    return "Top-1 accuracy" if name == "top-1" else f"{name[0].upper()}{name[1:]}"
+
+
+def _summary(facts: _Facts) -> str:
+    result, experiment = facts.result, facts.experiment
+    classes = f" of {facts.num_classes} classes" if facts.num_classes else ""
+    what = f"{code(result.architecture)} with {result.parameters:,} parameters, an image classifier{classes}"
+    if result.distillation is None:
+        how = f"trained on {code(experiment.data.source)} with cross-entropy"
+    else:
+        how = f"trained on {code(experiment.data.source)} with the method {code(result.distillation.objective)}"
+        if facts.cache is not None:
+            teacher = f"the teacher {code(facts.cache.teacher)}" if facts.cache.teacher else "a teacher"
+            how += f" from the cached outputs of {teacher}"
+    kept = " Its weights are the average (EMA) that the run kept of them." if facts.ema else ""
+    return f"{what}, {how}.{kept}"
+
+
+def _accuracy(facts: _Facts) -> str:
+    rows = []
+    for title, value in ((_top1_title(facts), facts.top1), (_top1_title(facts).replace("1", "5"), facts.top5)):
+        interval = wilson_interval(value, facts.tested_on) if facts.tested_on else None
+        rows.append([title, f"{value:.2f} %", f"{interval[0]:.2f} to {interval[1]:.2f} %" if interval else ""])
+    if facts.seeds is not None:
+        low, high = facts.seeds.interval or (facts.seeds.mean, facts.seeds.mean)
+        title = f"Mean of {facts.seeds.count} runs that differ only in their seed"
+        rows.append([title, f"{facts.seeds.mean:.2f} %", f"{low:.2f} to {high:.2f} %"])
+    of_teacher = facts.of_teacher.get("teacher_test_top1")
+    if isinstance(of_teacher, int | float):
+        rows.append(["The teacher's top-1 accuracy", f"{of_teacher:.2f} %", ""])
+    notes = ["Figures are those of the last epoch, whose weights these are."]
+    if facts.tested_on:
+        notes.append(
+            f"An interval covers the choice of the {facts.tested_on:,} images on which the network was tested (Wilson's"
+            f" interval)."
+        )
+    else:
+        notes.append("The run doesn't record on how many images it was tested, so there is no interval.")
+    if facts.seeds is not None:
+        notes.append("That of the mean covers what changes with the seed (Student's t distribution).")
+    return f"{table(['', '', '95 % interval'], rows)}\n\n{' '.join(notes)}"
+
+
+def _use(file: str) -> str:
+    """Return how to use one file with the network."""
+    command = fenced(f"pip install dhkd\ndhkd predict {shlex.quote(file)} photo.jpg", "bash")
+    return f"{code(file)}: {_USES.get(PurePosixPath(file).suffix, 'weights.')}\n\n{command}"
+
+
+_USES = {
+    ".safetensors": "the weights; the metadata has the network's name, the classes and the normalisation.",
+    ".onnx": "takes pixels, `uint8` (N, C, H, W), and returns `logits`. It normalises the pixels itself; the metadata"
+    " has the classes, and how an image of another size is resized.",
+    ".pt2": "a program of `torch.export`, which takes pixels, `uint8` (N, C, H, W), and returns logits. It normalises"
+    " the pixels itself. Such a file can run code when it is opened, so `predict` asks for `--allow-code`.",
+}
+
+
+def _training(facts: _Facts) -> list[tuple[str, str]]:
+    result, data, settings = facts.result, facts.experiment.data, facts.training
+    rows = [("Data", code(data.source) + (f", the first {data.limit:,} training images" if data.limit else ""))]
+    if facts.cache is not None:
+        cache, sha256 = facts.cache, facts.cache.teacher_sha256
+        of_weights = f", weights with the SHA-256 {code(sha256)}" if sha256 else ""
+        rows += [
+            ("Teacher", (code(cache.teacher) if cache.teacher else "not recorded") + of_weights),
+            (
+                "Cache",
+                f"{code(_last_part(cache.path))}: {', '.join(map(code, cache.signals))} for {cache.views} views of"
+                f" {cache.samples:,} images, identity {code(cache.digest)}",
+            ),
+        ]
+    if result.distillation is not None:
+        live = result.distillation.live
+        computed = f", with {', '.join(map(code, live))} from a teacher in every step" if live else ""
+        rows.append(("Method", code(result.distillation.objective) + computed))
+    rows += [
+        (
+            "Schedule",
+            f"{result.epochs} epochs, batch size {settings.batch_size}, learning rate {settings.lr:g}"
+            f" ({code(settings.lr_schedule)}), {code(settings.optimizer.name if settings.optimizer else 'sgd')}",
+        ),
+        ("Seed", str(result.seed)),
+        ("Precision", code(result.precision)),
+        ("Hardware", f"{code(result.hardware)}, {result.processes} process(es), {result.seconds:,.0f} s"),
+        ("Versions", ", ".join(f"{_plain(name)} {code(version)}" for name, version in result.versions.items())),
+        ("SHA-256 of the weights", code((result.ema_sha256 if facts.ema else result.sha256) or "not recorded")),
+    ]
+    return rows
+
+
+def _commands(facts: _Facts) -> str:
+    """Return the commands that train the network again, from the settings that the card holds."""
+    imports = [word for name in facts.code if name for word in ("--import", name)]
+    source = SOURCES.get(facts.experiment.data.source)
+    data = [*imports, *([] if source is not None and source.bundled else ["--data-root", "DATA"])]
+    if facts.result.role == "teacher":
+        lines = [["dhkd", "train-teacher", SETTINGS, *data, "--out", "runs/teacher"]]
+    else:
+        lines, cached = [], []
+        if facts.cache is not None:
+            name = facts.experiment.student.teacher
+            asked = ["--views", str(facts.cache.views), *(["--name", name] if name else [])]
+            lines.append(
+                [
+                    "dhkd",
+                    "cache-teacher",
+                    SETTINGS,
+                    "--teacher",
+                    "TEACHER",
+                    *data,
+                    *asked,
+                    "--out",
+                    "caches/teacher.zarr",
+                ]
+            )
+            cached = ["--cache", "caches/teacher.zarr"]
+        lines.append(["dhkd", "train-student", SETTINGS, *cached, *data, "--out", "runs/student"])
+    text = (
+        f"These train the network again. Save the settings below as {code(SETTINGS)}. `TEACHER` stands for the teacher's"
+        f" weights, and `DATA` for the data set's folder."
+    )
+    return f"{text}\n\n{fenced(chr(10).join(map(shlex.join, lines)), 'bash')}"
+
+
+def _settings_text(experiment: Experiment) -> str:
+    """Return the settings as YAML of a preset, without those that are null if that changes nothing."""
+    whole = settings_of(experiment)
+    short = _without_nulls(whole)
+    same = parse_experiment(short, "the card's settings") == parse_experiment(whole, "the run's settings")
+    return yaml.safe_dump(short if same else whole, sort_keys=False, allow_unicode=True)
+
+
+# Any: settings are YAML.
+def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in tree.items() if value is not None}
+    return {key: _without_nulls(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2] or path
