@@ -6,28 +6,18 @@ the machine where the run was trained.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from dhkd.configs.load import experiment_of_run, parse_experiment
-from dhkd.configs.schema import Experiment, Training
-from dhkd.data.cache.find import find
-from dhkd.data.cache.manifest import Facts, signal_name
-from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
-from dhkd.data.runs.config import read_config
-from dhkd.data.runs.folder import RunFolder
-from dhkd.data.runs.measured import USUAL, top1_name
-from dhkd.data.runs.names import CLASSES, CODE, COMMAND_KEY, CONFIG, RESULT, SEED_KEY, SWEEP
-from dhkd.data.runs.read import finished_of, read_runs
+from dhkd.configs.load import parse_experiment
+from dhkd.configs.schema import Experiment
+from dhkd.data.runs.measured import top1_name
 from dhkd.data.sources import SOURCES
-from dhkd.data.storage.places import storage_of
+from dhkd.pipeline.card_facts import CardFacts, facts_of_run
 from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.markdown import code, fenced, folded, front_matter, table
-from dhkd.pipeline.results import CacheSummary, TrainedRun
-from dhkd.stages.report.statistics import Spread, spread, wilson_interval
+from dhkd.stages.report.statistics import wilson_interval
 
 NAME = "README.md"
 SETTINGS = "settings.yaml"  # the name under which the card's reader saves its settings
@@ -46,7 +36,7 @@ def model_card(run: Path, *, files: Sequence[str] = (), ema: bool = False, name:
 
     Raises `WeightsError` for a folder without a finished run, and `RunMismatch` for a damaged one.
     """
-    facts = _facts(run, ema)
+    facts = facts_of_run(run, ema=ema)
     name = name or f"{_plain(facts.result.architecture)}-{_plain(facts.experiment.data.source)}"
     parts = [
         front_matter(_hub_facts(facts, name)),
@@ -65,121 +55,8 @@ def model_card(run: Path, *, files: Sequence[str] = (), ema: bool = False, name:
     return "\n\n".join(parts) + "\n"
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What is known about a run. `seeds` is None unless a sweep has runs that differ from this one in their seed."""
-
-    result: TrainedRun
-    experiment: Experiment
-    ema: bool
-    classes: Sequence[str]
-    code: Sequence[str]
-    seeds: Spread | None
-
-    @property
-    def training(self) -> Training:
-        """The settings with which this network was trained."""
-        return self.experiment.teacher if self.result.role == "teacher" else self.experiment.student
-
-    @property
-    def cache(self) -> CacheSummary | None:
-        """The cache that the student was trained from."""
-        return self.result.distillation.cache if self.result.distillation else None
-
-    @property
-    def top1(self) -> float:
-        """Accuracy, or agreement with the teacher, in percent."""
-        return self.result.last_top1 if not self.ema else _of_average(self.result.last_ema_top1)
-
-    @property
-    def top5(self) -> float:
-        """The same for the five most probable classes."""
-        return self.result.last_top5 if not self.ema else _of_average(self.result.last_ema_top5)
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes, if it is recorded."""
-        return len(self.classes) or (self.cache.classes if self.cache else None) or self.experiment.data.num_classes
-
-    @property
-    def tested_on(self) -> int | None:
-        """The number of images on which accuracy was measured; None if it is unknown."""
-        data = self.experiment.data
-        if self.result.test_samples is not None or self.result.measured not in (None, USUAL, "test agreement"):
-            return self.result.test_samples
-        source = SOURCES.get(data.source)
-        return data.test_limit or (source.size.tested if source and source.size else None)
-
-    @cached_property
-    def of_teacher(self) -> Facts:
-        """What the cache records of how its teacher was run; empty if the cache is not at hand any more."""
-        if self.cache is None:
-            return {}
-        try:
-            stored = find(storage_of(self.cache.path))
-        except DhkdError:
-            return {}
-        if stored is None or stored.manifest.digest != self.cache.digest:
-            return {}
-        recorded = stored.manifest.provenance.get(signal_name(self.experiment.student.teacher, "logits"))
-        return recorded if isinstance(recorded, dict) else {}
-
-
-def _facts(run: Path, ema: bool) -> _Facts:
-    config = read_config(run)
-    plain = RunFolder(run, config, resume=True).result if config is not None else None
-    if config is None or plain is None:
-        raise WeightsError(f"{run}: expected a finished run with {CONFIG} and {RESULT}, found none; finish it first")
-    result = TrainedRun.from_json(plain, str(run / RESULT))
-    recorded = config.get("run")
-    origins = recorded.get(CODE) if isinstance(recorded, dict) else None
-    if ema and result.last_ema_top1 is None:
-        raise WeightsError(f"{run}: expected an average of the weights, the run kept none; leave out --ema")
-    return _Facts(
-        result=result,
-        experiment=experiment_of_run(run),
-        ema=ema,
-        classes=_lines(run / CLASSES),
-        code=sorted({name.rpartition(":")[0] for name in origins or ()}),
-        seeds=_over_seeds(run, ema),
-    )
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunMismatch(f"{file}: expected the names of classes, one in each line, got something else") from error
-
-
-def _over_seeds(run: Path, ema: bool) -> Spread | None:
-    """Return the accuracy over the runs of a sweep that have the settings of this one but for the seed."""
-    sweep = run.absolute().parent
-    if not (sweep / SWEEP).is_file():
-        return None
-    finished = finished_of(read_runs(sweep))
-    mine = next((other for other in finished if other.path.absolute() == run.absolute()), None)
-    if mine is None or mine.settings.get(COMMAND_KEY) not in (None, "train-student"):
-        return None
-
-    # Any: settings are YAML.
-    def without_seed(settings: Any) -> dict[str, Any]:
-        return {key: value for key, value in settings.items() if key != SEED_KEY}
-
-    alike = [one.finished_result for one in finished if without_seed(one.settings) == without_seed(mine.settings)]
-    values = [one.last_ema_top1 if ema else one.last_top1 for one in alike]
-    return spread([value for value in values if value is not None]) if len(values) > 1 else None
-
-
-def _of_average(figure: float | None) -> float:
-    assert figure is not None, "checked before"
-    return figure
-
-
 # Any: the hub's YAML.
-def _hub_facts(facts: _Facts, name: str) -> dict[str, Any]:
+def _hub_facts(facts: CardFacts, name: str) -> dict[str, Any]:
     source = facts.experiment.data.source
     on_hub = source.removeprefix(HUGGINGFACE) if source.startswith(HUGGINGFACE) else ON_HUB.get(source)
     split = "validation" if (facts.result.measured or "").startswith("val") else "test"
@@ -215,12 +92,12 @@ def _plain(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in last) or "network"
 
 
-def _top1_title(facts: _Facts) -> str:
+def _top1_title(facts: CardFacts) -> str:
     name = top1_name(facts.result.measured)
     return "Top-1 accuracy" if name == "top-1" else f"{name[0].upper()}{name[1:]}"
 
 
-def _summary(facts: _Facts) -> str:
+def _summary(facts: CardFacts) -> str:
     result, experiment = facts.result, facts.experiment
     classes = f" of {facts.num_classes} classes" if facts.num_classes else ""
     what = f"{code(result.architecture)} with {result.parameters:,} parameters, an image classifier{classes}"
@@ -235,7 +112,7 @@ def _summary(facts: _Facts) -> str:
     return f"{what}, {how}.{kept}"
 
 
-def _accuracy(facts: _Facts) -> str:
+def _accuracy(facts: CardFacts) -> str:
     rows = []
     for title, value in ((_top1_title(facts), facts.top1), (_top1_title(facts).replace("1", "5"), facts.top5)):
         interval = wilson_interval(value, facts.tested_on) if facts.tested_on else None
@@ -275,7 +152,7 @@ _USES = {
 }
 
 
-def _training(facts: _Facts) -> list[tuple[str, str]]:
+def _training(facts: CardFacts) -> list[tuple[str, str]]:
     result, data, settings = facts.result, facts.experiment.data, facts.training
     rows = [("Data", code(data.source) + (f", the first {data.limit:,} training images" if data.limit else ""))]
     if facts.cache is not None:
@@ -308,9 +185,9 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def _commands(facts: _Facts) -> str:
+def _commands(facts: CardFacts) -> str:
     """Return the commands that train the network again, from the settings that the card holds."""
-    imports = [word for name in facts.code if name for word in ("--import", name)]
+    imports = [word for name in facts.imports if name for word in ("--import", name)]
     source = SOURCES.get(facts.experiment.data.source)
     data = [*imports, *([] if source is not None and source.bundled else ["--data-root", "DATA"])]
     if facts.result.role == "teacher":
@@ -336,8 +213,8 @@ def _commands(facts: _Facts) -> str:
             cached = ["--cache", "caches/teacher.zarr"]
         lines.append(["dhkd", "train-student", SETTINGS, *cached, *data, "--out", "runs/student"])
     text = (
-        f"These train the network again. Save the settings below as {code(SETTINGS)}. `TEACHER` stands for the teacher's"
-        f" weights, and `DATA` for the data set's folder."
+        f"These train the network again. Save the settings below as {code(SETTINGS)}. `TEACHER` stands for"
+        f" the teacher's weights, and `DATA` for the data set's folder."
     )
     return f"{text}\n\n{fenced(chr(10).join(map(shlex.join, lines)), 'bash')}"
 
