@@ -13,7 +13,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.own_failures import failed
 from dhkd.stages.models.architecture import AUTO, NO_CLASSIFIER, Architecture
 from dhkd.stages.models.checkpointing import enable_in_library, keep_buffers_in_backward
-from dhkd.stages.models.forward_results import features_in, is_one_of_several, logits_in
+from dhkd.stages.models.forward_results import features_in, first_logits, is_one_of_several, logits_in
 from dhkd.stages.models.module_maps import ModuleMaps, candidates, timm_maps
 from dhkd.stages.models.network import Network, Outputs, batch_norms_called
 from torch import Tensor, nn
@@ -122,6 +122,10 @@ class ForeignNetwork(Network):
         with self._maps.seen(*images_BCHW.shape[2:]) as seen, _inputs_of_poolings(self.inner) as pooled:
             outputs = self._outputs(images_BCHW)
         return outputs._replace(maps=tuple(seen), final=_final(outputs.embedding, [*pooled, seen[-1].after]))
+
+    def logits_of(self, images_BCHW: Tensor) -> Tensor:
+        """Compute the logits as `forward` does, without hooks and without checks of their shape."""
+        return first_logits(self.inner(images_BCHW), self.name)
 
     def _outputs(self, images_BCHW: Tensor) -> Outputs:
         """Return the outputs of one forward pass, without maps."""
