@@ -32,7 +32,7 @@ class Preparation:
     def recipe(self) -> Recipe:
         """The recipe that prepares images in this way."""
         if self.resize is None:
-            return Covering((self.height, self.width), self.interpolation)
+            return Covering(self.height, self.width, self.interpolation)
         return CenterCrop(self.height, self.resize, self.interpolation)
 
     def plain(self) -> dict[str, object]:

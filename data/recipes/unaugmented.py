@@ -109,13 +109,19 @@ class CenterCrop(Unaugmented):
 
 @dataclass(frozen=True)
 class Covering(Unaugmented):
-    """An image of any size, resized until it just covers height and width `shape`, then its central part.
+    """An image of any size, resized until it just covers `height` × `width` pixels, then its central part.
 
     An image of that size stays as it is.
     """
 
-    shape: tuple[int, int]
+    height: int
+    width: int
     interpolation: Interpolation = "bilinear"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.height, self.width
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Return the central part of the resized image, once for each row of draws."""
