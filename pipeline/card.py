@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 from dhkd.configs.load import parse_experiment
-from dhkd.configs.schema import Experiment
+from dhkd.configs.schema import SGD, Experiment
 from dhkd.data.runs.measured import top1_name
 from dhkd.data.sources import SOURCES
 from dhkd.pipeline.card_facts import CardFacts, facts_of_run
 from dhkd.pipeline.claims import settings_of
 from dhkd.pipeline.markdown import code, fenced, folded, front_matter, table
+from dhkd.stages.models.architecture import PROJECTED
 from dhkd.stages.report.statistics import wilson_interval
 
 NAME = "README.md"
@@ -118,7 +119,7 @@ def _accuracy(facts: CardFacts) -> str:
         interval = wilson_interval(value, facts.tested_on) if facts.tested_on else None
         rows.append([title, f"{value:.2f} %", f"{interval[0]:.2f} to {interval[1]:.2f} %" if interval else ""])
     if facts.seeds is not None:
-        low, high = facts.seeds.interval or (facts.seeds.mean, facts.seeds.mean)
+        low, high = (min(100.0, max(0.0, end)) for end in facts.seeds.interval or (facts.seeds.mean,) * 2)
         title = f"Mean of {facts.seeds.count} runs that differ only in their seed"
         rows.append([title, f"{facts.seeds.mean:.2f} %", f"{low:.2f} to {high:.2f} %"])
     of_teacher = facts.of_teacher.get("teacher_test_top1")
@@ -154,6 +155,7 @@ _USES = {
 
 def _training(facts: CardFacts) -> list[tuple[str, str]]:
     result, data, settings = facts.result, facts.experiment.data, facts.training
+    optimizer = settings.optimizer.name if settings.optimizer else SGD
     rows = [("Data", code(data.source) + (f", the first {data.limit:,} training images" if data.limit else ""))]
     if facts.cache is not None:
         cache, sha256 = facts.cache, facts.cache.teacher_sha256
@@ -173,12 +175,15 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
     rows += [
         (
             "Schedule",
-            f"{result.epochs} epochs, batch size {settings.batch_size}, learning rate {settings.lr:g}"
-            f" ({code(settings.lr_schedule)}), {code(settings.optimizer.name if settings.optimizer else 'sgd')}",
+            f"{_number(result.epochs, 'epoch', 'epochs')}, batch size {settings.batch_size}, learning rate"
+            f" {settings.lr:g} ({code(settings.lr_schedule)}), {code(optimizer)}",
         ),
         ("Seed", str(result.seed)),
         ("Precision", code(result.precision)),
-        ("Hardware", f"{code(result.hardware)}, {result.processes} process(es), {result.seconds:,.0f} s"),
+        (
+            "Hardware",
+            f"{code(result.hardware)}, {_number(result.processes, 'process', 'processes')}, {result.seconds:,.0f} s",
+        ),
         ("Versions", ", ".join(f"{_plain(name)} {code(version)}" for name, version in result.versions.items())),
         ("SHA-256 of the weights", code((result.ema_sha256 if facts.ema else result.sha256) or "not recorded")),
     ]
@@ -211,6 +216,9 @@ def _commands(facts: CardFacts) -> str:
                 ]
             )
             cached = ["--cache", "caches/teacher.zarr"]
+        assert facts.result.distillation is not None, "of a student"
+        if facts.result.distillation.live or facts.result.architecture.startswith(PROJECTED):
+            cached += ["--teacher", "TEACHER"]
         lines.append(["dhkd", "train-student", SETTINGS, *cached, *data, "--out", "runs/student"])
     text = (
         f"These train the network again. Save the settings below as {code(SETTINGS)}. `TEACHER` stands for"
@@ -222,6 +230,8 @@ def _commands(facts: CardFacts) -> str:
 def _settings_text(experiment: Experiment) -> str:
     """Return the settings as YAML of a preset, without those that are null if that changes nothing."""
     whole = settings_of(experiment)
+    if weights := whole["student"].get("weights"):
+        whole["student"]["weights"] = _last_part(weights)
     short = _without_nulls(whole)
     same = parse_experiment(short, "the card's settings") == parse_experiment(whole, "the run's settings")
     return yaml.safe_dump(short if same else whole, sort_keys=False, allow_unicode=True)
@@ -231,6 +241,10 @@ def _settings_text(experiment: Experiment) -> str:
 def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in tree.items() if value is not None}
     return {key: _without_nulls(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _number(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
 
 
 def _last_part(path: str) -> str:

@@ -39,7 +39,10 @@ FILES_AT_ONCE = 64
 # The settings that a data set needs of an experiment, for a network of which there is only a file.
 NO_RUN = {
     "description": "a data set alone",
-    "views": {"kind": "random-resized-crop", "flip": False},  # takes images of any size; they are prepared by another recipe
+    "views": {
+        "kind": "random-resized-crop",
+        "flip": False,
+    },  # takes images of any size; they are prepared by another recipe
     "teacher": {"architecture": "none", "epochs": 1, "lr": 0.05},
     "student": {"architecture": "none", "epochs": 1, "lr": 0.05},
 }

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 INPUT, OUTPUT = "pixels", "logits"
 OPSET = 18  # the oldest that torch's exporter writes without converting; onnxruntime 1.14 and newer run it
-EXTRA = "onnx"  # of the package's extras
 LONGEST_REASON = 300  # characters of a library's message
 LARGEST = 2**31 - 2**20  # bytes of a file in the format's encoding, which ends at 2 GiB
 
@@ -27,8 +25,11 @@ def write_onnx(path: Path, network: nn.Module, example_BCHW: Tensor, metadata: M
 
     Raises `ConfigError` if a package of the extra is missing, and `WeightsError` for a network that can't be written.
     """
-    onnx = _imported("onnx")
-    _imported("onnxscript")
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise _missing(error) from error
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > LARGEST:
         raise WeightsError(f"{path}: expected a network of at most 2 GiB, the format's limit, got {size:,} bytes")
@@ -61,7 +62,10 @@ def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Tensor]]:
 
     Raises `ConfigError` if onnxruntime is missing, and `WeightsError` for any other file.
     """
-    runtime = _imported("onnxruntime")
+    try:
+        import onnxruntime as runtime
+    except ImportError as error:
+        raise _missing(error) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # errors reach the user as exceptions
@@ -96,14 +100,8 @@ def reason_of(error: BaseException) -> str:
     return printable_line(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, LONGEST_REASON)
 
 
-# Any: these packages have no types.
-def _imported(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"ONNX: expected the package {name}, found none; pip install 'dhkd[{EXTRA}]'") from error
+def _missing(error: ImportError) -> ConfigError:
+    return ConfigError(f"ONNX: expected the package {error.name}, found none; pip install 'dhkd[onnx]'")
 
 
 @contextlib.contextmanager
