@@ -18,6 +18,7 @@ from dhkd.data.runs.names import CLASSES, CODE, COMMAND_KEY, CONFIG, RESULT, SEE
 from dhkd.data.runs.read import finished_of, read_runs
 from dhkd.data.sources import SOURCES
 from dhkd.data.storage.places import storage_of
+from dhkd.pipeline.build.cache import LOGITS
 from dhkd.pipeline.results import CacheSummary, TrainedRun
 from dhkd.stages.report.statistics import Spread, spread
 
@@ -80,9 +81,12 @@ class CardFacts:
             stored = find(storage_of(self.cache.path))
         except DhkdError:
             return {}
-        if stored is None or stored.manifest.digest != self.cache.digest:
+        logits = signal_name(self.experiment.student.teacher, LOGITS)
+        if stored is None or logits not in stored.manifest.signals:
             return {}
-        recorded = stored.manifest.provenance.get(signal_name(self.experiment.student.teacher, "logits"))
+        if stored.manifest.digest_of([logits]) != self.cache.digest:
+            return {}
+        recorded = stored.manifest.provenance.get(logits)
         return recorded if isinstance(recorded, dict) else {}
 
 

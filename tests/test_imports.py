@@ -59,7 +59,9 @@ HOMES = {
         "stages/train/optimizers.py",
         "stages/train/parameter_groups.py",
     },
-    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), {"stages/models/onnx_file.py"}),
+    "onnx": {"stages/models/onnx_file.py"},
+    "onnxruntime": {"stages/models/onnx_file.py"},
+    "onnxscript": {"stages/models/onnx_file.py"},
     "submitit": {"pipeline/engines/slurm.py", "pipeline/engines/slurm_job.py"},
     "obstore": {"data/storage/bucket.py"},
     "google_crc32c": {

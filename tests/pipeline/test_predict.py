@@ -154,7 +154,7 @@ def test_programs_of_strangers(tmp_path: Path) -> None:
     (tmp_path / "p.pt2").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(ConfigError, match="runs code that they may hold; expected --allow-code"):
         predict(tmp_path / "p.pt2", Wanted(["x.png"]), cpu=True)
-    with pytest.raises(WeightsError, match="expected a file of torch.export, got:"):
+    with pytest.raises(WeightsError, match=r"expected a file of torch.export, got:"):
         predict(tmp_path / "p.pt2", Wanted(["x.png"]), cpu=True, allow_code=True)
     with pytest.raises(WeightsError, match=r"q.onnx: expected a file, found none"):
         predict(tmp_path / "q.onnx", Wanted(["x.png"]), cpu=True)
