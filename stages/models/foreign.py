@@ -145,10 +145,11 @@ class ForeignNetwork(Network):
             for handle in handles:
                 handle.remove()
         if self._features_only:
-            features = features_in(result, self.name, len(images_BCHW))
+            features = features_in(result, self.name, images_BCHW.shape[0])
             final = features if features.ndim == 4 else None
             return Outputs(None, _pooled(features, channels_first=True), (), final)
-        logits_BK = logits_in(result, self.name, len(images_BCHW), self.num_classes)
+        # Not `len`, which would make a number of what exporters keep open.
+        logits_BK = logits_in(result, self.name, images_BCHW.shape[0], self.num_classes)
         if not self._has_run and is_one_of_several(result) and not self.of_library:
             log.info("network %s returns several outputs; its logits are the first, or those of that name", self.name)
         self._has_run = True

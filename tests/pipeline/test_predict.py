@@ -20,6 +20,7 @@ from dhkd.stages.models import build_network
 from dhkd.stages.models.weights import read_metadata, save_weights
 from PIL import Image
 
+from tests.e2e.command_line import assert_one_line, dhkd
 from tests.pipeline.conftest import experiment_of
 
 TEST = Wanted(split="test")
@@ -158,3 +159,16 @@ def test_programs_of_strangers(tmp_path: Path) -> None:
         predict(tmp_path / "p.pt2", Wanted(["x.png"]), cpu=True, allow_code=True)
     with pytest.raises(WeightsError, match=r"q.onnx: expected a file, found none"):
         predict(tmp_path / "q.onnx", Wanted(["x.png"]), cpu=True)
+
+
+def test_the_command_predicts_what_it_can_and_exits_with_1(run: Path, pictures: Path) -> None:
+    outcome = dhkd("predict", run, pictures / "notes.txt", pictures / "inside", "--top", 2, "--cpu")
+    lines = outcome.out.splitlines()
+    assert (outcome.code, len(lines), lines[0].split()) == (1, 3, ["image", "class", "then"])
+    assert f"{pictures / 'notes.txt'}: expected an image, got: no image in a known format" in outcome.err
+    assert "error: 1 of 3 images could not be read; the lines above say why" in outcome.err
+    outcome = dhkd("predict", run, "--split", "test", "--json", "--cpu")
+    tree = json.loads(outcome.out)
+    assert (outcome.code, tree["unreadable"], len(tree["predictions"])) == (0, {}, 20)
+    assert tree["top1"] == predict(run, TEST, cpu=True).top1
+    assert_one_line(dhkd("predict", run, "--cpu"), 2, ["expected files, or the split of a data set", "got neither"])
