@@ -98,7 +98,8 @@ class TrainedRun(ShownAsText):
     over all parts of an interrupted run. The figures and the hash of `ema` are those of the average of the weights, and
     None if none was kept. If the run was stopped early, `planned_epochs` is how many epochs it might have had. If the
     run went on with another number of processes, `parts` says how many of them trained how many epochs, in order. A
-    teacher's run has no `distillation`. `settings_sha256` is the hash of the settings in config.yaml with which the run
+    teacher's run has no `distillation`. `test_samples` is the number of images on which accuracy was measured; results
+    of earlier versions lack it. `settings_sha256` is the hash of the settings in config.yaml with which the run
     was trained.
     """
 
@@ -121,6 +122,7 @@ class TrainedRun(ShownAsText):
     seed: int
     distillation: Distillation | None = field(default=None, metadata=INLINE)
     measured: str | None = field(default=None, metadata=OMIT_NONE)
+    test_samples: int | None = field(default=None, metadata=OMIT_NONE)
     unreadable_files: list[str] | None = field(default=None, metadata=OMIT_NONE)
     sha256: str
     ema_sha256: str | None = field(default=None, metadata=OMIT_NONE)
@@ -187,13 +189,84 @@ class Evaluated(ShownAsText):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
-    """A network that was written as one file; `metadata` is recorded in the file."""
+class Compared:
+    """How far the logits of a written file are from those of the network, over the images that both got.
+
+    `images` says which these were; `top1_changed` counts those whose most probable class differs.
+    """
+
+    images: str
+    samples: int
+    largest_difference: float
+    top1_changed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported(ShownAsText):
+    """A network that was written as one file; `metadata` is recorded in the file.
+
+    `compared` is None for weights, which are not computed with. `card` is the path of the model card, if one was asked
+    for.
+    """
 
     file: str
     metadata: Mapping[str, str] = field(metadata=INLINE)
     parameters: int
     sha256: str
+    compared: Compared | None = field(default=None, metadata=OMIT_NONE)
+    card: str | None = field(default=None, metadata=OMIT_NONE)
+
+    def __str__(self) -> str:
+        line = f"{self.file}: {self.metadata['architecture']}, {self.parameters:,} parameters"
+        if self.compared is not None:
+            line += (
+                f"; its logits for {self.compared.samples} {self.compared.images} differ by at most"
+                f" {self.compared.largest_difference:.2g}"
+            )
+        return line if self.card is None else f"{line}; model card in {self.card}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelyClass:
+    """A class and its probability, 0 to 1; `name` is None if the network's classes have no names."""
+
+    number: int
+    name: str | None = field(default=None, metadata=OMIT_NONE)
+    probability: float
+
+    def __str__(self) -> str:
+        return str(self.number) if self.name is None else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The most probable classes of an image, best first; `label` is the number of its true class, if it is known."""
+
+    image: str
+    label: int | None = field(default=None, metadata=OMIT_NONE)
+    classes: list[LikelyClass]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted(ShownAsText):
+    """The predictions of one network. `unreadable` has the reason for each image that could not be read, by name.
+
+    `top1` is the accuracy in percent, if the images have labels.
+    """
+
+    weights: str
+    architecture: str
+    precision: str
+    predictions: list[Prediction]
+    unreadable: Mapping[str, str]
+    top1: float | None = field(default=None, metadata=OMIT_NONE)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{of_image.image}: {', '.join(f'{one} {100 * one.probability:.1f} %' for one in of_image.classes)}"
+            for of_image in self.predictions
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)

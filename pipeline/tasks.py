@@ -10,6 +10,7 @@ from dhkd.data.runs.measured import USUAL
 from dhkd.data.stream.batches import Stream
 from dhkd.pipeline.build.beginning import Beginning
 from dhkd.pipeline.build.code import code_metadata
+from dhkd.pipeline.build.described import metadata_of_use
 from dhkd.pipeline.build.networks import OF_AVERAGE, metadata_of
 from dhkd.pipeline.build.regularizing import early_stopping_of, ema_of
 from dhkd.pipeline.build.training import learning_rate_of, optimizer_of, student_of
@@ -81,6 +82,7 @@ def finished(
         seed=setting.seed,
         distillation=distillation,
         measured=task.measured if task.measured != USUAL else None,
+        test_samples=len(accuracy_of.renderer.images),
         unreadable_files=unreadable_files(task.stream.renderer, processes),
         sha256=weights_sha256(network),
         ema_sha256=_sha256_of_average(task.ema, network),
@@ -93,6 +95,7 @@ def finished(
     if processes.is_first:
         task.run.require_lock()
         metadata = metadata_of(architecture, accuracy_of.renderer.images, accuracy_of.normalize)
+        metadata |= metadata_of_use(accuracy_of.renderer, accuracy_of.normalize)
         metadata |= code_metadata(architecture.name)
         save_weights(task.run.path / f"{role}.safetensors", network, metadata)
         if task.ema is not None:

@@ -32,8 +32,7 @@ HOMES = {
     "mlflow": {"stages/trackers.py"},
     "wandb": {"stages/trackers.py"},
     "zarr": {"data/cache/layouts/zarr_chunks.py"},
-    "braceexpand": {"data/sources/shard_urls.py"},
-    "webdataset": set(),  # tests alone use this and scipy
+    "webdataset": {"data/sources/shard_urls.py"},
     "PIL": {
         "data/images/cuts.py",
         "data/images/decoding.py",
@@ -60,6 +59,9 @@ HOMES = {
         "stages/train/optimizers.py",
         "stages/train/parameter_groups.py",
     },
+    "onnx": {"stages/models/onnx_file.py"},
+    "onnxruntime": {"stages/models/onnx_file.py"},
+    "onnxscript": {"stages/models/onnx_file.py"},
     "submitit": {"pipeline/engines/slurm.py", "pipeline/engines/slurm_job.py"},
     "obstore": {"data/storage/bucket.py"},
     "google_crc32c": {

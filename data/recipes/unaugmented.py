@@ -15,7 +15,14 @@ from torch import Tensor
 
 
 class Unaugmented(Recipe):
-    """A recipe without random draws."""
+    """A recipe without random draws.
+
+    `keeps_pixels` says that images stay as they are. `centre` is the side of the central square that is kept, the
+    length to which the shorter side is resized before, and how; it is None if that is not what the recipe does.
+    """
+
+    keeps_pixels: bool = False
+    centre: tuple[int, int, Interpolation] | None = None
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -46,6 +53,7 @@ class AsTheyAre(Unaugmented):
     shape: tuple[int, int] | None = None
 
     exact = True
+    keeps_pixels = True
 
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Return the whole image, once for each row of draws. Raises `ConfigError` for an image of another size."""
@@ -79,6 +87,11 @@ class CenterCrop(Unaugmented):
         """Height and width of the pixels."""
         return self.size, self.size
 
+    @property
+    def centre(self) -> tuple[int, int, Interpolation]:  # type: ignore[override]  # an attribute may be a property
+        """The square's side, the length of the shorter side before, and how images are resized."""
+        return self.size, self.resize, self.interpolation
+
     def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
         """Return the central square of the resized image, once for each row of draws."""
         square = pixels_of(cut_of(photo, self.cut(photo.height, photo.width), self.interpolation))
@@ -92,3 +105,41 @@ class CenterCrop(Unaugmented):
         left, top = (round((side - self.size) / 2) for side in (resized_width, resized_height))
         window = (left, top, left + self.size, top + self.size)
         return Cut((0, 0, width, height), (resized_width, resized_height), window, mirrored=False)
+
+
+@dataclass(frozen=True)
+class Covering(Unaugmented):
+    """An image of any size, resized until it just covers `height` × `width` pixels, then its central part.
+
+    An image of that size stays as it is.
+    """
+
+    height: int
+    width: int
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.height, self.width
+
+    def pixels(self, photo: Photo, draws_BD: Tensor) -> NDArray[np.uint8]:
+        """Return the central part of the resized image, once for each row of draws."""
+        part = pixels_of(cut_of(photo, self.cut(photo.height, photo.width), self.interpolation))
+        return np.repeat(part[None], len(draws_BD), axis=0)
+
+    def resident(self, images_NCHW: Tensor) -> Render:
+        """Return a function that renders a whole batch with one gather, if the images have the size already."""
+        if tuple(images_NCHW.shape[2:]) != self.shape:
+            return super().resident(images_NCHW)
+        return lambda view_B, index_B: images_NCHW[index_B.to(images_NCHW.device)]
+
+    def cut(self, height: int, width: int) -> Cut:
+        """Return the cut of an image of `height` × `width` pixels."""
+        rows, columns = self.shape
+        if width * rows >= height * columns:
+            size = rows * width // height, rows
+        else:
+            size = columns, columns * height // width
+        left, top = (round((side - kept) / 2) for side, kept in zip(size, (columns, rows), strict=True))
+        return Cut((0, 0, width, height), size, (left, top, left + columns, top + rows), mirrored=False)

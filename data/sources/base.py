@@ -15,11 +15,15 @@ Labelled = Literal["none", "test"]
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a training split: its samples, its classes, and the pixels along a side of an image."""
+    """The size of a training split: its samples, its classes, and the pixels along a side of an image.
+
+    `tested` is the number of samples of the test split.
+    """
 
     samples: int
     classes: int
     pixels: int
+    tested: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,14 @@ class Source:
     `load` returns the split "train" or "test" found at a place, and raises `DataError` for missing or damaged files.
     `size` describes the training split; it is None if the size isn't known before files are read. `takes` names the
     fields of `Place` that the source uses besides `root`, `download` and `keep_bytes`. `labelled` says whether its
-    images have labels.
+    images have labels. `bundled` says whether they come with a package, so that no files are needed.
     """
 
     load: Callable[[str, Place], Images]
     size: Size | None = None
     takes: tuple[str, ...] = ()
     labelled: bool = True
+    bundled: bool = False
 
 
 def no_test_split(name: str, found: str) -> ConfigError:

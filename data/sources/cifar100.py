@@ -88,4 +88,4 @@ def _download(root: Path) -> None:
         ) from error
 
 
-SOURCE = Source(load, Size(50_000, 100, 32))
+SOURCE = Source(load, Size(50_000, 100, 32, tested=10_000))

@@ -41,4 +41,4 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return arrays["images"], arrays["labels"]
 
 
-SOURCE = Source(load, Size(NUM_TRAIN, 10, 8))
+SOURCE = Source(load, Size(NUM_TRAIN, 10, 8, tested=360), bundled=True)

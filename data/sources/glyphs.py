@@ -182,4 +182,4 @@ def _digest(pixels: Mapping[str, NDArray[np.uint8]]) -> str:
     return digest.hexdigest()
 
 
-SOURCE = Source(load, Size(num_images("train"), len(CHARACTERS), SIZE))
+SOURCE = Source(load, Size(num_images("train"), len(CHARACTERS), SIZE, tested=num_images("test")), bundled=True)

@@ -1,7 +1,7 @@
 """Expands patterns to shard names, and keeps local copies of remote shards.
 
-A data root is a folder or a URL of a web server or bucket. Patterns are those of webdataset. Left out on purpose: its
-ways to open a URL, which start programs and shells, and its variables of the environment in patterns.
+A data root is a folder or a URL of a web server or bucket. Left out on purpose: webdataset's own ways to open a URL,
+which start programs and shells.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from braceexpand import braceexpand
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.disk.regular import open_regular
 from dhkd.data.errors import ConfigError, DataError
@@ -131,10 +130,11 @@ def _require_place(root: str) -> None:
 
 def _names(pattern: str) -> list[str]:
     """Return the names that a pattern stands for; raises `ConfigError` for anything but places below the data root."""
+    from webdataset.shardlists import expand_urls
+
     try:
-        parts = pattern.split("::")
-        count = sum(map(_count, parts))
-        names = [name for part in parts for name in braceexpand(part)] if count <= MOST_SHARDS else []
+        count = sum(map(_count, pattern.split("::")))
+        names = expand_urls(pattern) if count <= MOST_SHARDS else []
     except ValueError as error:
         reason = reason_of(error)
         raise ConfigError(

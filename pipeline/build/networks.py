@@ -268,13 +268,17 @@ def _is_packaged(path: Path) -> bool:
 
 def _mean_std(file: Path) -> MeanStd | None:
     """Return the normalisation that `save_weights` recorded, or None if the file records none."""
-    metadata = _metadata(file)
+    return mean_std_in(_metadata(file), f"weights {file}")
+
+
+def mean_std_in(metadata: Mapping[str, str], where: str) -> MeanStd | None:
+    """Return the normalisation in a file's metadata; None if there is none. Messages begin with `where`."""
     if "mean" not in metadata or "std" not in metadata:
         return None
     try:
         return _per_channel(json.loads(metadata["mean"])), _per_channel(json.loads(metadata["std"]))
     except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"weights {file}: expected a mean and a std of each channel in its metadata") from error
+        raise WeightsError(f"{where}: expected a mean and a std of each channel in its metadata") from error
 
 
 def recorded_metadata(path: Path) -> dict[str, str]:
@@ -296,17 +300,20 @@ def metadata_of(architecture: Architecture, images: Images, normalize: Normaliza
 
 def _class_names(file: Path) -> tuple[str, ...]:
     """Return the names of the outputs that a weights file records; empty if it records none."""
-    metadata = _metadata(file).get(CLASSES)
-    if metadata is None:
+    return class_names_in(_metadata(file), f"weights {file}")
+
+
+def class_names_in(metadata: Mapping[str, str], where: str) -> tuple[str, ...]:
+    """Return the names of the outputs in a file's metadata; empty if there are none. Messages begin with `where`."""
+    recorded = metadata.get(CLASSES)
+    if recorded is None:
         return ()
     try:
-        names = json.loads(metadata)
+        names = json.loads(recorded)
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise WeightsError(
-            f"weights {file}: expected a list of names of its classes in its metadata, got something else"
-        )
+        raise WeightsError(f"{where}: expected a list of names of its classes in its metadata, got something else")
     return tuple(names)
 
 

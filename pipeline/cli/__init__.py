@@ -40,6 +40,7 @@ COMMANDS = (
     report.serve,
     networks.evaluate,
     networks.export,
+    networks.predict,
     cache.inspect,
     cache.verify,
     cache.convert,

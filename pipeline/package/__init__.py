@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from dhkd.pipeline.python.runs import evaluate as evaluate
     from dhkd.pipeline.python.runs import load_network as load_network
     from dhkd.pipeline.python.runs import report as report
+    from dhkd.pipeline.python.trained import export as export
+    from dhkd.pipeline.python.trained import model_card as model_card
+    from dhkd.pipeline.python.trained import predict as predict
     from dhkd.pipeline.python.training import sweep as sweep
     from dhkd.pipeline.python.training import train_student as train_student
     from dhkd.pipeline.python.training import train_teacher as train_teacher
     from dhkd.pipeline.results import CachedTeacher as CachedTeacher
     from dhkd.pipeline.results import Evaluated as Evaluated
+    from dhkd.pipeline.results import Exported as Exported
+    from dhkd.pipeline.results import Predicted as Predicted
     from dhkd.pipeline.results import TrainedRun as TrainedRun
     from dhkd.stages.models.network import Network as Network
     from dhkd.stages.train.gradients import Alignment as Alignment
@@ -49,9 +54,11 @@ _MODULES = {
     "DhkdError": "data.errors",
     "DistillationSet": "pipeline.api",
     "Evaluated": "pipeline.results",
+    "Exported": "pipeline.results",
     "LogitReader": "data.cache.reader",
     "Network": "stages.models.network",
     "Objective": "stages.train.objectives.contract",
+    "Predicted": "pipeline.results",
     "Recipe": "data.recipes.base",
     "RunTable": "pipeline.python.runs",
     "TrainedRun": "pipeline.results",
@@ -60,10 +67,13 @@ _MODULES = {
     "build_network": "pipeline.python.loops",
     "cache_teacher": "pipeline.python.caching",
     "evaluate": "pipeline.python.runs",
+    "export": "pipeline.python.trained",
     "load_network": "pipeline.python.runs",
     "losses": "stages.train.objectives",
+    "model_card": "pipeline.python.trained",
     "offer": "data.own_code",
     "open_cache": "data.cache.reader",
+    "predict": "pipeline.python.trained",
     "report": "pipeline.python.runs",
     "sweep": "pipeline.python.training",
     "train_student": "pipeline.python.training",

@@ -13,7 +13,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.data.own_failures import failed
 from dhkd.stages.models.architecture import AUTO, NO_CLASSIFIER, Architecture
 from dhkd.stages.models.checkpointing import enable_in_library, keep_buffers_in_backward
-from dhkd.stages.models.forward_results import features_in, is_one_of_several, logits_in
+from dhkd.stages.models.forward_results import features_in, first_logits, is_one_of_several, logits_in
 from dhkd.stages.models.module_maps import ModuleMaps, candidates, timm_maps
 from dhkd.stages.models.network import Network, Outputs, batch_norms_called
 from torch import Tensor, nn
@@ -123,6 +123,10 @@ class ForeignNetwork(Network):
             outputs = self._outputs(images_BCHW)
         return outputs._replace(maps=tuple(seen), final=_final(outputs.embedding, [*pooled, seen[-1].after]))
 
+    def logits_of(self, images_BCHW: Tensor) -> Tensor:
+        """Compute the logits as `forward` does, without hooks and without checks of their shape."""
+        return first_logits(self.inner(images_BCHW), self.name)
+
     def _outputs(self, images_BCHW: Tensor) -> Outputs:
         """Return the outputs of one forward pass, without maps."""
         calls: list[tuple[object, object]] = []
@@ -141,10 +145,11 @@ class ForeignNetwork(Network):
             for handle in handles:
                 handle.remove()
         if self._features_only:
-            features = features_in(result, self.name, len(images_BCHW))
+            features = features_in(result, self.name, images_BCHW.shape[0])
             final = features if features.ndim == 4 else None
             return Outputs(None, _pooled(features, channels_first=True), (), final)
-        logits_BK = logits_in(result, self.name, len(images_BCHW), self.num_classes)
+        # Not `len`, which would make a number of what exporters keep open.
+        logits_BK = logits_in(result, self.name, images_BCHW.shape[0], self.num_classes)
         if not self._has_run and is_one_of_several(result) and not self.of_library:
             log.info("network %s returns several outputs; its logits are the first, or those of that name", self.name)
         self._has_run = True

@@ -16,16 +16,22 @@ FEATURES = ("pooler_output", "last_hidden_state", "embedding", "features")
 
 def logits_in(result: object, name: str, batch: int, num_classes: int) -> Tensor:
     """Return the logits (B, K) in what the network `name` returned. Raises `ConfigError` for anything else."""
+    tensor = first_logits(result, name)
+    if tuple(tensor.shape) != (batch, num_classes) or not tensor.is_floating_point():
+        raise ConfigError(
+            f"network {name}: expected logits of shape ({batch}, {num_classes}) for {batch} images and {num_classes}"
+            f" classes, got {described(tensor)}; {_remedy(tensor, batch, num_classes)}"
+        )
+    return tensor
+
+
+def first_logits(result: object, name: str) -> Tensor:
+    """Return the tensor of logits in what the network `name` returned, of whatever shape."""
     tensor = _tensor(result, LOGITS)
     if tensor is None:
         raise ConfigError(
             f"network {name}: expected logits as a tensor, the first of several tensors, or under 'logits', got"
             f" {described(result)}; return the logits from its forward"
-        )
-    if tuple(tensor.shape) != (batch, num_classes) or not tensor.is_floating_point():
-        raise ConfigError(
-            f"network {name}: expected logits of shape ({batch}, {num_classes}) for {batch} images and {num_classes}"
-            f" classes, got {described(tensor)}; {_remedy(tensor, batch, num_classes)}"
         )
     return tensor
 

@@ -126,6 +126,13 @@ class Network(nn.Module, ABC):
     def start_linear(self, layer: nn.Linear) -> None:  # most networks keep torch's values
         """Initialise a linear layer as the published code of this network initialises all its linear layers."""
 
+    def logits_of(self, images_BCHW: Tensor) -> Tensor:
+        """Compute the logits as `forward` does, by operations of torch alone, so that they can be traced.
+
+        A network whose `outputs` does more than that overrides this.
+        """
+        return self(images_BCHW)  # type: ignore[no-any-return]  # torch's calls are untyped
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of images (B, 3, H, W)."""
         logits_BK = self.outputs(images_BCHW).logits

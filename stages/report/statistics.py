@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import Literal
 
 CONFIDENCE = 0.95
@@ -68,6 +68,17 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
         return None
     mean = fmean(paired)
     return Difference(len(paired), mean, *_deviation_and_half(paired, mean))
+
+
+def wilson_interval(percent: float, count: int) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a share that was `percent` among `count` independent draws, in percent.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", J. Am. Stat. Assoc. 22 (1927).
+    """
+    share, z = percent / 100, NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, 100 * (middle - half)), min(100.0, 100 * (middle + half))
 
 
 def _deviation_and_half(values: Sequence[float], mean: float) -> tuple[float | None, float | None]:
