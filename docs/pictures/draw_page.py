@@ -1,0 +1,55 @@
+"""Draws page-light.png and page-dark.png: the page of results of a small real sweep, photographed by chromium.
+
+`python docs/pictures/draw_page.py` trains the demo's teacher and twelve students (some minutes), in a temporary folder;
+with a sweep's folder as argument it photographs that sweep instead.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+HERE = Path(__file__).parent
+COLOURS = 256  # a palette halves the files, and no two of the page's colours become one
+
+
+def dhkd(*words: str) -> None:
+    """Run one command of the program."""
+    subprocess.run([sys.executable, "-m", "dhkd.pipeline.cli", *words], check=True)
+
+
+def sweep(folder: Path) -> Path:
+    """Train the demo's teacher, cache it and train students with four methods and three seeds."""
+    teacher, cache, out = folder / "teacher", folder / "cache.zarr", folder / "sweep"
+    dhkd("train-teacher", "demo", "--out", str(teacher))
+    dhkd("cache-teacher", "demo", "--teacher", str(teacher), "--out", str(cache))
+    grid = "objective=ce,kd,dist,dhkd"
+    dhkd("sweep", "demo", "--cache", str(cache), "--out", str(out), "--grid", grid, "--seeds", "3")
+    return out
+
+
+def photograph(page: Path, scheme: str, file: Path) -> None:
+    """Write the top of the page as it looks on a desktop, two pixels for each point."""
+    browser = next(path for name in ("chromium", "chromium-browser") if (path := shutil.which(name)))
+    with sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        view = launched.new_page(color_scheme=scheme, viewport={"width": 1100, "height": 1000}, device_scale_factor=1.5)
+        view.goto(page.as_uri())
+        view.wait_for_selector(".chart .main-svg")
+        view.wait_for_timeout(1000)
+        view.screenshot(path=file)
+        launched.close()
+    Image.open(file).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = Path(sys.argv[1]) if len(sys.argv) > 1 else sweep(Path(temporary))
+        page = Path(temporary) / "page.html"
+        dhkd("report", str(runs), "--html", str(page))
+        for scheme in ("light", "dark"):
+            photograph(page, scheme, HERE / f"page-{scheme}.png")
