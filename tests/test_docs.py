@@ -86,3 +86,24 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
     assert len(links) > 5
     assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+
+
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_readme_compares_with_the_programs_of_the_whole_comparison() -> None:
+    """Both tables say the same of licenses, and leave no program out."""
+    licenses = []
+    for page in ("README.md", "docs/comparison.md"):
+        lines = [line.strip("| ") for line in (ROOT / page).read_text().splitlines()]
+        (row,) = [line.split(" | ") for line in lines if line.startswith("license |")]
+        headers = {line for line in lines if line.startswith("dhkd | torchdistill |")}
+        assert len(headers) == 1, page
+        licenses.append(row)
+        assert len(row) == 7
+    short, whole = licenses
+    assert all(
+        full.startswith(word) or (word, full) == ("none", "no license file")
+        for word, full in zip(short, whole, strict=True)
+    )
