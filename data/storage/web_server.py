@@ -1,11 +1,13 @@
-"""A cache's objects below a URL of a web server, which is only read and can't list its objects."""
+"""A cache's objects below a URL of a web server or a hub, which is only read and can't list its objects."""
 
 from io import BytesIO
 from urllib.parse import quote
 
 from dhkd.data.errors import ObjectRefused, StorageError
+from dhkd.data.hub import access_hint, require_address_of_files
 from dhkd.data.patience import Patience
 from dhkd.data.storage.base import LARGEST_OBJECT
+from dhkd.data.storage.sums import LARGEST_SUMS, SUMS, parsed_sums
 from dhkd.data.storage.urls import require_plain, where_is
 from dhkd.data.web import PATIENT, TooLarge, WebError, fetch, size_at
 
@@ -23,6 +25,7 @@ class WebServer:
 
     def __init__(self, url: str, patience: Patience = PATIENT) -> None:
         require_plain(url)
+        require_address_of_files(url)
         scheme, _, rest = url.rstrip("/").partition("://")
         self.location, self.patience = f"{scheme.lower()}://{rest}", patience
 
@@ -57,9 +60,12 @@ class WebServer:
         """Return None: a web server can't list its objects."""
         return
 
-    def stamps(self) -> None:
-        """Return None: a web server can't list its objects."""
-        return
+    def stamps(self) -> dict[str, str] | None:
+        """Return the checksums that `dhkd share` wrote into a file, by key; None if there is no such file."""
+        try:
+            return parsed_sums(self.get(SUMS, LARGEST_SUMS))
+        except FileNotFoundError:
+            return None
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Raise `StorageError`."""
@@ -77,7 +83,7 @@ class WebServer:
         if error.status in ABSENT:
             return FileNotFoundError(f"{where}: no object")
         if error.status in NO_ACCESS:
-            return StorageError(f"{where}: no access ({reason}); check the URL; only what is public can be read")
+            return StorageError(f"{where}: no access ({reason}); {access_hint(self.location)}")
         if not error.may_pass:
             return StorageError(f"{where}: refused ({reason}); check the URL, or copy the cache to a folder")
         return StorageError(
