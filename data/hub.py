@@ -17,7 +17,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 SCHEME = "hf"
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_REPOSITORY = rf"(?:datasets/)?{_NAME}/{_NAME}"
+_REPOSITORY = rf"(?:datasets/)?(?!(?:datasets|spaces|buckets)/){_NAME}/{_NAME}"
 _SHORT = re.compile(rf"({_REPOSITORY})(?:@([^/@]+))?(?:/(.*))?")
 _PAGE = re.compile(rf"/({_REPOSITORY})/?(?:(?:tree|blob|raw)/([^/]+)/?(.*))?")
 

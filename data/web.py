@@ -205,7 +205,8 @@ def _require_file(response: http.client.HTTPResponse, host: str, rest: Mapping[s
         raise WebError("it sends another part than was asked for", status, may_pass=True)
     if status != HTTPStatus.OK:
         expired = bool(host) and status in EXPIRED
-        transient = status >= 500 or status in MAY_PASS or expired or status == HTTPStatus.RANGE_NOT_SATISFIABLE
+        changed = bool(rest) and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        transient = status >= 500 or status in MAY_PASS or expired or changed
         wait_s = seconds_asked(response.getheader) if status in (429, 503) else 0.0
         at = f" at {host}, to which it redirects" if host else ""
         raise WebError(phrase(status) + at, status, may_pass=transient, wait_s=wait_s, expired=expired)

@@ -42,7 +42,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def written(root: Path, store: str = "zarr") -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Write a cache of two views of 37 samples into the repository; return its logits (2, 37, 200)."""
-    writer = writer_at(root / REPOSITORY, manifest_of(37, 200, 2, 10, "float32"), store)
+    writer = writer_at(root / REPOSITORY, manifest_of(37, 200, 2, 20, "float32"), store)
     logits = np.random.default_rng(0).standard_normal((2, 37, 200), np.float32)
     for block in writer.plan.blocks():
         rows = slice(block.start, block.stop)
@@ -67,13 +67,12 @@ def put(served: Hub, name: str, content: bytes, repository: str = REPOSITORY) ->
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
 def test_a_cache_is_read_from_a_hub(served: Hub, store: str) -> None:
     logits = written(served.root, store)
-    for address in (f"{served.url}/{REPOSITORY}/resolve/main", f"hf://{REPOSITORY}", f"hf://{REPOSITORY}@v1/"):
-        reader = open_cache(address)
-        assert np.array_equal(np.stack([reader.read_view(view) for view in range(2)]), logits)
-        assert all(isinstance(result, int) for result in reader.damages())
-        served.refuse, served.expired, served.broken = 1, 2, 1
+    reader = open_cache(f"{served.url}/{REPOSITORY}/resolve/main")
+    assert np.array_equal(np.stack([reader.read_view(view) for view in range(2)]), logits)
+    served.refuse, served.expired, served.broken = 1, 2, 1
+    assert all(isinstance(result, int) for result in open_cache(f"hf://{REPOSITORY}@v1").damages())
     asked = [request for request in served.requests if request.startswith("elsewhere GET")]
-    assert len(asked) >= 16  # the blocks of both arrays
+    assert len(asked) >= 8  # the blocks of both arrays
     assert not any(request.startswith("GET") and "/resolve/" not in request for request in served.requests)
     assert served.ranges
 
