@@ -14,7 +14,7 @@ from dhkd.data.errors import ConfigError
 
 ENDPOINT, TOKEN = "HF_ENDPOINT", "HF_TOKEN"  # variables of the environment
 DEFAULT_ENDPOINT = "https://huggingface.co"
-SCHEME = "hf"
+HUB = "hf"  # the scheme of short addresses
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REPOSITORY = rf"(?:datasets/)?(?!(?:datasets|spaces|buckets)/){_NAME}/{_NAME}"
@@ -64,7 +64,7 @@ def address_of(short: str) -> str:
     match = _SHORT.fullmatch(short.partition("://")[2].rstrip("/"))
     if match is None:
         raise ConfigError(
-            f"{short}: expected {SCHEME}://datasets/USER/NAME or {SCHEME}://USER/NAME, perhaps with @REVISION and"
+            f"{short}: expected {HUB}://datasets/USER/NAME or {HUB}://USER/NAME, perhaps with @REVISION and"
             f" /FOLDER, got something else"
         )
     repository, revision, folder = match[1], match[2] or "main", match[3]

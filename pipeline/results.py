@@ -293,7 +293,7 @@ class Shared(ShownAsText):
     def __str__(self) -> str:
         line = f"{self.folder}: {self.kind}, {self.files:,} files, {self.bytes / 1e6:,.1f} MB, ready to be pushed"
         shortened = f"; paths of this machine are left out of {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{line}{shortened}; choose a license in README.md before"
+        return f"{line}{shortened}"
 
 
 @dataclass(frozen=True, kw_only=True)

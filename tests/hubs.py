@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from tests.servers import Quiet, range_of, serving
 
 LIFETIME_S = 3600
+COMMIT = "c" * 40
 
 
 @dataclass
@@ -165,6 +166,7 @@ class _Answering(Quiet):
     def answer(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         """Answer with these bytes; with `cut`, hang up after so many of them."""
         self.send_response(status)
+        self.send_header("X-Repo-Commit", COMMIT)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError
-from dhkd.data.hub import SCHEME, address_of
+from dhkd.data.hub import HUB
 from dhkd.data.storage.base import Storage
 from dhkd.data.storage.folder import Folder
 from dhkd.data.storage.web_server import WebServer
@@ -16,10 +16,6 @@ def _bucket(url: str) -> Storage:
     return Bucket(url)
 
 
-def _hub(url: str) -> Storage:
-    return WebServer(address_of(url))
-
-
 # The storage for each scheme of URLs; a location without a scheme is a folder.
 PLACES: dict[str, Callable[[str], Storage]] = {
     "s3": _bucket,
@@ -27,7 +23,7 @@ PLACES: dict[str, Callable[[str], Storage]] = {
     "az": _bucket,
     "http": WebServer,
     "https": WebServer,
-    SCHEME: _hub,
+    HUB: WebServer,
 }
 
 

@@ -4,7 +4,7 @@ from io import BytesIO
 from urllib.parse import quote
 
 from dhkd.data.errors import ObjectRefused, StorageError
-from dhkd.data.hub import access_hint, require_address_of_files
+from dhkd.data.hub import HUB, access_hint, address_of, require_address_of_files
 from dhkd.data.patience import Patience
 from dhkd.data.storage.base import LARGEST_OBJECT
 from dhkd.data.storage.sums import LARGEST_SUMS, SUMS, parsed_sums
@@ -16,18 +16,20 @@ NO_ACCESS = (401, 403)
 
 
 class WebServer:
-    """Objects below a URL: http(s)://HOST/PATH. Threads and processes may share it.
+    """Objects below a URL: http(s)://HOST/PATH, or hf:// for a hub. Threads and processes may share it.
 
-    Raises `ConfigError` for a URL with a query, a fragment or a password.
+    `address` is where they are, beginning with http(s). Raises `ConfigError` for a URL with a query, a fragment or a
+    password, and for the page of a hub.
     """
 
     streams = 8  # requests spend their time waiting for answers
 
     def __init__(self, url: str, patience: Patience = PATIENT) -> None:
         require_plain(url)
-        require_address_of_files(url)
         scheme, _, rest = url.rstrip("/").partition("://")
         self.location, self.patience = f"{scheme.lower()}://{rest}", patience
+        self.address = address_of(self.location) if scheme.lower() == HUB else self.location
+        require_address_of_files(self.address)
 
     def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
         """Return the object's bytes; raises `FileNotFoundError` if there is no such object.
@@ -76,14 +78,14 @@ class WebServer:
         raise self._readonly(key)
 
     def _url(self, key: str) -> str:
-        return f"{self.location}/{quote(key)}"
+        return f"{self.address}/{quote(key)}"
 
     def _explained(self, key: str, error: WebError) -> OSError:
         where, reason = where_is(self.location, key), error.reason
         if error.status in ABSENT:
             return FileNotFoundError(f"{where}: no object")
         if error.status in NO_ACCESS:
-            return StorageError(f"{where}: no access ({reason}); {access_hint(self.location)}")
+            return StorageError(f"{where}: no access ({reason}); {access_hint(self.address)}")
         if not error.may_pass:
             return StorageError(f"{where}: refused ({reason}); check the URL, or copy the cache to a folder")
         return StorageError(

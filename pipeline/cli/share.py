@@ -28,4 +28,5 @@ def share(
     from dhkd.pipeline.share.sharing import share as share_place
 
     result = share_place(source, folder, Sharing(license_id, store, allow_names))
-    emit(result, as_json, lambda: str(result))
+    hint = "" if license_id else "; name a license in its README.md, or with --license"
+    emit(result, as_json, lambda: f"{result}{hint}")

@@ -1,5 +1,6 @@
 """The card of a shared cache, a README.md in the form of data-set hubs: what it is, made from what, how to read it."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from dhkd.data.cache.manifest import Manifest, teachers_own
@@ -8,6 +9,7 @@ from dhkd.data.shown import printable_line
 from dhkd.pipeline.share.folder import front_matter
 from dhkd.pipeline.share.private import Json
 
+_PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 LONGEST = 300  # characters of a value that the card shows
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9, 10**10, 10**11, 10**12)
 SIZE_NAMES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -112,16 +114,26 @@ def _of_teacher(manifest: Manifest, prefix: str, architecture: str) -> str:
     return f"{_table(rows)}{command}"
 
 
+def _preset(manifest: Manifest, signal: str) -> str:
+    """Return the preset that the command of the cache names, or the word PRESET if it names a file or none."""
+    recorded = manifest.provenance.get(signal)
+    command = str(recorded.get("command", "")) if isinstance(recorded, Mapping) else ""
+    name = command.partition("dhkd cache-teacher ")[2].partition(" ")[0]
+    return name if _PRESET.fullmatch(name) and not name.endswith((".yaml", ".yml")) else "PRESET"
+
+
 def _how(reader: LogitReader, signal: str) -> str:
+    preset = _preset(reader.manifest, signal)
+    explained = "PRESET is the one with which the cache was made" if preset == "PRESET" else f"`{preset}` is a preset"
     without = (READ_TAR if reader.store == "webdataset" else READ_ZARR).format(signal=signal)
     return f"""With dhkd (`pip install dhkd`), from the hub itself; each file is fetched once and kept:
 
 ```
 dhkd inspect hf://datasets/USER/NAME
-dhkd train-student PRESET --cache hf://datasets/USER/NAME --out runs/student
+dhkd train-student {preset} --cache hf://datasets/USER/NAME --out runs/student
 ```
 
-Here, PRESET is the one with which the cache was made, which fetches or finds the images; `hf://` stands for
+Here, {explained}, which says where the images come from, and `hf://datasets/USER/NAME` stands for
 `https://huggingface.co/datasets/USER/NAME/resolve/main`. In Python:
 
 ```python

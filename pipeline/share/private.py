@@ -19,8 +19,8 @@ Json = Any  # JSON or YAML, as a cache's manifest and a run's files hold it
 
 _FOLDERS = r"(?:file://)?(?:~[\w.-]*)?/"
 _QUOTED = re.compile(rf"""(['"]){_FOLDERS}(?:[^'"\n]*/)?([^'"/\n]*)/?\1""")
-_PATH = re.compile(rf"""(?<![\w.:/~…-]){_FOLDERS}(?:[^\s'"`/]+/)*([^\s'"`/,;:)]+)/?""")
-_BUCKET = re.compile(r"""\b(?:s3|gs|az)://(?:[^\s'"`/]+/)*([^\s'"`/,;:)]+)/?""")
+_PATH = re.compile(rf"""(?<![\w.:/~…-]){_FOLDERS}(?:[^\s'"`/,]+/)*([^\s'"`/,;:)]+)/?""")
+_BUCKET = re.compile(r"""\b(?:s3|gs|az)://(?:[^\s'"`/,]+/)*([^\s'"`/,;:)]+)/?""")
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:API|ACCESS|ACCOUNT|PRIVATE)_?KEY")
 _SHORTEST_SECRET = 8  # characters; a shorter value may be an ordinary word

@@ -224,7 +224,8 @@ def test_a_token_that_is_none_is_refused_without_showing_it(
 )
 def test_a_short_address_stands_for_that_of_files(monkeypatch: pytest.MonkeyPatch, short: str, address: str) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    assert (address_of(short), storage_of(short).location) == (address, address)
+    assert address_of(short) == WebServer(short).address == address
+    assert storage_of(short).location == short.rstrip("/")
 
 
 @pytest.mark.parametrize(
