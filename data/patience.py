@@ -15,6 +15,7 @@ class Patience:
     total_s: float = 180.0  # no retry starts later than this after the first attempt
     first_wait_s: float = 0.1  # doubled with each retry
     longest_wait_s: float = 15.0
+    asked_s: float = 900.0  # all waits together that a server may ask for; a hub counts requests over five minutes
     connect_s: float = 10.0
     # The longest wait for the next byte of an answer. The answer to an upload comes only at its end, so the whole
     # upload must take less than this: 60 MB at 1 MB/s.

@@ -348,6 +348,28 @@ class Converted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shared(ShownAsText):
+    """A folder with a cache or a run, to be pushed to a hub. `kind` is "cache" or "run"; a run has no `store`.
+
+    `digest` is that of the cache, or the hash of the run's weights. `left_out` lists the settings and facts in which
+    paths of this machine were shortened.
+    """
+
+    kind: str
+    folder: str
+    store: str | None = field(metadata=OMIT_NONE)
+    digest: str
+    files: int
+    bytes: int
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        line = f"{self.folder}: {self.kind}, {self.files:,} files, {self.bytes / 1e6:,.1f} MB, ready to be pushed"
+        shortened = f"; paths of this machine are left out of {', '.join(self.left_out)}" if self.left_out else ""
+        return f"{line}{shortened}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Swept:
     """The state of all runs of a sweep: the names of the finished runs, and the reason for each failed run."""
 

@@ -8,6 +8,7 @@ import http.client
 import http.server
 import logging
 import secrets
+import ssl
 import threading
 import time
 import urllib.request
@@ -118,7 +119,7 @@ def web(root: Path) -> Iterator[Counted]:
     """Start a web server for a folder's files, with GET, HEAD and ranges. A request for a folder gives 404."""
     server = Counted("")
 
-    class Handler(_Quiet):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
@@ -132,7 +133,7 @@ def web(root: Path) -> Iterator[Counted]:
                 self.send_error(404)
                 return
             content = file.read_bytes()
-            wanted = _range(self.headers.get("Range"), len(content))
+            wanted = range_of(self.headers.get("Range"), len(content))
             self.send_response(206 if wanted else 200)
             if wanted:
                 self.send_header("Content-Range", f"bytes {wanted.start}-{wanted.stop - 1}/{len(content)}")
@@ -145,11 +146,12 @@ def web(root: Path) -> Iterator[Counted]:
             if with_body:
                 self.wfile.write(content)
 
-    with _serving(Handler) as server.url:
+    with serving(Handler) as server.url:
         yield server
 
 
-def _range(header: str | None, size: int) -> range | None:
+def range_of(header: str | None, size: int) -> range | None:
+    """Return which of `size` bytes the header Range asks for; None for all of them."""
     if not header or not header.startswith("bytes=") or "," in header:
         return None
     first, _, last = header.removeprefix("bytes=").partition("-")
@@ -214,7 +216,7 @@ def flaky(upstream: str, faults: Faults = lambda request: None) -> Iterator[Flak
     """Start a proxy in front of `upstream`, http://host:port; `faults` gets each request as "GET /path?query"."""
     proxy = Flaky("", faults=faults)
 
-    class Handler(_Quiet):
+    class Handler(Quiet):
         def _answer(self) -> None:
             request = f"{self.command} {unquote(self.path)}"
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -264,14 +266,16 @@ def flaky(upstream: str, faults: Faults = lambda request: None) -> Iterator[Flak
             self.wfile.flush()
             self.close_connection = True
 
-    with _serving(Handler) as proxy.url:
+    with serving(Handler) as proxy.url:
         yield proxy
 
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "content-length"}
 
 
-class _Quiet(http.server.BaseHTTPRequestHandler):
+class Quiet(http.server.BaseHTTPRequestHandler):
+    """Handles requests without logging them."""
+
     protocol_version = "HTTP/1.1"  # connections stay open, as with real servers
     disable_nagle_algorithm = True  # headers and body are written separately, which would take 40 ms for each answer
 
@@ -287,12 +291,17 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def _serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+def serving(
+    handler: Callable[..., http.server.BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Serve on a free port of 127.0.0.1, with https if `tls` is given, and yield the address."""
     server = _Server(("127.0.0.1", 0), partial(handler))
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.hub import HUB
 from dhkd.data.storage.base import Storage
 from dhkd.data.storage.folder import Folder
 from dhkd.data.storage.web_server import WebServer
@@ -22,6 +23,7 @@ PLACES: dict[str, Callable[[str], Storage]] = {
     "az": _bucket,
     "http": WebServer,
     "https": WebServer,
+    HUB: WebServer,
 }
 
 

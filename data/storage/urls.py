@@ -3,6 +3,7 @@
 from urllib.parse import urlsplit
 
 from dhkd.data.errors import ConfigError
+from dhkd.data.hub import HUB
 from dhkd.data.web import WEB
 
 
@@ -37,4 +38,4 @@ def where_is(location: str, key: str) -> str:
 
 def kind_of(scheme: str) -> str:
     """Return what a provider calls the first part of a URL, e.g. a bucket."""
-    return "host" if scheme in WEB else "container" if scheme == "az" else "bucket"
+    return "host" if scheme in WEB else "repository" if scheme == HUB else "container" if scheme == "az" else "bucket"

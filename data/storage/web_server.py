@@ -1,11 +1,13 @@
-"""A cache's objects below a URL of a web server, which is only read and can't list its objects."""
+"""A cache's objects below a URL of a web server or a hub, which is only read and can't list its objects."""
 
 from io import BytesIO
 from urllib.parse import quote
 
 from dhkd.data.errors import ObjectRefused, StorageError
+from dhkd.data.hub import HUB, access_hint, address_of, require_address_of_files
 from dhkd.data.patience import Patience
 from dhkd.data.storage.base import LARGEST_OBJECT
+from dhkd.data.storage.sums import LARGEST_SUMS, SUMS, parsed_sums
 from dhkd.data.storage.urls import require_plain, where_is
 from dhkd.data.web import PATIENT, TooLarge, WebError, fetch, size_at
 
@@ -14,9 +16,10 @@ NO_ACCESS = (401, 403)
 
 
 class WebServer:
-    """Objects below a URL: http(s)://HOST/PATH. Threads and processes may share it.
+    """Objects below a URL: http(s)://HOST/PATH, or hf:// for a hub. Threads and processes may share it.
 
-    Raises `ConfigError` for a URL with a query, a fragment or a password.
+    `address` is where they are, beginning with http(s). Raises `ConfigError` for a URL with a query, a fragment or a
+    password, and for the page of a hub.
     """
 
     streams = 8  # requests spend their time waiting for answers
@@ -25,6 +28,8 @@ class WebServer:
         require_plain(url)
         scheme, _, rest = url.rstrip("/").partition("://")
         self.location, self.patience = f"{scheme.lower()}://{rest}", patience
+        self.address = address_of(self.location) if scheme.lower() == HUB else self.location
+        require_address_of_files(self.address)
 
     def get(self, key: str, largest: int = LARGEST_OBJECT) -> bytes:
         """Return the object's bytes; raises `FileNotFoundError` if there is no such object.
@@ -57,9 +62,12 @@ class WebServer:
         """Return None: a web server can't list its objects."""
         return
 
-    def stamps(self) -> None:
-        """Return None: a web server can't list its objects."""
-        return
+    def stamps(self) -> dict[str, str] | None:
+        """Return the checksums that `dhkd share` wrote into a file, by key; None if there is no such file."""
+        try:
+            return parsed_sums(self.get(SUMS, LARGEST_SUMS))
+        except FileNotFoundError:
+            return None
 
     def put(self, key: str, content: bytes, *, replace: bool) -> bool:
         """Raise `StorageError`."""
@@ -70,14 +78,14 @@ class WebServer:
         raise self._readonly(key)
 
     def _url(self, key: str) -> str:
-        return f"{self.location}/{quote(key)}"
+        return f"{self.address}/{quote(key)}"
 
     def _explained(self, key: str, error: WebError) -> OSError:
         where, reason = where_is(self.location, key), error.reason
         if error.status in ABSENT:
             return FileNotFoundError(f"{where}: no object")
         if error.status in NO_ACCESS:
-            return StorageError(f"{where}: no access ({reason}); check the URL; only what is public can be read")
+            return StorageError(f"{where}: no access ({reason}); {access_hint(self.address)}")
         if not error.may_pass:
             return StorageError(f"{where}: refused ({reason}); check the URL, or copy the cache to a folder")
         return StorageError(

@@ -18,7 +18,7 @@ from dhkd.data import own_code
 from dhkd.data.disk.remedies import os_error_line
 from dhkd.data.errors import DhkdError, error_line
 from dhkd.data.shown import shown
-from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, train
+from dhkd.pipeline.cli import bench, cache, demo, networks, plan, presets, report, share, train
 from dhkd.pipeline.cli.groups import Group
 from dhkd.pipeline.cli.stopping import Stopped, signals_as_exceptions
 from dhkd.pipeline.cli.streams import flushed_streams, open_closed_streams
@@ -44,6 +44,7 @@ COMMANDS = (
     cache.inspect,
     cache.verify,
     cache.convert,
+    share.share,
     demo.demo,
     bench.bench,
 )

@@ -22,7 +22,7 @@ Function = Callable[..., Any]  # a command's function; click calls it with the v
 Decorator = Callable[[Function], Function]
 
 PRESET: Decorator = click.argument("preset", type=PRESET_OR_RUN)
-CACHE_HELP = "Location of the cache: a folder, or a URL (s3://, gs://, az://; https:// is read-only)."
+CACHE_HELP = "Location of the cache: a folder, or a URL (s3://, gs://, az://; https:// and hf:// are read-only)."
 TEACHER_HELP = (
     "A run's folder, a weights file (.safetensors, .pth), FILE::KEY for one of several networks in a file, or"
     " packaged[:TAG] for the pretrained weights that torchvision or timm provides (TAG chooses among several)."

@@ -32,7 +32,7 @@ class _Expanded(click.ParamType):  # type: ignore[type-arg]  # generic in some v
                 self.fail("expected a path, got nothing", param, ctx)
             if not text.isprintable() and os.fsencode(text).decode(errors="replace") != text:
                 raise ConfigError(f"{text!r}: expected a path in UTF-8, got other bytes; choose another one")
-            what = param.opts[0] if isinstance(param, click.Option) else "OUT"
+            what = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name if param else "OUT"
             if "://" in text and self._kind is Path:
                 raise ConfigError(f"{what} {text}: expected a path, got a URL; choose a place on this machine")
             if "://" not in text:
@@ -64,13 +64,16 @@ OUT_FOLDER, OUT_FILE = _Expanded(Path, "folder"), _Expanded(Path, "file")
 OUT_LOCATION = _Expanded(str, "folder")
 
 
-def require_apart(out: Path | str, **inputs: Path | str | None) -> None:
-    """Raise `ConfigError` if `out` is one of the places from which the command reads, named as the options."""
+def require_apart(out: Path | str, option: str = "--out", **inputs: Path | str | None) -> None:
+    """Raise `ConfigError` if `out` is one of the places from which the command reads, named as the options.
+
+    `option` is what the user knows `out` by.
+    """
     for name, place in inputs.items():
         if place is not None and _same(str(out), str(place)):
             raise ConfigError(
-                f"--out {out}: expected another place than that of {name}, which would be written into;"
-                f" choose another --out"
+                f"{option} {out}: expected another place than that of {name}, which would be written into;"
+                f" choose another {option}"
             )
 
 

@@ -122,6 +122,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise WeightsError(f"weights {path}: expected a .safetensors file ({_line(error)})") from error
 
 
+def with_metadata(path: Path, metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a weights file that `save_weights` wrote, with `metadata` instead of its own."""
+    if read_metadata(path) == metadata:
+        return path.read_bytes()
+    written = {METADATA: json.dumps(dict(metadata), sort_keys=True)}
+    return bytes(safetensors.torch.save(safetensors.torch.load_file(path), metadata=written))
+
+
 def weights_sha256(network: nn.Module) -> str:
     """Compute the hexadecimal SHA-256 of the names, dtypes, shapes and bytes of a network's parameters and buffers.
 

@@ -11,6 +11,7 @@ from io import BytesIO
 import pytest
 from dhkd.data.patience import Patience
 from dhkd.data.web import WebError, fetch, size_at
+from dhkd.data.web_answers import is_public, redirected, seconds_asked
 
 # Quick to ask again, but not so impatient that a busy machine is taken for a server that stalls.
 QUICK = Patience(retries=1, total_s=60, first_wait_s=0.01, longest_wait_s=0.01, connect_s=10, stall_s=20)
@@ -156,11 +157,13 @@ STALLED = ("nothing received for 0.4 s", "bytes came in")
         (floods(chunked(BODY) + b"0\r\n", b"X: y\r\n" * 100), "nothing received for 0.4 s", 2),
         (floods(OK, b"X: y\r\n"), "HTTPException", 2),
         (answers(whole(b"<html>Log in", "Content-Type: text/html; charset=utf-8")), "a web page", 1),
-        (answers(b"HTTP/1.1 302 To\r\nLocation: http://127.0.0.2/x\r\n\r\n"), "another host, 127.0.0.2", 1),
-        (answers(b"HTTP/1.1 302 To\r\nLocation: //evil.example/x\r\n\r\n"), "another host, evil.example", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: http://:80/x\r\n\r\n"), "an address without a host", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: http://[::1/x\r\n\r\n"), "Invalid IPv6 URL", 1),
         (answers(b"HTTP/1.1 302 To\r\nLocation: file:///etc/passwd\r\n\r\n"), "redirects to file://", 1),
         (answers(b"HTTP/1.1 302 To\r\nLocation: ftp://127.0.0.1/x\r\n\r\n"), "redirects to ftp://", 1),
-        (answers(b"HTTP/1.1 302 To\r\nLocation: http://127.0.0.1:1/x\r\n\r\n"), "another host", 1),
+        (answers(b"HTTP/1.1 302 To\r\nLocation: http://127.0.0.1:1/x\r\n\r\n"), "Connection refused", 2),
+        (answers(b"HTTP/1.1 429 No\r\nRetry-After: 7200\r\n\r\n"), "it asks to wait 7,200 s", 1),
+        (answers(b"HTTP/1.1 429 No\r\nRetry-After: \x1b[1m\r\n\r\n"), "429 Too Many Requests, asked 2", 2),
         (answers(b"HTTP/1.1 302 To\r\nLocation: /again\r\n\r\n"), "redirects more than 5 times", 6),
         (answers(b"HTTP/1.1 302 To\r\n\r\n"), "redirects more than 5 times", 6),
     ],
@@ -178,6 +181,88 @@ def test_a_redirection_on_the_same_host_is_followed() -> None:
     with serving(answers(b"HTTP/1.1 301 To\r\nLocation: /there?x=1\r\n\r\n"), answers(whole(BODY))) as (url, requests):
         assert got(f"{url}/here") == BODY
         assert requests[1].startswith(b"GET /there?x=1 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "location", "after"),
+    [
+        ("http://u:p@h/a", "/b", "http://u:p@h/b"),
+        ("http://u:p@h/a", "https://h/b", "https://u:p@h/b"),
+        ("https://u:p@h/a", "https://other/b?s=1", "https://other/b?s=1"),
+        ("https://u:p@h/a", "https://x:y@other/b", "https://other/b"),
+        ("https://u:p@h/a", "https://h:8443/b", "https://h:8443/b"),
+        ("http://u:p@h/a", "//other/b", "http://other/b"),
+    ],
+)
+def test_a_redirection_keeps_a_password_on_its_host(before: str, location: str, after: str) -> None:
+    assert redirected(before, location) == (after, "other" in after or "8443" in after)
+
+
+def test_a_redirection_never_leaves_https() -> None:
+    with pytest.raises(ValueError, match="redirects to http://, expected https://"):
+        redirected("https://h/a", "http://h/b")
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        *(
+            (address, False)
+            for address in ("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fe80::1%2")
+        ),
+        ("", False),
+    ],
+)
+def test_addresses_of_private_networks_are_known(address: str, public: bool) -> None:
+    # A server on the internet may not redirect to them; no test can be such a server.
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "55"}, 55),
+        ({"Retry-After": "0", "RateLimit": '"resolvers";r=0;t=55'}, 0),
+        ({"RateLimit": '"resolvers";r=0;t=55'}, 55),
+        ({"RateLimit": '"api" ; r = 0 ; t = 7'}, 7),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"Retry-After": "soon", "RateLimit": '"api";r=0;t=3'}, 3),
+        ({"Retry-After": "-5"}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_server_says_how_long_to_wait(headers: dict[str, str], seconds: float) -> None:
+    assert seconds_asked(headers.get) == seconds
+
+
+def test_what_broke_off_is_asked_for_from_there_on() -> None:
+    begun = OK + b'Content-Length: 3000\r\nAccept-Ranges: bytes\r\nETag: "a"\r\n\r\n' + BODY[:1000]
+    rest = b"HTTP/1.1 206 Part\r\nContent-Range: bytes 1000-2999/3000\r\nContent-Length: 2000\r\n\r\n" + BODY[1000:]
+    with serving(answers(begun), answers(rest)) as (url, requests):
+        assert got(url) == BODY
+    assert b'Range: bytes=1000-\r\nIf-Range: "a"\r\n' in requests[1]
+    assert b"Range" not in requests[0]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        whole(b"another file"),
+        b"HTTP/1.1 206 Part\r\nContent-Range: bytes 10-2999/3000\r\nContent-Length: 2\r\n\r\nxx",
+        b'HTTP/1.1 206 Part\r\nContent-Range: bytes 1000-2999/3000\r\nETag: "b"\r\nContent-Length: 2\r\n\r\nxx',
+        b"HTTP/1.1 206 Part\r\nContent-Length: 2\r\n\r\nxx",
+        b"HTTP/1.1 416 No\r\n\r\n",
+    ],
+    ids=["whole", "another part", "part of another", "unknown part", "no part"],
+)
+def test_a_file_that_changed_is_fetched_anew(second: bytes) -> None:
+    begun = OK + b'Content-Length: 3000\r\nAccept-Ranges: bytes\r\nETag: "a"\r\n\r\n' + BODY[:1000]
+    twice = replace(QUICK, retries=2)
+    with serving(answers(begun), answers(second), answers(whole(b"another file"))) as (url, requests):
+        assert got(url, patience=twice) == b"another file"
+    assert all(b"Range" not in request for request in requests[2:])
 
 
 def test_a_user_and_a_password_go_to_their_host_and_into_no_message() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from dhkd.data.disk.copies import BoundedCopies
 from dhkd.data.errors import ConfigError, DhkdError, StorageError
+from dhkd.data.hub import HUB
 from dhkd.data.patience import PATIENCE, Patience
 from dhkd.data.storage.base import Storage
 from dhkd.data.storage.bucket import RESUMES, Bucket
@@ -438,10 +439,10 @@ def test_an_impossible_url_is_refused(url: str, reason: str) -> None:
 def test_every_scheme_of_the_table_is_a_url_and_anything_else_a_folder_or_refused(tmp_path: Path) -> None:
     for scheme in PLACES:
         assert is_url(f"{scheme}://host/a")
-        assert isinstance(storage_of(f"{scheme.upper()}://host/a"), WebServer if scheme in WEB else Bucket)
+        assert isinstance(storage_of(f"{scheme.upper()}://host/a"), WebServer if scheme in (*WEB, HUB) else Bucket)
     assert not is_url(tmp_path)
     assert isinstance(storage_of(tmp_path), Folder)
-    with pytest.raises(ConfigError, match=r"^ftp://host/a: expected a folder, or a URL .* s3://.*https://; got ftp$"):
+    with pytest.raises(ConfigError, match=r"^ftp://host/a: expected a folder, or a URL .* s3://.*hf://; got ftp$"):
         storage_of("ftp://host/a")
 
 
