@@ -13,7 +13,7 @@ HEAD = """\
 Every command with its options, generated from the command line itself. `dhkd COMMAND --help` prints the same.
 """
 
-_FACTS = re.compile(r"\s*\[((?:default|required|env|x|[\d.]+\s*<)[^\[\]]*)\]\.?$")
+_FACTS = re.compile(r"\s*\[((?:default: |required|x|[\d.]+\s*<)[^\[\]]*)\]")
 
 
 def page() -> str:
@@ -50,22 +50,18 @@ def _text(command: click.Command) -> str:
 
 def _options(command: click.Command, context: click.Context, anchor: str) -> Iterator[str]:
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is None:
+        names, text = parameter.get_help_record(context) or ("", "")
+        if not text or names == "--help":
             continue
-        names, text = record
         option = max(parameter.opts, key=len).lstrip("-")
-        yield f"{code(names)} {{ #{anchor}--{option} }}\n:   {_help(text)}\n"
+        yield f"{code(names.replace(' RANGE', ''))} {{ #{anchor}--{option} }}\n:   {_help(text)}\n"
 
 
 def _help(text: str) -> str:
-    """Return an option's help, with what click adds in brackets as sentences of their own."""
+    """Return an option's help, with the defaults and limits that stand in brackets as sentences at its end."""
     text = " ".join(text.split())
-    facts = _FACTS.search(text)
-    if facts is None:
-        return sentence(text)
-    added = [_fact(part.strip()) for part in facts[1].split(";")]
-    return " ".join([sentence(text[: facts.start()]), *added])
+    facts = [part.strip() for bracket in _FACTS.findall(text) for part in bracket.split(";")]
+    return " ".join([sentence(_FACTS.sub("", text)), *map(_fact, facts)])
 
 
 def _fact(text: str) -> str:

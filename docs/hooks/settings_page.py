@@ -87,7 +87,8 @@ def _lines(setting: Setting, presets: Presets) -> Iterator[str]:
     if others:
         facts.insert(0, ("Keys", ", ".join(map(code, [first, *others]))))
     facts += [("Presets", text) for text in [_changes(setting, presets)] if text]
-    yield "\n".join(f"- {name}: {text}" for name, text in facts) + "\n{ .facts }\n"
+    yield '<div class="facts" markdown>\n'
+    yield "\n".join(f"- {name}: {text}" for name, text in facts) + "\n\n</div>\n"
 
 
 def _described(model: type[Section] | None) -> str:
@@ -197,5 +198,5 @@ def _names(names: list[str], presets: Presets) -> str:
     for folder in dict.fromkeys(name.rpartition("/")[0] for name in names):
         here = [name for name in names if name.rpartition("/")[0] == folder]
         whole = folder and len(here) == sum(name.startswith(f"{folder}/") for name in presets)
-        shown += [f"all of {escaped(folder)}/"] if whole else [name.removeprefix("cifar100/") for name in here]
+        shown += [f"all of {folder}/"] if whole else here
     return ", ".join(map(escaped, shown))

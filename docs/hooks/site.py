@@ -29,13 +29,13 @@ PAGES = {
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Link the packages by their import names into one folder; in the repository they stand apart."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    for name, folder in packages.items():
-        place = CODE.joinpath(*name.split("."))
-        for entry in (ROOT / folder).iterdir():
-            link = place / entry.name
-            if not link.is_symlink() and entry.name != "__pycache__":
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(entry)
+    root = packages.pop("dhkd")
+    links = {f"dhkd.{entry.stem}": entry for entry in (ROOT / root).glob("*.py")}
+    for name, place in {**links, **{name: ROOT / folder for name, folder in packages.items()}}.items():
+        link = CODE.joinpath(*name.split(".")).with_suffix(place.suffix)
+        if not link.parent.is_symlink() and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(place)
     return config
 
 

@@ -5,9 +5,11 @@ import re
 import yaml
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|])")
-_OPTION = re.compile(r"(?<![\w/`.-])(--[a-z][\w-]*(?:=\S*[\w\]])?)")
+_OPTION = re.compile(r"""(?<![\w/`.-])(--(?:set|grid) [\w.-]+=(?:'[^']*'|\S*[\w\]}])|--[a-z][\w-]*(?:=\S*[\w\]])?)""")
+_WORD = re.compile(r"((?<![\w:.-])null(?![\w-])|(?:^|(?<=; ))[\w-]+(?=: ))")  # a value in a list of choices
 _COMMAND = re.compile(r"'(dhkd [^']+)'")
 _PAGE = re.compile(r"docs/([\w-]+)\.md")
+_MARKED = re.compile("|".join(one.pattern for one in (_COMMAND, _OPTION, _PAGE, _WORD)))
 
 
 def sentence(text: str) -> str:
@@ -15,16 +17,17 @@ def sentence(text: str) -> str:
     text = " ".join(text.split())
     if not re.match(r"[\w-]+:", text):
         text = text[:1].upper() + text[1:]
-    return marked(text if text.endswith((".", "…")) else f"{text}.")
+    return marked(text if text.endswith((".", "…", ":")) else f"{text}.")
 
 
 def marked(text: str) -> str:
     """Return plain text as Markdown that shows it: options and commands as code, and names of pages as links."""
     parts: list[str] = []
     end = 0
-    for match in re.finditer(f"{_COMMAND.pattern}|{_OPTION.pattern}|{_PAGE.pattern}", text):
-        command, option, page = match.groups()
-        parts += [escaped(text[end : match.start()]), f"[{page}](../{page}.md)" if page else code(command or option)]
+    for match in _MARKED.finditer(text):
+        command, option, page, word = match.groups()
+        shown = f"[{page}](../{page}.md)" if page else code(command or option or word)
+        parts += [escaped(text[end : match.start()]), shown]
         end = match.end()
     return "".join([*parts, escaped(text[end:])])
 
