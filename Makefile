@@ -61,10 +61,10 @@ types: setup
 	MYPYPATH=.types $(BIN)/mypy -p dhkd
 
 pages: setup
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup
 	$(BIN)/dhkd bench $(ARGS)

@@ -106,7 +106,9 @@ class Data(Section):
     """The data set. Each source takes some of the keys from `train` to `options`, and refuses the others."""
 
     main_field = "source"
-    source: str
+    source: str = Field(
+        description="where images and labels come from, such as cifar100 or image-folder; see docs/data.md"
+    )
     limit: int | None = Field(None, ge=2, description="use only this many training samples, the first ones")
     test_limit: int | None = Field(None, ge=1, description="use only this many test samples, the first ones")
     train: BelowRoot | None = Field(
@@ -160,8 +162,8 @@ class Views(Section):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain YAML values
 
-    kind: str = "crop-flip"
-    flip: bool | None = None
+    kind: str = Field("crop-flip", description="name of the recipe: crop-flip, random-resized-crop, or code of yours")
+    flip: bool | None = Field(None, description="whether half of the views are mirrored; dhkd's own recipes require it")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the views, so part of the cache; training has its own seed")
     padding: int | None = Field(None, ge=0, le=64, description="pixels added on each side")
     size: int | None = Field(None, ge=1, le=4096, description="side of the crop, in pixels")
@@ -169,7 +171,9 @@ class Views(Section):
         (0.08, 1.0), description="smallest and largest area of the crop, as a fraction of the image's area"
     )
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="smallest and largest width / height of the crop")
-    test_resize: int | None = Field(None, ge=1, le=8192)
+    test_resize: int | None = Field(
+        None, ge=1, le=8192, description="shorter side of a test image before its centre is cropped; see above"
+    )
     decoder: Literal["pillow", "scaled"] | None = _later(
         "scaled: of random-resized-crop, JPEG files are decoded at the smallest size that a view needs; null: pillow"
     )
@@ -208,7 +212,7 @@ class Optimizer(Section):
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]  # plain YAML values
 
     main_field = "name"
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="of torch, timm:NAME, muon, or code of yours; see docs/training.md")
 
     @property
     def options(self) -> Mapping[str, object]:
@@ -226,23 +230,27 @@ class Training(Section):
     """
 
     main_field = "architecture"
-    architecture: str
+    architecture: str = Field(
+        description="the network: one of dhkd's, torchvision:NAME, timm:NAME, or code of yours; see docs/networks.md"
+    )
     options: Free | None = _later("keyword arguments of the network's builder, such as img_size or drop_path_rate")
     head: str | None = _later("path of the classifier, if it isn't found; none: outputs are features", min_length=1)
     maps: tuple[str, ...] | None = _later(
         "paths of modules whose outputs are compared as maps (stage1, … in our networks); auto: those that timm names",
         min_length=1,
     )
-    epochs: int = Field(ge=1, le=10**6)
-    batch_size: int = Field(64, ge=2, le=MAX_BATCH)
+    epochs: int = Field(ge=1, le=10**6, description="number of times that every training sample is shown")
+    batch_size: int = Field(
+        64, ge=2, le=MAX_BATCH, description="samples in an update, in all compute processes together"
+    )
     # A rate that is too high ends in a loss that is not finite. Beyond these bounds float32 overflows or nothing moves.
-    lr: float = Field(ge=1e-12, le=1e30)
+    lr: float = Field(ge=1e-12, le=1e30, description="the highest learning rate")
     optimizer: Optimizer | None = _later(
         "a name with options, such as {name: adamw, betas: [0.9, 0.95]}; null: sgd; see docs/training.md"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; other optimizers have it among their options")
     nesterov: bool = Field(False, description="of sgd, too")
-    weight_decay: float = Field(5e-4, ge=0, le=10)
+    weight_decay: float = Field(5e-4, ge=0, le=10, description="of any optimizer that has one")
     no_decay: Literal["norms-and-biases"] | None = _later(
         "norms-and-biases: no weight decay for one-dimensional parameters, biases, and those that the network lists in"
         " no_weight_decay(); null: it applies to all parameters"
@@ -251,17 +259,21 @@ class Training(Section):
         "factor of the learning rate from each layer to the one before it; null: 1", gt=0, le=1
     )
     accumulate: int | None = _later("number of parts in which a batch is computed; null: 1", ge=1, le=MAX_BATCH // 2)
-    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle", "linear", "polynomial"] = "multistep"
+    lr_schedule: Literal["constant", "multistep", "cosine", "one-cycle", "linear", "polynomial"] = Field(
+        "multistep", description="how the learning rate changes over the epochs; see docs/training.md"
+    )
     milestones: tuple[int, ...] = Field(
         (), description="rising epochs, from 0, at whose start the learning rate is multiplied by gamma"
     )
-    gamma: float = Field(0.1, ge=1e-6, le=1)
-    warmup_epochs: float = Field(0, ge=0)
+    gamma: float = Field(0.1, ge=1e-6, le=1, description="factor of the learning rate at each of the milestones")
+    warmup_epochs: float = Field(0, ge=0, description="first epochs, in which the rate rises step by step")
     warmup_lr: float | None = _later("rate of the first step of the warm-up; null: just above 0", ge=0, le=1e30)
     min_lr: float | None = _later("rate at the end of a falling schedule; null: 0", ge=0, le=1e30)
     cooldown_epochs: float | None = _later("last epochs, in which the rate stays at min_lr; null: 0", gt=0)
     lr_power: float | None = _later("exponent of the polynomial schedule; null: 1", gt=0, le=100)
-    clip_norm: float | None = Field(None, ge=1e-6, le=1e6)
+    clip_norm: float | None = Field(
+        None, ge=1e-6, le=1e6, description="largest norm of an update's gradient; null: it is not clipped"
+    )
     label_smoothing: float | None = _later(
         "share of the target that every cross-entropy spreads over all classes; null: 0", gt=0, lt=1
     )
@@ -277,7 +289,7 @@ class Training(Section):
     )
     ema: Ema | None = _later("keep an average of the weights as well: its decay, or decay, warmup and every")
     early_stopping: EarlyStopping | None = _later("end early: the patience, or patience, min_delta and monitor")
-    precision: Precision = "auto"
+    precision: Precision = Field("auto", description="auto: bf16 if the hardware supports it, or else float32")
     channels: Literal[1, 3] | None = _later("input channels, to which images are converted; null: those of the images")
     compile: Literal["off", "reduce-overhead", "max"] = Field(
         "off", description="reduce-overhead: replay each step as a CUDA graph (GPU only); max: also compile the network"
@@ -489,7 +501,9 @@ class Codec(Section):
     """
 
     main_field = "kind"
-    kind: Literal["float16", "float32", "int8", "top-k"] = "float16"
+    kind: Literal["float16", "float32", "int8", "top-k"] = Field(
+        "float16", description="number format of the stored logits; see docs/cache.md"
+    )
     k: int | None = Field(None, ge=1, description="number of logits to keep for each image")
     temperature: float | None = Field(
         None,
@@ -509,16 +523,18 @@ class Codec(Section):
 class Cache(Section):
     """The cache that `dhkd cache-teacher` writes. Signals are teacher outputs such as logits."""
 
-    views: int | Literal["all"] = "all"
+    views: int | Literal["all"] = Field(
+        "all", description="number of views of each image, at least 1; all: every view of a recipe that has so many"
+    )
     signals: tuple[str, ...] = Field(
         ("logits",),
         min_length=1,
         description="logits, embedding, last_map, map2-before, …; cam, attention: all that cat-kd or at needs",
     )
-    codec: Codec = Codec()
+    codec: Codec = Field(Codec(), description="how logits are stored: its kind, or kind, k and temperature")
     store: str = Field("zarr", description="storage format: zarr or webdataset")
-    precision: Precision = "auto"
-    batch_size: int = Field(256, ge=1, le=MAX_BATCH)
+    precision: Precision = Field("auto", description="of the teacher's forward pass; part of the cache's identity")
+    batch_size: int = Field(256, ge=1, le=MAX_BATCH, description="images that the teacher sees at a time")
     views_at_once: int = Field(
         4, ge=1, le=1000, description="number of views to render each time an image file is decoded"
     )
@@ -541,8 +557,10 @@ class Alignment(Section):
     `against` is null, it stands for all terms computed from logits that are not in `kept`.
     """
 
-    kept: tuple[str, ...] = Field(("ce",), min_length=1)
-    against: tuple[str, ...] | None = Field(None, min_length=1)
+    kept: tuple[str, ...] = Field(("ce",), min_length=1, description="terms whose gradient stays as it is")
+    against: tuple[str, ...] | None = Field(
+        None, min_length=1, description="terms whose gradient is projected; null: all others that are of logits"
+    )
     every: int = Field(
         1, ge=1, description="steps between updates of the projection coefficient; above 1: cheaper, but approximate"
     )
@@ -551,7 +569,7 @@ class Alignment(Section):
 class Experiment(Section):
     """One preset: data set, views, teacher, cache and student, and a record of published and measured results."""
 
-    description: str
+    description: str = Field(description="one line that says what the preset is for")
     data: Data
     views: Views
     teacher: Teacher
@@ -562,7 +580,7 @@ class Experiment(Section):
     objectives: Mapping[str, Free] = Field(
         default_factory=dict, description="options of each objective that differ from its defaults"
     )
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of training: initial weights, order, choice of views, dropout")
     smoke: Free = Field(default_factory=dict, description="settings that --smoke applies, for a run of a few seconds")
     record: Free = Field(
         default_factory=dict,

@@ -1,8 +1,7 @@
 """The command line: a file for each group of commands, and one line for each command in `COMMANDS`.
 
 Nothing heavier than click is imported until a command runs, so that `--help` is fast. Results go to standard output,
-logs and progress to standard error; the exit code is 0, 1 (failed), 2 (wrong usage), or 128 plus the number of the
-signal that stopped the command (130 for Ctrl-C, 143 for SIGTERM).
+logs and progress to standard error; `EXIT_CODES` says which exit codes there are.
 """
 
 import contextlib
@@ -25,6 +24,10 @@ from dhkd.pipeline.cli.streams import flushed_streams, open_closed_streams
 from dhkd.pipeline.cli.surroundings import prepare
 
 CONTINUE = "run the same command again to continue (training needs --resume)"
+EXIT_CODES = (
+    "The exit code is 0; 1 if the command failed; 2 for a wrong option or setting; or, if a signal stopped the command,"
+    " 128 plus its number: 130 for Ctrl-C, 143 for SIGTERM."
+)
 LONGEST_LINE = 10_000  # characters of an error; a stranger's file may hold names of any length
 
 # 'dhkd --help' lists the commands in this order, the usual order of work.
@@ -50,7 +53,9 @@ COMMANDS = (
 )
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES
+)
 @click.version_option(package_name="dhkd")
 @click.option("--debug", is_flag=True, help="Show the full traceback if an error occurs.")
 def cli(debug: bool) -> None:
