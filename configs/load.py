@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -66,7 +67,7 @@ def load_experiment(name: str, overrides: Iterable[str] = (), *, smoke: bool = F
 
 def preset_tree(name: str, *, smoke: bool = False) -> dict[str, Any]:
     """Load a preset as nested plain values, with its smoke settings applied if `smoke` is set."""
-    tree = _parse(preset_text(name), f"preset {name}")
+    tree = copy.deepcopy(_parse_preset(preset_text(name), f"preset {name}"))
     if not isinstance(tree, dict):
         raise ConfigError(f"preset {name}: expected a mapping of keys to values, got {type(tree).__name__}")
     if smoke:
@@ -213,6 +214,11 @@ def _require_field(model: type[BaseModel] | None, name: str, key: str) -> type[B
     annotation = model.model_fields[name].annotation
     candidates = [annotation, *get_args(annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+@lru_cache(maxsize=4)  # a command, and each run of a sweep on other machines, asks for the same preset several times
+def _parse_preset(text: str, where: str) -> Any:
+    return _parse(text, where)
 
 
 def _parse(text: str, where: str) -> Any:

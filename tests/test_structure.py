@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,11 @@ def source(module: str) -> str:
     return (ROOT / module).read_text()
 
 
+@lru_cache(maxsize=1)  # all rules are asked of one module, then of the next
+def tree_of(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def length_of(function: Function) -> int:
     """Return the length of a function in lines, from `def` on, without the docstring."""
     assert function.end_lineno is not None
@@ -51,19 +56,19 @@ def length_of(function: Function) -> int:
 
 
 def long_functions(text: str) -> list[str]:
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, Function)]
+    functions = [node for node in ast.walk(tree_of(text)) if isinstance(node, Function)]
     return [f"{function.name}: {length_of(function)}" for function in functions if length_of(function) > MAX_FUNCTION]
 
 
 def is_long_without_a_reason(text: str) -> bool:
-    docstring = ast.get_docstring(ast.parse(text)) or ""
+    docstring = ast.get_docstring(tree_of(text)) or ""
     return len(text.splitlines()) > MAX_MODULE and not LONG_MODULE.search(docstring)
 
 
 @cache
 def classes_behind_contracts() -> set[str]:
     modules = [module for module in MODULES if module.startswith(BEHIND_CONTRACTS)]
-    nodes = [node for module in modules for node in ast.walk(ast.parse(source(module)))]
+    nodes = [node for module in modules for node in ast.walk(ast.parse((ROOT / module).read_text()))]
     return {node.name for node in nodes if isinstance(node, ast.ClassDef)}
 
 
@@ -76,7 +81,7 @@ def names_in(node: ast.AST) -> set[str]:
 def class_checks(text: str, classes: set[str]) -> list[str]:
     """Return the lines that check whether a value is an instance of one of these classes."""
     asked: list[tuple[int, ast.AST]] = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id in ("isinstance", "issubclass"):
                 asked.append((node.lineno, node.args[1]))
@@ -87,17 +92,23 @@ def class_checks(text: str, classes: set[str]) -> list[str]:
     return [f"line {line}" for line, expression in asked if names_in(expression) & classes]
 
 
+def is_untyped_tree(node: ast.Subscript) -> bool:
+    """Whether it is `dict[str, Any]` or `Mapping[str, Any]`."""
+    named = isinstance(node.value, ast.Name) and node.value.id in ("dict", "Mapping")
+    return named and ast.unparse(node.slice) == "(str, Any)"
+
+
 def untyped_trees(text: str) -> Iterator[tuple[int, list[ast.AST]]]:
     """Yield each line with `dict[str, Any]` or `Mapping[str, Any]`, and the functions and classes around it."""
 
     def walk(node: ast.AST, around: list[ast.AST]) -> Iterator[tuple[int, list[ast.AST]]]:
-        if isinstance(node, ast.Subscript) and ast.unparse(node) in ("dict[str, Any]", "Mapping[str, Any]"):
+        if isinstance(node, ast.Subscript) and is_untyped_tree(node):
             yield node.lineno, around
         inside = [*around, node] if isinstance(node, Function | ast.ClassDef) else around
         for child in ast.iter_child_nodes(node):
             yield from walk(child, inside)
 
-    return walk(ast.parse(text), [])
+    return walk(tree_of(text), [])
 
 
 def comments_at(lines: list[str], number: int) -> str:
@@ -122,24 +133,41 @@ def trees_without_a_reason(text: str) -> list[str]:
     return unexplained
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_functions_are_short(module: str) -> None:
-    assert long_functions(source(module)) == []
+def problems_of(module: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each rule with what a module does against it."""
+    text = source(module)
+    yield "function", long_functions(text)
+    yield "module", ["long"] if is_long_without_a_reason(text) else []
+    yield "class", class_checks(text, classes_behind_contracts())
+    if module not in EDGES and not module.startswith("benchmarks"):
+        yield "tree", trees_without_a_reason(text)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_short_or_says_why_not(module: str) -> None:
-    assert not is_long_without_a_reason(source(module))
+@cache
+def problems() -> dict[str, dict[str, list[str]]]:
+    """What modules do against each rule, by rule and module."""
+    by_rule: dict[str, dict[str, list[str]]] = {"function": {}, "module": {}, "class": {}, "tree": {}}
+    for module in MODULES:
+        for rule, against in problems_of(module):
+            if against:
+                by_rule[rule][module] = against
+    return by_rule
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_asks_for_a_class_behind_a_contract(module: str) -> None:
-    assert class_checks(source(module), classes_behind_contracts()) == []
+def test_functions_are_short() -> None:
+    assert problems()["function"] == {}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("benchmarks")])
-def test_untyped_trees_have_a_reason(module: str) -> None:
-    assert module in EDGES or trees_without_a_reason(source(module)) == []
+def test_a_module_is_short_or_says_why_not() -> None:
+    assert problems()["module"] == {}
+
+
+def test_no_module_asks_for_a_class_behind_a_contract() -> None:
+    assert problems()["class"] == {}
+
+
+def test_untyped_trees_have_a_reason() -> None:
+    assert problems()["tree"] == {}
 
 
 @pytest.mark.parametrize("module", EDGES)

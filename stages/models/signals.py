@@ -30,6 +30,7 @@ from dhkd.data.errors import ConfigError
 from dhkd.stages.models import build_network, own_networks
 from dhkd.stages.models.architecture import Named, as_architecture
 from dhkd.stages.models.network import Network, Outputs
+from dhkd.stages.models.on_meta import network_on_meta, outputs_on_meta
 from dhkd.stages.models.sound import require_sound
 from torch import Tensor, nn
 
@@ -280,6 +281,8 @@ class Shapes:
             network = build_network(self.wanted, self.num_classes, self.channels).eval()
             require_sound(network, self.random_images())
             return network
+        if self.device == "meta":
+            return network_on_meta(self.wanted, self.num_classes, self.channels)
         with torch.device(self.device):  # some networks of timm can't be built on the meta device
             return build_network(self.wanted, self.num_classes, self.channels).to("meta").eval()
 
@@ -296,6 +299,8 @@ class Shapes:
         return self._forward(maps=False)
 
     def _forward(self, *, maps: bool) -> Outputs:
+        if self.device == "meta":
+            return outputs_on_meta(self.wanted, self.num_classes, self.channels, self.image, maps=maps)
         network, images_BCHW = self._network, self.random_images()
         if not own_networks(self.architecture):
             images_BCHW = images_BCHW.to("meta")

@@ -256,7 +256,9 @@ class TrainingStep:
         step_of_run = self._epoch * self._stream.steps_per_epoch + step
         seed = dropout_seed(self._seed, step_of_run, self._processes.rank)
         self._student.seed_dropout(seed)
-        if self._alone:
+        if self._alone and self._processes.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # `manual_seed` notes a stack for each kind of device, in vain
+        elif self._alone:
             torch.manual_seed(seed)
 
     def _can_look_late(self) -> bool:

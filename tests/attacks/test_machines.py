@@ -175,7 +175,7 @@ def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a script in which $DHKD is the command."""
     environment = {**ENVIRONMENT, "DHKD": " ".join(COMMAND), **variables}
     return subprocess.run(
-        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -242,7 +242,7 @@ def test_an_unknown_user_without_a_home_in_a_strict_and_narrow_shell(teacher: Pa
             "TMPDIR": "/nonexistent",
             "LC_ALL": "C",
         },
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
         pytest.skip(f"needs the right to mount: {ended.stderr.strip()}")
@@ -294,7 +294,7 @@ def test_a_command_that_hangs_ends_all_the_same() -> None:
     while psutil.Process(blocked.pid).status() != psutil.STATUS_SLEEPING:  # it prints shortly before it waits
         time.sleep(0.05)
     blocked.terminate()
-    _, err = blocked.communicate(timeout=30)
+    _, err = blocked.communicate(timeout=120)
     assert blocked.returncode == 143
     assert err == "error: stopped by SIGTERM, without waiting longer; run the same command again to continue\n"
 
@@ -322,7 +322,7 @@ def test_sigterm_of_long_work_is_one_line_and_the_rest_follows(
     process = spawn(command, "digits", *words, "--out", out)
     wait_until(lambda: any(out.glob(begun)), process)
     process.send_signal(signal.SIGTERM)
-    printed, reported = process.communicate(timeout=60)
+    printed, reported = process.communicate(timeout=120)
     assert_one_line(Outcome(process.returncode, printed, reported), 143, ["stopped by SIGTERM", "again to continue"])
     assert not list(out.rglob("*.partial"))
     done(command, "digits", *words, *again, "--out", out)
@@ -362,7 +362,7 @@ def test_containers_with_little_shared_memory(size: str, photographs: Path) -> N
     script = SMALL_SHM.format(size=size, python=sys.executable, root=Path(__file__).parents[2], photographs=photographs)
     ended = subprocess.run(
         ["unshare", "--mount", "bash", "-c", textwrap.dedent(script)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     if ended.returncode in (1, 99) and ("unshare" in ended.stderr or "mount" in ended.stderr):
         pytest.skip(f"needs the right to mount /dev/shm: {ended.stderr.strip()}")

@@ -37,7 +37,7 @@ def pair() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
-def error_of(process: subprocess.Popen[str], seconds: float = 90) -> str:
+def error_of(process: subprocess.Popen[str], seconds: float = 240) -> str:
     """Wait until the process has ended with an error, and return its one line."""
     _, reported = process.communicate(timeout=seconds)
     lines = [line for line in reported.splitlines() if line.startswith("error")]

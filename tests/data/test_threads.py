@@ -34,7 +34,7 @@ def test_a_generator_is_dropped_while_the_lock_of_all_threads_is_held() -> None:
             dropped.set()
 
     threading.Thread(target=drop, daemon=True).start()
-    assert dropped.wait(20)
+    assert dropped.wait(60)
 
 
 def test_threads_are_waited_for_at_the_end_and_after_an_error() -> None:

@@ -325,18 +325,18 @@ def test_a_served_page_follows_the_sweep(browser: Any, swept: Path, tmp_path: Pa
     with served(out) as port, shown(browser, f"http://127.0.0.1:{port}/") as page:
         assert column(page, "runs", 0) == ["objective=ce,seed=0"]
         shutil.copytree(swept / "objective=ce,seed=1", out / "objective=ce,seed=1")
-        page.wait_for_selector("#runs tbody tr >> nth=1", timeout=20_000)
+        page.wait_for_selector("#runs tbody tr >> nth=1", timeout=120_000)
         page.get_by_label("Filter").nth(1).fill("seed=1")
         for _ in range(2):
             page.click("#runs thead button:has-text('run')")
         shutil.copytree(swept / "objective=binary-kl,seed=1", out / "objective=binary-kl,seed=1")
-        page.wait_for_selector("#runs tbody tr >> nth=2", state="attached", timeout=20_000)
+        page.wait_for_selector("#runs tbody tr >> nth=2", state="attached", timeout=120_000)
         page.wait_for_timeout(500)
         stays = ["objective=ce,seed=1", "objective=binary-kl,seed=1"]
         assert column(page, "runs", 0) == stays, "the filter and the order stay"
         page.get_by_role("button", name="binary-kl", exact=True).click()
         shutil.copytree(swept / "objective=binary-kl,seed=0", out / "objective=binary-kl,seed=0")
-        page.wait_for_selector("#runs tbody tr >> nth=3", state="attached", timeout=20_000)
+        page.wait_for_selector("#runs tbody tr >> nth=3", state="attached", timeout=120_000)
         page.wait_for_timeout(500)
         assert visible(page) == [["ce"]] * 3, "hidden lines stay hidden"
         page.get_by_role("button", name="binary-kl", exact=True).click()
@@ -371,7 +371,7 @@ def test_an_empty_folder_is_served_until_there_is_something(browser: Any, tmp_pa
 
 
 def asked(port: int, path: str, host: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", path, headers={"Host": host})
     status = connection.getresponse().status
     connection.close()

@@ -77,7 +77,7 @@ def test_ctrl_c_of_caching_is_one_line(whole: Path, teacher: Path, tmp_path: Pat
     process = spawn(*words)
     wait_until(lambda: len(chunks_of(out)) >= 5, process)
     process.send_signal(signal.SIGINT)
-    printed, reported = process.communicate(timeout=60)
+    printed, reported = process.communicate(timeout=120)
     assert process.returncode == 130
     assert printed == ""
     assert [line for line in reported.splitlines() if "error" in line] == [

@@ -485,7 +485,7 @@ print(bucket.get("k"), flush=True)
 def test_a_fork_can_ask_unless_its_parent_had(s3: S3) -> None:
     Bucket(f"{s3.url}/p", QUICK).put("k", b"x", replace=True)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", FORKS, f"{s3.url}/p"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-P", "-c", FORKS, f"{s3.url}/p"], capture_output=True, text=True, timeout=240, check=True
     )
     refusal = f"{s3.url}/p: this process was forked from one that had asked a store by URL already"
     lines = done.stdout.splitlines()
@@ -655,7 +655,7 @@ def test_processes_share_the_copies(kept: Kept) -> None:
     kept.proxy.faults = every(1, Fault("delay", 0.5))
     command = [sys.executable, "-P", "-c", FETCH, kept.bucket.location, str(kept.folder), str(checksum(content))]
     fetchers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [fetcher.communicate(timeout=60)[0] for fetcher in fetchers] == ["True\n"] * 2
+    assert [fetcher.communicate(timeout=240)[0] for fetcher in fetchers] == ["True\n"] * 2
     assert kept.fetched == 1
     assert kept.get("a", content) == content
     assert kept.fetched == 1

@@ -121,7 +121,7 @@ write_atomically(Path(sys.argv[1]), write)
 def test_a_kill_leaves_the_old_file_and_at_most_one_partial(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(OLD)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=240)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == OLD
     left = sorted(name for name in os.listdir(tmp_path) if name != "file")
@@ -159,7 +159,7 @@ def test_two_processes_do_not_share_a_partial_file(tmp_path: Path) -> None:
     def write(stream: BinaryIO) -> None:
         stream.write(NEW[:5])
         stream.flush()
-        subprocess.run([sys.executable, "-c", other, str(path)], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", other, str(path)], check=True, timeout=240)
         assert path.read_bytes() == b"of the other"
         stream.write(NEW[5:])
 

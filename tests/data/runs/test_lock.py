@@ -152,7 +152,7 @@ def test_a_stranger_that_goes_on_writing_lives(
 def test_a_holder_shows_that_it_lives(quick: None, tmp_path: Path) -> None:
     with held(tmp_path):
         before, waited = (tmp_path / "lock.1").read_bytes(), threading.Event()
-        for _ in range(200):
+        for _ in range(2400):
             waited.wait(0.05)
             if (now := (tmp_path / "lock.1").read_bytes()) != before:
                 break

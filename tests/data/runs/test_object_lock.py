@@ -124,7 +124,7 @@ def test_what_another_version_wrote_is_not_taken_for_dead(storage: Storage) -> N
 
 
 def until(condition: Callable[[], bool]) -> None:
-    for _ in range(400):
+    for _ in range(2400):
         if condition():
             return
         time.sleep(0.05)
