@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from dhkd.data.disk.atomic import write_atomically
-from dhkd.data.errors import ConfigError, WeightsError
+from dhkd.data.errors import WeightsError
+from dhkd.data.extras import needing
 from dhkd.data.shown import printable_line
 from torch import Tensor, nn
 
@@ -25,11 +26,9 @@ def write_onnx(path: Path, network: nn.Module, example_BCHW: Tensor, metadata: M
 
     Raises `ConfigError` if a package of the extra is missing, and `WeightsError` for a network that can't be written.
     """
-    try:
+    with needing("onnx", "ONNX"), needing("onnxscript", "ONNX"):
         import onnx
         import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise _missing(error) from error
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > LARGEST:
         raise WeightsError(f"{path}: expected a network of at most 2 GiB, the format's limit, got {size:,} bytes")
@@ -62,10 +61,8 @@ def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Tensor]]:
 
     Raises `ConfigError` if onnxruntime is missing, and `WeightsError` for any other file.
     """
-    try:
+    with needing("onnxruntime", "ONNX"):
         import onnxruntime as runtime
-    except ImportError as error:
-        raise _missing(error) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # errors reach the user as exceptions
@@ -98,10 +95,6 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable_line(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, LONGEST_REASON)
-
-
-def _missing(error: ImportError) -> ConfigError:
-    return ConfigError(f"ONNX: expected the package {error.name}, found none; pip install 'dhkd[onnx]'")
 
 
 @contextlib.contextmanager

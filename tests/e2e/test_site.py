@@ -99,7 +99,9 @@ def test_no_link_is_dead(site: Path, pages: dict[Path, Page]) -> None:
 
 
 def test_a_dead_link_is_found(site: Path) -> None:
-    wrong = Page({"here"}, ["#here", "#nowhere", "quickstart/", "quickstart/#nowhere", "nothing/"], ["site.css", "no.js"])
+    wrong = Page(
+        {"here"}, ["#here", "#nowhere", "quickstart/", "quickstart/#nowhere", "nothing/"], ["site.css", "no.js"]
+    )
     pages = {site / "index.html": wrong, site / "quickstart" / "index.html": Page({"there"})}
     assert [line.partition(": ")[2] for line in dead(site, pages)] == [
         *("#nowhere", "quickstart/#nowhere", "nothing/", "no.js")
