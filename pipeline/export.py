@@ -15,6 +15,7 @@ from dhkd.data.disk.atomic import write_atomically
 from dhkd.data.errors import ConfigError, WeightsError
 from dhkd.data.recipes.preparation import Preparation, preparation_of
 from dhkd.pipeline import card as cards
+from dhkd.pipeline.build.code import code_of_data, require_code_of_run
 from dhkd.pipeline.build.data import images_of, renderer_of
 from dhkd.pipeline.build.described import Described, test_recipe_of
 from dhkd.pipeline.data_options import DataOptions
@@ -143,6 +144,7 @@ def _test_pixels(whole: Loaded, facts: Described, data: DataOptions) -> tuple[Te
             f"{whole.file}: expected a run's folder, on whose test images the file is checked, got a file; check it on"
             f" random images with --without-data"
         )
+    require_code_of_run(whole.file.parent, code_of_data(experiment))
     images = images_of(experiment, "test", data, lambda: facts.num_classes)
     renderer = renderer_of(images.first(CHECKED), test_recipe_of(experiment, whole.role), torch.device("cpu"), data)
     batches = torch.split(torch.arange(len(renderer.images)), AT_ONCE)

@@ -19,6 +19,7 @@ from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.preparation import preparation_of
 from dhkd.data.render import Renderer
 from dhkd.data.sources.base import Place
+from dhkd.pipeline.build.code import code_of_data, require_code_of_run
 from dhkd.pipeline.build.data import images_of, renderer_of
 from dhkd.pipeline.build.described import Described, experiment_of, test_recipe_of
 from dhkd.pipeline.build.networks import weights_file
@@ -219,6 +220,7 @@ def _renderer(
         )
     if source is None:
         assert experiment is not None
+        require_code_of_run(predictor.origin.parent, code_of_data(experiment))
         recipe = test_recipe_of(experiment, predictor.role)
     else:
         recipe, channels = _recipe(predictor, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import ConfigError, WeightsError
-from dhkd.pipeline.build.code import code_of_data, code_of_network, require_code_of_run
+from dhkd.pipeline.build.code import code_of_network, require_code_of_run
 from dhkd.pipeline.build.described import (
     Described,
     described,
@@ -79,7 +79,7 @@ def loaded(path: Path, *, ema: bool = False) -> Loaded:
     architecture = recorded_architecture(file)
     assert architecture is not None, "described requires it"
     if experiment is not None:
-        require_code_of_run(path, {**code_of_network(architecture.name), **code_of_data(experiment)})
+        require_code_of_run(path, code_of_network(architecture.name))
     network = trained_network(architecture, num_classes_in(metadata, str(file)), file, "student").network
     return Loaded(file, metadata, network, ROLE if file.stem.startswith(ROLE) else "student", experiment)
 

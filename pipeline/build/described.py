@@ -15,6 +15,7 @@ from dhkd.configs.schema import Experiment
 from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import PerChannel
 from dhkd.data.images.resizing import Resizing
+from dhkd.data.recipes import RECIPES
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.preparation import LARGEST, Preparation, preparation_from, preparation_of
 from dhkd.data.render import Normalization, Renderer
@@ -119,8 +120,11 @@ def test_recipe_of(experiment: Experiment, role: str) -> Recipe:
 def preparation_by_settings(experiment: Experiment, role: str) -> Preparation | None:
     """Return the preparation that a run's settings tell, for weights of earlier versions, which don't record it.
 
-    It is None where it depends on the size of the data set's images, and that is known only from its files.
+    It is None where it depends on the size of the data set's images, and that is known only from its files, and for a
+    recipe that a user wrote.
     """
+    if experiment.views.kind not in RECIPES:
+        return None
     source = SOURCES.get(experiment.data.source)
     pixels = source.size.pixels if source is not None and source.size is not None else None
     return preparation_of(
