@@ -96,7 +96,7 @@ def _shortened(value: str) -> str:
     """Return a value of a weights file's metadata, which may itself be JSON, without anything of this machine."""
     try:
         tree = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return str(public(value))
     clean = public(tree)
     return json.dumps(clean, sort_keys=True) if clean != tree else value
