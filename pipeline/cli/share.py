@@ -24,9 +24,8 @@ def share(
     shortened, and secrets are refused. If interrupted, run the same command again: it resumes.
     """
     require_apart(folder, "DIR", CACHE_OR_RUN=source)
-    from dhkd.pipeline.share.folder import Sharing
     from dhkd.pipeline.share.sharing import share as share_place
 
-    result = share_place(source, folder, Sharing(license_id, store, allow_names))
+    result = share_place(source, folder, license=license_id, store=store, allow_names=allow_names)
     hint = "" if license_id else "; name a license in its README.md, or with --license"
     emit(result, as_json, lambda: f"{result}{hint}")

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from dhkd.pipeline.results import Evaluated as Evaluated
     from dhkd.pipeline.results import Exported as Exported
     from dhkd.pipeline.results import Predicted as Predicted
+    from dhkd.pipeline.results import Shared as Shared
     from dhkd.pipeline.results import TrainedRun as TrainedRun
+    from dhkd.pipeline.share.sharing import share as share
     from dhkd.stages.models.network import Network as Network
     from dhkd.stages.train.gradients import Alignment as Alignment
     from dhkd.stages.train.gradients import backward as backward
@@ -61,6 +63,7 @@ _MODULES = {
     "Predicted": "pipeline.results",
     "Recipe": "data.recipes.base",
     "RunTable": "pipeline.python.runs",
+    "Shared": "pipeline.results",
     "TrainedRun": "pipeline.results",
     "auxiliary_head": "pipeline.python.loops",
     "backward": "stages.train.gradients",
@@ -75,6 +78,7 @@ _MODULES = {
     "open_cache": "data.cache.reader",
     "predict": "pipeline.python.trained",
     "report": "pipeline.python.runs",
+    "share": "pipeline.share.sharing",
     "sweep": "pipeline.python.training",
     "train_student": "pipeline.python.training",
     "train_teacher": "pipeline.python.training",

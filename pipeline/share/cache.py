@@ -42,8 +42,7 @@ def share_cache(source: str, folder: Path, options: Sharing) -> Shared:
     begin(storage, store, manifest)
     convert_blocks(reader, LogitWriter(storage, store, manifest, manifest.signals))
     shared = open_cache(folder)
-    card = cache_card(shared, options.license)
-    sizes = finish(folder, card, LARGE.get(store, ("*.tar",)), allow_names=options.allow_names)
+    sizes = finish(folder, cache_card(shared), LARGE.get(store, ("**",)), options)
     return Shared(
         kind="cache",
         folder=str(folder),

@@ -1,16 +1,15 @@
 """The card of a shared cache, a README.md in the form of data-set hubs: what it is, made from what, how to read it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from dhkd.data.cache.manifest import Manifest, teachers_own
 from dhkd.data.cache.reader import LogitReader
 from dhkd.data.shown import printable_line
-from dhkd.pipeline.share.folder import front_matter
+from dhkd.pipeline.markdown import LONGEST_NAME, code, fenced, front_matter, table
 from dhkd.pipeline.share.private import Json
 
 _PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-LONGEST = 300  # characters of a value that the card shows
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9, 10**10, 10**11, 10**12)
 SIZE_NAMES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 READ_ZARR = """
@@ -30,94 +29,102 @@ for block in webdataset.WebDataset("DIR/shards/{signal}/00000/00000.tar", shards
 """
 
 
-def cache_card(reader: LogitReader, license_id: str | None) -> str:
+def cache_card(reader: LogitReader) -> str:
     """Return the card of a complete cache whose manifest holds nothing private."""
     manifest = reader.manifest
-    dataset, teachers = manifest.identity.dataset, _teachers(manifest)
-    title = f"Teacher outputs of {', '.join(dict.fromkeys(teachers.values()))} for {_text(dataset.name)}"
+    dataset, teachers = manifest.identity.dataset.name, _teachers(manifest)
+    title = f"Teacher outputs of {', '.join(dict.fromkeys(teachers.values()))} for {dataset}"
     facts = {
-        "pretty_name": title,
-        "tags": ["dhkd", "knowledge-distillation", "logits", _text(dataset.name)],
+        "pretty_name": printable_line(title, LONGEST_NAME),
+        "tags": ["dhkd", "knowledge-distillation", "logits"],
         "task_categories": ["image-classification"],
         "size_categories": [_size_category(manifest.num_views * manifest.num_samples)],
         "viewer": False,  # there is no table in it that a hub could show
     }
     parts = [
-        front_matter(facts, license_id),
-        f"# {title}\n",
-        f"What a teacher said about {manifest.num_views} augmented views of each image: a cache of"
+        front_matter(facts),
+        f"# Teacher outputs of {', '.join(map(code, dict.fromkeys(teachers.values())))} for {code(dataset)}",
+        f"What a teacher said about {manifest.num_views:,} augmented views of each image: a cache of"
         " [dhkd](https://pypi.org/project/dhkd/), from which any number of students can be distilled without the"
-        " teacher. The images are not in it; a view is drawn again from the seed, to the same pixels.\n",
-        "## What it holds\n",
-        _table(_holds(reader)),
+        " teacher. The images are not in it; a view is drawn again from the seed, to the same pixels.",
+        "## What it holds",
+        _facts(_holds(reader)),
         _signals(reader),
-        "## What it was made from\n",
-        _table(_made_from(manifest)),
-        *(_of_teacher(manifest, prefix, name) for prefix, name in teachers.items()),
-        "## How to read it\n",
+        "## What it was made from",
+        _facts(_made_from(manifest)),
+        *(part for prefix, name in teachers.items() for part in _of_teacher(manifest, prefix, name)),
+        "## How to read it",
         _how(reader, next(iter(manifest.signals))),
     ]
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def _teachers(manifest: Manifest) -> dict[str, str]:
     """Return each teacher's architecture, by the prefix of its signals' names."""
     return {
-        name.removesuffix(teachers_own(name)): _text(signal.teacher.get("architecture", "a teacher"))
+        name.removesuffix(teachers_own(name)): str(signal.teacher.get("architecture", "a teacher"))
         for name, signal in manifest.signals.items()
     }
 
 
-def _holds(reader: LogitReader) -> Iterator[tuple[str, object]]:
+def _holds(reader: LogitReader) -> Iterator[tuple[str, str]]:
     manifest = reader.manifest
     yield "images", f"{manifest.num_samples:,}, of {manifest.num_classes:,} classes"
     yield "views of each image", f"{manifest.num_views:,}"
     yield "store", f"{reader.store}, in blocks of {manifest.block_rows:,} rows"
     yield "size", f"{reader.stored_bytes() / 1e6:,.1f} MB"
-    yield "digest", f"`{manifest.digest}`"
+    yield "digest", code(manifest.digest)
 
 
 def _signals(reader: LogitReader) -> str:
-    lines = ["\n| signal | shape of a row | codec | largest error of a value |", "|---|---|---|---|"]
-    for name, signal in reader.manifest.signals.items():
-        shape = " × ".join(map(str, signal.row))
-        lines.append(f"| `{name}` | {shape} | {signal.codec.kind} | {reader.bound(name).error:.2g} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [code(name), " × ".join(map(str, signal.row)), signal.codec.kind, f"{reader.bound(name).error:.2g}"]
+        for name, signal in reader.manifest.signals.items()
+    ]
+    return table(["signal", "shape of a row", "codec", "largest error of a value"], rows)
 
 
-def _made_from(manifest: Manifest) -> Iterator[tuple[str, object]]:
-    dataset = manifest.identity.dataset
-    yield "data set", f"{_text(dataset.name)}, split {_text(dataset.split)}"
-    yield "its fingerprint", f"`{_text(dataset.fingerprint)}`"
-    recipe = dict(manifest.identity.recipe)
-    yield "recipe of the views", f"`{_text(recipe.pop('kind', 'unknown'))}`"
-    for key, value in recipe.items():
-        yield f"its {_text(key)}", f"`{_text(value)}`"
+def _made_from(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    dataset, recipe = manifest.identity.dataset, dict(manifest.identity.recipe)
+    yield "data set", f"{code(dataset.name)}, split {code(dataset.split)}"
+    yield "its fingerprint", code(dataset.fingerprint)
+    yield "recipe of the views", code(recipe.pop("kind", "unknown"))
+    yield "its settings", ", ".join(f"{code(key)} {code(value)}" for key, value in recipe.items())
 
 
-def _of_teacher(manifest: Manifest, prefix: str, architecture: str) -> str:
+def _of_teacher(manifest: Manifest, prefix: str, architecture: str) -> list[str]:
+    """Return a table of what is known about a teacher, and the command with which it was cached."""
     name = next(name for name in manifest.signals if name.removesuffix(teachers_own(name)) == prefix)
-    signal, recorded = manifest.signals[name], manifest.provenance.get(name)
-    provenance: Mapping[str, Json] = recorded if isinstance(recorded, Mapping) else {}
-    rows: list[tuple[str, object]] = [("teacher", f"{architecture}{f', called {prefix[:-1]}' if prefix else ''}")]
-    rows += [("SHA-256 of its weights", f"`{_text(signal.teacher['sha256'])}`")] if "sha256" in signal.teacher else []
-    part = _text(provenance.get("teacher_measured_on", "test"))
+    signal, provenance = manifest.signals[name], _recorded(manifest, name)
+    rows = [("teacher", code(architecture) + (f", called {code(prefix[:-1])}" if prefix else ""))]
+    if "sha256" in signal.teacher:
+        rows.append(("SHA-256 of its weights", code(signal.teacher["sha256"])))
+    part = code(provenance.get("teacher_measured_on", "test"))
     for key, what in (("teacher_test_top1", "top-1"), ("teacher_test_top5", "top-5")):
         if isinstance(provenance.get(key), int | float):
-            rows.append((f"its {what} accuracy ({part} images)", f"{provenance[key]:.2f} %"))
-    rows += [("computed in", signal.precision)]
-    rows += [("on", _text(provenance["hardware"]))] if "hardware" in provenance else []
-    versions = provenance.get("versions")
-    if isinstance(versions, Mapping):
-        rows.append(("with", ", ".join(f"{_text(key)} {_text(value)}" for key, value in versions.items())))
-    command = f"\n```\n{_text(provenance['command'])}\n```\n" if provenance.get("command") else ""
-    return f"{_table(rows)}{command}"
+            rows.append((f"its {what} accuracy on {part} images", f"{provenance[key]:.2f} %"))
+    rows.append(("computed in", signal.precision))
+    if "hardware" in provenance:
+        rows.append(("on", code(provenance["hardware"])))
+    if isinstance(versions := provenance.get("versions"), Mapping):
+        rows.append(("with", ", ".join(f"{code(key)} {code(value)}" for key, value in versions.items())))
+    command = printable_line(str(provenance.get("command", "")))
+    return [_facts(rows), *([fenced(command)] if command else [])]
+
+
+def _recorded(manifest: Manifest, name: str) -> Mapping[str, Json]:
+    """Return a signal's provenance, or nothing if it isn't the JSON object that dhkd records."""
+    recorded = manifest.provenance.get(name)
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> str:
+    return table(["", ""], [list(row) for row in rows])
 
 
 def _preset(manifest: Manifest, signal: str) -> str:
     """Return the preset that the command of the cache names, or the word PRESET if it names a file or none."""
-    recorded = manifest.provenance.get(signal)
-    command = str(recorded.get("command", "")) if isinstance(recorded, Mapping) else ""
+    command = str(_recorded(manifest, signal).get("command", ""))
     name = command.partition("dhkd cache-teacher ")[2].partition(" ")[0]
     return name if _PRESET.fullmatch(name) and not name.endswith((".yaml", ".yml")) else "PRESET"
 
@@ -146,15 +153,6 @@ Without dhkd, from a copy in the folder DIR; only what its `index.json` lists is
 {without}
 `dhkd verify DIR` checks every byte against the index, as `sha256sum -c SHA256SUMS` does against the checksums.
 """
-
-
-def _table(rows: Iterator[tuple[str, object]] | list[tuple[str, object]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]) + "\n"
-
-
-def _text(value: Json) -> str:
-    """Return a value as text that can't end a table's cell, a code span or a line, whoever wrote it."""
-    return printable_line(str(value), LONGEST).replace("|", "¦").replace("`", "'").replace("<", "‹")
 
 
 def _size_category(rows: int) -> str:

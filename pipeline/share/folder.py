@@ -7,10 +7,9 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from dhkd.data.disk.atomic import write_atomically
@@ -83,12 +82,13 @@ def files_in(folder: Path) -> Iterator[str]:
             yield name
 
 
-def finish(folder: Path, card: str, large: Iterable[str], *, allow_names: bool) -> dict[str, int]:
+def finish(folder: Path, card: str, large: Iterable[str], options: Sharing) -> dict[str, int]:
     """Write what every shared folder has besides its content; return the size of each of the folder's files, by path.
 
     `large` are patterns of files that git keeps in LFS. The card comes last: a folder without one is not finished.
     """
-    require_public(CARD, card, allow_names=allow_names)
+    card = _licensed(card, options.license)
+    require_public(CARD, card, allow_names=options.allow_names)
     sizes = {name: (folder / name).stat().st_size for name in files_in(folder) if name not in OF_EVERY_FOLDER}
     patterns = [*large, *(name for name, size in sizes.items() if size > LARGEST_TEXT)]
     lines = ["* -text", *(f"{pattern} filter=lfs diff=lfs merge=lfs -text" for pattern in dict.fromkeys(patterns))]
@@ -104,12 +104,12 @@ def put(file: Path, content: bytes) -> None:
         write_atomically(file, lambda stream: stream.write(content))
 
 
-def front_matter(facts: Mapping[str, Any], license_id: str | None) -> str:
-    """Return the YAML at the head of a card, with plain values; without a license, a comment says where they are."""
-    known = {"license": license_id} if license_id else {}
-    missing = [] if license_id else [f"# license: choose one of {LICENSES}"]
-    text = yaml.safe_dump({**known, **facts}, sort_keys=False, allow_unicode=True)
-    return "\n".join(["---", *missing, f"{text}---\n"])
+def _licensed(card: str, license_id: str | None) -> str:
+    """Return a card whose YAML names the license; without one, a comment says where to find it."""
+    known = yaml.safe_dump({"license": license_id}) if license_id else f"# license: choose one of {LICENSES}\n"
+    start, head, rest = card.partition("---\n")
+    assert not start, "a card begins with YAML"
+    return f"{head}{known}{rest}"
 
 
 def _put_card(file: Path, card: str) -> None:

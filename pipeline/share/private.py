@@ -52,6 +52,15 @@ def public(tree: Json) -> Json:
     return [public(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
+def shortened_in(tree: Json) -> Iterator[tuple[str, str]]:
+    """Yield each text in plain values that `public_text` shortens, keys too, and what it makes of it."""
+    if isinstance(tree, str) and public_text(tree) != tree:
+        yield tree, public_text(tree)
+    parts = [*tree, *tree.values()] if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else []
+    for part in parts:
+        yield from shortened_in(part)
+
+
 def changed(before: Json, after: Json, at: str = "") -> list[str]:
     """List where two trees of equal form differ, as dotted keys; a mapping whose keys differ is listed itself."""
     if isinstance(before, Mapping) and isinstance(after, Mapping) and before.keys() == after.keys():

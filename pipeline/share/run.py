@@ -16,10 +16,10 @@ from dhkd.data.runs.metrics import read_metrics
 from dhkd.data.runs.names import CLASSES, CONFIG, METRICS, RESULT, SWEEP
 from dhkd.data.runs.result import read_result
 from dhkd.pipeline.build.networks import OF_AVERAGE
+from dhkd.pipeline.card import model_card
 from dhkd.pipeline.results import Shared
 from dhkd.pipeline.share.folder import Sharing, finish, put, require_ours
-from dhkd.pipeline.share.private import Json, changed, public, require_public
-from dhkd.pipeline.share.run_card import run_card
+from dhkd.pipeline.share.private import Json, changed, public, require_public, shortened_in
 from dhkd.stages.models.weights import read_metadata, with_metadata
 
 ROLES = ("student", "teacher")
@@ -28,11 +28,15 @@ SETTINGS_SHA256, SHA256 = "settings_sha256", "sha256"  # of a result
 
 @dataclass(frozen=True)
 class _Files:
-    """A run's files as they are shared: the texts by name, and the weights' files with what their metadata become."""
+    """A run's files as they are shared: the texts by name, and the weights' files with what their metadata become.
+
+    `shortened` maps each text that was shortened, such as a path, to what is left of it.
+    """
 
     texts: Mapping[str, bytes]
     weights: Mapping[Path, Mapping[str, str]]
     left_out: list[str]
+    shortened: Mapping[str, str]
 
 
 def share_run(run: Path, folder: Path, options: Sharing) -> Shared:
@@ -54,8 +58,7 @@ def share_run(run: Path, folder: Path, options: Sharing) -> Shared:
         put(folder / file.name, with_metadata(file, metadata))
     for name, content in files.texts.items():
         put(folder / name, content)
-    card = run_card(folder, options.license)
-    sizes = finish(folder, card, ["*.safetensors"], allow_names=options.allow_names)
+    sizes = finish(folder, _card(run, files), ["*.safetensors"], options)
     return Shared(
         kind="run",
         folder=str(folder),
@@ -89,14 +92,22 @@ def _files_of(run: Path) -> _Files:
     metadata = {file: read_metadata(file) for file in weights}
     shortened = {file: {key: _shortened(value) for key, value in one.items()} for file, one in metadata.items()}
     left_out += [line for file, one in metadata.items() for line in changed(one, shortened[file], file.name)]
-    return _Files(texts, shortened, left_out)
+    return _Files(texts, shortened, left_out, dict(shortened_in([config, tree])))
+
+
+def _card(run: Path, files: _Files) -> str:
+    """Return the run's model card. It is that of the original, which is still beside its sweep and its cache."""
+    card = model_card(run, files=[file.name for file in files.weights])
+    for text in sorted(files.shortened, key=len, reverse=True):
+        card = card.replace(text, files.shortened[text])
+    return card
 
 
 def _shortened(value: str) -> str:
     """Return a value of a weights file's metadata, which may itself be JSON, without anything of this machine."""
     try:
         tree = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return str(public(value))
     clean = public(tree)
     return json.dumps(clean, sort_keys=True) if clean != tree else value

@@ -15,11 +15,22 @@ from dhkd.pipeline.share.folder import Sharing
 from dhkd.pipeline.share.run import share_run
 
 
-def share(source: str, folder: Path, options: Sharing) -> Shared:
+def share(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    license: str | None = None,
+    store: str | None = None,
+    allow_names: bool = False,
+) -> Shared:
     """Write the cache or the run at a path or URL into a folder that can be pushed to a hub as it is.
 
-    Nothing else may be in the folder, except what an earlier call for the same source wrote, which is continued.
+    Nothing else may be in the folder, except what an earlier call for the same source wrote, which is continued. The
+    card names the `license`, such as cc-by-4.0. `store` is the storage format of a cache, zarr or webdataset; None
+    keeps that of the source. Paths of this machine are shortened. Raises `ConfigError` for what is private and can't be
+    left out: secrets and, unless `allow_names` is set, this user's and this machine's name.
     """
+    source, folder, options = str(source), Path(folder), Sharing(license, store, allow_names)
     storage = storage_of(source)
     if _holds_run(storage):
         place = runs_at(source)

@@ -22,7 +22,7 @@ from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.evaluation import evaluate_network
 from dhkd.pipeline.results import Shared
 from dhkd.pipeline.share import private
-from dhkd.pipeline.share.folder import ATTRIBUTES, CARD, Sharing
+from dhkd.pipeline.share.folder import ATTRIBUTES, CARD
 from dhkd.pipeline.share.private import changed, public, public_text, require_public
 from dhkd.pipeline.share.sharing import share
 from dhkd.pipeline.training import train_student
@@ -34,7 +34,6 @@ from tests.hubs import Hub, hub
 from tests.pipeline.conftest import experiment_of
 from tests.samples import files_of
 
-PLAIN = Sharing()
 HOME = "/home/somebody"
 PROVENANCE = {
     "command": f"dhkd cache-teacher cifar100/resnet56-resnet20 --teacher '{HOME}/my runs/t.pth' --set a={HOME}/b",
@@ -75,27 +74,17 @@ def run(tmp_path: Path) -> Path:
     run.mkdir()
     metadata = {"architecture": "resnet8", "num_classes": "5", "code": json.dumps({f"{HOME}/nets.py:Net": {"a": 1}})}
     save_weights(run / "student.safetensors", build_network("resnet8", 5), metadata)
-    student = {"architecture": "resnet8", "weights": f"{HOME}/begin.safetensors"}
-    config = {
-        "run": {"command": "train-student", "cache": "d" * 64},
-        "experiment": {"data": {"source": "digits"}, "student": student, "objective": "kd", "seed": 3},
-    }
+    experiment = experiment_of("student.architecture=resnet8", "objective=kd", "seed=3").model_dump(mode="json")
+    experiment["student"]["weights"] = f"{HOME}/begin.safetensors"
+    config = {"run": {"command": "train-student", "cache": "d" * 64}, "experiment": experiment}
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     figures = {"last_top1": 50.0, "best_top1": 50.0, "last_top5": 90.0, "best_top5": 90.0}
-    cache = {
-        "path": "s3://my-bucket/caches/c.zarr",
-        "digest": "d" * 64,
-        "teacher": "resnet14",
-        "views": 2,
-        "samples": 9,
-    }
+    cache = {"path": f"{HOME}/caches/c.zarr", "digest": "d" * 64, "teacher": "resnet14", "teacher_sha256": None}
+    cache |= {"views": 2, "samples": 9, "classes": 5, "signals": {"logits": "float16"}, "row_bytes": 20}
     result = {"role": "student", "architecture": "resnet8", "parameters": 1000, "epochs": 1, **figures, "seconds": 1.0}
-    result |= {
-        "samples_per_second": 9.0,
-        "cache": cache,
-        "sha256": "e" * 64,
-        "settings_sha256": settings_sha256(config),
-    }
+    result |= {"samples_per_second": 9.0, "seed": 3, "objective": "kd", "cache": cache, "live": [], "together": 1}
+    result |= {"sha256": "e" * 64, "settings_sha256": settings_sha256(config), "precision": "float32"}
+    result |= {"hardware": "a processor", "processes": 1, "versions": {"torch": "2.11.0"}}
     (run / "result.json").write_text(json.dumps(result, indent=2))
     (run / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "top1": 50.0, "top5": 90.0}) + "\n")
     (run / "checkpoint").mkdir()
@@ -134,7 +123,7 @@ def kept_by_lfs(out: Path, names: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("store", [None, "webdataset"])
 def test_a_shared_cache_is_the_same_cache(cache: Path, out: Path, store: str | None) -> None:
-    result = share(str(cache), out, Sharing(store=store))
+    result = share(cache, out, store=store)
     original, shared = open_cache(cache), open_cache(out)
     assert shared.store == (store or "zarr")
     assert np.array_equal(rows_of(shared), rows_of(original))
@@ -148,7 +137,7 @@ def test_a_shared_cache_is_the_same_cache(cache: Path, out: Path, store: str | N
 
 
 def test_nothing_of_this_machine_is_in_a_shared_cache(cache: Path, out: Path) -> None:
-    result = share(str(cache), out, PLAIN)
+    result = share(cache, out)
     assert all(b"somebody" not in content for content in files_of(out).values())
     recorded = open_cache(out).manifest.provenance["logits"]
     assert recorded["command"] == "dhkd cache-teacher cifar100/resnet56-resnet20 --teacher 't.pth' --set a=b"
@@ -158,39 +147,39 @@ def test_nothing_of_this_machine_is_in_a_shared_cache(cache: Path, out: Path) ->
 
 
 def test_the_card_of_a_cache(cache: Path, out: Path) -> None:
-    share(str(cache), out, Sharing(license="cc-by-4.0"))
+    share(cache, out, license="cc-by-4.0")
     head, text = front_matter(out), (out / CARD).read_text()
     assert (head["license"], head["size_categories"], head["viewer"]) == ("cc-by-4.0", ["n<1K"], False)
     assert {"dhkd", "knowledge-distillation"} <= set(head["tags"])
-    assert "| its top-1 accuracy (test images) | 70.94 % |" in text
+    assert "| its top-1 accuracy on `test` images | 70.94 % |" in text
     assert "dhkd train-student cifar100/resnet56-resnet20 --cache hf://datasets/USER/NAME" in text
     assert open_cache(cache).manifest.digest in text
 
 
 def test_a_card_of_several_teachers_and_without_a_license(reader: LogitReader, out: Path) -> None:
-    share(reader.location, out, PLAIN)
+    share(reader.location, out)
     text = (out / CARD).read_text()
     assert text.startswith("---\n# license: choose one of https://")
-    assert "| teacher | resnet8, called b |" in text
+    assert "| teacher | `resnet8`, called `b` |" in text
     assert "| `b.logits` | 10 | float16 |" in text
     assert "| `embedding` |" in text
 
 
 def test_a_card_quotes_strangers_without_their_markup(out: Path, tmp_path: Path) -> None:
-    share(str(written(tmp_path / "c.zarr", provenance={"hardware": "| `x`\n<script>\x1b[31m"})), out, PLAIN)
-    assert "| on | ¦ 'x'\\n‹script>\\x1b[31m |\n" in (out / CARD).read_text()
+    share(str(written(tmp_path / "c.zarr", provenance={"hardware": "| `x`\n<script>\x1b[31m"})), out)
+    assert "| on | `¦ 'x'\\n<script>\\x1b[31m` |\n" in (out / CARD).read_text()
 
 
 def test_given_again_it_changes_nothing(cache: Path, out: Path) -> None:
-    first = share(str(cache), out, PLAIN)
+    first = share(cache, out)
     before, times = files_of(out), {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    assert share(str(cache), out, PLAIN) == first
+    assert share(cache, out) == first
     assert files_of(out) == before
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
 
 def test_a_half_written_folder_is_completed(cache: Path, out: Path) -> None:
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     before = files_of(out)
     for name in ("index.json", CARD, SUMS, "signals/logits/c/1/0/0"):
         (out / name).unlink()
@@ -198,34 +187,34 @@ def test_a_half_written_folder_is_completed(cache: Path, out: Path) -> None:
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     litter = out / "signals" / "logits" / "c" / "1" / "0" / "0.1234.partial"
     litter.write_bytes(b"left by a kill")
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     litter.unlink()
     assert files_of(out) == before
 
 
 def test_a_card_that_was_edited_is_kept(cache: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     edited = (out / CARD).read_text().replace("# license", "license: mit # license")
     (out / CARD).write_text(edited)
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     assert (out / CARD).read_text() == edited
     assert "README.md: it was edited, and is kept" in caplog.text
 
 
 def test_a_cache_that_grew_is_shared_again(cache: Path, out: Path) -> None:
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     written(cache, views=3)
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     assert open_cache(out).plan.num_views == 3
     assert "| views of each image | 3 |" in (out / CARD).read_text()
     assert_sums_hold(out)
 
 
 def test_what_hubs_keep_in_a_folder_is_left_alone(cache: Path, out: Path) -> None:
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     (out / ".cache" / "huggingface").mkdir(parents=True)
     (out / ".cache" / "huggingface" / "state").write_text("x")
-    share(str(cache), out, PLAIN)
+    share(cache, out)
     assert b"state" not in files_of(out)[SUMS]
 
 
@@ -235,34 +224,34 @@ def test_a_folder_of_something_else_is_refused_and_stays(cache: Path, out: Path)
     with pytest.raises(
         ConfigError, match=r"expected a new or empty folder, .* found thesis\.tex; choose another folder"
     ):
-        share(str(cache), out, PLAIN)
+        share(cache, out)
     assert files_of(out) == {"thesis.tex": b"precious"}
 
 
 def test_a_folder_of_another_cache_is_refused_and_stays(cache: Path, out: Path, tmp_path: Path) -> None:
-    share(str(written(tmp_path / "other", seed=1)), out, PLAIN)
+    share(str(written(tmp_path / "other", seed=1)), out)
     before = files_of(out)
-    for one, options in ((cache, PLAIN), (tmp_path / "other", Sharing(store="webdataset"))):
+    for one, store in ((cache, None), (tmp_path / "other", "webdataset")):
         with pytest.raises(ConfigError, match="choose another folder"):
-            share(str(one), out, options)
+            share(one, out, store=store)
     private_copy = tmp_path / "copy"  # the same cache, not shared but copied, with all that its manifest says
     convert(str(cache), str(private_copy), store=None, codec=None, allow_loss=False)
     with pytest.raises(ConfigError, match="found another cache"):
-        share(str(cache), private_copy, PLAIN)
+        share(cache, private_copy)
     assert files_of(out) == before
 
 
 def test_a_cache_that_is_not_as_it_should_be_is_refused(cache: Path, out: Path, tmp_path: Path) -> None:
     (cache / "signals" / "logits" / "c" / "1" / "0" / "0").write_bytes(b"x" * 204)
     with pytest.raises(CacheDamaged, match="its bytes are not those that were written"):
-        share(str(cache), out, PLAIN)
+        share(cache, out)
     assert inspect(str(out)).complete is False
     assert not (out / CARD).exists()
     (cache / "index.json").unlink()
     with pytest.raises(CacheIncomplete, match="run 'dhkd cache-teacher' again"):
-        share(str(cache), tmp_path / "new", PLAIN)
+        share(cache, tmp_path / "new")
     with pytest.raises(ConfigError, match="expected a cache or a finished run, found neither"):
-        share(str(tmp_path / "none"), tmp_path / "new", PLAIN)
+        share(str(tmp_path / "none"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -275,7 +264,7 @@ def test_an_identity_that_names_a_place_is_refused(out: Path, tmp_path: Path) ->
     with pytest.raises(
         ConfigError, match=r"identity\.signals\.logits\.teacher\.architecture: expected nothing of this"
     ):
-        share(str(tmp_path / "c"), out, PLAIN)
+        share(str(tmp_path / "c"), out)
     assert not out.exists()
 
 
@@ -284,7 +273,7 @@ def test_a_secret_is_refused_without_being_shown(out: Path, tmp_path: Path, monk
     for secret in ("correct horse battery", "hf_" + "x" * 34):
         place = written(tmp_path / secret[:3], provenance={"command": f"--set a={secret}"})
         with pytest.raises(ConfigError) as caught:
-            share(str(place), out, PLAIN)
+            share(place, out)
         assert secret not in str(caught.value)
         assert "expected nothing private to be shared" in str(caught.value)
     assert not out.exists()
@@ -298,18 +287,18 @@ def test_more_files_than_a_hub_takes(tmp_path: Path, out: Path, monkeypatch: pyt
     with pytest.raises(
         ConfigError, match="at most 10 files, as a hub takes, got 16; say --store webdataset, which needs 8"
     ):
-        share(str(place), out, PLAIN)
-    share(str(place), out, Sharing(store="webdataset"))
+        share(place, out)
+    share(place, out, store="webdataset")
     monkeypatch.setattr("dhkd.pipeline.share.folder.MOST_ENTRIES", 1)
     with pytest.raises(ConfigError, match=r"at most 1 entries .* got .*; cache the teacher with larger blocks"):
-        share(str(place), tmp_path / "new", Sharing(store="webdataset"))
+        share(place, tmp_path / "new", store="webdataset")
 
 
 # runs
 
 
 def test_a_shared_run_is_a_run(run: Path, out: Path) -> None:
-    result = share(str(run), out, Sharing(license="mit"))
+    result = share(run, out, license="mit")
     (shared,) = read_runs(out)
     assert (shared.state, shared.seed, shared.finished_result.last_top1) == ("finished", 3, 50.0)
     assert shared.settings["experiment.student.weights"] == "begin.safetensors"
@@ -317,8 +306,9 @@ def test_a_shared_run_is_a_run(run: Path, out: Path) -> None:
     assert read_metadata(out / "student.safetensors")["code"] == '{"nets.py:Net": {"a": 1}}'
     held = {CARD, ATTRIBUTES, SUMS, "config.yaml", "metrics.jsonl", "result.json", "student.safetensors"}
     assert set(files_of(out)) == held
-    assert all(b"somebody" not in content and b"my-bucket" not in content for content in files_of(out).values())
+    assert all(b"somebody" not in content for content in files_of(out).values())
     assert (front_matter(out)["license"], front_matter(out)["library_name"]) == ("mit", "dhkd")
+    assert "dhkd predict student.safetensors photo.jpg" in (out / CARD).read_text()
     assert result.left_out == [
         "config.yaml.experiment.student.weights",
         "result.json.cache.path",
@@ -327,29 +317,29 @@ def test_a_shared_run_is_a_run(run: Path, out: Path) -> None:
     assert_sums_hold(out)
     assert kept_by_lfs(out, sorted(held)) == ["student.safetensors"]
     before = files_of(out)
-    assert share(str(run), out, Sharing(license="mit")) == result
+    assert share(run, out, license="mit") == result
     assert files_of(out) == before
 
 
 def test_runs_that_can_not_be_shared(run: Path, cache: Path, out: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--store: expected none for a run"):
-        share(str(run), out, Sharing(store="zarr"))
-    share(str(cache), tmp_path / "shared", PLAIN)
+        share(run, out, store="zarr")
+    share(cache, tmp_path / "shared")
     with pytest.raises(ConfigError, match="choose another folder"):
-        share(str(run), tmp_path / "shared", PLAIN)
+        share(run, tmp_path / "shared")
     other = shutil.copytree(run, tmp_path / "other")
     (other / "result.json").write_text((run / "result.json").read_text().replace("e" * 64, "f" * 64))
-    share(str(other), tmp_path / "of-other", PLAIN)
+    share(other, tmp_path / "of-other")
     with pytest.raises(ConfigError, match="found another run; choose another folder"):
-        share(str(run), tmp_path / "of-other", PLAIN)
+        share(run, tmp_path / "of-other")
     (run / "result.json").unlink()
     with pytest.raises(RunMismatch, match="expected a finished run, found none; finish it with --resume"):
-        share(str(run), out, PLAIN)
+        share(run, out)
     (run / "sweep.json").write_text("{}")
     with pytest.raises(
         RunMismatch, match="found a sweep's folder, which holds many; name a cache, or one run's folder"
     ):
-        share(str(run), out, PLAIN)
+        share(run, out)
     assert not out.exists()
 
 
@@ -367,7 +357,7 @@ def test_runs_that_can_not_be_shared(run: Path, cache: Path, out: Path, tmp_path
         ("/home/me/nets.py:Net", "nets.py:Net"),
         ("code of /home/me/nets.py:Net.", "code of nets.py:Net."),
         ("file:///home/me/a.tar", "a.tar"),
-        ("s3://my-bucket/caches/c.zarr", "c.zarr"),
+        (f"{HOME}/caches/c.zarr", "c.zarr"),
         ("--teacher gs://b/run --views 2", "--teacher run --views 2"),
         ("https://user:pass@host/a/b?sig=1", "https://…@host/a/b?…"),
         ("cifar100/resnet56-resnet20", "cifar100/resnet56-resnet20"),
@@ -419,7 +409,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_from_a_cache_to_a_hub_to_a_student_to_a_hub(reader: LogitReader, served: Hub, tmp_path: Path) -> None:
-    share(reader.location, served.root / "datasets" / "u" / "c", PLAIN)
+    share(reader.location, served.root / "datasets" / "u" / "c")
     experiment, run = experiment_of("objective=kd", "student.architecture=resnet8"), tmp_path / "run"
     served.refuse, served.expired, served.broken = 2, 2, 2
     trained = train_student(
@@ -429,10 +419,10 @@ def test_from_a_cache_to_a_hub_to_a_student_to_a_hub(reader: LogitReader, served
         experiment, reader.location, tmp_path / "near", data=DataOptions(), track=["none"], cpu=True, resume=False
     )
     assert trained.sha256 == near.sha256
-    shared = share(str(run), served.root / "u" / "m", PLAIN)
+    shared = share(run, served.root / "u" / "m")
     assert isinstance(shared, Shared)
     assert shared.kind == "run"
-    again = share("hf://u/m", tmp_path / "again", PLAIN)
+    again = share("hf://u/m", tmp_path / "again")
     assert again.digest == trained.sha256
     evaluated = evaluate_network(experiment, tmp_path / "again", "student", data=DataOptions(), cpu=True)
     assert evaluated.top1 == trained.last_top1
