@@ -1,4 +1,10 @@
-// What scrolls sideways can be reached by the keyboard: material wraps wide tables, but gives them no focus.
+// What the theme leaves out for screen readers and keyboards.
 document$.subscribe(() => {
-  for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset__table")) box.tabIndex = 0;
+  document.querySelector(".md-search").setAttribute("aria-label", "Search");
+  for (const box of document.querySelectorAll(".md-typeset__scrollwrap")) box.tabIndex = 0; // wide tables scroll
 });
+
+// The buttons of a code block are no landmark of the page; the theme adds them when the block comes into view.
+new MutationObserver(() => {
+  for (const nav of document.querySelectorAll("nav.md-code__nav")) nav.setAttribute("role", "group");
+}).observe(document.documentElement, { childList: true, subtree: true });

@@ -4,13 +4,15 @@ import json
 import re
 from pathlib import Path
 
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+
 
 def of_the_root(file: Path) -> str:
     """Return a page of the repository's root, with its links as they are in docs/.
 
     A link to a file that is no page, such as a test, becomes the file's name.
     """
-    text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", file.read_text())
+    text = re.sub(r"\]\((?:docs/)?([^)]+)\)", lambda link: f"]({PAGES.get(link[1], link[1])})", file.read_text())
     return re.sub(r"\[([^\]]*)\]\((?!https?://|#)(?![\w-]+\.md)[^)]*\)", r"\1", text)
 
 

@@ -22,6 +22,7 @@ PAGES = {
     "reference/objectives.md": objectives_page.page,
     "reference/commands.md": commands_page.page,
     "notebook.md": lambda: files_pages.notebook(ROOT / "examples" / "own_network.ipynb"),
+    "contributing.md": lambda: files_pages.of_the_root(ROOT / "CONTRIBUTING.md"),
     "changelog.md": lambda: files_pages.of_the_root(ROOT / "CHANGELOG.md"),
 }
 

