@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.faults import FAULTS, Fault
-from tests.faults.places import file_of_tests, place_of, unknown_words
+from tests.faults.places import file_of_tests, place_of, texts_of, unknown_words
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,13 +18,18 @@ def test_names_are_unique() -> None:
     assert [name for name, count in Counter(fault.name for fault in FAULTS).items() if count > 1] == []
 
 
+@pytest.fixture(scope="module")
+def texts() -> dict[Path, str]:
+    return texts_of(ROOT)
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_fits_the_code(fault: Fault) -> None:
+def test_a_fault_fits_the_code(fault: Fault, texts: dict[Path, str]) -> None:
     assert fault.changes
     for old, new in fault.changes.items():
         assert new != old
-        file = place_of(old, ROOT)
-        compile(file.read_text().replace(old, new), str(file), "exec")
+        file = place_of(old, ROOT, texts)
+        compile(texts[file].replace(old, new), str(file), "exec")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -44,6 +44,7 @@ def test_every_program_is_run_and_short() -> None:
     assert [file.name for file in programs if len(file.read_text().splitlines()) > LONGEST] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_learns(
     name: str, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

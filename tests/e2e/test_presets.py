@@ -92,6 +92,7 @@ def test_the_list_shows_pairs_with_sizes_and_accuracies() -> None:
 QUICK = ("imagenet/resnet34-resnet18", *MODERN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.soak) for name in RECORDED]
 )

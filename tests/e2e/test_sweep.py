@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from dhkd.data.runs.lock import held
 from dhkd.data.runs.read import read_runs
+from dhkd.pipeline.report.comparison import compare
 from dhkd.pipeline.report.table import axes_of
 
 from tests.e2e.command_line import SMALL, dhkd, done, in_processes, spawn
@@ -311,6 +312,26 @@ def test_an_objectives_own_options_are_compared_with_a_baseline_that_has_none(
     ],
 )
 def test_a_damaged_run_is_named_and_left_out(fault: Any, says: str, swept: Path, tmp_path: Path) -> None:
+    out = copied(swept, tmp_path)
+    fault(out / "objective=kd,seed=1")
+    compared = compare(read_runs(out))
+    (warning,) = compared.warnings
+    assert says in warning
+    assert "objective=kd,seed=1" in warning
+    assert {row.values["objective"]: row.seeds for row in compared.rows} == {"kd": [0], "ce": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lambda run: edit(run, last_top1=99.0), "last_top1 is 99, but by metrics.jsonl it is"),
+        (lambda run: (run / "config.yaml").write_text("run: {}\n"), "expected a run's configuration"),
+        (lambda run: (run / "result.json").unlink(), "1 unfinished runs are left out: objective=kd,seed=1"),
+    ],
+)
+def test_a_damaged_run_is_left_out_of_the_printed_report_and_the_table(
+    fault: Any, says: str, swept: Path, tmp_path: Path
+) -> None:
     out = copied(swept, tmp_path)
     fault(out / "objective=kd,seed=1")
     outcome = done("report", out)

@@ -20,6 +20,8 @@ from tests.moments import at_the_moment
 if missing := [name for name in ("mlflow", "wandb") if find_spec(name) is None]:
     pytest.skip(f"needs {' and '.join(missing)}", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,7 +93,6 @@ def wandb_history(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
 def test_side_by_side_each_is_a_run_of_its_own(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
     words = ["train-student", "digits", *SMALL, "--cache", cache, "--out", out, "--grid", "objective=ce,kd"]

@@ -1,15 +1,24 @@
 """Where faults are put and which test files should see them; it imports nothing of the program."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 SOURCES = ("pipeline", "stages", "data", "configs", "benchmarks")
 
 
-def place_of(text: str, root: Path) -> Path:
-    """The one source file that holds a text, once; raises `LookupError` for any other number of occurrences."""
-    files = [file for source in SOURCES for file in sorted((root / source).rglob("*.py"))]
-    matches = [file for file in files for _ in range(file.read_text().count(text))]
+def texts_of(root: Path) -> dict[Path, str]:
+    """The text of every source file."""
+    return {file: file.read_text() for source in SOURCES for file in sorted((root / source).rglob("*.py"))}
+
+
+def place_of(text: str, root: Path, texts: Mapping[Path, str] | None = None) -> Path:
+    """The one source file that holds a text, once; raises `LookupError` for any other number of occurrences.
+
+    `texts` are those of the files, if they have been read already.
+    """
+    read = texts_of(root) if texts is None else texts
+    matches = [file for file, content in read.items() for _ in range(content.count(text))]
     if len(matches) != 1:
         where = ", ".join(str(file.relative_to(root)) for file in matches) or "no file"
         raise LookupError(f"{text!r}: expected once in one file, found in {where}")

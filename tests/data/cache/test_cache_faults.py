@@ -57,14 +57,6 @@ STEPS: dict[str, tuple[Manifest | None, Manifest]] = {
     "another signal": (manifest_of(1), manifest_of(1, "b.logits")),
 }
 
-# Both stores are begun; what an existing cache adds is tested with one store each, and the other pairs in the soak.
-few_steps = pytest.mark.parametrize(
-    ("store", "step"),
-    few(
-        product(STORES, STEPS),
-        [*((store, "begun") for store in STORES), ("zarr", "another signal"), ("webdataset", "more views")],
-    ),
-)
 every_store = pytest.mark.parametrize("store", STORES)
 every_step = pytest.mark.parametrize("step", STEPS)
 
@@ -234,14 +226,26 @@ def finish(cache: Path, store: str, step: str, finished: dict[str, bytes]) -> No
 
 # at every change of the file system
 
+# What happens to a change: the writer is killed, or the system refuses this change and all further ones.
+ERRORS = {"killed": None, "refused": errno.ENOSPC}
 
-@few_steps
-@pytest.mark.parametrize("every", few([1, 5], [5]))
-@pytest.mark.parametrize("error", [pytest.param(None, id="killed"), pytest.param(errno.ENOSPC, id="refused")])
+
+# Both stores are begun; what an existing cache adds is tested with one store each, and the other pairs in the soak.
+@pytest.mark.parametrize(
+    ("store", "step", "how", "every"),
+    few(
+        product(STORES, STEPS, ERRORS, [1, 5]),
+        [
+            *(("zarr", step, "killed", 5) for step in ("begun", "another signal")),
+            *(("webdataset", step, "killed", 5) for step in ("begun", "more views")),
+            *(("zarr", "begun", "refused", 5), ("webdataset", "more views", "refused", 5)),
+        ],
+    ),
+)
 def test_any_change_may_be_the_last(
-    store: str, step: str, error: int | None, every: int, finished: dict[str, bytes], memory: Path
+    store: str, step: str, how: str, every: int, finished: dict[str, bytes], memory: Path
 ) -> None:
-    opened = []
+    error, opened = ERRORS[how], []
     for at in range(0, 1000, every):
         cache = memory / f"{at}" / "cache"
         wanted = prepared(cache, store, step)
@@ -362,12 +366,23 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-@few_steps
-@pytest.mark.parametrize("options", ["size={}k", "size=1m,nr_inodes={}"], ids=["bytes", "files"])
+ROOM = {"bytes": "size={}k", "files": "size=1m,nr_inodes={}"}
+
+
+@pytest.mark.parametrize(
+    ("store", "step", "room_for"),
+    few(
+        product(STORES, STEPS, ROOM),
+        [
+            *(("zarr", "begun", "bytes"), ("zarr", "another signal", "files")),
+            *(("webdataset", "begun", "files"), ("webdataset", "more views", "bytes")),
+        ],
+    ),
+)
 def test_a_full_disk_stops_it_anywhere(
-    store: str, step: str, options: str, finished: dict[str, bytes], tmp_path: Path
+    store: str, step: str, room_for: str, finished: dict[str, bytes], tmp_path: Path
 ) -> None:
-    stopped = 0
+    stopped, options = 0, ROOM[room_for]
     with small_disk(tmp_path / "disk", "1m,nr_inodes=1000") as disk:
         for room in range(1, 200, 8 if "k" in options else 4):
             cache = disk / "cache"

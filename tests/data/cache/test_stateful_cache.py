@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.data.cache.stateful import TEACHERS, CacheMachine
 
 
+@pytest.mark.slow
 def test_readers_are_right_or_refuse_whatever_happens() -> None:
     # In a new process, since zarr's event loop must not be one that other tests have forked from.
     words = ["-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("few_sequences.py"))]
