@@ -89,7 +89,7 @@ NEED_MORE = {
     "timm": ([*TRAIN, "--set", "student=timm:resnet18"], "network timm:resnet18"),
     "ray": ([*SWEEP, "--on", "ray"], "--on ray"),
     "submitit": ([*SWEEP, "--on", "slurm:local"], "--on slurm:local"),
-    "onnx": (["export", "demo/ce", "--cpu", "--out", "student.onnx"], "ONNX"),
+    "onnx": (["export", "demo/ce", "--without-data", "--out", "student.onnx"], "ONNX"),
     "obstore": (["inspect", "s3://bucket/c.zarr"], "s3://bucket/c.zarr"),
     "datasets": (["train-teacher", "digits", "--set", "data.source=huggingface", "--out", "run"], "huggingface"),
 }

@@ -20,7 +20,6 @@ REQUIRED = {
     if not text.startswith("dhkd[")
 }
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_versions_agree() -> None:
     assert cited == PROJECT["version"]
 
 
-@pytest.mark.parametrize("file", [*PAGES, *WORKFLOWS], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [ROOT / "CONTRIBUTING.md", *WORKFLOWS], ids=lambda file: file.name)
 def test_targets_of_make_exist(file: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake (?:--silent )?([a-z]+(?:-[a-z]+)*)\b", without_prose(file)))
