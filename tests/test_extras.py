@@ -113,6 +113,7 @@ def test_what_is_blocked_is_what_extras_bring() -> None:
     assert not {"torch", "torchvision", "accelerate", "psutil", "jinja2", "rich", "webdataset"} & {*blocked()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", STAGES, ids=lambda words: words[0])
 def test_both_stages_and_their_table_need_no_extra(outcomes: Mapping[str, Outcome], words: list[str]) -> None:
     outcome = outcomes[" ".join(words)]
@@ -120,6 +121,7 @@ def test_both_stages_and_their_table_need_no_extra(outcomes: Mapping[str, Outcom
     assert words == DIGITS or all(f"\n{method} " in outcome.out for method in ("ce", "kd", "binary-kl", "dhkd"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "picture"), [(DEMO, "accuracy"), (REPORT, "comparison")])
 def test_a_picture_that_is_left_out_is_said(
     outcomes: Mapping[str, Outcome], folder: Path, words: list[str], picture: str
@@ -129,6 +131,7 @@ def test_a_picture_that_is_left_out_is_said(
     assert not list(folder.rglob(f"{picture}.*g"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", NEED_MORE)
 def test_a_command_that_needs_more_names_its_extra(outcomes: Mapping[str, Outcome], package: str) -> None:
     words, what = NEED_MORE[package]
