@@ -1,7 +1,7 @@
 """The model card of a finished run: the README with which a model hub shows what the network is and how good it is.
 
-It begins with YAML that hubs read. It names neither a licence, which only the network's owner can choose, nor paths of
-the machine where the run was trained.
+It begins with YAML that hubs read. It names no paths of the machine where the run was trained, and a licence only if
+the caller names one.
 """
 
 import shlex
@@ -27,20 +27,29 @@ ON_HUB = {"cifar100": "uoft-cs/cifar100"}  # the names of data sets on the hub, 
 LIBRARY = "dhkd"
 
 
-def model_card(run: Path, *, files: Sequence[str] = (), ema: bool = False, name: str | None = None) -> str:
+def model_card(
+    run: Path,
+    *,
+    files: Sequence[str] = (),
+    ema: bool = False,
+    name: str | None = None,
+    license_id: str | None = None,
+    trained_in: Path | None = None,
+) -> str:
     """Return the model card of the finished run in the folder `run`.
 
     `files` are the names of the files with the network that will lie beside the card, such as "student.onnx"; the card
     says how to use each. If `ema` is true, the network is the average that the run kept of its weights. `name` is the
-    network's name on the hub; it is made of network and data set if it is None. If the run belongs to a sweep, the card
-    also has the mean over the sweep's runs that differ only in their seed.
+    network's name on the hub; it is made of network and data set if it is None. `license_id` is a licence as the hub
+    names it. If the run belongs to a sweep, the card also has the mean over the sweep's runs that differ only in their
+    seed. If `run` is a copy, `trained_in` is the folder of the original, beside which the sweep and the cache are.
 
     Raises `WeightsError` for a folder without a finished run, and `RunMismatch` for a damaged one.
     """
-    facts = facts_of_run(run, ema=ema)
+    facts = facts_of_run(run, ema=ema, trained_in=trained_in or run)
     name = name or f"{_plain(facts.result.architecture)}-{_plain(facts.experiment.data.source)}"
     parts = [
-        front_matter(_hub_facts(facts, name)),
+        front_matter(({"license": license_id} if license_id else {}) | _hub_facts(facts, name)),
         f"# {name}",
         _summary(facts),
         "## Accuracy",
@@ -122,9 +131,8 @@ def _accuracy(facts: CardFacts) -> str:
         low, high = (min(100.0, max(0.0, end)) for end in facts.seeds.interval or (facts.seeds.mean,) * 2)
         title = f"Mean of {facts.seeds.count} runs that differ only in their seed"
         rows.append([title, f"{facts.seeds.mean:.2f} %", f"{low:.2f} to {high:.2f} %"])
-    of_teacher = facts.of_teacher.get("teacher_test_top1")
-    if isinstance(of_teacher, int | float):
-        rows.append(["The teacher's top-1 accuracy", f"{of_teacher:.2f} %", ""])
+    if facts.teacher_top1 is not None:
+        rows.append(["The teacher's top-1 accuracy", f"{facts.teacher_top1:.2f} %", ""])
     notes = ["Figures are those of the last epoch, whose weights these are."]
     if facts.tested_on:
         notes.append(

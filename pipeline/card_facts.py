@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dhkd.configs.load import experiment_of_run
 from dhkd.configs.schema import Experiment, Training
 from dhkd.data.cache.find import find
-from dhkd.data.cache.manifest import Facts, signal_name
+from dhkd.data.cache.manifest import signal_name
 from dhkd.data.errors import DhkdError, RunMismatch, WeightsError
 from dhkd.data.runs.config import read_config
 from dhkd.data.runs.folder import RunFolder
@@ -28,7 +27,8 @@ class CardFacts:
     """What is known about a run, or about the average of its weights if `ema` is true.
 
     `imports` are the files and modules of users' code that it used. `seeds` is the accuracy over the runs of its sweep
-    that differ in their seed alone; it is None if there are none.
+    that differ in their seed alone; it is None if there are none. `teacher_top1` is in percent; it is None unless the
+    cache is still at hand.
     """
 
     result: TrainedRun
@@ -37,6 +37,7 @@ class CardFacts:
     classes: Sequence[str]
     imports: Sequence[str]
     seeds: Spread | None
+    teacher_top1: float | None
 
     @property
     def training(self) -> Training:
@@ -72,46 +73,37 @@ class CardFacts:
         source = SOURCES.get(data.source)
         return data.test_limit or (source.size.tested if source and source.size else None)
 
-    @cached_property
-    def of_teacher(self) -> Facts:
-        """What the cache records of how its teacher was run; empty if the cache is not at hand any more."""
-        if self.cache is None:
-            return {}
-        try:
-            stored = find(storage_of(self.cache.path))
-        except DhkdError:
-            return {}
-        logits = signal_name(self.experiment.student.teacher, LOGITS)
-        if stored is None or logits not in stored.manifest.signals:
-            return {}
-        if stored.manifest.digest_of([logits]) != self.cache.digest:
-            return {}
-        recorded = stored.manifest.provenance.get(logits)
-        return recorded if isinstance(recorded, dict) else {}
 
-
-def facts_of_run(run: Path, *, ema: bool) -> CardFacts:
+def facts_of_run(run: Path, *, ema: bool, trained_in: Path) -> CardFacts:
     """Read the facts from the folder of a finished run, of its weights or, if `ema` is true, of their average.
+
+    The sweep and the cache are looked for where the run in the folder `trained_in` has them.
 
     Raises `WeightsError` for a folder without a finished run, and `RunMismatch` for a damaged one.
     """
-    config = read_config(run)
-    plain = RunFolder(run, config, resume=True).result if config is not None else None
-    if config is None or plain is None:
-        raise WeightsError(f"{run}: expected a finished run with {CONFIG} and {RESULT}, found none; finish it first")
-    result = TrainedRun.from_json(plain, str(run / RESULT))
+    result, config = _result_of(run), read_config(run) or {}
     recorded = config.get("run")
     origins = recorded.get(CODE) if isinstance(recorded, dict) else None
     if ema and result.last_ema_top1 is None:
         raise WeightsError(f"{run}: expected an average of the weights, the run kept none; leave out --ema")
+    experiment = experiment_of_run(run)
     return CardFacts(
         result=result,
-        experiment=experiment_of_run(run),
+        experiment=experiment,
         ema=ema,
         classes=_lines(run / CLASSES),
         imports=sorted({name.rpartition(":")[0] for name in origins or ()}),
-        seeds=_over_seeds(run, ema),
+        seeds=_over_seeds(trained_in, ema),
+        teacher_top1=_teacher_top1(trained_in, experiment),
     )
+
+
+def _result_of(run: Path) -> TrainedRun:
+    config = read_config(run)
+    plain = RunFolder(run, config, resume=True).result if config is not None else None
+    if plain is None:
+        raise WeightsError(f"{run}: expected a finished run with {CONFIG} and {RESULT}, found none; finish it first")
+    return TrainedRun.from_json(plain, str(run / RESULT))
 
 
 def _lines(file: Path) -> list[str]:
@@ -138,8 +130,29 @@ def _over_seeds(run: Path, ema: bool) -> Spread | None:
         return {key: value for key, value in settings.items() if key != SEED_KEY}
 
     alike = [one.finished_result for one in finished if without_seed(one.settings) == without_seed(mine.settings)]
-    values = [one.last_ema_top1 if ema else one.last_top1 for one in alike]
-    return spread([value for value in values if value is not None]) if len(values) > 1 else None
+    figures = [one.last_ema_top1 if ema else one.last_top1 for one in alike]
+    values = [figure for figure in figures if figure is not None]
+    return spread(values) if len(values) > 1 else None
+
+
+def _teacher_top1(run: Path, experiment: Experiment) -> float | None:
+    """Return the teacher's accuracy that the run's cache records, if the cache is still where the run read it."""
+    result = _result_of(run)
+    cache = result.distillation.cache if result.distillation else None
+    if cache is None:
+        return None
+    try:
+        stored = find(storage_of(cache.path))
+    except DhkdError:
+        return None
+    logits = signal_name(experiment.student.teacher, LOGITS)
+    if stored is None or logits not in stored.manifest.signals:
+        return None
+    if stored.manifest.digest_of([logits]) != cache.digest:
+        return None
+    recorded = stored.manifest.provenance.get(logits)
+    top1 = recorded.get("teacher_test_top1") if isinstance(recorded, dict) else None
+    return float(top1) if isinstance(top1, int | float) else None
 
 
 def _of_average(figure: float | None) -> float:

@@ -37,7 +37,8 @@ class Reader:
         try:
             with open_regular(file) as stream:
                 photo = in_mode(decode(stream.read(), self.reading), self.channels)
-            return rendered(self.recipe, photo, self.recipe.draws(_KEY, _KEY))[0]
+            pixels: Pixels = rendered(self.recipe, photo, self.recipe.draws(_KEY, _KEY))[0]
+            return pixels
         except (DataError, ConfigError) as error:
             return str(error)
         except OSError as error:
@@ -83,7 +84,7 @@ def files_named(arguments: Sequence[str | Path]) -> tuple[list[Path], dict[str, 
     """
     files: list[Path] = []
     reasons: dict[str, str] = {}
-    for argument in map(expanded, map(os.fspath, arguments)):
+    for argument in (expanded(os.fspath(named)) for named in arguments):
         if os.path.lexists(argument):
             found = _images_of(Path(argument))
             reason = "a folder without images"

@@ -69,9 +69,17 @@ def export(
         return exporting.export(*paths, ema=ema, data=data, without_data=without_data, card=card)
 
 
-def model_card(run: str | Path, *, files: Sequence[str] = (), ema: bool = False, name: str | None = None) -> str:
+def model_card(
+    run: str | Path,
+    *,
+    files: Sequence[str] = (),
+    ema: bool = False,
+    name: str | None = None,
+    license_id: str | None = None,
+) -> str:
     """Return the model card of a finished run: a README with the YAML that model hubs read.
 
-    `files` are the names of the files with the network that will lie beside it; `name` is the network's name there.
+    `files` are the names of the files with the network that will lie beside it, `name` is the network's name there, and
+    `license_id` a licence as the hub names it.
     """
-    return card.model_card(Path(expanded(str(run))), files=files, ema=ema, name=name)
+    return card.model_card(Path(expanded(str(run))), files=files, ema=ema, name=name, license_id=license_id)
