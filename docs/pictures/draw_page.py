@@ -37,7 +37,7 @@ def photograph(page: Path, scheme: str, file: Path) -> None:
     browser = next(path for name in ("chromium", "chromium-browser") if (path := shutil.which(name)))
     with sync_playwright() as started:
         launched = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        view = launched.new_page(color_scheme=scheme, viewport={"width": 1100, "height": 1400}, device_scale_factor=1.5)
+        view = launched.new_page(color_scheme=scheme, viewport={"width": 1100, "height": 1310}, device_scale_factor=1.5)
         view.goto(page.as_uri())
         view.wait_for_selector(".chart .main-svg")
         view.wait_for_timeout(1000)
