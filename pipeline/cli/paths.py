@@ -64,7 +64,7 @@ OUT_FOLDER, OUT_FILE = _Expanded(Path, "folder"), _Expanded(Path, "file")
 OUT_LOCATION = _Expanded(str, "folder")
 
 
-def require_apart(out: Path | str, option: str = "--out", **inputs: Path | str | None) -> None:
+def require_apart(out: Path | str, option: str = "--out", /, **inputs: Path | str | None) -> None:
     """Raise `ConfigError` if `out` is one of the places from which the command reads, named as the options.
 
     `option` is what the user knows `out` by.

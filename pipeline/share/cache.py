@@ -14,7 +14,16 @@ from dhkd.data.storage.folder import Folder
 from dhkd.data.strict_json import canonical
 from dhkd.pipeline.results import Shared
 from dhkd.pipeline.share.cache_card import cache_card
-from dhkd.pipeline.share.folder import MOST_FILES, Sharing, finish, require_entries, require_number, require_ours
+from dhkd.pipeline.share.folder import (
+    MOST_FILES,
+    NOT_OURS,
+    OF_EVERY_FOLDER,
+    Sharing,
+    finish,
+    require_entries,
+    require_number,
+    require_ours,
+)
 from dhkd.pipeline.share.private import changed, public, require_public
 from dhkd.stages.cache.convert import convert_blocks
 
@@ -37,7 +46,7 @@ def share_cache(source: str, folder: Path, options: Sharing) -> Shared:
     keys = _keys(store, manifest)
     require_entries(keys, _remedy(store, manifest))
     require_ours(folder, keys)
-    storage = Folder(folder)
+    storage = _CacheInFolder(folder)
     _require_same(storage, store, manifest)
     begin(storage, store, manifest)
     convert_blocks(reader, LogitWriter(storage, store, manifest, manifest.signals))
@@ -52,6 +61,15 @@ def share_cache(source: str, folder: Path, options: Sharing) -> Shared:
         bytes=sum(sizes.values()),
         left_out=left_out,
     )
+
+
+class _CacheInFolder(Folder):
+    """A cache in a folder in which the card, and what git keeps there, are none of its objects."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return every object's size, by key."""
+        sizes = super().sizes()
+        return {key: sizes[key] for key in sizes if key not in OF_EVERY_FOLDER and not key.startswith(NOT_OURS)}
 
 
 def _public_manifest(reader: LogitReader, options: Sharing) -> tuple[Manifest, list[str]]:

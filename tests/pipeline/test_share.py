@@ -218,6 +218,19 @@ def test_what_hubs_keep_in_a_folder_is_left_alone(cache: Path, out: Path) -> Non
     assert b"state" not in files_of(out)[SUMS]
 
 
+def test_a_clone_of_a_new_repository_is_filled(cache: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subprocess.run(["git", "init", "--quiet", out], check=True)
+    (out / ATTRIBUTES).write_text("*.bin filter=lfs\n")
+    (out / CARD).write_text("---\nlicense: mit\n---\n")
+    share(cache, out)
+    assert open_cache(out).plan.num_views == 2
+    assert "README.md: it was edited, and is kept" in caplog.text
+    (out / CARD).unlink()
+    share(cache, out, license="mit")
+    assert front_matter(out)["license"] == "mit"
+    assert_sums_hold(out)
+
+
 def test_a_folder_of_something_else_is_refused_and_stays(cache: Path, out: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("precious")
