@@ -4,7 +4,10 @@ document$.subscribe(() => {
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap")) box.tabIndex = 0; // wide tables scroll
 });
 
-// The buttons of a code block are no landmark of the page; the theme adds them when the block comes into view.
+// The buttons of each code block are a landmark of their own, and landmarks need names that differ. The theme adds them
+// when the block comes into view.
 new MutationObserver(() => {
-  for (const nav of document.querySelectorAll("nav.md-code__nav")) nav.setAttribute("role", "group");
+  document.querySelectorAll("nav.md-code__nav").forEach((nav, number) => {
+    if (nav.ariaLabel !== `Block ${number + 1}`) nav.ariaLabel = `Block ${number + 1}`;
+  });
 }).observe(document.documentElement, { childList: true, subtree: true });

@@ -4,9 +4,11 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import pytest
+from dhkd.configs.schema import Experiment
 from dhkd.pipeline.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +109,24 @@ def test_the_readme_compares_with_the_programs_of_the_whole_comparison() -> None
         full.startswith(word) or (word, full) == ("none", "no license file")
         for word, full in zip(short, whole, strict=True)
     )
+
+
+def test_pages_that_the_program_names_exist(program_strings: list[str]) -> None:
+    named = {page for text in program_strings for page in re.findall(r"docs/[\w/-]+\.md", text)}
+    assert "docs/data.md" in named
+    assert [page for page in named if not (ROOT / page).is_file()] == []
+
+
+def undescribed(model: Any, prefix: str = "") -> list[str]:
+    """The settings of a section, and of those within it, that say nothing of their meaning."""
+    lacking = []
+    for name, field in model.model_fields.items():
+        sections = [one for one in (field.annotation, *get_args(field.annotation)) if hasattr(one, "model_fields")]
+        if not field.description and not sections:
+            lacking.append(f"{prefix}{name}")
+        lacking += [key for section in sections for key in undescribed(section, f"{prefix}{name}.")]
+    return lacking
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert undescribed(Experiment) == []
