@@ -26,6 +26,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_file_holds_every_figure(measured: Path) -> None:
     run = json.loads(measured.read_text())
     names = [figure["name"] for figure in run["figures"]]
@@ -44,6 +45,7 @@ def changed(run: dict[str, Any], number: int, **values: object) -> dict[str, Any
     return {**run, "figures": figures}
 
 
+@pytest.mark.slow
 def test_two_files_are_compared(measured: Path, tmp_path: Path) -> None:
     run = json.loads(measured.read_text())
     run["figures"] = [run["figures"][0], run["figures"][-1]]
@@ -61,6 +63,7 @@ def test_two_files_are_compared(measured: Path, tmp_path: Path) -> None:
     assert "only in A: opening a cache, reading a view" in done("bench", "--compare", first, second).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"figures": [{"name": "x"}]}', '{"figures": 3}', None])
 def test_another_kind_of_file_is_refused(content: str | None, measured: Path, tmp_path: Path) -> None:
     file = tmp_path / "file.json"

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 
 
+@pytest.mark.slow
 # Networks for photographs take several times as long, and are described by the same code.
 @pytest.mark.parametrize("photographs", few([False, True], [False]))
 def test_the_table_is_the_one_that_the_program_prints(photographs: bool) -> None:

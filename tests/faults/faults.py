@@ -127,7 +127,7 @@ IMAGES = (
     Fault(
         "suffixes-in-lower-case-alone",
         "Files that end in .JPEG are not seen.",
-        {".lower().endswith(SUFFIXES)": ".endswith(SUFFIXES)"},
+        {"os.fsdecode(name).lower().endswith(SUFFIXES)": "os.fsdecode(name).endswith(SUFFIXES)"},
         {"test_image_folder.py": ""},
     ),
     Fault(
@@ -520,7 +520,7 @@ AROUND = (
     Fault(
         "one-degree-of-freedom-more",
         "Intervals over seeds are too narrow.",
-        {"stdtrit(freedom, (1": "stdtrit(freedom + 1, (1"},
+        {"_within(angle, freedom) < CONFIDENCE": "_within(angle, freedom + 1) < CONFIDENCE"},
         {"test_statistics.py": ""},
     ),
     Fault(
