@@ -45,7 +45,8 @@ def cache_card(reader: LogitReader) -> str:
         front_matter(facts),
         f"# Teacher outputs of {', '.join(map(code, dict.fromkeys(teachers.values())))} for {code(dataset)}",
         f"What a teacher said about {manifest.num_views:,} augmented views of each image: a cache of"
-        " dhkd (`pip install dhkd`), from which any number of students can be distilled without the teacher. The images are not in it; a view is drawn again from the seed, to the same pixels.",
+        " dhkd (`pip install dhkd`), from which any number of students can be distilled"
+        " without the teacher. The images are not in it; a view is drawn again from the seed, to the same pixels.",
         "## What it holds",
         _facts(_holds(reader)),
         _signals(reader),
