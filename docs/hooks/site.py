@@ -12,6 +12,7 @@ import files_pages
 import objectives_page
 import settings_page
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ PAGES = {
 }
 
 
+@event_priority(100)  # before mkdocstrings, which leaves out folders that don't exist yet
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Link the packages by their import names into one folder; in the repository they stand apart."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]

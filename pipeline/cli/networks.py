@@ -97,11 +97,11 @@ def evaluate(experiment: ExperimentOptions, evaluated: EvaluateOptions, data: Da
 @own_code_options
 @json_option
 def export(run: Path, out: Path, ema: bool, card: bool, without_data: bool, data: DataOptions, as_json: bool) -> None:
-    """Write a run's trained network to one file, for other programs or for 'dhkd predict'.
+    """Write a run's network to one file, for other programs.
 
-    The auxiliary head, which is used only in training, is left out. Class names and normalisation are in the file. An
-    .onnx or .pt2 file takes pixels (uint8) and normalises them; before it gets its name, its outputs are compared with
-    the network's on the run's test images.
+    'dhkd predict' takes the file, too. The auxiliary head, which is used only in training, is left out. Class names
+    and normalisation are in the file. An .onnx or .pt2 file takes pixels (uint8) and normalises them; before it
+    gets its name, its outputs are compared with the network's on the run's test images.
     """
     from dhkd.pipeline.export import export as export_network
 

@@ -32,13 +32,18 @@ def help_of(path: str, columns: int) -> str:
     return outcome.output
 
 
+def commands_in(text: str) -> list[str]:
+    """The lines of the commands in a help text."""
+    return text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+
+
 @pytest.mark.parametrize("columns", [78, 80, 100])  # a terminal of 80 columns leaves 78
 @pytest.mark.parametrize("group", GROUPS)
 def test_summaries_are_whole(group: str, columns: int) -> None:
     """None is cut, and each takes one line: the first sentence of its command's help."""
     text = help_of(group, columns)
     assert "..." not in text.replace("[ARGS]...", "")
-    listed = text.partition("Commands:\n")[2].splitlines()
+    listed = commands_in(text)
     command = ALL[group]
     assert isinstance(command, click.Group)
     summaries = {name: (one.help or "").partition("\n")[0].rstrip(".") for name, one in command.commands.items()}
@@ -68,7 +73,7 @@ def test_every_option_is_explained(path: str) -> None:
 
 
 def test_commands_are_listed_in_the_order_of_work() -> None:
-    listed = [line.split()[0] for line in help_of("", 80).partition("Commands:\n")[2].splitlines()]
+    listed = [line.split()[0] for line in commands_in(help_of("", 80))]
     assert listed == [command.name for command in COMMANDS]
     order = ("plan", "train-teacher", "cache-teacher", "train-student", "report")
     assert sorted(order, key=listed.index) == list(order)

@@ -14,7 +14,7 @@ from dhkd.pipeline.report.serve import Pages
 from tests.buckets import bucket, near_cache, proxied, s3_endpoint
 from tests.e2e.command_line import assert_one_line, dhkd, done
 from tests.samples import files_of
-from tests.servers import S3, Fault, Flaky
+from tests.servers import S3, Fault, Flaky, web
 from tests.soak.many_runs import write_run, write_runs
 
 __all__ = ["bucket", "near_cache", "proxied", "s3_endpoint"]
@@ -57,7 +57,8 @@ def test_what_cannot_be_reported_is_one_line(bucket: S3, tmp_path: Path) -> None
     url = f"{bucket.url}/nothing"
     assert_one_line(dhkd("report", url), 1, [f"{url}: expected finished runs of train-student or sweep, found none"])
     assert_one_line(dhkd("report", "collapse", url, "--out", url), 2, [f"--out {url}: expected a path, got a URL"])
-    assert_one_line(dhkd("serve", "https://127.0.0.1:1/runs"), 2, ["a place whose files can't be listed"])
+    with web(tmp_path) as server:
+        assert_one_line(dhkd("serve", f"{server.url}/runs"), 2, ["a place whose files can't be listed"])
 
 
 def test_the_page_follows_the_url(
