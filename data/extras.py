@@ -23,6 +23,7 @@ EXTRAS = {
     "ray": "ray",
     "sklearn": "report",
     "submitit": "slurm",
+    "tensorboard": "tensorboard",
     "timm": "timm",
     "wandb": "wandb",
 }

@@ -1,4 +1,4 @@
-"""Hubs of models and data sets: addresses of their files, and the user's token.
+"""The addresses of files on hubs of models and data sets, and the token that the user has for a hub.
 
 A hub shows a file of a repository at https://HOST/[datasets/]USER/NAME/resolve/REVISION/FILE. HOST is huggingface.co,
 or the host of the environment variable HF_ENDPOINT. For large files, it redirects to another host, with an address that

@@ -81,7 +81,7 @@ class _Received:
     tag: str = ""
 
 
-def fetch(url: str, out: BinaryIO, largest: int, patience: Patience = PATIENCE) -> None:
+def fetch(url: str, out: BinaryIO, largest: int, patience: Patience = PATIENT) -> None:
     """Write the file at `url` into `out`, which is emptied first.
 
     A user and a password in the URL are sent to its host alone. Raises `WebError` if the server announces or sends more
@@ -101,7 +101,7 @@ def fetch(url: str, out: BinaryIO, largest: int, patience: Patience = PATIENCE) 
     _repeated(transfer, url, patience)
 
 
-def size_at(url: str, patience: Patience = PATIENCE) -> int:
+def size_at(url: str, patience: Patience = PATIENT) -> int:
     """Return the size in bytes that the server announces for the file at `url`; raises `WebError` as `fetch` does."""
     sizes: list[int] = []
 

@@ -34,7 +34,6 @@ def model_card(
     ema: bool = False,
     name: str | None = None,
     license_id: str | None = None,
-    trained_in: Path | None = None,
 ) -> str:
     """Return the model card of the finished run in the folder `run`.
 
@@ -42,11 +41,11 @@ def model_card(
     says how to use each. If `ema` is true, the network is the average that the run kept of its weights. `name` is the
     network's name on the hub; it is made of network and data set if it is None. `license_id` is a licence as the hub
     names it. If the run belongs to a sweep, the card also has the mean over the sweep's runs that differ only in their
-    seed. If `run` is a copy, `trained_in` is the folder of the original, beside which the sweep and the cache are.
+    seed.
 
     Raises `WeightsError` for a folder without a finished run, and `RunMismatch` for a damaged one.
     """
-    facts = facts_of_run(run, ema=ema, trained_in=trained_in or run)
+    facts = facts_of_run(run, ema=ema)
     name = name or f"{_plain(facts.result.architecture)}-{_plain(facts.experiment.data.source)}"
     parts = [
         front_matter(({"license": license_id} if license_id else {}) | _hub_facts(facts, name)),

@@ -74,10 +74,8 @@ class CardFacts:
         return data.test_limit or (source.size.tested if source and source.size else None)
 
 
-def facts_of_run(run: Path, *, ema: bool, trained_in: Path) -> CardFacts:
+def facts_of_run(run: Path, *, ema: bool) -> CardFacts:
     """Read the facts from the folder of a finished run, of its weights or, if `ema` is true, of their average.
-
-    The sweep and the cache are looked for where the run in the folder `trained_in` has them.
 
     Raises `WeightsError` for a folder without a finished run, and `RunMismatch` for a damaged one.
     """
@@ -93,8 +91,8 @@ def facts_of_run(run: Path, *, ema: bool, trained_in: Path) -> CardFacts:
         ema=ema,
         classes=_lines(run / CLASSES),
         imports=sorted({name.rpartition(":")[0] for name in origins or ()}),
-        seeds=_over_seeds(trained_in, ema),
-        teacher_top1=_teacher_top1(trained_in, experiment),
+        seeds=_over_seeds(run, ema),
+        teacher_top1=_teacher_top1(result, experiment),
     )
 
 
@@ -135,9 +133,8 @@ def _over_seeds(run: Path, ema: bool) -> Spread | None:
     return spread(values) if len(values) > 1 else None
 
 
-def _teacher_top1(run: Path, experiment: Experiment) -> float | None:
+def _teacher_top1(result: TrainedRun, experiment: Experiment) -> float | None:
     """Return the teacher's accuracy that the run's cache records, if the cache is still where the run read it."""
-    result = _result_of(run)
     cache = result.distillation.cache if result.distillation else None
     if cache is None:
         return None

@@ -21,8 +21,9 @@ from dhkd.data.render import Renderer
 from dhkd.data.sources.base import Place
 from dhkd.pipeline.build.code import code_of_data, require_code_of_run
 from dhkd.pipeline.build.data import images_of, renderer_of
-from dhkd.pipeline.build.described import Described, experiment_of, test_recipe_of
+from dhkd.pipeline.build.described import Described, experiment_of, role_of, test_recipe_of
 from dhkd.pipeline.build.networks import weights_file
+from dhkd.pipeline.build.teacher import ROLE
 from dhkd.pipeline.data_options import DataOptions
 from dhkd.pipeline.environment import processes_for
 from dhkd.pipeline.evaluation import EVALUATION_BATCH
@@ -126,8 +127,8 @@ def _precision_of(path: Path) -> str:
     experiment = experiment_of(path)
     if experiment is None:
         return "float32"
-    is_teacher = weights_file(path, "student").stem.startswith("teacher")
-    return (experiment.teacher if is_teacher else experiment.student).precision
+    role = role_of(weights_file(path, "student"))
+    return (experiment.teacher if role == ROLE else experiment.student).precision
 
 
 def _of_files(

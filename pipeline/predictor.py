@@ -15,9 +15,9 @@ from dhkd.pipeline.build.described import (
     num_classes_in,
     preparation_by_settings,
     require_described,
+    role_of,
 )
 from dhkd.pipeline.build.networks import file_of_average, recorded_architecture, trained_network, weights_file
-from dhkd.pipeline.build.teacher import ROLE
 from dhkd.stages.models.network import Network
 from dhkd.stages.models.onnx_file import open_onnx
 from dhkd.stages.models.program_file import open_program
@@ -81,7 +81,7 @@ def loaded(path: Path, *, ema: bool = False) -> Loaded:
     if experiment is not None:
         require_code_of_run(path, code_of_network(architecture.name))
     network = trained_network(architecture, num_classes_in(metadata, str(file)), file, "student").network
-    return Loaded(file, metadata, network, ROLE if file.stem.startswith(ROLE) else "student", experiment)
+    return Loaded(file, metadata, network, role_of(file), experiment)
 
 
 def predictor_of(path: Path, processes: Processes, *, ema: bool = False, allow_code: bool = False) -> Predictor:

@@ -249,9 +249,10 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted(ShownAsText):
-    """The predictions of one network. `unreadable` has the reason for each image that could not be read, by name.
+    """The predictions of one network.
 
-    `top1` is the accuracy in percent, if the images have labels.
+    `unreadable` maps the name of each image that could not be read to the reason. `top1` is the accuracy in
+    percent, if the images have labels.
     """
 
     weights: str

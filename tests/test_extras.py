@@ -84,6 +84,7 @@ SWEEP = ["sweep", "demo", "--smoke", "--cpu", "--cache", "demo/teacher.zarr", "-
 NEED_MORE = {
     "plotly": ([*REPORT, "--html", "page.html"], "--html"),
     "sklearn": (["report", "tsne", "demo", "--teacher", "demo/teacher", "--cpu"], "report tsne"),
+    "tensorboard": ([*TRAIN, "--track", "tensorboard"], "--track tensorboard"),
     "wandb": ([*TRAIN, "--track", "wandb"], "--track wandb"),
     "mlflow": ([*TRAIN, "--track", "mlflow"], "--track mlflow"),
     "timm": ([*TRAIN, "--set", "student=timm:resnet18"], "network timm:resnet18"),

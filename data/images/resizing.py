@@ -1,13 +1,14 @@
 """Resizes rendered pixels to the size that a network takes, on the pixels' device."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from dhkd.data.errors import ConfigError
 from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 @dataclass(frozen=True)

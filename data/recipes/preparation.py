@@ -7,7 +7,7 @@ are, an image of another size is resized until it just covers that size, and its
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from dhkd.data.images.resizing import Interpolation
+from dhkd.data.images.resizing import INTERPOLATIONS, Interpolation
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.unaugmented import CenterCrop, Covering
 
@@ -59,7 +59,7 @@ def preparation_from(plain: object) -> Preparation | None:
         return None
     sides = [plain["height"], plain["width"], *([] if plain["resize"] is None else [plain["resize"]])]
     right = all(type(side) is int and 1 <= side <= LARGEST for side in sides) and plain["channels"] in (1, 3)
-    if not right or plain["interpolation"] not in ("bilinear", "bicubic"):
+    if not right or plain["interpolation"] not in INTERPOLATIONS:
         return None
     if plain["resize"] is not None and not plain["height"] == plain["width"] <= plain["resize"]:
         return None

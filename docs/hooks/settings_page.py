@@ -101,7 +101,7 @@ def _sections(model: type[Section]) -> set[str]:
 
 
 def _model(model: type[Section], name: str) -> Any:
-    """Return the section that a field of `model` may be, or None."""
+    """Return the class of the section that a field of `model` holds; None if it holds a plain value."""
     return _only_model(model.model_fields[name])
 
 
@@ -193,7 +193,7 @@ def _at(experiment: object, key: tuple[str, ...]) -> object:
 
 
 def _names(names: list[str], presets: Presets) -> str:
-    """Return presets' names; all presets of a folder are named by the folder."""
+    """List presets by name; if all presets of a folder are among them, name the folder once."""
     shown: list[str] = []
     for folder in dict.fromkeys(name.rpartition("/")[0] for name in names):
         here = [name for name in names if name.rpartition("/")[0] == folder]

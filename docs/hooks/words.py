@@ -5,6 +5,7 @@ import re
 import yaml
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|])")
+# An option of a command, alone or with a value; of --set and --grid, with the setting and its value.
 _OPTION = re.compile(r"""(?<![\w/`.-])(--(?:set|grid) [\w.-]+=(?:'[^']*'|\S*[\w\]}])|--[a-z][\w-]*(?:=\S*[\w\]])?)""")
 _WORD = re.compile(r"((?<![\w:.-])null(?![\w-])|(?:^|(?<=; ))[\w-]+(?=: ))")  # a value in a list of choices
 _COMMAND = re.compile(r"'(dhkd [^']+)'")

@@ -14,7 +14,7 @@ from dhkd.configs.load import RUN_CONFIG, load_experiment
 from dhkd.configs.schema import Experiment
 from dhkd.data.errors import WeightsError
 from dhkd.data.images.base import PerChannel
-from dhkd.data.images.resizing import Resizing
+from dhkd.data.images.resizing import INTERPOLATIONS, Resizing
 from dhkd.data.recipes import RECIPES
 from dhkd.data.recipes.base import Recipe
 from dhkd.data.recipes.preparation import LARGEST, Preparation, preparation_from, preparation_of
@@ -96,7 +96,7 @@ def num_classes_in(metadata: Mapping[str, str], where: str) -> int:
 
 
 def metadata_of_use(renderer: Renderer, normalize: Normalization) -> dict[str, str]:
-    """Return the metadata that says how images become a network's input, as these do for the test images."""
+    """Return the metadata that says how to turn images into a network's input, as is done here with the test images."""
     images, resizing = renderer.images, normalize.resizing
     preparation = preparation_of(renderer.recipe, images.shape, images.channels)
     size = {} if resizing is None else {"size": resizing.size, "interpolation": resizing.interpolation}
@@ -109,6 +109,11 @@ def metadata_of_use(renderer: Renderer, normalize: Normalization) -> dict[str, s
 def experiment_of(run: Path) -> Experiment | None:
     """Load the settings of the run in a folder; return None for a file, and for a folder of weights alone."""
     return load_experiment(str(run)) if (run / RUN_CONFIG).is_file() else None
+
+
+def role_of(weights: Path) -> str:
+    """Return whether a weights file of a run, by its name, is of a teacher or of a student."""
+    return ROLE if weights.stem.startswith(ROLE) else "student"
 
 
 def test_recipe_of(experiment: Experiment, role: str) -> Recipe:
@@ -144,6 +149,6 @@ def _resizing(plain: object, where: str) -> Resizing | None:
         return None
     if isinstance(plain, dict) and plain.keys() == {"size", "interpolation"}:
         size, interpolation = plain["size"], plain["interpolation"]
-        if type(size) is int and 1 <= size <= LARGEST and interpolation in ("bilinear", "bicubic"):
+        if type(size) is int and 1 <= size <= LARGEST and interpolation in INTERPOLATIONS:
             return Resizing(size, interpolation)
     raise WeightsError(f"{where}: expected a size and an interpolation as {RESIZING} in its metadata, got another text")

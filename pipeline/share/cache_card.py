@@ -93,7 +93,7 @@ def _made_from(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _of_teacher(manifest: Manifest, prefix: str, architecture: str) -> list[str]:
-    """Return a table of what is known about a teacher, and the command with which it was cached."""
+    """Return what is known about a teacher as a table, then the command that cached its outputs."""
     name = next(name for name in manifest.signals if name.removesuffix(teachers_own(name)) == prefix)
     signal, provenance = manifest.signals[name], _recorded(manifest, name)
     rows = [("teacher", code(architecture) + (f", called {code(prefix[:-1])}" if prefix else ""))]

@@ -30,7 +30,6 @@ LARGEST_TEXT = 10 * 10**6  # bytes; a larger file has to be kept by LFS, whateve
 
 LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 _MARK = re.compile(r"\n<!-- dhkd share ([0-9a-f]{64}) -->\n\Z")
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,5 @@ def _is_unedited(text: str) -> bool:
 
 
 def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,7 +13,7 @@ def texts_of(root: Path) -> dict[Path, str]:
 
 
 def place_of(text: str, root: Path, texts: Mapping[Path, str] | None = None) -> Path:
-    """The one source file that holds a text, once; raises `LookupError` for any other number of occurrences.
+    """Find the source file in which a text stands; raises `LookupError` unless it stands exactly once in all files.
 
     `texts` are those of the files, if they have been read already.
     """
