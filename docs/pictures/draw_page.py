@@ -24,11 +24,11 @@ def dhkd(*words: str) -> None:
 
 
 def sweep(folder: Path) -> Path:
-    """Train the demo's teacher, cache it and train students with two methods and three seeds."""
+    """Train the demo's teacher, cache it and train students with three methods and three seeds."""
     teacher, cache, out = folder / "teacher", folder / "cache.zarr", folder / "sweep"
     dhkd("train-teacher", "demo", "--out", str(teacher))
     dhkd("cache-teacher", "demo", "--teacher", str(teacher), "--views", "4", "--out", str(cache))
-    dhkd("sweep", "demo", "--cache", str(cache), "--out", str(out), "--grid", "objective=ce,kd", "--seeds", "3")
+    dhkd("sweep", "demo", "--cache", str(cache), "--out", str(out), "--grid", "objective=ce,kd,dhkd", "--seeds", "3")
     return out
 
 
